@@ -1,0 +1,1 @@
+"""YAML values of the configuration groups: source, recipe, cluster."""

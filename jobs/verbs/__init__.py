@@ -1,0 +1,1 @@
+"""One module per console script: configuration to task to dispatch."""

@@ -1,0 +1,1 @@
+"""Rasters to shards: Sentinel-2 patches of many sources, packed once into sharded HDF5."""

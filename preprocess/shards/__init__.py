@@ -1,0 +1,27 @@
+"""The shard format: layout, manifest, reader and writer, the door through which simclr comes in."""
+
+from preprocess.shards.layout import (
+    NODATA,
+    SATURATED,
+    UNKNOWN_LABEL,
+    GroupLayout,
+    LabelSet,
+    ShardLayout,
+)
+from preprocess.shards.manifest import BandStatistics, Manifest, ShardEntry, read_manifest
+from preprocess.shards.reader import ShardReader, open_readers
+
+__all__ = [
+    "NODATA",
+    "SATURATED",
+    "UNKNOWN_LABEL",
+    "BandStatistics",
+    "GroupLayout",
+    "LabelSet",
+    "Manifest",
+    "ShardEntry",
+    "ShardLayout",
+    "ShardReader",
+    "open_readers",
+    "read_manifest",
+]

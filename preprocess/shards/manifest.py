@@ -1,0 +1,128 @@
+"""The JSON that names all shards of a packed source; its presence means that packing finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preprocess.shards.atomic import write_json
+from preprocess.shards.layout import FORMAT, FORMAT_VERSION, UNIT, ShardLayout
+
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One shard file.
+
+    Attributes:
+        file: name relative to the manifest.
+        rows: number of samples.
+        size_bytes: size of the whole file.
+        sha256: of the whole file.
+        offsets: byte offset in the file of each band group's contiguous data set.
+    """
+
+    file: str
+    rows: int
+    size_bytes: int
+    sha256: str
+    offsets: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class BandStatistics:
+    """Exact statistics of one band of one source over valid pixels, in stored values.
+
+    Nodata (0) and saturated (65535) pixels are left out of all but ``nodata_fraction``.
+    """
+
+    count: int
+    mean: float
+    std: float
+    minimum: int
+    maximum: int
+    percentile_1: int
+    percentile_99: int
+    nodata_fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that a reader must know of a packed source before it opens a shard.
+
+    Attributes:
+        source: name of the source; statistics and normalisation belong to it.
+        simulated: True when the patches were synthesised, never measured.
+        layout: band groups and label sets of every sample.
+        shards: the shard files, in order.
+        statistics: per band name.
+        provenance: configuration, versions, counts and reasons of rejected inputs.
+    """
+
+    source: str
+    simulated: bool
+    layout: ShardLayout
+    shards: tuple[ShardEntry, ...]
+    statistics: dict[str, BandStatistics]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Number of samples in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change when any packed byte changes."""
+        digest = hashlib.sha256(json.dumps(self.layout.to_json(), sort_keys=True).encode())
+        for shard in self.shards:
+            digest.update(shard.sha256.encode())
+        return digest.hexdigest()[:16]
+
+    def write(self, folder: Path) -> Path:
+        """Write ``manifest.json`` atomically; call it after every shard is in place."""
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION, "unit": UNIT}
+        body = {**asdict(self), "layout": self.layout.to_json()}
+        counts = {"rows": self.rows, "fingerprint": self.fingerprint}
+        write_json(folder / MANIFEST_NAME, {**head, **counts, **body})
+        return folder / MANIFEST_NAME
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a packed source.
+
+    Raises:
+        ValueError: there is none, or it is not ours, or it is of another format version.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {MANIFEST_NAME}: not packed, or packing not finished")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error})") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a manifest of {FORMAT}")
+    if data["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} is of format version {data['format_version']}, this program reads "
+            f"{FORMAT_VERSION}; pack the source again"
+        )
+    return _from_json(data)
+
+
+def _from_json(data: dict[str, Any]) -> Manifest:
+    return Manifest(
+        source=data["source"],
+        simulated=data["simulated"],
+        layout=ShardLayout.from_json(data["layout"]),
+        shards=tuple(ShardEntry(**entry) for entry in data["shards"]),
+        statistics={
+            band: BandStatistics(**values) for band, values in data["statistics"].items()
+        },
+        provenance=data["provenance"],
+    )

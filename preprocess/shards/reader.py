@@ -1,0 +1,103 @@
+"""One side of a shard: pixels by byte offset into buffers of the caller, index through h5py."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.shards.layout import INDEX, LABELS, PIXEL_DTYPE, GroupLayout, ShardLayout
+from preprocess.shards.manifest import Manifest, ShardEntry
+
+
+class ShardReader:
+    """Reads samples of one shard, from any number of threads.
+
+    Pixels are read with ``pread`` at the offsets that the manifest gives: no HDF5 lock, no file
+    position, and no state that a fork could share by accident. The file is opened at first use
+    and never pickled.
+    """
+
+    def __init__(self, folder: Path, entry: ShardEntry, layout: ShardLayout) -> None:
+        self.path = folder / entry.file
+        self.entry = entry
+        self.layout = layout
+        self._descriptor: int | None = None
+        self._opening = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, ShardEntry, ShardLayout]]:
+        return ShardReader, (self.path.parent, self.entry, self.layout)
+
+    def read_into(self, row: int, buffers: Mapping[str, npt.NDArray[np.uint16]]) -> None:
+        """Read one sample into C-contiguous uint16 buffers, one of each group's shape.
+
+        Raises:
+            IndexError: no such row.
+            OSError: the file is missing or shorter than the manifest says.
+        """
+        if not 0 <= row < self.entry.rows:
+            raise IndexError(f"{self.path} has {self.entry.rows} rows, row {row} was asked for")
+        for group in self.layout.groups:
+            if group.name in buffers:
+                self._read_group(group, row, buffers[group.name])
+
+    def read(self, row: int) -> dict[str, npt.NDArray[np.uint16]]:
+        """Return one sample as new arrays, ``{"b10": (bands, size_px, size_px), ...}``."""
+        buffers = {group.name: np.empty(group.shape, PIXEL_DTYPE) for group in self.layout.groups}
+        self.read_into(row, buffers)
+        return buffers
+
+    def index(self, field: str) -> npt.NDArray[Any]:
+        """Return one index field of all rows; text comes as ``str``."""
+        with open_shard(self.path) as file:
+            values: npt.NDArray[Any] = file[f"{INDEX}/{field}"][()]
+        return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+
+    def labels(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return a label set of all rows: (rows, classes) of 0, 1 or ``UNKNOWN_LABEL``."""
+        with open_shard(self.path) as file:
+            values: npt.NDArray[np.uint8] = file[f"{LABELS}/{name}"][()]
+        return values
+
+    def close(self) -> None:
+        """Close the file; it opens again at the next read."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _read_group(
+        self, group: GroupLayout, row: int, buffer: npt.NDArray[np.uint16]
+    ) -> None:
+        view = memoryview(buffer).cast("B")
+        if view.nbytes != group.sample_bytes:
+            raise ValueError(
+                f"buffer of {group.name} has {view.nbytes} bytes, a sample {group.sample_bytes}"
+            )
+        offset = self.entry.offsets[group.name] + row * group.sample_bytes
+        while view:  # network file systems may return less than was asked for
+            read = os.preadv(self._open(), [view], offset)
+            if read == 0:
+                raise OSError(f"{self.path} ends inside row {row} of {group.name}: truncated")
+            view, offset = view[read:], offset + read
+
+    def _open(self) -> int:
+        with self._opening:
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            return self._descriptor
+
+
+def open_shard(path: Path) -> h5py.File:
+    """Open a shard read-only; without locks, which network file systems often refuse."""
+    return h5py.File(path, "r", locking=False)
+
+
+def open_readers(folder: Path, manifest: Manifest) -> list[ShardReader]:
+    """Return one lazy reader for each shard of a packed source."""
+    return [ShardReader(folder, entry, manifest.layout) for entry in manifest.shards]

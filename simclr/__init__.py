@@ -1,0 +1,1 @@
+"""Shards to encoder: SimCLR pretraining, evaluation and export on any number of ranks."""

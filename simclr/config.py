@@ -1,0 +1,343 @@
+"""The settings of a run: one dataclass a part, each value with its unit; checked when made.
+
+These classes are the schema and the documentation. Whoever fills them (a YAML file, a command
+line, a Python prompt) gets a ``ValueError`` that names the value and the cure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from preprocess.bands import L2A_BANDS, canonical_names
+
+
+class Device(Enum):
+    """Where tensors live; ``auto`` takes a GPU if there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """Number format of the encoder's forward pass; the loss is float32 in either case."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class EncoderName(Enum):
+    """ResNets of He et al. 2016 as torchvision builds them."""
+
+    resnet18 = "resnet18"
+    resnet34 = "resnet34"
+    resnet50 = "resnet50"
+    resnet101 = "resnet101"
+    resnet152 = "resnet152"
+
+
+class Stem(Enum):
+    """``standard``: 7x7 stride 2 and max pooling; ``small``: 3x3 stride 1, for patches <= 64 px."""
+
+    standard = "standard"
+    small = "small"
+
+
+class HeadName(Enum):
+    """Projection heads: the post's 1024-512-128 with ReLU; SimCLR's with BatchNorm."""
+
+    post = "post"
+    simclr2 = "simclr2"
+    simclr3 = "simclr3"
+
+
+class BatchNormGroup(Enum):
+    """Over which ranks BatchNorm takes its statistics while training."""
+
+    local = "local"
+    world = "world"
+
+
+class LossName(Enum):
+    """NT-Xent (SimCLR eq. 1) or decoupled contrastive learning (arXiv 2110.06848)."""
+
+    ntxent = "ntxent"
+    dcl = "dcl"
+
+
+class OptimizerName(Enum):
+    """Optimisers; ``lars`` is You et al. 2017 as SimCLR uses it."""
+
+    adam = "adam"
+    adamw = "adamw"
+    sgd = "sgd"
+    lars = "lars"
+
+
+class Schedule(Enum):
+    """Learning rate after warm-up: cosine to zero at the last step, or constant."""
+
+    cosine = "cosine"
+    constant = "constant"
+
+
+class RateScaling(Enum):
+    """How the learning rate follows the global batch, relative to ``reference_batch_size``."""
+
+    none = "none"
+    sqrt = "sqrt"
+    linear = "linear"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(kw_only=True, slots=True)
+class WorldConfig:
+    """Devices and process group.
+
+    Attributes:
+        device: auto, cpu or cuda.
+        timeout_s: a collective that waits longer than this many seconds ends the job.
+        threads_per_rank: CPU threads for torch in each rank; 0 shares the cores of the node.
+    """
+
+    device: Device = Device.auto
+    timeout_s: int = 600
+    threads_per_rank: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.timeout_s > 0, f"world.timeout_s is {self.timeout_s}; give seconds above 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Which samples are read, and how many at a time.
+
+    Attributes:
+        bands: input channels of the encoder, in this order.
+        splits: splits to train on; an empty name stands for patches without a split.
+        fraction: share of the samples to use, a fixed subset for each seed, in (0, 1].
+        global_batch_size: pairs per step over all ranks.
+        num_threads: reader threads in each rank.
+        num_slots: batches read ahead, at least 2.
+    """
+
+    bands: list[str] = field(default_factory=lambda: list(L2A_BANDS))
+    splits: list[str] = field(default_factory=lambda: ["train", ""])
+    fraction: float = 1.0
+    global_batch_size: int = 256
+    num_threads: int = 2
+    num_slots: int = 3
+
+    def __post_init__(self) -> None:
+        self.bands = canonical_names(self.bands)
+        require(bool(self.bands), "data.bands is empty; name at least one band")
+        require(0 < self.fraction <= 1, f"data.fraction is {self.fraction}; give a share in (0, 1]")
+        require(
+            self.global_batch_size >= 2,
+            f"data.global_batch_size is {self.global_batch_size}; a negative needs 2 pairs",
+        )
+        require(self.num_threads >= 1, f"data.num_threads is {self.num_threads}; give 1 or more")
+        require(self.num_slots >= 2, f"data.num_slots is {self.num_slots}; give 2 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class AugmentConfig:
+    """How two views are made of one patch.
+
+    Attributes:
+        preset: ``paper_literal``, ``paper``, ``corrected``, ``standard``, ``geometric_standard``,
+            ``none``, ``all``, ``geometric``, ``pixel``, or ``list``.
+        operations: for ``preset=list``: the operations of every view, each always applied.
+        view_size_px: side of a view; 0 keeps the side of the finest band group.
+    """
+
+    preset: str = "standard"
+    operations: list[str] = field(default_factory=list)
+    view_size_px: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            (self.preset == "list") == bool(self.operations),
+            f"augment.preset is {self.preset} and augment.operations is {self.operations}; "
+            "name operations with preset=list, and only there",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Encoder and projection head.
+
+    Attributes:
+        encoder: a torchvision ResNet.
+        stem: ``standard`` for patches of about 120 px, ``small`` for 64 px and less.
+        head: projection head, thrown away after pretraining.
+        projection_size: width of the projection z.
+        batchnorm: ``local``, or ``world`` for statistics over all ranks.
+        compile: compile the network with torch.compile (slower start, faster steps on a GPU).
+    """
+
+    encoder: EncoderName = EncoderName.resnet50
+    stem: Stem = Stem.standard
+    head: HeadName = HeadName.simclr2
+    projection_size: int = 128
+    batchnorm: BatchNormGroup = BatchNormGroup.local
+    compile: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class LossConfig:
+    """Contrastive loss over all ranks' negatives.
+
+    Attributes:
+        name: ntxent or dcl.
+        temperature: divides the cosine similarities; 0.1 in the post.
+    """
+
+    name: LossName = LossName.ntxent
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(
+            self.temperature > 0, f"loss.temperature is {self.temperature}; give a value above 0"
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """Optimiser and schedule, both per step.
+
+    Attributes:
+        name: adam, adamw, sgd or lars.
+        learning_rate: peak rate at ``reference_batch_size`` pairs.
+        scaling: how the rate follows the global batch size.
+        reference_batch_size: pairs for which ``learning_rate`` is meant.
+        momentum: for sgd and lars.
+        weight_decay: off for biases and normalisation weights.
+        schedule: cosine to zero at the last step, or constant.
+        warmup_epochs: epochs of linear warm-up.
+    """
+
+    name: OptimizerName = OptimizerName.adam
+    learning_rate: float = 5e-4
+    scaling: RateScaling = RateScaling.none
+    reference_batch_size: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 1e-6
+    schedule: Schedule = Schedule.cosine
+    warmup_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        require(rate > 0, f"optim.learning_rate is {rate}; give a value above 0")
+        require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; give >= 0")
+        require(self.warmup_epochs >= 0, f"optim.warmup_epochs is {self.warmup_epochs}; give >= 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many stay.
+
+    Attributes:
+        every_steps: steps between checkpoints; the last step is always saved.
+        keep: newest checkpoints kept, at least 2.
+    """
+
+    every_steps: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        require(
+            self.every_steps >= 1, f"checkpoint.every_steps is {self.every_steps}; give >= 1"
+        )
+        require(
+            self.keep >= 2,
+            f"checkpoint.keep is {self.keep}; keep at least 2, one may be damaged",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """A pretraining run.
+
+    Attributes:
+        shards: folders with packed sources, each with its manifest.
+        run_dir: run folder: metrics, checkpoints, logs.
+        seed: drives initialisation, order, draws and subset.
+        epochs: passes over the samples.
+        max_steps: stop after this many steps even if epochs are left; 0 means no limit.
+        precision: number format of the forward pass.
+        log_every_steps: steps between metric lines.
+    """
+
+    shards: list[str] = field(default_factory=list)
+    run_dir: str = ""
+    seed: int = 0
+    epochs: int = 50
+    max_steps: int = 0
+    precision: Precision = Precision.float32
+    log_every_steps: int = 10
+    world: WorldConfig = field(default_factory=WorldConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"epochs is {self.epochs}; give 1 or more")
+        require(self.max_steps >= 0, f"max_steps is {self.max_steps}; give 0 or more")
+        require(
+            0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1"
+        )
+        require(self.log_every_steps >= 1, f"log_every_steps is {self.log_every_steps}; give >= 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+    """An evaluation of a run's encoder on labelled shards.
+
+    Attributes:
+        run: run folder; its newest valid checkpoint is evaluated.
+        shards: folder with labelled packed patches.
+        task: name of a label set in the shards: eurosat, bigearthnet19, irrigation_regular, ...
+        seeds: seeds of the random split and of the random-initialised control.
+        batch_size: patches per forward pass.
+        neighbours: neighbours of the k-NN classifier.
+        bootstrap: resamples for the 95 % intervals.
+    """
+
+    run: str = ""
+    shards: str = ""
+    task: str = ""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    batch_size: int = 256
+    neighbours: int = 20
+    bootstrap: int = 1000
+
+    def __post_init__(self) -> None:
+        require(bool(self.seeds), "seeds is empty; give at least one, seeds=[0]")
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; give 1 or more")
+        require(self.neighbours >= 1, f"neighbours is {self.neighbours}; give 1 or more")
+        require(self.bootstrap >= 100, f"bootstrap is {self.bootstrap}; give 100 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """An export of a run's encoder.
+
+    Attributes:
+        run: run folder; its newest valid checkpoint is exported.
+        output: folder for encoder.safetensors, card.json and CARD.md.
+        licence: licence of the weights, written into the card.
+    """
+
+    run: str = ""
+    output: str = ""
+    licence: str = "unspecified"
