@@ -252,9 +252,7 @@ class CheckpointConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        require(
-            self.every_steps >= 1, f"checkpoint.every_steps is {self.every_steps}; give >= 1"
-        )
+        require(self.every_steps >= 1, f"checkpoint.every_steps is {self.every_steps}; give >= 1")
         require(
             self.keep >= 2,
             f"checkpoint.keep is {self.keep}; keep at least 2, one may be damaged",

@@ -121,8 +121,6 @@ def _from_json(data: dict[str, Any]) -> Manifest:
         simulated=data["simulated"],
         layout=ShardLayout.from_json(data["layout"]),
         shards=tuple(ShardEntry(**entry) for entry in data["shards"]),
-        statistics={
-            band: BandStatistics(**values) for band, values in data["statistics"].items()
-        },
+        statistics={band: BandStatistics(**values) for band, values in data["statistics"].items()},
         provenance=data["provenance"],
     )

@@ -71,10 +71,8 @@ class ShardReader:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _read_group(
-        self, group: GroupLayout, row: int, buffer: npt.NDArray[np.uint16]
-    ) -> None:
-        view = memoryview(buffer).cast("B")
+    def _read_group(self, group: GroupLayout, row: int, buffer: npt.NDArray[np.uint16]) -> None:
+        view = buffer.data.cast("B")
         if view.nbytes != group.sample_bytes:
             raise ValueError(
                 f"buffer of {group.name} has {view.nbytes} bytes, a sample {group.sample_bytes}"
