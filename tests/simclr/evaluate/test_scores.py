@@ -1,0 +1,166 @@
+"""The scores equal scikit-learn's, with ties, empty classes and sample weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from simclr.evaluate import scores as ours
+
+
+@st.composite
+def decisions(draw):
+    """Truth and scores (N, C) with many ties, some classes without positives, and counts (N,)."""
+    num_samples, num_classes = draw(st.integers(2, 40)), draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    truth = rng.random((num_samples, num_classes)) < rng.choice([0.0, 0.1, 0.5, 1.0], num_classes)
+    levels = draw(st.sampled_from([1, 2, 5, 10_000]))
+    scores = rng.integers(0, levels, truth.shape) / levels
+    weights = rng.integers(0, 4, num_samples)
+    weights[rng.integers(num_samples)] += 1
+    return truth, scores, weights.astype(np.int32)
+
+
+def oracle_by_class(function, truth, scores, weights, needs_negative=False):
+    """What scikit-learn says of each class; NaN where the class is empty."""
+    values = []
+    for column in range(truth.shape[1]):
+        present = weights[truth[:, column]].sum()
+        absent = weights[~truth[:, column]].sum()
+        known = present > 0 and (absent > 0 or not needs_negative)
+        value = function(truth[:, column], scores[:, column], sample_weight=weights)
+        values.append(value if known else np.nan)
+    return np.array(values)
+
+
+@pytest.mark.filterwarnings("ignore:No positive class found", "ignore:Only one class is present")
+@settings(max_examples=150, deadline=None)
+@given(decisions())
+def test_average_precision_and_roc_auc_of_each_class_equal_scikit_learn(case):
+    truth, scores, weights = case
+    columns = [ours.rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1])]
+    ap = [ours.average_precision(column, weights[None])[0] for column in columns]
+    auc = [ours.roc_auc(column, weights[None])[0] for column in columns]
+    np.testing.assert_allclose(
+        ap, oracle_by_class(metrics.average_precision_score, truth, scores, weights), rtol=1e-12
+    )
+    kept = weights > 0  # scikit-learn's AUC asks for both classes among rows of weight 0, too
+    np.testing.assert_allclose(
+        auc,
+        oracle_by_class(
+            metrics.roc_auc_score, truth[kept], scores[kept], weights[kept], needs_negative=True
+        ),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(decisions())
+def test_micro_average_precision_equals_scikit_learn(case):
+    truth, scores, weights = case
+    if not weights @ truth.any(axis=1):
+        assert np.isnan(ours.average_precision(ours.rank(truth, scores), weights[None])[0])
+        return
+    oracle = metrics.average_precision_score(
+        truth.ravel(), scores.ravel(), sample_weight=np.repeat(weights, truth.shape[1])
+    )
+    pooled = ours.average_precision(ours.rank(truth, scores), weights[None])[0]
+    assert pooled == pytest.approx(oracle, rel=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(decisions())
+def test_f1_equals_scikit_learn_with_undefined_classes_left_out(case):
+    truth, scores, weights = case
+    predicted = scores >= 0.5
+    values = ours.f1(truth, predicted, weights[None])[0]
+    for column in range(truth.shape[1]):
+        oracle = metrics.f1_score(
+            truth[:, column],
+            predicted[:, column],
+            labels=[True],
+            average="macro",
+            sample_weight=weights,
+            zero_division=np.nan,
+        )
+        np.testing.assert_allclose(values[column], oracle, rtol=1e-12)
+    if np.any(weights @ (truth | predicted)):
+        micro = metrics.f1_score(
+            truth.ravel(), predicted.ravel(), sample_weight=np.repeat(weights, truth.shape[1])
+        )
+        assert ours.f1_micro(truth, predicted, weights[None])[0] == pytest.approx(micro, rel=1e-12)
+
+
+def test_macro_scores_of_single_labels_equal_scikit_learn():
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 4, 200)
+    scores = rng.dirichlet(np.ones(4), 200).round(2)
+    truth = np.eye(4, dtype=bool)[labels]
+    predicted = ours.decide(scores, "single", 0.5)
+    panel = ours.score_panel(truth, scores, predicted, ours.SINGLE_SCORES)(ours.plain(200))
+    chosen = scores.argmax(axis=1)
+    assert panel["accuracy"][0] == pytest.approx(metrics.accuracy_score(labels, chosen))
+    assert panel["f1_macro"][0] == pytest.approx(metrics.f1_score(labels, chosen, average="macro"))
+    for name, oracle in (
+        ("average_precision_macro", metrics.average_precision_score(truth, scores)),
+        ("roc_auc_macro", metrics.roc_auc_score(truth, scores)),
+    ):
+        assert panel[name][0] == pytest.approx(oracle, rel=1e-12)
+
+
+def test_an_empty_class_is_nan_by_itself_and_absent_from_the_macro_mean():
+    truth = np.array([[1, 0], [0, 0], [1, 0]], bool)
+    scores = np.array([[0.9, 0.1], [0.2, 0.2], [0.8, 0.3]])
+    predicted = ours.decide(scores, "multi", 0.5)
+    panel = ours.score_panel(truth, scores, predicted, ours.MULTI_SCORES)(ours.plain(3))
+    assert np.isnan(ours.average_precision(ours.rank(truth[:, 1], scores[:, 1]), ours.plain(3))[0])
+    assert panel["average_precision_macro"][0] == 1
+    assert panel["f1_macro"][0] == 1
+
+
+def test_weights_of_two_equal_the_same_set_written_twice():
+    rng = np.random.default_rng(3)
+    truth, scores = rng.random((30, 3)) < 0.3, rng.random((30, 3)).round(1)
+    predicted = scores >= 0.4
+    counts = rng.integers(0, 3, 30)
+    twice = np.repeat(np.arange(30), counts)
+    weighted = ours.score_panel(truth, scores, predicted, ours.MULTI_SCORES)(
+        counts[None].astype(np.int32)
+    )
+    written = ours.score_panel(truth[twice], scores[twice], predicted[twice], ours.MULTI_SCORES)(
+        ours.plain(len(twice))
+    )
+    for name in ours.MULTI_SCORES:
+        np.testing.assert_allclose(weighted[name], written[name], rtol=1e-12)
+
+
+def test_threshold_has_the_highest_micro_f1_of_all_thresholds():
+    rng = np.random.default_rng(8)
+    for _ in range(50):
+        truth = rng.random((25, 2)) < 0.3
+        truth[0, 0] = True
+        scores = rng.random((25, 2)).round(1)
+        threshold = ours.best_threshold(truth, scores)
+        by_hand = {
+            value: metrics.f1_score(truth, scores >= value, average="micro", zero_division=0.0)
+            for value in np.unique(scores)
+        }
+        assert by_hand[threshold] == pytest.approx(max(by_hand.values()), rel=1e-12)
+
+
+def test_threshold_without_a_positive_is_one_half():
+    assert ours.best_threshold(np.zeros((3, 2), bool), np.ones((3, 2))) == 0.5
+
+
+def test_a_score_that_is_not_a_number_stops():
+    with pytest.raises(ValueError, match="1 of 2 scores are not a number"):
+        ours.rank(np.array([True, False]), np.array([np.nan, 1.0]))
+
+
+def test_shapes_that_differ_stop():
+    with pytest.raises(ValueError, match="give equal shapes"):
+        ours.rank(np.zeros((2, 3), bool), np.zeros((2, 2)))
