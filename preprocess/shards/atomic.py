@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,20 @@ TEMPORARY_SUFFIX = ".tmp"
 def temporary_path(path: Path) -> Path:
     """Return the hidden sibling under which ``path`` is written before it is complete."""
     return path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def is_abandoned(path: Path) -> bool:
+    """Say whether a temporary path belongs to a process of this machine that is gone."""
+    owner = re.search(r"\.([^.]+)-(\d+)\.tmp$", path.name)
+    if owner is None or owner[1] != os.uname().nodename:
+        return False
+    try:
+        os.kill(int(owner[2]), 0)  # signal 0 asks whether the process exists
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it does, and is somebody else's
+        return False
+    return False
 
 
 @contextmanager
@@ -55,6 +70,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, data: Any) -> None:  # noqa: ANN401 - JSON is any plain value
+def write_json(path: Path, data: Any) -> None:
     """Write indented JSON atomically, keys in the order given."""
     write_text(path, json.dumps(data, indent=1) + "\n")

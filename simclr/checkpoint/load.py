@@ -1,0 +1,83 @@
+"""The newest valid checkpoint of a run: rank 0 chooses, all ranks load the same."""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from simclr.checkpoint.manifest import FOLDER_PATTERN, STATE_NAME, verify
+from simclr.checkpoint.save import CHECKPOINTS
+from simclr.collectives import from_main_rank
+from simclr.world import World
+
+_log = logging.getLogger("simclr")
+
+
+def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
+    """Return the newest checkpoint whose every byte matches its manifest, or None.
+
+    Args:
+        run_dir: run folder.
+        set_aside: rename damaged checkpoints to ``bad-...``; only the run itself may do so.
+
+    Raises:
+        ValueError: there are checkpoints, and none is valid. Starting over would hide a loss.
+    """
+    folders = sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN), reverse=True)
+    for folder in folders:
+        try:
+            verify(folder)
+        except ValueError as error:
+            _log.warning("checkpoint passed over: %s", error)
+            if set_aside:
+                folder.rename(folder.with_name(f"bad-{folder.name}"))
+        else:
+            return folder
+    if folders:
+        raise ValueError(
+            f"none of the {len(folders)} checkpoints in {run_dir / CHECKPOINTS} is valid; "
+            "remove the folder to start over, or restore one"
+        )
+    return None
+
+
+def agreed_checkpoint(run_dir: Path, world: World) -> Path | None:
+    """Return the checkpoint that rank 0 found, on every rank."""
+    choice = ""
+    if world.is_main:
+        try:
+            found = newest_valid(run_dir, set_aside=True)
+            choice = str(found) if found else ""
+        except ValueError as error:
+            choice = f"!{error}"  # the other ranks wait for an answer, whatever it is
+    choice = from_main_rank(choice)
+    if choice.startswith("!"):
+        raise ValueError(choice[1:])
+    return Path(choice) if choice else None
+
+
+def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Load the state that all ranks share; only tensors and plain types are unpickled."""
+    state: dict[str, Any] = torch.load(folder / STATE_NAME, map_location=device, weights_only=True)
+    return state
+
+
+def restore_random_state(folder: Path, rank: int) -> None:
+    """Restore this rank's generators, if the checkpoint was saved by as many ranks."""
+    path = folder / f"rank-{rank:04d}.pt"
+    if not path.exists():
+        _log.info("rank %d had no random state in %s: another world size", rank, folder.name)
+        return
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    keys = state["numpy"]["keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, state["numpy"]["position"], 0, 0.0))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,70 @@
+"""A run folder comes in, its pretrained encoder with all that belongs to it goes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from simclr.checkpoint.load import load_state, newest_valid
+from simclr.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
+from simclr.config import TrainConfig, from_plain
+from simclr.model.encoder import build_encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """An encoder in evaluation mode, with its origin.
+
+    Attributes:
+        encoder: views (B, C, S, S) to h (B, width).
+        config: settings of the run.
+        checkpoint: folder it was loaded from.
+        manifest: of that checkpoint.
+    """
+
+    encoder: nn.Module
+    config: TrainConfig
+    checkpoint: Path
+    manifest: CheckpointManifest
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps behind these weights."""
+        return self.manifest.step
+
+    @property
+    def normalisation(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Mean and std per source and band, in stored values."""
+        table: dict[str, dict[str, dict[str, float]]] = self.manifest.corpus["normalisation"]
+        return table
+
+    @property
+    def corpus(self) -> dict[str, Any]:
+        """Sources, fingerprint, number of samples and simulated flag of the training patches."""
+        return self.manifest.corpus
+
+    @property
+    def view_size_px(self) -> int:
+        """Side of the views the encoder was trained on."""
+        return int(self.manifest.corpus["view_size_px"])
+
+
+def load_pretrained(run_dir: Path, device: torch.device) -> Pretrained:
+    """Load the encoder of the newest valid checkpoint of a run.
+
+    Raises:
+        ValueError: the folder holds no checkpoint, or none that is valid.
+    """
+    folder = newest_valid(run_dir)
+    if folder is None:
+        raise ValueError(f"{run_dir} holds no checkpoint; pretrain first, or correct run=")
+    manifest = read_checkpoint_manifest(folder)
+    config = from_plain(TrainConfig, manifest.config)
+    encoder = build_encoder(config.model, len(config.data.bands))
+    encoder.load_state_dict(load_state(folder, device)["encoder"])
+    encoder.to(device).eval().requires_grad_(False)
+    return Pretrained(encoder, config, folder, manifest)

@@ -1,0 +1,175 @@
+"""Samples by number become batches on the device: threads read by offset into fixed slots.
+
+A thread that waits in ``pread`` holds neither the interpreter's lock nor HDF5's, so threads do
+what others start worker processes for, without copies, pickles or forked signal handlers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from simclr.corpus import Corpus
+from simclr.order import Order, Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples as stored, on the device.
+
+    Attributes:
+        groups: per band group (B, bands, size_px, size_px) uint16.
+        source: (B,) int64, index of each sample's source.
+        sample_id: (B,) int64.
+    """
+
+    groups: dict[str, torch.Tensor]
+    source: torch.Tensor
+    sample_id: torch.Tensor
+
+
+class Loader:
+    """Iterates over ``plan(0), plan(1), ...``; a batch is valid until the next one is asked for.
+
+    Args:
+        corpus: where the samples are.
+        plan: the samples of the n-th batch, at most ``batch_size``.
+        num_batches: how many batches there are.
+        batch_size: samples a slot holds.
+        device: where batches go.
+        num_threads: reader threads.
+        num_slots: batches read ahead, at least 2: one is in use while the next is filled.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of a loader, each given once
+        self,
+        corpus: Corpus,
+        plan: Callable[[int], Samples],
+        *,
+        num_batches: int,
+        batch_size: int,
+        device: torch.device,
+        num_threads: int = 2,
+        num_slots: int = 3,
+    ) -> None:
+        self._corpus, self._plan, self._num_batches = corpus, plan, num_batches
+        self._device, self._num_threads = device, num_threads
+        self._slots = [_Slot(corpus, batch_size, device) for _ in range(num_slots)]
+        self.wait_s = 0.0  # time the consumer stood still, summed over batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="loader") as pool:
+            pending: deque[tuple[_Slot, list[Future[None]]]] = deque()
+            ahead = len(self._slots) - 1  # one slot stays with the consumer
+            try:
+                for number in range(self._num_batches + ahead):
+                    if number < self._num_batches:
+                        slot = self._slots[number % len(self._slots)]
+                        pending.append((slot, self._start_filling(pool, slot, number)))
+                    if number >= ahead:
+                        yield self._finish(*pending.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _start_filling(
+        self, pool: ThreadPoolExecutor, slot: _Slot, number: int
+    ) -> list[Future[None]]:
+        slot.assign(self._corpus, self._plan(number))
+        # Neighbours in the file are read by one thread, in file order.
+        order = np.argsort(slot.sample_id, kind="stable")
+        parts = np.array_split(order, self._num_threads)
+        return [pool.submit(slot.fill, self._corpus, part) for part in parts if len(part)]
+
+    def _finish(self, slot: _Slot, futures: list[Future[None]]) -> Batch:
+        start = time.perf_counter()
+        for future in futures:
+            future.result()
+        self.wait_s += time.perf_counter() - start
+        return slot.to(self._device)
+
+
+class _Slot:
+    """Memory of one batch, allocated once, pinned where there is a GPU."""
+
+    def __init__(self, corpus: Corpus, batch_size: int, device: torch.device) -> None:
+        self._pinned = device.type == "cuda"
+        self._groups = {
+            group.name: torch.empty(
+                (batch_size, *group.shape), dtype=torch.uint16, pin_memory=self._pinned
+            )
+            for group in corpus.groups
+        }
+        self._views = {name: tensor.numpy() for name, tensor in self._groups.items()}
+        self._copy = torch.cuda.Stream(device) if self._pinned else None  # type: ignore[no-untyped-call]
+        self._copied: torch.cuda.Event | None = None
+        self._samples = np.empty(0, np.int64)
+        self.sample_id = np.empty(0, np.int64)
+        self._source = np.empty(0, np.int64)
+
+    def assign(self, corpus: Corpus, samples: Samples) -> None:
+        self._samples = samples
+        self.sample_id = corpus.sample_id[samples]
+        self._source = corpus.source[samples]
+
+    def fill(self, corpus: Corpus, positions: Samples) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()  # the last copy out of this memory must be over
+        for position in positions.tolist():
+            buffers = {name: view[position] for name, view in self._views.items()}
+            corpus.read_into(int(self._samples[position]), buffers)
+
+    def to(self, device: torch.device) -> Batch:
+        tensors = {name: tensor[: len(self._samples)] for name, tensor in self._groups.items()}
+        extra = torch.from_numpy(np.stack([self._source, self.sample_id]))
+        if self._copy is None:
+            return Batch(tensors, *extra.unbind(0))
+        with torch.cuda.stream(self._copy):
+            moved = {name: part.to(device, non_blocking=True) for name, part in tensors.items()}
+            extra = extra.pin_memory().to(device, non_blocking=True)
+        self._copied = self._copy.record_event()
+        current = torch.cuda.current_stream(device)
+        current.wait_event(self._copied)
+        for tensor in (*moved.values(), extra):
+            tensor.record_stream(current)
+        return Batch(moved, *extra.unbind(0))
+
+
+def training_batches(  # noqa: PLR0913 - what a loader is made of
+    corpus: Corpus,
+    order: Order,
+    *,
+    start_step: int,
+    num_steps: int,
+    device: torch.device,
+    num_threads: int,
+    num_slots: int,
+) -> Loader:
+    """Return the loader of a rank from ``start_step`` up to ``num_steps``."""
+    return Loader(
+        corpus,
+        lambda number: order.samples(start_step + number),
+        num_batches=num_steps - start_step,
+        batch_size=order.global_batch_size // order.world_size,
+        device=device,
+        num_threads=num_threads,
+        num_slots=num_slots,
+    )
+
+
+def sequential_batches(corpus: Corpus, batch_size: int, device: torch.device) -> Loader:
+    """Return a loader that reads every sample once, in order; the last batch may be shorter."""
+    return Loader(
+        corpus,
+        lambda number: np.arange(
+            number * batch_size, min((number + 1) * batch_size, corpus.num_samples)
+        ),
+        num_batches=-(-corpus.num_samples // batch_size),
+        batch_size=min(batch_size, corpus.num_samples),
+        device=device,
+    )

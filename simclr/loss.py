@@ -1,0 +1,120 @@
+"""One-sided NT-Xent and DCL over all ranks' negatives: projections in, scalar loss out.
+
+NT-Xent is eq. 1 of Chen et al. 2020 (arXiv 2002.05709), averaged over the 2N views; DCL leaves the
+positive out of the denominator (Yeh et al. 2021, arXiv 2110.06848). With ``v_i`` the logsumexp over
+the negatives of row ``i`` and ``s_ip`` the similarity of its positive,
+
+    NT-Xent  l_i = softplus(v_i - s_ip)          DCL  l_i = v_i - s_ip
+
+so nothing cancels when the positive dominates. The similarity matrix is symmetric: from the other
+rows' logsumexp alone a rank rebuilds what they owe to its own rows, so that backward needs no
+collective and every exponent is at most zero. The matrix is visited in tiles and never kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+
+from simclr.collectives import gather_rows, rank
+from simclr.config import LossConfig, LossName
+
+_TILE_ROWS = 256
+
+
+def contrastive_loss(projections: torch.Tensor, config: LossConfig) -> torch.Tensor:
+    """Return the mean loss of this rank's rows against the views of all ranks.
+
+    DistributedDataParallel averages gradients over ranks; the gradient returned here is such that
+    the average is the gradient of the loss of the joined batch.
+
+    Args:
+        projections: (2B, D), first views then second views; row i and row i + B are positives.
+            Every rank brings the same B, and no rank scales its loss alone.
+        config: which loss, and its temperature.
+
+    Returns:
+        A float32 scalar (float64 for float64 input).
+    """
+    with torch.autocast(projections.device.type, enabled=False):
+        # bfloat16 logits would put percents of error into the gradient at temperature 0.1.
+        rows = projections if projections.dtype == torch.float64 else projections.float()
+        unit = F.normalize(rows, dim=1)
+        loss: torch.Tensor = _Contrastive.apply(
+            unit, config.temperature, config.name is LossName.dcl
+        )
+    return loss
+
+
+def chance_level(global_batch_size: int, config: LossConfig) -> float:
+    """Return the loss when all projections are equal: ln(2N - 1), for DCL ln(2N - 2)."""
+    others = 2 * global_batch_size - (2 if config.name is LossName.dcl else 1)
+    return math.log(others)
+
+
+class _Contrastive(torch.autograd.Function):
+    """The loss of unit rows (2B, D), with its hand-written gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, unit: torch.Tensor, temperature: float, decoupled: bool) -> torch.Tensor:
+        everyone = gather_rows(unit)  # (M, D), rank by rank
+        # A rank's own rows stand at rank * 2B in the gathered matrix.
+        first = rank() * len(unit)
+        positive = torch.roll(unit, len(unit) // 2, 0)
+        similarity = (unit * positive).sum(1) / temperature
+        negatives = _logsumexp_of_negatives(unit, everyone, temperature, first)
+        if decoupled:
+            denominator, losses = negatives, negatives - similarity
+        else:
+            denominator = torch.logaddexp(negatives, similarity)
+            losses = F.softplus(negatives - similarity)
+        ctx.save_for_backward(
+            unit, everyone, denominator, gather_rows(denominator), negatives - similarity
+        )
+        ctx.temperature, ctx.decoupled, ctx.first = temperature, decoupled, first
+        return losses.mean()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        unit, everyone, denominator, denominators, margin = ctx.saved_tensors
+        half = len(unit) // 2
+        gradient = torch.empty_like(unit)
+        for start, tile in _tiles(unit, everyone, ctx.temperature, ctx.first):
+            rows = slice(start, start + len(tile))
+            # Row i's own softmax, and what row i weighs in everyone else's.
+            weights = torch.exp(tile - denominator[rows, None])
+            weights += torch.exp(tile - denominators[None])
+            gradient[rows] = weights @ everyone
+        if ctx.decoupled:
+            pull = torch.full_like(margin, 2.0)
+        else:
+            missing = torch.sigmoid(margin)  # 1 - P(positive), without cancellation
+            pull = missing + torch.roll(missing, half, 0)
+        gradient -= pull[:, None] * torch.roll(unit, half, 0)
+        return gradient * (upstream / (len(unit) * ctx.temperature)), None, None
+
+
+def _logsumexp_of_negatives(
+    unit: torch.Tensor, everyone: torch.Tensor, temperature: float, first: int
+) -> torch.Tensor:
+    result = unit.new_empty(len(unit))
+    for start, tile in _tiles(unit, everyone, temperature, first):
+        result[start : start + len(tile)] = torch.logsumexp(tile, dim=1)
+    return result
+
+
+def _tiles(
+    unit: torch.Tensor, everyone: torch.Tensor, temperature: float, first: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first row, similarities of the rows (T, M)), self and positive at -inf."""
+    num, half = len(unit), len(unit) // 2
+    for start in range(0, num, _TILE_ROWS):
+        tile = unit[start : start + _TILE_ROWS] @ everyone.T / temperature
+        rows = torch.arange(start, start + len(tile), device=unit.device)
+        excluded = torch.stack([rows, (rows + half) % num], dim=1) + first
+        # An index, not a boolean mask: a mask would wait for the device.
+        yield start, tile.scatter_(1, excluded, -math.inf)

@@ -1,0 +1,1 @@
+"""Encoder, projection head and the two together."""

@@ -1,0 +1,1 @@
+"""Numbers that tell a falling loss from learning."""

@@ -1,0 +1,49 @@
+"""Settings and a network become an optimiser with the right parameter groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from simclr.config import OptimConfig, OptimizerName
+from simclr.optim.lars import LARS
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups: matrices and kernels with decay; biases and norms without.
+
+    The ``adapt`` key tells LARS to leave the second group's rate alone.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {
+            "params": [parameter for parameter in trained if parameter.ndim > 1],
+            "weight_decay": weight_decay,
+            "adapt": True,
+        },
+        {
+            "params": [parameter for parameter in trained if parameter.ndim <= 1],
+            "weight_decay": 0.0,
+            "adapt": False,
+        },
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, rate: float) -> torch.optim.Optimizer:
+    """Return the optimiser that the settings name, at a peak rate."""
+    groups = parameter_groups(model, config.weight_decay)
+    if config.name is OptimizerName.lars:
+        return LARS(groups, lr=rate, momentum=config.momentum)
+    if config.name is OptimizerName.sgd:
+        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
+    if config.name is OptimizerName.adamw:
+        return torch.optim.AdamW(groups, lr=rate)
+    return torch.optim.Adam(groups, lr=rate)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

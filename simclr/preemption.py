@@ -1,0 +1,71 @@
+"""A stop signal becomes a question that the training loop asks once a step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from enum import IntEnum
+from types import FrameType, TracebackType
+
+_Handler = Callable[[int, FrameType | None], object] | int | None
+
+
+class Stop(IntEnum):
+    """What a rank has been told; the largest over all ranks counts."""
+
+    no = 0
+    terminate = 1  # SIGTERM: cancelled, requeued by hand, or preempted without a warning
+    warning = 2  # SIGUSR2: the scheduler announces the end, for the time limit or preemption
+
+
+class Preempted(Exception):  # noqa: N818 - it reports an event, not an error
+    """The run was asked to stop, and every rank has saved at the same step.
+
+    Attributes:
+        step: optimizer steps done and saved.
+        stop: what the ranks had been told.
+    """
+
+    def __init__(self, step: int, stop: Stop) -> None:
+        super().__init__(f"asked to stop ({stop.name}); saved at step {step}")
+        self.step = step
+        self.stop = stop
+
+
+class PreemptionGuard:
+    """Context manager that notes SIGUSR2 and SIGTERM instead of dying of them.
+
+    The handler only sets a flag: no file, no collective, no log. Children of the process inherit
+    the handler but not its effect. SIGUSR1 is left alone, NCCL uses it. Outside the main thread,
+    where Python installs no handlers, the guard never asks for a stop.
+    """
+
+    _NOTES = {signal.SIGUSR2: Stop.warning, signal.SIGTERM: Stop.terminate}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.requested = Stop.no
+        self._pid = os.getpid()
+        self._previous: dict[int, _Handler] = {}
+
+    def __enter__(self) -> PreemptionGuard:
+        if threading.current_thread() is threading.main_thread():
+            for number in self._NOTES:
+                self._previous[number] = signal.signal(number, self._note)
+            # A launcher may have blocked the warning until somebody listens.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._pid:
+            self.requested = max(self.requested, self._NOTES[signal.Signals(number)])

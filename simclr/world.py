@@ -1,0 +1,133 @@
+"""The ranks of a run: who am I, on which device, and what do all of us agree on.
+
+Launchers speak torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``,
+``MASTER_PORT``) or hand a ``Launch`` over; nothing here knows a scheduler.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from simclr.collectives import max_over_ranks
+from simclr.config import Device, WorldConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a launcher started this process.
+
+    Attributes:
+        rank: of this process among all, from 0.
+        local_rank: of this process on its node, from 0.
+        world_size: number of processes.
+        local_world_size: number of processes on this node.
+        init_method: where the ranks meet: ``tcp://host:port``, ``file:///path`` or ``env://``.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    init_method: str = "env://"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    node: str
+
+    @property
+    def is_main(self) -> bool:
+        """True on the rank that writes what is written once."""
+        return self.rank == 0
+
+    def agree(self, value: int) -> int:
+        """Return the largest value any rank brought; every rank must call it at the same step."""
+        # On the CPU group, so that a GPU is never waited for.
+        return int(max_over_ranks(torch.tensor([value], dtype=torch.int32)).item())
+
+
+def launch_from_environment() -> Launch:
+    """Read torchrun's variables; a process without them is a world of one.
+
+    Raises:
+        ValueError: some of the variables are set and others are missing.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    present = [name for name in names if name in os.environ]
+    if not present:
+        return Launch()
+    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"{', '.join(present)} set but {', '.join(missing)} missing; start the ranks with "
+            "torchrun, or unset them for a single process"
+        )
+    size = int(os.environ["WORLD_SIZE"])
+    return Launch(
+        rank=int(os.environ["RANK"]),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        world_size=size,
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+    )
+
+
+@contextmanager
+def open_world(config: WorldConfig, launch: Launch | None = None) -> Iterator[World]:
+    """Join the process group for the time of the block."""
+    launch = launch or launch_from_environment()
+    device = _device(config.device, launch)
+    _share_cores(config.threads_per_rank, launch)
+    timeout = timedelta(seconds=config.timeout_s)
+    # Tensors on the CPU travel by gloo, also beside nccl: agreements must not wait for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if launch.world_size == 1:
+        # No port, no file: nothing to collide with. The stubs of torch do not list this store.
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(
+            backend,
+            init_method=launch.init_method,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timeout,
+        )
+    try:
+        yield World(launch.rank, launch.local_rank, launch.world_size, device, socket.gethostname())
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(wanted: Device, launch: Launch) -> torch.device:
+    if wanted is Device.cpu or (wanted is Device.auto and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("world.device is cuda but torch sees no GPU; use world.device=cpu")
+    # A scheduler may show each task all GPUs of the node or its own one only.
+    index = launch.local_rank if torch.cuda.device_count() > 1 else 0
+    if index >= torch.cuda.device_count():
+        raise ValueError(
+            f"local rank {launch.local_rank} has no GPU of its own: torch sees "
+            f"{torch.cuda.device_count()}; start one process per GPU"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _share_cores(threads: int, launch: Launch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads or max(1, cores // launch.local_world_size))
