@@ -23,16 +23,20 @@ Weights = npt.NDArray[np.int32]  # sums over a weighting must stay below 2^31
 Indices = npt.NDArray[np.intp]
 ScoreArray = npt.NDArray[np.floating]
 
-# One screenful of scores for each kind of label set; the first one is the headline, and the one
-# that choices on the validation split go by.
-SINGLE_SCORES = ("accuracy", "f1_macro", "average_precision_macro", "roc_auc_macro")
-MULTI_SCORES = (
-    "average_precision_micro",
-    "average_precision_macro",
-    "f1_micro",
-    "f1_macro",
-    "roc_auc_macro",
-)
+# The scores of each kind of task; the first is the headline, and choices on the validation split
+# go by it. ``single`` is one of three classes or more, ``multi`` any number of classes, and
+# ``binary`` yes or no, scored on the yes alone: at 2 % prevalence the no would drown it.
+SCORES = {
+    "single": ("accuracy", "f1_macro", "average_precision_macro", "roc_auc_macro"),
+    "binary": ("average_precision", "f1", "roc_auc", "accuracy"),
+    "multi": (
+        "average_precision_micro",
+        "average_precision_macro",
+        "f1_micro",
+        "f1_macro",
+        "roc_auc_macro",
+    ),
+}
 NO_POSITIVE_THRESHOLD = 0.5
 
 
@@ -137,8 +141,8 @@ def best_threshold(truth: BoolArray, scores: ScoreArray) -> float:
 
 
 def decide(scores: ScoreArray, kind: str, threshold: float) -> BoolArray:
-    """Return (N, C) decisions: the best class of a ``single`` label set, else ``>= threshold``."""
-    if kind == "multi":
+    """Return (N, C) decisions: the best class of a ``single`` task, else ``>= threshold``."""
+    if kind != "single":
         return np.asarray(scores >= threshold)
     chosen = scores.argmax(axis=1)
     return np.asarray(np.arange(scores.shape[1]) == chosen[:, None])
@@ -149,34 +153,32 @@ def plain(num_samples: int) -> Weights:
     return np.ones((1, num_samples), np.int32)
 
 
-def score_names(kind: str) -> tuple[str, ...]:
-    """Return the scores of a ``single`` or ``multi`` label set, the headline first."""
-    return SINGLE_SCORES if kind == "single" else MULTI_SCORES
-
-
 def score_panel(
-    truth: BoolArray, scores: ScoreArray, predicted: BoolArray, names: tuple[str, ...]
+    truth: BoolArray, scores: ScoreArray, predicted: BoolArray, kind: str
 ) -> Callable[[Weights], dict[str, FloatArray]]:
-    """Return a function from weights (R, N) to the named scores, each (R,); it sorts only here.
+    """Return a function from weights (R, N) to the scores of a kind, each (R,); it sorts only here.
 
-    truth, scores and predicted are (N, C).
+    truth, scores and predicted are (N, C), with C = 1 for ``binary``.
     """
     columns = [rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1])]
+    pooled = rank(truth, scores)
+
+    def over_columns(
+        score: Callable[[Ranking, Weights], FloatArray],
+    ) -> Callable[[Weights], FloatArray]:
+        return lambda weights: macro(np.stack([score(c, weights) for c in columns], axis=1))
+
     every: dict[str, Callable[[Weights], FloatArray]] = {
         "accuracy": lambda weights: accuracy(truth, predicted, weights),
         "f1_micro": lambda weights: f1_micro(truth, predicted, weights),
         "f1_macro": lambda weights: macro(f1(truth, predicted, weights)),
-        "average_precision_macro": lambda weights: macro(
-            np.stack([average_precision(column, weights) for column in columns], axis=1)
-        ),
-        "roc_auc_macro": lambda weights: macro(
-            np.stack([roc_auc(column, weights) for column in columns], axis=1)
-        ),
+        "average_precision_micro": lambda weights: average_precision(pooled, weights),
+        "average_precision_macro": over_columns(average_precision),
+        "roc_auc_macro": over_columns(roc_auc),
     }
-    if "average_precision_micro" in names:
-        pooled = rank(truth, scores)
-        every["average_precision_micro"] = lambda weights: average_precision(pooled, weights)
-    return lambda weights: {name: every[name](weights) for name in names}
+    # one column: the mean over classes is the class
+    every |= {name: every[f"{name}_macro"] for name in ("f1", "average_precision", "roc_auc")}
+    return lambda weights: {name: every[name](weights) for name in SCORES[kind]}
 
 
 def _check(truth: BoolArray, scores: ScoreArray) -> None:

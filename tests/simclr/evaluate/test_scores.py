@@ -101,7 +101,7 @@ def test_macro_scores_of_single_labels_equal_scikit_learn():
     scores = rng.dirichlet(np.ones(4), 200).round(2)
     truth = np.eye(4, dtype=bool)[labels]
     predicted = ours.decide(scores, "single", 0.5)
-    panel = ours.score_panel(truth, scores, predicted, ours.SINGLE_SCORES)(ours.plain(200))
+    panel = ours.score_panel(truth, scores, predicted, "single")(ours.plain(200))
     chosen = scores.argmax(axis=1)
     assert panel["accuracy"][0] == pytest.approx(metrics.accuracy_score(labels, chosen))
     assert panel["f1_macro"][0] == pytest.approx(metrics.f1_score(labels, chosen, average="macro"))
@@ -112,11 +112,25 @@ def test_macro_scores_of_single_labels_equal_scikit_learn():
         assert panel[name][0] == pytest.approx(oracle, rel=1e-12)
 
 
+def test_binary_scores_are_those_of_the_yes_alone():
+    rng = np.random.default_rng(6)
+    truth, scores = rng.random((80, 1)) < 0.1, rng.random((80, 1))
+    panel = ours.score_panel(truth, scores, scores >= 0.8, "binary")(ours.plain(80))
+    assert tuple(panel) == ours.SCORES["binary"]
+    for name, oracle in (
+        ("average_precision", metrics.average_precision_score(truth[:, 0], scores[:, 0])),
+        ("f1", metrics.f1_score(truth[:, 0], scores[:, 0] >= 0.8)),
+        ("roc_auc", metrics.roc_auc_score(truth[:, 0], scores[:, 0])),
+        ("accuracy", metrics.accuracy_score(truth[:, 0], scores[:, 0] >= 0.8)),
+    ):
+        assert panel[name][0] == pytest.approx(oracle, rel=1e-12)
+
+
 def test_an_empty_class_is_nan_by_itself_and_absent_from_the_macro_mean():
     truth = np.array([[1, 0], [0, 0], [1, 0]], bool)
     scores = np.array([[0.9, 0.1], [0.2, 0.2], [0.8, 0.3]])
     predicted = ours.decide(scores, "multi", 0.5)
-    panel = ours.score_panel(truth, scores, predicted, ours.MULTI_SCORES)(ours.plain(3))
+    panel = ours.score_panel(truth, scores, predicted, "multi")(ours.plain(3))
     assert np.isnan(ours.average_precision(ours.rank(truth[:, 1], scores[:, 1]), ours.plain(3))[0])
     assert panel["average_precision_macro"][0] == 1
     assert panel["f1_macro"][0] == 1
@@ -128,13 +142,11 @@ def test_weights_of_two_equal_the_same_set_written_twice():
     predicted = scores >= 0.4
     counts = rng.integers(0, 3, 30)
     twice = np.repeat(np.arange(30), counts)
-    weighted = ours.score_panel(truth, scores, predicted, ours.MULTI_SCORES)(
-        counts[None].astype(np.int32)
-    )
-    written = ours.score_panel(truth[twice], scores[twice], predicted[twice], ours.MULTI_SCORES)(
+    weighted = ours.score_panel(truth, scores, predicted, "multi")(counts[None].astype(np.int32))
+    written = ours.score_panel(truth[twice], scores[twice], predicted[twice], "multi")(
         ours.plain(len(twice))
     )
-    for name in ours.MULTI_SCORES:
+    for name in ours.SCORES["multi"]:
         np.testing.assert_allclose(weighted[name], written[name], rtol=1e-12)
 
 

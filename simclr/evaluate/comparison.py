@@ -1,0 +1,149 @@
+"""Trials come in; scores with intervals and paired differences to the controls go out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from simclr.evaluate.bootstrap import Interval, percentile_interval, repeated_split_interval
+from simclr.evaluate.scores import (
+    SCORES,
+    FloatArray,
+    Indices,
+    Weights,
+    average_precision,
+    f1,
+    plain,
+    rank,
+    score_panel,
+)
+from simclr.evaluate.trials import Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One encoder under one protocol, the mean over its trials.
+
+    Attributes:
+        encoder, protocol: what was scored, and how.
+        trials: one a seed; a single one where no seed plays a part.
+        intervals: by score, over resamples of the test blocks.
+        by_seed: by score, the value of each trial.
+        distributions: by score, (R,) values over the resamples.
+    """
+
+    encoder: str
+    protocol: str
+    trials: tuple[Trial, ...]
+    intervals: dict[str, Interval]
+    by_seed: dict[str, FloatArray]
+    distributions: dict[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far an encoder is ahead of a control in one score.
+
+    Attributes:
+        control, protocol, score: what is compared.
+        over_samples: interval over resamples of the test blocks, paired.
+        over_seeds: Student's interval over seeds, corrected for overlapping test sets; without
+            ends where there is one seed.
+        resolved: whether every interval there is excludes zero.
+    """
+
+    control: str
+    protocol: str
+    score: str
+    over_samples: Interval
+    over_seeds: Interval
+    resolved: bool
+
+
+def score_trials(
+    trials: Sequence[Trial], kind: str, tested: Indices, resamples: Iterable[Weights]
+) -> list[Row]:
+    """Score all trials on the same resamples, and gather those of one encoder and protocol.
+
+    Args:
+        trials: all of them.
+        kind: of the task.
+        tested: (T,) sorted, every sample that some trial tested.
+        resamples: counts (r, T) of those samples, some rows at a time.
+    """
+    panels = [score_panel(t.truth, t.scores, t.predicted, kind) for t in trials]
+    values = [panel(plain(len(t.test))) for panel, t in zip(panels, trials, strict=True)]
+    places = [np.searchsorted(tested, t.test) for t in trials]
+    drawn: list[list[dict[str, FloatArray]]] = [[] for _ in trials]
+    for counts in resamples:
+        for panel, place, chunks in zip(panels, places, drawn, strict=True):
+            chunks.append(panel(counts[:, place]))
+    rows: dict[tuple[str, str], list[int]] = {}
+    for number, trial in enumerate(trials):
+        rows.setdefault((trial.encoder, trial.protocol), []).append(number)
+    return [
+        _row(
+            [trials[i] for i in members], [values[i] for i in members], [drawn[i] for i in members]
+        )
+        for members in rows.values()
+    ]
+
+
+def compare(row: Row, control: Row, kind: str, test_to_train: float) -> list[Difference]:
+    """Return the paired differences of two rows of one protocol, for every score.
+
+    Args:
+        row: the encoder in question.
+        control: what it should beat.
+        kind: of the task.
+        test_to_train: test samples over training samples if every seed drew its own split, else 0.
+    """
+    return [_difference(row, control, score, test_to_train) for score in SCORES[kind]]
+
+
+def class_scores(row: Row) -> dict[str, FloatArray]:
+    """Return average precision and F1 of each class, (C,), the mean over trials; NaN undefined."""
+    precisions, f1s = [], []
+    for trial in row.trials:
+        weights = plain(len(trial.test))
+        columns = [rank(trial.truth[:, c], trial.scores[:, c]) for c in range(trial.truth.shape[1])]
+        precisions.append([average_precision(column, weights)[0] for column in columns])
+        f1s.append(f1(trial.truth, trial.predicted, weights)[0])
+    return {
+        "average_precision": np.mean(precisions, axis=0),
+        "f1": np.mean(f1s, axis=0),
+    }
+
+
+def _row(
+    trials: list[Trial],
+    values: list[dict[str, FloatArray]],
+    drawn: list[list[dict[str, FloatArray]]],
+) -> Row:
+    names = list(values[0])
+    by_seed = {name: np.array([value[name][0] for value in values]) for name in names}
+    distributions = {
+        name: np.mean(
+            [np.concatenate([chunk[name] for chunk in chunks]) for chunks in drawn], axis=0
+        )
+        for name in names
+    }
+    intervals = {
+        name: percentile_interval(float(by_seed[name].mean()), distributions[name])
+        for name in names
+    }
+    first = trials[0]
+    return Row(first.encoder, first.protocol, tuple(trials), intervals, by_seed, distributions)
+
+
+def _difference(row: Row, control: Row, score: str, test_to_train: float) -> Difference:
+    # a row without seeds stands beside every seed of the other
+    by_seed = np.subtract(*np.broadcast_arrays(row.by_seed[score], control.by_seed[score]))
+    paired = row.distributions[score] - control.distributions[score]
+    over_samples = percentile_interval(float(by_seed.mean()), paired)
+    over_seeds = repeated_split_interval(by_seed, test_to_train)
+    known = [over_samples] if len(by_seed) == 1 else [over_samples, over_seeds]
+    resolved = all(interval.excludes_zero for interval in known)
+    return Difference(control.encoder, row.protocol, score, over_samples, over_seeds, resolved)

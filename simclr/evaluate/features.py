@@ -1,0 +1,150 @@
+"""A corpus and frozen networks come in; one feature row for each sample and network goes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from preprocess.shards.atomic import atomic_path
+
+Features = npt.NDArray[np.float32]
+Embedder = Callable[[Tensor], Tensor]  # (B, C, H, W) float32 -> (B, D)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCache:
+    """Features kept in a folder, one file for each network.
+
+    Attributes:
+        folder: where the files lie; each network has one, so that disk use stays bounded.
+        origin: everything the features depend on but the network's name: checkpoint, shards,
+            samples, bands, view size, versions.
+    """
+
+    folder: Path
+    origin: Mapping[str, object]
+
+    def path(self, name: str) -> Path:
+        """Return the file of a network."""
+        return self.folder / f"{name.replace(' ', '-')}.npz"
+
+    def read(self, name: str, num_samples: int) -> Features | None:
+        """Return stored features (num_samples, D), or None if there are none of this origin.
+
+        The stored key and zip's checksums hold the file to its origin. A damaged file is named
+        in the log and treated as absent, since features can be taken again.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                key, features = str(file["key"]), file["features"]
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+            _log.warning("%s is damaged (%s); its features are taken again", path, error)
+            return None
+        return features if key == self._key(name) and len(features) == num_samples else None
+
+    def write(self, name: str, features: Features) -> None:
+        """Store features (N, D) float32 atomically."""
+        with atomic_path(self.path(name)) as temporary, temporary.open("wb") as file:
+            np.savez(file, key=np.array(self._key(name)), features=features)
+
+    def _key(self, name: str) -> str:
+        text = json.dumps({**self.origin, "network": name}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_features(
+    cache: FeatureCache,
+    embedders: Mapping[str, Embedder],
+    views: Callable[[], Iterable[Tensor]],
+    num_samples: int,
+    *,
+    progress: bool,
+) -> dict[str, Features]:
+    """Return the features of every network, taking only those that the cache lacks.
+
+    Args:
+        cache: where features of earlier evaluations lie.
+        embedders: networks or functions by name.
+        views: starts a pass over the samples, see ``extract_features``.
+        num_samples: N.
+        progress: draw a bar while features are taken.
+
+    Returns:
+        (N, D) float32 by name, in the order of ``embedders``.
+    """
+    found = {name: cache.read(name, num_samples) for name in embedders}
+    missing = {name: embedders[name] for name, features in found.items() if features is None}
+    if missing:
+        taken = extract_features(missing, views(), num_samples, progress=progress)
+        for name, features in taken.items():
+            cache.write(name, features)
+        found |= taken
+    return {name: features for name, features in found.items() if features is not None}
+
+
+def extract_features(
+    embedders: Mapping[str, Embedder],
+    views: Iterable[Tensor],
+    num_samples: int,
+    *,
+    progress: bool,
+) -> dict[str, Features]:
+    """Read every view once and embed it with every network.
+
+    A module must be in evaluation mode: BatchNorm would otherwise mix the samples of a batch, and
+    a feature would depend on its neighbours.
+
+    Args:
+        embedders: networks or functions by name.
+        views: batches (B, C, H, W) float32, normalised, in the order of the samples.
+        num_samples: N, for the bar.
+        progress: draw a bar; it is drawn on a terminal only.
+
+    Returns:
+        (N, D) float32 by name.
+
+    Raises:
+        ValueError: a module is in training mode, or a feature is not finite.
+    """
+    for name, embedder in embedders.items():
+        if isinstance(embedder, nn.Module) and any(part.training for part in embedder.modules()):
+            raise ValueError(f"{name} is in training mode; call its eval() before taking features")
+    rows: dict[str, list[Features]] = {name: [] for name in embedders}
+    # disable=None asks tqdm to be silent where stderr is no terminal
+    hidden = None if progress else True
+    with (
+        torch.inference_mode(),
+        tqdm(total=num_samples, desc="features", unit="patch", disable=hidden) as bar,
+    ):
+        for batch in views:
+            for name, embedder in embedders.items():
+                rows[name].append(embedder(batch).float().cpu().numpy())
+            bar.update(len(batch))
+    return {name: _joined(name, parts) for name, parts in rows.items()}
+
+
+def _joined(name: str, parts: list[Features]) -> Features:
+    features = np.concatenate(parts)
+    bad = ~np.isfinite(features).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{int(bad.sum())} of {len(features)} features of {name} are not finite; the network "
+            "diverged or its input is damaged"
+        )
+    return features

@@ -1,0 +1,140 @@
+"""Labelled samples come in; training, validation and test indices go out, with their leakage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from simclr.evaluate.scores import BoolArray, Indices
+from simclr.evaluate.task import Task, Texts
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+
+# Places of one stratum are dealt round and round like this: 50 % train, 20 % validation, 30 %
+# test of every ten; of two a class has one to learn from and one to be tested on.
+_DEAL = (TRAIN, TEST, VALIDATION, TRAIN, TEST, TRAIN, VALIDATION, TRAIN, TEST, TRAIN)
+_DEAL_TRAIN = (TRAIN, TRAIN, VALIDATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Indices of the labelled samples in each part."""
+
+    train: Indices
+    validation: Indices
+    test: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """One split for each seed, and where it comes from.
+
+    Attributes:
+        by_seed: the split of each seed; the same one for all seeds unless ``redrawn``.
+        redrawn: whether every seed draws its own test set.
+        origin: one sentence for the report.
+        leakage: share of test samples whose place also is a training place; NaN where the places
+            of the test samples are unknown.
+    """
+
+    by_seed: tuple[Split, ...]
+    redrawn: bool
+    origin: str
+    leakage: float
+
+
+def make_splits(task: Task, seeds: Sequence[int]) -> Splits:
+    """Take the official split that the shards carry, else draw one for each seed.
+
+    A drawn split is stratified by the rarest class of each place and keeps a place whole, since
+    another date of a training place is no test. If the shards name training and test patches
+    but no validation patches, a third of the training places is drawn for validation.
+
+    Raises:
+        ValueError: a sample is in two splits, or a split stays empty.
+    """
+    named = set(np.unique(task.given_splits).tolist()) - {""}
+    if {TRAIN, TEST} <= named:
+        return _official(task, seeds, named)
+    everything = np.arange(len(task.ids))
+    names = [_deal(task, everything, _DEAL, seed) for seed in seeds]
+    splits = tuple(_indices(part) for part in names)
+    origin = "drawn for each seed: 50 % train, 20 % validation, 30 % test, places kept whole"
+    if named:
+        origin += f"; the shards name only {', '.join(sorted(named))}"
+    return Splits(splits, True, origin, _leakage(splits[0], task.places))
+
+
+def _official(task: Task, seeds: Sequence[int], named: set[str]) -> Splits:
+    _refuse_shared_samples(task)
+    names, origin = task.given_splits, "official split of the shards"
+    if VALIDATION not in named:
+        names = _draw_validation(task, seeds[0])
+        origin += f"; a third of its training places drawn for validation with seed {seeds[0]}"
+    split = _indices(names)
+    return Splits((split,) * len(seeds), False, origin, _leakage(split, task.places))
+
+
+def _draw_validation(task: Task, seed: int) -> Texts:
+    train = np.flatnonzero(task.given_splits == TRAIN)
+    drawn = task.given_splits.astype("U10")
+    drawn[train] = _deal(task, train, _DEAL_TRAIN, seed)
+    return drawn
+
+
+def _deal(task: Task, samples: Indices, pattern: tuple[str, ...], seed: int) -> Texts:
+    """Return the split (n,) of each of the given samples; places are shuffled, then dealt."""
+    # A sample without a known place stands alone, but for copies of itself.
+    names = np.where(task.places == "", task.ids, task.places)[samples]
+    _, group = np.unique(names, return_inverse=True)
+    strata = _strata(task.truth[samples], group)
+    order = np.random.default_rng(seed).permutation(len(strata))
+    order = order[np.argsort(strata[order], kind="stable")]
+    ordered = strata[order]
+    turn = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    dealt = np.empty(len(strata), "U10")
+    dealt[order] = np.array(pattern)[turn % len(pattern)]
+    return dealt[group]
+
+
+def _strata(truth: BoolArray, group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Return for each group the rank of its rarest class, C where it has none."""
+    rarity = np.argsort(np.argsort(truth.sum(axis=0), kind="stable"))
+    num_classes = truth.shape[1]
+    rarest = np.where(truth, rarity, num_classes).min(axis=1)
+    strata = np.full(int(group.max()) + 1, num_classes)
+    np.minimum.at(strata, group, rarest)
+    return strata
+
+
+def _indices(names: Texts) -> Split:
+    parts = {name: np.flatnonzero(names == name) for name in (TRAIN, VALIDATION, TEST)}
+    empty = [name for name, part in parts.items() if len(part) == 0]
+    if empty:
+        counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+        raise ValueError(
+            f"{len(names)} labelled patches give {counts}; each part needs at least one, so "
+            "label more patches, or fewer classes"
+        )
+    return Split(parts[TRAIN], parts[VALIDATION], parts[TEST])
+
+
+def _refuse_shared_samples(task: Task) -> None:
+    pairs = np.unique(np.stack([task.ids, task.given_splits]), axis=1)
+    ids, counts = np.unique(pairs[0], return_counts=True)
+    if (counts > 1).any():
+        shared = str(ids[counts > 1][0])
+        found = ", ".join(sorted(pairs[1][pairs[0] == shared].tolist()))
+        raise ValueError(
+            f"patch {shared} is in the splits {found}; a test patch must not be seen in training"
+        )
+
+
+def _leakage(split: Split, places: Texts) -> float:
+    tested = places[split.test]
+    if (tested == "").any():
+        return float("nan")
+    return float(np.isin(tested, places[split.train]).mean())

@@ -1,0 +1,125 @@
+"""An evaluation as plain data comes in; its table goes out, as terminal text and as Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+TEXT_WIDTH = 100
+
+_HEADINGS = {
+    "accuracy": "accuracy",
+    "average_precision": "AP",
+    "average_precision_micro": "AP micro",
+    "average_precision_macro": "AP macro",
+    "f1": "F1",
+    "f1_micro": "F1 micro",
+    "f1_macro": "F1 macro",
+    "roc_auc": "ROC-AUC",
+    "roc_auc_macro": "AUC macro",
+}
+
+
+def text_table(evaluation: dict[str, Any]) -> str:
+    """Return what a terminal shows of one evaluation: plain text of at most 100 columns.
+
+    Scores are in percent, with the ends of their 95 % intervals.
+    """
+    lines = [f"{_title(evaluation)}: {', '.join(_facts(evaluation))}", ""]
+    lines += _aligned(_score_table(evaluation))
+    remarks = [*evaluation["findings"], *evaluation["notes"]]
+    return "\n".join([*lines, "", *_wrapped(remarks)]) + "\n"
+
+
+def markdown(evaluation: dict[str, Any]) -> str:
+    """Return one evaluation as a section of evaluation.md."""
+    facts = [f"- {fact}" for fact in _facts(evaluation)]
+    findings = [f"- {finding}" for finding in evaluation["findings"]]
+    notes = [f"- {note}" for note in evaluation["notes"]]
+    blocks = [
+        [f"# {_title(evaluation)}"],
+        facts,
+        ["Scores in percent with 95 % intervals."],
+        _piped(_score_table(evaluation)),
+        findings,
+        ["What these figures cannot tell:"],
+        notes,
+        ["## By class", "", *_piped(_class_table(evaluation))],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def percent(value: float | None) -> str:
+    """Return a score in percent with one decimal; a score that does not exist is a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _title(evaluation: dict[str, Any]) -> str:
+    mark = "SIMULATED PATCHES, " if evaluation["simulated"] else ""
+    return f"{mark}{evaluation['task']['name']}, step {evaluation['step']}"
+
+
+def _facts(evaluation: dict[str, Any]) -> list[str]:
+    task, shards, split = evaluation["task"], evaluation["shards"], evaluation["split"]
+    counts = ", ".join(f"{count} {name}" for name, count in split["counts"].items())
+    bootstrap = evaluation["protocol"]["bootstrap"]
+    return [
+        f"{evaluation['encoder']} on {len(evaluation['bands'])} bands",
+        f"{len(task['classes'])} classes" if len(task["classes"]) > 1 else task["classes"][0],
+        f"sources {', '.join(shards['sources'])}",
+        f"{shards['num_labelled']} labelled patches: {counts}",
+        f"split {split['origin']}",
+        f"seeds {', '.join(map(str, split['seeds']))}",
+        f"intervals over {bootstrap['blocks']} test blocks of one {bootstrap['unit']}",
+    ]
+
+
+def _score_table(evaluation: dict[str, Any]) -> list[list[str]]:
+    scores = list(evaluation["results"][0]["scores"])
+    rows = [["protocol", "encoder", *(_HEADINGS[score] for score in scores)]]
+    for result in evaluation["results"]:
+        cells = [_interval(result["scores"][score]) for score in scores]
+        rows.append([result["protocol"], result["encoder"], *cells])
+    return rows
+
+
+def _interval(score: dict[str, Any]) -> str:
+    return f"{percent(score['value'])} [{percent(score['low'])}, {percent(score['high'])}]"
+
+
+def _class_table(evaluation: dict[str, Any]) -> list[list[str]]:
+    """Return average precision and F1 of each class, the mean over seeds."""
+    columns = [f"{r['protocol']}, {r['encoder']}" for r in evaluation["results"]]
+    rows = [["class", "labelled patches", *(f"AP / F1: {column}" for column in columns)]]
+    task = evaluation["task"]
+    for number, name in enumerate(task["classes"]):
+        cells = [
+            " / ".join(percent(result["classes"][score][number]) for score in result["classes"])
+            for result in evaluation["results"]
+        ]
+        rows.append([name, str(task["positives"][number]), *cells])
+    return rows
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _piped(rows: list[list[str]]) -> list[str]:
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return [head, "|" + "---|" * len(rows[0]), *body]
+
+
+def _wrapped(paragraphs: Iterable[str]) -> list[str]:
+    return [
+        line
+        for paragraph in paragraphs
+        for line in textwrap.wrap(
+            paragraph, TEXT_WIDTH, initial_indent="- ", subsequent_indent="  "
+        )
+    ]
