@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 
 from simclr.collectives import gather_rows, rank
 from simclr.config import LossConfig, LossName
@@ -71,7 +71,8 @@ class _Contrastive(torch.autograd.Function):
             denominator, losses = negatives, negatives - similarity
         else:
             denominator = torch.logaddexp(negatives, similarity)
-            losses = F.softplus(negatives - similarity)
+            # Beyond the threshold torch drops the 1 in log(1 + exp): its own 20 costs 2e-9.
+            losses = F.softplus(negatives - similarity, threshold=60)
         ctx.save_for_backward(
             unit, everyone, denominator, gather_rows(denominator), negatives - similarity
         )

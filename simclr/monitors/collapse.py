@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+import torch.nn.functional as F
 
 COLLAPSED_DEVIATION = 0.2
 COLLAPSED_COSINE = 0.9

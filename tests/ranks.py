@@ -1,0 +1,98 @@
+"""Real gloo processes for tests: a function and a world size in, each rank's result out."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simclr.config import Device, WorldConfig
+from simclr.world import Launch, World, open_world
+
+# One server imports torch once; every rank of every test is forked from it in milliseconds.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "simclr.train", "ranks"])
+
+TIMEOUT_S = 120
+CPU = WorldConfig(device=Device.cpu, timeout_s=60, threads_per_rank=1)
+
+
+def launches(world_size: int, folder: Path) -> list[Launch]:
+    """Return the launches of a world that meets through a file: no port to collide with."""
+    meeting = folder / f"rendezvous-{world_size}-{len(list(folder.glob('rendezvous-*')))}"
+    meeting.touch()
+    meeting.unlink()
+    return [
+        Launch(rank, rank, world_size, world_size, f"file://{meeting}")
+        for rank in range(world_size)
+    ]
+
+
+def start_ranks(
+    function: Callable[..., Any], world_size: int, folder: Path, *args: Any
+) -> list[tuple[multiprocessing.process.BaseProcess, Connection]]:
+    """Start ``function(launch, *args)`` in new processes, one a rank."""
+    started = []
+    for launch in launches(world_size, folder):
+        here, there = _context.Pipe(duplex=False)
+        process = _context.Process(target=_report, args=(there, function, launch, args))
+        process.start()
+        there.close()
+        started.append((process, here))
+    return started
+
+
+def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> list[Any]:
+    """Run ``function(launch, *args)`` on every rank; return the results in rank order."""
+    started = start_ranks(function, world_size, folder, *args)
+    results = []
+    try:
+        for rank, (_, pipe) in enumerate(started):
+            if not pipe.poll(TIMEOUT_S):
+                raise TimeoutError(f"rank {rank} of {world_size} did not answer")
+            kind, value = pickle.loads(pipe.recv_bytes())
+            if kind == "error":
+                raise AssertionError(f"rank {rank} failed:\n{value}")
+            results.append(value)
+    finally:
+        for process, _ in started:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+    return results
+
+
+def in_world(function: Callable[..., Any], launch: Launch, *args: Any) -> Any:
+    """Run ``function(world, *args)`` inside a process group on the CPU."""
+    with open_world(CPU, launch) as world:
+        return function(world, *args)
+
+
+def _report(pipe: Connection, function: Callable[..., Any], launch: Launch, args: Any) -> None:
+    torch.set_num_threads(1)
+    try:
+        answer = ("result", function(launch, *args))
+    except BaseException:
+        answer = ("error", traceback.format_exc())
+    # Plain pickle: torch would leave tensors in shared memory of a process that is about to end.
+    pipe.send_bytes(pickle.dumps(answer))
+    pipe.close()
+
+
+# Functions that ranks run must stand in an importable module.
+
+
+def agreed_value(launch: Launch) -> int:
+    """Rank r brings r; every rank gets the largest."""
+    return in_world(_agree, launch)
+
+
+def _agree(world: World) -> int:
+    return world.agree(world.rank)

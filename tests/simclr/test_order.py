@@ -1,0 +1,60 @@
+"""The order of samples: one to one, new every epoch, the same for any number of ranks."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simclr.order import Order, permute
+
+
+@settings(max_examples=60, deadline=None)
+@given(num=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6))
+def test_order_is_a_bijection(num, seed, epoch):
+    samples = permute(np.arange(num), num, seed, epoch)
+    assert np.array_equal(np.sort(samples), np.arange(num))
+
+
+@pytest.mark.parametrize("num", [480_000, 590_326])
+def test_order_is_a_bijection_at_the_size_of_bigearthnet(num):
+    samples = permute(np.arange(num), num, 1, 3)
+    assert np.array_equal(np.bincount(samples, minlength=num), np.ones(num, np.int64))
+
+
+def test_neighbours_in_order_are_strangers_in_the_corpus():
+    samples = permute(np.arange(100_000), 100_000, 0, 0)
+    assert abs(np.corrcoef(samples[:-1], samples[1:])[0, 1]) < 0.02
+    assert abs(np.corrcoef(samples, np.arange(100_000))[0, 1]) < 0.02
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = {tuple(permute(np.arange(50), 50, s, e)) for s, e in [(0, 0), (0, 1), (1, 0), (1, 1)]}
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8])
+def test_a_global_batch_is_the_same_for_any_number_of_ranks(ranks):
+    whole = Order(1000, 96, seed=4)
+    for step in (0, 9, 10, 57):
+        parts = [Order(1000, 96, 4, rank, ranks).samples(step) for rank in range(ranks)]
+        assert np.array_equal(np.concatenate(parts), whole.samples(step))
+
+
+def test_each_sample_comes_at_most_once_an_epoch():
+    order = Order(1000, 96, seed=4)
+    assert order.steps_per_epoch == 10
+    for epoch in range(3):
+        steps = range(epoch * 10, epoch * 10 + 10)
+        seen = np.concatenate([order.samples(step) for step in steps])
+        assert len(np.unique(seen)) == 960
+        assert {order.epoch(step) for step in steps} == {epoch}
+
+
+def test_a_batch_that_does_not_divide_names_the_ones_that_do():
+    with pytest.raises(ValueError, match="is 100 but 8 ranks need a multiple of 8; use 96 or 104"):
+        Order(1000, 100, seed=0, world_size=8)
+
+
+def test_a_batch_larger_than_the_corpus_is_refused():
+    with pytest.raises(ValueError, match="is 64 but the selected shards hold 20 patches"):
+        Order(20, 64, seed=0)
