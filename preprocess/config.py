@@ -1,0 +1,177 @@
+"""The settings of packing: one dataclass a source, one a command; values are checked when made.
+
+Paths may be empty while a configuration is still being composed; ``pack`` and ``verify`` ask for
+them. An empty list of bands means every band that the source delivers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from preprocess.bands import canonical_names
+
+
+class OnError(Enum):
+    """What a bad input does: ``quarantine`` leaves it out and lists it, ``stop`` ends packing."""
+
+    quarantine = "quarantine"
+    stop = "stop"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig:
+    """What every source has.
+
+    Attributes:
+        kind: which reader reads it; a key of ``preprocess.sources.SOURCES``.
+        name: name in the manifest, to which statistics belong; empty takes the kind.
+        root: folder with the rasters.
+        bands: bands to store, in this order; empty stores all that the source delivers.
+    """
+
+    kind: str = ""
+    name: str = ""
+    root: str = ""
+    bands: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.kind
+        self.bands = canonical_names(self.bands)
+
+
+@dataclass(kw_only=True, slots=True)
+class BigEarthNetV1Config(SourceConfig):
+    """BigEarthNet v1: a flat tree of patch folders with one GeoTIFF a band and a JSON of labels.
+
+    Attributes:
+        root: ``BigEarthNet-v1.0`` or the folder that holds it.
+        train_list: file with one patch name a line (csv or csv.gz): the train split, if given.
+        validation_list: the same for validation.
+        test_list: the same for test.
+        exclude_lists: files naming patches to leave out (snow, cloud, no label).
+    """
+
+    kind: str = "bigearthnet_v1"
+    train_list: str = ""
+    validation_list: str = ""
+    test_list: str = ""
+    exclude_lists: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
+class BigEarthNetV2Config(SourceConfig):
+    """BigEarthNet v2 (refined): product folders of patch folders; labels and splits in parquet.
+
+    Attributes:
+        root: the folder that holds ``BigEarthNet-S2`` and the tables.
+        tables: parquet tables, absolute or relative to the root. Only patches that a table lists
+            are packed; the official second table adds those with snow, cloud or shadow.
+    """
+
+    kind: str = "bigearthnet_v2"
+    tables: list[str] = field(default_factory=lambda: ["metadata.parquet"])
+
+    def __post_init__(self) -> None:
+        SourceConfig.__post_init__(self)
+        require(bool(self.tables), "source.tables is empty; name metadata.parquet")
+
+
+@dataclass(kw_only=True, slots=True)
+class GeotiffConfig(SourceConfig):
+    """Square GeoTIFFs of one size with all bands in one file, EuroSAT MS for example.
+
+    Attributes:
+        file_bands: band names in the order of the file, all of them.
+        size_px: side of every patch in pixels.
+        ground_resolution_m: side of a pixel in metres.
+        labels_from_folders: take the name of a file's folder as its class.
+        label_set: name of that labelling; empty takes the name of the source.
+    """
+
+    kind: str = "geotiff"
+    file_bands: list[str] = field(default_factory=list)
+    size_px: int = 64
+    ground_resolution_m: float = 10.0
+    labels_from_folders: bool = True
+    label_set: str = ""
+
+    def __post_init__(self) -> None:
+        SourceConfig.__post_init__(self)
+        self.file_bands = canonical_names(self.file_bands)
+        self.label_set = self.label_set or self.name
+        require(self.size_px >= 1, f"source.size_px is {self.size_px}; give pixels, 1 or more")
+        require(
+            self.ground_resolution_m > 0,
+            f"source.ground_resolution_m is {self.ground_resolution_m}; give metres above 0",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class SimulatedConfig(SourceConfig):
+    """Synthesised patches, written to the root as a BigEarthNet v1 tree and read from there.
+
+    Attributes:
+        root: empty folder to write to, or one that holds the same simulation.
+        num_patches: patches to write.
+        seed: any other seed is another world; the first patches do not depend on their number.
+    """
+
+    kind: str = "simulated"
+    num_patches: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        SourceConfig.__post_init__(self)
+        require(self.num_patches >= 1, f"source.num_patches is {self.num_patches}; give 1 or more")
+        require(self.seed >= 0, f"source.seed is {self.seed}; give 0 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class PackConfig:
+    """One source to be packed into one folder of shards.
+
+    Attributes:
+        source: what is packed.
+        output: folder for shards and manifest.
+        shard_size_mib: pixel bytes of a full shard, in MiB; a shard holds at least one patch.
+        limit: pack only the first patches, in order of their ids; 0 packs all.
+        on_error: quarantine or stop.
+        max_rejected: share of the patches that may be rejected before packing gives up.
+    """
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    output: str = ""
+    shard_size_mib: float = 512.0
+    limit: int = 0
+    on_error: OnError = OnError.quarantine
+    max_rejected: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(
+            self.shard_size_mib > 0, f"shard_size_mib is {self.shard_size_mib}; give MiB above 0"
+        )
+        require(self.limit >= 0, f"limit is {self.limit}; give 0 for all, or a number of patches")
+        require(
+            0 <= self.max_rejected <= 1,
+            f"max_rejected is {self.max_rejected}; give a share from 0 to 1",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class VerifyConfig:
+    """A check of packed shards.
+
+    Attributes:
+        shards: folder with shards and manifest.
+        quick: look at presence, sizes and structure only; no checksum, no pixel.
+    """
+
+    shards: str = ""
+    quick: bool = False

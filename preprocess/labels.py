@@ -1,0 +1,124 @@
+"""CORINE land cover as BigEarthNet labels it: class names come in, names of other sets go out.
+
+The order of the classes is BigEarthNet's own (by CORINE code, not alphabetical). An alphabetical
+order is in use elsewhere, so order always travels as names and mapping is by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from preprocess.patch import Labels
+from preprocess.shards.layout import LabelSet
+
+# One row a class of the 43: CORINE level-3 code, name, and the name among the 19; empty: dropped.
+# CORINE has a 44th class, 335 (glaciers and perpetual snow), which BigEarthNet never uses.
+_CLASSES: tuple[tuple[int, str, str], ...] = (
+    (111, "Continuous urban fabric", "Urban fabric"),
+    (112, "Discontinuous urban fabric", "Urban fabric"),
+    (121, "Industrial or commercial units", "Industrial or commercial units"),
+    (122, "Road and rail networks and associated land", ""),
+    (123, "Port areas", ""),
+    (124, "Airports", ""),
+    (131, "Mineral extraction sites", ""),
+    (132, "Dump sites", ""),
+    (133, "Construction sites", ""),
+    (141, "Green urban areas", ""),
+    (142, "Sport and leisure facilities", ""),
+    (211, "Non-irrigated arable land", "Arable land"),
+    (212, "Permanently irrigated land", "Arable land"),
+    (213, "Rice fields", "Arable land"),
+    (221, "Vineyards", "Permanent crops"),
+    (222, "Fruit trees and berry plantations", "Permanent crops"),
+    (223, "Olive groves", "Permanent crops"),
+    (231, "Pastures", "Pastures"),
+    (241, "Annual crops associated with permanent crops", "Permanent crops"),
+    (242, "Complex cultivation patterns", "Complex cultivation patterns"),
+    (
+        243,
+        "Land principally occupied by agriculture, with significant areas of natural vegetation",
+        "Land principally occupied by agriculture, with significant areas of natural vegetation",
+    ),
+    (244, "Agro-forestry areas", "Agro-forestry areas"),
+    (311, "Broad-leaved forest", "Broad-leaved forest"),
+    (312, "Coniferous forest", "Coniferous forest"),
+    (313, "Mixed forest", "Mixed forest"),
+    (321, "Natural grassland", "Natural grassland and sparsely vegetated areas"),
+    (322, "Moors and heathland", "Moors, heathland and sclerophyllous vegetation"),
+    (323, "Sclerophyllous vegetation", "Moors, heathland and sclerophyllous vegetation"),
+    (324, "Transitional woodland/shrub", "Transitional woodland, shrub"),
+    (331, "Beaches, dunes, sands", "Beaches, dunes, sands"),
+    (332, "Bare rock", ""),
+    (333, "Sparsely vegetated areas", "Natural grassland and sparsely vegetated areas"),
+    (334, "Burnt areas", ""),
+    (411, "Inland marshes", "Inland wetlands"),
+    (412, "Peatbogs", "Inland wetlands"),
+    (421, "Salt marshes", "Coastal wetlands"),
+    (422, "Salines", "Coastal wetlands"),
+    (423, "Intertidal flats", ""),
+    (511, "Water courses", "Inland waters"),
+    (512, "Water bodies", "Inland waters"),
+    (521, "Coastal lagoons", "Marine waters"),
+    (522, "Estuaries", "Marine waters"),
+    (523, "Sea and ocean", "Marine waters"),
+)
+
+CLASSES_43: tuple[str, ...] = tuple(name for _, name, _ in _CLASSES)
+CLASSES_19: tuple[str, ...] = tuple(dict.fromkeys(name for _, _, name in _CLASSES if name))
+CLC_CODES: dict[str, int] = {name: code for code, name, _ in _CLASSES}
+TO_19: dict[str, str] = {name: name_19 for _, name, name_19 in _CLASSES}
+
+# Water is brought by people: CORINE 212; with rice, vineyards, orchards and olive groves 212-223.
+IRRIGATION_REGULAR: frozenset[str] = frozenset({"Permanently irrigated land"})
+IRRIGATION_EXTENDED: frozenset[str] = frozenset(
+    name for name, code in CLC_CODES.items() if code in (212, 213, 221, 222, 223)
+)
+
+BIGEARTHNET43 = LabelSet("bigearthnet43", "multi", CLASSES_43)
+BIGEARTHNET19 = LabelSet("bigearthnet19", "multi", CLASSES_19)
+# Two exclusive classes: a softmax over two columns answers yes or no, and the column of the
+# positive class serves average precision.
+_YES_NO = ("not irrigated", "irrigated")
+REGULAR = LabelSet("irrigation_regular", "single", _YES_NO)
+EXTENDED = LabelSet("irrigation_extended", "single", _YES_NO)
+
+
+def labels_of_43(names: Iterable[str]) -> Labels:
+    """Return all four labellings of a patch from its names among the 43 classes.
+
+    A patch whose every class is dropped from the 19 has no answer in ``bigearthnet19``.
+
+    Raises:
+        ValueError: there is no name, or a name is not among the 43.
+    """
+    present = _known(names, CLASSES_43)
+    labels: Labels = {
+        BIGEARTHNET43.name: present,
+        REGULAR.name: _irrigated(present, IRRIGATION_REGULAR),
+        EXTENDED.name: _irrigated(present, IRRIGATION_EXTENDED),
+    }
+    reduced = tuple(dict.fromkeys(TO_19[name] for name in present if TO_19[name]))
+    return {**labels, BIGEARTHNET19.name: reduced} if reduced else labels
+
+
+def labels_of_19(names: Iterable[str]) -> Labels:
+    """Return the one labelling that names among the 19 classes give; irrigation cannot be told.
+
+    Raises:
+        ValueError: there is no name, or a name is not among the 19.
+    """
+    return {BIGEARTHNET19.name: _known(names, CLASSES_19)}
+
+
+def _known(names: Iterable[str], classes: tuple[str, ...]) -> tuple[str, ...]:
+    present = tuple(names)
+    unknown = [name for name in present if name not in classes]
+    if unknown:
+        raise ValueError(f"class {unknown[0]!r} is not one of the {len(classes)} of BigEarthNet")
+    if not present:
+        raise ValueError("no class is named")
+    return present
+
+
+def _irrigated(present: tuple[str, ...], irrigated: frozenset[str]) -> tuple[str, ...]:
+    return (_YES_NO[bool(irrigated.intersection(present))],)

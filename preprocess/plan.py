@@ -1,0 +1,165 @@
+"""Which patch goes into which shard: a source comes in, a plan on disk that all parts share, out.
+
+The plan is made once and kept beside the shards. Shard k always holds the references from
+``k * rows_per_shard`` on, whoever packs it, so the shards do not depend on the number of parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocess.config import PackConfig
+from preprocess.patch import PatchRef
+from preprocess.shards.atomic import atomic_path
+from preprocess.shards.layout import FORMAT_VERSION, ShardLayout
+from preprocess.sources.source import Source
+
+WORK_FOLDER = "packing"
+PLAN_NAME = "plan.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan on disk, of which only the head is in memory.
+
+    Attributes:
+        path: one line of JSON about the whole, then one line a reference.
+        fingerprint: SHA-256 of the file.
+        settings: all settings on which the bytes of the shards depend.
+        layout: of every shard.
+        simulated: True when the patches were synthesised.
+        rows_per_shard: references of a full shard.
+        num_refs: references in all.
+    """
+
+    path: Path
+    fingerprint: str
+    settings: dict[str, Any]
+    layout: ShardLayout
+    simulated: bool
+    rows_per_shard: int
+    num_refs: int
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that the references fill."""
+        return -(-self.num_refs // self.rows_per_shard)
+
+    def rows_of_part(self, part: int, num_parts: int) -> int:
+        """Count the references of the shards of one part."""
+        starts = range(0, self.num_refs, self.rows_per_shard)[part::num_parts]
+        return sum(min(self.rows_per_shard, self.num_refs - start) for start in starts)
+
+    def shards(self, part: int, num_parts: int) -> Iterator[tuple[int, list[PatchRef]]]:
+        """Yield number and references of the shards of one part."""
+        with self.path.open(encoding="utf-8") as file:
+            next(file)
+            for shard in range(self.num_shards):
+                lines = list(itertools.islice(file, self.rows_per_shard))
+                if shard % num_parts == part:
+                    yield shard, [PatchRef.from_json(line) for line in lines]
+
+
+def make_or_read_plan(config: PackConfig, source: Source) -> Plan:
+    """Read the plan in the output folder, or discover the source and write it.
+
+    Tasks that start together may each write it: they find the same and the files are equal.
+
+    Raises:
+        ValueError: the output belongs to other settings or to something else, or the source
+            holds nothing or the same id twice.
+    """
+    path = Path(config.output) / WORK_FOLDER / PLAN_NAME
+    settings = settings_of(config)
+    if not path.exists():
+        _refuse_foreign(path.parent.parent)
+        _write_plan(path, config, source)
+    plan = _read_plan(path)
+    if plan.settings != settings:
+        raise ValueError(
+            f"{config.output} holds a pack of other settings: "
+            f"{'; '.join(differences(plan.settings, settings))}; give another output or remove it"
+        )
+    return plan
+
+
+def settings_of(config: PackConfig) -> dict[str, Any]:
+    """Return the settings on which the shards depend, as flat JSON."""
+    source = {f"source.{key}": value for key, value in asdict(config.source).items()}
+    # the same words must mean the same folder wherever the command is started
+    source["source.root"] = str(Path(config.source.root).absolute())
+    return {
+        **source,
+        "shard_size_mib": config.shard_size_mib,
+        "limit": config.limit,
+        "format_version": FORMAT_VERSION,
+    }
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return a clause for every key whose value is not the same in both."""
+    return [
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _refuse_foreign(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output is {output}, which is a file; give a folder")
+    held = sorted(path.name for path in output.iterdir()) if output.exists() else []
+    foreign = [name for name in held if name != WORK_FOLDER]
+    if foreign:
+        raise ValueError(
+            f"output {output} is not empty (it holds {foreign[0]}) and no pack to go on with; "
+            "give an empty or new folder"
+        )
+
+
+def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
+    layout = source.layout()
+    refs = source.discover()
+    head = {
+        "settings": settings_of(config),
+        "layout": layout.to_json(),
+        "simulated": source.simulated,
+        "rows_per_shard": max(1, int(config.shard_size_mib * 2**20) // layout.sample_bytes),
+    }
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(head) + "\n")
+        for ref in _unique(itertools.islice(refs, config.limit or None)):
+            file.write(ref.to_json() + "\n")
+
+
+def _unique(refs: Iterator[PatchRef]) -> Iterator[PatchRef]:
+    last = PatchRef("", "")
+    for ref in refs:
+        if ref.id <= last.id:
+            # equal ids stand next to each other, as sources yield them in order
+            raise ValueError(f"id {ref.id} is there twice: {last.path} and {ref.path}")
+        yield ref
+        last = ref
+
+
+def _read_plan(path: Path) -> Plan:
+    with path.open("rb") as file:
+        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        head = json.loads(next(file))
+        num_refs = sum(1 for _ in file)
+    return Plan(
+        path=path,
+        fingerprint=fingerprint,
+        settings=head["settings"],
+        layout=ShardLayout.from_json(head["layout"]),
+        simulated=head["simulated"],
+        rows_per_shard=head["rows_per_shard"],
+        num_refs=num_refs,
+    )

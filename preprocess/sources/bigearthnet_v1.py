@@ -1,0 +1,164 @@
+"""BigEarthNet v1: the flat tree of patch folders comes in, references and labelled patches go out.
+
+The format is described in Sumbul et al., "BigEarthNet: A Large-Scale Benchmark Archive for Remote
+Sensing Image Understanding" (IGARSS 2019) and in the archive's own documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from preprocess.config import BigEarthNetV1Config
+from preprocess.labels import BIGEARTHNET19, BIGEARTHNET43, EXTENDED, REGULAR, labels_of_43
+from preprocess.patch import Labels, Patch, PatchError, PatchRef
+from preprocess.shards.layout import ShardLayout
+from preprocess.sources.bigearthnet_files import band_groups, read_band_files
+from preprocess.sources.names import read_exclusions, read_splits
+
+TREE = "BigEarthNet-v1.0"
+# A tenth of the archive has times of five digits, from which a zero was lost somewhere inside:
+# they identify, but are no clock times.
+_PATCH = re.compile(r"(?:S2[ABC]|SIM)_MSIL2A_\d{8}T\d{5,6}_(?P<column>\d{1,2})_(?P<row>\d{1,2})")
+# By pattern, not by position: the short times move everything behind them.
+_TILE = re.compile(r"_T(\d{2}[A-Z]{3})_")
+_BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
+
+
+@dataclass(frozen=True, slots=True)
+class BigEarthNetV1:
+    """The source ``bigearthnet_v1``."""
+
+    config: BigEarthNetV1Config
+
+    @property
+    def simulated(self) -> bool:
+        """Measured by Sentinel-2."""
+        return False
+
+    def layout(self) -> ShardLayout:
+        """Return native band groups and the four labellings."""
+        return layout_of(self.config.bands)
+
+    def discover(self) -> Iterator[PatchRef]:
+        """Yield the patch folders, with splits from the lists and without the excluded."""
+        config = self.config
+        splits = read_splits(
+            {
+                "train": config.train_list,
+                "validation": config.validation_list,
+                "test": config.test_list,
+            }
+        )
+        excluded = read_exclusions(config.exclude_lists)
+        names = [name for name in patch_folders(Path(config.root)) if name.startswith("S2")]
+        if not names:
+            raise ValueError(_nothing_found(Path(config.root)))
+        for name in names:
+            if name not in excluded:
+                yield PatchRef(name, name, splits.get(name, ""))
+
+    def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
+        """Read band files and labels of one folder."""
+        return read_patch(tree_of(Path(self.config.root)), ref, layout)
+
+
+def layout_of(bands: list[str]) -> ShardLayout:
+    """Return the layout of a v1 tree for a choice of bands; an empty choice means all."""
+    return ShardLayout(band_groups(bands), (BIGEARTHNET43, BIGEARTHNET19, REGULAR, EXTENDED))
+
+
+def tree_of(root: Path) -> Path:
+    """Return the folder with the patch folders: the root, or the tree's usual name in it."""
+    return root / TREE if (root / TREE).is_dir() else root
+
+
+def patch_folders(root: Path) -> list[str]:
+    """Return the sorted names of all patch folders.
+
+    Raises:
+        ValueError: the root is not a folder.
+    """
+    if not root.is_dir():
+        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
+    with os.scandir(tree_of(root)) as entries:
+        # the name decides: asking the file system what each of 590,326 entries is takes minutes
+        return sorted(entry.name for entry in entries if _PATCH.fullmatch(entry.name))
+
+
+def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
+    """Read one patch folder of a v1 tree.
+
+    Raises:
+        PatchError: a band file or the JSON is missing, unreadable or contradicts the format.
+    """
+    folder = tree / ref.path
+    pixels, transform, epsg = read_band_files(folder, layout.groups)
+    path = folder / f"{folder.name}_labels_metadata.json"
+    metadata = _read_json(path)
+    product = metadata["tile_source"]
+    tile = _TILE.search(product)
+    baseline = _BASELINE.search(product)
+    return Patch(
+        id=ref.id,
+        pixels=pixels,
+        labels=_labels(path, metadata["labels"]),
+        product=product,
+        tile=tile[1] if tile else "",
+        place=place_of(tile[1], ref.id) if tile else "",
+        acquired=_acquired(path, metadata["acquisition_date"]),
+        split=ref.split,
+        baseline=f"{baseline[1]}.{baseline[2]}" if baseline else "",
+        epsg=epsg,
+        transform=transform,
+    )
+
+
+def place_of(tile: str, patch_id: str) -> str:
+    """Return the ground cell: tile, column and row, the same in v1, v2 and on every date."""
+    column, row = patch_id.rsplit("_", 2)[1:]
+    return f"{tile}_{int(column):02d}_{int(row):02d}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise PatchError(path, "missing") from None
+    except ValueError as error:
+        raise PatchError(path, f"not readable JSON ({error})") from error
+    expected = {"labels": list, "tile_source": str, "acquisition_date": str}
+    for key, kind in expected.items():
+        if not isinstance(metadata, dict) or not isinstance(metadata.get(key), kind):
+            raise PatchError(path, f"key {key!r} is missing or of another type")
+    return dict(metadata)
+
+
+def _labels(path: Path, names: list[str]) -> Labels:
+    try:
+        return labels_of_43(names)
+    except ValueError as error:
+        raise PatchError(path, str(error)) from error
+
+
+def _acquired(path: Path, text: str) -> str:
+    try:
+        return datetime.strptime(text, "%Y-%m-%d %H:%M:%S").isoformat() + "Z"
+    except ValueError as error:
+        raise PatchError(path, f"acquisition_date is {text!r}, not a date and a time") from error
+
+
+def _nothing_found(root: Path) -> str:
+    simulated = patch_folders(root)[:1]
+    if simulated:
+        return f"{root} holds simulated patches ({simulated[0]}); pack them with source=simulated"
+    return (
+        f"no patch folder in {tree_of(root)}: sought names such as "
+        "S2A_MSIL2A_20170613T101031_87_48; point source.root at BigEarthNet-v1.0"
+    )

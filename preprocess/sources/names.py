@@ -1,0 +1,46 @@
+"""Lists of patch names: text files with one name a line come in, exact sets go out."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+
+def read_names(path: str) -> set[str]:
+    """Read a list with one name a line, plain or gzipped; whole names, never parts of them.
+
+    Of a line with commas the first column counts: the multi-modal release adds the radar name.
+
+    Raises:
+        ValueError: the file is missing or unreadable.
+    """
+    try:
+        raw = Path(path).read_bytes()
+        text = (gzip.decompress(raw) if path.endswith(".gz") else raw).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"the list of patches {path} cannot be read ({error})") from error
+    return {name for line in text.splitlines() if (name := line.split(",")[0].strip())}
+
+
+def read_exclusions(paths: Iterable[str]) -> set[str]:
+    """Return all names of several lists."""
+    return set().union(*map(read_names, paths))
+
+
+def read_splits(lists: Mapping[str, str]) -> dict[str, str]:
+    """Return the split of every listed name; an empty path stands for no list.
+
+    Args:
+        lists: path of the list by split.
+
+    Raises:
+        ValueError: a list is unreadable, or two lists share a name.
+    """
+    split_of: dict[str, str] = {}
+    for split, path in lists.items():
+        for name in read_names(path) if path else ():
+            if name in split_of:
+                raise ValueError(f"{name} is both in the {split_of[name]} and the {split} list")
+            split_of[name] = split
+    return split_of
