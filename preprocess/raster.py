@@ -62,9 +62,8 @@ def read_raster(path: Path, window: tuple[int, int, int, int] | None = None) -> 
     try:
         with _opened(path) as dataset:
             _check_values(path, dataset)
-            pixels = dataset.read(window=area)
-            transform = dataset.window_transform(area) if area else dataset.transform
-            return Raster(pixels, tuple(transform)[:6], _epsg(dataset.crs))
+            transform = _moved(tuple(dataset.transform)[:6], *(window or (0, 0))[:2])
+            return Raster(dataset.read(window=area), transform, _epsg(dataset.crs))
     except RasterioError as error:
         # rasterio puts GDAL's own words, which name band and strip, into the cause
         raise PatchError(
@@ -93,6 +92,11 @@ def _check_values(path: Path, dataset: rasterio.DatasetReader) -> None:
         raise PatchError(path, f"pixels are {unexpected[0]}, not uint16")
     if dataset.nodata not in (None, NODATA):
         raise PatchError(path, f"nodata is {dataset.nodata:g}; only {NODATA} can be stored")
+
+
+def _moved(transform: Transform, column: int, row: int) -> Transform:
+    a, b, c, d, e, f = transform
+    return (a, b, c + a * column + b * row, d, e, f + d * column + e * row)
 
 
 def _epsg(crs: CRS | None) -> int:

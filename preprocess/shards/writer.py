@@ -106,7 +106,7 @@ def _write_file(
 def _shorten(path: Path, layout: ShardLayout, content: _Content, origin: ShardOrigin) -> None:
     # a contiguous data set has a fixed place in the file and cannot be cut
     with atomic_path(path) as shorter, open_shard(path) as file:
-        blocks = _stored_blocks(file, layout, content.rows)
+        blocks = stored_blocks(file, layout, content.rows)
         _write_file(shorter, layout, blocks, content.rows, (content, origin))
 
 
@@ -171,7 +171,8 @@ def count_block(histogram: Histogram, block: Block, layout: ShardLayout) -> None
         first += len(group.bands)
 
 
-def _stored_blocks(file: h5py.File, layout: ShardLayout, rows: int) -> Iterator[Block]:
+def stored_blocks(file: h5py.File, layout: ShardLayout, rows: int) -> Iterator[Block]:
+    """Yield the pixels of the first rows of an open shard, a block at a time."""
     for start in range(0, rows, BLOCK_ROWS):
         part = slice(start, min(start + BLOCK_ROWS, rows))
         yield {group.name: file[f"{PATCHES}/{group.name}"][part] for group in layout.groups}
@@ -214,12 +215,14 @@ def _label_row(patch: Patch, label_set: LabelSet) -> npt.NDArray[np.uint8]:
 
 
 def _entry(name: str, path: Path, layout: ShardLayout, rows: int) -> ShardEntry:
+    with open_shard(path) as file:
+        offsets = offsets_in(file, layout)
     return ShardEntry(
         file=name,
         rows=rows,
         size_bytes=path.stat().st_size,
         sha256=sha256_of(path),
-        offsets=dataset_offsets(path, layout),
+        offsets=offsets,
     )
 
 
@@ -229,7 +232,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def dataset_offsets(path: Path, layout: ShardLayout) -> dict[str, int]:
-    """Return where in the file each band group's pixels begin, in bytes."""
-    with open_shard(path) as file:
-        return {g.name: int(file[f"{PATCHES}/{g.name}"].id.get_offset()) for g in layout.groups}
+def offsets_in(file: h5py.File, layout: ShardLayout) -> dict[str, int]:
+    """Return where in an open shard each band group's pixels begin, in bytes."""
+    return {g.name: int(file[f"{PATCHES}/{g.name}"].id.get_offset()) for g in layout.groups}

@@ -7,12 +7,16 @@ from typing import Any
 
 from preprocess.config import SourceConfig
 from preprocess.sources.bigearthnet_v1 import BigEarthNetV1
+from preprocess.sources.bigearthnet_v2 import BigEarthNetV2
+from preprocess.sources.geotiff import Geotiff
 from preprocess.sources.simulated import Simulated
 from preprocess.sources.source import Source
 
 # A new source is a file in this folder, its settings in preprocess.config, and a line here.
 SOURCES: dict[str, Callable[[Any], Source]] = {
     "bigearthnet_v1": BigEarthNetV1,
+    "bigearthnet_v2": BigEarthNetV2,
+    "geotiff": Geotiff,
     "simulated": Simulated,
 }
 

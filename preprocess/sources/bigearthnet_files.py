@@ -64,6 +64,12 @@ def read_band_files(
     return pixels, first.transform, first.epsg
 
 
+def place_of(tile: str, patch_id: str) -> str:
+    """Return the ground cell: tile, column and row, the same in v1, v2 and on every date."""
+    column, row = patch_id.rsplit("_", 2)[1:]
+    return f"{tile}_{int(column):02d}_{int(row):02d}"
+
+
 def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Raster) -> None:
     expected = (1, group.size_px, group.size_px)
     if raster.pixels.shape != expected:

@@ -19,7 +19,7 @@ from preprocess.config import BigEarthNetV1Config
 from preprocess.labels import BIGEARTHNET19, BIGEARTHNET43, EXTENDED, REGULAR, labels_of_43
 from preprocess.patch import Labels, Patch, PatchError, PatchRef
 from preprocess.shards.layout import ShardLayout
-from preprocess.sources.bigearthnet_files import band_groups, read_band_files
+from preprocess.sources.bigearthnet_files import band_groups, place_of, read_band_files
 from preprocess.sources.names import read_exclusions, read_splits
 
 TREE = "BigEarthNet-v1.0"
@@ -118,12 +118,6 @@ def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
         epsg=epsg,
         transform=transform,
     )
-
-
-def place_of(tile: str, patch_id: str) -> str:
-    """Return the ground cell: tile, column and row, the same in v1, v2 and on every date."""
-    column, row = patch_id.rsplit("_", 2)[1:]
-    return f"{tile}_{int(column):02d}_{int(row):02d}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""What can be wrong with one shard: a file and what is claimed of it come in, faults go out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from preprocess.shards.layout import (
+    FORMAT,
+    FORMAT_VERSION,
+    HISTOGRAM,
+    INDEX,
+    INDEX_FIELDS,
+    LABELS,
+    PATCHES,
+    PIXEL_DTYPE,
+    UNKNOWN_LABEL,
+    ShardLayout,
+)
+from preprocess.shards.manifest import ShardEntry
+from preprocess.shards.reader import open_shard
+from preprocess.shards.writer import count_block, crc32_of, offsets_in, sha256_of, stored_blocks
+from preprocess.statistics import Histogram, empty_histogram
+
+# What h5py raises where a flipped bit has hit the structure of a file.
+_UNREADABLE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
+
+
+def structure_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
+    """Return what presence, size and tables of contents tell, without reading a pixel."""
+    if not path.is_file():
+        return ["is missing"]
+    size = path.stat().st_size
+    if size != entry.size_bytes:
+        return [f"has {size} bytes, the manifest says {entry.size_bytes}"]
+    try:
+        with open_shard(path) as file:
+            return [*_head_faults(file), *_table_faults(file, entry, layout)]
+    except _UNREADABLE as error:
+        return [f"cannot be read as a shard ({error})"]
+
+
+def content_faults(
+    path: Path,
+    entry: ShardEntry,
+    layout: ShardLayout,
+    total: Histogram,
+    advance: Callable[[int], object],
+) -> list[str]:
+    """Return what checksums and pixels tell; the counts of the pixels are added to ``total``.
+
+    A changed sample is named; a change elsewhere in the file shows in the file's checksum.
+    """
+    faults: list[str] = []
+    try:
+        with open_shard(path) as file:
+            faults.extend(_pixel_faults(file, entry, layout, total, advance))
+            faults.extend(_label_faults(file, layout))
+    except _UNREADABLE as error:
+        faults.append(f"cannot be read to its end ({error})")
+    if sha256_of(path) != entry.sha256:
+        place = "" if faults else " outside pixels and labels: in the index or the structure"
+        faults.append(f"differs from its SHA-256 in the manifest{place}")
+    return faults
+
+
+def _head_faults(file: h5py.File) -> Iterator[str]:
+    found = (file.attrs["format"], int(file.attrs["format_version"]))
+    if found != (FORMAT, FORMAT_VERSION):
+        yield f"is of format {found[0]} {found[1]}, not {FORMAT} {FORMAT_VERSION}"
+
+
+def _table_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> Iterator[str]:
+    rows = entry.rows
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{PATCHES}/{group.name}": (rows, *group.shape) for group in layout.groups
+    }
+    shapes |= {f"{LABELS}/{s.name}": (rows, len(s.classes)) for s in layout.label_sets}
+    shapes |= {f"{INDEX}/{name}": (rows,) for name in INDEX_FIELDS if name != "transform"}
+    shapes |= {f"{INDEX}/transform": (rows, 6)}
+    for name, shape in shapes.items():
+        if name not in file:
+            yield f"holds no {name}"
+        elif file[name].shape != shape:
+            yield f"{name} is of shape {file[name].shape}, the manifest says {shape}"
+        elif name.startswith(PATCHES) and file[name].dtype != PIXEL_DTYPE:
+            yield f"{name} is of type {file[name].dtype}, not {PIXEL_DTYPE}"
+    offsets = offsets_in(file, layout)
+    if offsets != entry.offsets:
+        yield f"pixels begin at {offsets}, the manifest says {entry.offsets}"
+
+
+def _pixel_faults(
+    file: h5py.File,
+    entry: ShardEntry,
+    layout: ShardLayout,
+    total: Histogram,
+    advance: Callable[[int], object],
+) -> Iterator[str]:
+    checksums = file[f"{INDEX}/crc32"][()]
+    histogram = empty_histogram(len(layout.bands))
+    row = 0
+    for block in stored_blocks(file, layout, entry.rows):
+        count_block(histogram, block, layout)
+        for position in range(len(next(iter(block.values())))):
+            sample = {name: pixels[position] for name, pixels in block.items()}
+            if crc32_of(sample, layout) != checksums[row]:
+                name = file[f"{INDEX}/id"][row].decode(errors="replace")
+                yield f"sample {name} (row {row}) differs from its checksum"
+            row += 1
+            advance(1)
+    total += histogram
+    if not np.array_equal(histogram, file[HISTOGRAM][()]):
+        yield f"{HISTOGRAM} differs from the pixels"
+
+
+def _label_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
+    for label_set in layout.label_sets:
+        rows = file[f"{LABELS}/{label_set.name}"][()]
+        answered = rows[(rows != UNKNOWN_LABEL).any(axis=1)]
+        single = label_set.kind == "single" and (answered.sum(axis=1) != 1).any()
+        if (answered > 1).any() or single:
+            yield f"{LABELS}/{label_set.name} holds rows that are no {label_set.kind} label"

@@ -1,0 +1,80 @@
+"""Settings of packing: defaults, canonical bands, and refusals that name the value."""
+
+import dataclasses
+from enum import Enum
+
+import pytest
+
+from preprocess import config as settings
+from preprocess.config import (
+    BigEarthNetV1Config,
+    BigEarthNetV2Config,
+    GeotiffConfig,
+    OnError,
+    PackConfig,
+    SimulatedConfig,
+    SourceConfig,
+    VerifyConfig,
+)
+from preprocess.sources import SOURCES, open_source
+
+SOURCE_CONFIGS = SourceConfig.__subclasses__()
+
+
+def test_every_source_has_settings_of_its_kind():
+    assert {config().kind for config in SOURCE_CONFIGS} == set(SOURCES)
+
+
+@pytest.mark.parametrize("config", SOURCE_CONFIGS)
+def test_the_name_is_the_kind_unless_given(config):
+    assert config().name == config().kind
+    assert config(name="mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    "config", [*SOURCE_CONFIGS, SourceConfig, PackConfig, VerifyConfig], ids=lambda c: c.__name__
+)
+def test_every_setting_is_of_a_type_that_a_command_line_can_fill(config):
+    # frozen classes, tuples, paths and literals cannot be overridden by hydra
+    assert not config.__dataclass_params__.frozen
+    for field in dataclasses.fields(config):
+        kind = eval(field.type, vars(settings))
+        simple = kind in (str, int, float, bool, list[str])
+        assert simple or issubclass(kind, Enum) or dataclasses.is_dataclass(kind), field.name
+
+
+def test_bands_become_canonical():
+    assert BigEarthNetV1Config(bands=["B2", "nir08"]).bands == ["B02", "B8A"]
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: BigEarthNetV1Config(bands=["B13"]), "B13"),
+        (lambda: BigEarthNetV2Config(tables=[]), "tables"),
+        (lambda: GeotiffConfig(size_px=0), "size_px is 0"),
+        (lambda: GeotiffConfig(ground_resolution_m=0), "ground_resolution_m is 0"),
+        (lambda: SimulatedConfig(num_patches=0), "num_patches is 0"),
+        (lambda: SimulatedConfig(seed=-1), "seed is -1"),
+        (lambda: PackConfig(shard_size_mib=0), "shard_size_mib is 0"),
+        (lambda: PackConfig(limit=-1), "limit is -1"),
+        (lambda: PackConfig(max_rejected=1.5), "max_rejected is 1.5"),
+    ],
+)
+def test_an_impossible_value_is_named(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()
+
+
+def test_an_unknown_kind_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"'safe'.*bigearthnet_v1"):
+        open_source(SourceConfig(kind="safe", root="x"))
+
+
+def test_an_empty_root_is_named():
+    with pytest.raises(ValueError, match=r"source\.root is empty"):
+        open_source(SimulatedConfig())
+
+
+def test_bad_inputs_are_quarantined_by_default():
+    assert PackConfig().on_error is OnError.quarantine
