@@ -1,0 +1,41 @@
+"""Files that are whole or absent."""
+
+import pytest
+
+from preprocess.shards.atomic import atomic_path, write_json, write_text
+
+
+def write_and_fail(path):
+    with atomic_path(path) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+
+
+def test_a_failure_leaves_the_old_file_and_no_trace(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError):
+        write_and_fail(tmp_path / "a.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_until_it_is_whole_a_file_hides_from_patterns(tmp_path):
+    with atomic_path(tmp_path / "shard-00000.h5") as temporary:
+        temporary.touch()
+        assert list(tmp_path.glob("shard-*")) == []
+        assert list(tmp_path.glob("*.h5")) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.h5"]
+
+
+def test_json_keeps_the_order_of_its_keys(tmp_path):
+    write_json(tmp_path / "new" / "a.json", {"z": 1, "a": [2]})
+    assert (tmp_path / "new" / "a.json").read_text().split() == [
+        "{",
+        '"z":',
+        "1,",
+        '"a":',
+        "[",
+        "2",
+        "]",
+        "}",
+    ]

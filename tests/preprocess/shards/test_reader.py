@@ -1,0 +1,91 @@
+"""Reading shards: from threads, after a fork and a pickle, in part, and with clear refusals."""
+
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from make_data import packed_arrays
+
+from preprocess.shards import open_readers, read_manifest
+from preprocess.shards.reader import open_shard
+
+
+@pytest.fixture
+def readers(tmp_path):
+    folder = packed_arrays(tmp_path / "shards", 20)
+    return open_readers(folder, read_manifest(folder))
+
+
+def through_h5py(reader, row):
+    with open_shard(reader.path) as file:
+        return {group.name: file[f"patches/{group.name}"][row] for group in reader.layout.groups}
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(
+        np.array_equal(first[name], second[name]) for name in first
+    )
+
+
+def test_pixels_by_offset_equal_pixels_through_hdf5(readers):
+    for reader in readers:
+        assert all(
+            equal(reader.read(row), through_h5py(reader, row)) for row in range(reader.entry.rows)
+        )
+
+
+def test_many_threads_may_share_a_reader(readers):
+    reader = readers[0]
+    expected = [through_h5py(reader, row) for row in range(10)]
+    with ThreadPoolExecutor(8) as pool:
+        rows = [number % 10 for number in range(400)]
+        assert all(
+            equal(sample, expected[row])
+            for row, sample in zip(rows, pool.map(reader.read, rows), strict=True)
+        )
+
+
+def test_a_pickled_reader_opens_its_file_anew(readers):
+    readers[0].read(0)
+    copy = pickle.loads(pickle.dumps(readers[0]))
+    assert equal(copy.read(3), readers[0].read(3))
+
+
+def test_a_closed_reader_opens_again(readers):
+    before = readers[0].read(0)
+    readers[0].close()
+    readers[0].close()
+    assert equal(readers[0].read(0), before)
+
+
+def test_only_the_groups_with_a_buffer_are_read(readers):
+    shape = readers[0].layout.groups[1].shape
+    buffers = {"b20": np.zeros(shape, np.uint16)}
+    readers[0].read_into(2, buffers)
+    assert np.array_equal(buffers["b20"], through_h5py(readers[0], 2)["b20"])
+
+
+def test_a_buffer_of_another_size_is_refused(readers):
+    with pytest.raises(ValueError, match="b10"):
+        readers[0].read_into(0, {"b10": np.zeros((4, 3, 3), np.uint16)})
+
+
+@pytest.mark.parametrize("row", [-1, 10])
+def test_a_row_out_of_range_is_refused(readers, row):
+    with pytest.raises(IndexError, match="10 rows"):
+        readers[0].read(row)
+
+
+def test_a_truncated_shard_is_an_error_not_garbage(readers):
+    offset = readers[0].entry.offsets["b60"]
+    os.truncate(readers[0].path, offset + 10)
+    with pytest.raises(OSError, match="truncated"):
+        readers[0].read(0)
+
+
+def test_index_and_labels_come_for_all_rows(readers):
+    assert readers[1].index("id").tolist() == [f"arrays-{number:06d}" for number in range(10, 20)]
+    assert readers[0].labels("labels").argmax(1).tolist() == [number % 4 for number in range(10)]
+    assert readers[0].labels("labels").sum(1).tolist() == [1] * 10
