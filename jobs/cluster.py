@@ -1,0 +1,122 @@
+"""Where work runs and with what: resources come in as settings, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from simclr.config import require
+
+
+class Executor(Enum):
+    """``here``: in this process; ``local``: processes of this machine; ``slurm``: a batch job."""
+
+    here = "here"
+    local = "local"
+    slurm = "slurm"
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """A place to run, and the resources to ask it for.
+
+    Attributes:
+        executor: here, local or slurm.
+        nodes: machines of one job.
+        tasks_per_node: processes on each of them: for training one rank a GPU; for packing on one
+            machine, parts that pack side by side.
+        gpus_per_node: GPUs of each node; none asks Slurm for none, and takes what there is locally.
+        cpus_per_task: CPU cores of each process.
+        memory_gb: memory of a node; none leaves it to the partition.
+        time_min: time limit in minutes; Slurm only.
+        signal_delay_s: how long before the time limit the job is warned.
+        partition: and account, qos, constraint, nodelist, exclude, wckey: as sbatch takes them;
+            none leaves the option out.
+        parts: members of a job array that packs.
+        parallel_parts: members that may run at the same time.
+        requeue: let Slurm start the job again after preemption or the loss of a node.
+        wrapper: command in front of each Python process; it must end in running its arguments.
+        python: interpreter on the nodes; none takes this one.
+        setup: shell lines before the processes start: modules, paths.
+        extra: further sbatch options by name, without dashes.
+    """
+
+    executor: Executor = Executor.here
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus_per_node: int | None = None
+    cpus_per_task: int = 1
+    memory_gb: float | None = None
+    time_min: int = 1440
+    signal_delay_s: int = 120
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    wckey: str | None = None
+    parts: int = 1
+    parallel_parts: int = 64
+    requeue: bool = True
+    # The warning may come before Python listens; unblocked, it would kill a rank that imports.
+    wrapper: str = "env --block-signal=USR2"
+    python: str | None = None
+    setup: list[str] = field(default_factory=list)
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "tasks_per_node", "cpus_per_task", "parts", "parallel_parts"):
+            value = getattr(self, name)
+            require(value >= 1, f"cluster.{name} is {value}; give 1 or more")
+        if self.executor is Executor.slurm:
+            _check_slurm(self)
+        else:
+            require(
+                self.nodes == 1,
+                f"cluster.nodes is {self.nodes} but cluster.executor is {self.executor.value}; "
+                "only slurm reaches other machines",
+            )
+        require(
+            self.executor is not Executor.here or self.tasks_per_node == 1,
+            f"cluster.tasks_per_node is {self.tasks_per_node} but this process is one; "
+            "use cluster=laptop for several processes on this machine",
+        )
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of one job."""
+        return self.nodes * self.tasks_per_node
+
+
+def _check_slurm(cluster: ClusterConfig) -> None:
+    delay, limit = cluster.signal_delay_s, cluster.time_min * 60
+    # Slurm looks at time limits every 30 s and may warn up to 60 s early: too near the limit, a
+    # job would be warned as soon as it starts, and be requeued for ever.
+    require(
+        delay + 60 < limit,
+        f"cluster.signal_delay_s is {delay} and the time limit {limit} s; give a limit more than "
+        f"60 s above the delay: cluster.time_min={delay // 60 + 3}",
+    )
+    gpus = cluster.gpus_per_node
+    require(
+        not gpus or cluster.tasks_per_node <= gpus,
+        f"cluster.tasks_per_node is {cluster.tasks_per_node} but a node has {gpus} GPUs; "
+        f"one process per GPU: cluster.tasks_per_node={gpus}",
+    )
+
+
+def check_batch(global_batch_size: int, cluster: ClusterConfig) -> None:
+    """Refuse a batch that the ranks cannot share equally.
+
+    Raises:
+        ValueError: with the nearest sizes that can be shared.
+    """
+    ranks = cluster.num_ranks
+    below = global_batch_size - global_batch_size % ranks
+    choices = f"{below} or {below + ranks}" if below else f"{ranks}"
+    require(
+        below == global_batch_size,
+        f"data.global_batch_size is {global_batch_size} but {ranks} ranks need a multiple of "
+        f"{ranks}; use {choices}",
+    )

@@ -1,0 +1,155 @@
+"""Settings as hydra composes them come in, checked dataclasses go out.
+
+Each verb has one top-level class: the settings of the work, flat, and beside them where it runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from jobs.cluster import ClusterConfig
+from preprocess.config import (
+    BigEarthNetV1Config,
+    BigEarthNetV2Config,
+    GeotiffConfig,
+    PackConfig,
+    SimulatedConfig,
+    SourceConfig,
+    VerifyConfig,
+)
+from simclr.config import EvaluateConfig, ExportConfig, TrainConfig
+
+_Config = TypeVar("_Config")
+
+
+@dataclass(kw_only=True, slots=True)
+class PackApp(PackConfig):
+    """``simclr-pack``."""
+
+    source: SourceConfig = MISSING
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    debug: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class VerifyApp(VerifyConfig):
+    """``simclr-verify``."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    debug: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class PretrainApp(TrainConfig):
+    """``simclr-pretrain``."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    debug: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateApp(EvaluateConfig):
+    """``simclr-evaluate``."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    debug: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportApp(ExportConfig):
+    """``simclr-export``."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    debug: bool = False
+
+
+App = PackApp | VerifyApp | PretrainApp | EvaluateApp | ExportApp
+
+APPS: dict[str, type[App]] = {
+    "pack": PackApp,
+    "verify": VerifyApp,
+    "pretrain": PretrainApp,
+    "evaluate": EvaluateApp,
+    "export": ExportApp,
+}
+
+# The names of the yaml files in conf/source, and whose fields they may set.
+SOURCES: dict[str, type[SourceConfig]] = {
+    "bigearthnet_v1": BigEarthNetV1Config,
+    "bigearthnet_v2": BigEarthNetV2Config,
+    "geotiff": GeotiffConfig,
+    "simulated": SimulatedConfig,
+}
+
+
+def register() -> None:
+    """Give hydra the schemas: ``<verb>_schema``, ``source/<kind>_schema``, the sweep launcher.
+
+    The yaml files in ``conf`` start from these and hold values only.
+    """
+    store = ConfigStore.instance()
+    for verb, app in APPS.items():
+        store.store(name=f"{verb}_schema", node=app)
+    for kind, source in SOURCES.items():
+        store.store(group="source", name=f"{kind}_schema", node=source)
+    store.store(group="hydra/launcher", name="sweep_slurm", node=_sweep_launcher())
+
+
+def to_app(config: DictConfig) -> App:
+    """Return the checked settings of a verb.
+
+    Raises:
+        ValueError: a value is refused; the message says which and the cure.
+        OmegaConfBaseException: a value is missing or cannot be resolved.
+    """
+    return cast(App, OmegaConf.to_object(config))
+
+
+def narrow(app: Any, kind: type[_Config]) -> _Config:
+    """Return the part of a verb's settings that the work itself knows."""
+    return kind(**{entry.name: getattr(app, entry.name) for entry in fields(cast(Any, kind))})
+
+
+def to_yaml(plain: dict[str, Any]) -> str:
+    """Return plain settings as YAML, in their order."""
+    return str(OmegaConf.to_yaml(OmegaConf.create(plain)))
+
+
+def read_yaml(text: str) -> dict[str, Any]:
+    """Return plain settings from ``to_yaml``.
+
+    Raises:
+        ValueError: it is not YAML, or not a mapping.
+    """
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(text))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"not readable as YAML ({error})") from error
+    if not isinstance(plain, dict):
+        raise ValueError("not a mapping")
+    return cast(dict[str, Any], plain)
+
+
+def _sweep_launcher() -> dict[str, Any]:
+    """Say to hydra's sweeps (``-m``) what ``cluster`` says to single runs."""
+    same = (
+        "nodes tasks_per_node gpus_per_node cpus_per_task signal_delay_s setup "
+        "partition account qos constraint nodelist exclude wckey"
+    )
+    return {
+        "_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+        "submitit_folder": "${hydra.sweep.dir}/slurm/%j",
+        "name": "${hydra.job.name}",
+        "timeout_min": "${cluster.time_min}",
+        "mem_gb": "${cluster.memory_gb}",
+        "max_num_timeout": 1000,  # the launcher's default of 0 would end a member at its first one
+        "additional_parameters": {"requeue": "${cluster.requeue}"},
+        # srun of 22.05 to 23.02 does not take the cores from the job
+        "srun_args": ["--kill-on-bad-exit=1", "--cpus-per-task=${cluster.cpus_per_task}"],
+        **{name: f"${{cluster.{name}}}" for name in same.split()},
+    }

@@ -1,0 +1,39 @@
+"""``simclr-export``: a run's encoder becomes files that others load."""
+
+from __future__ import annotations
+
+from jobs import cli
+from jobs.help import Help
+from jobs.launch import dispatch
+from jobs.schema import ExportApp, narrow
+from jobs.tasks import Export
+from simclr.config import ExportConfig
+
+HELP = Help(
+    sentence="export a run's encoder with its card: bands, units, normalisation, origin.",
+    examples=(
+        "simclr-export run=runs/first output=export",
+        "simclr-export run=runs/first output=export licence=CC-BY-4.0",
+        "simclr-export run=runs/first output=export cluster=slurm_cpu_example",
+    ),
+    settings={
+        "run": "run folder; its newest valid checkpoint is exported",
+        "output": "folder for the files",
+        "licence": "licence of the weights, written into the card",
+    },
+    output="encoder.safetensors, card.json and CARD.md in output; stdout names the folder.",
+)
+
+
+def work(app: ExportApp, member: str | None) -> str:
+    """Export, or submit it; return the folder."""
+    return dispatch(Export(narrow(app, ExportConfig)), app.cluster, in_sweep=member is not None)
+
+
+def main() -> None:
+    """Console script."""
+    cli.main("export", work, HELP)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""``simclr-verify``: shards are compared with their manifest."""
+
+from __future__ import annotations
+
+from jobs import cli
+from jobs.help import Help
+from jobs.launch import dispatch
+from jobs.schema import VerifyApp, narrow
+from jobs.tasks import Verify
+from preprocess.config import VerifyConfig
+
+HELP = Help(
+    sentence="compare packed shards with their manifest: checksums, statistics, label counts.",
+    examples=(
+        "simclr-verify shards=shards",
+        "simclr-verify shards=shards quick=true",
+        "simclr-verify shards=shards cluster=slurm_cpu_example",
+    ),
+    settings={
+        "shards": "folder with shards and manifest",
+        "quick": "presence, sizes and structure only: no checksum, no pixel",
+    },
+    output="A report on stdout; exit code 1 if anything is wrong.",
+)
+
+
+def work(app: VerifyApp, member: str | None) -> str:
+    """Verify, or submit it; return the report."""
+    return dispatch(Verify(narrow(app, VerifyConfig)), app.cluster, in_sweep=member is not None)
+
+
+def main() -> None:
+    """Console script."""
+    cli.main("verify", work, HELP)
+
+
+if __name__ == "__main__":
+    main()
