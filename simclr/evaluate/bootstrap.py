@@ -59,7 +59,7 @@ class Interval:
 
 
 def choose_blocks(units: dict[str, npt.NDArray[np.str_]], num_samples: int) -> Blocks:
-    """Take the first unit that is known for every sample and has at least 20 blocks.
+    """Take the first unit known for every sample, with 20 blocks at least and shared by samples.
 
     Args:
         units: names of blocks (N,), coarsest unit first; an empty name means unknown.
@@ -70,7 +70,7 @@ def choose_blocks(units: dict[str, npt.NDArray[np.str_]], num_samples: int) -> B
     """
     for unit, names in units.items():
         found, of_sample = np.unique(names, return_inverse=True)
-        if len(found) >= MIN_BLOCKS and "" not in found:
+        if MIN_BLOCKS <= len(found) < num_samples and "" not in found:
             return Blocks(unit, of_sample, len(found))
     return Blocks("patch", np.arange(num_samples), num_samples)
 

@@ -51,8 +51,9 @@ class FeatureCache:
         if not path.is_file():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
-                key, features = str(file["key"]), file["features"]
+            # opened here: np.load leaves a damaged file open
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                key, features = str(stored["key"]), stored["features"]
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
             _log.warning("%s is damaged (%s); its features are taken again", path, error)
             return None

@@ -187,15 +187,18 @@ def _points(interval: Interval) -> str:
 def _limits(setting: Setting, differences: Sequence[Difference]) -> list[str]:
     """Say which differences this test set is too small to show, and what was not compared."""
     notes = []
-    half_widths = [
-        (each.over_samples.high - each.over_samples.low) / 2
-        for each in differences
-        if each.score == SCORES[setting.task.kind][0]
-    ]
-    if half_widths and not np.isnan(half_widths).all():
+    headline = [each for each in differences if each.score == SCORES[setting.task.kind][0]]
+    widths = [each.over_samples.high - each.over_samples.low for each in headline]
+    if any(width > 0 for width in widths):
+        smallest = min(width for width in widths if width > 0) / 2
         notes.append(
-            f"a difference below about {100 * np.nanmin(half_widths):.1f} points to a control is "
-            f"beyond what {setting.blocks.count} test blocks can show"
+            f"a difference below about {100 * smallest:.1f} points to a control is beyond what "
+            f"{setting.blocks.count} test blocks can show"
+        )
+    if any(width == 0 for width in widths):
+        notes.append(
+            "encoders that answer every test patch alike leave the bootstrap nothing to vary: "
+            f"{300 / setting.blocks.count:.1f} points of difference stay possible (rule of three)"
         )
     if len(setting.config.seeds) < MIN_SEEDS:
         notes.append(

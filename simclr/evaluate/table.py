@@ -22,30 +22,33 @@ _HEADINGS = {
 
 
 def text_table(evaluation: dict[str, Any]) -> str:
-    """Return what a terminal shows of one evaluation: plain text of at most 100 columns.
+    """Return what a terminal shows of one evaluation: plain text of about 100 columns.
 
-    Scores are in percent, with the ends of their 95 % intervals.
+    Scores are in percent, with the ends of their 95 % intervals; ROC-AUC is left to the files.
     """
-    lines = [f"{_title(evaluation)}: {', '.join(_facts(evaluation))}", ""]
-    lines += _aligned(_score_table(evaluation))
-    remarks = [*evaluation["findings"], *evaluation["notes"]]
-    return "\n".join([*lines, "", *_wrapped(remarks)]) + "\n"
+    shown = [name for name in _score_names(evaluation) if not name.startswith("roc_auc")]
+    lines = [_title(evaluation), *_wrapped(_facts(evaluation)), ""]
+    lines += _aligned(_score_table(evaluation, shown))
+    return (
+        "\n".join([*lines, "", *_wrapped([*evaluation["findings"], *evaluation["notes"]])]) + "\n"
+    )
 
 
-def markdown(evaluation: dict[str, Any]) -> str:
-    """Return one evaluation as a section of evaluation.md."""
+def markdown(evaluation: dict[str, Any], level: int = 1) -> str:
+    """Return one evaluation as a section of a page, under a heading of this level."""
     facts = [f"- {fact}" for fact in _facts(evaluation)]
     findings = [f"- {finding}" for finding in evaluation["findings"]]
     notes = [f"- {note}" for note in evaluation["notes"]]
     blocks = [
-        [f"# {_title(evaluation)}"],
+        [f"{'#' * level} {_title(evaluation)}"],
         facts,
         ["Scores in percent with 95 % intervals."],
-        _piped(_score_table(evaluation)),
+        _piped(_score_table(evaluation, _score_names(evaluation))),
         findings,
         ["What these figures cannot tell:"],
         notes,
-        ["## By class", "", *_piped(_class_table(evaluation))],
+        ["F1 of each class under the linear probe, for orientation: without intervals."],
+        _piped(_class_table(evaluation)),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
@@ -75,12 +78,15 @@ def _facts(evaluation: dict[str, Any]) -> list[str]:
     ]
 
 
-def _score_table(evaluation: dict[str, Any]) -> list[list[str]]:
-    scores = list(evaluation["results"][0]["scores"])
-    rows = [["protocol", "encoder", *(_HEADINGS[score] for score in scores)]]
+def _score_names(evaluation: dict[str, Any]) -> list[str]:
+    return list(evaluation["results"][0]["scores"])
+
+
+def _score_table(evaluation: dict[str, Any], names: list[str]) -> list[list[str]]:
+    rows = [["", *(_HEADINGS[name] for name in names)]]
     for result in evaluation["results"]:
-        cells = [_interval(result["scores"][score]) for score in scores]
-        rows.append([result["protocol"], result["encoder"], *cells])
+        cells = [_interval(result["scores"][name]) for name in names]
+        rows.append([f"{result['protocol']}: {result['encoder']}", *cells])
     return rows
 
 
@@ -89,16 +95,13 @@ def _interval(score: dict[str, Any]) -> str:
 
 
 def _class_table(evaluation: dict[str, Any]) -> list[list[str]]:
-    """Return average precision and F1 of each class, the mean over seeds."""
-    columns = [f"{r['protocol']}, {r['encoder']}" for r in evaluation["results"]]
-    rows = [["class", "labelled patches", *(f"AP / F1: {column}" for column in columns)]]
+    """Return F1 of each class under the linear probe, the mean over seeds."""
     task = evaluation["task"]
+    probed = [one for one in evaluation["results"] if one["protocol"] == "linear probe"]
+    rows = [["class", "labelled patches", *(one["encoder"] for one in probed)]]
     for number, name in enumerate(task["classes"]):
-        cells = [
-            " / ".join(percent(result["classes"][score][number]) for score in result["classes"])
-            for result in evaluation["results"]
-        ]
-        rows.append([name, str(task["positives"][number]), *cells])
+        scores = [percent(one["classes"]["f1"][number]) for one in probed]
+        rows.append([name, str(task["positives"][number]), *scores])
     return rows
 
 

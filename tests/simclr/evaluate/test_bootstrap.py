@@ -45,9 +45,11 @@ def test_samples_of_one_block_are_drawn_together():
 @pytest.mark.parametrize(
     ("tiles", "places", "unit"),
     [
-        (["a", "b"] * 15, [f"p{i}" for i in range(30)], "place"),  # two tiles are too few
+        (["a", "b"] * 15, [f"p{i // 2}" for i in range(30)], "patch"),  # 15 places are too few
+        (["a", "b"] * 15, ["p0", *(f"p{i}" for i in range(29))], "place"),
         ([""] + ["a"] * 29, ["p"] * 29 + [""], "patch"),  # neither is known everywhere
-        ([f"t{i}" for i in range(30)], ["p"] * 30, "tile"),
+        ([f"t{i}" for i in range(30)], [f"p{i}" for i in range(30)], "patch"),  # nothing is shared
+        (["t0", *(f"t{i}" for i in range(29))], ["p"] * 30, "tile"),
     ],
 )
 def test_the_coarsest_unit_with_enough_blocks_is_taken(tiles, places, unit):

@@ -1,0 +1,89 @@
+"""Choices are made on validation, and the test split is only predicted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from simclr.evaluate.scores import best_threshold
+from simclr.evaluate.splits import Split
+from simclr.evaluate.task import Task
+from simclr.evaluate.trials import KNN, PROBE, Subject, try_knn, try_probe
+
+SPLIT = Split(np.arange(0, 60), np.arange(60, 90), np.arange(90, 140))
+
+
+def make_task(kind="single", num_classes=3):
+    """A task whose labels the first features tell, with noise."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(140, 8)).astype(np.float32)
+    if kind == "single":
+        labels = (features[:, :num_classes] + 0.3 * rng.normal(size=(140, num_classes))).argmax(1)
+        truth = np.eye(num_classes, dtype=bool)[labels]
+    else:
+        truth = features[:, :num_classes] + 0.3 * rng.normal(size=(140, num_classes)) > 0.8
+    blank = np.full(140, "")
+    classes = tuple(f"class {c}" for c in range(num_classes))
+    ids = np.array([f"s/{i}" for i in range(140)])
+    task = Task("land", kind, classes, truth, ids, blank, blank, blank, 0)
+    return task, Subject("net", 4, features)
+
+
+def try_both(task, subject):
+    return [try_probe(subject, task, SPLIT), try_knn(subject, task, SPLIT, 5)]
+
+
+@pytest.mark.parametrize(("kind", "num_classes"), [("single", 3), ("binary", 1), ("multi", 3)])
+def test_both_protocols_learn_what_the_features_tell(kind, num_classes):
+    task, subject = make_task(kind, num_classes)
+    for trial, protocol in zip(try_both(task, subject), (PROBE, KNN), strict=True):
+        assert (trial.encoder, trial.protocol, trial.seed) == ("net", protocol, 4)
+        assert trial.scores.shape == trial.predicted.shape == (50, num_classes)
+        np.testing.assert_array_equal(trial.truth, task.truth[SPLIT.test])
+        right = (trial.predicted == trial.truth).mean()
+        assert right > max(trial.truth.mean(), 1 - trial.truth.mean())
+
+
+@pytest.mark.parametrize("kind", ["single", "multi"])
+def test_the_truth_of_the_test_split_changes_no_prediction(kind):
+    task, subject = make_task(kind)
+    scrambled = task.truth.copy()
+    scrambled[SPLIT.test] = scrambled[SPLIT.test][::-1]
+    other = dataclasses.replace(task, truth=scrambled)
+    for seen, blind in zip(try_both(task, subject), try_both(other, subject), strict=True):
+        np.testing.assert_array_equal(seen.scores, blind.scores)
+        np.testing.assert_array_equal(seen.predicted, blind.predicted)
+        assert seen.choices == blind.choices
+
+
+def test_the_threshold_is_the_best_one_of_validation():
+    task, subject = make_task("multi")
+    everything = Split(SPLIT.train, SPLIT.validation, SPLIT.validation)
+    trial = try_knn(subject, task, everything, 5)
+    assert trial.choices["threshold"] == best_threshold(task.truth[60:90], trial.scores)
+    np.testing.assert_array_equal(trial.predicted, trial.scores >= trial.choices["threshold"])
+
+
+def test_a_penalty_at_the_end_of_the_grid_is_marked():
+    task, subject = make_task()
+    noise = np.random.default_rng(1).normal(size=(140, 60)).astype(np.float32)
+    trial = try_probe(dataclasses.replace(subject, features=noise), task, SPLIT)
+    at_end = trial.choices["penalty"] in (10.0, 1e-5)
+    assert trial.choices["penalty_at_end_of_grid"] == at_end
+    assert trial.choices["converged"] is True
+
+
+def test_fewer_training_patches_than_neighbours_are_counted_as_they_are():
+    task, subject = make_task()
+    split = Split(np.arange(4), SPLIT.validation, SPLIT.test)
+    assert try_knn(subject, task, split, 20).choices["neighbours"] == 4
+
+
+def test_validation_without_a_positive_still_gives_an_answer():
+    task, subject = make_task("binary", 1)
+    truth = task.truth.copy()
+    truth[SPLIT.validation] = False
+    for trial in try_both(dataclasses.replace(task, truth=truth), subject):
+        assert trial.choices["threshold"] == 0.5

@@ -1,0 +1,158 @@
+"""What is exported is the checkpoint's encoder, loadable by others and never overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from simclr import export as module
+from simclr.checkpoint.pretrained import load_pretrained
+from simclr.config import ExportConfig
+from simclr.export import export, load_encoder, read_card
+
+BANDS = ["B04", "B03", "B02", "B08"]
+
+
+@pytest.fixture(scope="module")
+def exported(trained_run, tmp_path_factory):
+    """The folder of an export of the trained run."""
+    output = tmp_path_factory.mktemp("exported") / "encoder"
+    return export(ExportConfig(run=str(trained_run.folder), output=str(output), licence="MIT"))
+
+
+def make_views():
+    return torch.randn(3, 4, 12, 12, generator=torch.Generator().manual_seed(2))
+
+
+def test_the_exported_encoder_gives_the_checkpoints_representations(trained_run, exported):
+    encoder = load_encoder(exported, BANDS)
+    original = load_pretrained(trained_run.folder, torch.device("cpu")).encoder
+    assert not encoder.training
+    assert torch.equal(encoder(make_views()), original(make_views()))
+
+
+def test_three_files_and_nothing_else_are_left(exported):
+    assert sorted(path.name for path in exported.iterdir()) == [
+        "CARD.md",
+        "card.json",
+        "encoder.safetensors",
+    ]
+    assert [path.name for path in exported.parent.iterdir()] == ["encoder"]
+    weights = exported / "encoder.safetensors"
+    assert weights.stat().st_mode & 0o777 == (exported / "card.json").stat().st_mode & 0o777
+
+
+def test_the_card_also_lies_inside_the_weights_file(exported):
+    from safetensors import safe_open
+
+    with safe_open(exported / "encoder.safetensors", framework="pt") as file:
+        inside = json.loads(file.metadata()["card"])
+    card = read_card(exported)
+    assert inside == {name: value for name, value in card.items() if name != "weights"}
+
+
+def test_bands_in_another_spelling_are_the_same_bands(exported):
+    assert isinstance(load_encoder(exported, ["red", "B3", "blue", "nir"]), nn.Module)
+
+
+def test_another_order_of_bands_stops_with_the_cure(exported):
+    given = ["B02", "B03", "B04", "B08"]
+    with pytest.raises(ValueError, match="another order") as caught:
+        load_encoder(exported, given)
+    order = json.loads(str(caught.value).split("patches[:, ")[1][:-1])
+    assert [given[channel] for channel in order] == BANDS
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(["B04", "B03", "B02"], "lack B08"), ([*BANDS, "B11"], "leave out B11")],
+)
+def test_missing_and_surplus_bands_stop_by_name(exported, given, message):
+    with pytest.raises(ValueError, match=message):
+        load_encoder(exported, given)
+
+
+def test_exporting_the_same_again_changes_nothing(trained_run, exported):
+    before = {path.name: path.stat().st_mtime_ns for path in exported.iterdir()}
+    export(ExportConfig(run=str(trained_run.folder), output=str(exported), licence="MIT"))
+    assert {path.name: path.stat().st_mtime_ns for path in exported.iterdir()} == before
+
+
+def test_another_export_in_the_same_place_stops_and_leaves_it_alone(trained_run, exported):
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    config = ExportConfig(run=str(trained_run.folder), output=str(exported), licence="other")
+    with pytest.raises(ValueError, match="holds other files than this export"):
+        export(config)
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+    assert [path.name for path in exported.parent.iterdir()] == ["encoder"]
+
+
+def test_an_empty_folder_is_filled_and_a_file_is_refused(trained_run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    run = str(trained_run.folder)
+    assert read_card(export(ExportConfig(run=run, output=str(tmp_path / "empty"))))["step"] == 2
+    with pytest.raises(ValueError, match="holds other files"):
+        export(ExportConfig(run=run, output=str(tmp_path / "file")))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_failure_while_writing_leaves_no_folder(trained_run, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "card_markdown", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export(ExportConfig(run=str(trained_run.folder), output=str(tmp_path / "out")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_differ_from_the_checkpoint_are_not_published(
+    trained_run, tmp_path, monkeypatch
+):
+    def other_weights(*_):
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Flatten(), nn.Linear(4 * 12 * 12, 512)).eval()
+
+    monkeypatch.setattr(module, "load_encoder", other_weights)
+    with pytest.raises(RuntimeError, match="differs from the checkpoint's"):
+        export(ExportConfig(run=str(trained_run.folder), output=str(tmp_path / "out")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_export_are_refused(exported, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    data = bytearray((copy / "encoder.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "encoder.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=r"is not the file that card\.json describes"):
+        load_encoder(copy, BANDS)
+
+
+def test_a_folder_without_a_card_or_with_a_foreign_one_stops(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no card\.json"):
+        load_encoder(tmp_path, BANDS)
+    (tmp_path / "card.json").write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match="this program reads"):
+        load_encoder(tmp_path, BANDS)
+
+
+def test_missing_safetensors_names_what_to_install(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match="pip install safetensors"):
+        export(ExportConfig(run=str(trained_run.folder), output=str(tmp_path / "out")))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["run", "output"])
+def test_an_empty_setting_is_named(missing):
+    config = ExportConfig(**{"run": "a", "output": "b", missing: ""})
+    with pytest.raises(ValueError, match=f"{missing} is empty"):
+        export(config)
