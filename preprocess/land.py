@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.bands import L2A_BANDS
-
 # Stored values (reflectance x 10000), in the order of L2A_BANDS:
 # B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12
 ENDMEMBERS: dict[str, tuple[int, ...]] = {
@@ -216,10 +214,7 @@ CLASSES: tuple[str, ...] = tuple(COVERS)
 
 def spectra() -> npt.NDArray[np.float32]:
     """Return the endmember spectra, (endmembers, bands of L2A_BANDS) stored values."""
-    table = np.array(list(ENDMEMBERS.values()), np.float32)
-    if table.shape != (len(ENDMEMBERS), len(L2A_BANDS)):
-        raise ValueError(f"endmember table is {table.shape}")
-    return table
+    return np.array(list(ENDMEMBERS.values()), np.float32)
 
 
 def mixtures(state: str) -> npt.NDArray[np.float32]:

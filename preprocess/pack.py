@@ -61,6 +61,7 @@ class _Task:
 
     @property
     def output(self) -> Path:
+        """Folder of the shards."""
         return Path(self.config.output)
 
     @property

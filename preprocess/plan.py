@@ -114,9 +114,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _refuse_foreign(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise ValueError(f"output is {output}, which is a file; give a folder")
-    held = sorted(path.name for path in output.iterdir()) if output.exists() else []
-    foreign = [name for name in held if name != WORK_FOLDER]
-    if foreign:
+    foreign = sorted(path.name for path in output.glob("[!.]*") if path.name != WORK_FOLDER)
+    # looked at again: another part may have planned and packed in the meantime
+    if foreign and not (output / WORK_FOLDER / PLAN_NAME).exists():
         raise ValueError(
             f"output {output} is not empty (it holds {foreign[0]}) and no pack to go on with; "
             "give an empty or new folder"

@@ -37,6 +37,7 @@ class _LogLines:
         self.started = self.reported = time.monotonic()
 
     def advance(self, count: int) -> None:
+        """Note that so many more are through."""
         self.done += count
         now = time.monotonic()
         if now - self.reported >= LOG_EVERY_S or self.done == self.total:

@@ -28,8 +28,8 @@ def is_abandoned(path: Path) -> bool:
         os.kill(int(owner[2]), 0)  # signal 0 asks whether the process exists
     except ProcessLookupError:
         return True
-    except PermissionError:  # it does, and is somebody else's
-        return False
+    except PermissionError:
+        return False  # it does, and is somebody else's
     return False
 
 

@@ -49,18 +49,14 @@ def read_band_files(
         PatchError: a band is missing, unreadable, of another size, or lies elsewhere than the
             first band.
     """
-    pixels: dict[str, npt.NDArray[np.uint16]] = {}
-    first: Raster | None = None
+    paths = {band: folder / f"{folder.name}_{band}.tif" for g in groups for band in g.bands}
+    rasters = {band: read_raster(path) for band, path in paths.items()}
+    first = rasters[groups[0].bands[0]]
+    pixels = {}
     for group in groups:
-        pixels[group.name] = np.empty(group.shape, np.uint16)
-        for channel, band in enumerate(group.bands):
-            path = folder / f"{folder.name}_{band}.tif"
-            raster = read_raster(path)
-            first = first or raster
-            _check_fits(path, raster, group, first)
-            pixels[group.name][channel] = raster.pixels[0]
-    if first is None:
-        raise ValueError("no band group to read")
+        for band in group.bands:
+            _check_fits(paths[band], rasters[band], group, first)
+        pixels[group.name] = np.concatenate([rasters[band].pixels for band in group.bands])
     return pixels, first.transform, first.epsg
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 from preprocess.config import BigEarthNetV2Config
@@ -46,18 +47,18 @@ class BigEarthNetV2:
     def discover(self) -> Iterator[PatchRef]:
         """Yield the patch folders that a table lists, with its split and labels."""
         root = Path(self.config.root)
-        paths = _patch_folders(root)
+        names = _patch_folders(root)
         rows: dict[str, Row] = {}
         for table in self.config.tables:
-            rows.update(read_table(root / table, paths))
+            rows.update(read_table(root / table, names))
         if not rows:
             raise ValueError(
-                f"none of the {len(paths)} patches in {root / TREE} is listed in "
+                f"none of the {len(names)} patches in {root / TREE} is listed in "
                 f"{', '.join(self.config.tables)}"
             )
         for name in sorted(rows):
             split, labels = rows[name]
-            yield PatchRef(name, paths[name], split, labels)
+            yield PatchRef(name, f"{_product(name)}/{name}", split, labels)
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read the band files of one folder."""
@@ -82,24 +83,24 @@ class BigEarthNetV2:
         )
 
 
-def _patch_folders(root: Path) -> dict[str, str]:
-    """Return path by name of all patch folders."""
+def _patch_folders(root: Path) -> set[str]:
+    """Return the names of all patch folders."""
     if not root.is_dir():
         raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
-    paths = {
-        folder.name: f"{folder.parent.name}/{folder.name}"
+    names = {
+        folder.name
         for folder in (root / TREE).glob("S2*/S2*")
-        if _PATCH.fullmatch(folder.name)
+        if _PATCH.fullmatch(folder.name) and folder.parent.name == _product(folder.name)
     }
-    if not paths:
+    if not names:
         raise ValueError(
             f"no patch folder in {root / TREE}: sought <product>/<product>_<column>_<row>; "
             f"point source.root at the folder that holds {TREE}"
         )
-    return paths
+    return names
 
 
-def read_table(path: Path, wanted: dict[str, str]) -> dict[str, Row]:
+def read_table(path: Path, wanted: set[str]) -> dict[str, Row]:
     """Return split and labels of the wanted patches that a table lists.
 
     Raises:
@@ -119,7 +120,17 @@ def read_table(path: Path, wanted: dict[str, str]) -> dict[str, Row]:
             columns = [batch.column(name).to_pylist() for name in COLUMNS]
             for name, split, classes in zip(*columns, strict=True):
                 if name in wanted:
-                    rows[name] = (split or "", labels_of_19(classes) if classes else {})
+                    rows[name] = (split or "", _labels(tuple(classes or ())))
     except (OSError, KeyError, ValueError, ArrowException) as error:
         raise ValueError(f"the table {path} cannot be used ({error})") from error
     return rows
+
+
+def _product(name: str) -> str:
+    return name.rsplit("_", 2)[0]
+
+
+@cache
+def _labels(classes: tuple[str, ...]) -> Labels:
+    # shared between patches: half a million rows hold a few thousand combinations
+    return labels_of_19(classes) if classes else {}

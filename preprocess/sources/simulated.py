@@ -47,6 +47,9 @@ _NOTICE = "These patches were synthesised by a program. They show no place on Ea
 _VERSION = 1  # another number means other pixels for the same seed
 _LISTS = {split: f"splits/{split}.csv" for split in dict.fromkeys(SPLITS)}
 
+Place = tuple[int, int]  # column and row within a region
+_PLACES: list[Place] = [(c, r) for r in range(SIDE_PATCHES) for c in range(SIDE_PATCHES)]
+
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
@@ -95,7 +98,7 @@ def write_tree(root: Path, num_patches: int, seed: int) -> None:
     tree = root / TREE
     tree.mkdir(exist_ok=True)
     for leftover in filter(is_abandoned, tree.glob(".*.tmp")):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # another part may be at it too
     names: dict[str, list[str]] = {split: [] for split in _LISTS}
     with progress_of(num_patches, "simulate") as advance:
         for split, name in _write_patches(tree, num_patches, seed):
@@ -111,8 +114,9 @@ def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
     """Say whether the root holds all of this simulation; refuse it if it holds another thing."""
     marker = root / MARKER
     if not marker.is_file():
-        held = sorted(path.name for path in root.iterdir()) if root.is_dir() else []
-        if held:
+        # a hidden file may be the marker that another part is just about to put in place
+        held = sorted(path.name for path in root.glob("[!.]*"))
+        if held and not marker.is_file():
             raise ValueError(
                 f"source.root {root} is not empty (it holds {held[0]}) and holds no simulation; "
                 "give an empty or new folder"
@@ -130,15 +134,18 @@ def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
 
 
 def _write_patches(tree: Path, num_patches: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Write patches, scene by scene; yield split and name of each."""
+    """Write the patches that are not there yet, scene by scene; yield split and name of all."""
     for number in range(-(-num_patches // PATCHES_PER_SCENE)):
         scene = scene_of(number)
-        land = _land(seed, scene.region)
-        pixels = observe(seed, scene, land)
-        first = number * PATCHES_PER_SCENE
-        for position in range(min(PATCHES_PER_SCENE, num_patches - first)):
-            row, column = divmod(position, SIDE_PATCHES)
-            name = _write_patch(tree, scene, (column, row), (land, pixels))
+        wanted = min(PATCHES_PER_SCENE, num_patches - number * PATCHES_PER_SCENE)
+        places = {_name(scene, place): place for place in _PLACES[:wanted]}
+        missing = [name for name in places if not (tree / name).is_dir()]
+        if missing:
+            land = _land(seed, scene.region)
+            pixels = observe(seed, scene, land)
+            for name in missing:
+                _write_patch(tree / name, scene, places[name], (land, pixels))
+        for name in places:
             yield scene.split, name
 
 
@@ -146,34 +153,36 @@ def _write_patches(tree: Path, num_patches: int, seed: int) -> Iterator[tuple[st
 _land = lru_cache(maxsize=1)(make_land)
 
 
+def _name(scene: Scene, place: Place) -> str:
+    column, row = scene.corner
+    return f"SIM_MSIL2A_{_stamp(scene)}_{column + place[0]}_{row + place[1]}"
+
+
 def _write_patch(
-    tree: Path,
+    folder: Path,
     scene: Scene,
-    place: tuple[int, int],
+    place: Place,
     seen: tuple[Land, dict[str, npt.NDArray[np.uint16]]],
-) -> str:
-    """Write one patch folder, whole or not at all; return its name."""
-    column, row = (first + step for first, step in zip(scene.corner, place, strict=True))
-    stamp = _stamp(scene)
-    name = f"SIM_MSIL2A_{stamp}_{column}_{row}"
-    temporary = temporary_path(tree / name)
-    if (tree / name).is_dir():
-        return name
-    temporary.mkdir()
-    x, y = scene.tile.x + column * PATCH_SIDE_M, scene.tile.y - row * PATCH_SIDE_M
+) -> None:
+    """Write one patch folder, whole or not at all."""
     land, pixels = seen
+    column, row = scene.corner
+    x = scene.tile.x + (column + place[0]) * PATCH_SIDE_M
+    y = scene.tile.y - (row + place[1]) * PATCH_SIDE_M
+    temporary = temporary_path(folder)
+    temporary.mkdir()
     for group, bands in native_groups(L2A_BANDS).items():
         resolution = int(group[1:])
         size_px = PATCH_SIDE_M // resolution
         template = simulated_template(size_px, resolution, scene.tile.epsg)
         cut = pixels[group][(slice(None), *_window(place, size_px))]
         for band, values in zip(bands, cut, strict=True):
-            (temporary / f"{name}_{band}.tif").write_bytes(template.render(values, x, y))
+            path = temporary / f"{folder.name}_{band}.tif"
+            path.write_bytes(template.render(values, x, y))
     labels = labels_of(land.cover[_window(place, PATCH_PX)])
     metadata = json.dumps(_metadata(scene, labels, (x, y)))
-    (temporary / f"{name}_labels_metadata.json").write_text(metadata, encoding="utf-8")
-    _settle(temporary, tree / name)
-    return name
+    (temporary / f"{folder.name}_labels_metadata.json").write_text(metadata, encoding="utf-8")
+    _settle(temporary, folder)
 
 
 def _settle(temporary: Path, folder: Path) -> None:
@@ -186,7 +195,7 @@ def _settle(temporary: Path, folder: Path) -> None:
         shutil.rmtree(temporary)
 
 
-def _window(place: tuple[int, int], size_px: int) -> tuple[slice, slice]:
+def _window(place: Place, size_px: int) -> tuple[slice, slice]:
     column, row = place
     return (
         slice(row * size_px, (row + 1) * size_px),

@@ -229,6 +229,23 @@ def test_a_kill_at_any_moment_costs_no_byte(undisturbed, tmp_path, moment):
     assert digests(output) == expected
 
 
+@pytest.mark.slow
+def test_parts_that_start_together_from_nothing_agree(undisturbed, tmp_path):
+    # they simulate, plan and pack side by side, in one root and one output
+    code = CHILD.replace("progress=False", "int(sys.argv[3]), 3, progress=False")
+    root, output = tmp_path / "root", tmp_path / "shards"
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, root, output, str(part)], cwd=REPOSITORY)
+        for part in range(3)
+    ]
+    assert [child.wait() for child in children] == [0, 0, 0]
+    shards = {name: digest for name, digest in digests(output).items() if name.endswith(".h5")}
+    assert shards == {name: d for name, d in undisturbed[1].items() if name.endswith(".h5")}
+    assert verify(VerifyConfig(shards=str(output))).ok
+    assert not list(output.glob(".*"))
+    assert not list((root / "BigEarthNet-v1.0").glob(".*"))
+
+
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
@@ -296,6 +313,14 @@ def test_a_mended_input_is_taken_in_by_the_next_run(spoilt, tmp_path, share):
     assert digests(tmp_path / "out") == digests(tmp_path / "sound")
 
 
+def test_a_tolerated_bad_input_does_not_pack_its_shard_again(spoilt, tmp_path):
+    root, _, _ = spoilt
+    first = pack(config_of(root, tmp_path / "out", max_rejected=0.2))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert pack(config_of(root, tmp_path / "out", max_rejected=0.2)) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
 def test_a_higher_tolerance_goes_on_where_the_lower_one_stopped(spoilt, tmp_path):
     root, _, _ = spoilt
     with pytest.raises(PackError):
@@ -308,7 +333,9 @@ def test_a_higher_tolerance_goes_on_where_the_lower_one_stopped(spoilt, tmp_path
 def test_a_shard_of_bad_inputs_only_leaves_no_file(tmp_path):
     for folder in bigearthnet_v1(tmp_path / "tree", 4)[:2]:
         (folder / f"{folder.name}_B02.tif").unlink()
-    manifest = pack(config_of(tmp_path / "tree", tmp_path / "out", max_rejected=0.5))
+    config = config_of(tmp_path / "tree", tmp_path / "out", max_rejected=0.5)
+    manifest = pack(config)
+    assert pack(config) == manifest
     assert [entry.file for entry in manifest.shards] == ["shard-00001.h5"]
     assert not (tmp_path / "out" / "shard-00000.h5").exists()
 
@@ -356,6 +383,12 @@ def test_an_output_with_other_things_is_refused_and_left_alone(tree, tmp_path):
     with pytest.raises(ValueError, match=r"not empty \(it holds thesis\.doc\)"):
         pack(config_of(tree, tmp_path))
     assert digests(tmp_path).keys() == {"thesis.doc"}
+
+
+def test_an_output_that_is_a_file_is_refused(tree, tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(ValueError, match="which is a file"):
+        pack(config_of(tree, tmp_path / "out"))
 
 
 def test_a_wrong_root_leaves_no_trace_in_the_output(tmp_path):

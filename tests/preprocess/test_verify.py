@@ -121,6 +121,29 @@ def test_a_shard_whose_labels_answer_twice_is_found(packed):
     assert any("no single label" in problem.what for problem in problems_of(packed))
 
 
+def store_as_big_endian(file):
+    pixels = file["patches/b60"][()]
+    del file["patches/b60"]
+    file.create_dataset("patches/b60", data=pixels.astype(">u2"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda file: file.__delitem__("index/crc32"), "holds no index/crc32"),
+        (store_as_big_endian, "is of type >u2"),
+        (lambda file: file.attrs.__setitem__("format_version", 2), "is of format"),
+    ],
+)
+def test_a_shard_of_another_format_is_named(packed, spoil, word):
+    with h5py.File(packed / "shard-00000.h5", "r+") as file:
+        spoil(file)
+    # the size may change with it; what counts is what the inside tells
+    size = (packed / "shard-00000.h5").stat().st_size
+    edit_manifest(packed, lambda data: data["shards"][0].update(size_bytes=size))
+    assert any(word in problem.what for problem in problems_of(packed, quick=True))
+
+
 def test_the_same_shard_twice_is_found(packed):
     shutil.copy(packed / "shard-00000.h5", packed / "shard-00007.h5")
     edit_manifest(
