@@ -103,11 +103,14 @@ def settings_of(config: PackConfig) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return a clause for every key whose value is not the same in both."""
+    """Return a clause for every key whose value is not the same in both.
+
+    Keys that only one of two kinds of source knows are left out: the kind itself says more.
+    """
     return [
-        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-        for key in {**old, **new}
-        if old.get(key) != new.get(key)
+        f"{key} was {old[key]!r}, now {new[key]!r}"
+        for key in old
+        if key in new and old[key] != new[key]
     ]
 
 
@@ -125,7 +128,10 @@ def _refuse_foreign(output: Path) -> None:
 
 def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
     layout = source.layout()
-    refs = source.discover()
+    refs = _unique(itertools.islice(source.discover(), config.limit or None))
+    first = next(refs, None)  # before anything is written: a wrong root shows here
+    if first is None:
+        raise ValueError(f"{config.source.root} holds no patch that the settings do not exclude")
     head = {
         "settings": settings_of(config),
         "layout": layout.to_json(),
@@ -134,7 +140,7 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
     }
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(head) + "\n")
-        for ref in _unique(itertools.islice(refs, config.limit or None)):
+        for ref in itertools.chain([first], refs):
             file.write(ref.to_json() + "\n")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -38,15 +39,21 @@ class Raster:
     epsg: int
 
 
-def session() -> AbstractContextManager[object]:
-    """Return GDAL settings for reading many small files.
+@contextmanager
+def session() -> Iterator[None]:
+    """Read many small files within this context.
 
-    Without them GDAL lists the folder of every file it opens, in search of side files.
+    GDAL does not list the folder of every file it opens, in search of side files; what GDAL says
+    of a bad file is part of the error and not logged a second time.
     """
-    environment: AbstractContextManager[object] = rasterio.Env(
-        GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"
-    )
-    return environment
+    log = logging.getLogger("rasterio")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def read_raster(path: Path, window: tuple[int, int, int, int] | None = None) -> Raster:

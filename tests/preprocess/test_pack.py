@@ -378,6 +378,14 @@ def test_an_output_of_other_settings_is_refused_with_the_keys(tree, tmp_path):
     assert digests(tmp_path / "out") == before
 
 
+def test_an_output_of_another_source_is_refused_in_few_words(tree, tmp_path):
+    pack(config_of(tree, tmp_path / "out"))
+    source = BigEarthNetV2Config(root=str(tree))
+    with pytest.raises(ValueError, match="kind was 'bigearthnet_v1', now") as caught:
+        pack(PackConfig(source=source, output=str(tmp_path / "out"), shard_size_mib=0.35))
+    assert "None" not in str(caught.value)
+
+
 def test_an_output_with_other_things_is_refused_and_left_alone(tree, tmp_path):
     (tmp_path / "thesis.doc").write_text("x")
     with pytest.raises(ValueError, match=r"not empty \(it holds thesis\.doc\)"):
@@ -395,7 +403,17 @@ def test_a_wrong_root_leaves_no_trace_in_the_output(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no patch folder"):
         pack(config_of(tmp_path / "empty", tmp_path / "out"))
-    assert not (tmp_path / "out").exists() or digests(tmp_path / "out") == {}
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_of_which_all_is_excluded_is_refused(tree, tmp_path):
+    names = tmp_path / "all.csv"
+    names.write_text("".join(f"{folder.name}\n" for folder in tree.iterdir()))
+    config = config_of(tree, tmp_path / "out")
+    config.source.exclude_lists = [str(names)]
+    with pytest.raises(ValueError, match="holds no patch"):
+        pack(config)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("part", "num_parts"), [(1, 1), (-1, 2), (3, 3)])

@@ -1,5 +1,7 @@
 """Opening rasters: pixels as rasterio reads them, and one clear error for each bad file."""
 
+import logging
+
 import numpy as np
 import pytest
 import rasterio
@@ -46,6 +48,15 @@ def test_a_truncated_file_is_one_error_that_names_it(tmp_path, keep):
         read_raster(path)
     assert caught.value.file == str(path)
     assert "See previous exception" not in str(caught.value)
+
+
+def test_the_words_of_gdal_are_in_the_error_and_not_in_the_log(tmp_path, caplog):
+    path = write_geotiff(tmp_path / "cut.tif", np.ones((1, 120, 120), np.uint16))
+    path.write_bytes(path.read_bytes()[:20_000])
+    with caplog.at_level(logging.DEBUG), session(), pytest.raises(PatchError, match="IReadBlock"):
+        read_raster(path)
+    assert caplog.text == ""
+    assert logging.getLogger("rasterio").level == logging.NOTSET
 
 
 def test_a_missing_file_is_named(tmp_path):
