@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 # all_gather_into_tensor became an alias of all_gather_single after torch 2.13.
 _gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+# broadcast_buffers was renamed in torch 2.15.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+
+
+def average_gradients(network: nn.Module) -> DistributedDataParallel:
+    """Wrap a network so that backward leaves the mean gradient of all ranks on each of them.
+
+    Running statistics are left to each rank: only rank 0's are saved, and they decide no weight.
+    """
+    buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
+    return DistributedDataParallel(
+        network, gradient_as_bucket_view=True, static_graph=True, **buffers
+    )
 
 
 def num_ranks() -> int:

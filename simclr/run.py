@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr.augment.views import ViewMaker
-from simclr.checkpoint.load import agreed_checkpoint, load_state, restore_random_state
+from simclr.checkpoint.load import agreed_checkpoint, load_state, restore_rank
 from simclr.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
 from simclr.checkpoint.save import save_checkpoint
-from simclr.collectives import num_ranks, sum_over_ranks
+from simclr.collectives import average_gradients
 from simclr.config import (
     TrainConfig,
     binding_settings,
@@ -31,7 +31,8 @@ from simclr.loader import Batch, Loader, training_batches
 from simclr.loss import chance_level
 from simclr.metrics import JsonLines, Sink, screen
 from simclr.model.simclr import SimCLR
-from simclr.monitors.collapse import collapse_in_words, spread
+from simclr.monitors.collapse import collapse_in_words
+from simclr.monitors.interval import Interval
 from simclr.optim.build import build_optimizer
 from simclr.optim.schedule import learning_rate, peak_rate
 from simclr.order import Order
@@ -78,7 +79,8 @@ class Run:
         self._metrics = JsonLines(self.run_dir)
         self._sinks = [self._metrics, screen(), *sinks] if world.is_main else []
         self._saved: Path | None = None
-        self._interval = _Interval(world.device)
+        self._warned = False
+        self._interval = Interval(world.device, config.data.global_batch_size)
 
     def resume(self) -> None:
         """Go on from the newest valid checkpoint; none means step 0.
@@ -95,7 +97,7 @@ class Run:
             self._network.encoder.load_state_dict(state["encoder"])
             self._network.head.load_state_dict(state["head"])
             self.optimizer.load_state_dict(state["optimizer"])
-            restore_random_state(folder, self.world.rank)
+            self._interval.load_state(restore_rank(folder, self.world))
             self.step, self._saved = manifest.step, folder
             _log.info("resumed at step %d of %d from %s", self.step, self.num_steps, folder.name)
         if self.world.is_main:
@@ -120,15 +122,31 @@ class Run:
         self._interval.add(outcome)
         if self.step % self.config.log_every_steps and self.step != self.num_steps:
             return
-        record = self._interval.close(self)
+        record = {**self._place(), **self._interval.close(self.loader.wait_s)}
         beat(self.run_dir, self.world, self.step)
         for sink in self._sinks:
             sink.write(record)
-        if record["loss"] != record["loss"] or abs(record["loss"]) == float("inf"):
+        if not math.isfinite(record["loss"]):
             raise ValueError(
                 f"loss is {record['loss']} at step {self.step}; lower optim.learning_rate "
                 f"({self.config.optim.learning_rate}) and start again: checkpoints are untouched"
             )
+        self._warn(collapse_in_words(record))
+
+    def _place(self) -> dict[str, Any]:
+        """Return where the run stands, for a metric record."""
+        return {
+            "step": self.step,
+            "num_steps": self.num_steps,
+            "epoch": self.order.epoch(self.step - 1),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "chance_level": chance_level(self.order.global_batch_size, self.config.loss),
+        }
+
+    def _warn(self, words: str) -> None:
+        if words and not self._warned:
+            _log.warning(words)
+        self._warned = bool(words)
 
     def checkpoint_is_due(self) -> bool:
         """True at every ``checkpoint.every_steps``."""
@@ -142,8 +160,10 @@ class Run:
                 "head": self._network.head.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
-            keep = self.config.checkpoint.keep
-            self._saved = save_checkpoint(self.run_dir, self.world, state, self._about(), keep)
+            own = self._interval.state()
+            self._saved = save_checkpoint(
+                self.run_dir, self.world, state, own, self._about(), self.config.checkpoint.keep
+            )
         return self._saved
 
     @property
@@ -176,51 +196,6 @@ class Run:
         )
 
 
-class _Interval:
-    """Sums over the steps between two metric lines, on the device until the line is written."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._warned = False
-        self._begin(0.0)
-
-    def _begin(self, waited_s: float) -> None:
-        self._loss = torch.zeros((), device=self._device)
-        self._steps, self._start, self._waited_s = 0, time.perf_counter(), waited_s
-
-    def add(self, outcome: Outcome) -> None:
-        self._loss += outcome.loss.float()
-        self._steps += 1
-        self._projections = outcome.projections
-
-    def close(self, run: Run) -> dict[str, Any]:
-        # One reduction and one wait for the device an interval.
-        names, values = zip(*spread(self._projections).items(), strict=True)
-        sums = torch.stack([self._loss / self._steps, *values])
-        means = (sum_over_ranks(sums) / num_ranks()).tolist()
-        elapsed = time.perf_counter() - self._start
-        record = {
-            "step": run.step,
-            "num_steps": run.num_steps,
-            "epoch": run.order.epoch(run.step - 1),
-            "loss": means[0],
-            "chance_level": chance_level(run.order.global_batch_size, run.config.loss),
-            "learning_rate": run.optimizer.param_groups[0]["lr"],
-            **dict(zip(names, means[1:], strict=True)),
-            "patches_per_s": self._steps * run.order.global_batch_size / elapsed,
-            "data_wait_share": (run.loader.wait_s - self._waited_s) / elapsed,
-            "time": time.time(),
-        }
-        self._warn(collapse_in_words(record))
-        self._begin(run.loader.wait_s)
-        return record
-
-    def _warn(self, words: str) -> None:
-        if words and not self._warned:
-            _log.warning(words)
-        self._warned = bool(words)
-
-
 def build_model(
     config: TrainConfig, corpus: Corpus, view_size_px: int, world: World
 ) -> DistributedDataParallel:
@@ -231,9 +206,7 @@ def build_model(
     initial = copy.deepcopy(network.state_dict())
     if config.model.compile:
         network.compile()
-    model = DistributedDataParallel(
-        network, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
-    )
+    model = average_gradients(network)
     _settle_buckets(model, (2, len(corpus.bands), view_size_px, view_size_px), world.device)
     network.load_state_dict(initial)
     return model

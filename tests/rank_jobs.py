@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from ranks import in_world
+from ranks import CPU, in_world
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from simclr.config import LossConfig, LossName
+from simclr.collectives import average_gradients
+from simclr.config import (
+    BatchNormGroup,
+    CheckpointConfig,
+    DataConfig,
+    EncoderName,
+    HeadName,
+    LossConfig,
+    LossName,
+    ModelConfig,
+    TrainConfig,
+)
 from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import use_world_statistics
+from simclr.model.simclr import SimCLR
+from simclr.preemption import Preempted
+from simclr.run import Run
+from simclr.step import train_step
+from simclr.train import train
 from simclr.world import Launch, World
+
+
+def agreed_value(launch: Launch) -> int:
+    """Rank r brings r; every rank gets the largest."""
+    return in_world(lambda world: world.agree(world.rank), launch)
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -48,8 +71,7 @@ def _loss_and_gradient(
     loss.backward()
     total = loss.detach().clone()
     torch.distributed.all_reduce(total)
-    gradients = [parameter.grad for parameter in model.parameters()]
-    return float(total) / world.size, [g for g in gradients if g is not None]
+    return float(total) / world.size, [gradient.clone() for gradient in _gradients(model)]
 
 
 def world_batchnorm(launch: Launch, values: torch.Tensor) -> dict[str, Any]:
@@ -69,3 +91,62 @@ def _world_batchnorm(world: World, values: torch.Tensor) -> dict[str, Any]:
         "running_var": layer[0].running_var,
         "running_mean": layer[0].running_mean,
     }
+
+
+def small_run(shards: Path, run_dir: Path, **changes: Any) -> TrainConfig:
+    """Settings of a run that takes seconds: ResNet-18 on tiny patches."""
+    config = TrainConfig(
+        shards=[str(shards)],
+        run_dir=str(run_dir),
+        epochs=4,
+        log_every_steps=2,
+        world=CPU,
+        data=DataConfig(global_batch_size=8, splits=["train"]),
+        model=ModelConfig(encoder=EncoderName.resnet18, head=HeadName.simclr2),
+        checkpoint=CheckpointConfig(every_steps=3),
+    )
+    return replace(config, **changes)
+
+
+def train_small(launch: Launch, config: TrainConfig) -> str:
+    """Train and return the name of the last checkpoint, or what stopped the run."""
+    try:
+        return train(config, launch=launch).name
+    except Preempted as stopped:
+        return f"stopped at {stopped.step} by {stopped.stop.name}"
+
+
+def first_losses(launch: Launch, config: TrainConfig) -> list[tuple[float, list[int]]]:
+    """Return (mean loss over ranks, this rank's sample ids) of each step."""
+    return in_world(_first_losses, launch, config)
+
+
+def _first_losses(world: World, config: TrainConfig) -> list[tuple[float, list[int]]]:
+    run = Run(config, world, ())
+    run.resume()
+    seen = []
+    for batch in run.batches:
+        ids = batch.sample_id.tolist()
+        loss = train_step(run, batch).loss.clone()
+        torch.distributed.all_reduce(loss)
+        seen.append((float(loss) / world.size, ids))
+    return seen
+
+
+def gradients_with_world_statistics(launch: Launch, views: torch.Tensor) -> list[torch.Tensor]:
+    """Return the gradients of a whole SimCLR network on this rank's share of (2, B, C, H, W)."""
+    return in_world(_gradients_with_world_statistics, launch, views)
+
+
+def _gradients_with_world_statistics(world: World, views: torch.Tensor) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    config = ModelConfig(encoder=EncoderName.resnet18, batchnorm=BatchNormGroup.world)
+    model = average_gradients(SimCLR(config, views.shape[2]).double())
+    mine = views.chunk(world.size, dim=1)[world.rank].flatten(0, 1)
+    contrastive_loss(model(mine)[1], LossConfig()).backward()
+    return [gradient.clone() for gradient in _gradients(model)]
+
+
+def _gradients(model: nn.Module) -> list[torch.Tensor]:
+    # Views into DDP's buckets: pickled as they are, each would bring its whole bucket along.
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

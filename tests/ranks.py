@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from simclr.config import Device, WorldConfig
-from simclr.world import Launch, World, open_world
+from simclr.world import Launch, open_world
 
 # One server imports torch once; every rank of every test is forked from it in milliseconds.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "simclr.train", "ranks"])
+_context.set_forkserver_preload(["torch", "simclr.train", "rank_jobs"])
+
+Started = list[tuple[multiprocessing.process.BaseProcess, Connection]]
 
 TIMEOUT_S = 120
 CPU = WorldConfig(device=Device.cpu, timeout_s=60, threads_per_rank=1)
@@ -34,9 +36,7 @@ def launches(world_size: int, folder: Path) -> list[Launch]:
     ]
 
 
-def start_ranks(
-    function: Callable[..., Any], world_size: int, folder: Path, *args: Any
-) -> list[tuple[multiprocessing.process.BaseProcess, Connection]]:
+def start_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> Started:
     """Start ``function(launch, *args)`` in new processes, one a rank."""
     started = []
     for launch in launches(world_size, folder):
@@ -50,12 +50,16 @@ def start_ranks(
 
 def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> list[Any]:
     """Run ``function(launch, *args)`` on every rank; return the results in rank order."""
-    started = start_ranks(function, world_size, folder, *args)
+    return results_of(start_ranks(function, world_size, folder, *args))
+
+
+def results_of(started: Started) -> list[Any]:
+    """Wait for ranks and return their results in rank order."""
     results = []
     try:
         for rank, (_, pipe) in enumerate(started):
             if not pipe.poll(TIMEOUT_S):
-                raise TimeoutError(f"rank {rank} of {world_size} did not answer")
+                raise TimeoutError(f"rank {rank} did not answer")
             kind, value = pickle.loads(pipe.recv_bytes())
             if kind == "error":
                 raise AssertionError(f"rank {rank} failed:\n{value}")
@@ -84,15 +88,3 @@ def _report(pipe: Connection, function: Callable[..., Any], launch: Launch, args
     # Plain pickle: torch would leave tensors in shared memory of a process that is about to end.
     pipe.send_bytes(pickle.dumps(answer))
     pipe.close()
-
-
-# Functions that ranks run must stand in an importable module.
-
-
-def agreed_value(launch: Launch) -> int:
-    """Rank r brings r; every rank gets the largest."""
-    return in_world(_agree, launch)
-
-
-def _agree(world: World) -> int:
-    return world.agree(world.rank)

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from simclr.checkpoint.manifest import FOLDER_PATTERN, STATE_NAME, verify
+from simclr.checkpoint.manifest import (
+    FOLDER_PATTERN,
+    STATE_NAME,
+    read_checkpoint_manifest,
+    verify,
+)
 from simclr.checkpoint.save import CHECKPOINTS
 from simclr.collectives import from_main_rank
 from simclr.world import World
@@ -67,13 +72,22 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def restore_random_state(folder: Path, rank: int) -> None:
-    """Restore this rank's generators, if the checkpoint was saved by as many ranks."""
-    path = folder / f"rank-{rank:04d}.pt"
-    if not path.exists():
-        _log.info("rank %d had no random state in %s: another world size", rank, folder.name)
-        return
+def restore_rank(folder: Path, world: World) -> dict[str, Any]:
+    """Restore this rank's generators and return its own state.
+
+    A checkpoint saved by another number of ranks has none that would fit: the state is empty.
+    """
+    if read_checkpoint_manifest(folder).world_size != world.size:
+        _log.info("%s was saved by another number of ranks", folder.name)
+        return {}
+    path = folder / f"rank-{world.rank:04d}.pt"
     state = torch.load(path, map_location="cpu", weights_only=True)
+    _restore_generators(state["random"])
+    own: dict[str, Any] = state["own"]
+    return own
+
+
+def _restore_generators(state: dict[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     keys = state["numpy"]["keys"].numpy().astype(np.uint32)

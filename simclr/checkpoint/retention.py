@@ -9,12 +9,13 @@ from simclr.checkpoint.manifest import FOLDER_PATTERN
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoint folders."""
+    """Remove all but the newest ``keep`` checkpoint folders, and what killed attempts left."""
     folders = sorted(checkpoints.glob(FOLDER_PATTERN))
     for folder in folders[: -max(keep, 2)]:
         # First out of the readers' sight, then away: a kill in between leaves no half folder.
         doomed = folder.with_name(f".removing-{folder.name}")
         folder.rename(doomed)
         shutil.rmtree(doomed)
-    for left in checkpoints.glob(".removing-*"):
-        shutil.rmtree(left)
+    for pattern in (".removing-*", ".saving-*"):  # of killed attempts: no save is under way now
+        for left in checkpoints.glob(pattern):
+            shutil.rmtree(left)

@@ -28,13 +28,19 @@ LATEST = "latest"
 
 
 def save_checkpoint(
-    run_dir: Path, world: World, state: dict[str, Any], about: CheckpointManifest, keep: int
+    run_dir: Path,
+    world: World,
+    state: dict[str, Any],
+    own: dict[str, Any],
+    about: CheckpointManifest,
+    keep: int,
 ) -> Path:
     """Save synchronously; every rank must call it at the same step.
 
-    Each rank writes its random state, rank 0 the shared ``state``. Only when all files are on the
-    device does rank 0 write the manifest, rename the folder to its name and move ``latest``; only
-    then are older checkpoints removed. A kill at any moment leaves the older ones as they were.
+    Each rank writes its ``own`` state with its generators, rank 0 the shared ``state``. Only when
+    all files are on the device does rank 0 write the manifest, rename the folder to its name and
+    move ``latest``; only then are older checkpoints removed. A kill at any moment leaves the older
+    ones as they were.
 
     Returns:
         The folder ``checkpoints/step-<step>``.
@@ -45,7 +51,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)  # left by a killed attempt
         temporary.mkdir(parents=True)
     barrier()
-    _write(temporary / f"rank-{world.rank:04d}.pt", random_state())
+    _write(temporary / f"rank-{world.rank:04d}.pt", {"own": own, "random": random_state()})
     if world.is_main:
         _write(temporary / STATE_NAME, state)
     barrier()

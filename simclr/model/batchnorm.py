@@ -27,7 +27,7 @@ class WorldBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         axes = [0, *range(2, input.dim())]
-        values = input.float()
+        values = input if input.dtype == torch.float64 else input.float()
         local = torch.stack([values.mean(axes), values.square().mean(axes)])
         mean, square = _MeanOverRanks.apply(local).unbind(0)
         variance = (square - mean.square()).clamp(min=0)  # rounding may go below zero

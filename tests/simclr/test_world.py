@@ -1,7 +1,8 @@
 """Who is in the world, and what they agree on."""
 
 import pytest
-from ranks import CPU, agreed_value, run_ranks
+from rank_jobs import agreed_value
+from ranks import CPU, run_ranks
 
 from simclr.world import Launch, launch_from_environment, open_world
 

@@ -1,0 +1,126 @@
+"""The warp against torch's own operations on the same pixels."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from simclr.augment.draws import ViewParameters, draw
+from simclr.augment.geometry import axis_matrices, blur_matrix, warp
+from simclr.augment.presets import Preset, Variant
+
+NOTHING = Preset("none", Variant.corrected, {})
+
+
+def identity(num: int = 1) -> ViewParameters:
+    ids = torch.arange(num)
+    return draw(NOTHING, 0, 0, ids, torch.zeros_like(ids), bands=2)
+
+
+def change(**values: torch.Tensor) -> ViewParameters:
+    return dataclasses.replace(identity(), **values)
+
+
+def apply(patches: torch.Tensor, parameters: ViewParameters, view_px: int, wrap=False):
+    none = torch.empty(0)
+    rows, columns = axis_matrices(parameters, patches.shape[-1], view_px, wrap=wrap, blur=none)
+    return warp(patches, parameters.transposed, rows, columns).permute(0, 2, 1, 3)
+
+
+@pytest.fixture
+def patches():
+    return torch.randn(1, 2, 24, 24, generator=torch.Generator().manual_seed(0))
+
+
+def test_identity_gives_the_patch_back_to_the_last_bit(patches):
+    assert torch.equal(apply(patches, identity(), 24), patches)
+
+
+@pytest.mark.parametrize("factor", [2, 6])
+def test_coarse_bands_come_out_as_bilinear_interpolation(patches, factor):
+    expected = F.interpolate(patches, scale_factor=factor, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(apply(patches, identity(), 24 * factor), expected)
+
+
+def test_a_smaller_view_is_antialiased(patches):
+    expected = F.interpolate(patches, size=12, mode="bilinear", align_corners=False, antialias=True)
+    actual = apply(patches, identity(), 12)
+    # torch cuts its triangle at the edge, we reflect there: compare the inside.
+    torch.testing.assert_close(actual[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+
+
+def test_a_ramp_on_the_ground_is_the_same_ramp_in_every_band_group():
+    def ramp(size: int) -> torch.Tensor:
+        centres = (2 * torch.arange(size) + 1) / size - 1
+        return (centres[:, None] + 2 * centres[None])[None, None]
+
+    parameters = change(centre=torch.tensor([[0.1, -0.2]]), extent=torch.tensor([[0.5, -0.6]]))
+    fine, middle, coarse = (apply(ramp(size), parameters, 120) for size in (120, 60, 20))
+    torch.testing.assert_close(fine, middle, rtol=0, atol=1e-5)
+    torch.testing.assert_close(fine, coarse, rtol=0, atol=1e-5)
+
+
+def test_mirrors_are_flips(patches):
+    down = change(extent=torch.tensor([[-1.0, 1.0]]))
+    right = change(extent=torch.tensor([[1.0, -1.0]]))
+    torch.testing.assert_close(apply(patches, down, 24), patches.flip(2))
+    torch.testing.assert_close(apply(patches, right, 24), patches.flip(3))
+
+
+def test_the_three_drawn_quarter_turns_are_those_of_torch(patches):
+    preset = Preset("rotation", Variant.corrected, {"rotation": 1.0})
+    ids = torch.arange(60)
+    parameters = draw(preset, 0, 0, ids, torch.zeros_like(ids), bands=2)
+    turned = apply(patches.expand(60, -1, -1, -1), parameters, 24)
+    kinds = set()
+    for view in turned:
+        matches = [k for k in range(4) if torch.equal(view, patches[0].rot90(k, (1, 2)))]
+        assert len(matches) == 1
+        kinds |= set(matches)
+    assert kinds == {1, 2, 3}
+
+
+def test_wrapping_shift_is_a_roll(patches):
+    parameters = change(centre=torch.tensor([[-2 * 5 / 24, -2 * 3 / 24]]))
+    rolled = patches.roll((5, 3), (2, 3))
+    torch.testing.assert_close(apply(patches, parameters, 24, wrap=True), rolled)
+
+
+@pytest.mark.parametrize(
+    ("centre", "extent"),
+    [((0.0, 0.0), (0.5, 0.5)), ((0.2, -0.1), (0.8, 0.7)), ((0.15, 0.2), (1.0, 1.0))],
+)
+def test_zoom_and_shift_equal_grid_sampling_with_reflection(patches, centre, extent):
+    parameters = change(centre=torch.tensor([centre]), extent=torch.tensor([extent]))
+    theta = torch.tensor([[[extent[1], 0, centre[1]], [0, extent[0], centre[0]]]])
+    grid = F.affine_grid(theta, [1, 2, 24, 24], align_corners=False)
+    expected = F.grid_sample(
+        patches, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+    torch.testing.assert_close(apply(patches, parameters, 24), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0])
+def test_blur_equals_a_gaussian_convolution_with_reflection(patches, sigma):
+    from scipy.ndimage import gaussian_filter
+
+    matrix = blur_matrix(torch.tensor([sigma]), 24, 0)
+    actual = matrix @ patches[0, 0] @ matrix.transpose(1, 2)
+    radius = int(-(-3 * sigma // 1))
+    expected = gaussian_filter(patches[0, 0].double().numpy(), sigma, mode="reflect", radius=radius)
+    torch.testing.assert_close(actual[0].double(), torch.from_numpy(expected), rtol=0, atol=1e-5)
+
+
+def test_no_blur_is_the_identity_and_rows_add_up_to_one():
+    matrix = blur_matrix(torch.tensor([0.0, 1.5]), 16, 0)
+    assert torch.equal(matrix[0], torch.eye(16))
+    torch.testing.assert_close(matrix.sum(-1), torch.ones(2, 16))
+
+
+def test_five_taps_blur_less_than_their_sigma_says():
+    impulse = torch.zeros(31)
+    impulse[15] = 1
+    response = blur_matrix(torch.tensor([2.0]), 31, 2)[0] @ impulse
+    offsets = torch.arange(31) - 15.0
+    assert (response * offsets**2).sum().sqrt() == pytest.approx(1.29, abs=0.01)

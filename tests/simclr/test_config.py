@@ -1,0 +1,88 @@
+"""Settings: checked when made, and compared by what decides the weights."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from simclr import config as module
+from simclr.config import (
+    CheckpointConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    Stem,
+    TrainConfig,
+    WorldConfig,
+    config_hash,
+    differing_settings,
+    from_plain,
+    to_plain,
+)
+
+CLASSES = [
+    value
+    for value in vars(module).values()
+    if dataclasses.is_dataclass(value) and isinstance(value, type)
+]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_setting_is_annotated_and_documented(kind):
+    names = {field.name for field in dataclasses.fields(kind)}
+    # A value without annotation would silently not be a setting.
+    public = {name for name in vars(kind) if not name.startswith("_")}
+    assert public <= names
+    assert names == set(typing.get_type_hints(kind))
+    for name in names - {"world", "data", "augment", "model", "loss", "optim", "checkpoint"}:
+        assert f"{name}:" in kind.__doc__, f"{kind.__name__}.{name} is not documented"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DataConfig(bands=["B02", "B99"]), "unknown band 'B99'"),
+        (lambda: DataConfig(bands=[]), "data.bands is empty"),
+        (lambda: DataConfig(fraction=0), "data.fraction is 0"),
+        (lambda: DataConfig(global_batch_size=1), "data.global_batch_size is 1"),
+        (lambda: DataConfig(num_threads=0), "data.num_threads is 0"),
+        (lambda: DataConfig(num_slots=1), "data.num_slots is 1"),
+        (lambda: LossConfig(temperature=0), "loss.temperature is 0"),
+        (lambda: OptimConfig(learning_rate=-1), "optim.learning_rate is -1"),
+        (lambda: OptimConfig(weight_decay=-1), "optim.weight_decay is -1"),
+        (lambda: CheckpointConfig(keep=1), "checkpoint.keep is 1"),
+        (lambda: CheckpointConfig(every_steps=0), "checkpoint.every_steps is 0"),
+        (lambda: WorldConfig(timeout_s=0), "world.timeout_s is 0"),
+        (lambda: TrainConfig(epochs=0), "epochs is 0"),
+        (lambda: TrainConfig(seed=-1), "seed is -1"),
+    ],
+)
+def test_a_wrong_value_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_plain_settings_come_back_as_they_were():
+    config = TrainConfig(shards=["a b"], model=ModelConfig(stem=Stem.small), seed=2**62)
+    plain = to_plain(config)
+    assert plain["model"]["stem"] == "small"
+    assert from_plain(TrainConfig, plain) == config
+    with pytest.raises(ValueError, match="unknown settings of TrainConfig: colour"):
+        from_plain(TrainConfig, {"colour": 1})
+
+
+def test_the_hash_follows_what_decides_the_weights_and_nothing_else():
+    base = config_hash(TrainConfig())
+    free = TrainConfig(
+        run_dir="elsewhere", log_every_steps=1, data=DataConfig(num_threads=9),
+        checkpoint=CheckpointConfig(every_steps=7), world=WorldConfig(timeout_s=9),
+    )  # fmt: skip
+    assert config_hash(free) == base
+    assert config_hash(TrainConfig(loss=LossConfig(temperature=0.2))) != base
+    assert config_hash(TrainConfig(data=DataConfig(global_batch_size=64))) != base
+
+
+def test_differences_are_told_by_key():
+    old, new = to_plain(TrainConfig()), to_plain(TrainConfig(loss=LossConfig(temperature=0.2)))
+    assert differing_settings(old, new) == ["loss.temperature: 0.1, now 0.2"]

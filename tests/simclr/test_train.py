@@ -1,0 +1,193 @@
+"""Training as its users meet it: resumes bit for bit, stops together, says what is wrong."""
+
+import json
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from make_data import packed_arrays
+from rank_jobs import first_losses, small_run, train_small
+from ranks import CPU, results_of, run_ranks, start_ranks
+
+from simclr.checkpoint.load import newest_valid
+from simclr.checkpoint.pretrained import load_pretrained
+from simclr.config import (
+    BatchNormGroup,
+    DataConfig,
+    EncoderName,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    TrainConfig,
+)
+from simclr.metrics import read_metrics
+from simclr.train import train
+
+STEPS = 16  # 64 patches, half of them for training, 8 a step, 4 epochs
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return packed_arrays(tmp_path_factory.mktemp("shards"), 64)
+
+
+@pytest.fixture(scope="module")
+def unbroken(shards, tmp_path_factory):
+    """Run folder of two ranks that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    names = run_ranks(train_small, 2, folder, small_run(shards, folder / "run"))
+    assert names == ["step-000000016"] * 2
+    return folder / "run"
+
+
+def weights(run_dir) -> dict[str, torch.Tensor]:
+    state = torch.load(newest_valid(run_dir) / "state.pt", weights_only=True)
+    tensors = {**state["encoder"], **{f"head.{k}": v for k, v in state["head"].items()}}
+    for number, moments in state["optimizer"]["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
+    return tensors
+
+
+def assert_bit_equal(run_dir, other) -> None:
+    left, right = weights(run_dir), weights(other)
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def timeless(run_dir) -> list[dict]:
+    varying = {"time", "patches_per_s", "data_wait_share"}
+    records = read_metrics(run_dir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k not in varying} for record in records]
+
+
+def reached(run_dir) -> int:
+    beats = list((run_dir / "heartbeats").glob("rank-*.json"))
+    return min((json.loads(path.read_text())["step"] for path in beats), default=-1)
+
+
+def wait_for_step(run_dir, step: int, started) -> None:
+    deadline = time.monotonic() + 60
+    while reached(run_dir) < step and time.monotonic() < deadline:
+        assert all(process.is_alive() for process, _ in started)
+        time.sleep(0.01)
+    assert reached(run_dir) >= step
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_killed_and_restarted_run_ends_with_the_same_bits(shards, unbroken, tmp_path, attempt):
+    config = small_run(shards, tmp_path / "run")
+    step = 2 * random.Random(attempt).randint(2, 6)
+    started = start_ranks(train_small, 2, tmp_path, config)
+    wait_for_step(tmp_path / "run", step, started)
+    for process, _ in started:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert 0 < int(newest_valid(tmp_path / "run").name[5:]) < STEPS
+    run_ranks(train_small, 2, tmp_path, config)
+    assert_bit_equal(tmp_path / "run", unbroken)
+    assert timeless(tmp_path / "run") == timeless(unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_to_one_rank_stops_all_at_one_step_and_nothing_is_lost(
+    shards, unbroken, tmp_path, number
+):
+    config = small_run(shards, tmp_path / "run")
+    started = start_ranks(train_small, 2, tmp_path, config)
+    wait_for_step(tmp_path / "run", 4, started)
+    os.kill(started[1][0].pid, number)
+    first, second = results_of(started)
+    assert first == second
+    stop = "warning" if number is signal.SIGUSR2 else "terminate"
+    assert first.endswith(f"by {stop}")
+    saved = int(newest_valid(tmp_path / "run").name[5:])
+    assert first == f"stopped at {saved} by {stop}"
+    run_ranks(train_small, 2, tmp_path, config)
+    assert_bit_equal(tmp_path / "run", unbroken)
+
+
+def test_reader_threads_and_slots_do_not_change_a_bit(shards, unbroken, tmp_path):
+    data = DataConfig(global_batch_size=8, splits=["train"], num_threads=5, num_slots=6)
+    run_ranks(train_small, 2, tmp_path, small_run(shards, tmp_path / "run", data=data))
+    assert_bit_equal(tmp_path / "run", unbroken)
+
+
+def test_one_two_and_four_ranks_see_the_same_samples_and_losses(shards, tmp_path):
+    model = ModelConfig(encoder=EncoderName.resnet18, batchnorm=BatchNormGroup.world)
+    # Adam divides by the size of a gradient and so magnifies its last bits; SGD does not.
+    optim = OptimConfig(name=OptimizerName.sgd, learning_rate=1e-4)
+    curves, orders = [], []
+    for ranks in (1, 2, 4):
+        config = small_run(shards, tmp_path / f"run-{ranks}", model=model, optim=optim)
+        results = run_ranks(first_losses, ranks, tmp_path, config)
+        curves.append([loss for loss, _ in results[0]])
+        orders.append([[i for r in results for i in r[step][1]] for step in range(STEPS)])
+    assert orders[0] == orders[1] == orders[2]
+    # Later steps feel the first ones' rounding: BatchNorm over 16 views of one pixel multiplies it.
+    for curve in curves[1:]:
+        torch.testing.assert_close(curve[:3], curves[0][:3], rtol=1e-5, atol=0)
+
+
+def test_a_run_learns_to_tell_patches_apart(shards, tmp_path):
+    config = small_run(shards, tmp_path / "run", epochs=15)
+    train(replace(config, optim=OptimConfig(learning_rate=1e-3)))
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert records[-1]["loss"] < 0.75 * records[0]["chance_level"]
+    assert records[-1]["learning_rate"] < 1e-4
+    assert records[-1]["deviation"] > 0.2
+
+
+def test_a_finished_run_started_again_changes_nothing(shards, unbroken):
+    before = {path: path.stat().st_mtime_ns for path in unbroken.glob("checkpoints/*/*")}
+    config = small_run(shards, unbroken)
+    assert run_ranks(train_small, 2, unbroken.parent, config) == ["step-000000016"] * 2
+    assert {path: path.stat().st_mtime_ns for path in unbroken.glob("checkpoints/*/*")} == before
+
+
+def test_the_pretrained_encoder_comes_with_its_origin(shards, unbroken):
+    pretrained = load_pretrained(unbroken, torch.device("cpu"))
+    assert pretrained.step == STEPS
+    assert pretrained.view_size_px == 12
+    assert pretrained.corpus["simulated"] is True
+    assert pretrained.config == small_run(shards, unbroken)
+    assert not pretrained.encoder.training
+    assert set(pretrained.normalisation["arrays"]["B8A"]) == {"mean", "std"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "holds a run of other settings \\(seed: 0, now 1\\)"),
+        (
+            {"model": ModelConfig(encoder=EncoderName.resnet34)},
+            "model.encoder: resnet18, now resnet34",
+        ),
+    ],
+)
+def test_a_run_folder_of_other_settings_is_refused(shards, unbroken, change, message):
+    with pytest.raises(ValueError, match=message):
+        train(small_run(shards, unbroken, **change))
+
+
+def test_a_run_folder_of_other_shards_is_refused(unbroken, tmp_path):
+    other = packed_arrays(tmp_path / "other", 64, seed=9)
+    with pytest.raises(ValueError, match="was trained on other shards"):
+        train(small_run(other, unbroken))
+
+
+def test_a_run_without_a_folder_or_shards_is_refused(shards, tmp_path):
+    with pytest.raises(ValueError, match="run_dir is empty"):
+        train(TrainConfig(shards=[str(shards)]))
+    with pytest.raises(ValueError, match="shards is empty"):
+        train(TrainConfig(run_dir=str(tmp_path / "run"), world=CPU))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_checkpoints_alone(shards, tmp_path):
+    config = small_run(shards, tmp_path / "run", optim=OptimConfig(learning_rate=1e30))
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d+; lower"):
+        train(config)
