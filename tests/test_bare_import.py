@@ -1,0 +1,44 @@
+"""simclr and its doors into preprocess import with torch, torchvision, numpy, h5py, tqdm alone."""
+
+import subprocess
+import sys
+
+from conftest import REPOSITORY
+
+ALLOWED = {"torch", "torchvision", "numpy", "h5py", "tqdm"}
+
+# What the five themselves import is theirs to choose: only imports from our modules are judged.
+SCRIPT = """
+import builtins, pathlib, sys
+allowed, root = set(sys.argv[1].split(",")), pathlib.Path(sys.argv[2])
+real = builtins.__import__
+refused = []
+
+def guard(name, globals=None, locals=None, fromlist=(), level=0):
+    importer = (globals or {}).get("__name__", "").split(".")[0]
+    top = name.split(".")[0]
+    ours = top in ("simclr", "preprocess", "jobs")
+    if importer in ("simclr", "preprocess") and level == 0 and not ours:
+        if top not in allowed and top not in sys.stdlib_module_names:
+            refused.append(f"{globals['__name__']} imports {name}")
+    return real(name, globals, locals, fromlist, level)
+
+builtins.__import__ = guard
+files = [*root.glob("simclr/**/*.py"), *root.glob("preprocess/shards/*.py")]
+for path in [*files, root / "preprocess" / "bands.py"]:
+    parts = path.relative_to(root).with_suffix("").parts
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    real(name)
+foreign = {"hydra", "omegaconf", "submitit", "rasterio", "safetensors", "rich"} & set(sys.modules)
+print(len(files), sorted(refused), sorted(foreign))
+"""
+
+
+def test_every_simclr_module_imports_with_the_five_libraries_alone():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, ",".join(ALLOWED), str(REPOSITORY)],
+        capture_output=True, text=True, timeout=120, check=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    count, rest = done.stdout.strip().split(" ", 1)
+    assert int(count) > 40
+    assert rest == "[] []"
