@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import socket
 import time
 from dataclasses import asdict, dataclass
@@ -11,15 +13,11 @@ from typing import Any
 
 from jobs.place import Place
 from jobs.provenance import provenance
+from jobs.requeue import Decision
 from jobs.schema import read_yaml, to_yaml
 from preprocess.shards.atomic import write_json, write_text
-from simclr.config import (
-    TrainConfig,
-    binding_settings,
-    differing_settings,
-    from_plain,
-    to_plain,
-)
+from simclr.config import TrainConfig
+from simclr.settings import binding_settings, differing_settings, from_plain, to_plain
 
 CONFIG_NAME = "config.yaml"
 PROVENANCE_NAME = "provenance.json"
@@ -28,7 +26,6 @@ FENCE_NAME = "attempt.json"
 CHECKPOINTS = "checkpoints/step-*"
 SUBMISSION_NAME = "submission.json"
 JOB_FOLDER = "slurm"  # records and logs of submitit, for either executor
-LOG_FOLDER = "logs"
 
 
 class SupersededError(RuntimeError):
@@ -125,13 +122,49 @@ class Attempt:
         with (self.run_dir / ATTEMPTS_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def idle_stops(self, step: int) -> int:
-        """Count the latest attempts in a row that stopped at this very step."""
-        steps = [e["step"] for e in read_attempts(self.run_dir) if e["event"] == "stop"]
-        count = 0
-        while count < len(steps) and steps[-1 - count] == step:
-            count += 1
-        return count
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """One stop of a run, on each of its ranks; see ``jobs.requeue.StopRecord``.
+
+    Attributes:
+        run_dir: run folder.
+        place: of this rank.
+        attempt: on the main rank.
+        step: optimizer steps done and saved.
+        signal: what the ranks were told.
+    """
+
+    run_dir: Path
+    place: Place
+    attempt: Attempt | None
+    step: int
+    signal: str
+
+    def idle_stops(self) -> int:
+        """Count the latest stops in a row at the same step, this one included."""
+        steps = [event["step"] for event in self._stops()]
+        same = itertools.takewhile(lambda step: step == self.step, reversed(steps))
+        return 1 + len(list(same))
+
+    def decided(self, decision: Decision) -> None:
+        """Note the stop with what was decided; on the main rank only."""
+        if self.attempt:
+            facts = {"step": self.step, "signal": self.signal, "decision": decision.value}
+            self.attempt.note("stop", **facts, **self._origin())
+
+    def decision(self) -> Decision | None:
+        """Return what the main rank decided for this start of the job, once it has."""
+        for event in reversed(self._stops()):
+            if self._origin().items() <= event.items():
+                return Decision(event["decision"])
+        return None
+
+    def _stops(self) -> list[dict[str, Any]]:
+        return [event for event in read_attempts(self.run_dir) if event["event"] == "stop"]
+
+    def _origin(self) -> dict[str, object]:
+        return {"job_id": self.place.job_id, "restarts": self.place.restarts}
 
 
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
@@ -165,5 +198,7 @@ def _described(place: Place) -> dict[str, object]:
         "restarts": place.restarts,
         "num_ranks": place.num_ranks,
         "nodes": place.node_list or socket.gethostname(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
         "log": place.log,
     }

@@ -15,9 +15,10 @@ from typing import Any
 from preprocess.bands import BANDS
 from preprocess.shards.layout import NODATA, UNIT
 from simclr.checkpoint.pretrained import Pretrained
-from simclr.config import Stem, to_plain
+from simclr.choices import Stem
 from simclr.evaluate.table import markdown
 from simclr.model.encoder import WIDTHS
+from simclr.settings import to_plain
 
 FORMAT = "simclr-s2-encoder"
 FORMAT_VERSION = 1
@@ -69,11 +70,7 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
         "step": pretrained.step,
         "num_steps": pretrained.manifest.num_steps,
         "training": settings,
-        "code": {
-            "version": _version(),
-            "commit": _read_json(run_dir / "provenance.json").get("commit"),
-            "torch": pretrained.manifest.torch,
-        },
+        "code": {"version": _version(), **_commit(run_dir), "torch": pretrained.manifest.torch},
         "evaluations": _evaluations(run_dir, pretrained.step),
     }
 
@@ -158,6 +155,12 @@ def _version() -> str | None:
         return None
 
 
+def _commit(run_dir: Path) -> dict[str, Any]:
+    """Return the commit the run was started from, and whether files differed from it."""
+    code = _read_json(run_dir / "provenance.json").get("code", {})
+    return {"commit": code.get("commit"), "changed": code.get("changed")}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return data
@@ -222,6 +225,7 @@ def _band_table(card: dict[str, Any]) -> str:
 
 def _origin(card: dict[str, Any]) -> str:
     training, corpus, code = card["training"], card["corpus"], card["code"]
+    changes = " with local changes" if code["changed"] else ""
     return "\n".join(
         [
             f"- Augmentation preset `{card['augmentation']}`, loss `{training['loss']['name']}` at "
@@ -230,7 +234,7 @@ def _origin(card: dict[str, Any]) -> str:
             f"seed {training['seed']}.",
             f"- Shards: fingerprint `{corpus['fingerprint']}`.",
             f"- Code: {DISTRIBUTION} {code['version'] or 'not installed'}, commit "
-            f"{code['commit'] or 'unknown'}, torch {code['torch']}.",
+            f"{code['commit'] or 'unknown'}{changes}, torch {code['torch']}.",
             "- All settings: `card.json`, key `training`.",
         ]
     )

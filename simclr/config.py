@@ -6,91 +6,21 @@ line, a Python prompt) gets a ``ValueError`` that names the value and the cure.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field, fields
-from enum import Enum
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import dataclass, field
 
 from preprocess.bands import L2A_BANDS, canonical_names
-
-
-class Device(Enum):
-    """Where tensors live; ``auto`` takes a GPU if there is one."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Precision(Enum):
-    """Number format of the encoder's forward pass; the loss is float32 in either case."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class EncoderName(Enum):
-    """ResNets of He et al. 2016 as torchvision builds them."""
-
-    resnet18 = "resnet18"
-    resnet34 = "resnet34"
-    resnet50 = "resnet50"
-    resnet101 = "resnet101"
-    resnet152 = "resnet152"
-
-
-class Stem(Enum):
-    """``standard``: 7x7 stride 2 and max pooling; ``small``: 3x3 stride 1, for patches <= 64 px."""
-
-    standard = "standard"
-    small = "small"
-
-
-class HeadName(Enum):
-    """Projection heads: the post's 1024-512-128 with ReLU; SimCLR's with BatchNorm."""
-
-    post = "post"
-    simclr2 = "simclr2"
-    simclr3 = "simclr3"
-
-
-class BatchNormGroup(Enum):
-    """Over which ranks BatchNorm takes its statistics while training."""
-
-    local = "local"
-    world = "world"
-
-
-class LossName(Enum):
-    """NT-Xent (SimCLR eq. 1) or decoupled contrastive learning (arXiv 2110.06848)."""
-
-    ntxent = "ntxent"
-    dcl = "dcl"
-
-
-class OptimizerName(Enum):
-    """Optimisers; ``lars`` is You et al. 2017 as SimCLR uses it."""
-
-    adam = "adam"
-    adamw = "adamw"
-    sgd = "sgd"
-    lars = "lars"
-
-
-class Schedule(Enum):
-    """Learning rate after warm-up: cosine to zero at the last step, or constant."""
-
-    cosine = "cosine"
-    constant = "constant"
-
-
-class RateScaling(Enum):
-    """How the learning rate follows the global batch, relative to ``reference_batch_size``."""
-
-    none = "none"
-    sqrt = "sqrt"
-    linear = "linear"
+from simclr.choices import (
+    BatchNormGroup,
+    Device,
+    EncoderName,
+    HeadName,
+    LossName,
+    OptimizerName,
+    Precision,
+    RateScaling,
+    Schedule,
+    Stem,
+)
 
 
 def require(condition: bool, message: str) -> None:
@@ -342,65 +272,3 @@ class ExportConfig:
     run: str = ""
     output: str = ""
     licence: str = "unspecified"
-
-
-_Config = TypeVar("_Config")
-
-
-def to_plain(config: Any) -> dict[str, Any]:
-    """Return a dataclass of settings as plain JSON types, enums by value."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=lambda enum: enum.value))
-    return plain
-
-
-def from_plain(kind: type[_Config], data: dict[str, Any]) -> _Config:
-    """Rebuild a dataclass of settings from ``to_plain``.
-
-    Raises:
-        ValueError: a key is unknown, or a value is refused.
-    """
-    hints = get_type_hints(kind)
-    unknown = sorted(set(data) - {entry.name for entry in fields(kind)})  # type: ignore[arg-type]
-    require(not unknown, f"unknown settings of {kind.__name__}: {', '.join(unknown)}")
-    values = {}
-    for name, value in data.items():
-        hint = hints[name]
-        if isinstance(hint, type) and issubclass(hint, Enum):
-            values[name] = hint(value)
-        else:
-            values[name] = from_plain(hint, value) if isinstance(value, dict) else value
-    return kind(**values)
-
-
-# What may change between two attempts of one run: where it lies and how it is watched, but
-# nothing that would give other weights.
-_FREE_TO_CHANGE = ("run_dir", "shards", "log_every_steps", "world", "checkpoint")
-_FREE_DATA = ("num_threads", "num_slots")
-
-
-def binding_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide the weights; a run goes on only with the same ones."""
-    plain = to_plain(config)
-    for name in _FREE_TO_CHANGE:
-        del plain[name]
-    for name in _FREE_DATA:
-        del plain["data"][name]
-    return plain
-
-
-def config_hash(config: TrainConfig) -> str:
-    """Return sixteen hex digits of the binding settings."""
-    text = json.dumps(binding_settings(config), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def differing_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return ``key: old, now new`` for each setting that differs between two plain configs."""
-    lines = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += differing_settings(before, after, f"{prefix}{name}.")
-        elif before != after:
-            lines.append(f"{prefix}{name}: {before}, now {after}")
-    return lines

@@ -19,7 +19,8 @@ from preprocess.shards.atomic import fsync, publish, temporary_path
 from simclr.card import FORMAT, FORMAT_VERSION, build_card, card_markdown
 from simclr.checkpoint.manifest import sha256_of
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.config import EncoderName, ExportConfig, ModelConfig, Stem, require
+from simclr.choices import EncoderName, Stem
+from simclr.config import ExportConfig, ModelConfig, require
 from simclr.model.encoder import build_encoder
 
 WEIGHTS_NAME, CARD_NAME, PAGE_NAME = "encoder.safetensors", "card.json", "CARD.md"

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from simclr.choices import LossName
 from simclr.collectives import gather_rows, rank
-from simclr.config import LossConfig, LossName
+from simclr.config import LossConfig
 
 _TILE_ROWS = 256
 

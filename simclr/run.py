@@ -17,14 +17,7 @@ from simclr.checkpoint.load import agreed_checkpoint, load_state, restore_rank
 from simclr.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
 from simclr.checkpoint.save import save_checkpoint
 from simclr.collectives import average_gradients
-from simclr.config import (
-    TrainConfig,
-    binding_settings,
-    config_hash,
-    differing_settings,
-    from_plain,
-    to_plain,
-)
+from simclr.config import TrainConfig
 from simclr.corpus import Corpus, open_corpus
 from simclr.heartbeat import beat
 from simclr.loader import Batch, Loader, training_batches
@@ -36,6 +29,7 @@ from simclr.monitors.interval import Interval
 from simclr.optim.build import build_optimizer
 from simclr.optim.schedule import learning_rate, peak_rate
 from simclr.order import Order
+from simclr.settings import binding_settings, config_hash, differing_settings, from_plain, to_plain
 from simclr.step import Outcome
 from simclr.world import World
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from simclr.config import Precision
+from simclr.choices import Precision
 from simclr.loss import contrastive_loss
 from simclr.optim.build import set_rate
 

@@ -16,8 +16,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from simclr.choices import Device
 from simclr.collectives import max_over_ranks
-from simclr.config import Device, WorldConfig
+from simclr.config import WorldConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,18 +11,9 @@ from ranks import CPU, in_world
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from simclr.choices import BatchNormGroup, EncoderName, HeadName, LossName
 from simclr.collectives import average_gradients
-from simclr.config import (
-    BatchNormGroup,
-    CheckpointConfig,
-    DataConfig,
-    EncoderName,
-    HeadName,
-    LossConfig,
-    LossName,
-    ModelConfig,
-    TrainConfig,
-)
+from simclr.config import CheckpointConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
 from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import use_world_statistics
 from simclr.model.simclr import SimCLR

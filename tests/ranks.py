@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from simclr.config import Device, WorldConfig
+from simclr.choices import Device
+from simclr.config import WorldConfig
 from simclr.world import Launch, open_world
 
 # One server imports torch once; every rank of every test is forked from it in milliseconds.

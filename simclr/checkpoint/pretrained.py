@@ -11,8 +11,9 @@ from torch import nn
 
 from simclr.checkpoint.load import load_state, newest_valid
 from simclr.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
-from simclr.config import TrainConfig, from_plain
+from simclr.config import TrainConfig
 from simclr.model.encoder import build_encoder
+from simclr.settings import from_plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models import resnet
 
-from simclr.config import ModelConfig, Stem
+from simclr.choices import Stem
+from simclr.config import ModelConfig
 
 WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from simclr.config import HeadName
+from simclr.choices import HeadName
 
 
 def build_head(name: HeadName, width: int, projection_size: int) -> nn.Module:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from simclr.config import BatchNormGroup, ModelConfig
+from simclr.choices import BatchNormGroup
+from simclr.config import ModelConfig
 from simclr.model.batchnorm import use_world_statistics
 from simclr.model.encoder import WIDTHS, build_encoder
 from simclr.model.head import build_head

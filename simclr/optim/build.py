@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from simclr.config import OptimConfig, OptimizerName
+from simclr.choices import OptimizerName
+from simclr.config import OptimConfig
 from simclr.optim.lars import LARS
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from simclr.config import OptimConfig, RateScaling, Schedule
+from simclr.choices import RateScaling, Schedule
+from simclr.config import OptimConfig
 
 
 def peak_rate(config: OptimConfig, global_batch_size: int) -> float:

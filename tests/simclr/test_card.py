@@ -73,10 +73,10 @@ def test_simulated_is_said_in_card_and_page(trained_run):
 def test_the_commit_of_the_run_is_quoted(trained_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained_run.folder, run)
-    (run / "provenance.json").write_text('{"commit": "abc123"}')
+    (run / "provenance.json").write_text('{"code": {"commit": "abc123", "changed": true}}')
     card = build_card(load_pretrained(run, CPU), run, "MIT")
     assert card["code"]["commit"] == "abc123"
-    assert "commit abc123" in card_markdown(card)
+    assert "commit abc123 with local changes" in card_markdown(card)
 
 
 def with_evaluation(trained_run, tmp_path, step):

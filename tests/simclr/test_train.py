@@ -15,15 +15,8 @@ from ranks import CPU, results_of, run_ranks, start_ranks
 
 from simclr.checkpoint.load import newest_valid
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.config import (
-    BatchNormGroup,
-    DataConfig,
-    EncoderName,
-    ModelConfig,
-    OptimConfig,
-    OptimizerName,
-    TrainConfig,
-)
+from simclr.choices import BatchNormGroup, EncoderName, OptimizerName
+from simclr.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from simclr.metrics import read_metrics
 from simclr.train import train
 

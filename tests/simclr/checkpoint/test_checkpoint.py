@@ -11,7 +11,8 @@ from ranks import CPU
 from simclr.checkpoint.load import newest_valid, restore_rank
 from simclr.checkpoint.manifest import CheckpointManifest, folder_name, verify
 from simclr.checkpoint.save import save_checkpoint
-from simclr.config import TrainConfig, config_hash, to_plain
+from simclr.config import TrainConfig
+from simclr.settings import config_hash, to_plain
 from simclr.world import open_world
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from simclr.config import EncoderName, ModelConfig
+from simclr.choices import EncoderName
+from simclr.config import ModelConfig
 from simclr.evaluate.controls import image_statistics, random_convolutions, random_encoder
 
 CPU = torch.device("cpu")

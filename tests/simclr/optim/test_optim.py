@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from simclr.config import OptimConfig, OptimizerName, RateScaling, Schedule
+from simclr.choices import OptimizerName, RateScaling, Schedule
+from simclr.config import OptimConfig
 from simclr.optim.build import build_optimizer, parameter_groups, set_rate
 from simclr.optim.lars import LARS
 from simclr.optim.schedule import learning_rate, peak_rate

@@ -1,0 +1,83 @@
+"""What a setting may be chosen from, each with its meaning."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Device(Enum):
+    """Where tensors live; ``auto`` takes a GPU if there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """Number format of the encoder's forward pass; the loss is float32 in either case."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class EncoderName(Enum):
+    """ResNets of He et al. 2016 as torchvision builds them."""
+
+    resnet18 = "resnet18"
+    resnet34 = "resnet34"
+    resnet50 = "resnet50"
+    resnet101 = "resnet101"
+    resnet152 = "resnet152"
+
+
+class Stem(Enum):
+    """``standard``: 7x7 stride 2 and max pooling; ``small``: 3x3 stride 1, for patches <= 64 px."""
+
+    standard = "standard"
+    small = "small"
+
+
+class HeadName(Enum):
+    """Projection heads: the post's 1024-512-128 with ReLU; SimCLR's with BatchNorm."""
+
+    post = "post"
+    simclr2 = "simclr2"
+    simclr3 = "simclr3"
+
+
+class BatchNormGroup(Enum):
+    """Over which ranks BatchNorm takes its statistics while training."""
+
+    local = "local"
+    world = "world"
+
+
+class LossName(Enum):
+    """NT-Xent (SimCLR eq. 1) or decoupled contrastive learning (arXiv 2110.06848)."""
+
+    ntxent = "ntxent"
+    dcl = "dcl"
+
+
+class OptimizerName(Enum):
+    """Optimisers; ``lars`` is You et al. 2017 as SimCLR uses it."""
+
+    adam = "adam"
+    adamw = "adamw"
+    sgd = "sgd"
+    lars = "lars"
+
+
+class Schedule(Enum):
+    """Learning rate after warm-up: cosine to zero at the last step, or constant."""
+
+    cosine = "cosine"
+    constant = "constant"
+
+
+class RateScaling(Enum):
+    """How the learning rate follows the global batch, relative to ``reference_batch_size``."""
+
+    none = "none"
+    sqrt = "sqrt"
+    linear = "linear"
