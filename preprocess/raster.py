@@ -63,8 +63,6 @@ def read_raster(path: Path, window: tuple[int, int, int, int] | None = None) -> 
         PatchError: the file is missing, unreadable, truncated, not uint16, or marks nodata by
             another value than 0.
     """
-    if not path.is_file():
-        raise PatchError(path, "missing")
     area = Window(*window) if window else None
     try:
         with _opened(path) as dataset:
@@ -72,6 +70,8 @@ def read_raster(path: Path, window: tuple[int, int, int, int] | None = None) -> 
             transform = _moved(tuple(dataset.transform)[:6], *(window or (0, 0))[:2])
             return Raster(dataset.read(window=area), transform, _epsg(dataset.crs))
     except RasterioError as error:
+        if not path.exists():
+            raise PatchError(path, "missing") from error
         # rasterio puts GDAL's own words, which name band and strip, into the cause
         raise PatchError(
             path, f"cannot be read as a raster ({error.__cause__ or error})"
