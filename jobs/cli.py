@@ -150,7 +150,10 @@ def _unknown_key(cause: ConfigKeyError | ConfigAttributeError, verb: str) -> str
     chosen = cause.object_type
     # the schema of the chosen source, not only what all sources have
     level = chosen if chosen in SOURCES.values() else _class_at(APPS[verb], parents)
-    valid = [entry.name for entry in fields(level)] if level else []
+    if level is None:
+        key = ".".join([*parents, last])
+        return f"{key} is no setting yet; a plus adds it: +{key}=..."
+    valid = [entry.name for entry in fields(level)]
     groups = [
         group for group in choices() if level is APPS[verb] and group in GROUPS_OF.get(verb, ())
     ]

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from jobs.place import Kind, Place
-from jobs.runfolder import LOG_FOLDER
+
+LOG_NAME = "logs/pretrain.log"  # of a run that trains here, where no scheduler keeps one
 
 
 def log_as(place: Place, run_dir: Path | None = None) -> None:
@@ -17,7 +18,7 @@ def log_as(place: Place, run_dir: Path | None = None) -> None:
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if run_dir and place.kind is Kind.here and place.is_main:
-        path = run_dir / LOG_FOLDER / "pretrain.log"
+        path = run_dir / LOG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(path))
     logging.basicConfig(

@@ -77,7 +77,7 @@ def slurm_options(cluster: ClusterConfig, name: str) -> dict[str, Any]:
 def _submit(task: Task, members: list[Any], cluster: ClusterConfig) -> str:
     """Submit without waiting; return the job id."""
     import submitit
-    from submitit.helpers import clean_env
+    from submitit.core.utils import FailedJobError
 
     if not slurm.is_available():
         raise ValueError(
@@ -85,13 +85,16 @@ def _submit(task: Task, members: list[Any], cluster: ClusterConfig) -> str:
             "cluster=laptop or cluster=here"
         )
     _refuse_second(task.folder)
-    with clean_env():  # a job submitted from a job would inherit its size
+    with _outside_jobs():
         executor = submitit.SlurmExecutor(
             str(task.folder.absolute()), max_num_timeout=1000, python=_python(cluster)
         )
         executor.update_parameters(**slurm_options(cluster, f"simclr-{task.verb}"))
-        with executor.batch():
-            jobs = [executor.submit(member) for member in members]
+        try:
+            with executor.batch():
+                jobs = [executor.submit(member) for member in members]
+        except FailedJobError as error:
+            raise slurm.SlurmError(f"sbatch refused the job: {error}") from error
     job_id = jobs[0].job_id.partition("_")[0]
     log = str(jobs[0].paths.stderr)
     write_submission(task.folder, Submission(job_id, task.verb, sys.argv, time.time(), log))
@@ -163,6 +166,18 @@ def num_gpus() -> int:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+@contextmanager
+def _outside_jobs() -> Iterator[None]:
+    """Hide a surrounding job's variables: a job submitted from a job would inherit its size."""
+    from submitit.helpers import clean_env
+
+    configuration = os.environ.get("SLURM_CONF")
+    with clean_env():
+        if configuration:  # no property of a job: it says where Slurm is
+            os.environ["SLURM_CONF"] = configuration
+        yield
 
 
 @contextmanager

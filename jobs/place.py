@@ -47,6 +47,8 @@ class Place:
         ranks_on_node: processes on this node.
         node_list: nodes, in Slurm's abbreviation.
         log: file that takes standard error, if known.
+        array_index: of this job in its array, from 0.
+        array_size: jobs of the array.
     """
 
     kind: Kind = Kind.here
@@ -58,6 +60,8 @@ class Place:
     ranks_on_node: int = 1
     node_list: str = ""
     log: str = ""
+    array_index: int = 0
+    array_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -146,6 +150,8 @@ def _slurm_place(environment: Mapping[str, str]) -> Place:
         ranks_on_node=counts[node] if node < len(counts) else 1,
         node_list=environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "")),
         log=_submitit_log(environment, job_id),
+        array_index=int(index or 0),
+        array_size=int(environment.get("SLURM_ARRAY_TASK_MAX", 0)) + 1,
     )
 
 

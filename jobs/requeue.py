@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from jobs import slurm
 from jobs.joblog import log_as
@@ -41,6 +41,19 @@ class Decision(Enum):
     stay = "stay"  # nobody says why: leaving would lose the job if it is being preempted
     ask_again = "ask again"
     hold = "hold"  # it would come back only to stop at the same step again
+
+
+class StopRecord(Protocol):
+    """What a run writes down of a stop, where all its ranks can read it."""
+
+    def idle_stops(self) -> int:
+        """Count the latest stops in a row at the same step, this one included."""
+
+    def decided(self, decision: Decision) -> None:
+        """Write the decision; main rank only."""
+
+    def decision(self) -> Decision | None:
+        """Read the decision, if it is there."""
 
 
 class Interrupted(BaseException):
@@ -93,9 +106,7 @@ def settle(job_id: str, stop: Stop, sleep: Callable[[float], None] = time.sleep)
     return Decision.stay
 
 
-def leave(
-    place: Place, stop: Stop, note: Callable[[Decision], None], *, idle_stops: int = 0
-) -> NoReturn:
+def leave(place: Place, stop: Stop, record: StopRecord | None = None) -> NoReturn:
     """End this process of a Slurm job so that the job comes back if, and only if, it should.
 
     Neither returns nor raises: submitit would write down a success or an error, and believe it
@@ -104,23 +115,18 @@ def leave(
     Args:
         place: of this process.
         stop: what the ranks were told.
-        note: is given the decision before it is carried out; main rank only.
-        idle_stops: attempts in a row that stopped at the same step, this one included.
+        record: through which the main rank tells the others its decision.
     """
     for number in _NOTED:
         signal.signal(number, _ignore)  # decided already; a second signal changes nothing
     if place.is_main:
-        decision = settle(place.job_id, stop)
-        if decision is Decision.requeue and idle_stops >= MAX_IDLE_STOPS:
-            decision = Decision.hold
-        note(decision)
+        decision = _carry_out(place.job_id, stop, record)
         _log.info("stop (%s): %s", stop.name, decision.value)
-        if decision is Decision.requeue:
-            decision = _requeue(place.job_id)
         if decision is Decision.stay:
             time.sleep(STAY_S)
     else:
-        time.sleep(WAIT_S)  # leaving first would end the main rank: --kill-on-bad-exit
+        # Leaving first would end the main rank before it has asked: --kill-on-bad-exit.
+        _wait_for_main(record)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -163,7 +169,7 @@ def requeued_if_stopped() -> Iterator[Place]:
         try:
             yield place
         except Interrupted as event:
-            leave(place, event.stop, lambda decision: None)
+            leave(place, event.stop)
 
 
 @contextmanager
@@ -185,7 +191,18 @@ def saving_at_interrupt(place: Place) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _requeue(job_id: str) -> Decision:
+def _carry_out(job_id: str, stop: Stop, record: StopRecord | None) -> Decision:
+    decision = settle(job_id, stop)
+    if decision is Decision.requeue and record and record.idle_stops() >= MAX_IDLE_STOPS:
+        decision = Decision.hold
+    if decision is Decision.requeue and not _requeue(job_id):
+        decision = Decision.stay  # at the end of its grace Slurm requeues by itself
+    if record:
+        record.decided(decision)
+    return decision
+
+
+def _requeue(job_id: str) -> bool:
     for _ in range(RETRIES):
         try:
             slurm.requeue(job_id)
@@ -193,8 +210,16 @@ def _requeue(job_id: str) -> Decision:
             _log.warning("%s", error)
             time.sleep(1.0)
         else:
-            return Decision.quit
-    return Decision.stay  # at the end of its grace Slurm requeues by itself
+            return True
+    return False
+
+
+def _wait_for_main(record: StopRecord | None) -> None:
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        if record and record.decision() not in (None, Decision.stay):
+            return
+        time.sleep(0.1)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

@@ -22,7 +22,7 @@ from jobs.requeue import (
     requeued_if_stopped,
     saving_at_interrupt,
 )
-from jobs.runfolder import CHECKPOINTS, JOB_FOLDER, Attempt, freeze
+from jobs.runfolder import CHECKPOINTS, JOB_FOLDER, Attempt, Stopping, freeze
 from preprocess.config import PackConfig, VerifyConfig
 from preprocess.shards.manifest import read_manifest
 from simclr.config import EvaluateConfig, ExportConfig, TrainConfig, require
@@ -71,11 +71,9 @@ def _alone(task: Any, cluster: ClusterConfig) -> tuple[list[Any], ClusterConfig]
 
 @dataclass(frozen=True)
 class Pack:
-    """Pack a source, or one part of it."""
+    """Pack a source; which part of it, every process finds from its place."""
 
     config: PackConfig
-    part: int = 0
-    num_parts: int = 1
 
     verb = "pack"
     checkpoint = __submitit_checkpoint__ = _again
@@ -102,16 +100,16 @@ class Pack:
         """Deal the parts out: to the members of an array on Slurm, else to processes."""
         if cluster.executor is not Executor.slurm:
             return [self], cluster
-        parts = [replace(self, part=k, num_parts=cluster.parts) for k in range(cluster.parts)]
-        return parts, replace(cluster, nodes=1, tasks_per_node=1)
+        return [self] * cluster.parts, replace(cluster, nodes=1, tasks_per_node=1)
 
     def __call__(self) -> str:
         """Pack this process' part."""
         with requeued_if_stopped() as place:
             from preprocess.pack import pack
 
-            part = self.part * place.num_ranks + place.rank
-            manifest = pack(self.config, part, self.num_parts * place.num_ranks, place.is_main)
+            part = place.array_index * place.num_ranks + place.rank
+            num_parts = place.array_size * place.num_ranks
+            manifest = pack(self.config, part, num_parts, place.is_main)
         if manifest is None:
             return ""  # the part that ends last speaks for all
         kind = "simulated patches" if manifest.simulated else "patches"
@@ -195,8 +193,9 @@ class Pretrain:
         place = current_place()
         log_as(place, self.run_dir)
         with interruptible(), saving_at_interrupt(place):
-            attempt = Attempt(self.run_dir, place) if place.is_main else None
+            attempt = None
             try:
+                attempt = Attempt(self.run_dir, place) if place.is_main else None
                 folder = self._train(place, attempt)
             except (Preempted, Interrupted) as event:
                 self._stop(place, attempt, event)
@@ -217,16 +216,10 @@ class Pretrain:
         self, place: Place, attempt: Attempt | None, event: Preempted | Interrupted
     ) -> NoReturn:
         step = event.step if isinstance(event, Preempted) else self._saved_step()
-
-        def note(decision: Decision | None) -> None:
-            if attempt:
-                word = decision.value if decision else "quit"
-                attempt.note("stop", step=step, signal=event.stop.name, decision=word)
-
+        record = Stopping(self.run_dir, place, attempt, step, event.stop.name)
         if place.kind is Kind.slurm:
-            idle = 1 + attempt.idle_stops(step) if attempt else 1
-            leave(place, event.stop, note, idle_stops=idle)
-        note(None)
+            leave(place, event.stop, record)
+        record.decided(Decision.quit)
         raise StoppedError(f"stopped, saved at step {step}; the same command goes on from there")
 
     def _saved_step(self) -> int:

@@ -1,0 +1,61 @@
+# What a person types. Each target is a command or two that can be typed as well.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# A newer setup.cfg or constraints.txt means: install again.
+RUNTIME := $(VENV)/installed-runtime
+DEVELOPMENT := $(VENV)/installed-development
+SLURM := slurm-wlm munge iproute2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint bench slurm slurm-shell clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(RUNTIME) ## rasters to an exported encoder; DATA=<BigEarthNet root> takes real patches
+	@$(BIN)/python -m jobs.demo
+
+test: lint slurm ## lint, types, layers and all tests; Slurm's packages come by apt where that is possible
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+test-fast: $(DEVELOPMENT) ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not slurm and not gpu"
+
+lint: $(DEVELOPMENT) ## ruff, mypy, import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(DEVELOPMENT) ## every claim of speed, with machine, versions and limit
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+slurm: ## Slurm's Debian packages, if they are missing and this is root on Debian
+	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq $(SLURM); \
+	else echo "no Slurm here: its tests will be skipped (needs: $(SLURM))"; fi
+
+slurm-shell: $(DEVELOPMENT) slurm ## a shell on a Slurm of four nodes inside this machine
+	@$(BIN)/python tests/slurm/cluster.py
+
+clean: ## what demo, tests and tools leave; .venv stays
+	rm -rf demo build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+# Debian's python3 may come without ensurepip; then the pip beside it fills the environment.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) \
+		&& $(PYTHON) -m pip --python $(BIN)/python install pip; }
+
+$(RUNTIME): setup.cfg constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e ".[bigearthnet]"
+	@$(BIN)/python -m jobs.pair
+	@touch $@
+
+$(DEVELOPMENT): setup.cfg constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m jobs.pair
+	@touch $@ $(RUNTIME)

@@ -1,0 +1,1 @@
+"""How runs fare: records of run folders and Slurm's word become a table."""

@@ -1,0 +1,315 @@
+"""A Slurm of four nodes inside this machine: starts its daemons in a temporary folder, ends them.
+
+``python tests/slurm/cluster.py`` opens a shell on such a cluster, for trying things by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+DAEMONS = ("munged", "slurmctld", "slurmd")
+CLIENTS = ("sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo", "munge", "unmunge")
+# Loopback addresses are names that resolve everywhere, without touching /etc/hosts.
+NODES = tuple(f"127.0.0.{number}" for number in range(1, 5))
+START_S = 20.0
+
+CONFIGURATION = """\
+ClusterName=simclrtest
+SlurmctldHost=localhost
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+# Credentials that expire soon let a requeued job start after seconds, not two minutes.
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
+SlurmctldPort={port}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd-%n.log
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+PropagateResourceLimits=NONE
+ReturnToService=2
+SlurmdParameters=config_overrides
+{parameters}
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=5,bf_resolution=30,bf_continue
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue={requeue:d}
+KillWait=10
+# Longer than srun waits for a child that holds its output, or the node would be drained.
+UnkillableStepTimeout=180
+SlurmdTimeout=30
+MinJobAge=86400
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+NodeName=127.0.0.[1-4] NodeHostName=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=4 \
+Boards=1 SocketsPerBoard=1 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 \
+DefaultTime=10 State=UP
+PartitionName=low0 Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 DefaultTime=10 State=UP
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF DefaultTime=10 State=UP
+"""
+
+CGROUP = """\
+CgroupPlugin=cgroup/v1
+CgroupAutomount=no
+ConstrainCores=no
+ConstrainRAMSpace=no
+ConstrainDevices=no
+"""
+
+
+def missing() -> str:
+    """Return why there can be no cluster on this machine, or nothing."""
+    names = [name for name in (*DAEMONS, *CLIENTS) if shutil.which(name, path=_path()) is None]
+    if names:
+        return f"not installed: {', '.join(names)} (Debian: apt-get install slurm-wlm munge)"
+    return ""
+
+
+class Cluster:
+    """A running cluster.
+
+    Attributes:
+        folder: configuration, state and logs.
+        environment: variables with which commands find this cluster and no other.
+    """
+
+    def __init__(self, folder: Path, *, requeue: bool = True, user_signal: bool = True) -> None:
+        self.folder = folder
+        self.environment = {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": _path(),
+            # all nodes are this machine
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+        }
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        self._write_configuration(requeue, user_signal)
+
+    def start(self) -> None:
+        """Start all daemons and wait until four nodes are idle."""
+        self._start_munge()
+        conf = str(self.folder / "slurm.conf")
+        self._daemon("slurmctld", "-D", "-f", conf, "-i")
+        _wait(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld to answer")
+        for node in NODES:
+            self._daemon("slurmd", "-D", "-f", conf, "-N", node, log=f"slurmd-{node}")
+        idle = ("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D")
+        _wait(lambda: self.run(*idle).strip() == "4", "four idle nodes")
+
+    def stop(self) -> None:
+        """End jobs, then daemons, the last started first; by process id only."""
+        with contextlib.suppress(subprocess.SubprocessError):
+            self.clear()
+        for daemon in reversed(self._daemons):
+            _end(daemon)
+
+    def run(self, *command: str, check: bool = True, timeout_s: float = 60) -> str:
+        """Run a command on the cluster and return what it printed."""
+        done = subprocess.run(
+            command,
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{command} left with {done.returncode}: {done.stderr}")
+        return done.stdout
+
+    def clear(self) -> None:
+        """Cancel every job and wait until none is left on a node."""
+        live = ("squeue", "-h", "-o", "%i %T")
+        self.run("scancel", "--user", getpass.getuser())
+        _wait(lambda: not self.run(*live).strip(), "an empty queue", 60)
+
+    def state(self, job_id: str) -> dict[str, str]:
+        """Return the fields of ``scontrol show job``."""
+        words = self.run("scontrol", "-o", "show", "job", job_id).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def wait_for(self, job_id: str, *states: str, timeout_s: float = 120) -> dict[str, str]:
+        """Wait until a job is in one of the states."""
+
+        def arrived() -> bool:
+            return self.state(job_id)["JobState"] in states
+
+        _wait(arrived, f"job {job_id} to be {' or '.join(states)}", timeout_s, self._explain)
+        return self.state(job_id)
+
+    def _explain(self) -> str:
+        return self.run("squeue", "-t", "all", check=False)
+
+    def _write_configuration(self, requeue: bool, user_signal: bool) -> None:
+        port, *ports = _free_ports(1 + len(NODES))
+        for name in ("state", "log", *(f"spool/{node}" for node in NODES)):
+            (self.folder / name).mkdir(parents=True)
+        text = CONFIGURATION.format(
+            folder=self.folder,
+            user=getpass.getuser(),
+            port=port,
+            first=ports[0],
+            last=ports[-1],
+            requeue=requeue,
+            parameters="SlurmctldParameters=preempt_send_user_signal" if user_signal else "",
+        )
+        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "cgroup.conf").write_text(CGROUP)
+
+    def _start_munge(self) -> None:
+        key, sock = self.folder / "munge.key", self.folder / "munge.sock"
+        key.write_bytes(secrets.token_bytes(1024))
+        key.chmod(0o600)
+        files = {
+            "key": key,
+            "socket": sock,
+            "pid": "munged.pid",
+            "log": "log/munge",
+            "seed": "seed",
+        }
+        options = {"key": "--key-file", "socket": "--socket"}
+        named = [f"{options.get(k, f'--{k}-file')}={self.folder / v}" for k, v in files.items()]
+        # -f: the folder above, /tmp, is writable for all
+        self._daemon("munged", "-F", "-f", "--num-threads=4", *named, log="munged")
+        _wait(lambda: _munge_answers(sock), "munged to answer")
+
+    def _daemon(self, *command: str, log: str = "") -> None:
+        path = self.folder / "log" / f"{log or command[0]}.out"
+        with path.open("ab") as output:
+            self._daemons.append(
+                subprocess.Popen(
+                    command,
+                    stdout=output,
+                    stderr=output,
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, **self.environment},
+                    start_new_session=True,  # Ctrl-C in the terminal is not for daemons
+                )
+            )
+
+
+@contextmanager
+def running_cluster(*, requeue: bool = True, user_signal: bool = True) -> Iterator[Cluster]:
+    """Start a cluster in a short temporary folder; end it and remove the folder."""
+    # Paths of sockets end at 108 characters, so not in the folder of the tests.
+    folder = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
+    cluster = Cluster(folder, requeue=requeue, user_signal=user_signal)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until(
+    condition: Callable[[], bool],
+    what: str,
+    timeout_s: float = 60,
+    explain: Callable[[], str] = str,
+) -> None:
+    """Poll until a condition holds; say what was waited for if it does not."""
+    _wait(condition, what, timeout_s, explain)
+
+
+def _wait(
+    condition: Callable[[], bool],
+    what: str,
+    timeout_s: float = START_S,
+    explain: Callable[[], str] = str,
+) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {timeout_s:.0f} s for {what}\n{explain()}")
+        time.sleep(0.1)
+
+
+def _munge_answers(sock: Path) -> bool:
+    made = subprocess.run(["munge", "-S", sock, "-n"], capture_output=True, check=False)
+    read = subprocess.run(
+        ["unmunge", "-S", sock], input=made.stdout, capture_output=True, check=False
+    )
+    return made.returncode == 0 == read.returncode
+
+
+def _end(daemon: subprocess.Popen[bytes]) -> None:
+    if daemon.poll() is None:
+        daemon.send_signal(signal.SIGTERM)
+        try:
+            daemon.wait(10)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports in a row that nobody listens on, below those given to outgoing connections."""
+    for first in range(20000 + os.getpid() % 5000, 32000, count):
+        ports = list(range(first, first + count))
+        if all(_is_free(port) for port in ports):
+            return ports
+    raise RuntimeError("no free ports between 20000 and 32000")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def _path() -> str:
+    """Return PATH with our console scripts, and with daemons, which a user may not see."""
+    own = str(Path(sys.executable).parent)  # the console scripts, for sbatch files
+    return os.pathsep.join([own, os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+def shell(environment: Mapping[str, str]) -> int:
+    """Open an interactive shell with the cluster's environment."""
+    return subprocess.run(
+        [os.environ.get("SHELL", "/bin/bash")], env={**os.environ, **environment}, check=False
+    ).returncode
+
+
+def main() -> int:
+    """Open a shell on a new cluster, and end the cluster with the shell."""
+    if missing():
+        sys.exit(f"no Slurm cluster here: {missing()}")
+    with running_cluster() as cluster:
+        sys.stdout.write(
+            f"Slurm of 4 nodes; partitions low, low0, high; logs in {cluster.folder}/log\n"
+            "exit ends it\n"
+        )
+        sys.stdout.flush()
+        return shell(cluster.environment)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
