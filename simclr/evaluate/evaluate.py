@@ -120,6 +120,7 @@ def _features(setting: Setting, device: torch.device, progress: bool) -> dict[_C
     maker = ViewMaker(corpus, AugmentConfig(preset="none", view_size_px=size_px), 0, device)
 
     def views() -> Iterator[Tensor]:
+        """Start a pass over the samples."""
         batches = sequential_batches(corpus, config.batch_size, device)
         return (maker.plain(batch) for batch in batches)
 

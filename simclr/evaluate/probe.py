@@ -8,7 +8,8 @@ Features are standardised on the training split; the loss is the mean negative l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ from torch.nn import functional
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 MAX_ITERATIONS = 500
 _GRADIENT_TOLERANCE = 1e-6
+# Below this many products a step costs less than waking a second thread; on a shared machine that
+# wait is a hundred times the work.
+_WORTH_THREADS = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +126,14 @@ class _Problem:
         )
 
         def loss() -> Tensor:
+            """Return the loss, and leave its gradient in the parameters."""
             solver.zero_grad()
             value = self._loss(free * stretch, intercept, penalty)
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        solver.step(loss)  # type: ignore[no-untyped-call]
+        with _threads_that_pay(self._features.numel() * len(intercept)):
+            solver.step(loss)  # type: ignore[no-untyped-call]
         gradients = torch.autograd.grad(
             self._loss(free * stretch, intercept, penalty), (free, intercept)
         )
@@ -144,6 +150,17 @@ class _Problem:
                 logits, self._target, reduction="sum"
             ) / len(logits)
         return likelihood + penalty / 2 * weight.square().sum()
+
+
+@contextmanager
+def _threads_that_pay(products: int) -> Iterator[None]:
+    """Use one thread for the time of the block, unless there is work for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if products > _WORTH_THREADS else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:

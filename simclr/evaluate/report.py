@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.shards.atomic import write_json, write_text
-from simclr.evaluate.table import markdown
+from simclr.evaluate.table import markdown, text_table
 
 FORMAT = "simclr-s2-evaluation"
 FORMAT_VERSION = 1
@@ -50,3 +50,8 @@ def read_report(path: Path) -> list[Evaluation]:
         raise ValueError(f"{path} is of {found}, not {(FORMAT, FORMAT_VERSION)}; evaluate again")
     evaluations: list[Evaluation] = data["evaluations"]
     return evaluations
+
+
+def report_text(path: Path) -> str:
+    """Return what a terminal shows of evaluation.json: a plain table for each task."""
+    return "\n".join(text_table(evaluation) for evaluation in read_report(path))

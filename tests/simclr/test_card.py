@@ -21,6 +21,7 @@ CPU = torch.device("cpu")
 BANDS = ["B04", "B03", "B02", "B08"]
 
 
+@pytest.mark.slow
 def test_the_loading_example_gives_our_representations_in_plain_torchvision(trained_run, tmp_path):
     folder = export(ExportConfig(run=str(trained_run.folder), output=str(tmp_path / "out")))
     page = (folder / "CARD.md").read_text()

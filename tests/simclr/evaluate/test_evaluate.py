@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from make_data import packed_arrays
@@ -12,10 +13,10 @@ from simclr.config import EvaluateConfig
 from simclr.evaluate import evaluate as module
 from simclr.evaluate.controls import IMAGE_STATISTICS, RANDOM_CONVOLUTIONS, RANDOM_ENCODER
 from simclr.evaluate.evaluate import evaluate
-from simclr.evaluate.report import read_report
+from simclr.evaluate.report import read_report, report_text
 from simclr.evaluate.scores import SCORES
-from simclr.evaluate.table import text_table
 
+pytestmark = pytest.mark.slow
 CONTROLS = [RANDOM_ENCODER, RANDOM_CONVOLUTIONS, IMAGE_STATISTICS]
 
 
@@ -34,8 +35,12 @@ def settings(run, shards, **others):
     return EvaluateConfig(run=str(run), shards=str(shards), **options)
 
 
+def report_path(config):
+    return Path(config.run) / "evaluation.json"
+
+
 def report(config):
-    return read_report(module.Path(config.run) / "evaluation.json")
+    return read_report(report_path(config))
 
 
 def test_every_score_has_an_interval_and_stands_beside_all_controls(evaluated):
@@ -73,14 +78,13 @@ def test_the_report_tells_what_was_scored(evaluated):
 def test_simulated_is_said_in_every_output(evaluated):
     [evaluation] = report(evaluated)
     assert evaluation["simulated"] is True
-    assert text_table(evaluation).startswith("SIMULATED PATCHES")
-    page = (module.Path(evaluated.run) / "evaluation.md").read_text()
+    assert report_text(report_path(evaluated)).startswith("SIMULATED PATCHES")
+    page = (Path(evaluated.run) / "evaluation.md").read_text()
     assert page.startswith("# SIMULATED PATCHES, labels, step 2\n")
 
 
 def test_the_terminal_table_is_plain_and_names_all_rows(evaluated):
-    [evaluation] = report(evaluated)
-    table = text_table(evaluation)
+    table = report_text(report_path(evaluated))
     assert table.isascii()
     for encoder in ("pretrained", *CONTROLS):
         assert f"linear probe: {encoder}" in table
@@ -110,7 +114,7 @@ def test_other_shards_are_added_and_drawn_splits_tried_with_every_seed(evaluated
     assert elsewhere["split"]["redrawn"]
     assert all(row["seeds"] == [0, 1] for row in elsewhere["results"])
     assert "pretrained on" not in " ".join(elsewhere["notes"])
-    page = (module.Path(evaluated.run) / "evaluation.md").read_text()
+    page = (Path(evaluated.run) / "evaluation.md").read_text()
     assert page.count("# SIMULATED PATCHES") == 2
 
 
