@@ -162,7 +162,7 @@ def _is(key: str, path: Path) -> str:
 def _quoted(path: Path) -> str:
     """Quote a path for hydra, in whose grammar spaces and signs would mean something."""
     text = str(path)
-    if all(character.isalnum() or character in "/._-" for character in text):
+    if re.fullmatch(r"[\w.-]*/[\w./-]+", text, re.ASCII):  # a slash: no number, no null
         return text
     # backslashes count only in front of a quote; there each is written twice
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]  # omegaconf lets it through
 
 from jobs.cluster import ClusterConfig
 from preprocess.config import (
@@ -128,7 +129,7 @@ def read_yaml(text: str) -> dict[str, Any]:
     """
     try:
         plain = OmegaConf.to_container(OmegaConf.create(text))
-    except OmegaConfBaseException as error:
+    except (YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"not readable as YAML ({error})") from error
     if not isinstance(plain, dict):
         raise ValueError("not a mapping")

@@ -182,10 +182,8 @@ def node_address(name: str) -> str:
 
 def _fields(text: str) -> dict[str, str]:
     """Split ``Key=value Key=value``; of a key that comes twice the first counts."""
-    line = text.strip().split("\n", 1)[0]
-    starts = list(_FIELD.finditer(line))
-    ends = [match.start() for match in starts[1:]] + [len(line)]
+    parts = _FIELD.split(text.strip().split("\n", 1)[0])[1:]  # key, value, key, value, ...
     fields: dict[str, str] = {}
-    for match, end in zip(starts, ends, strict=True):
-        fields.setdefault(match[1], line[match.end() : end].strip())
+    for key, value in zip(parts[::2], parts[1::2], strict=True):
+        fields.setdefault(key, value.strip())
     return fields

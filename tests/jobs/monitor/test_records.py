@@ -1,0 +1,173 @@
+"""What a run says of itself, with Slurm's word where there is one, in plain words."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from jobs.monitor.records import describe, find_runs, job_of
+from jobs.runfolder import Submission, freeze, write_submission
+from jobs.slurm import JobState
+from simclr.config import TrainConfig
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """Make a run that was submitted as job 12 and has not started."""
+    folder = tmp_path / "runs" / "one"
+    freeze(folder, TrainConfig(run_dir=str(folder)))
+    write_submission(folder / "slurm", Submission("12", "pretrain", [], NOW - 600, "/log"))
+    return folder
+
+
+def happened(run: Path, event: str, **facts: object) -> None:
+    origin = {"job_id": "12", "host": "elsewhere", "pid": 1, "log": "/log"}
+    line = {"attempt": 1, "event": event, "time": NOW - 500, **origin, **facts}
+    with (run / "attempts.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def trained(run: Path, *, silent_s: float = 5.0) -> None:
+    """Let a run have done steps 10 and 20 of 100, ten seconds apart."""
+    with (run / "metrics.jsonl").open("w") as file:
+        for step in (10, 20):
+            record = {"step": step, "num_steps": 100, "patches_per_s": 8.0, "time": NOW + step}
+            file.write(json.dumps(record) + "\n")
+    for rank, age in ((0, 0.0), (1, silent_s)):
+        path = run / "heartbeats" / f"rank-{rank:04d}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"time": NOW - age}))
+    checkpoint = run / "checkpoints" / "step-000000015"
+    checkpoint.mkdir(parents=True)
+    os.utime(checkpoint, (NOW - 60, NOW - 60))
+
+
+def test_a_queued_run_says_why_it_waits(run):
+    record = describe(run, {"12": JobState("12", "PENDING", "Priority")}, NOW)
+    assert record.state == "waiting: other jobs go first"
+    assert not record.needs_person
+    assert (record.job_id, record.log) == ("12", "/log")
+
+
+def test_a_reason_that_we_do_not_know_is_shown_as_slurm_writes_it(run):
+    record = describe(run, {"12": JobState("12", "PENDING", "(SomethingNew, x)")}, NOW)
+    assert record.state == "waiting: SomethingNew"
+
+
+def test_a_job_that_can_never_start_needs_a_person(run):
+    record = describe(run, {"12": JobState("12", "PENDING", "PartitionTimeLimit")}, NOW)
+    assert record.needs_person
+    assert "scontrol show job 12" in record.action
+
+
+def test_a_training_run_shows_progress_checkpoint_and_the_slowest_heartbeat(run):
+    happened(run, "start")
+    trained(run)
+    record = describe(run, {"12": JobState("12", "RUNNING")}, NOW)
+    assert (record.state, record.attempt) == ("training", 1)
+    assert (record.step, record.num_steps, record.patches_per_s) == (20, 100, 8.0)
+    assert record.time_left_s == pytest.approx(80)
+    assert (record.checkpoint_step, record.checkpoint_age_s) == (15, 60)
+    assert record.heartbeat_age_s == 5
+
+
+def test_a_silent_run_needs_a_person(run):
+    happened(run, "start")
+    trained(run, silent_s=2000)
+    record = describe(run, {"12": JobState("12", "RUNNING")}, NOW)
+    assert record.state == "running, but silent"
+    assert record.needs_person
+    assert "scancel 12" in record.action
+
+
+def test_an_unknown_state_is_shown_and_taken_neither_for_running_nor_for_done(run):
+    happened(run, "start")
+    record = describe(run, {"12": JobState("12", "A_STATE_TO_COME")}, NOW)
+    assert record.state == "a_state_to_come"
+
+
+def test_a_requeued_run_waits_to_start_again(run):
+    happened(run, "start")
+    happened(run, "stop", step=15, signal="warning", decision="requeue")
+    record = describe(run, {"12": JobState("12", "PENDING", "BeginTime")}, NOW)
+    assert record.state == "waiting: starts again shortly, after a requeue"
+    assert not record.needs_person
+
+
+def test_a_run_that_its_job_left_behind_needs_a_person(run):
+    happened(run, "start")
+    trained(run)
+    record = describe(run, {"12": JobState("12", "NODE_FAIL")}, NOW)
+    assert record.state == "node_fail"  # Slurm may requeue it still
+    record = describe(run, {"12": JobState("12", "OUT_OF_MEMORY")}, NOW)
+    assert record.state == "ended by Slurm: out_of_memory"
+    assert record.action == "the same command goes on at step 15"
+    assert record.needs_person
+
+
+def test_the_runs_own_record_decides_when_slurm_has_forgotten_the_job(run):
+    happened(run, "start")
+    happened(run, "finished", checkpoint="step-000000100")
+    record = describe(run, {}, NOW)
+    assert record.state == "finished"
+    assert not record.needs_person
+
+
+def test_a_failure_is_told_with_its_words(run):
+    happened(run, "start")
+    happened(run, "failed", error="ValueError: band B10 not in the shards")
+    record = describe(run, {}, NOW)
+    assert record.state == "failed: ValueError: band B10 not in the shards"
+    assert record.action == "read the log; the same command goes on from the start"
+    assert record.needs_person
+
+
+def test_a_cancelled_run_can_be_gone_on_with(run):
+    trained(run)
+    happened(run, "stop", step=15, signal="terminate", decision="quit")
+    record = describe(run, {"12": JobState("12", "CANCELLED")}, NOW)
+    assert record.state == "stopped (terminate)"
+    assert record.action == "the same command goes on at step 15"
+
+
+def test_a_held_run_says_why(run):
+    happened(run, "stop", step=15, signal="warning", decision="hold")
+    assert describe(run, {}, NOW).state == "held: three stops at the same step"
+
+
+def test_a_process_of_this_machine_is_looked_for_by_its_id(run):
+    happened(run, "start", host=socket.gethostname(), pid=os.getpid(), job_id="")
+    assert describe(run, {}, NOW).state == "starting"
+    happened(run, "start", host=socket.gethostname(), pid=2**22 + 1, job_id="")
+    record = describe(run, {}, NOW)
+    assert record.state == "ended without a word: killed, or the machine failed"
+    assert record.needs_person
+
+
+def test_a_process_of_another_machine_is_judged_by_its_heartbeat(run):
+    happened(run, "start", job_id="")
+    trained(run, silent_s=10)
+    assert describe(run, {}, NOW).state == "training"
+    assert describe(run, {}, NOW + 2000).needs_person
+
+
+def test_a_local_attempt_after_a_job_is_not_judged_by_the_job(run):
+    happened(run, "start", job_id="", time=NOW, host=socket.gethostname(), pid=os.getpid())
+    assert describe(run, {"12": JobState("12", "FAILED")}, NOW).state == "starting"
+
+
+def test_a_folder_without_settings_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no run folder"):
+        describe(tmp_path, {})
+
+
+def test_runs_are_found_with_their_jobs(run):
+    assert find_runs(run.parent) == [run]
+    assert job_of(run) == "12"
+    assert describe(run, {}).heartbeat_age_s is None

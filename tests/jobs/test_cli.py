@@ -1,0 +1,199 @@
+"""The command line as a person meets it: exit codes, one-line errors, help, quick starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import subprocess
+import sys
+import typing
+
+import pytest
+
+from jobs import cli
+from jobs.help import choices, default_of, render
+from jobs.schema import APPS, SOURCES
+from jobs.verbs import evaluate, export, pack, pretrain, verify
+
+HELPS = {
+    "pack": pack.HELP,
+    "verify": verify.HELP,
+    "pretrain": pretrain.HELP,
+    "evaluate": evaluate.HELP,
+    "export": export.HELP,
+}
+
+
+def simclr(verb: str, *arguments: str, **options: typing.Any) -> subprocess.CompletedProcess[str]:
+    """Run a verb as a command."""
+    command = [sys.executable, "-m", f"jobs.verbs.{verb}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """Return a function that runs a verb in this process and returns its one line of error."""
+    modules = {"pack": pack, "pretrain": pretrain, "verify": verify, "evaluate": evaluate}
+    monkeypatch.chdir(tmp_path)
+
+    def run(verb: str, *arguments: str, code: int = 2) -> str:
+        monkeypatch.setattr(sys, "argv", [f"simclr-{verb}", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            modules[verb].main()
+        printed = capsys.readouterr()
+        assert ended.value.code == code, printed.err
+        assert printed.out == ""
+        assert printed.err.count("\n") == 1
+        assert printed.err.startswith(f"simclr-{verb}: ")
+        return printed.err
+
+    return run
+
+
+def test_an_unknown_key_names_the_nearest_and_lists_those_of_its_level(refused):
+    line = refused("pretrain", "optim.lerning_rate=1")
+    assert "did you mean learning_rate? optim has: name, learning_rate, scaling," in line
+
+
+def test_a_key_of_another_level_is_found(refused):
+    assert "did you mean optim.learning_rate? " in refused("pretrain", "learning_rate=1")
+
+
+def test_a_key_of_the_chosen_source_is_known(refused):
+    line = refused("pack", "source=eurosat", "source.size=1")
+    assert "size_px" in line
+    assert "did you mean size_px" in line
+
+
+def test_a_new_key_of_an_open_part_is_shown_how_to_add(refused):
+    assert "+cluster.extra.begin=" in refused("pretrain", "cluster.extra.begin=now")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["recipe=lptop"], "recipe is 'lptop'; did you mean laptop? choose one of laptop, paper"),
+        (["cluster=lptop"], "cluster is 'lptop'; did you mean laptop?"),
+        (["optim.learning_rate=fast"], "optim.learning_rate: Value 'fast'"),
+        (["model.encoder=resnet1"], "model.encoder: Invalid value 'resnet1', expected one of"),
+        (["shards=a", "run_dir=r"], "shards: takes a list; write shards=[...]"),
+        (["run_dir=a=b("], "put values with special signs in quotes"),
+        (["loss.temperature=0"], "loss.temperature is 0.0; give a value above 0"),
+        ([], "run_dir is empty"),
+        (["run_dir=r"], "shards is empty"),
+        (["run_dir=r", "shards=[nowhere]"], "nowhere holds no manifest.json"),
+        (["cluster.nodes=2"], "only slurm reaches other machines"),
+    ],
+)
+def test_wrong_use_of_pretrain_is_one_line_with_the_value_and_the_cure(refused, arguments, told):
+    assert told in refused("pretrain", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "source is missing; choose one of bigearthnet_v1"),
+        (["source=eurosat", "source.root=no where", "output=o"], "source.root is no where, which"),
+        (["source=eurosat", "output=o"], "source.root is empty"),
+        (["source=eurosat", "source.root=."], "output is empty"),
+    ],
+)
+def test_wrong_use_of_pack_is_one_line_with_the_value_and_the_cure(refused, arguments, told):
+    assert told in refused("pack", *arguments)
+
+
+def test_wrong_use_leaves_nothing_behind(refused, tmp_path):
+    refused("pretrain", "recipe=laptop", "run_dir=r", "shards=[nowhere]")
+    refused("pack", "source=eurosat", "source.root=nowhere", "output=o")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path):
+    done = simclr("pretrain", "debug=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("simclr-pretrain: run_dir is empty")
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (ValueError("x is 1;\n give 2"), "x is 1; give 2", 2),
+        (OSError(28, "No space left", "/a"), "[Errno 28] No space left: '/a'", 1),
+        (KeyError("k"), "KeyError: 'k'; debug=true shows where", 1),
+        (RuntimeError("c" * 5000), f"RuntimeError: {'c' * 600}; debug=true shows where", 1),
+    ],
+)
+def test_any_exception_becomes_a_line_and_a_code(error, line, code):
+    assert cli.explain(error, "pack") == (line, code)
+
+
+def test_an_interrupt_is_a_failure_in_one_line(capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert cli.guarded("pack", interrupted) == 1
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", HELPS)
+def test_help_shows_examples_choices_defaults_output_and_exit_codes(verb):
+    page = render(verb, HELPS[verb], APPS[verb])
+    assert len(HELPS[verb].examples) == 3
+    assert len(HELPS[verb].settings) <= 10
+    for word in ("Examples:", "Choices:", "Output:", "Exit codes: 0", f"simclr-{verb}: "):
+        assert word in page
+    for key in HELPS[verb].settings:
+        default_of(key, APPS[verb])  # a KeyError for a setting that is gone
+    assert all(len(line) <= 88 for line in page.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("verb", "example"), [(verb, text) for verb, page in HELPS.items() for text in page.examples]
+)
+def test_examples_of_the_help_compose(verb, example, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [*example.split(), "--cfg", "job"])
+    cli.register()
+    module = {"evaluate": evaluate, "export": export, "verify": verify}.get(
+        verb, pack if verb == "pack" else pretrain
+    )
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["optim.nonsense=1"]])
+def test_a_login_node_answers_quickly_and_without_torch(arguments, tmp_path):
+    script = (
+        "import sys\n"
+        "from jobs.verbs.pretrain import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules\n"
+    )
+    before = cpu_s_of_children()
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "AssertionError" not in done.stderr
+    assert cpu_s_of_children() - before < 1.5  # not by the clock: the machine may be busy
+
+
+def cpu_s_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.parametrize("kind", [*APPS.values(), *SOURCES.values()])
+def test_every_annotation_is_a_field_and_every_field_is_annotated(kind):
+    # a name without annotation would silently be no setting
+    plain = {
+        name
+        for name, value in vars(kind).items()
+        if not name.startswith("_") and not callable(value) and not hasattr(value, "__get__")
+    }
+    assert plain <= {entry.name for entry in dataclasses.fields(kind)}
+
+
+def test_the_groups_hold_what_the_documentation_names():
+    assert set(SOURCES) <= set(choices()["source"])
+    assert {"laptop", "paper", "recommended"} <= set(choices()["recipe"])
+    assert {"here", "laptop", "slurm_example"} <= set(choices()["cluster"])

@@ -1,0 +1,45 @@
+"""Resources that cannot be are refused before anything is submitted."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.cluster import ClusterConfig, Executor, check_batch
+
+
+def slurm(**settings: object) -> ClusterConfig:
+    return ClusterConfig(executor=Executor.slurm, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"nodes": 0}, "cluster.nodes is 0; give 1 or more"),
+        ({"time_min": 3, "signal_delay_s": 120}, "cluster.signal_delay_s is 120 .* 180 s; .*=5"),
+        ({"tasks_per_node": 8, "gpus_per_node": 4}, "8 but a node has 4 GPUs"),
+    ],
+)
+def test_impossible_resources_are_refused_with_the_cure(settings, told):
+    with pytest.raises(ValueError, match=told):
+        slurm(**settings)
+
+
+def test_a_warning_a_minute_and_more_before_the_limit_is_fine():
+    assert slurm(time_min=4, signal_delay_s=120).num_ranks == 1
+
+
+@pytest.mark.parametrize("executor", [Executor.here, Executor.local])
+def test_only_slurm_reaches_other_machines(executor):
+    with pytest.raises(ValueError, match="only slurm reaches other machines"):
+        ClusterConfig(executor=executor, nodes=2)
+
+
+def test_this_process_is_one():
+    with pytest.raises(ValueError, match="use cluster=laptop"):
+        ClusterConfig(tasks_per_node=2)
+
+
+@pytest.mark.parametrize(("batch", "told"), [(100, "use 96 or 104"), (5, "use 8")])
+def test_a_batch_that_ranks_cannot_share_is_refused_with_the_nearest(batch, told):
+    with pytest.raises(ValueError, match=rf"global_batch_size is {batch} but 8 ranks .*{told}"):
+        check_batch(batch, slurm(nodes=2, tasks_per_node=4))

@@ -1,0 +1,258 @@
+"""A task runs where the cluster says; what it says, or why it failed, comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from make_data import packed_arrays
+
+from jobs import launch
+from jobs.cluster import ClusterConfig, Executor
+from jobs.launch import dispatch, num_gpus, slurm_options
+from jobs.schema import narrow
+from jobs.tasks import Pack, Pretrain, StoppedError, Verify
+from jobs.watch import last_exception, log_lines
+from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
+from simclr.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    DataConfig,
+    EncoderName,
+    ModelConfig,
+    TrainConfig,
+)
+
+LOCAL = ClusterConfig(executor=Executor.local, tasks_per_node=2)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return packed_arrays(tmp_path_factory.mktemp("a packed source"), bands=["B02", "B04"])
+
+
+@pytest.fixture
+def training(shards, tmp_path, monkeypatch) -> TrainConfig:
+    """Return settings of a training that takes seconds."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return TrainConfig(
+        shards=[str(shards)],
+        run_dir=str(tmp_path / "a run"),
+        max_steps=3,
+        log_every_steps=1,
+        data=DataConfig(bands=["B02", "B04"], global_batch_size=8, num_threads=1),
+        augment=AugmentConfig(view_size_px=12),
+        model=ModelConfig(encoder=EncoderName.resnet18),
+        checkpoint=CheckpointConfig(every_steps=1000),
+    )
+
+
+def events(config: TrainConfig) -> list[str]:
+    lines = Path(config.run_dir, "attempts.jsonl").read_text().splitlines()
+    return [json.loads(line)["event"] for line in lines]
+
+
+def test_tasks_travel_in_a_pickle_and_can_be_run_again(training):
+    for task in (Pretrain(training), Pack(PackConfig()), Verify(VerifyConfig())):
+        copy = pickle.loads(pickle.dumps(task))
+        assert copy == task
+        # submitit asks under both names
+        assert copy.checkpoint().function == task == copy.__submitit_checkpoint__().function
+
+
+@pytest.mark.slow
+def test_two_ranks_of_this_machine_train_and_tell_of_it(training, capsys):
+    checkpoint = dispatch(Pretrain(training), LOCAL)
+    assert checkpoint == f"{training.run_dir}/checkpoints/step-000000003"
+    assert "step 3 of 3" in capsys.readouterr().err
+    assert events(training) == ["start", "finished"]
+    assert len(list(Path(training.run_dir, "heartbeats").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_rank_that_refuses_its_settings_is_heard(training, capsys):
+    training.data.bands = ["B10"]
+    with pytest.raises(ValueError, match="band B10 not in the shards"):
+        dispatch(Pretrain(training), LOCAL)
+    assert "Traceback" not in capsys.readouterr().err
+    assert events(training) == ["start", "failed"]
+
+
+@pytest.mark.slow
+def test_parts_on_this_machine_leave_what_one_process_leaves(tmp_path):
+    source = SimulatedConfig(root=str(tmp_path / "rasters"), num_patches=6)
+    config = PackConfig(source=source, output=str(tmp_path / "shards"), shard_size_mib=0.2)
+    said = dispatch(Pack(config), LOCAL)
+    assert said.endswith("6 simulated patches in 6 shards, manifest written")
+    assert dispatch(Verify(VerifyConfig(shards=config.output)), LOCAL).endswith("sound")
+
+
+def command(config: TrainConfig, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "jobs.verbs.pretrain", "recipe=laptop"),
+        f"shards=['{config.shards[0]}']",
+        f"run_dir='{config.run_dir}'",
+        *("max_steps=2000", "epochs=1000", "data.bands=[B02,B04]", "data.global_batch_size=8"),
+        *("augment.view_size_px=12", *more),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["here", "laptop"])
+def test_ctrl_c_saves_and_the_same_command_goes_on(training, place):
+    process = subprocess.Popen(
+        command(training, f"cluster={place}"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = Path(training.run_dir, "metrics.jsonl")
+    end = time.monotonic() + 90
+    while not metrics.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process in front
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "stopped, saved at step" in said.splitlines()[-1]
+    saved = int(said.rpartition("step ")[2].split(";")[0])
+    assert (Path(training.run_dir) / f"checkpoints/step-{saved:09d}/manifest.json").exists()
+    assert events(training) == ["start", "stop"]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_reported_and_no_process_is_left(training):
+    process = subprocess.Popen(
+        command(training, "cluster=laptop", "world.timeout_s=60"),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    beats = Path(training.run_dir, "heartbeats")
+    end = time.monotonic() + 90
+    while len(list(beats.glob("*.json"))) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    pids = [json.loads(path.read_text())["pid"] for path in sorted(beats.glob("*.json"))]
+    os.kill(pids[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 1, said
+    assert said.splitlines()[-1].startswith("simclr-pretrain: ")
+    assert "log " in said.splitlines()[-1]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_slurm_is_asked_for_what_the_cluster_says():
+    cluster = ClusterConfig(
+        executor=Executor.slurm, nodes=2, gpus_per_node=4, tasks_per_node=4, cpus_per_task=8
+    )
+    options = slurm_options(cluster, "simclr-pretrain")
+    assert options["srun_args"] == ["--kill-on-bad-exit=1", "--cpus-per-task=8"]
+    assert options["additional_parameters"] == {"requeue": True}
+    assert options["wckey"] is None
+    assert (options["nodes"], options["ntasks_per_node"], options["gpus_per_node"]) == (2, 4, 4)
+
+
+def test_the_script_for_slurm_is_complete(training, tmp_path, monkeypatch):
+    text = submitted_script(Pretrain(training), ClusterConfig(executor=Executor.slurm), monkeypatch)
+    for line in (
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --signal=USR2@120",
+        "--kill-on-bad-exit=1",
+        "env --block-signal=USR2",
+        f"'{training.run_dir}/slurm'",
+    ):
+        assert line in text
+    assert "wckey" not in text
+
+
+def test_packing_on_slurm_is_an_array(tmp_path, monkeypatch):
+    source = SimulatedConfig(root=str(tmp_path / "rasters"))
+    config = PackConfig(source=source, output=str(tmp_path / "shards"))
+    cluster = ClusterConfig(executor=Executor.slurm, parts=5, parallel_parts=2, tasks_per_node=3)
+    text = submitted_script(Pack(config), cluster, monkeypatch)
+    assert "#SBATCH --array=0-4%2" in text
+    assert "#SBATCH --ntasks-per-node=1" in text
+
+
+def submitted_script(task, cluster, monkeypatch) -> str:
+    """Submit to an sbatch that keeps the script, and return it."""
+    folder = Path(task.folder).parent.parent / "commands"
+    folder.mkdir(exist_ok=True, parents=True)
+    for name, body in {
+        "sbatch": f'cp "$1" "{folder}/script"; echo Submitted batch job 42',
+        "srun": "true",
+        "squeue": "true",
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    assert dispatch(task, cluster) == "42"
+    return (folder / "script").read_text()
+
+
+def test_a_machine_without_slurm_is_told_so(training, monkeypatch):
+    monkeypatch.setattr(launch.slurm, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="this machine has no sbatch"):
+        dispatch(Pretrain(training), ClusterConfig(executor=Executor.slurm))
+
+
+def test_a_refused_submission_is_told_in_slurms_words(training, tmp_path, monkeypatch):
+    for name, body in {"sbatch": "echo 'Invalid account' >&2; exit 1", "srun": "true"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(launch.slurm.SlurmError, match="Invalid account"):
+        dispatch(Pretrain(training), ClusterConfig(executor=Executor.slurm))
+
+
+@pytest.mark.parametrize(("devices", "count"), [("", 0), ("0", 1), ("0,GPU-8a", 2)])
+def test_gpus_that_were_chosen_are_counted(monkeypatch, devices, count):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    assert num_gpus() == count
+
+
+def test_more_ranks_than_gpus_run_on_the_cpu_and_say_so(monkeypatch, caplog):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert launch._devices(LOCAL) == "env CUDA_VISIBLE_DEVICES="
+    assert "1 GPU for 2 ranks: they run on the CPU" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trace", "expected"),
+    [
+        (
+            'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x()\n'
+            "ValueError: x is 1: give 2\n",
+            ("ValueError", "x is 1: give 2"),
+        ),
+        (
+            'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x()\n'
+            "jobs.tasks.StoppedError: stopped\nfor two lines\n",
+            ("StoppedError", "stopped\nfor two lines"),
+        ),
+        ("", ("error", "no traceback")),
+    ],
+)
+def test_the_last_exception_of_a_traceback_is_found(trace, expected):
+    assert last_exception(trace) == expected
+
+
+def test_only_log_lines_reach_the_terminal():
+    text = "12:00:01 INFO a\nTraceback (most recent call last):\n  x\n12:00:02 WARNING b\n"
+    assert log_lines(text) == "12:00:01 INFO a\n12:00:02 WARNING b\n"
+
+
+def test_a_stop_is_a_failure_with_a_cure():
+    assert issubclass(StoppedError, RuntimeError)
+
+
+def test_narrowed_settings_are_those_of_the_work(training):
+    assert narrow(training, TrainConfig) == training

@@ -1,0 +1,199 @@
+"""How an attempt ends follows from Slurm's word, never from the signal alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+
+from jobs import requeue, slurm
+from jobs.place import Kind, Place
+from jobs.requeue import Decision, Interrupted, decide, interruptible, settle
+from jobs.slurm import JobState
+from simclr.preemption import Stop
+
+ENDING = ("COMPLETING", "PENDING", "CANCELLED", "FAILED", "NODE_FAIL", "A_STATE_TO_COME")
+
+
+@pytest.mark.parametrize("state", ENDING)
+def test_a_job_that_slurm_is_ending_is_never_requeued(state):
+    for preempted, warned in product((True, False), repeat=2):
+        assert decide(state, preempted=preempted, warned=warned) is Decision.quit
+
+
+@pytest.mark.parametrize("warned", [True, False])
+def test_a_running_job_that_is_preempted_asks_to_come_back(warned):
+    assert decide("RUNNING", preempted=True, warned=warned) is Decision.requeue
+
+
+def test_a_warning_without_preemption_is_the_time_limit():
+    assert decide("RUNNING", preempted=False, warned=True) is Decision.requeue
+
+
+def test_a_sigterm_that_nobody_explains_is_sat_out():
+    assert decide("RUNNING", preempted=False, warned=False) is Decision.stay
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Let scontrol give these answers, one after the other; the last one for ever."""
+
+    def give(*states: JobState | slurm.SlurmError) -> list[str]:
+        asked: list[str] = []
+
+        def show_job(job_id: str) -> JobState:
+            answer = states[min(len(asked), len(states) - 1)]
+            asked.append(job_id)
+            if isinstance(answer, slurm.SlurmError):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(slurm, "show_job", show_job)
+        return asked
+
+    return give
+
+
+def test_signaling_is_asked_again(answers):
+    asked = answers(JobState("1", "SIGNALING"), JobState("1", "RUNNING", preempted=True))
+    assert settle("1", Stop.terminate, sleep=lambda seconds: None) is Decision.requeue
+    assert len(asked) == 2
+
+
+def test_a_job_that_stays_signaling_counts_as_running(answers):
+    answers(JobState("1", "SIGNALING"))
+    waited: list[float] = []
+    assert settle("1", Stop.warning, sleep=waited.append) is Decision.requeue
+    assert 2.9 <= sum(waited) <= 3.3
+
+
+def test_one_silence_of_the_controller_is_overheard(answers):
+    answers(slurm.SlurmError("no answer"), JobState("1", "COMPLETING"))
+    assert settle("1", Stop.warning, sleep=lambda seconds: None) is Decision.quit
+
+
+def test_without_any_answer_the_rank_stays(answers):
+    asked = answers(slurm.SlurmError("no answer"))
+    assert settle("1", Stop.warning, sleep=lambda seconds: None) is Decision.stay
+    assert len(asked) == requeue.RETRIES
+
+
+class Record:
+    """A stop record in memory."""
+
+    def __init__(self, idle: int = 1, decision: Decision | None = None) -> None:
+        self.idle, self.told = idle, decision
+
+    def idle_stops(self) -> int:
+        return self.idle
+
+    def decided(self, decision: Decision) -> None:
+        self.told = decision
+
+    def decision(self) -> Decision | None:
+        return self.told
+
+
+class Left(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def leaving(monkeypatch):
+    """Return a function that leaves, without ending this process; it returns the exit code."""
+
+    def ended(code: int) -> None:
+        raise Left(code)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(requeue.logging, "shutdown", lambda: None)
+    monkeypatch.setattr(requeue, "STAY_S", 0.0)
+    monkeypatch.setattr(requeue, "WAIT_S", 0.3)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+
+    def leave(rank: int, stop: Stop, record: Record) -> int:
+        with pytest.raises(Left) as left:
+            requeue.leave(Place(Kind.slurm, "1", rank=rank, num_ranks=2), stop, record)
+        return left.value.args[0]
+
+    yield leave
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_the_main_rank_requeues_and_tells_the_others(leaving, answers, monkeypatch):
+    answers(JobState("1", "RUNNING"))
+    requeued: list[str] = []
+    monkeypatch.setattr(slurm, "requeue", lambda job_id: requeued.append(job_id) or True)
+    record = Record()
+    assert leaving(0, Stop.warning, record) == 75
+    assert requeued == ["1"]
+    assert record.told is Decision.requeue
+
+
+def test_a_cancelled_job_is_left_without_a_requeue(leaving, answers, monkeypatch):
+    answers(JobState("1", "COMPLETING"))
+    monkeypatch.setattr(slurm, "requeue", lambda job_id: pytest.fail("it would come back to life"))
+    record = Record()
+    assert leaving(0, Stop.terminate, record) == 75
+    assert record.told is Decision.quit
+
+
+def test_three_stops_at_one_step_hold_the_job(leaving, answers, monkeypatch):
+    answers(JobState("1", "RUNNING", preempted=True))
+    monkeypatch.setattr(slurm, "requeue", lambda job_id: pytest.fail("it would stop there again"))
+    record = Record(idle=3)
+    leaving(0, Stop.warning, record)
+    assert record.told is Decision.hold
+
+
+def test_a_refused_requeue_lets_the_rank_stay(leaving, answers, monkeypatch):
+    def refuse(job_id: str) -> bool:
+        raise slurm.SlurmError("refused")
+
+    answers(JobState("1", "RUNNING", preempted=True))
+    monkeypatch.setattr(slurm, "requeue", refuse)
+    monkeypatch.setattr(requeue.time, "sleep", lambda seconds: None)
+    record = Record()
+    leaving(0, Stop.warning, record)
+    assert record.told is Decision.stay
+
+
+def test_another_rank_leaves_once_the_main_one_has_decided(leaving, monkeypatch):
+    monkeypatch.setattr(requeue, "WAIT_S", 60.0)
+    assert leaving(1, Stop.warning, Record(decision=Decision.requeue)) == 75
+
+
+def test_another_rank_waits_bounded_for_a_main_one_that_never_decides(leaving):
+    assert leaving(1, Stop.warning, Record()) == 75
+
+
+def test_the_first_signal_interrupts_and_the_second_does_not():
+    seen = []
+    with interruptible():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.sigtimedwait([], 0.1)
+        except Interrupted as event:
+            seen.append(event.stop)
+            os.kill(os.getpid(), signal.SIGUSR2)
+            signal.sigtimedwait([], 0.1)
+    assert seen == [Stop.terminate]
+
+
+def test_a_warning_that_was_blocked_from_the_start_is_not_lost():
+    script = (
+        "import os, signal\n"
+        "os.kill(os.getpid(), signal.SIGUSR2)\n"
+        "from jobs.requeue import Interrupted, interruptible\n"
+        "try:\n"
+        "    with interruptible(): pass\n"
+        "except Interrupted as event: print(event.stop.name)\n"
+    )
+    command = ["env", "--block-signal=USR2", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "warning\n"

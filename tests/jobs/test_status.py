@@ -1,0 +1,100 @@
+"""``simclr-status`` as a person and a program read it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from jobs.monitor.table import duration
+from jobs.place import Place
+from jobs.runfolder import Attempt, Submission, freeze, write_submission
+from jobs.verbs import status
+from simclr.config import TrainConfig
+
+
+@pytest.fixture
+def said(monkeypatch, capsys, tmp_path):
+    """Return a function that runs the command; it returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["simclr-status", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            status.main()
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Make a finished run and a failed one."""
+    for name, event, facts in (
+        ("good", "finished", {"checkpoint": "step-000000001"}),
+        ("bad one", "failed", {"error": "OSError: disk full"}),
+    ):
+        folder = tmp_path / "runs" / name
+        freeze(folder, TrainConfig(run_dir=str(folder)))
+        Attempt(folder, Place()).note(event, **facts)
+    return tmp_path / "runs"
+
+
+def test_all_runs_of_the_folder_are_shown_and_a_failure_is_a_failure(said, runs):
+    code, out, _ = said()
+    assert code == 1
+    assert "finished" in out
+    assert "failed: OSError: disk full" in out
+    assert "runs/bad one: next: read the log; the same command goes on from the start" in out
+
+
+def test_a_finished_run_is_no_failure(said, runs):
+    assert said(str(runs / "good"))[0] == 0
+
+
+def test_programs_get_json(said, runs):
+    code, out, _ = said("json=true", str(runs / "good"))
+    (record,) = json.loads(out)
+    assert (code, record["state"], record["needs_person"]) == (0, "finished", False)
+
+
+def test_nothing_to_show_is_said(said):
+    assert said() == (0, "no runs in ./runs; name run folders: simclr-status RUN ...\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"), [("nowhere", "nowhere is no run folder"), ("--watch", "is no option")]
+)
+def test_wrong_use_is_one_line(said, argument, told):
+    code, out, err = said(argument)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert told in err
+
+
+def test_help_names_the_exit_codes(said):
+    code, out, _ = said("--help")
+    assert code == 0
+    assert "1 a run needs a person" in out
+
+
+def test_a_silent_controller_is_told_and_the_runs_speak_for_themselves(
+    said, runs, tmp_path, monkeypatch
+):
+    write_submission(runs / "good" / "slurm", Submission("12", "pretrain", [], 0.0, ""))
+    for name, body in {"squeue": "echo 'Unable to contact' >&2; exit 1", "sbatch": "true"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    code, out, err = said(str(runs / "good"))
+    assert (code, "finished" in out) == (0, True)
+    assert "Unable to contact" in err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(None, "-"), (40, "40 s"), (720, "12 min"), (12600, "3.5 h"), (181440, "2.1 d")],
+)
+def test_durations_are_said_as_people_say_them(seconds, words):
+    assert duration(seconds) == words
