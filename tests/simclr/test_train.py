@@ -70,7 +70,7 @@ def wait_for_step(run_dir, step: int, started) -> None:
     assert reached(run_dir) >= step
 
 
-@pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.parametrize("attempt", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_killed_and_restarted_run_ends_with_the_same_bits(shards, unbroken, tmp_path, attempt):
     config = small_run(shards, tmp_path / "run")
     step = 2 * random.Random(attempt).randint(2, 6)
@@ -85,6 +85,7 @@ def test_killed_and_restarted_run_ends_with_the_same_bits(shards, unbroken, tmp_
     assert timeless(tmp_path / "run") == timeless(unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_nothing_is_lost(
     shards, unbroken, tmp_path, number
@@ -103,12 +104,14 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_nothing_is_lost(
     assert_bit_equal(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
 def test_reader_threads_and_slots_do_not_change_a_bit(shards, unbroken, tmp_path):
     data = DataConfig(global_batch_size=8, splits=["train"], num_threads=5, num_slots=6)
     run_ranks(train_small, 2, tmp_path, small_run(shards, tmp_path / "run", data=data))
     assert_bit_equal(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
 def test_one_two_and_four_ranks_see_the_same_samples_and_losses(shards, tmp_path):
     model = ModelConfig(encoder=EncoderName.resnet18, batchnorm=BatchNormGroup.world)
     # Adam divides by the size of a gradient and so magnifies its last bits; SGD does not.
@@ -125,6 +128,7 @@ def test_one_two_and_four_ranks_see_the_same_samples_and_losses(shards, tmp_path
         torch.testing.assert_close(curve[:3], curves[0][:3], rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_learns_to_tell_patches_apart(shards, tmp_path):
     config = small_run(shards, tmp_path / "run", epochs=15)
     train(replace(config, optim=OptimConfig(learning_rate=1e-3)))
