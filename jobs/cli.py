@@ -103,6 +103,7 @@ def _compose(verb: str, work: Work) -> None:
     register()
 
     def task(config: DictConfig) -> None:
+        """Do the work of one member, and leave with its exit code."""
         # Hydra would note an exception in its own words, and Slurm would see a success.
         code = guarded(verb, lambda: _work(work, config), debug=bool(config.debug))
         if code:

@@ -142,6 +142,7 @@ def interruptible() -> Iterator[None]:
     listening = True
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        """Leave the block, once, in the process that entered it."""
         nonlocal listening
         if listening and os.getpid() == owner:
             listening = False
@@ -177,6 +178,7 @@ def saving_at_interrupt(place: Place) -> Iterator[None]:
     """Let the first Ctrl-C in a terminal mean what SIGTERM means: save and stop."""
 
     def ask(number: int, frame: FrameType | None) -> None:
+        """Ask this process to stop; a second Ctrl-C is Python's own."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.write(2, b"\nsaving; Ctrl-C again leaves at once\n")
         os.kill(os.getpid(), signal.SIGTERM)

@@ -60,12 +60,14 @@ class _Screen:
         self._seen = time.time()
 
     def refresh(self) -> None:
+        """Show what is new."""
         if self._bar:
             self._move_bar(self._bar)
         else:
             self._copy_log()
 
     def close(self) -> None:
+        """Show the last of it."""
         self.refresh()
 
     def _move_bar(self, bar: ProgressBar) -> None:

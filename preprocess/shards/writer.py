@@ -60,6 +60,7 @@ class _Content:
 
     @property
     def rows(self) -> int:
+        """Patches taken in so far."""
         return len(self.index["id"])
 
 

@@ -166,6 +166,7 @@ def score_panel(
     def over_columns(
         score: Callable[[Ranking, Weights], FloatArray],
     ) -> Callable[[Weights], FloatArray]:
+        """Return the macro average of a score of single classes."""
         return lambda weights: macro(np.stack([score(c, weights) for c in columns], axis=1))
 
     every: dict[str, Callable[[Weights], FloatArray]] = {

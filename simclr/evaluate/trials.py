@@ -70,6 +70,7 @@ def try_knn(subject: Subject, task: Task, split: Split, num_neighbours: int) -> 
     truth = torch.from_numpy(task.truth[split.train])
 
     def votes(queries: Tensor) -> ScoreArray:
+        """Return the neighbours' votes (Q, C)."""
         return np.asarray(knn_scores(train, truth, queries, num_neighbours).numpy())
 
     used = min(num_neighbours, len(split.train))
