@@ -113,11 +113,13 @@ class _Slot:
         self._source = np.empty(0, np.int64)
 
     def assign(self, corpus: Corpus, samples: Samples) -> None:
+        """Take the numbers of the samples that this memory is to hold."""
         self._samples = samples
         self.sample_id = corpus.sample_id[samples]
         self._source = corpus.source[samples]
 
     def fill(self, corpus: Corpus, positions: Samples) -> None:
+        """Read the samples at these places of the batch; run by a reader thread."""
         if self._copied is not None:
             self._copied.synchronize()  # the last copy out of this memory must be over
         for position in positions.tolist():
@@ -125,6 +127,7 @@ class _Slot:
             corpus.read_into(int(self._samples[position]), buffers)
 
     def to(self, device: torch.device) -> Batch:
+        """Return the batch on the device; a copy to a GPU runs beside the computation."""
         tensors = {name: tensor[: len(self._samples)] for name, tensor in self._groups.items()}
         extra = torch.from_numpy(np.stack([self._source, self.sample_id]))
         if self._copy is None:

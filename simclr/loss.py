@@ -62,11 +62,12 @@ class _Contrastive(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, unit: torch.Tensor, temperature: float, decoupled: bool) -> torch.Tensor:
+        """Gather all rows, then all rows' denominators: the only two collectives."""
         everyone = gather_rows(unit)  # (M, D), rank by rank
         # A rank's own rows stand at rank * 2B in the gathered matrix.
         first = rank() * len(unit)
         positive = torch.roll(unit, len(unit) // 2, 0)
-        similarity = (unit * positive).sum(1) / temperature
+        similarity = (unit * positive).sum(1) / temperature  # (2B,), both views live on one rank
         negatives = _logsumexp_of_negatives(unit, everyone, temperature, first)
         if decoupled:
             denominator, losses = negatives, negatives - similarity
@@ -82,6 +83,7 @@ class _Contrastive(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return what the losses of all ranks owe to this rank's rows."""
         unit, everyone, denominator, denominators, margin = ctx.saved_tensors
         half = len(unit) // 2
         gradient = torch.empty_like(unit)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.load import agreed_checkpoint, load_state, restore_rank
-from simclr.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
+from simclr.checkpoint.manifest import CheckpointManifest, folder_name, read_checkpoint_manifest
 from simclr.checkpoint.save import save_checkpoint
 from simclr.collectives import average_gradients
 from simclr.config import TrainConfig
@@ -120,11 +120,7 @@ class Run:
         beat(self.run_dir, self.world, self.step)
         for sink in self._sinks:
             sink.write(record)
-        if not math.isfinite(record["loss"]):
-            raise ValueError(
-                f"loss is {record['loss']} at step {self.step}; lower optim.learning_rate "
-                f"({self.config.optim.learning_rate}) and start again: checkpoints are untouched"
-            )
+        self._require_finite(record["loss"])
         self._warn(collapse_in_words(record))
 
     def _place(self) -> dict[str, Any]:
@@ -137,6 +133,13 @@ class Run:
             "chance_level": chance_level(self.order.global_batch_size, self.config.loss),
         }
 
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"loss is {loss} at step {self.step}; lower optim.learning_rate "
+                f"({self.config.optim.learning_rate}) and start again: checkpoints are untouched"
+            )
+
     def _warn(self, words: str) -> None:
         if words and not self._warned:
             _log.warning(words)
@@ -147,8 +150,13 @@ class Run:
         return self.step % self.config.checkpoint.every_steps == 0
 
     def save(self) -> Path:
-        """Save this step on all ranks, unless it is saved already; return the folder."""
-        if self._saved is None or self._saved.name != f"step-{self.step:09d}":
+        """Save this step on all ranks, unless it is saved already; return the folder.
+
+        Raises:
+            ValueError: a loss since the last metric line is not finite; nothing is saved.
+        """
+        if self._saved is None or self._saved.name != folder_name(self.step):
+            self._require_finite(self._interval.total_loss())
             state = {
                 "encoder": self._network.encoder.state_dict(),
                 "head": self._network.head.state_dict(),

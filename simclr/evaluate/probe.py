@@ -19,7 +19,7 @@ from torch.nn import functional
 # The published grid, strongest first: every fit starts where the stronger one ended.
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 MAX_ITERATIONS = 3000
-_GRADIENT_TOLERANCE = 1e-6
+_GRADIENT_TOLERANCE = 1e-5
 # Below this many products a step costs less than waking a second thread; on a shared machine that
 # wait is a hundred times the work.
 _WORTH_THREADS = 2**24
@@ -121,7 +121,7 @@ class _Problem:
             max_iter=MAX_ITERATIONS,
             tolerance_grad=_GRADIENT_TOLERANCE,
             tolerance_change=0.0,
-            history_size=100,
+            history_size=20,
             line_search_fn="strong_wolfe",
         )
 

@@ -85,6 +85,7 @@ def try_probe(subject: Subject, task: Task, split: Split) -> Trial:
     probes = fit_probes(train, torch.from_numpy(task.truth[split.train]), kind)
 
     def headline(probe: Probe) -> float:
+        """Return the validation score that chooses."""
         return _headline(task, task.truth[split.validation], probe.scores(validation).numpy())
 
     best = choose_probe(probes, headline)

@@ -28,7 +28,8 @@ class WorldBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         axes = [0, *range(2, input.dim())]
         values = input if input.dtype == torch.float64 else input.float()
-        local = torch.stack([values.mean(axes), values.square().mean(axes)])
+        # Means, not sums: equal counts on all ranks, and nothing that grows with the batch.
+        local = torch.stack([values.mean(axes), values.square().mean(axes)])  # (2, C)
         mean, square = _MeanOverRanks.apply(local).unbind(0)
         variance = (square - mean.square()).clamp(min=0)  # rounding may go below zero
         self._track(mean.detach(), variance.detach(), input.numel() // input.shape[1])
@@ -53,10 +54,12 @@ class _MeanOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean over ranks."""
         return sum_over_ranks(values.clone()) / num_ranks()
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the mean gradient: every rank's output depends on every rank's values."""
         return sum_over_ranks(gradient.clone()) / num_ranks()
 
 

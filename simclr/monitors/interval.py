@@ -55,6 +55,10 @@ class Interval:
         self._restart_clock(waited_s)
         return record
 
+    def total_loss(self) -> float:
+        """Return the loss since the last line over steps and ranks; waits for the device."""
+        return float(sum_over_ranks(self._loss.clone()))
+
     def state(self) -> dict[str, Any]:
         """Return the unfinished sums of this rank."""
         return {"loss": self._loss.cpu(), "steps": self._steps}

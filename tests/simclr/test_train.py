@@ -188,3 +188,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_checkpoints_alone(sha
     config = small_run(shards, tmp_path / "run", optim=OptimConfig(learning_rate=1e30))
     with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d+; lower"):
         train(config)
+    # Nor is it saved between two metric lines.
+    config = replace(config, run_dir=str(tmp_path / "other"), log_every_steps=100)
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step 3; lower"):
+        train(config)
+    assert not list((tmp_path / "other" / "checkpoints").glob("step-*"))
