@@ -21,6 +21,7 @@ from simclr.metrics import METRICS_NAME, read_metrics
 FOLDER = Path("demo")
 NUM_PATCHES = 640  # minutes on two cores; of a real root, too, only so many are taken
 BATCH_SIZE = 64
+FEWEST_TO_SCORE = 60  # below, no split into train, validation and test says anything
 NUM_RANKS = 2
 TASK = "bigearthnet19"
 
@@ -113,21 +114,31 @@ def pack_arguments(demo: Demo) -> list[str]:
 
 
 def steps_after_packing(demo: Demo) -> dict[str, list[str]]:
-    """Return the verbs that follow, with their arguments."""
+    """Return the verbs that follow, with their arguments; a few patches cannot be scored."""
     rows = read_manifest(demo.shards).rows
+    few = rows < FEWEST_TO_SCORE
     batch = max(NUM_RANKS, min(BATCH_SIZE, rows // NUM_RANKS * NUM_RANKS))
-    return {
+    steps = {
         "pretrain": [
             "recipe=laptop",
             f"shards=[{_quoted(demo.shards)}]",
             _is("run_dir", demo.run),
             f"data.global_batch_size={batch}",
+            *(['data.splits=[train,validation,test,""]'] if few else []),
             "cluster=laptop",
             f"cluster.tasks_per_node={NUM_RANKS}",
         ],
-        "evaluate": [_is("run", demo.run), _is("shards", demo.shards), f"task={TASK}", "seeds=[0]"],
+        "evaluate": [
+            _is("run", demo.run),
+            _is("shards", demo.shards),
+            f"task={TASK}",
+            "seeds=[0]",
+        ],
         "export": [_is("run", demo.run), _is("output", demo.export)],
     }
+    if few:
+        del steps["evaluate"]
+    return steps
 
 
 def summary(demo: Demo, seconds: float) -> str:
@@ -135,13 +146,14 @@ def summary(demo: Demo, seconds: float) -> str:
     records = read_metrics(demo.run / METRICS_NAME)
     first, last = records[0], records[-1]
     notice = "simulated patches: the scores say that it works, nothing about Sentinel-2\n"
+    scores = demo.run / "evaluation.md"
     return (
         f"\n{'-' * 78}\n{notice if demo.source == 'simulated' else ''}"
         f"contrastive loss {first['loss']:.3f} -> {last['loss']:.3f} in {last['step']} steps on "
         f"{NUM_RANKS} ranks; chance is {last['chance_level']:.3f}\n"
         f"shards    {demo.shards}\n"
         f"run       {demo.run}\n"
-        f"scores    {demo.run / 'evaluation.md'}\n"
+        f"scores    {scores if scores.exists() else 'none: too few patches to score an encoder'}\n"
         f"encoder   {demo.export}\n"
         f"{seconds:.0f} s\n"
     )
@@ -165,8 +177,8 @@ def _quoted(path: Path) -> str:
     if re.fullmatch(r"[\w.-]*/[\w./-]+", text, re.ASCII):  # a slash: no number, no null
         return text
     # backslashes count only in front of a quote; there each is written twice
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
-    return f"'{escaped}'"
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), text)
+    return f'"{escaped}"'
 
 
 if __name__ == "__main__":

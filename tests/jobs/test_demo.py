@@ -44,7 +44,9 @@ def test_another_root_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
 def test_few_patches_get_a_batch_that_the_ranks_can_share(tmp_path):
     it = demo.Demo("simulated", Path("r"), tmp_path)
     packed_arrays(it.shards, 13, bands=["B02"])
-    assert "data.global_batch_size=12" in demo.steps_after_packing(it)["pretrain"]
+    steps = demo.steps_after_packing(it)
+    assert "data.global_batch_size=12" in steps["pretrain"]
+    assert "evaluate" not in steps  # nothing could be said of an encoder
 
 
 def test_a_failing_step_ends_it_with_its_exit_code(monkeypatch, tmp_path, capfd):
@@ -73,7 +75,7 @@ def test_the_whole_demonstration_runs(monkeypatch, tmp_path, capfd):
 def test_shown_commands_can_be_typed():
     it = demo.Demo("bigearthnet_v1", Path("/data/Big Earth"), Path("demo/x"))
     typed = shlex.split(shlex.join(["simclr-pack", *demo.pack_arguments(it)]))
-    assert "source.root='/data/Big Earth'" in typed
+    assert 'source.root="/data/Big Earth"' in typed
 
 
 def test_code_outside_a_checkout_has_no_commit(tmp_path):
