@@ -66,9 +66,7 @@ def fit_probes(
     Raises:
         ValueError: there is nothing to tell apart, because no class is both present and absent.
     """
-    mean, scale = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
-    # A constant feature may miss zero by rounding; divided by that it would be noise, loudly.
-    scale = torch.where(scale > 1e-9 * (1 + mean.abs()), scale, 1.0)
+    mean, scale = standardisation(features)
     present, absent = truth.any(dim=0), (~truth).any(dim=0)
     learnable = present if kind == "single" else present & absent
     if not (present & absent).any():
@@ -86,6 +84,18 @@ def fit_probes(
         offset[learnable] = intercept
         probes.append(Probe(mean, scale, full, offset, kind, penalty, converged))
     return probes
+
+
+def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of features (N, D), each (D,) float64.
+
+    The deviation of a constant feature is infinite: divided by it, the feature says nothing, not
+    even about a sample in which it differs.
+    """
+    exact = features.double()
+    mean, scale = exact.mean(dim=0), exact.std(dim=0, correction=0)
+    # Rounding makes a constant feature vary a little; divided by that, it would be loud noise.
+    return mean, torch.where(scale > 1e-9 * (1 + mean.abs()), scale, torch.inf)
 
 
 def choose_probe(probes: list[Probe], score: Callable[[Probe], float]) -> Probe:

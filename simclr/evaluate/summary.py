@@ -113,6 +113,7 @@ def _split(setting: Setting) -> dict[str, Any]:
 
 def _protocol(setting: Setting) -> dict[str, Any]:
     return {
+        "features": "h in evaluation mode, standardised on the training split",
         "k-NN": {"neighbours": setting.config.neighbours, "temperature": TEMPERATURE},
         "linear probe": {"penalties": list(PENALTIES), "solver": "L-BFGS"},
         "bootstrap": {

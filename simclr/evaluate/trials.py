@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simclr.evaluate.features import Features
 from simclr.evaluate.knn import TEMPERATURE, knn_scores
-from simclr.evaluate.probe import PENALTIES, Probe, choose_probe, fit_probes
+from simclr.evaluate.probe import PENALTIES, Probe, choose_probe, fit_probes, standardisation
 from simclr.evaluate.scores import (
     SCORES,
     BoolArray,
@@ -65,8 +65,12 @@ class Subject:
 
 
 def try_knn(subject: Subject, task: Task, split: Split, num_neighbours: int) -> Trial:
-    """Predict the test split by a vote among the training split."""
-    train, validation, test = _parts(subject, split)
+    """Predict the test split by a vote among the training split.
+
+    Features are standardised on the training split, as for the probe: an untrained encoder whose
+    features point nearly all the same way would otherwise be a weaker control than it is.
+    """
+    train, validation, test = _standardised(*_parts(subject, split))
     truth = torch.from_numpy(task.truth[split.train])
 
     def votes(queries: Tensor) -> ScoreArray:
@@ -104,6 +108,11 @@ def _parts(subject: Subject, split: Split) -> tuple[Tensor, Tensor, Tensor]:
         for rows in (split.train, split.validation, split.test)
     )
     return train, validation, test
+
+
+def _standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
+    mean, scale = standardisation(train)
+    return [((part - mean) / scale).float() for part in (train, *others)]
 
 
 def _headline(task: Task, truth: BoolArray, scores: ScoreArray) -> float:
