@@ -8,6 +8,8 @@ import pytest
 from slurm.cluster import wait_until
 from slurm.runs import STEPS, differing, preempt, submit, verb, wait_for_step
 
+GRACE_S = 20  # of the partition low
+
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
@@ -48,13 +50,13 @@ def test_a_preempted_run_comes_back_at_its_step_with_equal_bits(
     assert [m["loss"] for m in run.metrics()] == [m["loss"] for m in unbroken.metrics()]
 
 
-def test_a_preempting_job_waits_less_than_five_seconds(cluster, shards, tmp_path):
+def test_a_preempting_job_need_not_wait_for_the_end_of_the_grace(cluster, shards, tmp_path):
     run = submit(cluster, shards, tmp_path / "run", "cluster.partition=low")
     wait_for_step(cluster, run, 2)
     high = preempt(cluster)
     start = time.monotonic()
     cluster.wait_for(high, "COMPLETED", timeout_s=30)
-    assert time.monotonic() - start < 5, run.log()
+    assert time.monotonic() - start < GRACE_S / 2, run.log()
 
 
 def test_a_cancelled_run_saves_and_stays_cancelled(cluster, shards, tmp_path):
