@@ -12,10 +12,11 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocess.shards.manifest import read_manifest
+from preprocess.shards import open_readers, read_manifest
 from simclr.metrics import METRICS_NAME, read_metrics
 
 FOLDER = Path("demo")
@@ -115,8 +116,9 @@ def pack_arguments(demo: Demo) -> list[str]:
 
 def steps_after_packing(demo: Demo) -> dict[str, list[str]]:
     """Return the verbs that follow, with their arguments; a few patches cannot be scored."""
-    rows = read_manifest(demo.shards).rows
-    few = rows < FEWEST_TO_SCORE
+    splits = count_splits(demo.shards)
+    rows, training = splits.total(), splits["train"] + splits[""]
+    short = training < BATCH_SIZE  # then train on all there are
     batch = max(NUM_RANKS, min(BATCH_SIZE, rows // NUM_RANKS * NUM_RANKS))
     steps = {
         "pretrain": [
@@ -124,7 +126,7 @@ def steps_after_packing(demo: Demo) -> dict[str, list[str]]:
             f"shards=[{_quoted(demo.shards)}]",
             _is("run_dir", demo.run),
             f"data.global_batch_size={batch}",
-            *(['data.splits=[train,validation,test,""]'] if few else []),
+            *(['data.splits=[train,validation,test,""]'] if short else []),
             "cluster=laptop",
             f"cluster.tasks_per_node={NUM_RANKS}",
         ],
@@ -136,9 +138,15 @@ def steps_after_packing(demo: Demo) -> dict[str, list[str]]:
         ],
         "export": [_is("run", demo.run), _is("output", demo.export)],
     }
-    if few:
+    if rows < FEWEST_TO_SCORE:
         del steps["evaluate"]
     return steps
+
+
+def count_splits(shards: Path) -> Counter[str]:
+    """Count the patches of each split."""
+    readers = open_readers(shards, read_manifest(shards))
+    return Counter(str(split) for reader in readers for split in reader.index("split"))
 
 
 def summary(demo: Demo, seconds: float) -> str:

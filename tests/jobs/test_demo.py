@@ -46,6 +46,7 @@ def test_few_patches_get_a_batch_that_the_ranks_can_share(tmp_path):
     packed_arrays(it.shards, 13, bands=["B02"])
     steps = demo.steps_after_packing(it)
     assert "data.global_batch_size=12" in steps["pretrain"]
+    assert 'data.splits=[train,validation,test,""]' in steps["pretrain"]
     assert "evaluate" not in steps  # nothing could be said of an encoder
 
 
@@ -86,3 +87,12 @@ def test_code_in_a_checkout_has_one():
     version = code_version(Path(__file__).parent)
     assert len(version["commit"]) == 40
     assert isinstance(version["changed"], bool)
+
+
+def test_enough_patches_are_trained_on_by_their_split_and_scored(tmp_path):
+    it = demo.Demo("simulated", Path("r"), tmp_path)
+    packed_arrays(it.shards, 2 * demo.BATCH_SIZE, bands=["B02"])
+    steps = demo.steps_after_packing(it)
+    assert not any("splits" in argument for argument in steps["pretrain"])
+    assert "data.global_batch_size=64" in steps["pretrain"]
+    assert "evaluate" in steps

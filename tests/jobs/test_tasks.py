@@ -1,0 +1,158 @@
+"""What the verbs do, in this process: results, refusals, records; and their end in a Slurm job."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from make_data import packed_arrays
+
+from jobs import requeue, tasks
+from jobs.cluster import ClusterConfig
+from jobs.launch import dispatch
+from jobs.place import Kind, Place
+from jobs.requeue import Interrupted
+from jobs.tasks import Evaluate, Export, Pack, Pretrain, StoppedError, Verify, VerifyError
+from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
+from simclr.config import EvaluateConfig, ExportConfig, TrainConfig
+from simclr.preemption import Preempted, Stop
+
+HERE = ClusterConfig()
+
+
+@pytest.fixture
+def pretrain(tmp_path) -> Pretrain:
+    """Return a task whose training is replaced by what a test says."""
+    shards = packed_arrays(tmp_path / "shards", 8, bands=["B02"])
+    config = TrainConfig(shards=[str(shards)], run_dir=str(tmp_path / "run"))
+    return Pretrain(config)
+
+
+def trains(monkeypatch: pytest.MonkeyPatch, outcome: Path | BaseException) -> None:
+    def train(self, place, attempt):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(Pretrain, "_train", train)
+
+
+def events(task: Pretrain) -> list[dict[str, object]]:
+    lines = (task.run_dir / "attempts.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_finished_training_names_its_checkpoint(pretrain, monkeypatch):
+    trains(monkeypatch, Path("checkpoints/step-000000009"))
+    assert dispatch(pretrain, HERE) == "checkpoints/step-000000009"
+    assert events(pretrain)[-1]["checkpoint"] == "step-000000009"
+    assert (pretrain.run_dir / "logs" / "pretrain.log").exists()
+
+
+def test_a_stopped_training_says_where_it_saved(pretrain, monkeypatch):
+    trains(monkeypatch, Preempted(7, Stop.terminate))
+    with pytest.raises(StoppedError, match="saved at step 7; the same command goes on"):
+        dispatch(pretrain, HERE)
+    assert events(pretrain)[-1]["event"] == "stop"
+    assert events(pretrain)[-1]["step"] == 7
+
+
+def test_a_stop_before_training_goes_on_from_the_newest_checkpoint(pretrain, monkeypatch):
+    (pretrain.run_dir / "checkpoints" / "step-000000005").mkdir(parents=True)
+    trains(monkeypatch, Interrupted(Stop.terminate))
+    with pytest.raises(StoppedError, match="saved at step 5"):
+        dispatch(pretrain, HERE)
+
+
+def test_a_failure_is_written_down_and_raised(pretrain, monkeypatch):
+    trains(monkeypatch, OSError(28, "No space left"))
+    with pytest.raises(OSError, match="No space left"):
+        dispatch(pretrain, HERE)
+    assert events(pretrain)[-1]["error"] == "OSError: [Errno 28] No space left"
+
+
+def test_in_a_slurm_job_a_stop_ends_by_slurms_word(pretrain, monkeypatch):
+    left: list[object] = []
+
+    def leave(place: Place, stop: Stop, record: object = None) -> None:
+        left.append((place.kind, stop, record))
+        raise SystemExit(75)
+
+    monkeypatch.setattr(tasks, "current_place", lambda: Place(Kind.slurm, "1"))
+    monkeypatch.setattr(tasks, "leave", leave)
+    trains(monkeypatch, Preempted(7, Stop.warning))
+    with pytest.raises(SystemExit):
+        pretrain()
+    (kind, stop, record) = left[0]
+    assert (kind, stop, record.step) == (Kind.slurm, Stop.warning, 7)
+
+
+def test_packing_in_a_slurm_job_asks_to_come_back(monkeypatch):
+    left: list[Stop] = []
+    monkeypatch.setattr(requeue, "current_place", lambda: Place(Kind.slurm, "1"))
+    monkeypatch.setattr(requeue, "leave", lambda place, stop: left.append(stop))
+    with requeue.requeued_if_stopped():
+        raise Interrupted(Stop.warning)
+    assert left == [Stop.warning]
+
+
+def test_parts_of_an_array_pack_all_together(tmp_path, monkeypatch):
+    source = SimulatedConfig(root=str(tmp_path / "rasters"), num_patches=6)
+    config = PackConfig(source=source, output=str(tmp_path / "out"), shard_size_mib=0.2)
+    said = []
+    for index in range(3):
+        place = Place(array_index=index, array_size=3)
+        monkeypatch.setattr(requeue, "current_place", lambda place=place: place)
+        said.append(Pack(config)())
+    assert said[:2] == ["", ""]
+    assert said[2].endswith("6 simulated patches in 6 shards, manifest written")
+
+
+def test_damaged_shards_fail_with_what_is_wrong_and_the_cure(tmp_path):
+    shards = packed_arrays(tmp_path / "shards", 8, bands=["B02"])
+    assert "sound" in dispatch(Verify(VerifyConfig(shards=str(shards))), HERE)
+    path = sorted(shards.glob("*.h5"))[0]
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(VerifyError, match=r"1 problems: shard-00000\.h5: .*; .*pack again"):
+        dispatch(Verify(VerifyConfig(shards=str(shards))), HERE)
+
+
+@pytest.mark.parametrize(
+    ("task", "told"),
+    [
+        (Verify(VerifyConfig()), "shards is empty"),
+        (Evaluate(EvaluateConfig()), "run is empty"),
+        (Evaluate(EvaluateConfig(run="nowhere")), "run is nowhere, which is no folder"),
+        (Evaluate(EvaluateConfig(run=".")), "shards is empty"),
+        (Evaluate(EvaluateConfig(run=".", shards=".")), "task is empty"),
+        (Export(ExportConfig()), "run is empty"),
+        (Export(ExportConfig(run="nowhere")), "run is nowhere, which is no folder"),
+        (Export(ExportConfig(run=".")), "output is empty"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(task, told):
+    with pytest.raises(ValueError, match=told):
+        dispatch(task, HERE)
+
+
+@pytest.mark.slow
+def test_a_sweep_gives_each_member_a_folder_of_its_own(tmp_path):
+    output = tmp_path / "packed"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "jobs.verbs.pack", "-m", "source=simulated"),
+            f"source.root={tmp_path}/rasters-${{source.seed}}",
+            f"output={output}",
+            "source.num_patches=2",
+            "source.seed=1,2",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("manifest written") == 2
+    assert len(list(output.glob("*/manifest.json"))) == 2
