@@ -29,7 +29,7 @@ OFFSET_RULE = (
 )
 RESAMPLING_RULE = (
     "every band from its native grid to the input grid by bilinear interpolation in the pixel-area "
-    "convention (align_corners=False)"
+    "convention (align_corners=False), widened where that grid is coarser: no pixel is skipped"
 )
 # What the training views do to a constant band: ``simclr.augment.views`` divides by no less.
 _SMALLEST_STD = 1.0
