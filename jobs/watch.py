@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -90,14 +91,22 @@ class _Screen:
 
 
 def _until_done(job: Any, screen: _Screen) -> None:
-    failed_at: float | None = None
+    complete, failed_at = False, None
     while not job.done():
         screen.refresh()
-        if failed_at is None and _failures(job):
+        complete = complete or len(_processes(job)) == job.num_tasks
+        if failed_at is None and complete and _has_lost_a_rank(job):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > PEERS_S:
             _kill_ranks(job)
         time.sleep(POLL_S)
+
+
+def _has_lost_a_rank(job: Any) -> bool:
+    """Say whether a rank has failed, or has ended without leaving a result."""
+    alive = len(_processes(job))  # first, as a rank leaves its result before it ends
+    unfinished = sum(not rank.paths.result_pickle.exists() for rank in _ranks(job))
+    return alive < unfinished or bool(_failures(job))
 
 
 def _result(job: Any) -> str:
@@ -163,7 +172,15 @@ def _tell(job: Any, number: int) -> None:
 
 
 def _kill_ranks(job: Any) -> None:
-    controller = job.job_id
-    children = Path(f"/proc/{controller}/task/{controller}/children")
-    for child in children.read_text(encoding="ascii").split() if children.exists() else []:
-        os.kill(int(child), signal.SIGKILL)
+    for process in _processes(job):
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+            os.kill(process, signal.SIGKILL)
+
+
+def _processes(job: Any) -> list[int]:
+    """Return the ids of the live ranks: the children of submitit's controller."""
+    children = Path(f"/proc/{job.job_id}/task/{job.job_id}/children")
+    try:
+        return [int(child) for child in children.read_text(encoding="ascii").split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # the controller has ended

@@ -31,7 +31,7 @@ STALE_S = 900.0  # a heartbeat comes every log interval; minutes without one is 
 WAITING = {
     "Priority": "other jobs go first",
     "Resources": "no free nodes yet",
-    "BeginTime": "starts again shortly, after a requeue",
+    "BeginTime": "may not start yet; after a requeue for a minute or two",
     "Dependency": "waits for another job",
     "QOSMaxJobsPerUserLimit": "you have as many jobs as the QOS allows",
     "AssocGrpGRES": "the account's GPUs are all in use",

@@ -8,18 +8,19 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from make_data import packed_arrays
 
-from jobs import launch
+from jobs import launch, watch
 from jobs.cluster import ClusterConfig, Executor
 from jobs.launch import dispatch, num_gpus, slurm_options
 from jobs.schema import narrow
 from jobs.tasks import Pack, Pretrain, StoppedError, Verify
-from jobs.watch import last_exception, log_lines
+from jobs.watch import JobError, last_exception, log_lines
 from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
 from simclr.config import (
     AugmentConfig,
@@ -94,6 +95,15 @@ def test_parts_on_this_machine_leave_what_one_process_leaves(tmp_path):
     assert dispatch(Verify(VerifyConfig(shards=config.output)), LOCAL).endswith("sound")
 
 
+def wait_for_ranks(config: TrainConfig) -> list[int]:
+    """Return the process ids of two ranks, once both train."""
+    beats = Path(config.run_dir, "heartbeats")
+    end = time.monotonic() + 90
+    while len(list(beats.glob("*.json"))) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    return [json.loads(path.read_text())["pid"] for path in sorted(beats.glob("*.json"))]
+
+
 def command(config: TrainConfig, *more: str) -> list[str]:
     return [
         *(sys.executable, "-m", "jobs.verbs.pretrain", "recipe=laptop"),
@@ -135,17 +145,29 @@ def test_a_killed_rank_is_reported_and_no_process_is_left(training):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    beats = Path(training.run_dir, "heartbeats")
-    end = time.monotonic() + 90
-    while len(list(beats.glob("*.json"))) < 2 and time.monotonic() < end:
-        time.sleep(0.1)
-    pids = [json.loads(path.read_text())["pid"] for path in sorted(beats.glob("*.json"))]
+    pids = wait_for_ranks(training)
     os.kill(pids[1], signal.SIGKILL)
     _, said = process.communicate(timeout=90)
     assert process.returncode == 1, said
     assert said.splitlines()[-1].startswith("simclr-pretrain: ")
     assert "log " in said.splitlines()[-1]
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.slow
+def test_a_peer_that_hangs_after_a_rank_was_killed_is_ended_within_a_bound(training, monkeypatch):
+    monkeypatch.setattr(watch, "PEERS_S", 1.0)
+    training.max_steps = 100000
+    training.epochs = 100000
+
+    def strike() -> None:
+        first, second = wait_for_ranks(training)
+        os.kill(first, signal.SIGSTOP)
+        os.kill(second, signal.SIGKILL)
+
+    threading.Thread(target=strike, daemon=True).start()
+    with pytest.raises(JobError, match="rank 0 ended without a word: killed, or out of memory"):
+        dispatch(Pretrain(training), LOCAL)
 
 
 def test_slurm_is_asked_for_what_the_cluster_says():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -27,6 +28,9 @@ def test_two_nodes_with_two_ranks_each_train_to_the_end(cluster, unbroken):
     assert unbroken.step() == STEPS
     assert unbroken.events("start")[0]["num_ranks"] == 4
     assert len(list((unbroken.folder / "heartbeats").iterdir())) == 4
+    status = verb("status", str(unbroken.folder), cluster=cluster)
+    assert status.returncode == 0
+    assert "finished" in status.stdout
     assert [event["checkpoint"] for event in unbroken.events("finished")] == [f"step-{STEPS:09d}"]
 
 
@@ -62,6 +66,8 @@ def test_a_preempting_job_need_not_wait_for_the_end_of_the_grace(cluster, shards
 def test_a_cancelled_run_saves_and_stays_cancelled(cluster, shards, tmp_path):
     run = submit(cluster, shards, tmp_path / "run")
     wait_for_step(cluster, run, 3)
+    status = verb("status", "json=true", str(run.folder), cluster=cluster)
+    assert json.loads(status.stdout)[0]["state"] == "training"
     cluster.run("scancel", run.job_id)
     fields = cluster.wait_for(run.job_id, "CANCELLED")
     wait_until(lambda: bool(run.events("stop")), "the stop to be noted", 20, run.log)
@@ -69,6 +75,9 @@ def test_a_cancelled_run_saves_and_stays_cancelled(cluster, shards, tmp_path):
     assert stop["decision"] == "quit"
     assert (run.folder / "checkpoints" / f"step-{stop['step']:09d}" / "manifest.json").exists()
     assert fields["Restarts"] == "0"
+    status = verb("status", str(run.folder), cluster=cluster)
+    assert status.returncode == 1  # a person has stopped it, a person may go on with it
+    assert f"the same command goes on at step {stop['step']}" in status.stdout
     assert cluster.state(run.job_id)["JobState"] == "CANCELLED"
 
 
@@ -85,3 +94,6 @@ def test_a_second_submission_for_a_live_run_is_refused(cluster, shards, tmp_path
     assert again.returncode == 2
     assert f"job {run.job_id} (pretrain, " in again.stderr
     assert again.stderr.count("\n") == 1
+    status = verb("status", str(run.folder), cluster=cluster)
+    assert status.returncode == 0
+    assert "waiting: may not start yet" in status.stdout

@@ -96,7 +96,7 @@ def test_a_requeued_run_waits_to_start_again(run):
     happened(run, "start")
     happened(run, "stop", step=15, signal="warning", decision="requeue")
     record = describe(run, {"12": JobState("12", "PENDING", "BeginTime")}, NOW)
-    assert record.state == "waiting: starts again shortly, after a requeue"
+    assert record.state == "waiting: may not start yet; after a requeue for a minute or two"
     assert not record.needs_person
 
 
