@@ -255,9 +255,11 @@ class Evaluate:
         """Evaluate; return the table."""
         with requeued_if_stopped() as place:
             from simclr.evaluate.evaluate import evaluate
+            from simclr.evaluate.report import report_text
 
             path = evaluate(self.config, place.is_main)
-        return f"{path.with_suffix('.md').read_text(encoding='utf-8').rstrip()}\n\n{path}"
+            table = report_text(path)
+        return f"{table.rstrip()}\n\n{path}"
 
 
 @dataclass(frozen=True)
