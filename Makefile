@@ -7,6 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUNTIME := $(VENV)/installed-runtime
 DEVELOPMENT := $(VENV)/installed-development
 SLURM := slurm-wlm munge iproute2
+# One thread a process: the tests' processes share the cores, and threads that wait for cores spin.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint bench slurm slurm-shell clean
@@ -18,10 +21,11 @@ demo: $(RUNTIME) ## rasters to an exported encoder; DATA=<BigEarthNet root> take
 	@$(BIN)/python -m jobs.demo
 
 test: lint slurm ## lint, types, layers and all tests; Slurm's packages come by apt where that is possible
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(PYTEST) $(PARALLEL) -m "not slurm" --cov --cov-report=
+	$(PYTEST) -m slurm --cov --cov-append --cov-report=term:skip-covered
 
 test-fast: $(DEVELOPMENT) ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not slurm and not gpu"
+	$(PYTEST) $(PARALLEL) -m "not slow and not slurm and not gpu"
 
 lint: $(DEVELOPMENT) ## ruff, mypy, import-linter
 	$(BIN)/ruff check

@@ -18,7 +18,7 @@ from jobs import slurm
 from jobs.cluster import ClusterConfig, Executor
 from jobs.place import Kind, current_place
 from jobs.runfolder import Submission, read_submission, write_submission
-from jobs.tasks import Task
+from jobs.tasks.task import Task
 from jobs.watch import watch
 
 # submitit ends local jobs after this; a training has its own end.

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs.tasks import StoppedError, Task
+from jobs.tasks.task import StoppedError, Task
 from simclr.metrics import METRICS_NAME, ProgressBar, read_metrics
 
 POLL_S = 0.2

@@ -6,7 +6,7 @@ from jobs import cli
 from jobs.help import Help
 from jobs.launch import dispatch
 from jobs.schema import EvaluateApp, narrow
-from jobs.tasks import Evaluate
+from jobs.tasks.encoders import Evaluate
 from simclr.config import EvaluateConfig
 
 HELP = Help(

@@ -6,7 +6,7 @@ from jobs import cli
 from jobs.help import Help
 from jobs.launch import dispatch
 from jobs.schema import ExportApp, narrow
-from jobs.tasks import Export
+from jobs.tasks.encoders import Export
 from simclr.config import ExportConfig
 
 HELP = Help(

@@ -6,7 +6,7 @@ from jobs import cli
 from jobs.help import Help
 from jobs.launch import dispatch
 from jobs.schema import PackApp, narrow
-from jobs.tasks import Pack
+from jobs.tasks.packing import Pack
 from preprocess.config import PackConfig
 
 HELP = Help(

@@ -6,7 +6,7 @@ from jobs import cli
 from jobs.help import Help
 from jobs.launch import dispatch
 from jobs.schema import PretrainApp, narrow
-from jobs.tasks import Pretrain
+from jobs.tasks.pretraining import Pretrain
 from simclr.config import TrainConfig
 
 HELP = Help(

@@ -6,7 +6,7 @@ from jobs import cli
 from jobs.help import Help
 from jobs.launch import dispatch
 from jobs.schema import VerifyApp, narrow
-from jobs.tasks import Verify
+from jobs.tasks.packing import Verify
 from preprocess.config import VerifyConfig
 
 HELP = Help(

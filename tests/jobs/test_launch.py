@@ -19,7 +19,9 @@ from jobs import launch, watch
 from jobs.cluster import ClusterConfig, Executor
 from jobs.launch import dispatch, num_gpus, slurm_options
 from jobs.schema import narrow
-from jobs.tasks import Pack, Pretrain, StoppedError, Verify
+from jobs.tasks.packing import Pack, Verify
+from jobs.tasks.pretraining import Pretrain
+from jobs.tasks.task import StoppedError
 from jobs.watch import JobError, last_exception, log_lines
 from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
 from simclr.config import (
@@ -257,7 +259,7 @@ def test_more_ranks_than_gpus_run_on_the_cpu_and_say_so(monkeypatch, caplog):
         ),
         (
             'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x()\n'
-            "jobs.tasks.StoppedError: stopped\nfor two lines\n",
+            "jobs.tasks.task.StoppedError: stopped\nfor two lines\n",
             ("StoppedError", "stopped\nfor two lines"),
         ),
         ("", ("error", "no traceback")),

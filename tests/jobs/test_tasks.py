@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 from make_data import packed_arrays
 
-from jobs import requeue, tasks
+from jobs import requeue
 from jobs.cluster import ClusterConfig
 from jobs.launch import dispatch
 from jobs.place import Kind, Place
 from jobs.requeue import Interrupted
-from jobs.tasks import Evaluate, Export, Pack, Pretrain, StoppedError, Verify, VerifyError
+from jobs.tasks import pretraining
+from jobs.tasks.encoders import Evaluate, Export
+from jobs.tasks.packing import Pack, Verify, VerifyError
+from jobs.tasks.pretraining import Pretrain
+from jobs.tasks.task import StoppedError
 from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
 from simclr.config import EvaluateConfig, ExportConfig, TrainConfig
 from simclr.preemption import Preempted, Stop
@@ -81,8 +85,8 @@ def test_in_a_slurm_job_a_stop_ends_by_slurms_word(pretrain, monkeypatch):
         left.append((place.kind, stop, record))
         raise SystemExit(75)
 
-    monkeypatch.setattr(tasks, "current_place", lambda: Place(Kind.slurm, "1"))
-    monkeypatch.setattr(tasks, "leave", leave)
+    monkeypatch.setattr(pretraining, "current_place", lambda: Place(Kind.slurm, "1"))
+    monkeypatch.setattr(pretraining, "leave", leave)
     trains(monkeypatch, Preempted(7, Stop.warning))
     with pytest.raises(SystemExit):
         pretrain()

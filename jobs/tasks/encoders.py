@@ -1,0 +1,77 @@
+"""The tasks on a trained encoder: settings of evaluation and export come in, results go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.cluster import ClusterConfig
+from jobs.requeue import requeued_if_stopped
+from jobs.runfolder import JOB_FOLDER
+from jobs.tasks.task import again, alone
+from preprocess.shards.manifest import read_manifest
+from simclr.config import EvaluateConfig, ExportConfig, require
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a run's encoder."""
+
+    config: EvaluateConfig
+
+    verb = "evaluate"
+    checkpoint = __submitit_checkpoint__ = again
+    members = alone
+
+    @property
+    def folder(self) -> Path:
+        """Inside the run folder."""
+        return Path(self.config.run, JOB_FOLDER)
+
+    def prepare(self, cluster: ClusterConfig) -> None:
+        """Ask for a run, packed shards and a task that they have labels for."""
+        config = self.config
+        require(bool(config.run), "run is empty; give a run folder: run=RUN")
+        require(Path(config.run).is_dir(), f"run is {config.run}, which is no folder")
+        require(bool(config.shards), "shards is empty; give a packed folder: shards=SHARDS")
+        require(bool(config.task), "task is empty; name a label set: task=eurosat")
+        read_manifest(Path(config.shards))
+
+    def __call__(self) -> str:
+        """Evaluate; return the table."""
+        with requeued_if_stopped() as place:
+            from simclr.evaluate.evaluate import evaluate
+            from simclr.evaluate.report import report_text
+
+            path = evaluate(self.config, place.is_main)
+            table = report_text(path)
+        return f"{table.rstrip()}\n\n{path}"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Export a run's encoder."""
+
+    config: ExportConfig
+
+    verb = "export"
+    checkpoint = __submitit_checkpoint__ = again
+    members = alone
+
+    @property
+    def folder(self) -> Path:
+        """Inside the run folder."""
+        return Path(self.config.run, JOB_FOLDER)
+
+    def prepare(self, cluster: ClusterConfig) -> None:
+        """Ask for both folders."""
+        require(bool(self.config.run), "run is empty; give a run folder: run=RUN")
+        require(Path(self.config.run).is_dir(), f"run is {self.config.run}, which is no folder")
+        require(bool(self.config.output), "output is empty; give a folder: output=DIR")
+
+    def __call__(self) -> str:
+        """Export; return the folder."""
+        with requeued_if_stopped():
+            from simclr.export import export
+
+            return str(export(self.config))
