@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint bench slurm slurm-shell clean
+.PHONY: help demo test test-fast test-slow lint bench slurm slurm-shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,11 +21,14 @@ demo: $(RUNTIME) ## rasters to an exported encoder; DATA=<BigEarthNet root> take
 	@$(BIN)/python -m jobs.demo
 
 test: lint slurm ## lint, types, layers and all tests; Slurm's packages come by apt where that is possible
-	$(PYTEST) $(PARALLEL) -m "not slurm" --cov --cov-report=
-	$(PYTEST) -m slurm --cov --cov-append --cov-report=term:skip-covered
+	$(PYTEST) $(PARALLEL) -m "not slurm and not exhaustive" --cov --cov-report=
+	$(PYTEST) -m "slurm and not exhaustive" --cov --cov-append --cov-report=term:skip-covered
 
 test-fast: $(DEVELOPMENT) ## the tests that take seconds
-	$(PYTEST) $(PARALLEL) -m "not slow and not slurm and not gpu"
+	$(PYTEST) $(PARALLEL) -m "not slow and not slurm and not gpu and not exhaustive"
+
+test-slow: $(DEVELOPMENT) slurm ## the tests that take minutes: random kills, bit flips, chaos
+	$(PYTEST) -m exhaustive
 
 lint: $(DEVELOPMENT) ## ruff, mypy, import-linter
 	$(BIN)/ruff check
