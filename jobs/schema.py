@@ -23,7 +23,9 @@ from preprocess.config import (
     SourceConfig,
     VerifyConfig,
 )
-from simclr.config import EvaluateConfig, ExportConfig, TrainConfig
+from simclr.config import TrainConfig
+from simclr.evaluate.config import EvaluateConfig
+from simclr.export.config import ExportConfig
 
 _Config = TypeVar("_Config")
 

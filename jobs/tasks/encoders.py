@@ -10,7 +10,9 @@ from jobs.requeue import requeued_if_stopped
 from jobs.runfolder import JOB_FOLDER
 from jobs.tasks.task import again, alone
 from preprocess.shards.manifest import read_manifest
-from simclr.config import EvaluateConfig, ExportConfig, require
+from simclr.config import require
+from simclr.evaluate.config import EvaluateConfig
+from simclr.export.config import ExportConfig
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,6 @@ class Export:
     def __call__(self) -> str:
         """Export; return the folder."""
         with requeued_if_stopped():
-            from simclr.export import export
+            from simclr.export.export import export
 
             return str(export(self.config))

@@ -7,7 +7,7 @@ from jobs.help import Help
 from jobs.launch import dispatch
 from jobs.schema import EvaluateApp, narrow
 from jobs.tasks.encoders import Evaluate
-from simclr.config import EvaluateConfig
+from simclr.evaluate.config import EvaluateConfig
 
 HELP = Help(
     sentence="score a run's encoder on labelled patches by k-NN and a linear probe, beside a "

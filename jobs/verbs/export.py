@@ -7,7 +7,7 @@ from jobs.help import Help
 from jobs.launch import dispatch
 from jobs.schema import ExportApp, narrow
 from jobs.tasks.encoders import Export
-from simclr.config import ExportConfig
+from simclr.export.config import ExportConfig
 
 HELP = Help(
     sentence="export a run's encoder with its card: bands, units, normalisation, origin.",

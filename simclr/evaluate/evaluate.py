@@ -15,10 +15,11 @@ from tqdm import tqdm
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.manifest import STATE_NAME
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.config import AugmentConfig, EvaluateConfig, require
+from simclr.config import AugmentConfig, require
 from simclr.corpus import open_corpus
 from simclr.evaluate.bootstrap import Blocks, choose_blocks, resamples
 from simclr.evaluate.comparison import score_trials
+from simclr.evaluate.config import EvaluateConfig
 from simclr.evaluate.controls import (
     IMAGE_STATISTICS,
     RANDOM_CONVOLUTIONS,

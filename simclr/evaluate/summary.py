@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from simclr.checkpoint.pretrained import Pretrained
-from simclr.config import EvaluateConfig
 from simclr.corpus import Corpus
 from simclr.evaluate.bootstrap import Blocks, Interval
 from simclr.evaluate.comparison import Difference, Row, class_scores, compare
+from simclr.evaluate.config import EvaluateConfig
 from simclr.evaluate.knn import TEMPERATURE
 from simclr.evaluate.probe import PENALTIES
 from simclr.evaluate.scores import SCORES, FloatArray

@@ -21,7 +21,9 @@ from jobs.tasks.packing import Pack, Verify, VerifyError
 from jobs.tasks.pretraining import Pretrain
 from jobs.tasks.task import StoppedError
 from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
-from simclr.config import EvaluateConfig, ExportConfig, TrainConfig
+from simclr.config import TrainConfig
+from simclr.evaluate.config import EvaluateConfig
+from simclr.export.config import ExportConfig
 from simclr.preemption import Preempted, Stop
 
 HERE = ClusterConfig()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from make_data import packed_arrays
 
-from simclr.config import EvaluateConfig
 from simclr.evaluate import evaluate as module
+from simclr.evaluate.config import EvaluateConfig
 from simclr.evaluate.controls import IMAGE_STATISTICS, RANDOM_CONVOLUTIONS, RANDOM_ENCODER
 from simclr.evaluate.evaluate import evaluate
 from simclr.evaluate.report import read_report, report_text

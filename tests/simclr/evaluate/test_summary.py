@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.config import EvaluateConfig
 from simclr.corpus import open_corpus
 from simclr.evaluate.bootstrap import choose_blocks, resamples
 from simclr.evaluate.comparison import score_trials
+from simclr.evaluate.config import EvaluateConfig
 from simclr.evaluate.splits import make_splits
 from simclr.evaluate.summary import PRETRAINED, Setting, summarise
 from simclr.evaluate.task import open_task

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from preprocess.bands import canonical_names
 from preprocess.shards.atomic import fsync, publish, temporary_path
-from simclr.card import FORMAT, FORMAT_VERSION, build_card, card_markdown
 from simclr.checkpoint.manifest import sha256_of
 from simclr.checkpoint.pretrained import load_pretrained
 from simclr.choices import EncoderName, Stem
-from simclr.config import ExportConfig, ModelConfig, require
+from simclr.config import ModelConfig, require
+from simclr.export.card import FORMAT, FORMAT_VERSION, build_card, card_markdown
+from simclr.export.config import ExportConfig
 from simclr.model.encoder import build_encoder
 
 WEIGHTS_NAME, CARD_NAME, PAGE_NAME = "encoder.safetensors", "card.json", "CARD.md"

@@ -12,10 +12,10 @@ import sys
 import pytest
 import torch
 
-from simclr.card import build_card, card_markdown, loading_example
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.config import ExportConfig
-from simclr.export import export, load_encoder, read_card
+from simclr.export.card import build_card, card_markdown, loading_example
+from simclr.export.config import ExportConfig
+from simclr.export.export import export, load_encoder, read_card
 
 CPU = torch.device("cpu")
 BANDS = ["B04", "B03", "B02", "B08"]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from simclr import export as module
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.config import ExportConfig
-from simclr.export import export, load_encoder, read_card
+from simclr.export import export as module
+from simclr.export.config import ExportConfig
+from simclr.export.export import export, load_encoder, read_card
 
 BANDS = ["B04", "B03", "B02", "B08"]
 
