@@ -81,3 +81,23 @@ class RateScaling(Enum):
     none = "none"
     sqrt = "sqrt"
     linear = "linear"
+
+
+class Variant(Enum):
+    """Parameters of the nine operations of the SimCLR-S2 study (2021).
+
+    ``literal`` repeats its last code, defects included; ``paper`` mends only zoom (no slivers of
+    the patch) and gain (no inverted sign); ``corrected`` gives each operation the physical meaning
+    of its name.
+    """
+
+    literal = "literal"
+    paper = "paper"
+    corrected = "corrected"
+
+
+class Rotation(Enum):
+    """``quarter``: by 90, 180 or 270 degrees; ``free``: by any angle, filled by reflection."""
+
+    quarter = "quarter"
+    free = "free"

@@ -18,8 +18,10 @@ from simclr.choices import (
     OptimizerName,
     Precision,
     RateScaling,
+    Rotation,
     Schedule,
     Stem,
+    Variant,
 )
 
 
@@ -85,20 +87,34 @@ class AugmentConfig:
 
     Attributes:
         preset: ``paper_literal``, ``paper``, ``corrected``, ``standard``, ``geometric_standard``,
-            ``none``, ``all``, ``geometric``, ``pixel``, or ``list``.
-        operations: for ``preset=list``: the operations of every view, each always applied.
+            ``none``, ``all``, ``geometric``, ``pixel``, ``list``, or ``couplets``.
+        operations: for ``preset=list``: the operations of every view, always applied, in order.
+        couplets: for ``preset=couplets``: pairs such as ``blur+gain``; each view gets one of them.
+        variant: for these two presets: whose parameters the operations have.
+        rotation: by quarter turns, or freely by any angle (slower; nine operations only).
+        band_drop: chance that a band of a view is blanked, at most 0.5.
         view_size_px: side of a view; 0 keeps the side of the finest band group.
     """
 
     preset: str = "standard"
     operations: list[str] = field(default_factory=list)
+    couplets: list[str] = field(default_factory=list)
+    variant: Variant = Variant.corrected
+    rotation: Rotation = Rotation.quarter
+    band_drop: float = 0.0
     view_size_px: int = 0
 
     def __post_init__(self) -> None:
+        for preset, field_name in (("list", "operations"), ("couplets", "couplets")):
+            given = getattr(self, field_name)
+            require(
+                (self.preset == preset) == bool(given),
+                f"augment.preset is {self.preset} and augment.{field_name} is {given}; "
+                f"name {field_name} with preset={preset}, and only there",
+            )
         require(
-            (self.preset == "list") == bool(self.operations),
-            f"augment.preset is {self.preset} and augment.operations is {self.operations}; "
-            "name operations with preset=list, and only there",
+            0 <= self.band_drop <= 0.5,
+            f"augment.band_drop is {self.band_drop}; give a chance from 0 to 0.5",
         )
 
 
