@@ -11,6 +11,7 @@ import numpy as np
 from preprocess.shards.layout import (
     FORMAT,
     FORMAT_VERSION,
+    FRACTIONS,
     HISTOGRAM,
     INDEX,
     INDEX_FIELDS,
@@ -79,6 +80,7 @@ def _table_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> It
         f"{PATCHES}/{group.name}": (rows, *group.shape) for group in layout.groups
     }
     shapes |= {f"{LABELS}/{s.name}": (rows, len(s.classes)) for s in layout.label_sets}
+    shapes |= {f"{FRACTIONS}/{s.name}": (rows, len(s.classes)) for s in layout.fraction_sets}
     shapes |= {f"{INDEX}/{name}": (rows,) for name in INDEX_FIELDS if name != "transform"}
     shapes |= {f"{INDEX}/transform": (rows, 6)}
     for name, shape in shapes.items():

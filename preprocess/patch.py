@@ -13,6 +13,7 @@ from preprocess.shards.layout import NODATA
 
 Transform = tuple[float, float, float, float, float, float]
 Labels = dict[str, tuple[str, ...]]
+Fractions = dict[str, npt.NDArray[np.float32]]
 
 NO_TRANSFORM: Transform = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -40,12 +41,14 @@ class PatchRef:
         path: file or folder, relative to the source's root.
         split: train, validation, test, or empty.
         labels: class names by label set, where the place of the files or a table tells them.
+        block: ground that splits keep whole; empty without blocks.
     """
 
     id: str
     path: str
     split: str = ""
     labels: Labels = field(default_factory=dict)
+    block: str = ""
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -67,9 +70,11 @@ class Patch:
         id: that of its reference.
         pixels: by band group, (bands, size_px, size_px) uint16 stored values.
         labels: class names by label set; a set that is absent has no answer for this patch.
+        fractions: shares of the ground by fraction set, (classes,) from 0 to 1; absent: unknown.
         product: ESA product or scene, if known.
         tile: MGRS tile, if known.
         place: ground cell, the same on every date, if known.
+        block: ground that splits keep whole, if the source is split by blocks.
         acquired: ISO 8601, UTC, if known.
         split: train, validation, test, or empty.
         baseline: processing baseline such as ``02.06``, if known.
@@ -82,9 +87,11 @@ class Patch:
     id: str
     pixels: dict[str, npt.NDArray[np.uint16]]
     labels: Labels = field(default_factory=dict)
+    fractions: Fractions = field(default_factory=dict)
     product: str = ""
     tile: str = ""
     place: str = ""
+    block: str = ""
     acquired: str = ""
     split: str = ""
     baseline: str = ""

@@ -2,8 +2,8 @@
 
 A shard is one HDF5 file. ``patches/<group>`` holds the pixels of one native resolution as
 ``(rows, bands, size_px, size_px)`` little-endian uint16, contiguous; ``index/<field>`` holds one
-value a row; ``labels/<set>`` holds ``(rows, classes)`` uint8; ``statistics/histogram`` counts the
-stored values of each band.
+value a row; ``labels/<set>`` holds ``(rows, classes)`` uint8, ``fractions/<set>`` float32;
+``statistics/histogram`` counts the stored values of each band.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NUM_PIXEL_VALUES = 65536
 
 UNKNOWN_LABEL = 255  # a whole row of it: this patch has no answer in this label set
 
-PATCHES, INDEX, LABELS = "patches", "index", "labels"
+PATCHES, INDEX, LABELS, FRACTIONS = "patches", "index", "labels", "fractions"
 HISTOGRAM = "statistics/histogram"
 
 # Text is stored as fixed-width bytes: variable-length strings live in a heap that a checksum of
@@ -32,7 +32,8 @@ INDEX_FIELDS: dict[str, str] = {
     "id": "S",  # unique within the source
     "product": "S",  # the ESA product or scene the patch was cut from, if known
     "tile": "S",  # MGRS tile, five characters, if known
-    "place": "S",  # ground cell: the same on every date
+    "place": "S",  # ground cell: the same on every date, equal text is equal ground
+    "block": "S",  # ground that splits keep whole, of all dates and tiles; empty without blocks
     "acquired": "S",  # ISO 8601, UTC, if known
     "split": "S",  # train, validation, test, or empty
     "baseline": "S",  # processing baseline, "02.06", if known
@@ -92,11 +93,25 @@ class LabelSet:
 
 
 @dataclass(frozen=True, slots=True)
+class FractionSet:
+    """Shares of a patch's ground by class: cover of a map, or what a scene classification saw.
+
+    Attributes:
+        name: ``corine``, ``scl``, ...
+        classes: class names in column order.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ShardLayout:
-    """What every sample of a source looks like: band groups, finest first, and label sets."""
+    """What every sample of a source looks like: band groups, finest first, labels, fractions."""
 
     groups: tuple[GroupLayout, ...]
     label_sets: tuple[LabelSet, ...] = ()
+    fraction_sets: tuple[FractionSet, ...] = ()
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -134,5 +149,9 @@ class ShardLayout:
             label_sets=tuple(
                 LabelSet(**{**labels, "classes": tuple(labels["classes"])})
                 for labels in data["label_sets"]
+            ),
+            fraction_sets=tuple(
+                FractionSet(fractions["name"], tuple(fractions["classes"]))
+                for fractions in data.get("fraction_sets", ())
             ),
         )

@@ -12,7 +12,14 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.shards.layout import INDEX, LABELS, PIXEL_DTYPE, GroupLayout, ShardLayout
+from preprocess.shards.layout import (
+    FRACTIONS,
+    INDEX,
+    LABELS,
+    PIXEL_DTYPE,
+    GroupLayout,
+    ShardLayout,
+)
 from preprocess.shards.manifest import Manifest, ShardEntry
 
 
@@ -63,6 +70,12 @@ class ShardReader:
         """Return a label set of all rows: (rows, classes) of 0, 1 or ``UNKNOWN_LABEL``."""
         with open_shard(self.path) as file:
             values: npt.NDArray[np.uint8] = file[f"{LABELS}/{name}"][()]
+        return values
+
+    def fractions(self, name: str) -> npt.NDArray[np.float32]:
+        """Return shares of ground of all rows: (rows, classes) from 0 to 1, NaN where unknown."""
+        with open_shard(self.path) as file:
+            values: npt.NDArray[np.float32] = file[f"{FRACTIONS}/{name}"][()]
         return values
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from preprocess.shards.atomic import atomic_path
 from preprocess.shards.layout import (
     FORMAT,
     FORMAT_VERSION,
+    FRACTIONS,
     HISTOGRAM,
     INDEX,
     INDEX_FIELDS,
@@ -28,6 +29,7 @@ from preprocess.shards.layout import (
     PIXEL_DTYPE,
     UNIT,
     UNKNOWN_LABEL,
+    FractionSet,
     LabelSet,
     ShardLayout,
 )
@@ -52,10 +54,11 @@ class ShardOrigin:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """All of a shard but the pixels: index columns, label rows, counts of stored values."""
+    """All of a shard but the pixels: index columns, label and fraction rows, counts of values."""
 
     histogram: Histogram
     labels: dict[str, list[npt.NDArray[np.uint8]]]
+    fractions: dict[str, list[npt.NDArray[np.float32]]]
     index: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in INDEX_FIELDS})
 
     @property
@@ -82,7 +85,11 @@ def write_shard(
     first = next(stream, None)
     if first is None:
         return None
-    content = _Content(empty_histogram(len(layout.bands)), {s.name: [] for s in layout.label_sets})
+    content = _Content(
+        empty_histogram(len(layout.bands)),
+        {s.name: [] for s in layout.label_sets},
+        {s.name: [] for s in layout.fraction_sets},
+    )
     blocks = _blocks(itertools.chain([first], stream), layout, content)
     with atomic_path(path) as temporary:
         _write_file(temporary, layout, blocks, capacity, (content, origin))
@@ -143,6 +150,10 @@ def _write_content(
         data_set = file.create_dataset(f"{LABELS}/{label_set.name}", data=rows, track_times=False)
         data_set.attrs["kind"] = label_set.kind
         data_set.attrs["classes"] = json.dumps(label_set.classes)
+    for shares in layout.fraction_sets:
+        rows = np.stack(content.fractions[shares.name])
+        data_set = file.create_dataset(f"{FRACTIONS}/{shares.name}", data=rows, track_times=False)
+        data_set.attrs["classes"] = json.dumps(shares.classes)
     file.create_dataset(
         HISTOGRAM,
         data=content.histogram,
@@ -192,6 +203,8 @@ def _note(patch: Patch, layout: ShardLayout, content: _Content) -> None:
         content.index[name].append(value.encode() if dtype == "S" else value)
     for label_set in layout.label_sets:
         content.labels[label_set.name].append(_label_row(patch, label_set))
+    for shares in layout.fraction_sets:
+        content.fractions[shares.name].append(_fraction_row(patch, shares))
 
 
 def crc32_of(pixels: Block, layout: ShardLayout) -> int:
@@ -213,6 +226,19 @@ def _label_row(patch: Patch, label_set: LabelSet) -> npt.NDArray[np.uint8]:
             f"set {label_set.name}"
         )
     return np.array([name in names for name in label_set.classes], np.uint8)
+
+
+def _fraction_row(patch: Patch, shares: FractionSet) -> npt.NDArray[np.float32]:
+    found = patch.fractions.get(shares.name)
+    if found is None:
+        return np.full(len(shares.classes), np.nan, np.float32)
+    row = np.asarray(found, np.float32)
+    if row.shape != (len(shares.classes),):
+        raise ValueError(
+            f"patch {patch.id}: {row.size} fractions for the {len(shares.classes)} classes of "
+            f"{shares.name}"
+        )
+    return row
 
 
 def _entry(name: str, path: Path, layout: ShardLayout, rows: int) -> ShardEntry:

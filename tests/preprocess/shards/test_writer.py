@@ -1,5 +1,7 @@
 """Writing a shard: whole or absent, the same bytes each time, refusing what does not fit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from preprocess.patch import Patch
-from preprocess.shards import GroupLayout, LabelSet, ShardLayout, ShardReader
+from preprocess.shards import FractionSet, GroupLayout, LabelSet, ShardLayout, ShardReader
 from preprocess.shards.writer import BLOCK_ROWS, ShardOrigin, write_shard
 
 LAYOUT = ShardLayout(
@@ -119,3 +121,22 @@ def test_an_error_of_the_source_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="disk gone"):
         write_shard(tmp_path / "s.h5", LAYOUT, failing(), 2, ORIGIN)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fractions_come_out_as_they_went_in_and_unknown_is_nan(tmp_path):
+    shares = FractionSet("cover", ("a", "b", "c"))
+    layout = replace(LAYOUT, fraction_sets=(shares,))
+    known = patch_of(0, fractions={"cover": np.float32([0.25, 0.5, 0])}, block="north")
+    entry = write_shard(tmp_path / "s.h5", layout, [known, patch_of(1)], 2, ORIGIN)
+    reader = ShardReader(tmp_path, entry, ShardLayout.from_json(layout.to_json()))
+    assert reader.fractions("cover")[0].tolist() == [0.25, 0.5, 0]
+    assert np.isnan(reader.fractions("cover")[1]).all()
+    assert reader.index("block").tolist() == ["north", ""]
+    assert ShardLayout.from_json(layout.to_json()) == layout
+
+
+def test_fractions_of_other_classes_are_refused(tmp_path):
+    layout = replace(LAYOUT, fraction_sets=(FractionSet("cover", ("a", "b", "c")),))
+    odd = patch_of(0, fractions={"cover": np.float32([1])})
+    with pytest.raises(ValueError, match="1 fractions for the 3 classes of cover"):
+        write_shard(tmp_path / "s.h5", layout, [odd], 1, ORIGIN)
