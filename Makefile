@@ -37,7 +37,7 @@ lint: $(DEVELOPMENT) ## ruff, mypy, import-linter
 	$(BIN)/lint-imports --no-cache
 
 bench: $(DEVELOPMENT) ## every claim of speed, with machine, versions and limit
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 slurm: ## Slurm's Debian packages, if they are missing and this is root on Debian
 	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \

@@ -1,0 +1,246 @@
+"""Work to be timed comes in; medians, spreads and claims go out as a printed, committed table.
+
+A benchmark of this folder is a script: it calls ``alternate`` on what it compares, hands the
+timings to a ``Report`` and ends with ``report.write()``, which prints the table and leaves
+``results/NAME.md`` and ``results/NAME.json`` beside the scripts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+_REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One candidate, timed several times.
+
+    Attributes:
+        name: what ran.
+        amount: units of work of one round (patches, views, steps).
+        wall_s: clock time of each round.
+        cpu_s: CPU time of this process in each round, all its threads; workers not counted.
+    """
+
+    name: str
+    amount: float
+    wall_s: tuple[float, ...]
+    cpu_s: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        """Units a second of clock time, median of the rounds."""
+        return self.amount / statistics.median(self.wall_s)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles of the clock times, as a share of the median."""
+        if len(self.wall_s) < 3:
+            return 0.0
+        first, middle, third = statistics.quantiles(self.wall_s, n=4, method="inclusive")
+        return (third - first) / 2 / middle
+
+    def times(self, other: Timing, clock: str = "wall_s") -> float:
+        """Return how many times faster than another this is: median over the rounds.
+
+        Rounds of both ran side by side, so their quotients cancel what else the machine did;
+        quotients of medians would not.
+        """
+        pairs = zip(getattr(other, clock), getattr(self, clock), strict=True)
+        return statistics.median(
+            (theirs / other.amount) / (own / self.amount) for theirs, own in pairs
+        )
+
+
+def alternate(
+    work: Mapping[str, Callable[[], object]],
+    amount: float | Mapping[str, float],
+    *,
+    rounds: int = 7,
+    warm_up: int = 1,
+) -> dict[str, Timing]:
+    """Time candidates in turns, so that a busy minute of the machine meets all of them.
+
+    Args:
+        work: what to call, by name; a candidate does the same work each time.
+        amount: units of work of one call, for all or by name.
+        rounds: timed calls of each.
+        warm_up: calls of each before the first timed one.
+    """
+    for _ in range(warm_up):
+        for run in work.values():
+            run()
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: Timing(
+            name,
+            amount[name] if isinstance(amount, Mapping) else amount,
+            tuple(wall for wall, _ in seconds),
+            tuple(cpu for _, cpu in seconds),
+        )
+        for name, seconds in taken.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A number, and the bound that it is held against.
+
+    Attributes:
+        text: what is claimed, in words.
+        value: measured.
+        at_least: the claim holds from here on; None states a number without a bound.
+        at_most: the claim holds up to here.
+    """
+
+    text: str
+    value: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """True if the value is within its bounds."""
+        above = self.at_least is None or self.value >= self.at_least
+        return above and (self.at_most is None or self.value <= self.at_most)
+
+    def __str__(self) -> str:
+        bounds = [("at least", self.at_least), ("at most", self.at_most)]
+        wanted = ", ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        verdict = f" ({wanted}: {'holds' if self.holds else 'FALLS SHORT'})" if wanted else ""
+        return f"{self.text}: {self.value:.3g}{verdict}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What one benchmark has to say.
+
+    Attributes:
+        name: of the script, without suffix.
+        title: one line: what is compared.
+        unit: of the amounts, in the plural: patches, views.
+        against: name of the timing that is the limit or the peer; shown as 1.00.
+        packages: whose versions matter.
+        timings: rows of the table.
+        claims: numbers and bounds.
+        notes: what a reader must know: sizes, what is absent, what is not comparable.
+    """
+
+    name: str
+    title: str
+    unit: str
+    against: str = ""
+    packages: Sequence[str] = ("numpy",)
+    timings: list[Timing] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def write(self) -> None:
+        """Print the report, and keep it in ``results`` as Markdown and JSON."""
+        text = self.to_markdown()
+        sys.stdout.write(text)
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{self.name}.md").write_text(text, encoding="utf-8")
+        plain = {**asdict(self), "origin": origin(self.packages)}
+        (RESULTS / f"{self.name}.json").write_text(json.dumps(plain, indent=1) + "\n")
+
+    def to_markdown(self) -> str:
+        """Return the report as one Markdown document."""
+        lines = [f"# {self.title}", "", *self._table(), ""]
+        lines += [f"- {claim}" for claim in self.claims]
+        lines += [f"- {note}" for note in self.notes]
+        lines += ["", *(f"{key}: {value}  " for key, value in origin(self.packages).items()), ""]
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        others = [timing for timing in self.timings if timing.name == self.against]
+        limit = others[0] if others else None
+        head = [
+            "",
+            f"{self.unit}/s",
+            "spread",
+            "rounds",
+            *([f"times {self.against}"] if limit else []),
+        ]
+        rows = [
+            [
+                timing.name,
+                f"{timing.rate:,.4g}" if timing.rate < 1000 else f"{timing.rate:,.0f}",
+                f"± {timing.spread:.0%}",
+                str(len(timing.wall_s)),
+                *([f"{timing.times(limit):.2f}"] if limit else []),
+            ]
+            for timing in self.timings
+        ]
+        rule = ["---", *["---:"] * (len(head) - 1)]
+        return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+
+
+def origin(packages: Sequence[str]) -> dict[str, str]:
+    """Return machine, versions, commit and command: what a number is worth nothing without."""
+    versions = {name: _version(name) for name in packages}
+    return {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB{_gpu()}",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+        "commit": _commit(),
+        "command": f"python {shlex.join([_relative(sys.argv[0]), *sys.argv[1:]])}",
+    }
+
+
+def _relative(script: str) -> str:
+    path = Path(script).absolute()
+    return str(path.relative_to(_REPOSITORY) if path.is_relative_to(_REPOSITORY) else path.name)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def _gpu() -> str:
+    torch = sys.modules.get("torch")  # a benchmark without torch has no use for a GPU either
+    if torch is None or not torch.cuda.is_available():
+        return ""
+    return f", {torch.cuda.get_device_name()}"
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "-C", str(_REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.stdout.strip() or "unknown"
