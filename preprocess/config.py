@@ -140,7 +140,10 @@ class PackConfig:
     Attributes:
         source: what is packed.
         output: folder for shards and manifest.
-        shard_size_mib: pixel bytes of a full shard, in MiB; a shard holds at least one patch.
+        shard_size_mib: pixel bytes of a full shard before compression, in MiB; a shard holds at
+            least one patch.
+        compression: of the pixels: none, gzip, or with the extra ``compression`` bitshuffle-lz4
+            or zstd. Sentinel-2 shrinks by a third at the price of slower reading.
         limit: pack only the first patches, in order of their ids; 0 packs all.
         on_error: quarantine or stop.
         max_rejected: share of the patches that may be rejected before packing gives up.
@@ -148,7 +151,8 @@ class PackConfig:
 
     source: SourceConfig = field(default_factory=SourceConfig)
     output: str = ""
-    shard_size_mib: float = 512.0
+    shard_size_mib: float = 1024.0
+    compression: str = "none"
     limit: int = 0
     on_error: OnError = OnError.quarantine
     max_rejected: float = 0.01

@@ -8,7 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from preprocess.shards.checksums import crc32_by_row, crc32_of, facts_in, sha256_of
 from preprocess.shards.layout import (
+    FACTS_CRC32,
     FORMAT,
     FORMAT_VERSION,
     FRACTIONS,
@@ -23,7 +25,7 @@ from preprocess.shards.layout import (
 )
 from preprocess.shards.manifest import ShardEntry
 from preprocess.shards.reader import open_shard
-from preprocess.shards.writer import count_block, crc32_of, offsets_in, sha256_of, stored_blocks
+from preprocess.shards.writer import count_block, offsets_in, stored_blocks
 from preprocess.statistics import Histogram, empty_histogram
 
 # What h5py raises where a flipped bit has hit the structure of a file.
@@ -59,6 +61,7 @@ def content_faults(
     try:
         with open_shard(path) as file:
             faults.extend(_pixel_faults(file, entry, layout, total, advance))
+            faults.extend(_fact_faults(file, layout))
             faults.extend(_label_faults(file, layout))
     except _UNREADABLE as error:
         faults.append(f"cannot be read to its end ({error})")
@@ -82,7 +85,7 @@ def _table_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> It
     shapes |= {f"{LABELS}/{s.name}": (rows, len(s.classes)) for s in layout.label_sets}
     shapes |= {f"{FRACTIONS}/{s.name}": (rows, len(s.classes)) for s in layout.fraction_sets}
     shapes |= {f"{INDEX}/{name}": (rows,) for name in INDEX_FIELDS if name != "transform"}
-    shapes |= {f"{INDEX}/transform": (rows, 6)}
+    shapes |= {f"{INDEX}/transform": (rows, 6), f"{INDEX}/{FACTS_CRC32}": (rows,)}
     for name, shape in shapes.items():
         if name not in file:
             yield f"holds no {name}"
@@ -117,6 +120,13 @@ def _pixel_faults(
     total += histogram
     if not np.array_equal(histogram, file[HISTOGRAM][()]):
         yield f"{HISTOGRAM} differs from the pixels"
+
+
+def _fact_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
+    changed = crc32_by_row(facts_in(file, layout)) != file[f"{INDEX}/{FACTS_CRC32}"][()]
+    for row in np.flatnonzero(changed):
+        name = file[f"{INDEX}/id"][row].decode(errors="replace")
+        yield f"what is known of sample {name} (row {row}) differs from its checksum"
 
 
 def _label_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:

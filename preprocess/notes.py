@@ -8,8 +8,8 @@ from pathlib import Path
 
 from preprocess.plan import WORK_FOLDER
 from preprocess.shards.atomic import is_abandoned, write_json
+from preprocess.shards.checksums import sha256_of
 from preprocess.shards.manifest import ShardEntry
-from preprocess.shards.writer import sha256_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import logging
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from preprocess.patch import Patch, PatchError, PatchRef
 from preprocess.plan import Plan, make_or_read_plan
 from preprocess.progress import progress_of
 from preprocess.shards.atomic import write_text
+from preprocess.shards.codec import check_codec
 from preprocess.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 from preprocess.shards.writer import ShardOrigin, write_shard
 from preprocess.sources import open_source
@@ -93,6 +94,7 @@ def pack(
         raise ValueError("output is empty; give a folder for the shards: output=SHARDS")
     if not 0 <= part < num_parts:
         raise ValueError(f"part is {part} of {num_parts}; parts count from 0 to {num_parts - 1}")
+    check_codec(config.compression)
     source = open_source(config.source)
     task = _Task(config, source, make_or_read_plan(config, source), part, num_parts)
     remove_leftovers(task.output)
@@ -149,7 +151,9 @@ def _pack_shard(
     before = len(task.rejected)
     path = shard_path(task.output, shard)
     patches = _good_patches(task, refs, advance)
-    entry = write_shard(path, task.plan.layout, patches, len(refs), _origin(task))
+    entry = write_shard(
+        path, task.plan.layout, patches, len(refs), _origin(task), task.config.compression
+    )
     rejected = tuple(task.rejected[before:])
     if rejected:
         _log.warning("%s: left out %d, first %s", path.name, len(rejected), rejected[0])
@@ -175,7 +179,7 @@ def _read(task: _Task, ref: PatchRef) -> Patch:
     patch = task.source.read(ref, task.plan.layout)
     if patch.valid_fraction == 0:
         raise PatchError(Path(task.config.source.root) / ref.path, "every pixel is nodata")
-    return patch
+    return replace(patch, path=ref.path)
 
 
 def _rejection(task: _Task, ref: PatchRef, error: PatchError) -> Rejected:

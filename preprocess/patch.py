@@ -71,6 +71,7 @@ class Patch:
         pixels: by band group, (bands, size_px, size_px) uint16 stored values.
         labels: class names by label set; a set that is absent has no answer for this patch.
         fractions: shares of the ground by fraction set, (classes,) from 0 to 1; absent: unknown.
+        path: file or folder it was read from, relative to the root; packing fills it in.
         product: ESA product or scene, if known.
         tile: MGRS tile, if known.
         place: ground cell, the same on every date, if known.
@@ -88,6 +89,7 @@ class Patch:
     pixels: dict[str, npt.NDArray[np.uint16]]
     labels: Labels = field(default_factory=dict)
     fractions: Fractions = field(default_factory=dict)
+    path: str = ""
     product: str = ""
     tile: str = ""
     place: str = ""

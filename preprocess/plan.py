@@ -98,6 +98,7 @@ def settings_of(config: PackConfig) -> dict[str, Any]:
         **source,
         "shard_size_mib": config.shard_size_mib,
         "limit": config.limit,
+        "compression": config.compression,
         "format_version": FORMAT_VERSION,
     }
 

@@ -1,9 +1,9 @@
 """The shard format in words of Python: band groups, label sets, data set names, dtypes.
 
 A shard is one HDF5 file. ``patches/<group>`` holds the pixels of one native resolution as
-``(rows, bands, size_px, size_px)`` little-endian uint16, contiguous; ``index/<field>`` holds one
-value a row; ``labels/<set>`` holds ``(rows, classes)`` uint8, ``fractions/<set>`` float32;
-``statistics/histogram`` counts the stored values of each band.
+``(rows, bands, size_px, size_px)`` little-endian uint16, contiguous unless compressed;
+``index/<field>`` holds one value a row; ``labels/<set>`` holds ``(rows, classes)`` uint8,
+``fractions/<set>`` float32; ``statistics/histogram`` counts the stored values of each band.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ HISTOGRAM = "statistics/histogram"
 # the data set does not cover. "S" takes the width of the longest value in the shard.
 INDEX_FIELDS: dict[str, str] = {
     "id": "S",  # unique within the source
+    "path": "S",  # file or folder it was read from, relative to the root of the source
     "product": "S",  # the ESA product or scene the patch was cut from, if known
     "tile": "S",  # MGRS tile, five characters, if known
     "place": "S",  # ground cell: the same on every date, equal text is equal ground
@@ -44,6 +45,8 @@ INDEX_FIELDS: dict[str, str] = {
     "valid_fraction": "<f4",  # share of pixels of the finest group that are not nodata
     "crc32": "<u4",  # zlib.crc32 over the pixels of all groups, in layout order
 }
+# Beside these: zlib.crc32 over the row in all index fields, label sets and fraction sets.
+FACTS_CRC32 = "facts_crc32"
 
 
 @dataclass(frozen=True, slots=True)

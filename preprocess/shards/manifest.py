@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.shards.atomic import write_json
+from preprocess.shards.codec import NO_CODEC
 from preprocess.shards.layout import FORMAT, FORMAT_VERSION, UNIT, ShardLayout
 
 MANIFEST_NAME = "manifest.json"
@@ -23,7 +24,9 @@ class ShardEntry:
         rows: number of samples.
         size_bytes: size of the whole file.
         sha256: of the whole file.
-        offsets: byte offset in the file of each band group's contiguous data set.
+        offsets: byte offset in the file of each band group's contiguous data set; empty if the
+            pixels are compressed.
+        codec: how they are: none, gzip, bitshuffle-lz4 or zstd.
     """
 
     file: str
@@ -31,6 +34,7 @@ class ShardEntry:
     size_bytes: int
     sha256: str
     offsets: dict[str, int]
+    codec: str = NO_CODEC
 
 
 @dataclass(frozen=True, slots=True)

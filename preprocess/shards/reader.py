@@ -12,10 +12,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from preprocess.shards.codec import NO_CODEC, ChunkMap, chunk_map_of, decode
 from preprocess.shards.layout import (
     FRACTIONS,
     INDEX,
     LABELS,
+    PATCHES,
     PIXEL_DTYPE,
     GroupLayout,
     ShardLayout,
@@ -27,8 +29,9 @@ class ShardReader:
     """Reads samples of one shard, from any number of threads.
 
     Pixels are read with ``pread`` at the offsets that the manifest gives: no HDF5 lock, no file
-    position, and no state that a fork could share by accident. The file is opened at first use
-    and never pickled.
+    position, and no state that a fork could share by accident. The offsets of compressed samples
+    are listed once through HDF5, and the samples decoded without it. The file is opened at first
+    use and never pickled.
     """
 
     def __init__(self, folder: Path, entry: ShardEntry, layout: ShardLayout) -> None:
@@ -36,6 +39,7 @@ class ShardReader:
         self.entry = entry
         self.layout = layout
         self._descriptor: int | None = None
+        self._chunks: dict[str, ChunkMap] = {}
         self._opening = threading.Lock()
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, ShardEntry, ShardLayout]]:
@@ -46,7 +50,7 @@ class ShardReader:
 
         Raises:
             IndexError: no such row.
-            OSError: the file is missing or shorter than the manifest says.
+            OSError: the file is missing or damaged, or shorter than the manifest says.
         """
         if not 0 <= row < self.entry.rows:
             raise IndexError(f"{self.path} has {self.entry.rows} rows, row {row} was asked for")
@@ -90,12 +94,30 @@ class ShardReader:
             raise ValueError(
                 f"buffer of {group.name} has {view.nbytes} bytes, a sample {group.sample_bytes}"
             )
-        offset = self.entry.offsets[group.name] + row * group.sample_bytes
+        if self.entry.codec == NO_CODEC:
+            self._read_bytes(view, self.entry.offsets[group.name] + row * group.sample_bytes)
+            return
+        chunks = self._chunk_map(group.name)
+        chunk = bytearray(int(chunks.size[row]))
+        self._read_bytes(memoryview(chunk), int(chunks.offset[row]))
+        try:
+            decode(chunk, chunks.filters, int(chunks.skipped[row]), buffer)
+        except ValueError as error:
+            raise OSError(f"{self.path}, row {row} of {group.name}: {error}") from error
+
+    def _read_bytes(self, view: memoryview, offset: int) -> None:
+        descriptor = self._open()
         while view:  # network file systems may return less than was asked for
-            read = os.preadv(self._open(), [view], offset)
+            read = os.preadv(descriptor, [view], offset)
             if read == 0:
-                raise OSError(f"{self.path} ends inside row {row} of {group.name}: truncated")
+                raise OSError(f"{self.path} ends before byte {offset + len(view)}: truncated")
             view, offset = view[read:], offset + read
+
+    def _chunk_map(self, group: str) -> ChunkMap:
+        if group not in self._chunks:
+            with self._opening, open_shard(self.path) as file:
+                self._chunks[group] = chunk_map_of(file[f"{PATCHES}/{group}"])
+        return self._chunks[group]
 
     def _open(self) -> int:
         with self._opening:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,10 @@ import numpy.typing as npt
 
 from preprocess.patch import Patch
 from preprocess.shards.atomic import atomic_path
+from preprocess.shards.checksums import crc32_by_row, crc32_of, facts_in, sha256_of
+from preprocess.shards.codec import NO_CODEC, storage_of
 from preprocess.shards.layout import (
+    FACTS_CRC32,
     FORMAT,
     FORMAT_VERSION,
     FRACTIONS,
@@ -53,9 +54,12 @@ class ShardOrigin:
 
 
 @dataclass(frozen=True, slots=True)
-class _Content:
-    """All of a shard but the pixels: index columns, label and fraction rows, counts of values."""
+class _Draft:
+    """A shard in the making: what it is, and all of it but the pixels, which go to the file."""
 
+    layout: ShardLayout
+    origin: ShardOrigin
+    codec: str
     histogram: Histogram
     labels: dict[str, list[npt.NDArray[np.uint8]]]
     fractions: dict[str, list[npt.NDArray[np.float32]]]
@@ -68,60 +72,67 @@ class _Content:
 
 
 def write_shard(
-    path: Path, layout: ShardLayout, patches: Iterable[Patch], capacity: int, origin: ShardOrigin
+    path: Path,
+    layout: ShardLayout,
+    patches: Iterable[Patch],
+    capacity: int,
+    origin: ShardOrigin,
+    codec: str = NO_CODEC,
 ) -> ShardEntry | None:
     """Write a shard of at most ``capacity`` patches; the file appears whole or not at all.
 
     Equal patches give equal bytes. Patches are taken one by one, so that a generator may leave
-    out bad ones; fewer than ``capacity`` make a shorter shard, never one with holes.
+    out bad ones; fewer than ``capacity`` make a shorter shard, never one with holes. No more than
+    ``BLOCK_ROWS`` patches are in memory at a time.
 
     Returns:
         The entry for the manifest, or None if there was no patch and hence no file.
 
     Raises:
-        ValueError: there are more patches than ``capacity``, or one does not fit the layout.
+        ValueError: there are more patches than ``capacity``, one does not fit the layout, or the
+            codec is not there.
     """
     stream = iter(patches)
     first = next(stream, None)
     if first is None:
         return None
-    content = _Content(
+    draft = _Draft(
+        layout,
+        origin,
+        codec,
         empty_histogram(len(layout.bands)),
         {s.name: [] for s in layout.label_sets},
         {s.name: [] for s in layout.fraction_sets},
     )
-    blocks = _blocks(itertools.chain([first], stream), layout, content)
     with atomic_path(path) as temporary:
-        _write_file(temporary, layout, blocks, capacity, (content, origin))
-        if content.rows < capacity:
-            _shorten(temporary, layout, content, origin)
-        return _entry(path.name, temporary, layout, content.rows)
+        _write_file(temporary, draft, _blocks(itertools.chain([first], stream), draft), capacity)
+        if draft.rows < capacity:
+            _shorten(temporary, draft)
+        return _entry(path.name, temporary, draft)
 
 
-def _write_file(
-    path: Path,
-    layout: ShardLayout,
-    blocks: Iterable[Block],
-    rows: int,
-    finish: tuple[_Content, ShardOrigin],
-) -> None:
+def _write_file(path: Path, draft: _Draft, blocks: Iterable[Block], rows: int) -> None:
     # no lock: the name belongs to this process, and network file systems often refuse locks
     with h5py.File(path, "w", libver=("v110", "v110"), locking=False) as file:
-        _write_pixels(file, layout, blocks, rows)
-        _write_content(file, layout, *finish)
+        _write_pixels(file, draft, blocks, rows)
+        _write_content(file, draft)
 
 
-def _shorten(path: Path, layout: ShardLayout, content: _Content, origin: ShardOrigin) -> None:
+def _shorten(path: Path, draft: _Draft) -> None:
     # a contiguous data set has a fixed place in the file and cannot be cut
     with atomic_path(path) as shorter, open_shard(path) as file:
-        blocks = stored_blocks(file, layout, content.rows)
-        _write_file(shorter, layout, blocks, content.rows, (content, origin))
+        _write_file(shorter, draft, stored_blocks(file, draft.layout, draft.rows), draft.rows)
 
 
-def _write_pixels(file: h5py.File, layout: ShardLayout, blocks: Iterable[Block], rows: int) -> None:
-    for group in layout.groups:
-        name = f"{PATCHES}/{group.name}"
-        data_set = file.create_dataset(name, (rows, *group.shape), PIXEL_DTYPE, track_times=False)
+def _write_pixels(file: h5py.File, draft: _Draft, blocks: Iterable[Block], rows: int) -> None:
+    for group in draft.layout.groups:
+        data_set = file.create_dataset(
+            f"{PATCHES}/{group.name}",
+            (rows, *group.shape),
+            PIXEL_DTYPE,
+            track_times=False,
+            **storage_of(draft.codec, group.shape),
+        )
         data_set.attrs["bands"] = json.dumps(group.bands)
         data_set.attrs["ground_resolution_m"] = group.ground_resolution_m
     row = 0
@@ -134,44 +145,48 @@ def _write_pixels(file: h5py.File, layout: ShardLayout, blocks: Iterable[Block],
         row = stop
 
 
-def _write_content(
-    file: h5py.File, layout: ShardLayout, content: _Content, origin: ShardOrigin
-) -> None:
+def _write_content(file: h5py.File, draft: _Draft) -> None:
     file.attrs["format"] = FORMAT
     file.attrs["format_version"] = FORMAT_VERSION
     file.attrs["unit"] = UNIT
-    file.attrs["source"] = origin.source
-    file.attrs["simulated"] = origin.simulated
+    file.attrs["source"] = draft.origin.source
+    file.attrs["simulated"] = draft.origin.simulated
     for name, dtype in INDEX_FIELDS.items():
-        column = np.array(content.index[name], dtype)
-        file.create_dataset(f"{INDEX}/{name}", data=column, track_times=False)
-    for label_set in layout.label_sets:
-        rows = np.stack(content.labels[label_set.name])
-        data_set = file.create_dataset(f"{LABELS}/{label_set.name}", data=rows, track_times=False)
+        _write_column(file, f"{INDEX}/{name}", np.array(draft.index[name], dtype))
+    for label_set in draft.layout.label_sets:
+        rows = np.stack(draft.labels[label_set.name])
+        data_set = _write_column(file, f"{LABELS}/{label_set.name}", rows)
         data_set.attrs["kind"] = label_set.kind
         data_set.attrs["classes"] = json.dumps(label_set.classes)
-    for shares in layout.fraction_sets:
-        rows = np.stack(content.fractions[shares.name])
-        data_set = file.create_dataset(f"{FRACTIONS}/{shares.name}", data=rows, track_times=False)
+    for shares in draft.layout.fraction_sets:
+        rows = np.stack(draft.fractions[shares.name])
+        data_set = _write_column(file, f"{FRACTIONS}/{shares.name}", rows)
         data_set.attrs["classes"] = json.dumps(shares.classes)
+    _write_column(file, f"{INDEX}/{FACTS_CRC32}", crc32_by_row(facts_in(file, draft.layout)))
     file.create_dataset(
         HISTOGRAM,
-        data=content.histogram,
-        chunks=(1, content.histogram.shape[1]),
+        data=draft.histogram,
+        chunks=(1, draft.histogram.shape[1]),
         compression="gzip",
         shuffle=True,
         track_times=False,
     )
 
 
-def _blocks(patches: Iterable[Patch], layout: ShardLayout, content: _Content) -> Iterator[Block]:
-    """Gather patches into blocks; everything but the pixels is noted in ``content``."""
+def _write_column(file: h5py.File, name: str, rows: npt.NDArray[Any]) -> h5py.Dataset:
+    # times would make equal shards differ
+    return file.create_dataset(name, data=rows, track_times=False)
+
+
+def _blocks(patches: Iterable[Patch], draft: _Draft) -> Iterator[Block]:
+    """Gather patches into blocks; everything but the pixels is noted in the draft."""
     stream = iter(patches)
+    groups = draft.layout.groups
     while rows := list(itertools.islice(stream, BLOCK_ROWS)):
         for patch in rows:
-            _note(patch, layout, content)
-        block = {g.name: np.stack([patch.pixels[g.name] for patch in rows]) for g in layout.groups}
-        count_block(content.histogram, block, layout)
+            _note(patch, draft)
+        block = {g.name: np.stack([patch.pixels[g.name] for patch in rows]) for g in groups}
+        count_block(draft.histogram, block, draft.layout)
         yield block
 
 
@@ -190,8 +205,8 @@ def stored_blocks(file: h5py.File, layout: ShardLayout, rows: int) -> Iterator[B
         yield {group.name: file[f"{PATCHES}/{group.name}"][part] for group in layout.groups}
 
 
-def _note(patch: Patch, layout: ShardLayout, content: _Content) -> None:
-    for group in layout.groups:
+def _note(patch: Patch, draft: _Draft) -> None:
+    for group in draft.layout.groups:
         pixels = patch.pixels[group.name]
         if pixels.shape != group.shape or pixels.dtype != PIXEL_DTYPE:
             raise ValueError(
@@ -199,20 +214,14 @@ def _note(patch: Patch, layout: ShardLayout, content: _Content) -> None:
                 f"the shard holds {group.shape} {PIXEL_DTYPE}"
             )
     for name, dtype in INDEX_FIELDS.items():
-        value: Any = crc32_of(patch.pixels, layout) if name == "crc32" else getattr(patch, name)
-        content.index[name].append(value.encode() if dtype == "S" else value)
-    for label_set in layout.label_sets:
-        content.labels[label_set.name].append(_label_row(patch, label_set))
-    for shares in layout.fraction_sets:
-        content.fractions[shares.name].append(_fraction_row(patch, shares))
-
-
-def crc32_of(pixels: Block, layout: ShardLayout) -> int:
-    """Return the checksum of one sample: its groups one after the other, in layout order."""
-    checksum = 0
-    for group in layout.groups:
-        checksum = zlib.crc32(np.ascontiguousarray(pixels[group.name]).data, checksum)
-    return checksum
+        value: Any = (
+            crc32_of(patch.pixels, draft.layout) if name == "crc32" else getattr(patch, name)
+        )
+        draft.index[name].append(value.encode() if dtype == "S" else value)
+    for label_set in draft.layout.label_sets:
+        draft.labels[label_set.name].append(_label_row(patch, label_set))
+    for shares in draft.layout.fraction_sets:
+        draft.fractions[shares.name].append(_fraction_row(patch, shares))
 
 
 def _label_row(patch: Patch, label_set: LabelSet) -> npt.NDArray[np.uint8]:
@@ -241,24 +250,23 @@ def _fraction_row(patch: Patch, shares: FractionSet) -> npt.NDArray[np.float32]:
     return row
 
 
-def _entry(name: str, path: Path, layout: ShardLayout, rows: int) -> ShardEntry:
+def _entry(name: str, path: Path, draft: _Draft) -> ShardEntry:
     with open_shard(path) as file:
-        offsets = offsets_in(file, layout)
+        offsets = offsets_in(file, draft.layout)
     return ShardEntry(
         file=name,
-        rows=rows,
+        rows=draft.rows,
         size_bytes=path.stat().st_size,
         sha256=sha256_of(path),
         offsets=offsets,
+        codec=draft.codec,
     )
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def offsets_in(file: h5py.File, layout: ShardLayout) -> dict[str, int]:
-    """Return where in an open shard each band group's pixels begin, in bytes."""
-    return {g.name: int(file[f"{PATCHES}/{g.name}"].id.get_offset()) for g in layout.groups}
+    """Return where in an open shard each band group's pixels begin, in bytes.
+
+    Compressed pixels are in chunks, each with a place of its own; they are left out.
+    """
+    data_sets = {group.name: file[f"{PATCHES}/{group.name}"] for group in layout.groups}
+    return {n: int(d.id.get_offset()) for n, d in data_sets.items() if d.chunks is None}
