@@ -32,6 +32,9 @@ MAX_LINE = 600  # torch appends the frames of its C++ side
 # Groups that set values all over; the others are settings of the same name.
 GROUPS_OF = {"pretrain": ("recipe",)}
 
+# Options that people know from other commands, and what they are called here.
+SPELLINGS = {"--dry-run": "cluster.dry_run=true", "dry_run=true": "cluster.dry_run=true"}
+
 # What a member of a sweep gets from hydra: a folder of its own.
 Work = Callable[[Any, str | None], str]
 
@@ -45,7 +48,7 @@ def main(verb: str, work: Work, text: Help) -> None:
             stdout shall say.
         text: what ``--help`` shows.
     """
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] = [SPELLINGS.get(word, word) for word in sys.argv[1:]]
     if {"--help", "-h"} & set(arguments):
         print(render(verb, text, APPS[verb]))
         raise SystemExit(DONE)

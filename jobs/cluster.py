@@ -35,9 +35,15 @@ class ClusterConfig:
         parts: members of a job array that packs.
         parallel_parts: members that may run at the same time.
         requeue: let Slurm start the job again after preemption or the loss of a node.
-        wrapper: command in front of each Python process; it must end in running its arguments.
-        python: interpreter on the nodes; none takes this one.
-        setup: shell lines before the processes start: modules, paths.
+        wrapper: command in front of each process; it must end in running its arguments.
+        container: command that runs Python in a container, between wrapper and Python:
+            ``apptainer exec --nv image.sif``; empty for none.
+        python: interpreter on the nodes, or in the container; none takes this one.
+        setup: shell lines before the processes start: modules, environment.
+        scratch: folder on the disk of each node, which may hold variables of the job
+            (``/tmp/$SLURM_JOB_ID``); handed to the processes as ``SIMCLR_SCRATCH``.
+        after: job, or jobs ``12:13``, that must have succeeded before this one starts.
+        dry_run: print what would be submitted, and submit and write nothing; also ``--dry-run``.
         extra: further sbatch options by name, without dashes.
     """
 
@@ -61,8 +67,12 @@ class ClusterConfig:
     requeue: bool = True
     # The warning may come before Python listens; unblocked, it would kill a rank that imports.
     wrapper: str = "env --block-signal=USR2"
+    container: str = ""
     python: str | None = None
     setup: list[str] = field(default_factory=list)
+    scratch: str | None = None
+    after: str | None = None
+    dry_run: bool = False
     extra: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

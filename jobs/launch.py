@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jobs import slurm
 from jobs.cluster import ClusterConfig, Executor
-from jobs.place import Kind, current_place
-from jobs.runfolder import Submission, read_submission, write_submission
+from jobs.done import Marking, is_done
+from jobs.submit import SCRATCH, interpreter, scratch_lines, script, submit
 from jobs.tasks.task import Task
 from jobs.watch import watch
 
 # submitit ends local jobs after this; a training has its own end.
 _LOCAL_LIMIT_MIN = 60 * 24 * 365
-_PLAIN_OPTIONS = "partition account qos constraint nodelist exclude wckey".split()  # noqa: SIM905
 _log = logging.getLogger("simclr")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A job that a sweep collects instead of submitting it.
+
+    Attributes:
+        task: its work.
+        needs: what it asks for.
+    """
+
+    task: Task
+    needs: ClusterConfig
+
+
+_collected: ContextVar[list[Request] | None] = ContextVar("collected", default=None)
 
 
 def dispatch(task: Task, cluster: ClusterConfig, *, in_sweep: bool = False) -> str:
@@ -33,108 +45,74 @@ def dispatch(task: Task, cluster: ClusterConfig, *, in_sweep: bool = False) -> s
     Args:
         task: the work.
         cluster: where, and with what.
-        in_sweep: a member of a sweep is already where it belongs when Slurm runs it.
+        in_sweep: leave out what has been done, as a sweep is started again after a failure.
 
     Raises:
         ValueError: the task cannot be done there; nothing has been started.
         RuntimeError: it was started and failed.
     """
     task.prepare(cluster)
-    inside = in_sweep and current_place().kind is Kind.slurm
-    if cluster.executor is Executor.here or inside:
-        return task()
+    if in_sweep and is_done(task):
+        return f"{task.folder.parent}: done before, with the same settings"
+    if cluster.executor is Executor.here:
+        return _run_here(task, cluster)
     members, needs = task.members(cluster)
     if cluster.executor is Executor.local:
         return _run_local(members[0], needs)
-    return _submit(task, members, needs)
+    collected = _collected.get()
+    if collected is not None:
+        collected += [Request(member, needs) for member in members]
+        return ""
+    return submit_all(members, task.folder, needs)
 
 
-def slurm_options(cluster: ClusterConfig, name: str) -> dict[str, Any]:
-    """Return what submitit's Slurm executor is asked for."""
-    options: dict[str, Any] = {
-        "job_name": name,
-        "time": cluster.time_min,
-        "nodes": cluster.nodes,
-        "ntasks_per_node": cluster.tasks_per_node,
-        "cpus_per_task": cluster.cpus_per_task,
-        "gpus_per_node": cluster.gpus_per_node,
-        "mem": None if cluster.memory_gb is None else f"{round(cluster.memory_gb * 1024)}M",
-        "signal_delay_s": cluster.signal_delay_s,
-        "setup": cluster.setup or None,
-        "array_parallelism": cluster.parallel_parts,
-        # submitit never writes it, and without it a preempted job is not started again
-        "additional_parameters": {
-            **({"requeue": True} if cluster.requeue else {}),
-            **cluster.extra,
-        },
-        # A dead rank ends the others; srun of 22.05 to 23.02 does not take the cores from the job.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_task}"],
-    }
-    # None for wckey too: submitit's own default is refused where wckeys are checked
-    return options | {name: getattr(cluster, name) for name in _PLAIN_OPTIONS}
+def submit_all(members: list[Task], folder: Path, needs: ClusterConfig) -> str:
+    """Submit a job or an array, or only show what would be submitted; return id or script.
+
+    Raises:
+        ValueError: it cannot be; nothing was submitted.
+        SlurmError: Slurm refused it.
+    """
+    marked = [Marking(member) for member in members]
+    if needs.dry_run:
+        return script(marked, folder, needs)
+    return submit(marked, folder, needs)
 
 
-def _submit(task: Task, members: list[Any], cluster: ClusterConfig) -> str:
-    """Submit without waiting; return the job id."""
-    import submitit
-    from submitit.core.utils import FailedJobError
-
-    if not slurm.is_available():
-        raise ValueError(
-            "cluster.executor is slurm but this machine has no sbatch; go to a login node, or use "
-            "cluster=laptop or cluster=here"
-        )
-    _refuse_second(task.folder)
-    with _outside_jobs():
-        executor = submitit.SlurmExecutor(
-            str(task.folder.absolute()), max_num_timeout=1000, python=_python(cluster)
-        )
-        executor.update_parameters(**slurm_options(cluster, f"simclr-{task.verb}"))
-        try:
-            with executor.batch():
-                jobs = [executor.submit(member) for member in members]
-        except FailedJobError as error:
-            raise slurm.SlurmError(f"sbatch refused the job: {error}") from error
-    job_id = jobs[0].job_id.partition("_")[0]
-    log = str(jobs[0].paths.stderr)
-    write_submission(task.folder, Submission(job_id, task.verb, sys.argv, time.time(), log))
-    _log.info("submitted job %s; simclr-status and squeue show how it fares, log %s", job_id, log)
-    return job_id
+@contextmanager
+def collecting() -> Iterator[list[Request]]:
+    """Let ``dispatch`` collect jobs for Slurm in the block; the block's end submits nothing."""
+    requests: list[Request] = []
+    token = _collected.set(requests)
+    try:
+        yield requests
+    finally:
+        _collected.reset(token)
 
 
-def _refuse_second(folder: Path) -> None:
-    """Refuse to submit for a folder in which a job is still at work, or waiting."""
-    earlier = read_submission(folder)
-    if earlier is None:
-        return
-    alive = [job for job in slurm.queue([earlier.job_id]).values() if not job.is_final]
-    if alive:
-        raise ValueError(
-            f"job {earlier.job_id} ({earlier.verb}, {alive[0].state}) is at work in "
-            f"{folder.parent}; wait for it, or scancel {earlier.job_id} first"
-        )
+def _run_here(task: Task, cluster: ClusterConfig) -> str:
+    if cluster.dry_run:
+        return f"{task.verb} would run in this process"
+    if cluster.scratch:
+        os.environ[SCRATCH] = os.path.expandvars(cluster.scratch)
+    return Marking(task)()
 
 
 def _run_local(task: Task, cluster: ClusterConfig) -> str:
     import submitit
 
-    executor = submitit.LocalExecutor(
-        str(task.folder.absolute()), python=f"{_devices(cluster)} {_interpreter(cluster)}"
-    )
+    command = " ".join(filter(None, (_devices(cluster), cluster.container, interpreter(cluster))))
+    if cluster.dry_run:
+        return f"{task.verb} would run as {cluster.tasks_per_node} processes of: {command}"
+    executor = submitit.LocalExecutor(str(task.folder.absolute()), python=command)
     executor.update_parameters(
-        tasks_per_node=cluster.tasks_per_node, timeout_min=_LOCAL_LIMIT_MIN, setup=cluster.setup
+        tasks_per_node=cluster.tasks_per_node,
+        timeout_min=_LOCAL_LIMIT_MIN,
+        setup=[*cluster.setup, *scratch_lines(cluster)],
     )
     with _uninterrupted():
-        job = executor.submit(task)
+        job = executor.submit(Marking(task))
     return watch(job, task)
-
-
-def _python(cluster: ClusterConfig) -> str:
-    return f"{cluster.wrapper} {_interpreter(cluster)}".strip()
-
-
-def _interpreter(cluster: ClusterConfig) -> str:
-    return shlex.quote(cluster.python or sys.executable)
 
 
 def _devices(cluster: ClusterConfig) -> str:
@@ -166,18 +144,6 @@ def num_gpus() -> int:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
-
-
-@contextmanager
-def _outside_jobs() -> Iterator[None]:
-    """Hide a surrounding job's variables: a job submitted from a job would inherit its size."""
-    from submitit.helpers import clean_env
-
-    configuration = os.environ.get("SLURM_CONF")
-    with clean_env():
-        if configuration:  # no property of a job: it says where Slurm is
-            os.environ["SLURM_CONF"] = configuration
-        yield
 
 
 @contextmanager

@@ -39,6 +39,11 @@ def code_version(folder: Path) -> dict[str, Any]:
     return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "-uno"))}
 
 
+def changes(folder: Path) -> str:
+    """Return what differs from the commit in the files that git knows; nothing outside git."""
+    return _git(folder, "diff", "HEAD", "--binary") or ""
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(

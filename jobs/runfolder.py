@@ -15,6 +15,7 @@ from jobs.place import Place
 from jobs.provenance import provenance
 from jobs.requeue import Decision
 from jobs.schema import read_yaml, to_yaml
+from jobs.snapshot import running_snapshot
 from preprocess.shards.atomic import write_json, write_text
 from simclr.config import TrainConfig
 from simclr.settings import binding_settings, differing_settings, from_plain, to_plain
@@ -24,7 +25,7 @@ PROVENANCE_NAME = "provenance.json"
 ATTEMPTS_NAME = "attempts.jsonl"
 FENCE_NAME = "attempt.json"
 CHECKPOINTS = "checkpoints/step-*"
-SUBMISSION_NAME = "submission.json"
+SUBMISSION_NAME = "submission-{verb}.json"  # verbs on one run share the folder of their jobs
 JOB_FOLDER = "slurm"  # records and logs of submitit, for either executor
 
 
@@ -179,13 +180,13 @@ def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def write_submission(folder: Path, submission: Submission) -> None:
-    """Remember which job was submitted for a folder."""
-    write_json(folder / SUBMISSION_NAME, asdict(submission))
+    """Remember which job was submitted for a folder, apart for each verb."""
+    write_json(folder / SUBMISSION_NAME.format(verb=submission.verb), asdict(submission))
 
 
-def read_submission(folder: Path) -> Submission | None:
-    """Return the latest job submitted for a folder, if there is one."""
-    path = folder / SUBMISSION_NAME
+def read_submission(folder: Path, verb: str) -> Submission | None:
+    """Return the latest job of a verb that was submitted for a folder, if there is one."""
+    path = folder / SUBMISSION_NAME.format(verb=verb)
     if not path.exists():
         return None
     return Submission(**json.loads(path.read_text(encoding="utf-8")))
@@ -201,4 +202,5 @@ def _described(place: Place) -> dict[str, object]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "log": place.log,
+        "code": running_snapshot(),
     }

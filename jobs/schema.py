@@ -90,6 +90,10 @@ SOURCES: dict[str, type[SourceConfig]] = {
 }
 
 
+# hydra builds it only for sweeps, so submitting a single run does not import it
+_SWEEP = {"_target_": "jobs.sweep.SweepLauncher"}
+
+
 def register() -> None:
     """Give hydra the schemas: ``<verb>_schema``, ``source/<kind>_schema``, the sweep launcher.
 
@@ -100,7 +104,7 @@ def register() -> None:
         store.store(name=f"{verb}_schema", node=app)
     for kind, source in SOURCES.items():
         store.store(group="source", name=f"{kind}_schema", node=source)
-    store.store(group="hydra/launcher", name="sweep_slurm", node=_sweep_launcher())
+    store.store(group="hydra/launcher", name="sweep", node=_SWEEP)
 
 
 def to_app(config: DictConfig) -> App:
@@ -136,23 +140,3 @@ def read_yaml(text: str) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise ValueError("not a mapping")
     return cast(dict[str, Any], plain)
-
-
-def _sweep_launcher() -> dict[str, Any]:
-    """Say to hydra's sweeps (``-m``) what ``cluster`` says to single runs."""
-    same = (
-        "nodes tasks_per_node gpus_per_node cpus_per_task signal_delay_s setup "
-        "partition account qos constraint nodelist exclude wckey"
-    )
-    return {
-        "_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
-        "submitit_folder": "${hydra.sweep.dir}/slurm/%j",
-        "name": "${hydra.job.name}",
-        "timeout_min": "${cluster.time_min}",
-        "mem_gb": "${cluster.memory_gb}",
-        "max_num_timeout": 1000,  # the launcher's default of 0 would end a member at its first one
-        "additional_parameters": {"requeue": "${cluster.requeue}"},
-        # srun of 22.05 to 23.02 does not take the cores from the job
-        "srun_args": ["--kill-on-bad-exit=1", "--cpus-per-task=${cluster.cpus_per_task}"],
-        **{name: f"${{cluster.{name}}}" for name in same.split()},
-    }

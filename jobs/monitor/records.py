@@ -94,7 +94,7 @@ def describe(run_dir: Path, jobs: Mapping[str, JobState], now: float | None = No
     if not (run_dir / CONFIG_NAME).exists():
         raise ValueError(f"{run_dir} is no run folder: it has no {CONFIG_NAME}")
     now = time.time() if now is None else now
-    events, submission = read_attempts(run_dir), read_submission(run_dir / JOB_FOLDER)
+    events, submission = read_attempts(run_dir), read_submission(run_dir / JOB_FOLDER, "pretrain")
     facts = _progress(run_dir, now)
     facts["attempt"] = max((event["attempt"] for event in events), default=0)
     facts["log"] = _log(run_dir, events, submission)
@@ -107,7 +107,7 @@ def describe(run_dir: Path, jobs: Mapping[str, JobState], now: float | None = No
 
 def job_of(run_dir: Path) -> str | None:
     """Return the job that was submitted for a run, if any."""
-    submission = read_submission(run_dir / JOB_FOLDER)
+    submission = read_submission(run_dir / JOB_FOLDER, "pretrain")
     return submission.job_id if submission else None
 
 

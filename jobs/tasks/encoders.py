@@ -34,10 +34,14 @@ class Evaluate:
         """Ask for a run, packed shards and a task that they have labels for."""
         config = self.config
         require(bool(config.run), "run is empty; give a run folder: run=RUN")
-        require(Path(config.run).is_dir(), f"run is {config.run}, which is no folder")
+        require(
+            bool(cluster.after) or Path(config.run).is_dir(),  # else a job before this one makes it
+            f"run is {config.run}, which is no folder",
+        )
         require(bool(config.shards), "shards is empty; give a packed folder: shards=SHARDS")
         require(bool(config.task), "task is empty; name a label set: task=eurosat")
-        read_manifest(Path(config.shards))
+        if not cluster.after:
+            read_manifest(Path(config.shards))
 
     def __call__(self) -> str:
         """Evaluate; return the table."""
@@ -68,7 +72,10 @@ class Export:
     def prepare(self, cluster: ClusterConfig) -> None:
         """Ask for both folders."""
         require(bool(self.config.run), "run is empty; give a run folder: run=RUN")
-        require(Path(self.config.run).is_dir(), f"run is {self.config.run}, which is no folder")
+        require(
+            bool(cluster.after) or Path(self.config.run).is_dir(),
+            f"run is {self.config.run}, which is no folder",
+        )
         require(bool(self.config.output), "output is empty; give a folder: output=DIR")
 
     def __call__(self) -> str:

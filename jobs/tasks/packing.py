@@ -84,7 +84,8 @@ class Verify:
     def prepare(self, cluster: ClusterConfig) -> None:
         """Ask for a packed folder."""
         require(bool(self.config.shards), "shards is empty; give a packed folder: shards=SHARDS")
-        read_manifest(Path(self.config.shards))
+        if not cluster.after:  # else a job before this one writes it
+            read_manifest(Path(self.config.shards))
 
     def __call__(self) -> str:
         """Verify; raise ``VerifyError`` with all problems if there are any."""

@@ -43,10 +43,10 @@ class Pretrain:
         config = self.config
         require(bool(config.run_dir), "run_dir is empty; give a folder for the run: run_dir=RUN")
         require(bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]")
-        for shards in config.shards:
+        for shards in [] if cluster.after else config.shards:  # a job before this one packs them
             read_manifest(Path(shards))
         check_batch(config.data.global_batch_size, cluster)
-        if current_place().is_main:
+        if current_place().is_main and not cluster.dry_run:
             freeze(self.run_dir, config)
 
     def members(self, cluster: ClusterConfig) -> tuple[list[Pretrain], ClusterConfig]:

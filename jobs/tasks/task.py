@@ -21,6 +21,10 @@ class Task(Protocol):
     """Work that ``dispatch`` can run anywhere."""
 
     @property
+    def config(self) -> Any:
+        """Its settings, a dataclass."""
+
+    @property
     def verb(self) -> str:
         """The verb that it belongs to."""
 

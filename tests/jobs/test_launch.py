@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from make_data import packed_arrays
 
-from jobs import launch, watch
+from jobs import launch, slurm, watch
 from jobs.cluster import ClusterConfig, Executor
-from jobs.launch import dispatch, num_gpus, slurm_options
+from jobs.launch import dispatch, num_gpus
 from jobs.schema import narrow
+from jobs.submit import slurm_options
 from jobs.tasks.packing import Pack, Verify
 from jobs.tasks.pretraining import Pretrain
 from jobs.tasks.task import StoppedError
@@ -176,7 +177,7 @@ def test_slurm_is_asked_for_what_the_cluster_says():
     cluster = ClusterConfig(
         executor=Executor.slurm, nodes=2, gpus_per_node=4, tasks_per_node=4, cpus_per_task=8
     )
-    options = slurm_options(cluster, "simclr-pretrain")
+    options = slurm_options(cluster, "pretrain", Path("code"))
     assert options["srun_args"] == ["--kill-on-bad-exit=1", "--cpus-per-task=8"]
     assert options["additional_parameters"] == {"requeue": True}
     assert options["wckey"] is None
@@ -223,7 +224,7 @@ def submitted_script(task, cluster, monkeypatch) -> str:
 
 
 def test_a_machine_without_slurm_is_told_so(training, monkeypatch):
-    monkeypatch.setattr(launch.slurm, "is_available", lambda: False)
+    monkeypatch.setattr(slurm, "is_available", lambda: False)
     with pytest.raises(ValueError, match="this machine has no sbatch"):
         dispatch(Pretrain(training), ClusterConfig(executor=Executor.slurm))
 
@@ -233,7 +234,7 @@ def test_a_refused_submission_is_told_in_slurms_words(training, tmp_path, monkey
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(launch.slurm.SlurmError, match="Invalid account"):
+    with pytest.raises(slurm.SlurmError, match="Invalid account"):
         dispatch(Pretrain(training), ClusterConfig(executor=Executor.slurm))
 
 

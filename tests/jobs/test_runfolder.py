@@ -124,7 +124,7 @@ def test_stops_at_the_same_step_are_counted_from_the_latest(tmp_path):
 
 
 def test_a_submission_reads_back_equal(tmp_path):
-    assert read_submission(tmp_path) is None
+    assert read_submission(tmp_path, "pretrain") is None
     submission = Submission("12", "pretrain", ["simclr-pretrain", "a b"], 1.5, "log")
     write_submission(tmp_path, submission)
-    assert read_submission(tmp_path) == submission
+    assert read_submission(tmp_path, "pretrain") == submission

@@ -1,0 +1,179 @@
+"""Tasks and a cluster come in; a job of Slurm goes out, with the code that it will run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs import slurm
+from jobs.capacity import check_array, check_capacity
+from jobs.cluster import ClusterConfig
+from jobs.done import Marking
+from jobs.runfolder import Submission, read_submission, write_submission
+from jobs.snapshot import import_lines, take_snapshot
+
+SCRATCH = "SIMCLR_SCRATCH"
+_PLAIN_OPTIONS = "partition account qos constraint nodelist exclude wckey".split()  # noqa: SIM905
+_log = logging.getLogger("simclr")
+
+
+def submit(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> str:
+    """Submit a job, or an array of one member a task, without waiting; return the job id.
+
+    Args:
+        tasks: of one verb.
+        folder: takes scripts, pickles and logs; the code lies beside it.
+        cluster: what each member asks for.
+
+    Raises:
+        ValueError: the job cannot be, or one is at work there already; nothing was submitted.
+        SlurmError: Slurm refused it.
+    """
+    _check(tasks, cluster)
+    code = take_snapshot(folder.parent / "code")
+    jobs = _sbatch(tasks, folder, cluster, code)
+    job_id = str(jobs[0].job_id).partition("_")[0]
+    for task, job in zip(tasks, jobs, strict=True):
+        entry = Submission(job.job_id, task.verb, sys.argv, time.time(), str(job.paths.stderr))
+        # members of a packing array share a folder; its record is that of the whole array
+        shared = len(tasks) > 1 and all(other.folder == task.folder for other in tasks)
+        write_submission(task.folder, entry if not shared else _of_array(entry))
+    log = jobs[0].paths.stderr
+    _log.info("submitted job %s; simclr-status and squeue show how it fares, log %s", job_id, log)
+    return job_id
+
+
+def script(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> str:
+    """Return the script that ``submit`` would hand to sbatch; nothing is written."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder = folder.absolute()
+    options = slurm_options(cluster, tasks[0].verb, folder.parent / "code" / "DIGEST")
+    options |= {"map_count": len(tasks)} if len(tasks) > 1 else {}
+    command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return str(_make_sbatch_string(command=command, folder=folder, **options))
+
+
+def slurm_options(cluster: ClusterConfig, verb: str, code: Path) -> dict[str, Any]:
+    """Return what submitit's Slurm executor is asked for."""
+    options: dict[str, Any] = {
+        "job_name": f"simclr-{verb}",
+        "time": cluster.time_min,
+        "nodes": cluster.nodes,
+        "ntasks_per_node": cluster.tasks_per_node,
+        "cpus_per_task": cluster.cpus_per_task,
+        "gpus_per_node": cluster.gpus_per_node,
+        "mem": None if cluster.memory_gb is None else f"{round(cluster.memory_gb * 1024)}M",
+        "signal_delay_s": cluster.signal_delay_s,
+        # ours last: a module that sets PYTHONPATH must not come before the code of the job
+        "setup": [*cluster.setup, *scratch_lines(cluster), *import_lines(code)],
+        "array_parallelism": cluster.parallel_parts,
+        "additional_parameters": _further(cluster),
+        # A dead rank ends the others; srun of 22.05 to 23.02 does not take the cores from the job.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_task}"],
+    }
+    # None for wckey too: submitit's own default is refused where wckeys are checked
+    return options | {name: getattr(cluster, name) for name in _PLAIN_OPTIONS}
+
+
+def scratch_lines(cluster: ClusterConfig) -> list[str]:
+    """Return the shell line that names the nodes' own disk; its variables are the job's."""
+    return [f'export {SCRATCH}="{cluster.scratch}"'] if cluster.scratch else []
+
+
+def python_command(cluster: ClusterConfig) -> str:
+    """Return the command that runs Python on a node: wrapper, container, interpreter."""
+    # The wrapper outside: what starts a container would die of a warning as well.
+    parts = (cluster.wrapper, cluster.container, interpreter(cluster))
+    return " ".join(part for part in parts if part)
+
+
+def interpreter(cluster: ClusterConfig) -> str:
+    """Return the Python that runs the work, quoted for a shell."""
+    return shlex.quote(cluster.python or sys.executable)
+
+
+def refuse_second(folder: Path, verb: str) -> None:
+    """Refuse to submit for a folder in which a job of the verb is still at work, or waiting.
+
+    Raises:
+        ValueError: with the job and the cure.
+    """
+    job = live_job(folder, verb)
+    if job:
+        raise ValueError(
+            f"job {job.job_id} ({verb}, {job.state}) is at work in {folder.parent}; wait for it, "
+            f"or scancel {job.job_id} first"
+        )
+
+
+def live_job(folder: Path, verb: str) -> slurm.JobState | None:
+    """Return the job that was submitted for a folder, if it has not ended."""
+    earlier = read_submission(folder, verb)
+    if earlier is None or not slurm.is_available():
+        return None
+    jobs = slurm.queue([earlier.job_id]).values()
+    return next((job for job in jobs if not job.is_final), None)
+
+
+def _check(tasks: Sequence[Marking], cluster: ClusterConfig) -> None:
+    if not slurm.is_available():
+        raise ValueError(
+            "cluster.executor is slurm but this machine has no sbatch; go to a login node, or use "
+            "cluster=laptop or cluster=here"
+        )
+    check_capacity(cluster)
+    if len(tasks) > 1:
+        check_array(len(tasks))
+    for folder in {task.folder for task in tasks}:
+        refuse_second(folder, tasks[0].verb)
+
+
+def _sbatch(
+    tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig, code: Path
+) -> list[Any]:
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    with _outside_jobs():
+        executor = submitit.SlurmExecutor(
+            str(folder.absolute()), max_num_timeout=1000, python=python_command(cluster)
+        )
+        executor.update_parameters(**slurm_options(cluster, tasks[0].verb, code))
+        try:
+            return list(executor.submit_array(tasks))
+        except FailedJobError as error:
+            raise slurm.SlurmError(f"sbatch refused the job: {error}") from error
+
+
+def _further(cluster: ClusterConfig) -> dict[str, Any]:
+    # submitit never writes requeue, and without it a preempted job is not started again
+    options: dict[str, Any] = {"requeue": True} if cluster.requeue else {}
+    if cluster.after:
+        # A job whose forerunner has failed would wait for ever.
+        options |= {"dependency": f"afterok:{cluster.after}", "kill-on-invalid-dep": "yes"}
+    return options | cluster.extra
+
+
+def _of_array(entry: Submission) -> Submission:
+    array = entry.job_id.partition("_")[0]
+    return Submission(array, entry.verb, entry.command, entry.time, entry.log)
+
+
+@contextmanager
+def _outside_jobs() -> Iterator[None]:
+    """Hide a surrounding job's variables: a job submitted from a job would inherit its size."""
+    from submitit.helpers import clean_env
+
+    configuration = os.environ.get("SLURM_CONF")
+    with clean_env():
+        if configuration:  # no property of a job: it says where Slurm is
+            os.environ["SLURM_CONF"] = configuration
+        yield
