@@ -194,11 +194,13 @@ class CheckpointConfig:
 
     Attributes:
         every_steps: steps between checkpoints; the last step is always saved.
-        keep: newest checkpoints kept, at least 2.
+        keep: newest checkpoints kept, at least 2; the best by a probe stays beside them.
+        asynchronous: write beside the training; needs host memory for a copy of the state.
     """
 
     every_steps: int = 500
     keep: int = 2
+    asynchronous: bool = False
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 1, f"checkpoint.every_steps is {self.every_steps}; give >= 1")

@@ -16,8 +16,9 @@ class Stop(IntEnum):
     """What a rank has been told; the largest over all ranks counts."""
 
     no = 0
-    terminate = 1  # SIGTERM: cancelled, requeued by hand, or preempted without a warning
-    warning = 2  # SIGUSR2: the scheduler announces the end, for the time limit or preemption
+    unsaved = 1  # nobody asks to stop, but a checkpoint beside the loop could not be saved
+    terminate = 2  # SIGTERM: cancelled, requeued by hand, or preempted without a warning
+    warning = 3  # SIGUSR2: the scheduler announces the end, for the time limit or preemption
 
 
 class Preempted(Exception):  # noqa: N818 - it reports an event, not an error

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.load import agreed_checkpoint, load_state, restore_rank
 from simclr.checkpoint.manifest import CheckpointManifest, folder_name, read_checkpoint_manifest
-from simclr.checkpoint.save import save_checkpoint
+from simclr.checkpoint.save import Fence, Saver, unfenced
 from simclr.collectives import average_gradients
 from simclr.config import TrainConfig
 from simclr.corpus import Corpus, open_corpus
@@ -29,6 +29,7 @@ from simclr.monitors.interval import Interval
 from simclr.optim.build import build_optimizer
 from simclr.optim.schedule import learning_rate, peak_rate
 from simclr.order import Order
+from simclr.preemption import Stop
 from simclr.settings import binding_settings, config_hash, differing_settings, from_plain, to_plain
 from simclr.step import Outcome
 from simclr.world import World
@@ -51,7 +52,9 @@ class Run:
         num_steps: steps of the whole run.
     """
 
-    def __init__(self, config: TrainConfig, world: World, sinks: Sequence[Sink]) -> None:
+    def __init__(
+        self, config: TrainConfig, world: World, sinks: Sequence[Sink], fence: Fence = unfenced
+    ) -> None:
         self.config, self.world = config, world
         self.run_dir = Path(config.run_dir)
         self.corpus = open_corpus(
@@ -72,6 +75,7 @@ class Run:
         self.num_steps = count_steps(config, self.order.steps_per_epoch)
         self._metrics = JsonLines(self.run_dir)
         self._sinks = [self._metrics, screen(), *sinks] if world.is_main else []
+        self._saver = Saver(self.run_dir, world, config.checkpoint, fence)
         self._saved: Path | None = None
         self._warned = False
         self._interval = Interval(world.device, config.data.global_batch_size)
@@ -154,6 +158,7 @@ class Run:
 
         Raises:
             ValueError: a loss since the last metric line is not finite; nothing is saved.
+            CheckpointError: this save failed, or the one before it.
         """
         if self._saved is None or self._saved.name != folder_name(self.step):
             self._require_finite(self._interval.total_loss())
@@ -162,11 +167,21 @@ class Run:
                 "head": self._network.head.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             }
-            own = self._interval.state()
-            self._saved = save_checkpoint(
-                self.run_dir, self.world, state, own, self._about(), self.config.checkpoint.keep
-            )
+            self._saved = self._saver.save(state, self._interval.state(), self._about())
         return self._saved
+
+    @property
+    def trouble(self) -> Stop:
+        """``unsaved`` once a save beside the loop has failed, on this rank."""
+        return Stop.unsaved if self._saver.has_failed else Stop.no
+
+    def close(self) -> None:
+        """Wait for the save beside the loop, which still uses the process group.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        self._saver.wait()
 
     @property
     def _network(self) -> SimCLR:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+from simclr.checkpoint.save import Fence, unfenced
 from simclr.config import TrainConfig, require
 from simclr.metrics import Sink
 from simclr.preemption import Preempted, PreemptionGuard, Stop
@@ -13,25 +15,42 @@ from simclr.step import train_step
 from simclr.world import Launch, open_world
 
 
-def train(config: TrainConfig, sinks: Sequence[Sink] = (), launch: Launch | None = None) -> Path:
+def train(
+    config: TrainConfig,
+    sinks: Sequence[Sink] = (),
+    launch: Launch | None = None,
+    fence: Fence = unfenced,
+) -> Path:
     """Pretrain an encoder, or go on with it, and return the last checkpoint's folder.
 
     Every rank calls it with the same settings. Without a ``launch`` the ranks are found through
     torchrun's variables; without those the world is this process alone.
 
+    Args:
+        config: settings, the same on every rank.
+        sinks: take the metric records of the main rank.
+        launch: how this process was started.
+        fence: asked on the main rank before each checkpoint is published; raises to refuse.
+
     Raises:
         ValueError: settings, shards or run folder do not fit; the message says what and the cure.
         Preempted: a stop signal came; all ranks have saved at the same step.
+        CheckpointError: a checkpoint could not be saved; older ones are untouched.
     """
     require(bool(config.run_dir), "run_dir is empty; give a folder for the run, run_dir=DIR")
-    with PreemptionGuard() as guard, open_world(config.world, launch) as world:
-        run = Run(config, world, sinks)
+    with (
+        PreemptionGuard() as guard,
+        open_world(config.world, launch) as world,
+        closing(Run(config, world, sinks, fence)) as run,
+    ):
         run.resume()
         while run.step < run.num_steps:
             run.observe(train_step(run, next(run.batches)))
-            stop = Stop(world.agree(guard.requested))  # all ranks leave at the same step
+            # all ranks leave at the same step
+            stop = Stop(world.agree(max(guard.requested, run.trouble)))
             if stop or run.checkpoint_is_due():
                 run.save()
             if stop:
+                run.close()  # nothing to come back to before it is whole
                 raise Preempted(run.step, stop)
         return run.save()

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from simclr.checkpoint.manifest import (
+    CHECKPOINTS,
     FOLDER_PATTERN,
     STATE_NAME,
     read_checkpoint_manifest,
     verify,
 )
-from simclr.checkpoint.save import CHECKPOINTS
+from simclr.checkpoint.retention import sweep
+from simclr.checkpoint.save import set_aside as rename_bad
+from simclr.checkpoint.snapshot import restore_random_state
 from simclr.collectives import from_main_rank
 from simclr.world import World
 
@@ -40,7 +41,7 @@ def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
         except ValueError as error:
             _log.warning("checkpoint passed over: %s", error)
             if set_aside:
-                folder.rename(folder.with_name(f"bad-{folder.name}"))
+                rename_bad(folder)
         else:
             return folder
     if folders:
@@ -52,13 +53,18 @@ def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
 
 
 def agreed_checkpoint(run_dir: Path, world: World) -> Path | None:
-    """Return the checkpoint that rank 0 found, on every rank."""
+    """Return the checkpoint that rank 0 found, on every rank.
+
+    Raises:
+        ValueError: there are checkpoints and none is valid, or the folder cannot be changed.
+    """
     choice = ""
     if world.is_main:
         try:
+            sweep(run_dir)
             found = newest_valid(run_dir, set_aside=True)
             choice = str(found) if found else ""
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             choice = f"!{error}"  # the other ranks wait for an answer, whatever it is
     choice = from_main_rank(choice)
     if choice.startswith("!"):
@@ -82,16 +88,6 @@ def restore_rank(folder: Path, world: World) -> dict[str, Any]:
         return {}
     path = folder / f"rank-{world.rank:04d}.pt"
     state = torch.load(path, map_location="cpu", weights_only=True)
-    _restore_generators(state["random"])
+    restore_random_state(state["random"])
     own: dict[str, Any] = state["own"]
     return own
-
-
-def _restore_generators(state: dict[str, Any]) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    keys = state["numpy"]["keys"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, state["numpy"]["position"], 0, 0.0))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -12,9 +12,11 @@ from preprocess.shards.atomic import write_json
 
 FORMAT = "simclr-s2-checkpoint"
 FORMAT_VERSION = 1
+CHECKPOINTS = "checkpoints"  # in a run folder
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.pt"
 FOLDER_PATTERN = "step-*"
+SAVING_PREFIX = ".saving-"  # no pattern that looks for checkpoints matches it
 
 _BLOCK_BYTES = 1 << 20
 
@@ -60,8 +62,9 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
     """Write the manifest, the mark of completeness, after all other files."""
-    head = {"format": FORMAT, "format_version": FORMAT_VERSION}
-    write_json(folder / MANIFEST_NAME, {**head, **asdict(manifest)})
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
+    # The checksums of the files stand here; a flipped bit in them, or in the step, must show too.
+    write_json(folder / MANIFEST_NAME, {**content, "digest": _digest(content)})
 
 
 def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
@@ -73,12 +76,15 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
     path = folder / MANIFEST_NAME
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+        intact = data.pop("digest") == _digest(data)
         kind = (data.pop("format"), data.pop("format_version"))
         manifest = CheckpointManifest(**data)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable checkpoint manifest ({error})") from error
     if kind != (FORMAT, FORMAT_VERSION):
         raise ValueError(f"{path} is of {kind[0]} version {kind[1]}, not {FORMAT} {FORMAT_VERSION}")
+    if not intact:
+        raise ValueError(f"{path} does not match its own checksum")
     return manifest
 
 
@@ -89,17 +95,29 @@ def verify(folder: Path) -> CheckpointManifest:
         ValueError: the first thing that is wrong, with the file's name.
     """
     manifest = read_checkpoint_manifest(folder)
+    if folder.name != folder_name(manifest.step):
+        raise ValueError(f"{folder} holds step {manifest.step}: somebody has renamed it")
     for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing")
-        if path.stat().st_size != expected["size_bytes"]:
-            raise ValueError(
-                f"{path} has {path.stat().st_size} bytes, not {expected['size_bytes']}"
-            )
-        if sha256_of(path) != expected["sha256"]:
-            raise ValueError(f"{path} does not match its checksum")
+        try:
+            _verify_file(folder / name, expected)
+        except OSError as error:
+            raise ValueError(f"{folder / name} cannot be read ({error.strerror})") from error
     return manifest
+
+
+def _verify_file(path: Path, expected: dict[str, Any]) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    size = path.stat().st_size
+    if size != expected["size_bytes"]:
+        raise ValueError(f"{path} has {size} bytes, not {expected['size_bytes']}")
+    if sha256_of(path) != expected["sha256"]:
+        raise ValueError(f"{path} does not match its checksum")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Return the sha256 of a manifest's content, whatever its layout on disk."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

