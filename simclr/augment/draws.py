@@ -12,14 +12,14 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from simclr.augment.presets import OPERATIONS, Preset, Variant
+from simclr.augment.motions import Uniforms, motion, wraps
+from simclr.augment.presets import MOTIONS, OPERATIONS, Preset
+from simclr.choices import Variant
 from simclr.philox import uniforms
-
-SHIFT_PX_2021 = 12  # the 2021 code rolled by 0 to 11 pixels of 120
-SIDE_PX_2021 = 120
 
 _SCALARS = (
     "couplet",
+    "order",
     "rotation",
     "flip",
     "flip_vertical",
@@ -43,36 +43,52 @@ _SCALARS = (
     "noise_window",
 )
 
+_Masks = dict[str, torch.Tensor]
+
 
 @dataclass(frozen=True, slots=True)
 class ViewParameters:
     """What is done to N views; every field is a tensor on the device.
 
-    Geometry, in patch coordinates where the patch spans [-1, 1] on each axis:
+    Geometry is a chain of K maps in order of application (see ``simclr.augment.motions``).
 
     Attributes:
-        transposed: (N,) bool, rows and columns exchanged before all else.
-        centre: (N, 2) centre of the view, y and x.
-        extent: (N, 2) half side of the view; 1 is the whole patch, negative is mirrored.
+        linear: (N, K, 2, 2) from the axes y, x of a result to those of its operand.
+        offset: (N, K, 2) added; the operand spans [-1, 1].
+        wrap: (N, K) bool, beyond an edge comes the opposite side instead of the reflection.
         blur: (N,) sigma of a Gaussian in pixels of the view, 0 for none.
-        contrast: (N,) factor about each band's mean in the view, 1 for none.
+        blurred_after: (N,) number of maps that are applied before the blur.
+        contrast: (N,) factor about each band's mean, 1 for none.
+        contrast_of_patch: (N,) bool, about the mean of the whole patch instead of the view's.
         gain: (N, C) factor of the reflectance, 1 for none.
         brightness: (N,) added, in standard deviations of the band, 0 for none.
+        brightness_first: (N,) bool, before the gain.
         speckle: (N,) standard deviation of multiplicative noise, 0 for none.
         impulse: (N,) share of pixels set to each extreme, 0 for none.
+        noise_first: (N,) bool, on the patch's own pixels before anything else.
         noise_window: (N,) uniform in [0, 1): which noise is used.
+        keep: (N, C) 0 where a band is blanked, else 1.
     """
 
-    transposed: torch.Tensor
-    centre: torch.Tensor
-    extent: torch.Tensor
+    linear: torch.Tensor
+    offset: torch.Tensor
+    wrap: torch.Tensor
     blur: torch.Tensor
+    blurred_after: torch.Tensor
     contrast: torch.Tensor
+    contrast_of_patch: torch.Tensor
     gain: torch.Tensor
     brightness: torch.Tensor
+    brightness_first: torch.Tensor
     speckle: torch.Tensor
     impulse: torch.Tensor
+    noise_first: torch.Tensor
     noise_window: torch.Tensor
+    keep: torch.Tensor
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.blur)
 
     def equals(self, other: ViewParameters) -> bool:
         """True if every parameter is the same to the last bit."""
@@ -86,107 +102,90 @@ def draw(
     preset: Preset, seed: int, epoch: int, sample_id: torch.Tensor, view: torch.Tensor, bands: int
 ) -> ViewParameters:
     """Draw the parameters of N views: ``sample_id`` and ``view`` are (N,) int64."""
-    num = len(_SCALARS) + len(OPERATIONS) + bands
-    table = uniforms(seed, epoch, sample_id, view, num)
-    scalars = dict(zip(_SCALARS, table.T, strict=False))
-    chosen = _choose(preset, scalars["couplet"], table[:, len(_SCALARS) :])
-    jitter = table[:, len(_SCALARS) + len(OPERATIONS) :]
+    counts = [len(_SCALARS), len(OPERATIONS), bands, bands]
+    table = uniforms(seed, epoch, sample_id, view, sum(counts))
+    scalars, chances, jitter, drops = table.split(counts, dim=1)
+    u = dict(zip(_SCALARS, scalars.T, strict=True))
+    chosen, rank = _choose(preset, u, chances)
     return ViewParameters(
-        **_geometry(preset.variant, chosen, scalars),
-        **_radiometry(preset.variant, chosen, scalars, jitter),
-        noise_window=scalars["noise_window"],
+        **_geometry(preset, chosen, rank, u),
+        **_radiometry(preset.variant, chosen, u, jitter),
+        **_order(preset, chosen, rank),
+        noise_window=u["noise_window"],
+        keep=(drops >= preset.band_drop).to(torch.float32),
     )
 
 
-def _choose(
-    preset: Preset, couplet: torch.Tensor, chances: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Return for each operation which views get it: {name: (N,) bool}."""
+def _choose(preset: Preset, u: Uniforms, chances: torch.Tensor) -> tuple[_Masks, _Masks]:
+    """Return which views get each operation, and as the how manieth: {name: (N,)} twice."""
     if preset.couplets:
-        members = torch.zeros(len(preset.couplets), len(OPERATIONS), dtype=torch.bool)
-        for row, names in enumerate(preset.couplets):
-            members[row, [OPERATIONS.index(name) for name in names]] = True
-        number = (couplet * len(preset.couplets)).long()
-        chosen = members.to(couplet.device)[number]
+        chosen, rank = _choose_couplet(preset, u)
     else:
         limits = torch.tensor([preset.probabilities.get(name, 0.0) for name in OPERATIONS])
-        chosen = chances[:, : len(OPERATIONS)] < limits.to(chances.device)
-    return dict(zip(OPERATIONS, chosen.T, strict=True))
+        chosen = chances < limits.to(chances.device)
+        order = list(preset.probabilities)
+        ranks = [order.index(name) if name in order else len(order) for name in OPERATIONS]
+        rank = torch.tensor(ranks, device=chances.device).expand(len(chances), -1)
+    names = OPERATIONS
+    return dict(zip(names, chosen.T, strict=True)), dict(zip(names, rank.T, strict=True))
 
 
-def _geometry(
-    variant: Variant, chosen: dict[str, torch.Tensor], u: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    centre, extent = _crop(chosen, u)
-    zoom_centre, zoom_extent = _zoom(variant, u)
-    centre = centre + extent * torch.where(chosen["zoom"][:, None], zoom_centre, 0.0)
-    extent = extent * torch.where(chosen["zoom"][:, None], zoom_extent, 1.0)
-    centre = centre + torch.where(chosen["shift"][:, None], _shift(variant, u), 0.0)
-    transposed, signs = _turns(variant, chosen, u)
-    return {"transposed": transposed, "centre": centre, "extent": extent * signs}
+def _choose_couplet(preset: Preset, u: Uniforms) -> tuple[torch.Tensor, torch.Tensor]:
+    table = torch.full((len(preset.couplets), len(OPERATIONS)), 2)
+    for row, couplet in enumerate(preset.couplets):
+        for place, name in enumerate(couplet):
+            table[row, OPERATIONS.index(name)] = place
+    number = (u["couplet"] * len(table)).long()
+    rank = table.to(number.device)[number]
+    chosen = rank < 2
+    turned = chosen & (u["order"] < 0.5)[:, None]
+    return chosen, torch.where(turned, 1 - rank, rank)
 
 
-def _crop(
-    chosen: dict[str, torch.Tensor], u: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    # Area U(0.2, 1) and log-uniform aspect in [3/4, 4/3], as in Szegedy et al. 2015; a side that
-    # would leave the patch is cut to it instead of drawn again.
-    area = 0.2 + 0.8 * u["crop_area"]
-    aspect = torch.exp((2 * u["crop_aspect"] - 1) * math.log(4 / 3))
-    extent = torch.stack([area.sqrt() * aspect.sqrt(), area.sqrt() / aspect.sqrt()], 1).clamp(max=1)
-    centre = (2 * torch.stack([u["crop_y"], u["crop_x"]], 1) - 1) * (1 - extent)
-    mask = chosen["crop"][:, None]
-    return torch.where(mask, centre, 0.0), torch.where(mask, extent, 1.0)
+def _geometry(preset: Preset, chosen: _Masks, rank: _Masks, u: Uniforms) -> dict[str, torch.Tensor]:
+    """Return the chain of maps, sorted by when they are applied; K is what the preset may draw."""
+    num, device = len(u["order"]), u["order"].device
+    linear = torch.empty(num, len(preset.motions), 2, 2, device=device)
+    offset = torch.empty(num, len(preset.motions), 2, device=device)
+    if not preset.motions:
+        return {"linear": linear, "offset": offset, "wrap": offset[..., 0] > 0}
+    identity = torch.eye(2, device=device)
+    for place, name in enumerate(preset.motions):
+        turn, move = motion(name, preset, u)
+        linear[:, place] = torch.where(chosen[name][:, None, None], turn, identity)
+        offset[:, place] = torch.where(chosen[name][:, None], move, 0.0)
+    first = torch.stack([rank[name] for name in preset.motions], 1).argsort(stable=True, dim=1)
+    fold = torch.tensor([wraps(name, preset.variant) for name in preset.motions], device=device)
+    return {
+        "linear": linear.take_along_dim(first[:, :, None, None], 1),
+        "offset": offset.take_along_dim(first[:, :, None], 1),
+        "wrap": fold[first],
+    }
 
 
-def _zoom(variant: Variant, u: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    if variant is Variant.corrected:
-        extent = torch.exp(-(2 * u["zoom"] - 1) * math.log(1.25))
-        return torch.zeros_like(extent)[:, None].expand(-1, 2), extent[:, None].expand(-1, 2)
-    if variant is Variant.paper:
-        # Ordered corners with an area in [0.64, 1]: each side at least 0.8 of the patch.
-        low = torch.stack([u["zoom_y0"], u["zoom_x0"]], 1)
-        side = 0.8 + 0.2 * torch.stack([u["zoom_y1"], u["zoom_x1"]], 1)
-        return 2 * low * (1 - side) + side - 1, side
-    # The crop box of 2021: four unordered uniforms, so that the patch shrinks and mirrors.
-    low = torch.stack([u["zoom_y0"], u["zoom_x0"]], 1)
-    high = torch.stack([u["zoom_y1"], u["zoom_x1"]], 1)
-    return low + high - 1, high - low
+def _order(preset: Preset, chosen: _Masks, rank: _Masks) -> dict[str, torch.Tensor]:
+    """Return what depends on the order of application, besides the chain of maps itself."""
+    none = torch.zeros_like(rank["blur"])
 
+    def opens(name: str, others: tuple[str, ...]) -> torch.Tensor:
+        """Say which views get an operation before any of the others, and one of those at all."""
+        present = sum((chosen[other].long() for other in others), none)
+        earlier = sum(
+            ((chosen[other] & (rank[other] < rank[name])).long() for other in others), none
+        )
+        return chosen[name] & (earlier == 0) & (present > 0)
 
-def _shift(variant: Variant, u: dict[str, torch.Tensor]) -> torch.Tensor:
-    shift = torch.stack([u["shift_y"], u["shift_x"]], 1)
-    if variant is Variant.corrected:
-        return 2 * 0.1 * (2 * shift - 1)
-    return -2 * (shift * SHIFT_PX_2021).floor() / SIDE_PX_2021
-
-
-def _turns(
-    variant: Variant, chosen: dict[str, torch.Tensor], u: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (N,) transposed and (N, 2) signs of y and x."""
-    if variant is Variant.corrected:
-        quarter = 1 + (3 * u["rotation"]).long()
-        mirror = 1 + (3 * u["flip"]).long()  # 1 up-down, 2 left-right, 3 both
-    else:
-        quarter = (4 * u["rotation"]).long()
-        mirror = (u["flip_vertical"] < 0.5).long() + 2 * (u["flip"] < 0.5).long()
-    symmetry = (8 * u["symmetry"]).long()
-    quarter = quarter * chosen["rotation"] + (symmetry % 4) * chosen["symmetry"]
-    mirror = mirror * chosen["flip"] + (symmetry // 4) * chosen["symmetry"]
-    # A quarter turn counterclockwise is a transposition followed by an up-down mirror.
-    quarter = quarter % 4
-    down = ((quarter == 1) | (quarter == 2)) ^ (mirror % 2 == 1)
-    right = ((quarter == 2) | (quarter == 3)) ^ (mirror >= 2)
-    signs = 1.0 - 2.0 * torch.stack([down, right], 1).to(torch.float32)
-    return quarter % 2 == 1, signs
+    return {
+        # A map that a view did not get is an identity: it may stand on either side of the blur.
+        "blurred_after": sum(((rank[name] < rank["blur"]).long() for name in preset.motions), none),
+        "contrast_of_patch": opens("contrast", MOTIONS),
+        "brightness_first": rank["brightness"] < rank["gain"],
+        "noise_first": opens("speckle", tuple(set(OPERATIONS) - {"speckle"})),
+    }
 
 
 def _radiometry(
-    variant: Variant,
-    chosen: dict[str, torch.Tensor],
-    u: dict[str, torch.Tensor],
-    jitter: torch.Tensor,
+    variant: Variant, chosen: _Masks, u: Uniforms, jitter: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     speckle, impulse = _noise(variant, u["noise"])
     return {

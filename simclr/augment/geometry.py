@@ -1,54 +1,241 @@
 """One warp from each native grid straight to the view: no upsampled image in between.
 
-Flip, quarter turn, shift, zoom and crop move each axis by itself (after a transposition), so a
-view is ``A_y x A_x^T`` for every band, and resampling and blur are folded into the two matrices.
-Patch coordinates follow the pixel-area convention: the patch spans [-1, 1] and pixel ``i`` of
-``n`` is centred at ``(2 i + 1) / n - 1``, so that grids of 10, 20 and 60 m lie on each other.
+Every pixel of a view is traced back through the chain of maps to its place in the patch, folded
+back into the frame at each map. As long as turns are quarter turns, rows and columns are traced
+apart and a view is ``R x C^T`` for every band, with resampling and blur in the two matrices; for
+free rotation the places are sampled one by one.
+
+Places are in half pixels of the view, so that the patch spans [-S, S], pixel ``i`` of a view is
+centred at ``2 i + 1 - S``, and the identity comes out without rounding.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 
 from simclr.augment.draws import ViewParameters
+from simclr.augment.presets import MOTIONS, Preset
+from simclr.choices import Rotation, Variant
+
+_BLUR_TAPS_2021 = 2  # the 2021 code used five taps whatever the sigma
 
 
-def axis_matrices(
-    parameters: ViewParameters, native_px: int, view_px: int, *, wrap: bool, blur: torch.Tensor
+class Axes(NamedTuple):
+    """Where the rows and the columns of N views come from.
+
+    Attributes:
+        transposed: (N,) bool, the rows of a view run along the columns of its operand.
+        rows: (N, S) place of each row on the operand's axis, in half pixels of the view.
+        columns: (N, S) likewise.
+        scales: (N, 2) pixels of the operand a pixel of the view, rows and columns, at equal size.
+    """
+
+    transposed: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    scales: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """How the views of a batch are made, in common for all band groups.
+
+    Attributes:
+        origin: where pixels come from: along axes, or (N, S, S, 2) points for free rotation.
+        mixing: what is multiplied from the left to the rows' and columns' matrices: blur, and
+            the maps after it; (N, S, S) each, or None.
+    """
+
+    origin: Axes | torch.Tensor
+    mixing: tuple[torch.Tensor, torch.Tensor] | None
+
+    def lay_out(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return a band group's patches as ``warp`` wants them, and its matrices R and C.
+
+        Patches are (N, n, c, n); the matrices' rows add up to 1.
+        """
+        if isinstance(self.origin, torch.Tensor):
+            patches = sample_points(patches, self.origin)
+            one = torch.eye(patches.shape[1], device=patches.device).expand(len(patches), -1, -1)
+            return patches, *(self.mixing or (one, one))
+        native_px, axes = patches.shape[1], self.origin
+        rows = resampling(axes.rows, axes.scales[:, 0], native_px)
+        columns = resampling(axes.columns, axes.scales[:, 1], native_px)
+        if self.mixing is not None:
+            rows, columns = self.mixing[0] @ rows, self.mixing[1] @ columns
+        return columns_first(patches, axes.transposed), rows, columns
+
+
+def frame_of(parameters: ViewParameters, preset: Preset, view_px: int) -> Frame:
+    """Return the frame of N views of side ``view_px``."""
+    blur = None
+    if "blur" in preset.operations:
+        radius = 0 if preset.variant is Variant.corrected else _BLUR_TAPS_2021
+        blur = blur_matrix(parameters.blur, view_px, radius)
+    mixing = None if blur is None else (blur, blur)
+    if preset.rotation is Rotation.free and "rotation" in preset.operations:
+        # A round blur commutes with turning, so it may always come last.
+        return Frame(trace_points(parameters, view_px), mixing)
+    if blur is None or not preset.may_precede("blur", frozenset(MOTIONS)):
+        return Frame(trace_axes(parameters, view_px, torch.ones_like(parameters.wrap)), mixing)
+    return _blurred_between(parameters, view_px, blur)
+
+
+def _blurred_between(parameters: ViewParameters, view_px: int, blur: torch.Tensor) -> Frame:
+    """Return the frame of views of which some are moved after they were blurred."""
+    place = torch.arange(parameters.wrap.shape[1], device=blur.device)
+    before = place < parameters.blurred_after[:, None]
+    first = trace_axes(parameters, view_px, before)
+    then = trace_axes(parameters, view_px, ~before)
+    swapped = then.transposed[:, None]
+    axes = Axes(
+        first.transposed ^ then.transposed,
+        torch.where(swapped, first.columns, first.rows),
+        torch.where(swapped, first.rows, first.columns),
+        torch.where(swapped, first.scales.flip(1), first.scales),
+    )
+    rows = resampling(then.rows, then.scales[:, 0], view_px) @ blur
+    columns = resampling(then.columns, then.scales[:, 1], view_px) @ blur
+    return Frame(axes, (rows, columns))
+
+
+def trace_axes(parameters: ViewParameters, view_px: int, use: torch.Tensor) -> Axes:
+    """Trace rows and columns back through those maps of the chain that ``use`` (N, K) names."""
+    centres = _centres(view_px, use.device)
+    size = torch.ones(len(use), 1, device=use.device)
+    zeros = torch.zeros(len(use), 1, device=use.device)
+    y, x = _trace(parameters, view_px, use, (centres[None] + zeros, centres[None] + zeros))
+    # The sizes of the maps, and which axes they exchange, by the same walk without offsets.
+    scale_y, scale_x, transposed = size, size, size < 0
+    for place in reversed(range(use.shape[1])):
+        linear = parameters.linear[:, place].abs()
+        linear = torch.where(use[:, place, None, None], linear, torch.eye(2, device=use.device))
+        scale_y, scale_x = (
+            linear[:, :1, 0] * scale_y + linear[:, :1, 1] * scale_x,
+            linear[:, 1:, 0] * scale_y + linear[:, 1:, 1] * scale_x,
+        )
+        transposed = transposed ^ (linear[:, :1, 1] > 0)
+    # An exchange leaves the place on the operand's y axis to depend on the column of the view.
+    scales = torch.where(
+        transposed, torch.cat([scale_x, scale_y], 1), torch.cat([scale_y, scale_x], 1)
+    )
+    rows, columns = torch.where(transposed, x, y), torch.where(transposed, y, x)
+    return Axes(transposed[:, 0], rows, columns, scales)
+
+
+def trace_points(parameters: ViewParameters, view_px: int) -> torch.Tensor:
+    """Return the place of every pixel of the views as ``F.grid_sample`` wants it: (N, S, S, 2)."""
+    use = torch.ones_like(parameters.wrap)
+    centres = _centres(view_px, use.device)
+    square = torch.zeros(len(use), view_px, view_px, device=use.device)
+    y, x = _trace(parameters, view_px, use, (square + centres[:, None], square + centres))
+    return torch.stack([x, y], -1) / view_px
+
+
+def _trace(
+    parameters: ViewParameters,
+    view_px: int,
+    use: torch.Tensor,
+    start: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A_y and A_x, each (N, view_px, native_px), rows adding up to 1.
+    """Lead places (N, ...) back through the chain, from the last map to the first."""
+    y, x = start
+    shape = (-1,) + (1,) * (y.ndim - 1)
+    identity = torch.eye(2, device=use.device)
+    for place in reversed(range(use.shape[1])):
+        used = use[:, place]
+        linear = torch.where(used[:, None, None], parameters.linear[:, place], identity)
+        offset = torch.where(used[:, None], parameters.offset[:, place], 0.0) * view_px
+        wrap = (parameters.wrap[:, place] & used).view(shape)
+        (yy, yx), (xy, xx) = (
+            (entry.reshape(shape) for entry in row.unbind(1)) for row in linear.unbind(1)
+        )
+        y, x = (
+            _fold(yy * y + yx * x + offset[:, 0].view(shape), view_px, wrap),
+            _fold(xy * y + xx * x + offset[:, 1].view(shape), view_px, wrap),
+        )
+    return y, x
+
+
+def _fold(place: torch.Tensor, view_px: int, wrap: torch.Tensor) -> torch.Tensor:
+    """Bring places beyond [-S, S] back into it."""
+    reflected = view_px - ((place + view_px).remainder(4 * view_px) - 2 * view_px).abs()
+    wrapped = (place + view_px).remainder(2 * view_px) - view_px
+    return torch.where(wrap, wrapped, reflected)
+
+
+def _centres(view_px: int, device: torch.device) -> torch.Tensor:
+    return 2.0 * torch.arange(view_px, device=device) + (1 - view_px)
+
+
+def resampling(place: torch.Tensor, scale: torch.Tensor, native_px: int) -> torch.Tensor:
+    """Return interpolation along one axis: (N, S) places, (N,) scales to (N, S, native_px).
+
+    Bilinear where the view is finer than the grid, a wider triangle where pixels are averaged.
+    """
+    ratio = native_px / place.shape[1]
+    # Half a pixel at either edge holds the edge's value.
+    position = ((place * ratio + (native_px - 1)) / 2).clamp(0, native_px - 1)
+    pixels = torch.arange(native_px, device=place.device, dtype=torch.float32)
+    width = (scale * ratio).clamp(min=1)[:, None, None]
+    weight = (position[..., None] - pixels).abs_().div_(width).neg_().add_(1).clamp_(min=0)
+    return weight.div_(weight.sum(-1, keepdim=True))
+
+
+def columns_first(patches: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
+    """Lay patches out for ``warp``: rows, bands, columns (N, n, C, n) to columns, bands, rows.
+
+    Of a transposed view, rows and columns have changed places already.
+    """
+    return torch.where(transposed[:, None, None, None], patches, patches.permute(0, 3, 2, 1))
+
+
+def warp(patches: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Apply the matrices to patches laid out by ``columns_first``: (N, n, C, n) to (N, S, S, C).
+
+    Both products run over all bands of a view at once, and neither matrix is copied for each
+    band. Columns go first, so that what is rearranged in between is the smaller intermediate.
+    """
+    num, native, bands, _ = patches.shape
+    half = columns @ patches.reshape(num, native, bands * native)  # (N, S, C * n)
+    half = half.view(num, -1, bands, native).permute(0, 3, 1, 2)  # (N, n, S, C)
+    view = rows @ half.reshape(num, native, -1)  # (N, S, S * C)
+    return view.view(num, rows.shape[1], columns.shape[1], bands)
+
+
+def mean_of_view(patches: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return what ``warp`` would average to, without warping.
 
     Args:
-        parameters: of N views.
-        native_px: side of the band group's grid.
-        view_px: side of the view.
-        wrap: continue beyond the edge from the other side; else by reflection.
-        blur: (N, view_px, view_px), from ``blur_matrix``; or an empty tensor for none.
+        patches: (N, n, C, n), laid out by ``columns_first``.
+        rows: (N, n), mean of the rows' matrix over the rows of the view.
+        columns: (N, n), likewise.
+
+    Returns:
+        (N, C).
     """
-    matrices = []
-    for axis in (0, 1):
-        resample = _resample_matrix(
-            parameters.centre[:, axis], parameters.extent[:, axis], native_px, view_px, wrap
-        )
-        matrices.append(blur @ resample if blur.numel() else resample)
-    return matrices[0], matrices[1]
+    num, native, bands, _ = patches.shape
+    line = columns[:, None] @ patches.reshape(num, native, bands * native)  # (N, 1, C * n)
+    return (line.view(num, bands, native) @ rows[:, :, None]).squeeze(2)
 
 
-def warp(
-    patches: torch.Tensor, transposed: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
-) -> torch.Tensor:
-    """Apply the axis matrices: (N, C, n, n) to (N, view_px, C, view_px).
+def sample_points(patches: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Interpolate bilinearly at places: (N, n, C, n) and (N, S, S, 2) to (N, S, C, S).
 
-    The row axis comes before the bands: both products then run over all bands of a view at once,
-    and neither matrix is copied for each band.
+    The result is laid out as by ``columns_first``.
     """
-    num, bands, native, _ = patches.shape
-    upright = patches.permute(0, 2, 1, 3)  # (N, n, C, n), row axis first
-    turned = patches.permute(0, 3, 1, 2)  # the same of the transposed patch
-    sources = torch.where(transposed[:, None, None, None], turned, upright)
-    half = rows @ sources.reshape(num, native, bands * native)  # (N, S, C * n)
-    view = half.view(num, -1, native) @ columns.transpose(1, 2)  # (N, S * C, S)
-    return view.view(num, rows.shape[1], bands, columns.shape[1])
+    sampled = F.grid_sample(
+        patches.permute(0, 2, 1, 3),
+        points,
+        mode="bilinear",
+        padding_mode="border",  # nothing lies outside any more but half pixels at the edge
+        align_corners=False,
+    )
+    return sampled.permute(0, 3, 1, 2).contiguous()
 
 
 def blur_matrix(sigma: torch.Tensor, size_px: int, radius_px: int) -> torch.Tensor:
@@ -59,42 +246,14 @@ def blur_matrix(sigma: torch.Tensor, size_px: int, radius_px: int) -> torch.Tens
         size_px: length of the axis.
         radius_px: taps beyond it are cut; 0 cuts at 3 sigma, rounded up.
     """
-    index = torch.arange(size_px, device=sigma.device, dtype=torch.float32)
-    radius = float(radius_px) if radius_px else (3 * sigma).ceil()[:, None, None]
-    spread = 2 * sigma.clamp(min=1e-3)[:, None, None] ** 2
-    kernel = torch.zeros((), device=sigma.device)
+    index = torch.arange(size_px, device=sigma.device)
+    radius = float(radius_px) if radius_px else (3 * sigma).ceil()[:, None]
+    spread = 2 * sigma.clamp(min=1e-3)[:, None] ** 2
+    distance = torch.arange(2 * size_px, device=sigma.device, dtype=torch.float32)
+    taps = torch.exp(-(distance**2) / spread) * (distance <= radius)  # (N, 2 size), one side
     # Reflection at both edges: pixel j also stands at -1 - j and at 2 n - 1 - j.
+    kernel = torch.zeros((), device=sigma.device)
     for image in (index, -1 - index, 2 * size_px - 1 - index):
-        distance = (index[:, None] - image[None])[None]
-        weight = torch.exp(-(distance**2) / spread)
-        kernel = kernel + torch.where(distance.abs() <= radius, weight, 0.0)
-    kernel = kernel / kernel.sum(-1, keepdim=True)
-    identity = torch.eye(size_px, device=sigma.device)
-    return torch.where(sigma[:, None, None] > 0, kernel, identity)
-
-
-def _resample_matrix(
-    centre: torch.Tensor, extent: torch.Tensor, native_px: int, view_px: int, wrap: bool
-) -> torch.Tensor:
-    """Return bilinear interpolation along one axis, widened where the view is coarser."""
-    step = torch.arange(view_px, device=centre.device, dtype=torch.float32)
-    offsets = (2 * step + 1 - view_px) * (native_px / view_px)
-    # Position in native pixels; written so that the identity comes out without rounding.
-    position = (centre[:, None] * native_px + extent[:, None] * offsets + (native_px - 1)) / 2
-    pixels = torch.arange(native_px, device=centre.device, dtype=torch.float32)
-    if wrap:
-        distance = (position[..., None] - pixels).remainder(native_px)
-        distance = torch.minimum(distance, native_px - distance)
-    else:
-        distance = (_reflect(position, native_px)[..., None] - pixels).abs()
-    # A triangle at least one native pixel wide (bilinear), wider when pixels are averaged.
-    width = (extent.abs() * (native_px / view_px)).clamp(min=1)[:, None, None]
-    weight = (1 - distance / width).clamp(min=0)
-    return weight / weight.sum(-1, keepdim=True)
-
-
-def _reflect(position: torch.Tensor, native_px: int) -> torch.Tensor:
-    """Fold positions at the outer edges of the first and last pixel back into the grid."""
-    folded = (position + 0.5).remainder(2 * native_px)
-    folded = torch.minimum(folded, 2 * native_px - folded) - 0.5
-    return folded.clamp(0, native_px - 1)  # half a pixel at the edge holds the edge value
+        apart = (index[:, None] - image[None]).abs()
+        kernel = kernel + taps[:, apart.clamp(max=2 * size_px - 1)]
+    return kernel / kernel.sum(-1, keepdim=True)

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from simclr.augment.draws import ViewParameters, draw
-from simclr.augment.geometry import axis_matrices, blur_matrix, warp
-from simclr.augment.presets import Preset, Variant, preset_of
-from simclr.augment.radiometry import (
-    add_impulses,
-    add_speckle,
-    adjust,
-    noise_table,
-    noise_windows,
-)
+from simclr.augment.geometry import Frame, frame_of, mean_of_view, warp
+from simclr.augment.noise import Noise
+from simclr.augment.presets import OPERATIONS, Preset, preset_of
+from simclr.augment.radiometry import LINES, band_lines
+from simclr.choices import Variant
 from simclr.config import AugmentConfig
 from simclr.corpus import Corpus
 from simclr.loader import Batch
 
-_BLUR_TAPS_2021 = 2  # the 2021 code used five taps whatever the sigma
 _NODATA = 0
 _NOTHING = Preset("none", Variant.corrected, {})
+_GOLDEN = 0.381966  # far from every simple fraction: the noise of band groups does not coincide
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A band group's selected bands.
+
+    Attributes:
+        name: of the group.
+        positions: (c,) where they stand in the group.
+        channels: (c,) which channels of a view they become, ascending.
+    """
+
+    name: str
+    positions: torch.Tensor
+    channels: torch.Tensor
 
 
 class ViewMaker:
@@ -37,10 +50,11 @@ class ViewMaker:
         self.preset: Preset = preset_of(config)
         self.view_size_px = config.view_size_px or corpus.groups[0].size_px
         self._seed = seed
-        self._groups = corpus.groups
         self._mean, self._std = _statistics(corpus, device)
-        self._take, self._channels = _channel_plan(corpus, device)
-        self._noise = noise_table(seed, device) if "speckle" in self.preset.operations else None
+        self._groups = _groups(corpus, device)
+        self._runs = _runs(corpus)
+        noisy = "speckle" in self.preset.operations
+        self._noise = Noise(seed, device, self.preset.variant) if noisy else None
 
     def two_views(self, batch: Batch, epoch: int) -> torch.Tensor:
         """Return (2B, C, S, S) float32, channels last: first views, then second views."""
@@ -58,51 +72,65 @@ class ViewMaker:
     def apply(self, batch: Batch, parameters: ViewParameters, preset: Preset) -> torch.Tensor:
         """Return the views that the parameters describe: one or two a sample, (N, C, S, S).
 
-        Always in this order: geometry, blur, contrast, gain, brightness, noise. What the preset
-        never draws is not computed.
+        What the preset never draws is not computed.
         """
-        source = batch.source.repeat(len(parameters.blur) // len(batch.source))
-        level = (self._mean / self._std)[source]  # (N, C)
-        views = self._warp(batch, parameters, preset)  # (N, S, C, S)
-        if preset.operations & {"contrast", "gain", "brightness"}:
-            old = preset.variant is not Variant.corrected
-            views = adjust(views, parameters, level, gain_on_z=old)
-        if "speckle" in preset.operations and self._noise is not None:
-            noise = noise_windows(self._noise, parameters.noise_window, views.shape)
-            if preset.variant is Variant.corrected:
-                views = add_speckle(views, parameters, level, noise)
-            else:
-                views = add_impulses(views, parameters, noise)
-        return views.permute(0, 2, 1, 3).contiguous(memory_format=torch.channels_last)
+        frame = frame_of(parameters, preset, self.view_size_px)
+        parts = [
+            self._view_group(number, batch, parameters, preset, frame)
+            for number in range(len(self._groups))
+        ]
+        views = torch.cat([parts[number][..., run] for number, run in self._runs], 3)
+        if self._noise and "speckle" in preset.operations:
+            # A band that is dropped stays blank.
+            last = ~parameters.noise_first[:, None, None, None]
+            last = last & (parameters.keep[:, None, None] > 0)
+            level = self._level(batch, parameters)[:, None, None]
+            views = self._noise.add(views, parameters, last, level)
+        return views.permute(0, 3, 1, 2)  # channels last in memory
 
-    def _warp(self, batch: Batch, parameters: ViewParameters, preset: Preset) -> torch.Tensor:
-        blur = self._blur(parameters, preset)
-        wrap = preset.variant is not Variant.corrected
-        copies = len(parameters.blur) // len(batch.source)
-        parts = []
-        for group, take in zip(self._groups, self._take, strict=True):
-            patches = self._normalise(batch, group.name, take).repeat(copies, 1, 1, 1)
-            rows, columns = axis_matrices(
-                parameters, group.size_px, self.view_size_px, wrap=wrap, blur=blur
-            )
-            parts.append(warp(patches, parameters.transposed, rows, columns))
-        return torch.cat(parts, dim=2)[:, :, self._channels]
-
-    def _blur(self, parameters: ViewParameters, preset: Preset) -> torch.Tensor:
-        if "blur" not in preset.operations:
-            return parameters.blur.new_empty(0)
-        radius = 0 if preset.variant is Variant.corrected else _BLUR_TAPS_2021
-        return blur_matrix(parameters.blur, self.view_size_px, radius)
-
-    def _normalise(
-        self, batch: Batch, group: str, take: tuple[torch.Tensor, torch.Tensor]
+    def _view_group(
+        self, number: int, batch: Batch, parameters: ViewParameters, preset: Preset, frame: Frame
     ) -> torch.Tensor:
-        """Return a group's selected bands as z-scores, nodata at 0, the mean: (B, c, n, n)."""
-        position, channel = take
-        stored = batch.groups[group].to(torch.float32)[:, position]
-        mean = self._mean[batch.source][:, channel, None, None]
-        std = self._std[batch.source][:, channel, None, None]
+        """Return one band group's part of the views, (N, S, S, c)."""
+        group = self._groups[number]
+        level = self._level(batch, parameters)[:, group.channels]
+        patches = self._normalise(batch, group)
+        patches = patches.repeat(len(level) // len(patches), 1, 1, 1)  # (N, n, c, n)
+        if self._noise and preset.may_precede("speckle", frozenset(OPERATIONS)):
+            first = parameters.noise_first[:, None, None, None]
+            around = level[:, None, :, None]
+            patches = self._noise.add(patches, parameters, first, around, number * _GOLDEN)
+        patches, rows, columns = frame.lay_out(patches)
+        if preset.operations & LINES or preset.band_drop:
+            # A line may be drawn before the warp, whose weights add up to one: fewer pixels.
+            mean = _contrast_mean(patches, rows, columns, parameters.contrast_of_patch)
+            old = preset.variant is not Variant.corrected
+            slope, shift = band_lines(parameters, group.channels, mean, level, gain_on_z=old)
+            patches = torch.addcmul(shift[:, None, :, None], patches, slope[:, None, :, None])
+        return warp(patches, rows, columns)
+
+    def _normalise(self, batch: Batch, group: _Group) -> torch.Tensor:
+        """Return a group's selected bands as z-scores, nodata at 0, the mean: (B, n, c, n)."""
+        stored = batch.groups[group.name].to(torch.float32)[:, group.positions]
+        stored = stored.permute(0, 2, 1, 3)
+        mean = self._mean[batch.source][:, None, group.channels, None]
+        std = self._std[batch.source][:, None, group.channels, None]
         return torch.where(stored == _NODATA, 0.0, (stored - mean) / std)
+
+    def _level(self, batch: Batch, parameters: ViewParameters) -> torch.Tensor:
+        """Return mean / std of every view's source, (N, C)."""
+        copies = len(parameters) // len(batch.source)
+        return (self._mean / self._std)[batch.source].repeat(copies, 1)
+
+
+def _contrast_mean(
+    patches: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, of_patch: torch.Tensor
+) -> torch.Tensor:
+    """Return what contrast acts about, the mean of the view or of the whole patch: (N, C)."""
+    even = 1 / patches.shape[1]
+    row = torch.where(of_patch[:, None], even, rows.mean(1))
+    column = torch.where(of_patch[:, None], even, columns.mean(1))
+    return mean_of_view(patches, row, column)
 
 
 def _statistics(corpus: Corpus, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,16 +142,33 @@ def _statistics(corpus: Corpus, device: torch.device) -> tuple[torch.Tensor, tor
     return mean.to(device), std.clamp(min=1.0).to(device)
 
 
-def _channel_plan(
-    corpus: Corpus, device: torch.device
-) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-    """Return per group (positions in the group, channels of the view), and the final order."""
-    take: list[tuple[torch.Tensor, torch.Tensor]] = []
-    laid: list[int] = []
+def _groups(corpus: Corpus, device: torch.device) -> list[_Group]:
+    groups = []
     for group in corpus.groups:
-        bands = [band for band in group.bands if band in corpus.bands]
-        position = [group.bands.index(band) for band in bands]
-        channel = [corpus.bands.index(band) for band in bands]
-        take.append((torch.tensor(position, device=device), torch.tensor(channel, device=device)))
-        laid += channel
-    return take, torch.tensor(laid).argsort().to(device)
+        channels = [number for number, band in enumerate(corpus.bands) if band in group.bands]
+        positions = [group.bands.index(corpus.bands[number]) for number in channels]
+        groups.append(
+            _Group(
+                group.name,
+                torch.tensor(positions, device=device),
+                torch.tensor(channels, device=device),
+            )
+        )
+    return groups
+
+
+def _runs(corpus: Corpus) -> list[tuple[int, slice]]:
+    """Return the channels of a view as runs: (number of the group, its channels from, to).
+
+    Joined in this order, the parts of the groups become the bands in their order in one pass.
+    """
+    used = [0] * len(corpus.groups)
+    runs: list[tuple[int, slice]] = []
+    for band in corpus.bands:
+        number = next(n for n, group in enumerate(corpus.groups) if band in group.bands)
+        place, used[number] = used[number], used[number] + 1
+        if runs and runs[-1][0] == number:
+            runs[-1] = (number, slice(runs[-1][1].start, place + 1))
+        else:
+            runs.append((number, slice(place, place + 1)))
+    return runs

@@ -1,14 +1,16 @@
 """The warp against torch's own operations on the same pixels."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from simclr.augment.draws import ViewParameters, draw
-from simclr.augment.geometry import axis_matrices, blur_matrix, warp
-from simclr.augment.presets import Preset, Variant
+from simclr.augment.geometry import blur_matrix, frame_of, mean_of_view, trace_axes, warp
+from simclr.augment.presets import Preset
+from simclr.choices import Rotation, Variant
 
 NOTHING = Preset("none", Variant.corrected, {})
 
@@ -18,14 +20,18 @@ def identity(num: int = 1) -> ViewParameters:
     return draw(NOTHING, 0, 0, ids, torch.zeros_like(ids), bands=2)
 
 
-def change(**values: torch.Tensor) -> ViewParameters:
-    return dataclasses.replace(identity(), **values)
+def chain(*maps, wrap=False) -> ViewParameters:
+    """Return one view's parameters with these maps, each ((extent y, x), (centre y, x))."""
+    linear = torch.stack([torch.diag(torch.tensor(extent)) for extent, _ in maps])[None]
+    offset = torch.tensor([centre for _, centre in maps])[None]
+    folds = torch.full(offset.shape[:2], wrap)
+    return dataclasses.replace(identity(), linear=linear, offset=offset, wrap=folds)
 
 
-def apply(patches: torch.Tensor, parameters: ViewParameters, view_px: int, wrap=False):
-    none = torch.empty(0)
-    rows, columns = axis_matrices(parameters, patches.shape[-1], view_px, wrap=wrap, blur=none)
-    return warp(patches, parameters.transposed, rows, columns).permute(0, 2, 1, 3)
+def apply(patches: torch.Tensor, parameters: ViewParameters, view_px: int, preset=NOTHING):
+    frame = frame_of(parameters, preset, view_px)
+    laid, rows, columns = frame.lay_out(patches.permute(0, 2, 1, 3))
+    return warp(laid, rows, columns).permute(0, 3, 1, 2)
 
 
 @pytest.fixture
@@ -55,15 +61,15 @@ def test_a_ramp_on_the_ground_is_the_same_ramp_in_every_band_group():
         centres = (2 * torch.arange(size) + 1) / size - 1
         return (centres[:, None] + 2 * centres[None])[None, None]
 
-    parameters = change(centre=torch.tensor([[0.1, -0.2]]), extent=torch.tensor([[0.5, -0.6]]))
+    parameters = chain(((0.5, -0.6), (0.1, -0.2)))
     fine, middle, coarse = (apply(ramp(size), parameters, 120) for size in (120, 60, 20))
     torch.testing.assert_close(fine, middle, rtol=0, atol=1e-5)
     torch.testing.assert_close(fine, coarse, rtol=0, atol=1e-5)
 
 
 def test_mirrors_are_flips(patches):
-    down = change(extent=torch.tensor([[-1.0, 1.0]]))
-    right = change(extent=torch.tensor([[1.0, -1.0]]))
+    down = chain(((-1.0, 1.0), (0.0, 0.0)))
+    right = chain(((1.0, -1.0), (0.0, 0.0)))
     torch.testing.assert_close(apply(patches, down, 24), patches.flip(2))
     torch.testing.assert_close(apply(patches, right, 24), patches.flip(3))
 
@@ -82,9 +88,9 @@ def test_the_three_drawn_quarter_turns_are_those_of_torch(patches):
 
 
 def test_wrapping_shift_is_a_roll(patches):
-    parameters = change(centre=torch.tensor([[-2 * 5 / 24, -2 * 3 / 24]]))
+    parameters = chain(((1.0, 1.0), (-2 * 5 / 24, -2 * 3 / 24)), wrap=True)
     rolled = patches.roll((5, 3), (2, 3))
-    torch.testing.assert_close(apply(patches, parameters, 24, wrap=True), rolled)
+    torch.testing.assert_close(apply(patches, parameters, 24), rolled)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ def test_wrapping_shift_is_a_roll(patches):
     [((0.0, 0.0), (0.5, 0.5)), ((0.2, -0.1), (0.8, 0.7)), ((0.15, 0.2), (1.0, 1.0))],
 )
 def test_zoom_and_shift_equal_grid_sampling_with_reflection(patches, centre, extent):
-    parameters = change(centre=torch.tensor([centre]), extent=torch.tensor([extent]))
+    parameters = chain((extent, centre))
     theta = torch.tensor([[[extent[1], 0, centre[1]], [0, extent[0], centre[0]]]])
     grid = F.affine_grid(theta, [1, 2, 24, 24], align_corners=False)
     expected = F.grid_sample(
@@ -124,3 +130,42 @@ def test_five_taps_blur_less_than_their_sigma_says():
     response = blur_matrix(torch.tensor([2.0]), 31, 2)[0] @ impulse
     offsets = torch.arange(31) - 15.0
     assert (response * offsets**2).sum().sqrt() == pytest.approx(1.29, abs=0.01)
+
+
+def test_a_chain_of_maps_folds_at_every_map():
+    # What shift leaves is reflected before zoom looks at it, as if the two were done in turn.
+    shift, zoom = ((1.0, 1.0), (0.2, 0.0)), ((1.25, 1.25), (0.0, 0.0))
+    axes = trace_axes(chain(shift, zoom), 20, torch.ones(1, 2, dtype=torch.bool))
+
+    def fold(place: float) -> float:
+        return 2 - place if place > 1 else -2 - place if place < -1 else place
+
+    for row in range(20):
+        place = (2 * row + 1) / 20 - 1
+        expected = fold(fold(1.25 * place) + 0.2)
+        assert axes.rows[0, row].item() / 20 == pytest.approx(expected, abs=1e-5)
+    torch.testing.assert_close(axes.scales, torch.full((1, 2), 1.25))
+
+
+def test_the_mean_of_a_view_is_known_before_it_is_made(patches):
+    parameters = chain(((0.7, -0.4), (0.2, 0.3)))
+    laid, rows, columns = frame_of(parameters, NOTHING, 30).lay_out(patches.permute(0, 2, 1, 3))
+    expected = apply(patches, parameters, 30).mean((2, 3))
+    torch.testing.assert_close(mean_of_view(laid, rows.mean(1), columns.mean(1)), expected)
+
+
+@pytest.mark.parametrize("degrees", [90.0, 180.0, 30.0])
+def test_free_rotation_turns_about_the_centre(patches, degrees):
+    from scipy.ndimage import rotate
+
+    turn = math.radians(degrees)
+    linear = torch.tensor([[[[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]]])
+    parameters = dataclasses.replace(
+        identity(), linear=linear, offset=torch.zeros(1, 1, 2), wrap=torch.zeros(1, 1).bool()
+    )
+    free = Preset("turn", Variant.corrected, {"rotation": 1.0}, rotation=Rotation.free)
+    actual = apply(patches, parameters, 24, free)
+    expected = rotate(
+        patches.double().numpy(), degrees, axes=(3, 2), reshape=False, order=1, mode="reflect"
+    )
+    torch.testing.assert_close(actual.double(), torch.from_numpy(expected), rtol=0, atol=1e-4)

@@ -7,6 +7,7 @@ from make_data import packed_arrays
 
 from preprocess.bands import L2A_BANDS
 from simclr.augment.views import ViewMaker
+from simclr.choices import Rotation
 from simclr.config import AugmentConfig
 from simclr.corpus import open_corpus
 from simclr.loader import Batch, sequential_batches
@@ -92,3 +93,11 @@ def test_views_are_finite_distinct_and_channels_last(corpus, batch, preset):
 def test_the_view_may_be_larger_than_the_patch(corpus, batch):
     views = ViewMaker(corpus, AugmentConfig(view_size_px=32), 0, CPU).two_views(batch, epoch=0)
     assert views.shape[-2:] == (32, 32)
+
+
+def test_free_rotation_and_dropped_bands_give_finite_views(corpus, batch):
+    config = AugmentConfig(preset="all", rotation=Rotation.free, band_drop=0.3)
+    views = ViewMaker(corpus, config, 0, CPU).two_views(batch, epoch=0)
+    assert torch.isfinite(views).all()
+    blank = (views == 0).all(3).all(2)
+    assert 0.2 < blank.float().mean() < 0.4

@@ -1,0 +1,150 @@
+"""Two operations in a view equal the two done one after the other, in either order."""
+
+from functools import cache
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from make_data import packed_arrays
+from scipy import ndimage
+
+from simclr.augment.draws import ViewParameters, draw
+from simclr.augment.noise import noise_table, noise_windows
+from simclr.augment.presets import GEOMETRIC, NINE, preset_of
+from simclr.augment.views import ViewMaker
+from simclr.config import AugmentConfig
+from simclr.corpus import Corpus, open_corpus
+from simclr.loader import Batch, sequential_batches
+
+CPU = torch.device("cpu")
+SIDE, SEED, NUM = 24, 5, 4
+
+
+@cache
+def table() -> torch.Tensor:
+    return noise_table(SEED, CPU)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    # One grid: on several, noise at first is noise of coarser pixels, which no picture shows.
+    folder = tmp_path_factory.mktemp("packed")
+    bands = ["B02", "B03", "B8A"]
+    return open_corpus(
+        [str(packed_arrays(folder, 8, size_px=SIDE, bands=bands, native=False))], bands
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(corpus) -> Batch:
+    return next(iter(sequential_batches(corpus, NUM, CPU)))
+
+
+def drawn(corpus: Corpus, batch: Batch, config: AugmentConfig) -> ViewParameters:
+    ids = batch.sample_id
+    return draw(preset_of(config), SEED, 0, ids, torch.zeros_like(ids), len(corpus.bands))
+
+
+class OneByOne:
+    """The nine operations on one picture (C, S, S), in float64, by numpy and scipy."""
+
+    def __init__(self, corpus: Corpus, parameters: ViewParameters, number: int, order: list[str]):
+        self.p, self.number, self.order = parameters, number, order
+        scale = corpus.normalisation[corpus.sources[0]]
+        level = [scale[band]["mean"] / scale[band]["std"] for band in corpus.bands]
+        self.level = np.array(level)[:, None, None]
+
+    def apply(self, picture: np.ndarray) -> np.ndarray:
+        for operation in self.order:
+            move = operation in GEOMETRIC
+            picture = self._moved(picture, operation) if move else getattr(self, operation)(picture)
+        return picture
+
+    def _moved(self, picture, operation):
+        place = [name for name in self.order if name in GEOMETRIC].index(operation)
+        linear = self.p.linear[self.number, place].double().numpy()
+        offset = self.p.offset[self.number, place].double().numpy()
+        centre = (SIDE - 1) / 2
+        start = np.full(2, centre) - linear @ np.full(2, centre) + offset * SIDE / 2
+        if (abs(linear) > 1).any():  # more ground than pixels: average what falls on one
+            return self._averaged(picture, linear, offset)
+        moved = [
+            ndimage.affine_transform(band, linear, start, order=1, mode="reflect")
+            for band in picture
+        ]
+        return np.stack(moved)
+
+    def _averaged(self, picture, linear, offset):
+        weights = []
+        for axis in (0, 1):
+            scale = linear[axis, axis]
+            centres = (2 * np.arange(SIDE) + 1) / SIDE - 1
+            place = scale * centres + offset[axis]
+            place = np.where(abs(place) > 1, 2 * np.sign(place) - place, place)
+            pixel = ((place + 1) * SIDE - 1) / 2
+            apart = abs(pixel.clip(0, SIDE - 1)[:, None] - np.arange(SIDE)[None])
+            triangle = (1 - apart / abs(scale)).clip(min=0)
+            weights.append(triangle / triangle.sum(1, keepdims=True))
+        return weights[0] @ picture @ weights[1].T
+
+    def blur(self, picture):
+        sigma = float(self.p.blur[self.number])
+        radius = int(np.ceil(3 * sigma))
+        return ndimage.gaussian_filter(
+            picture, (0, sigma, sigma), mode="reflect", radius=(0, radius, radius)
+        )
+
+    def contrast(self, picture):
+        mean = picture.mean((1, 2), keepdims=True)
+        return mean + float(self.p.contrast[self.number]) * (picture - mean)
+
+    def gain(self, picture):
+        gain = self.p.gain[self.number].double().numpy()[:, None, None]
+        return gain * (picture + self.level) - self.level
+
+    def brightness(self, picture):
+        return picture + float(self.p.brightness[self.number])
+
+    def speckle(self, picture):
+        first = self.order[0] == "speckle"
+        shape = torch.Size(
+            (1, SIDE, len(picture), SIDE) if first else (1, SIDE, SIDE, len(picture))
+        )
+        window = self.p.noise_window[self.number][None]
+        noise = noise_windows(table(), window, shape)[0].double().numpy()
+        noise = noise.transpose(1, 0, 2) if first else noise.transpose(2, 0, 1)
+        return picture + float(self.p.speckle[self.number]) * noise * (picture + self.level)
+
+
+# Shift and zoom together interpolate once, one by one twice; test_geometry holds their places.
+PAIRS = [pair for pair in permutations(NINE, 2) if set(pair) != {"shift", "zoom"}]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+def test_a_view_equals_its_operations_one_by_one(corpus, batch, pair):
+    config = AugmentConfig(preset="list", operations=list(pair))
+    maker = ViewMaker(corpus, config, SEED, CPU)
+    parameters = drawn(corpus, batch, config)
+    views = maker.apply(batch, parameters, maker.preset).double().numpy()
+    plain = maker.plain(batch).double().numpy()
+    for number in range(NUM):
+        expected = OneByOne(corpus, parameters, number, list(pair)).apply(plain[number])
+        np.testing.assert_allclose(views[number], expected, rtol=0, atol=2e-4)
+    assert abs(views - plain).max() > 1e-3
+
+
+def test_a_drawn_couplet_is_one_of_its_two_orders(corpus, batch):
+    def views(config: AugmentConfig) -> torch.Tensor:
+        maker = ViewMaker(corpus, config, SEED, CPU)
+        return maker.two_views(batch, epoch=0)
+
+    either = views(AugmentConfig(preset="couplets", couplets=["zoom+contrast"]))
+    forth = views(AugmentConfig(preset="list", operations=["zoom", "contrast"]))
+    back = views(AugmentConfig(preset="list", operations=["contrast", "zoom"]))
+    orders = set()
+    for view, a, b in zip(either, forth, back, strict=True):
+        same = [torch.allclose(view, other, atol=1e-5) for other in (a, b)]
+        assert sum(same) == 1
+        orders.add(same.index(True))
+    assert orders == {0, 1}
