@@ -104,7 +104,7 @@ def draw(
     """Draw the parameters of N views: ``sample_id`` and ``view`` are (N,) int64."""
     counts = [len(_SCALARS), len(OPERATIONS), bands, bands]
     table = uniforms(seed, epoch, sample_id, view, sum(counts))
-    scalars, chances, jitter, drops = table.split(counts, dim=1)
+    scalars, chances, jitter, drops = torch.split(table, counts, dim=1)
     u = dict(zip(_SCALARS, scalars.T, strict=True))
     chosen, rank = _choose(preset, u, chances)
     return ViewParameters(
