@@ -46,10 +46,11 @@ class HeadName(Enum):
 
 
 class BatchNormGroup(Enum):
-    """Over which ranks BatchNorm takes its statistics while training."""
+    """Whose views BatchNorm joins while training: all ranks', those of a node, or its rank's."""
 
-    local = "local"
     world = "world"
+    node = "node"
+    none = "none"
 
 
 class LossName(Enum):

@@ -9,26 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from preprocess.bands import L2A_BANDS, canonical_names
+from simclr.checks import require as require
 from simclr.choices import (
-    BatchNormGroup,
     Device,
-    EncoderName,
-    HeadName,
     LossName,
     OptimizerName,
     Precision,
     RateScaling,
     Rotation,
     Schedule,
-    Stem,
     Variant,
 )
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ``ValueError(message)`` unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
+from simclr.model.config import ModelConfig as ModelConfig
+from simclr.monitors.config import MonitorConfig as MonitorConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,6 +50,8 @@ class DataConfig:
         bands: input channels of the encoder, in this order.
         splits: splits to train on; an empty name stands for patches without a split.
         fraction: share of the samples to use, a fixed subset for each seed, in (0, 1].
+        weights: share of the batches that each folder of ``shards`` fills, in their order and to
+            any scale; empty: every sample once an epoch.
         global_batch_size: pairs per step over all ranks.
         num_threads: reader threads in each rank.
         num_slots: batches read ahead, at least 2.
@@ -65,6 +60,7 @@ class DataConfig:
     bands: list[str] = field(default_factory=lambda: list(L2A_BANDS))
     splits: list[str] = field(default_factory=lambda: ["train", ""])
     fraction: float = 1.0
+    weights: list[float] = field(default_factory=list)
     global_batch_size: int = 256
     num_threads: int = 2
     num_slots: int = 3
@@ -73,6 +69,11 @@ class DataConfig:
         self.bands = canonical_names(self.bands)
         require(bool(self.bands), "data.bands is empty; name at least one band")
         require(0 < self.fraction <= 1, f"data.fraction is {self.fraction}; give a share in (0, 1]")
+        require(
+            all(weight > 0 for weight in self.weights),
+            f"data.weights is {self.weights}; give numbers above 0, and leave out of shards what "
+            "is not to be read",
+        )
         require(
             self.global_batch_size >= 2,
             f"data.global_batch_size is {self.global_batch_size}; a negative needs 2 pairs",
@@ -119,27 +120,6 @@ class AugmentConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ModelConfig:
-    """Encoder and projection head.
-
-    Attributes:
-        encoder: a torchvision ResNet.
-        stem: ``standard`` for patches of about 120 px, ``small`` for 64 px and less.
-        head: projection head, thrown away after pretraining.
-        projection_size: width of the projection z.
-        batchnorm: ``local``, or ``world`` for statistics over all ranks.
-        compile: compile the network with torch.compile (slower start, faster steps on a GPU).
-    """
-
-    encoder: EncoderName = EncoderName.resnet50
-    stem: Stem = Stem.standard
-    head: HeadName = HeadName.simclr2
-    projection_size: int = 128
-    batchnorm: BatchNormGroup = BatchNormGroup.local
-    compile: bool = False
-
-
-@dataclass(kw_only=True, slots=True)
 class LossConfig:
     """Contrastive loss over all ranks' negatives.
 
@@ -170,6 +150,7 @@ class OptimConfig:
         weight_decay: off for biases and normalisation weights.
         schedule: cosine to zero at the last step, or constant.
         warmup_epochs: epochs of linear warm-up.
+        accumulate_steps: 1; anything else is refused, since it would not add negatives.
     """
 
     name: OptimizerName = OptimizerName.adam
@@ -180,12 +161,20 @@ class OptimConfig:
     weight_decay: float = 1e-6
     schedule: Schedule = Schedule.cosine
     warmup_epochs: float = 0.0
+    accumulate_steps: int = 1
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
         require(rate > 0, f"optim.learning_rate is {rate}; give a value above 0")
         require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; give >= 0")
         require(self.warmup_epochs >= 0, f"optim.warmup_epochs is {self.warmup_epochs}; give >= 0")
+        require(
+            self.accumulate_steps == 1,
+            f"optim.accumulate_steps is {self.accumulate_steps}; summing gradients of small "
+            "batches adds no negatives, each would be compared with itself alone. For more "
+            "negatives raise data.global_batch_size: more ranks, precision=bfloat16 or "
+            "model.activation_checkpointing=true make room",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -221,6 +210,9 @@ class TrainConfig:
         epochs: passes over the samples.
         max_steps: stop after this many steps even if epochs are left; 0 means no limit.
         precision: number format of the forward pass.
+        gradient_precision: number format in which gradients travel between ranks.
+        max_skipped_steps: steps without a finite gradient, one after another, that end the run;
+            fewer are skipped.
         log_every_steps: steps between metric lines.
     """
 
@@ -230,6 +222,8 @@ class TrainConfig:
     epochs: int = 50
     max_steps: int = 0
     precision: Precision = Precision.float32
+    gradient_precision: Precision = Precision.float32
+    max_skipped_steps: int = 10
     log_every_steps: int = 10
     world: WorldConfig = field(default_factory=WorldConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -238,11 +232,20 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs is {self.epochs}; give 1 or more")
+        require(
+            len(self.data.weights) in (0, len(self.shards)),
+            f"data.weights has {len(self.data.weights)} numbers for {len(self.shards)} folders of "
+            "shards; give one for each, or none",
+        )
         require(self.max_steps >= 0, f"max_steps is {self.max_steps}; give 0 or more")
         require(
             0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1"
+        )
+        require(
+            self.max_skipped_steps >= 1, f"max_skipped_steps is {self.max_skipped_steps}; give >= 1"
         )
         require(self.log_every_steps >= 1, f"log_every_steps is {self.log_every_steps}; give >= 1")

@@ -54,6 +54,11 @@ class Corpus:
         return len(self.sample_id)
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of selected samples of each source."""
+        return tuple(np.bincount(self.source, minlength=len(self.manifests)).tolist())
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """Names of the packed sources."""
         return tuple(manifest.source for manifest in self.manifests)

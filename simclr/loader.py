@@ -27,11 +27,13 @@ class Batch:
         groups: per band group (B, bands, size_px, size_px) uint16.
         source: (B,) int64, index of each sample's source.
         sample_id: (B,) int64.
+        epoch: (B,) int64, how often each sample was read before.
     """
 
     groups: dict[str, torch.Tensor]
     source: torch.Tensor
     sample_id: torch.Tensor
+    epoch: torch.Tensor
 
 
 class Loader:
@@ -39,7 +41,8 @@ class Loader:
 
     Args:
         corpus: where the samples are.
-        plan: the samples of the n-th batch, at most ``batch_size``.
+        plan: the samples of the n-th batch, at most ``batch_size``, and the epoch of each; or
+            the samples alone, in epoch 0.
         num_batches: how many batches there are.
         batch_size: samples a slot holds.
         device: where batches go.
@@ -50,7 +53,7 @@ class Loader:
     def __init__(  # noqa: PLR0913 - the parts of a loader, each given once
         self,
         corpus: Corpus,
-        plan: Callable[[int], Samples],
+        plan: Callable[[int], Samples | tuple[Samples, Samples]],
         *,
         num_batches: int,
         batch_size: int,
@@ -80,7 +83,11 @@ class Loader:
     def _start_filling(
         self, pool: ThreadPoolExecutor, slot: _Slot, number: int
     ) -> list[Future[None]]:
-        slot.assign(self._corpus, self._plan(number))
+        planned = self._plan(number)
+        samples, epochs = (
+            planned if isinstance(planned, tuple) else (planned, np.zeros_like(planned))
+        )
+        slot.assign(self._corpus, samples, epochs)
         # Neighbours in the file are read by one thread, in file order.
         order = np.argsort(slot.sample_id, kind="stable")
         parts = np.array_split(order, self._num_threads)
@@ -110,13 +117,13 @@ class _Slot:
         self._copied: torch.cuda.Event | None = None
         self._samples = np.empty(0, np.int64)
         self.sample_id = np.empty(0, np.int64)
-        self._source = np.empty(0, np.int64)
+        self._extra = np.empty((3, 0), np.int64)
 
-    def assign(self, corpus: Corpus, samples: Samples) -> None:
+    def assign(self, corpus: Corpus, samples: Samples, epochs: Samples) -> None:
         """Take the numbers of the samples that this memory is to hold."""
         self._samples = samples
         self.sample_id = corpus.sample_id[samples]
-        self._source = corpus.source[samples]
+        self._extra = np.stack([corpus.source[samples], self.sample_id, epochs])
 
     def fill(self, corpus: Corpus, positions: Samples) -> None:
         """Read the samples at these places of the batch; run by a reader thread."""
@@ -129,7 +136,7 @@ class _Slot:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on the device; a copy to a GPU runs beside the computation."""
         tensors = {name: tensor[: len(self._samples)] for name, tensor in self._groups.items()}
-        extra = torch.from_numpy(np.stack([self._source, self.sample_id]))
+        extra = torch.from_numpy(self._extra)
         if self._copy is None:
             return Batch(tensors, *extra.unbind(0))
         with torch.cuda.stream(self._copy):
@@ -156,7 +163,7 @@ def training_batches(  # noqa: PLR0913 - what a loader is made of
     """Return the loader of a rank from ``start_step`` up to ``num_steps``."""
     return Loader(
         corpus,
-        lambda number: order.samples(start_step + number),
+        lambda number: order.plan(start_step + number),
         num_batches=num_steps - start_step,
         batch_size=order.global_batch_size // order.world_size,
         device=device,

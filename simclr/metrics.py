@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,9 +38,14 @@ class JsonLines:
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line and flush it."""
+        """Append one line and flush it; a number that does not exist becomes null."""
+        # Python would write NaN, which is no JSON.
+        strict = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(strict, allow_nan=False) + "\n")
 
 
 class LogLines:

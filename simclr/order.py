@@ -6,6 +6,7 @@ nothing to save, and any world size that divides the global batch sees the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,19 @@ _SHIFT = np.uint64(33)
 class Order:
     """Which samples a rank reads at which step.
 
-    The remainder of ``num_samples`` by ``global_batch_size`` is left out; it differs every epoch.
+    Without ``draws`` an epoch shows every sample once, but for the remainder of ``num_samples`` by
+    ``global_batch_size``, which differs every epoch. With ``draws`` an epoch is as long, and takes
+    that many samples from each source; no sample of a source is read again before all of its
+    others, also across epochs.
+
+    Attributes:
+        num_samples: samples of all sources; those of a source stand together.
+        global_batch_size: pairs a step over all ranks.
+        seed: another seed is another order.
+        rank: whose samples.
+        world_size: number of ranks.
+        sizes: samples of each source; needed with ``draws`` only.
+        draws: samples taken from each source in an epoch; they sum to ``num_samples``.
 
     Raises:
         ValueError: the batch does not divide over the ranks, or is larger than the corpus.
@@ -34,6 +47,8 @@ class Order:
     seed: int
     rank: int = 0
     world_size: int = 1
+    sizes: tuple[int, ...] = ()
+    draws: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         batch, ranks = self.global_batch_size, self.world_size
@@ -60,10 +75,49 @@ class Order:
 
     def samples(self, step: int) -> Samples:
         """Return this rank's samples at a step: (global_batch_size / world_size,) int64."""
+        return self.plan(step)[0]
+
+    def plan(self, step: int) -> tuple[Samples, Samples]:
+        """Return this rank's samples at a step, and how often each was read before."""
         per_rank = self.global_batch_size // self.world_size
         start = (step % self.steps_per_epoch) * self.global_batch_size + self.rank * per_rank
         positions = np.arange(start, start + per_rank, dtype=np.int64)
-        return permute(positions, self.num_samples, self.seed, self.epoch(step))
+        epoch = self.epoch(step)
+        turns = permute(positions, self.num_samples, self.seed, epoch)
+        if not self.draws:
+            return turns, np.full_like(turns, epoch)
+        return self._of_sources(turns, epoch)
+
+    def _of_sources(self, turns: Samples, epoch: int) -> tuple[Samples, Samples]:
+        """Turn number t of an epoch is the (t - start)-th draw from the source it falls into."""
+        samples, passes = np.empty_like(turns), np.empty_like(turns)
+        first_turn = first_sample = 0
+        for number, (size, draws) in enumerate(zip(self.sizes, self.draws, strict=True)):
+            mine = (turns >= first_turn) & (turns < first_turn + draws)
+            # Draws of a source are counted on through all epochs, and dealt out in passes.
+            count = epoch * draws + turns[mine] - first_turn
+            passes[mine] = count // size
+            samples[mine] = first_sample + _dealt(count, size, self.seed ^ (number + 1))
+            first_turn, first_sample = first_turn + draws, first_sample + size
+        return samples, passes
+
+
+def shares(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
+    """Return how many of ``sum(sizes)`` draws fall to each source, by largest remainder."""
+    exact = np.array(weights) / sum(weights) * sum(sizes)
+    counts = np.floor(exact).astype(np.int64)
+    missing = sum(sizes) - int(counts.sum())
+    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
+    return tuple(counts.tolist())
+
+
+def _dealt(count: Samples, size: int, seed: int) -> Samples:
+    """Return the samples that the draws number ``count`` give, each pass in an order of its own."""
+    dealt = np.empty_like(count)
+    for number in np.unique(count // size):
+        mine = count // size == number
+        dealt[mine] = permute(count[mine] % size, size, seed, int(number))
+    return dealt
 
 
 def permute(positions: Samples, num: int, seed: int, epoch: int) -> Samples:

@@ -13,6 +13,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
+Epoch = int | torch.Tensor  # one for all, or (N,) int64
+
 
 def philox(counter: torch.Tensor, seed: int) -> torch.Tensor:
     """Return four 32-bit words for each counter: (..., 4) int64 to (..., 4) int64 in [0, 2^32).
@@ -32,13 +34,16 @@ def philox(counter: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def uniforms(
-    seed: int, epoch: int, sample_id: torch.Tensor, view: torch.Tensor, num: int
+    seed: int, epoch: Epoch, sample_id: torch.Tensor, view: torch.Tensor, num: int
 ) -> torch.Tensor:
-    """Return ``num`` float32 uniforms in [0, 1) for each (sample, view): (N,), (N,) to (N, num)."""
+    """Return ``num`` float32 uniforms in [0, 1) for each (sample, view): (N,), (N,) to (N, num).
+
+    The epoch is one for all, or (N,).
+    """
     blocks = torch.arange((num + 3) // 4, device=sample_id.device)
     counter = sample_id.new_empty((len(sample_id), len(blocks), 4))
     counter[..., 0] = sample_id[:, None]
-    counter[..., 1] = epoch
+    counter[..., 1] = epoch[:, None] if isinstance(epoch, torch.Tensor) else epoch
     counter[..., 2] = view[:, None]
     counter[..., 3] = blocks
     words = philox(counter, seed).flatten(1)[:, :num]

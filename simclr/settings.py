@@ -40,7 +40,10 @@ def from_plain(kind: type[_Config], data: dict[str, Any]) -> _Config:
 
 # What may change between two attempts of one run: where it lies and how it is watched, but
 # nothing that would give other weights.
-_FREE_TO_CHANGE = ("run_dir", "shards", "log_every_steps", "world", "checkpoint")
+_FREE_TO_CHANGE = (
+    *("run_dir", "shards", "log_every_steps", "max_skipped_steps"),
+    *("world", "checkpoint", "monitor"),
+)
 _FREE_DATA = ("num_threads", "num_slots")
 
 

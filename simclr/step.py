@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from simclr.choices import Precision
 from simclr.loss import contrastive_loss
-from simclr.optim.build import set_rate
+from simclr.model.batchnorm import running_statistics
+from simclr.optim.build import set_rate, step_unless
 
 if TYPE_CHECKING:
     from simclr.loader import Batch
@@ -22,24 +24,63 @@ class Outcome:
 
     Attributes:
         loss: scalar, of this rank's rows.
+        gradient_norm: scalar, of the gradient averaged over ranks.
+        skip: float32 scalar, 1 if the weights were left as they were.
         projections: (2B, D) of this rank.
     """
 
     loss: torch.Tensor
+    gradient_norm: torch.Tensor
+    skip: torch.Tensor
     projections: torch.Tensor
 
 
 def train_step(run: Run, batch: Batch) -> Outcome:
-    """Make views, embed them in one forward pass, compare them, move the weights."""
+    """Make views, embed them in one forward pass, compare them, move the weights.
+
+    Nothing here waits for the device: also whether the step counts is decided there.
+    """
     with torch.no_grad():
-        views = run.views.two_views(batch, run.order.epoch(run.step))
+        views = run.views.two_views(batch, batch.epoch)
     set_rate(run.optimizer, run.rate)
     run.optimizer.zero_grad(set_to_none=True)
+    before = Statistics(run.network)
     half = run.config.precision is Precision.bfloat16
     with torch.autocast(run.world.device.type, dtype=torch.bfloat16, enabled=half):
         _, projections = run.model(views)
     loss = contrastive_loss(projections, run.config.loss)
     loss.backward()  # type: ignore[no-untyped-call]
-    run.optimizer.step()
+    norm = gradient_norm(run.network)
+    # The averaged gradient is the same on all ranks, and so is this word: one rank's trouble has
+    # reached the others through the average, or through the gathered projections before.
+    skip = (~torch.isfinite(norm)).float()
+    step_unless(run.optimizer, skip)
+    before.restore_if(skip)
     run.step += 1
-    return Outcome(loss.detach(), projections.detach())
+    return Outcome(loss.detach(), norm, skip, projections.detach())
+
+
+def gradient_norm(network: nn.Module) -> torch.Tensor:
+    """Return the Euclidean norm over all gradients, as a scalar on the device."""
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
+
+
+class Statistics:
+    """Running statistics of BatchNorm as they were before a forward pass.
+
+    A pass that is not finite leaves its mark on them too; they would never recover.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._live = running_statistics(network)
+        self._sizes = [len(statistic) for statistic in self._live]
+        self._before = torch.cat(self._live)
+
+    @torch.no_grad()
+    def restore_if(self, skip: torch.Tensor) -> None:
+        """Bring them back where ``skip`` is 1."""
+        kept = torch.where(skip > 0, self._before, torch.cat(self._live))
+        # One call for all layers; ResNet-152 has 310 of these tensors.
+        torch._foreach_copy_(self._live, torch.split(kept, self._sizes))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from simclr.checkpoint.save import Fence, unfenced
+from simclr.checkpoint.save import Supervisor
 from simclr.config import TrainConfig, require
 from simclr.metrics import Sink
 from simclr.preemption import Preempted, PreemptionGuard, Stop
@@ -19,7 +19,7 @@ def train(
     config: TrainConfig,
     sinks: Sequence[Sink] = (),
     launch: Launch | None = None,
-    fence: Fence = unfenced,
+    supervisor: Supervisor | None = None,
 ) -> Path:
     """Pretrain an encoder, or go on with it, and return the last checkpoint's folder.
 
@@ -30,7 +30,7 @@ def train(
         config: settings, the same on every rank.
         sinks: take the metric records of the main rank.
         launch: how this process was started.
-        fence: asked on the main rank before each checkpoint is published; raises to refuse.
+        supervisor: of the launcher, on the main rank; it may refuse checkpoints.
 
     Raises:
         ValueError: settings, shards or run folder do not fit; the message says what and the cure.
@@ -41,7 +41,7 @@ def train(
     with (
         PreemptionGuard() as guard,
         open_world(config.world, launch) as world,
-        closing(Run(config, world, sinks, fence)) as run,
+        closing(Run(config, world, sinks, supervisor)) as run,
     ):
         run.resume()
         while run.step < run.num_steps:

@@ -15,7 +15,7 @@ from simclr.choices import BatchNormGroup, EncoderName, HeadName, LossName
 from simclr.collectives import average_gradients
 from simclr.config import CheckpointConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
 from simclr.loss import contrastive_loss
-from simclr.model.batchnorm import use_world_statistics
+from simclr.model.batchnorm import join_statistics
 from simclr.model.simclr import SimCLR
 from simclr.preemption import Preempted
 from simclr.run import Run
@@ -72,7 +72,7 @@ def world_batchnorm(launch: Launch, values: torch.Tensor) -> dict[str, Any]:
 
 def _world_batchnorm(world: World, values: torch.Tensor) -> dict[str, Any]:
     torch.manual_seed(0)
-    layer = use_world_statistics(nn.Sequential(nn.BatchNorm2d(values.shape[1])))
+    layer = join_statistics(nn.Sequential(nn.BatchNorm2d(values.shape[1])))
     share = values.chunk(world.size)[world.rank].clone().requires_grad_()
     output = layer(share)
     (output**3).mean().backward()

@@ -15,7 +15,7 @@ import torch
 from simclr.augment.motions import Uniforms, motion, wraps
 from simclr.augment.presets import MOTIONS, OPERATIONS, Preset
 from simclr.choices import Variant
-from simclr.philox import uniforms
+from simclr.philox import Epoch, uniforms
 
 _SCALARS = (
     "couplet",
@@ -99,7 +99,12 @@ class ViewParameters:
 
 
 def draw(
-    preset: Preset, seed: int, epoch: int, sample_id: torch.Tensor, view: torch.Tensor, bands: int
+    preset: Preset,
+    seed: int,
+    epoch: Epoch,
+    sample_id: torch.Tensor,
+    view: torch.Tensor,
+    bands: int,
 ) -> ViewParameters:
     """Draw the parameters of N views: ``sample_id`` and ``view`` are (N,) int64."""
     counts = [len(_SCALARS), len(OPERATIONS), bands, bands]

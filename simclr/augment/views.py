@@ -15,6 +15,7 @@ from simclr.choices import Variant
 from simclr.config import AugmentConfig
 from simclr.corpus import Corpus
 from simclr.loader import Batch
+from simclr.philox import Epoch
 
 _NODATA = 0
 _NOTHING = Preset("none", Variant.corrected, {})
@@ -56,11 +57,12 @@ class ViewMaker:
         noisy = "speckle" in self.preset.operations
         self._noise = Noise(seed, device, self.preset.variant) if noisy else None
 
-    def two_views(self, batch: Batch, epoch: int) -> torch.Tensor:
+    def two_views(self, batch: Batch, epoch: Epoch) -> torch.Tensor:
         """Return (2B, C, S, S) float32, channels last: first views, then second views."""
         samples = batch.sample_id.repeat(2)
         view = torch.arange(2, device=samples.device).repeat_interleave(len(batch.sample_id))
-        parameters = draw(self.preset, self._seed, epoch, samples, view, self._mean.shape[1])
+        epochs = epoch.repeat(2) if isinstance(epoch, torch.Tensor) else epoch
+        parameters = draw(self.preset, self._seed, epochs, samples, view, self._mean.shape[1])
         return self.apply(batch, parameters, self.preset)
 
     def plain(self, batch: Batch) -> torch.Tensor:

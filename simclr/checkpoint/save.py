@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +31,20 @@ from simclr.world import World
 
 LATEST = "latest"
 
-Fence = Callable[[], None]  # raises when this attempt must not publish any more
-
 _log = logging.getLogger("simclr")
 
 
-def unfenced() -> None:
-    """Let every attempt publish: nobody else can be at work in the run folder."""
+class Supervisor:
+    """Whoever has started a run and wants to know; this one lets it do as it likes.
+
+    Main rank only. Launchers that may start a run twice derive from it.
+    """
+
+    def started(self, step: int) -> None:
+        """Hear at which step training begins, once the checkpoint is loaded."""
+
+    def may_publish(self) -> None:
+        """Raise when another attempt has taken the run over; asked before each publication."""
 
 
 class Saver:
@@ -48,9 +54,9 @@ class Saver:
     """
 
     def __init__(
-        self, run_dir: Path, world: World, config: CheckpointConfig, fence: Fence = unfenced
+        self, run_dir: Path, world: World, config: CheckpointConfig, supervisor: Supervisor
     ) -> None:
-        self._run_dir, self._keep, self._fence = run_dir, config.keep, fence
+        self._run_dir, self._keep, self._supervisor = run_dir, config.keep, supervisor
         self._together = Together(world)
         self._beside = ThreadPoolExecutor(1, "save") if config.asynchronous else None
         self._under_way: Future[None] | None = None
@@ -90,7 +96,7 @@ class Saver:
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
-            write_checkpoint(self._run_dir, snapshot, self._together, self._fence)
+            write_checkpoint(self._run_dir, snapshot, self._together, self._supervisor)
         except CheckpointError as error:
             raise CheckpointError(
                 f"step {snapshot.about.step} could not be saved in {self._run_dir / CHECKPOINTS}: "
@@ -102,15 +108,15 @@ class Saver:
 
 
 def write_checkpoint(
-    run_dir: Path, snapshot: Snapshot, ranks: Together, fence: Fence = unfenced
+    run_dir: Path, snapshot: Snapshot, ranks: Together, supervisor: Supervisor
 ) -> None:
     """Write, then publish; every rank calls it at the same step.
 
-    Only when all files are on the device does rank 0 write the manifest, look at the fence, rename
-    the folder to its name and move ``latest``. A kill at any moment leaves older ones as they were.
+    Only when all files are on the device does rank 0 write the manifest, ask the supervisor,
+    rename the folder to its name and move ``latest``. A kill at any moment leaves older ones alone.
 
     Raises:
-        CheckpointError: a rank could not write, or the fence refused.
+        CheckpointError: a rank could not write, or the supervisor refused.
     """
     final = run_dir / CHECKPOINTS / folder_name(snapshot.about.step)
     # A name of its own: a former attempt that still lives may be saving the same step.
@@ -120,17 +126,17 @@ def write_checkpoint(
         ranks.do_on_main(lambda: folder.mkdir(parents=True))
         ranks.do(lambda: _write_state(folder / f"rank-{ranks.world.rank:04d}.pt", snapshot.own))
         ranks.do_on_main(lambda: _write_state(folder / STATE_NAME, snapshot.shared))
-        ranks.do_on_main(lambda: _publish(folder, final, snapshot.about, fence))
+        ranks.do_on_main(lambda: _publish(folder, final, snapshot.about, supervisor))
     except CheckpointError:
         if ranks.world.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # make room again
         raise
 
 
-def _publish(folder: Path, final: Path, about: CheckpointManifest, fence: Fence) -> None:
+def _publish(folder: Path, final: Path, about: CheckpointManifest, supervisor: Supervisor) -> None:
     write_manifest(folder, replace(about, files=describe_files(folder)))
     # After the folder was made, not before: see retention.sweep.
-    fence()
+    supervisor.may_publish()
     if _is_whole(final):
         shutil.rmtree(folder)  # a restart may meet a step that is saved already
     else:

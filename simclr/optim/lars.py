@@ -36,7 +36,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
+        """Update all parameters that have a gradient; none if ``found_inf`` is set to 1."""
         if closure is not None:
             raise ValueError("LARS takes no closure")
         for group in self.param_groups:
@@ -52,10 +52,20 @@ class LARS(Optimizer):
             updates = list(
                 torch._foreach_mul(updates, _trust_ratios(weights, updates, group["trust"]))
             )
-        momenta = [self._momentum(weight) for weight in weights]
-        torch._foreach_mul_(momenta, group["momentum"])
-        torch._foreach_add_(momenta, updates)
-        torch._foreach_add_(weights, momenta, alpha=-group["lr"])
+        # The kernel of SGD does the rest in one pass over memory, and looks at found_inf there.
+        torch._fused_sgd_(
+            weights,
+            updates,
+            [self._momentum(weight) for weight in weights],
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+            found_inf=getattr(self, "found_inf", None),
+        )
 
     def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
         state = self.state[weight]

@@ -77,7 +77,7 @@ def test_a_truncated_shard_is_an_error_that_names_it(tmp_path):
     corpus = open_corpus([str(folder)], L2A_BANDS)
     with shard.open("r+b") as file:
         file.truncate(4096)
-    with pytest.raises(OSError, match=r"shard-00000.h5 ends inside row \d+ of b\d0: truncated"):
+    with pytest.raises(OSError, match=r"shard-00000.h5 ends .*: truncated"):
         list(sequential_batches(corpus, 8, CPU))
 
 

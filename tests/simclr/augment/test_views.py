@@ -38,7 +38,7 @@ def batch(corpus):
 
 def part(batch: Batch, rows: torch.Tensor) -> Batch:
     groups = {name: torch.from_numpy(t.numpy()[rows.numpy()]) for name, t in batch.groups.items()}
-    return Batch(groups, batch.source[rows], batch.sample_id[rows])
+    return Batch(groups, batch.source[rows], batch.sample_id[rows], batch.epoch[rows])
 
 
 def test_plain_views_are_z_scores_of_each_samples_own_source(corpus, batch):

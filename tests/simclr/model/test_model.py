@@ -9,7 +9,7 @@ from torchvision.models import resnet18
 
 from simclr.choices import EncoderName, HeadName, Stem
 from simclr.config import ModelConfig
-from simclr.model.batchnorm import WorldBatchNorm, use_world_statistics
+from simclr.model.batchnorm import GroupBatchNorm, join_statistics
 from simclr.model.encoder import WIDTHS, build_encoder
 from simclr.model.simclr import SimCLR
 
@@ -77,9 +77,9 @@ def test_gradients_of_the_whole_network_on_ranks_equal_one_process(tmp_path):
 def test_world_statistics_keep_names_and_values():
     model = SimCLR(ModelConfig(encoder=EncoderName.resnet18), num_bands=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    after = use_world_statistics(model).state_dict()
+    after = join_statistics(model).state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms
-    assert all(isinstance(norm, WorldBatchNorm) for norm in norms)
+    assert all(isinstance(norm, GroupBatchNorm) for norm in norms)

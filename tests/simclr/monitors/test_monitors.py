@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from simclr.monitors.collapse import collapse_in_words, spread
+from simclr.monitors.alarm import collapse_in_words
+from simclr.monitors.collapse import spread
 from simclr.monitors.interval import Interval
 from simclr.step import Outcome
 
@@ -41,11 +42,12 @@ def test_mean_cosine_is_over_distinct_rows():
 
 
 def outcome(loss: float) -> Outcome:
-    return Outcome(torch.tensor(loss), torch.randn(8, 4))
+    norm = torch.tensor(2 * loss)
+    return Outcome(torch.tensor(loss), norm, (~norm.isfinite()).float(), torch.randn(8, 4))
 
 
 def test_an_interval_is_the_mean_over_its_steps_and_begins_anew():
-    interval = Interval(CPU, global_batch_size=4)
+    interval = Interval(CPU, global_batch_size=4, flop_per_pair=1e12)
     for loss in (1.0, 2.0, 6.0):
         interval.add(outcome(loss))
     record = interval.close(waited_s=0.0)
@@ -56,9 +58,9 @@ def test_an_interval_is_the_mean_over_its_steps_and_begins_anew():
 
 
 def test_an_interval_goes_on_from_saved_sums():
-    first = Interval(CPU, global_batch_size=4)
+    first = Interval(CPU, global_batch_size=4, flop_per_pair=1e12)
     first.add(outcome(1.0))
-    second = Interval(CPU, global_batch_size=4)
+    second = Interval(CPU, global_batch_size=4, flop_per_pair=1e12)
     second.load_state(first.state())
     second.add(outcome(3.0))
     assert second.close(0.0)["loss"] == 2.0
