@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr.choices import BatchNormGroup, EncoderName, HeadName, LossName
-from simclr.collectives import average_gradients
+from simclr.collectives import average_gradients, group_of_node
 from simclr.config import CheckpointConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
 from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import join_statistics
@@ -82,6 +82,29 @@ def _world_batchnorm(world: World, values: torch.Tensor) -> dict[str, Any]:
         "running_var": layer[0].running_var,
         "running_mean": layer[0].running_mean,
     }
+
+
+def node_batchnorm(launch: Launch, values: torch.Tensor) -> torch.Tensor:
+    """Return the output of a BatchNorm over pairs of ranks for this rank's share of ``values``."""
+    return in_world(_node_batchnorm, launch, values)
+
+
+def _node_batchnorm(world: World, values: torch.Tensor) -> torch.Tensor:
+    # Ranks dealt to two nodes in turn, as some schedulers do it.
+    group = group_of_node(f"node-{world.rank % 2}")
+    layer = join_statistics(nn.Sequential(nn.BatchNorm2d(values.shape[1])), group)
+    return layer(values.chunk(world.size)[world.rank]).detach().clone()
+
+
+def averaged_gradient(launch: Launch, half: bool) -> torch.Tensor:
+    """Return the gradient of a layer's weight after averaging, rank r bringing input r + 1/3."""
+    return in_world(_averaged_gradient, launch, half)
+
+
+def _averaged_gradient(world: World, half: bool) -> torch.Tensor:
+    model = average_gradients(nn.Linear(1, 1, bias=False), half=half)
+    model(torch.full((1, 1), world.rank + 1 / 3)).sum().backward()
+    return _gradients(model)[0]
 
 
 def small_run(shards: Path, run_dir: Path, **changes: Any) -> TrainConfig:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simclr.order import Order, permute
+from simclr.order import Order, permute, shares
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,3 +58,52 @@ def test_a_batch_that_does_not_divide_names_the_ones_that_do():
 def test_a_batch_larger_than_the_corpus_is_refused():
     with pytest.raises(ValueError, match="is 64 but the selected shards hold 20 patches"):
         Order(20, 64, seed=0)
+
+
+def mixed(weights, sizes=(30, 60, 10), batch=10, **place):
+    return Order(sum(sizes), batch, 3, sizes=sizes, draws=shares(sizes, weights), **place)
+
+
+def source_of(samples, sizes=(30, 60, 10)):
+    return np.searchsorted(np.cumsum(sizes), samples, side="right")
+
+
+def test_mixed_sources_fill_an_epoch_by_their_weights():
+    order = mixed([2, 1, 1])
+    for epoch in range(3):
+        drawn = np.concatenate([order.samples(10 * epoch + step) for step in range(10)])
+        assert np.bincount(source_of(drawn)).tolist() == [50, 25, 25]
+
+
+def test_no_sample_of_a_mixed_source_comes_again_before_all_of_its_others():
+    order = mixed([2, 1, 1])
+    plans = [order.plan(step) for step in range(120)]
+    samples, passes = (np.concatenate(part) for part in zip(*plans, strict=True))
+    for source, size in enumerate((30, 60, 10)):
+        mine = source_of(samples) == source
+        for number in range(passes[mine].max()):  # the last pass is not over
+            seen = samples[mine][passes[mine] == number]
+            assert len(seen) == size
+            assert len(set(seen.tolist())) == size
+
+
+def test_the_same_sample_in_one_epoch_is_told_apart_by_its_pass():
+    order = mixed([8, 1, 1])
+    plans = [order.plan(step) for step in range(10)]
+    pairs = [(s, n) for samples, passes in plans for s, n in zip(*(samples, passes), strict=True)]
+    assert len({sample for sample, _ in pairs}) < len(pairs) == len(set(pairs))
+
+
+def test_mixed_ranks_together_read_what_one_rank_reads():
+    whole = mixed([1, 1, 1])
+    for step in (0, 7, 13, 1000):
+        for ranks in (2, 5, 10):
+            parts = [mixed([1, 1, 1], rank=r, world_size=ranks).plan(step) for r in range(ranks)]
+            for joined, expected in zip(zip(*parts, strict=True), whole.plan(step), strict=True):
+                assert np.array_equal(np.concatenate(joined), expected)
+
+
+def test_weights_may_be_of_any_scale_and_no_draw_is_lost():
+    assert shares((30, 60, 10), [1, 1, 1]) == shares((30, 60, 10), [7, 7, 7])
+    assert sum(shares((30, 60, 10), [1, 1, 1])) == 100
+    assert shares((50, 50), [3, 1]) == (75, 25)

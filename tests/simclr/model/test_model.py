@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from rank_jobs import gradients_with_world_statistics, world_batchnorm
+from rank_jobs import (
+    averaged_gradient,
+    gradients_with_world_statistics,
+    node_batchnorm,
+    world_batchnorm,
+)
 from ranks import run_ranks
 from torch import nn
 from torchvision.models import resnet18
@@ -83,3 +88,21 @@ def test_world_statistics_keep_names_and_values():
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert norms
     assert all(isinstance(norm, GroupBatchNorm) for norm in norms)
+
+
+@pytest.mark.slow
+def test_batchnorm_of_a_node_joins_the_ranks_of_that_node_only(tmp_path):
+    values = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    first, second, third, fourth = values.chunk(4)
+    results = run_ranks(node_batchnorm, 4, tmp_path, values)
+    for pair, ranks in (((first, third), (0, 2)), ((second, fourth), (1, 3))):
+        expected = nn.BatchNorm2d(3)(torch.cat(pair))
+        torch.testing.assert_close(torch.cat([results[rank] for rank in ranks]), expected)
+
+
+def test_gradients_travel_in_half_the_bytes_if_asked(tmp_path):
+    exact = run_ranks(averaged_gradient, 2, tmp_path, False)[0].item()
+    half = run_ranks(averaged_gradient, 2, tmp_path, True)[0].item()
+    assert exact == pytest.approx(5 / 6, rel=1e-6)
+    assert half != pytest.approx(5 / 6, rel=1e-6)
+    assert half == pytest.approx(5 / 6, rel=2**-7)

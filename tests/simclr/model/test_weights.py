@@ -1,0 +1,74 @@
+"""Weights of other bands and other people's files."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models import resnet18
+
+from simclr.choices import EncoderName, Stem
+from simclr.config import ModelConfig
+from simclr.model.encoder import build_encoder
+from simclr.model.weights import adapt_kernel, start_from
+
+RGB = ["B04", "B03", "B02"]
+
+
+def fresh(bands, **changes):
+    return build_encoder(ModelConfig(encoder=EncoderName.resnet18, **changes), len(bands))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A torchvision ResNet-18 for three channels with its classifier, as others publish it."""
+    torch.manual_seed(5)
+    network = resnet18().eval()
+    folder = tmp_path_factory.mktemp("published")
+    torch.save({"state_dict": network.state_dict()}, folder / "rgb.pt")
+    save_file(network.state_dict(), folder / "rgb.safetensors")
+    return network, folder
+
+
+@pytest.mark.parametrize("name", ["rgb.pt", "rgb.safetensors"])
+def test_a_file_of_the_same_bands_is_taken_as_it_is(published, name):
+    network, folder = published
+    encoder = fresh(RGB).eval()
+    start_from(encoder, folder / name, RGB, RGB)
+    views = torch.randn(2, 3, 64, 64)
+    network.fc = nn.Identity()
+    assert torch.equal(encoder(views), network(views))
+
+
+def test_an_input_equal_in_all_bands_gives_the_activation_it_gave_before(published):
+    network, folder = published
+    bands = ["B02", "B03", "B04", "B08", "B11"]
+    grey = torch.randn(2, 1, 64, 64)
+    expected = network.conv1(grey.expand(-1, 3, -1, -1))
+    encoder = fresh(bands)
+    start_from(encoder, folder / "rgb.pt", bands, [])
+    torch.testing.assert_close(
+        encoder.conv1(grey.expand(-1, 5, -1, -1)), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_named_bands_keep_their_kernels_and_others_take_the_mean():
+    kernel = torch.arange(6.0).view(1, 3, 1, 2)
+    adapted = adapt_kernel(kernel, ["B02", "B08", "B04"], RGB)
+    mean = kernel.mean(1)
+    assert torch.equal(adapted, torch.stack([kernel[:, 2], mean, kernel[:, 0]], 1))
+    with pytest.raises(ValueError, match="names 2 bands, the file's first layer has 3"):
+        adapt_kernel(kernel, RGB, ["B02", "B03"])
+
+
+def test_files_that_do_not_fit_are_refused_with_the_cure(published, tmp_path):
+    _, folder = published
+    with pytest.raises(ValueError, match=r"first layer of 7x7, model.stem asks for 3x3"):
+        start_from(fresh(RGB, stem=Stem.small), folder / "rgb.pt", RGB, [])
+    other = build_encoder(ModelConfig(encoder=EncoderName.resnet34), 3)
+    with pytest.raises(ValueError, match=r"lacks layer.* set model.encoder"):
+        start_from(other, folder / "rgb.pt", RGB, [])
+    with pytest.raises(ValueError, match="is not a file"):
+        start_from(fresh(RGB), tmp_path / "none.pt", RGB, [])
+    torch.save({"head.weight": torch.zeros(1)}, tmp_path / "head.pt")
+    with pytest.raises(ValueError, match=r"has no conv1\.weight"):
+        start_from(fresh(RGB), tmp_path / "head.pt", RGB, [])

@@ -1,0 +1,155 @@
+"""A step waits for nothing, and one that went wrong leaves no trace."""
+
+import math
+
+import pytest
+import torch
+from make_data import packed_arrays
+from rank_jobs import small_run
+from ranks import CPU
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from simclr.choices import BatchNormGroup, EncoderName, OptimizerName, Precision, Variant
+from simclr.config import AugmentConfig, ModelConfig, OptimConfig
+from simclr.run import Run
+from simclr.step import train_step
+from simclr.world import open_world
+
+# What must know a value on the host: item, bool, nonzero, and indexing by a mask, which counts it.
+WAITING = {
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::_unique2",
+}
+
+
+class Waits(TorchDispatchMode):
+    """Collects the calls that would make the host wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        masks = (
+            name.startswith("aten::index") and len(args) > 1 and isinstance(args[1], list | tuple)
+        )
+        if name == "aten::_local_scalar_dense" and args[0].dtype is torch.int32:
+            pass  # DDP's own list of used parameters, always on the host; we have no int32
+        elif name in WAITING or (
+            masks and any(m is not None and m.dtype is torch.bool for m in args[1])
+        ):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return packed_arrays(tmp_path_factory.mktemp("shards"), 64)
+
+
+@pytest.fixture
+def started(shards, tmp_path):
+    """Return a function from changed settings to a run of one rank that is ready to step."""
+    with open_world(CPU) as world:
+
+        def start(**changes):
+            run = Run(small_run(shards, tmp_path / "run", **changes), world, ())
+            run.resume()
+            return run
+
+        yield start
+
+
+def test_the_dispatch_mode_sees_a_host_that_waits():
+    values = torch.arange(4.0)
+    with Waits() as waits:
+        values.sum().item()
+        values[values > 1]
+        if (values > 1).any():
+            pass
+    assert len(waits.found) >= 3
+
+
+# Without speckle: on a CPU alone, its first line asks which views get any.
+EIGHT = ["rotation", "flip", "shift", "zoom", "brightness", "contrast", "gain", "blur"]
+
+
+@pytest.mark.parametrize("variant", list(Variant))
+@pytest.mark.parametrize("half", list(Precision))
+def test_a_step_never_waits_for_the_device(started, variant, half):
+    augment = AugmentConfig(preset="list", operations=EIGHT, variant=variant)
+    run = started(augment=augment, precision=half)
+    train_step(run, next(run.batches))  # what happens once may wait
+    batch = next(run.batches)
+    with Waits() as waits:
+        outcome = train_step(run, batch)
+        run._watch.add(outcome)
+    assert waits.found == []
+
+
+@pytest.mark.parametrize("name", list(OptimizerName))
+def test_no_optimiser_waits_for_the_device(started, name):
+    augment = AugmentConfig(preset="geometric_standard")
+    run = started(optim=OptimConfig(name=name, learning_rate=1e-3), augment=augment)
+    train_step(run, next(run.batches))
+    batch = next(run.batches)
+    with Waits() as waits:
+        train_step(run, batch)
+    assert waits.found == []
+
+
+def trained_state(run):
+    """Return every tensor that a step may change."""
+    tensors = dict(run.network.state_dict())
+    for number, state in run.optimizer.state_dict()["state"].items():
+        tensors |= {f"{number}.{name}": value for name, value in state.items()}
+    return {name: value.clone() for name, value in tensors.items() if "tracked" not in name}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", list(OptimizerName))
+def test_a_step_without_a_finite_gradient_changes_nothing(started, name, first):
+    run = started(optim=OptimConfig(name=name, learning_rate=1e-3, weight_decay=0.1))
+    if not first:
+        train_step(run, next(run.batches))
+    before = trained_state(run)
+    std = run.views._std.clone()
+    run.views._std.fill_(math.nan)
+    outcome = train_step(run, next(run.batches))
+    assert outcome.skip == 1
+    after = trained_state(run)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    run.views._std.copy_(std)
+    assert train_step(run, next(run.batches)).skip == 0
+    moved = trained_state(run)
+    assert all(value.isfinite().all() for value in moved.values())
+    assert any(not torch.equal(moved[name], value) for name, value in before.items())
+
+
+def losses(run, steps=2):
+    return [train_step(run, next(run.batches)).loss.item() for _ in range(steps)]
+
+
+def test_recomputed_blocks_give_the_same_bits(started):
+    plain = started()
+    other = started(model=ModelConfig(encoder=EncoderName.resnet18, activation_checkpointing=True))
+    assert losses(plain) == losses(other)
+    states = zip(trained_state(plain).items(), trained_state(other).items(), strict=True)
+    assert [a for (a, x), (b, y) in states if a != b or not torch.equal(x, y)] == []
+
+
+def test_bfloat16_stays_near_float32(started):
+    exact, half = losses(started(), 1), losses(started(precision=Precision.bfloat16), 1)
+    assert half != exact
+    assert half == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("group", list(BatchNormGroup))
+def test_on_one_rank_every_batchnorm_group_is_the_same(started, group):
+    model = ModelConfig(encoder=EncoderName.resnet18, batchnorm=group)
+    assert losses(started(model=model)) == losses(started())
