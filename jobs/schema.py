@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # omegaconf lets it through
 
 from jobs.cluster import ClusterConfig
+from jobs.tracking import Tracking
 from preprocess.config import (
     BigEarthNetV1Config,
     BigEarthNetV2Config,
@@ -51,6 +52,7 @@ class VerifyApp(VerifyConfig):
 class PretrainApp(TrainConfig):
     """``simclr-pretrain``."""
 
+    tracking: Tracking = Tracking.none
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     debug: bool = False
 

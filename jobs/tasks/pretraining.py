@@ -13,6 +13,7 @@ from jobs.place import Kind, Place, current_place, launch_of
 from jobs.requeue import Decision, Interrupted, interruptible, leave, saving_at_interrupt
 from jobs.runfolder import CHECKPOINTS, JOB_FOLDER, Attempt, Stopping, freeze
 from jobs.tasks.task import StoppedError, again
+from jobs.tracking import Tracking, sinks_of
 from preprocess.shards.manifest import read_manifest
 from simclr.config import TrainConfig, require
 from simclr.preemption import Preempted
@@ -24,6 +25,7 @@ class Pretrain:
 
     config: TrainConfig
     token: str = field(default_factory=lambda: uuid4().hex)
+    tracking: Tracking = Tracking.none
 
     verb = "pretrain"
     checkpoint = __submitit_checkpoint__ = again
@@ -70,12 +72,21 @@ class Pretrain:
                 raise
             if attempt:
                 attempt.note("finished", checkpoint=folder.name)
+                self._draw()
         return str(folder) if place.is_main else ""
 
     def _train(self, place: Place, attempt: Attempt | None) -> Path:
         from simclr.train import train
 
-        return train(self.config, [attempt] if attempt else [], launch_of(place, self.token))
+        tracked = sinks_of(self.tracking, self.run_dir) if place.is_main else []
+        sinks = [attempt, *tracked] if attempt else tracked
+        return train(self.config, sinks, launch_of(place, self.token))
+
+    def _draw(self) -> None:
+        # Here, since matplotlib is slow to import and a login node only submits.
+        from jobs.figures.curves import draw_curves
+
+        draw_curves(self.run_dir)
 
     def _stop(
         self, place: Place, attempt: Attempt | None, event: Preempted | Interrupted

@@ -29,10 +29,13 @@ HELP = Help(
         "optim.learning_rate": "peak rate at optim.reference_batch_size pairs",
         "loss.temperature": "divides the similarities",
         "checkpoint.every_steps": "steps between checkpoints",
+        "monitor.shards": "labelled shards to probe on while training, with monitor.task",
+        "tracking": "none or tensorboard, beside metrics.jsonl",
     },
     output="run_dir holds config.yaml, provenance.json, attempts.jsonl, metrics.jsonl, "
-    "checkpoints and logs; simclr-status reads them. stdout names the last checkpoint, or the "
-    "job id. A recipe sets many of the values above; --cfg job shows the outcome.",
+    "curves.png, checkpoints and logs; simclr-status reads them. stdout names the last "
+    "checkpoint, or the job id. A recipe sets many of the values above; --cfg job shows the "
+    "outcome.",
 )
 
 
@@ -40,7 +43,8 @@ def work(app: PretrainApp, member: str | None) -> str:
     """Train, or submit the training; return the checkpoint or the job."""
     config = narrow(app, TrainConfig)
     config.run_dir = member or config.run_dir
-    return dispatch(Pretrain(config), app.cluster, in_sweep=member is not None)
+    task = Pretrain(config, tracking=app.tracking)
+    return dispatch(task, app.cluster, in_sweep=member is not None)
 
 
 def main() -> None:

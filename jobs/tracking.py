@@ -1,0 +1,62 @@
+"""Metric records of a run come in; TensorBoard events go out, where they are asked for."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simclr.metrics import Sink
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FOLDER = "tensorboard"
+# Where a run stands, not how it goes.
+_PLACE = ("step", "num_steps", "epoch", "time")
+
+
+class Tracking(Enum):
+    """Who is told of metrics beside ``metrics.jsonl``."""
+
+    none = "none"
+    tensorboard = "tensorboard"
+
+
+def sinks_of(tracking: Tracking, run_dir: Path) -> list[Sink]:
+    """Return the sinks that the setting asks for.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+    """
+    if tracking is Tracking.none:
+        return []
+    try:
+        import tensorboard  # noqa: F401 - asked here, before hours of training
+    except ImportError as error:
+        raise ValueError(
+            "tracking is tensorboard, which is not installed; pip install 'simclr-s2[tracking]', "
+            "or tracking=none"
+        ) from error
+    return [TensorBoard(run_dir / FOLDER)]
+
+
+class TensorBoard:
+    """Writes every number of a record as a scalar."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write one record and flush it."""
+        step = record["step"]
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # An attempt that was killed may have written steps that are now taken again.
+            self._writer = SummaryWriter(self._folder, purge_step=step)  # type: ignore[no-untyped-call]
+        for name, value in record.items():
+            if name not in _PLACE and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
