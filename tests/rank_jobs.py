@@ -17,6 +17,7 @@ from simclr.config import CheckpointConfig, DataConfig, LossConfig, ModelConfig,
 from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import join_statistics
 from simclr.model.simclr import SimCLR
+from simclr.optim.build import build_optimizer
 from simclr.preemption import Preempted
 from simclr.run import Run
 from simclr.step import train_step
@@ -130,14 +131,34 @@ def train_small(launch: Launch, config: TrainConfig) -> str:
         return f"stopped at {stopped.step} by {stopped.stop.name}"
 
 
-def first_losses(launch: Launch, config: TrainConfig) -> list[tuple[float, list[int]]]:
+def first_losses(
+    launch: Launch, config: TrainConfig, double: bool = False
+) -> list[tuple[float, list[int]]]:
     """Return (mean loss over ranks, this rank's sample ids) of each step."""
-    return in_world(_first_losses, launch, config)
+    return in_world(_first_losses, launch, config, double)
 
 
-def _first_losses(world: World, config: TrainConfig) -> list[tuple[float, list[int]]]:
+class DoubledViews:
+    """The views of another maker as float64."""
+
+    def __init__(self, maker: Any) -> None:
+        self._maker = maker
+
+    def two_views(self, *args: Any) -> torch.Tensor:
+        return self._maker.two_views(*args).double()
+
+
+def _in_double(run: Run) -> None:
+    run.model = average_gradients(run.network.double())
+    run.optimizer = build_optimizer(run.model, run.config.optim, run.config.optim.learning_rate)
+    run.views = DoubledViews(run.views)
+
+
+def _first_losses(world: World, config: TrainConfig, double: bool) -> list[tuple[float, list[int]]]:
     run = Run(config, world, ())
     run.resume()
+    if double:
+        _in_double(run)
     seen = []
     for batch in run.batches:
         ids = batch.sample_id.tolist()

@@ -63,6 +63,7 @@ def _speed(axes: Axes, records: Records) -> None:
 def _spread(axes: Axes, records: Records) -> None:
     _line(axes, records, "deviation", 4, "deviation (healthy: 1)")
     _line(axes, records, "mean_cosine", 5, "mean cosine (healthy: 0)")
+    axes.set_ylim(-0.05, 1.1)
     axes.set_title("spread of the projections")
     axes.legend(fontsize="small")
 
@@ -83,6 +84,7 @@ def _probe(axes: Axes, records: Records) -> None:
         value, style = probed[-1][key], (":", "--")[number % 2]
         label = f"linear probe: {key.partition('/')[2].replace('_', ' ')}"
         axes.axhline(value, color=COLORS[6], linestyle=style, linewidth=1, label=label)
+    axes.set_ylim(0, 1.02)
     axes.set_ylabel(headline.replace("_", " "))
     axes.legend(fontsize="small")
 
@@ -109,8 +111,9 @@ def _note(axes: Axes, height: float, text: str) -> None:
         text,
         (1, height),
         xycoords=("axes fraction", "data"),
-        xytext=(-4, 3),
+        xytext=(-4, -3),
         textcoords="offset points",
         ha="right",
+        va="top",
         fontsize="small",
     )
