@@ -24,6 +24,7 @@ from preprocess.config import (
     SourceConfig,
     VerifyConfig,
 )
+from preprocess.product_config import CogL2AConfig, SafeL2AConfig
 from simclr.config import TrainConfig
 from simclr.evaluate.config import EvaluateConfig
 from simclr.export.config import ExportConfig
@@ -87,6 +88,8 @@ APPS: dict[str, type[App]] = {
 SOURCES: dict[str, type[SourceConfig]] = {
     "bigearthnet_v1": BigEarthNetV1Config,
     "bigearthnet_v2": BigEarthNetV2Config,
+    "safe_l2a": SafeL2AConfig,
+    "cog_l2a": CogL2AConfig,
     "geotiff": GeotiffConfig,
     "simulated": SimulatedConfig,
 }

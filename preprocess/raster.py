@@ -1,4 +1,4 @@
-"""The only module that opens rasters: a path comes in, uint16 pixels with their grid go out."""
+"""The only module that opens rasters: a path comes in, pixels with their grid go out."""
 
 from __future__ import annotations
 
@@ -10,18 +10,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.crs import CRS
+from rasterio.env import hasenv
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.warp import transform as reproject
 from rasterio.windows import Window
 
 from preprocess.patch import PatchError, Transform
 from preprocess.shards.layout import NODATA
 
 SIMULATED_TAG = "simulated, never measured"
+# GDAL's own default is a twentieth of the machine's memory, whatever the job was granted. This much
+# holds the blocks that one column of patches crosses, in all bands of a product. In bytes: rasterio
+# hands the number on as it is, and a cache of 384 bytes decodes a block anew for every patch.
+CACHE_BYTES = 384 * 2**20
+IN_ZIP = "/vsizip/"
+
+
+Classes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +50,41 @@ class Raster:
     epsg: int
 
 
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where a raster lies.
+
+    Attributes:
+        transform: affine a b c d e f of its upper left pixel, in units of the CRS.
+        epsg: of the coordinate system; 0 without one.
+        width: pixels to the east.
+        height: pixels to the south.
+        count: bands.
+    """
+
+    transform: Transform
+    epsg: int
+    width: int
+    height: int
+    count: int
+
+
 @contextmanager
 def session() -> Iterator[None]:
     """Read many small files within this context.
 
     GDAL does not list the folder of every file it opens, in search of side files; what GDAL says
-    of a bad file is part of the error and not logged a second time.
+    of a bad file is part of the error and not logged a second time. Files that stay open between
+    windows are closed at the end.
     """
     log = logging.getLogger("rasterio")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_CACHEMAX=CACHE_BYTES):
             yield
     finally:
+        _held.cache_clear()
         log.setLevel(level)
 
 
@@ -63,19 +95,64 @@ def read_raster(path: Path, window: tuple[int, int, int, int] | None = None) -> 
         PatchError: the file is missing, unreadable, truncated, not uint16, or marks nodata by
             another value than 0.
     """
-    area = Window(*window) if window else None
-    try:
-        with _opened(path) as dataset:
-            _check_values(path, dataset)
-            transform = _moved(tuple(dataset.transform)[:6], *(window or (0, 0))[:2])
-            return Raster(dataset.read(window=area), transform, _epsg(dataset.crs))
-    except RasterioError as error:
-        if not path.exists():
-            raise PatchError(path, "missing") from error
-        # rasterio puts GDAL's own words, which name band and strip, into the cause
-        raise PatchError(
-            path, f"cannot be read as a raster ({error.__cause__ or error})"
-        ) from error
+    with _errors_named(path), _opened(path) as dataset:
+        return _read(path, dataset, window)
+
+
+def read_window(path: Path, window: tuple[int, int, int, int]) -> Raster:
+    """Read a window like ``read_raster`` and leave the file open for the next one.
+
+    For large rasters of which every part is read in turn: opening a JPEG 2000 file of a product and
+    decoding a block of it cost much more than the patch that is cut from it.
+
+    Raises:
+        PatchError: as ``read_raster``.
+    """
+    with _errors_named(path):
+        dataset, grid = _held(path, "uint16")
+        pixels = dataset.read(window=Window(*window))
+        return Raster(pixels, _moved(grid.transform, *window[:2]), grid.epsg)
+
+
+def read_classes(path: Path, window: tuple[int, int, int, int] | None = None) -> Classes:
+    """Read a map of classes, (height, width) uint8; the file stays open for further windows.
+
+    Raises:
+        PatchError: the file is missing, unreadable, or not uint8.
+    """
+    with _errors_named(path):
+        dataset, _ = _held(path, "uint8")
+        return np.asarray(dataset.read(1, window=Window(*window) if window else None))
+
+
+def read_coarse(path: Path, size_px: int) -> npt.NDArray[Any]:
+    """Read the first band as (size_px, size_px), whatever its size, from an overview if it has one.
+
+    Raises:
+        PatchError: the file is missing or unreadable.
+    """
+    with _errors_named(path), _opened(path) as dataset:
+        return np.asarray(dataset.read(1, out_shape=(size_px, size_px)))
+
+
+def read_grid(path: Path) -> Grid:
+    """Return where the pixels of a raster lie, and of what type they are, without reading any.
+
+    Raises:
+        PatchError: the file is missing or unreadable.
+    """
+    with _errors_named(path), _opened(path) as dataset:
+        return _grid(dataset)
+
+
+def to_degrees(
+    epsg: int, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return longitudes and latitudes (WGS 84) of points in a coordinate system."""
+    longitudes, latitudes = reproject(
+        CRS.from_epsg(epsg), CRS.from_epsg(4326), x.ravel().tolist(), y.ravel().tolist()
+    )
+    return np.reshape(longitudes, x.shape), np.reshape(latitudes, y.shape)
 
 
 def versions() -> dict[str, str]:
@@ -85,18 +162,62 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
-    with warnings.catch_warnings():
-        # patches without a coordinate system are stored with EPSG 0, which says it
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        dataset = rasterio.open(path)
-    with dataset:
+    with _open(path) as dataset:
         yield dataset
 
 
-def _check_values(path: Path, dataset: rasterio.DatasetReader) -> None:
-    unexpected = [dtype for dtype in dataset.dtypes if dtype != "uint16"]
+@lru_cache(maxsize=32)  # all bands of a product, and those of the next
+def _held(path: Path, dtype: str) -> tuple[rasterio.DatasetReader, Grid]:
+    """Open a file to stay open; what costs more than a window, such as its CRS, is asked once."""
+    dataset = _open(path)
+    _check_values(path, dataset, dtype)
+    return dataset, _grid(dataset)
+
+
+def _open(path: Path) -> rasterio.DatasetReader:
+    with warnings.catch_warnings():
+        # patches without a coordinate system are stored with EPSG 0, which says it
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        # rasterio.open sets GDAL up anew for every file; within session() that is done
+        return rasterio.DatasetReader(path) if hasenv() else rasterio.open(path)
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RasterioError as error:
+        if not path.exists() and IN_ZIP not in str(path):
+            raise PatchError(path, "missing") from error
+        # rasterio puts GDAL's own words, which name band and strip, into the cause
+        raise PatchError(
+            path, f"cannot be read as a raster ({error.__cause__ or error})"
+        ) from error
+
+
+def _read(
+    path: Path, dataset: rasterio.DatasetReader, window: tuple[int, int, int, int] | None
+) -> Raster:
+    _check_values(path, dataset, "uint16")
+    grid = _grid(dataset)
+    pixels = dataset.read(window=Window(*window) if window else None)
+    return Raster(pixels, _moved(grid.transform, *(window or (0, 0))[:2]), grid.epsg)
+
+
+def _grid(dataset: rasterio.DatasetReader) -> Grid:
+    return Grid(
+        transform=tuple(dataset.transform)[:6],
+        epsg=_epsg(dataset.crs),
+        width=dataset.width,
+        height=dataset.height,
+        count=dataset.count,
+    )
+
+
+def _check_values(path: Path, dataset: rasterio.DatasetReader, expected: str) -> None:
+    unexpected = [dtype for dtype in dataset.dtypes if dtype != expected]
     if unexpected:
-        raise PatchError(path, f"pixels are {unexpected[0]}, not uint16")
+        raise PatchError(path, f"pixels are {unexpected[0]}, not {expected}")
     if dataset.nodata not in (None, NODATA):
         raise PatchError(path, f"nodata is {dataset.nodata:g}; only {NODATA} can be stored")
 

@@ -10,6 +10,7 @@ from jobs.requeue import requeued_if_stopped
 from jobs.runfolder import JOB_FOLDER
 from jobs.tasks.task import again, alone
 from preprocess.config import PackConfig, VerifyConfig
+from preprocess.selection import spoken
 from preprocess.shards.manifest import read_manifest
 from simclr.config import require
 
@@ -63,7 +64,11 @@ class Pack:
             return ""  # the part that ends last speaks for all
         kind = "simulated patches" if manifest.simulated else "patches"
         shards = len(manifest.shards)
-        return f"{self.config.output}: {manifest.rows} {kind} in {shards} shards, manifest written"
+        left_out = spoken(manifest.provenance.get("selection", {}))
+        return (
+            f"{self.config.output}: {manifest.rows} {kind} in {shards} shards, manifest written"
+            + (f"; {left_out}" if left_out else "")
+        )
 
 
 @dataclass(frozen=True)

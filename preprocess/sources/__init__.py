@@ -8,7 +8,9 @@ from typing import Any
 from preprocess.config import SourceConfig
 from preprocess.sources.bigearthnet_v1 import BigEarthNetV1
 from preprocess.sources.bigearthnet_v2 import BigEarthNetV2
+from preprocess.sources.cog_l2a import cog_l2a
 from preprocess.sources.geotiff import Geotiff
+from preprocess.sources.safe_l2a import safe_l2a
 from preprocess.sources.simulated import Simulated
 from preprocess.sources.source import Source
 
@@ -16,6 +18,8 @@ from preprocess.sources.source import Source
 SOURCES: dict[str, Callable[[Any], Source]] = {
     "bigearthnet_v1": BigEarthNetV1,
     "bigearthnet_v2": BigEarthNetV2,
+    "safe_l2a": safe_l2a,
+    "cog_l2a": cog_l2a,
     "geotiff": Geotiff,
     "simulated": Simulated,
 }

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.bands import L2A_BANDS, native_groups
+from preprocess.grid import PATCH_SIDE_M, place_name
 from preprocess.patch import PatchError, Transform
 from preprocess.raster import Raster, read_raster
 from preprocess.shards.layout import GroupLayout
-
-PATCH_SIDE_M = 1200
 
 
 def band_groups(bands: Iterable[str]) -> tuple[GroupLayout, ...]:
@@ -63,7 +62,7 @@ def read_band_files(
 def place_of(tile: str, patch_id: str) -> str:
     """Return the ground cell: tile, column and row, the same in v1, v2 and on every date."""
     column, row = patch_id.rsplit("_", 2)[1:]
-    return f"{tile}_{int(column):02d}_{int(row):02d}"
+    return place_name(tile, int(column), int(row))
 
 
 def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Raster) -> None:

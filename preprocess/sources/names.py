@@ -1,10 +1,16 @@
-"""Lists of patch names: text files with one name a line come in, exact sets go out."""
+"""Names in products and lists: text comes in, times and exact sets of names go out."""
 
 from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
+
+
+def iso_time(stamp: str) -> str:
+    """Return ISO 8601 of a time as products are named after it: ``20170613T101031``."""
+    return datetime.strptime(stamp, "%Y%m%dT%H%M%S").isoformat() + "Z"
 
 
 def read_names(path: str) -> set[str]:

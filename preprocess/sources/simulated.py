@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from preprocess.bands import L2A_BANDS, native_groups
 from preprocess.config import SimulatedConfig
+from preprocess.grid import PATCH_SIDE_M
 from preprocess.patch import Patch, PatchRef
 from preprocess.progress import progress_of
 from preprocess.raster import simulated_template, wkt_of
@@ -38,7 +39,6 @@ from preprocess.simulation import (
     observe,
     scene_of,
 )
-from preprocess.sources.bigearthnet_files import PATCH_SIDE_M
 from preprocess.sources.bigearthnet_v1 import TREE, layout_of, patch_folders, read_patch, tree_of
 from preprocess.sources.names import read_splits
 

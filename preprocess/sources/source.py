@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from preprocess.patch import Patch, PatchRef
+from preprocess.selection import Dropped
 from preprocess.shards.layout import ShardLayout
 
 
@@ -23,8 +24,8 @@ class Source(Protocol):
             ValueError: the settings cannot be met, a band does not exist here for example.
         """
 
-    def discover(self) -> Iterator[PatchRef]:
-        """Yield all references in the order of their ids.
+    def discover(self) -> Iterator[PatchRef | Dropped]:
+        """Yield all references in the order of their ids, and what is left out by choice.
 
         Raises:
             ValueError: the root holds nothing of this source; the message says what was sought.
