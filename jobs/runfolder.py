@@ -92,20 +92,33 @@ def frozen_config(run_dir: Path) -> TrainConfig:
 class Attempt:
     """One start of a run, on its main process: notes what happens, and fences off older ones.
 
-    As a metrics sink it looks at the fence: ranks of a node that Slurm has lost may train on
-    beside their successors, and must not publish.
+    It supervises the run: ranks of a node that Slurm has lost may train on beside their
+    successors, and must not publish. As a metrics sink it ends them within an interval.
     """
 
     def __init__(self, run_dir: Path, place: Place) -> None:
         self.run_dir = run_dir
         earlier = read_attempts(run_dir)
         self.number = 1 + max((event["attempt"] for event in earlier), default=0)
+        self._first: dict[str, int] = {}
         self._mark = {"attempt": self.number, "host": socket.gethostname(), "time": time.time()}
         write_json(run_dir / FENCE_NAME, self._mark)
         self.note("start", **_described(place))
 
     def write(self, record: dict[str, Any]) -> None:
         """Take a metric record; it is only an occasion to look at the fence.
+
+        Raises:
+            SupersededError: a later attempt has begun.
+        """
+        self.may_publish()
+
+    def started(self, step: int) -> None:
+        """Remember where training begins, for the note of how it ends."""
+        self._first = {"first_step": step}
+
+    def may_publish(self) -> None:
+        """Look at the fence, before each publication of a checkpoint.
 
         Raises:
             SupersededError: a later attempt has begun.
@@ -119,7 +132,7 @@ class Attempt:
 
     def note(self, event: str, **facts: object) -> None:
         """Append a line to the attempts of the run."""
-        line = {"attempt": self.number, "event": event, "time": time.time(), **facts}
+        line = {"attempt": self.number, "event": event, "time": time.time(), **self._first, **facts}
         with (self.run_dir / ATTEMPTS_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

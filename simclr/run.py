@@ -11,7 +11,7 @@ from simclr.augment.views import ViewMaker
 from simclr.checkpoint.load import agreed_checkpoint, load_state, restore_rank
 from simclr.checkpoint.manifest import CheckpointManifest, folder_name, read_checkpoint_manifest
 from simclr.checkpoint.retention import pin
-from simclr.checkpoint.save import Saver, Supervisor
+from simclr.checkpoint.save import Saver
 from simclr.config import TrainConfig
 from simclr.corpus import Corpus, open_corpus
 from simclr.heartbeat import beat
@@ -28,6 +28,7 @@ from simclr.optim.schedule import learning_rate, peak_rate
 from simclr.order import Order, shares
 from simclr.preemption import Stop
 from simclr.step import Outcome
+from simclr.supervisor import Supervisor, Unsupervised
 from simclr.world import World
 
 _log = logging.getLogger("simclr")
@@ -70,7 +71,7 @@ class Run:
         self.num_steps = count_steps(config, self.order.steps_per_epoch)
         self._warmup_steps = round(config.optim.warmup_epochs * self.order.steps_per_epoch)
         self._watch = Watch(config, world, self.views.view_size_px, self._warmup_steps, sinks)
-        self._supervisor = supervisor or Supervisor()
+        self._supervisor = supervisor or Unsupervised()
         self._saver = Saver(self.run_dir, world, config.checkpoint, self._supervisor)
         self._saved: Path | None = None
         self._is_best = False

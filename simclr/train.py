@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from simclr.checkpoint.save import Supervisor
 from simclr.config import TrainConfig, require
 from simclr.metrics import Sink
 from simclr.preemption import Preempted, PreemptionGuard, Stop
 from simclr.run import Run
 from simclr.step import train_step
+from simclr.supervisor import Supervisor
 from simclr.world import Launch, open_world
 
 

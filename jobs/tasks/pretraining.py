@@ -80,7 +80,7 @@ class Pretrain:
 
         tracked = sinks_of(self.tracking, self.run_dir) if place.is_main else []
         sinks = [attempt, *tracked] if attempt else tracked
-        return train(self.config, sinks, launch_of(place, self.token))
+        return train(self.config, sinks, launch_of(place, self.token), attempt)
 
     def _draw(self) -> None:
         # Here, since matplotlib is slow to import and a login node only submits.

@@ -27,24 +27,12 @@ from simclr.checkpoint.retention import best, prune
 from simclr.checkpoint.snapshot import Snapshot, take
 from simclr.checkpoint.together import CheckpointError, Together
 from simclr.config import CheckpointConfig
+from simclr.supervisor import Supervisor
 from simclr.world import World
 
 LATEST = "latest"
 
 _log = logging.getLogger("simclr")
-
-
-class Supervisor:
-    """Whoever has started a run and wants to know; this one lets it do as it likes.
-
-    Main rank only. Launchers that may start a run twice derive from it.
-    """
-
-    def started(self, step: int) -> None:
-        """Hear at which step training begins, once the checkpoint is loaded."""
-
-    def may_publish(self) -> None:
-        """Raise when another attempt has taken the run over; asked before each publication."""
 
 
 class Saver:

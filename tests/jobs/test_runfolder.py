@@ -106,6 +106,15 @@ def test_an_attempt_that_was_overtaken_may_not_publish(tmp_path):
     second.write({"step": 2})
 
 
+def test_the_end_of_an_attempt_names_the_step_where_it_began(tmp_path):
+    attempt = Attempt(tmp_path, PLACE)
+    attempt.started(12)
+    attempt.note("finished")
+    start, finished = read_attempts(tmp_path)
+    assert "first_step" not in start
+    assert finished["first_step"] == 12
+
+
 def test_other_ranks_read_the_decision_of_this_start_only(tmp_path):
     earlier = Stopping(tmp_path, Place(Kind.slurm, "7"), Attempt(tmp_path, PLACE), 3, "warning")
     earlier.decided(Decision.requeue)

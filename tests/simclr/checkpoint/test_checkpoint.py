@@ -8,12 +8,14 @@ import pytest
 import torch
 from ranks import CPU
 
+from simclr.checkpoint import retention
 from simclr.checkpoint.load import agreed_checkpoint, newest_valid, restore_rank
 from simclr.checkpoint.manifest import CheckpointManifest, folder_name, verify
 from simclr.checkpoint.save import Saver
 from simclr.checkpoint.together import CheckpointError
 from simclr.config import CheckpointConfig, TrainConfig
 from simclr.settings import config_hash, to_plain
+from simclr.supervisor import Supervisor, Unsupervised
 from simclr.world import open_world
 
 
@@ -23,15 +25,18 @@ def world():
         yield alone
 
 
-def save(run_dir, world, step: int, keep: int = 3):
+def about(step: int) -> CheckpointManifest:
     config = TrainConfig()
-    about = CheckpointManifest(
+    return CheckpointManifest(
         step=step, num_steps=100, world_size=1, config=to_plain(config),
         config_hash=config_hash(config), corpus={}, torch=torch.__version__, files={},
     )  # fmt: skip
+
+
+def save(run_dir, world, step: int, keep: int = 3, supervisor: Supervisor | None = None):
     state = {"encoder": {"weight": torch.full((100, 100), float(step))}, "step": step}
-    saver = Saver(run_dir, world, CheckpointConfig(keep=keep))
-    return saver.save(state, {"steps": step}, about)
+    saver = Saver(run_dir, world, CheckpointConfig(keep=keep), supervisor or Unsupervised())
+    return saver.save(state, {"steps": step}, about(step))
 
 
 @pytest.fixture
@@ -127,6 +132,88 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint(
     save(run_dir, world, 50)
     assert newest_valid(run_dir).name == folder_name(50)
     assert not [name for name in names(run_dir) if name.startswith(".")]
+
+
+class TakenOver(Unsupervised):
+    """A launcher that has started the run again elsewhere."""
+
+    def may_publish(self) -> None:
+        raise RuntimeError("attempt 2 has taken over")
+
+
+def test_a_former_attempt_that_still_lives_publishes_nothing(run_dir, world):
+    with pytest.raises(CheckpointError, match=r"step 40 could not be saved .* has taken over"):
+        save(run_dir, world, 40, supervisor=TakenOver())
+    assert newest_valid(run_dir).name == folder_name(30)
+    assert not [name for name in names(run_dir) if name.startswith(".") or "40" in name]
+
+
+class SweptWhileAsking(Unsupervised):
+    """A former attempt is let through just before its successor picks a checkpoint."""
+
+    def __init__(self, run_dir, world) -> None:
+        self.run_dir, self.world = run_dir, world
+
+    def may_publish(self) -> None:
+        self.picked = agreed_checkpoint(self.run_dir, self.world)
+
+
+def test_no_order_of_two_attempts_lets_the_former_publish_behind_the_choice(run_dir, world):
+    successor = SweptWhileAsking(run_dir, world)
+    with pytest.raises(CheckpointError, match="No such file"):
+        save(run_dir, world, 40, supervisor=successor)
+    assert successor.picked.name == folder_name(30) == newest_valid(run_dir).name
+
+
+def test_a_pinned_checkpoint_outlives_newer_ones(run_dir, world):
+    retention.pin(run_dir, 10, 0.8, "k-NN")
+    for step in (40, 50):
+        save(run_dir, world, step, keep=2)
+    folders = [name for name in names(run_dir) if name.startswith("step")]
+    assert folders == [folder_name(step) for step in (10, 40, 50)]
+    assert retention.best(run_dir) == retention.Best(10, 0.8, "k-NN")
+
+
+def test_a_save_beside_the_loop_keeps_the_state_of_its_step(tmp_path, world):
+    saver = Saver(tmp_path, world, CheckpointConfig(asynchronous=True), Unsupervised())
+    weight = torch.full((500, 500), 1.0)
+    folder = saver.save({"weight": weight}, {}, about(1))
+    weight.fill_(2.0)  # the next step
+    saver.wait()
+    assert torch.load(folder / "state.pt", weights_only=True)["weight"].unique() == 1.0
+
+
+def test_a_failure_beside_the_loop_is_raised_by_the_next_wait(tmp_path, world):
+    (tmp_path / "checkpoints").write_text("no folder")
+    saver = Saver(tmp_path, world, CheckpointConfig(asynchronous=True), Unsupervised())
+    saver.save({}, {}, about(1))
+    with pytest.raises(CheckpointError, match="step 1 could not be saved"):
+        saver.wait()
+
+
+def test_every_flipped_bit_is_noticed_or_changes_nothing(run_dir):
+    folder = run_dir / "checkpoints" / folder_name(30)
+    files = sorted(folder.iterdir())
+    draw = random.Random(7)
+    sound = verify(folder)
+    for _ in range(200):
+        path = draw.choice(files)
+        data = path.read_bytes()
+        position = draw.randrange(len(data))
+        path.write_bytes(flipped(data, position, draw.randrange(8)))
+        try:
+            assert verify(folder) == sound  # a blank between two words of the manifest
+            assert path.name == "manifest.json"
+        except ValueError:
+            assert newest_valid(run_dir).name == folder_name(20)
+        path.write_bytes(data)
+    assert newest_valid(run_dir) == folder
+
+
+def flipped(data: bytes, position: int, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[position] ^= 1 << bit
+    return bytes(changed)
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(run_dir, world, monkeypatch):
