@@ -7,24 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from preprocess.plan import WORK_FOLDER
+from preprocess.rejected import Rejected
 from preprocess.shards.atomic import is_abandoned, write_json
 from preprocess.shards.checksums import sha256_of
 from preprocess.shards.manifest import ShardEntry
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A patch that was left out.
-
-    Attributes:
-        id: of its reference.
-        file: at fault, relative to the root of the source.
-        reason: what is wrong with it.
-    """
-
-    id: str
-    file: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

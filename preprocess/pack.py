@@ -6,47 +6,28 @@ absent, and the note that says so is written after it. The manifest is written l
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import h5py
-import numpy as np
 
 from preprocess import raster
 from preprocess.config import OnError, PackConfig
-from preprocess.notes import (
-    Rejected,
-    ShardNote,
-    read_note,
-    remove_leftovers,
-    shard_path,
-    write_note,
-)
+from preprocess.finish import PackError, notes_of, origin_of, stop_above, write_manifest
+from preprocess.notes import ShardNote, read_note, remove_leftovers, shard_path, write_note
 from preprocess.patch import Patch, PatchError, PatchRef
 from preprocess.plan import Plan, make_or_read_plan
 from preprocess.progress import progress_of
-from preprocess.shards.atomic import write_text
+from preprocess.rejected import Rejected, rejection
 from preprocess.shards.codec import check_codec
 from preprocess.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
-from preprocess.shards.writer import ShardOrigin, write_shard
+from preprocess.shards.writer import write_shard
 from preprocess.sources import open_source
 from preprocess.sources.source import Source
-from preprocess.summary import build_manifest
 
-REJECTED_NAME = "rejected.jsonl"
+__all__ = ["PackError", "pack"]
 
 _log = logging.getLogger(__name__)
-
-
-class PackError(RuntimeError):
-    """Packing cannot be completed; what is whole so far stays and is used by the next run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +45,6 @@ class _Task:
     def output(self) -> Path:
         """Folder of the shards."""
         return Path(self.config.output)
-
-    @property
-    def tolerated(self) -> int:
-        """Patches that may be rejected, over all parts."""
-        return int(self.config.max_rejected * self.plan.num_refs)
 
 
 def pack(
@@ -99,12 +75,13 @@ def pack(
     task = _Task(config, source, make_or_read_plan(config, source), part, num_parts)
     remove_leftovers(task.output)
     changed = _pack_part(task, progress)
-    notes = [read_note(task.output, k, task.plan.fingerprint) for k in range(task.plan.num_shards)]
-    if None in notes:
+    notes = notes_of(config, task.plan)
+    whole = [note for note in notes if note]
+    if len(whole) < len(notes):
         return None
     if not changed and (task.output / MANIFEST_NAME).exists():
         return read_manifest(task.output)
-    return _finish(task, [note for note in notes if note])
+    return write_manifest(config, task.plan, whole)
 
 
 def _pack_part(task: _Task, progress: bool) -> bool:
@@ -151,9 +128,8 @@ def _pack_shard(
     before = len(task.rejected)
     path = shard_path(task.output, shard)
     patches = _good_patches(task, refs, advance)
-    entry = write_shard(
-        path, task.plan.layout, patches, len(refs), _origin(task), task.config.compression
-    )
+    origin = origin_of(task.config, task.plan)
+    entry = write_shard(path, task.plan.layout, patches, len(refs), origin, task.config.compression)
     rejected = tuple(task.rejected[before:])
     if rejected:
         _log.warning("%s: left out %d, first %s", path.name, len(rejected), rejected[0])
@@ -170,8 +146,8 @@ def _good_patches(
         except PatchError as error:
             if task.config.on_error is OnError.stop:
                 raise
-            task.rejected.append(_rejection(task, ref, error))
-            _stop_above(task, task.rejected)
+            task.rejected.append(rejection(ref.id, error, Path(task.config.source.root)))
+            stop_above(task.config, task.plan, task.rejected)
         advance(1)
 
 
@@ -180,63 +156,3 @@ def _read(task: _Task, ref: PatchRef) -> Patch:
     if patch.valid_fraction == 0:
         raise PatchError(Path(task.config.source.root) / ref.path, "every pixel is nodata")
     return replace(patch, path=ref.path)
-
-
-def _rejection(task: _Task, ref: PatchRef, error: PatchError) -> Rejected:
-    root, file = Path(task.config.source.root), Path(error.file)
-    relative = file.relative_to(root) if file.is_relative_to(root) else file
-    return Rejected(ref.id, relative.as_posix(), error.reason)
-
-
-def _origin(task: _Task) -> ShardOrigin:
-    return ShardOrigin(task.config.source.name, task.plan.simulated)
-
-
-def _stop_above(task: _Task, rejected: Sequence[Rejected]) -> None:
-    if len(rejected) <= task.tolerated:
-        return
-    _list_rejected(task, rejected)
-    config, last = task.config, rejected[-1]
-    raise PackError(
-        f"{len(rejected)} of {task.plan.num_refs} patches are bad, max_rejected="
-        f"{config.max_rejected} tolerates {task.tolerated}; the last: {last.file}: {last.reason} "
-        f"(all in {task.output / REJECTED_NAME})"
-    )
-
-
-def _list_rejected(task: _Task, rejected: Sequence[Rejected]) -> None:
-    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected]
-    write_text(task.output / REJECTED_NAME, "".join(lines))
-
-
-def _finish(task: _Task, notes: list[ShardNote]) -> Manifest:
-    """Write the list of rejected patches, then the manifest."""
-    rejected = tuple(item for note in notes for item in note.rejected)
-    _stop_above(task, rejected)
-    entries = tuple(note.entry for note in notes if note.entry)
-    if not entries:
-        raise PackError(f"no patch of {task.config.source.root} could be packed")
-    _list_rejected(task, rejected)
-    manifest = build_manifest(task.output, _origin(task), task.plan.layout, entries)
-    manifest.provenance.update(_provenance(task, rejected))
-    manifest.write(task.output)
-    return manifest
-
-
-def _provenance(task: _Task, rejected: Sequence[Rejected]) -> dict[str, Any]:
-    reasons = Counter(item.reason for item in rejected)
-    return {
-        "settings": task.plan.settings,
-        "plan": task.plan.fingerprint,
-        "patches_found": task.plan.num_refs,
-        "patches_rejected": len(rejected),
-        "reasons_of_rejection": dict(sorted(reasons.items())),
-        "versions": {
-            "simclr-s2": version("simclr-s2"),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "h5py": h5py.__version__,
-            "hdf5": h5py.version.hdf5_version,
-            **raster.versions(),
-        },
-    }

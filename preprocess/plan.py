@@ -14,14 +14,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocess.config import PackConfig
-from preprocess.patch import PatchRef
+from preprocess.config import OnError, PackConfig
+from preprocess.patch import PatchError, PatchRef
+from preprocess.rejected import Rejected, read_rejected, rejection, write_rejected
+from preprocess.selection import (
+    DROPPED_NAME,
+    Dropped,
+    Selection,
+    kept,
+    read_dropped,
+    selection_of,
+    spoken,
+    totals_of,
+    write_dropped,
+)
 from preprocess.shards.atomic import atomic_path
 from preprocess.shards.layout import FORMAT_VERSION, ShardLayout
 from preprocess.sources.source import Source
 
 WORK_FOLDER = "packing"
 PLAN_NAME = "plan.jsonl"
+REPEATED_NAME = "repeated.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,16 @@ class Plan:
                 lines = list(itertools.islice(file, self.rows_per_shard))
                 if shard % num_parts == part:
                     yield shard, [PatchRef.from_json(line) for line in lines]
+
+    def repeated(self) -> tuple[Rejected, ...]:
+        """Return the patches that were left out because their id was taken."""
+        return read_rejected(self.path.with_name(REPEATED_NAME))
+
+    def selection(self) -> Selection:
+        """Return how many patches of each product were kept and dropped; empty if none was."""
+        dropped = read_dropped(self.path.with_name(DROPPED_NAME))
+        refs = (ref for _, shard in self.shards(0, 1) for ref in shard)
+        return selection_of(dropped, refs)
 
 
 def make_or_read_plan(config: PackConfig, source: Source) -> Plan:
@@ -129,10 +152,16 @@ def _refuse_foreign(output: Path) -> None:
 
 def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
     layout = source.layout()
-    refs = _unique(itertools.islice(source.discover(), config.limit or None))
+    dropped: list[Dropped] = []
+    repeated: list[Rejected] = []
+    refs = _unique(kept(source.discover(), dropped), config, repeated)
+    refs = itertools.islice(refs, config.limit or None)
     first = next(refs, None)  # before anything is written: a wrong root shows here
     if first is None:
-        raise ValueError(f"{config.source.root} holds no patch that the settings do not exclude")
+        raise ValueError(
+            f"{config.source.root} holds no patch that the settings do not exclude; "
+            + spoken(totals_of(selection_of(dropped, ())))
+        )
     head = {
         "settings": settings_of(config),
         "layout": layout.to_json(),
@@ -143,16 +172,28 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
         file.write(json.dumps(head) + "\n")
         for ref in itertools.chain([first], refs):
             file.write(ref.to_json() + "\n")
+        # before the plan is in place
+        write_dropped(path.with_name(DROPPED_NAME), dropped)
+        write_rejected(path.with_name(REPEATED_NAME), repeated)
 
 
-def _unique(refs: Iterator[PatchRef]) -> Iterator[PatchRef]:
-    last = PatchRef("", "")
-    for ref in refs:
-        if ref.id <= last.id:
-            # equal ids stand next to each other, as sources yield them in order
-            raise ValueError(f"id {ref.id} is there twice: {last.path} and {ref.path}")
-        yield ref
-        last = ref
+def _unique(
+    refs: Iterator[PatchRef], config: PackConfig, repeated: list[Rejected]
+) -> Iterator[PatchRef]:
+    """Yield one reference of each id; equal ids stand next to each other."""
+    root, last = Path(config.source.root), ""
+    for name, group in itertools.groupby(refs, key=lambda ref: ref.id):
+        if name < last:
+            raise ValueError(f"{config.source.kind} yields {name} after {last}: not in order")
+        # by path: a folder may list its files in any order, and the shards must not depend on it
+        first, *others = sorted(group, key=lambda ref: ref.path)
+        for ref in others:
+            error = PatchError(root / ref.path, f"id {name} is there twice: {first.path} has it")
+            if config.on_error is OnError.stop:
+                raise error
+            repeated.append(rejection(name, error, root))
+        yield first
+        last = name
 
 
 def _read_plan(path: Path) -> Plan:

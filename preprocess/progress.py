@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from tqdm import tqdm
 
@@ -42,5 +43,13 @@ class _LogLines:
         now = time.monotonic()
         if now - self.reported >= LOG_EVERY_S or self.done == self.total:
             rate = self.done / max(now - self.started, 1e-9)
-            _log.info("%s: %d of %d patches, %.0f/s", self.what, self.done, self.total, rate)
+            left = timedelta(seconds=round((self.total - self.done) / max(rate, 1e-9)))
+            _log.info(
+                "%s: %d of %d patches, %.0f/s, %s left",
+                self.what,
+                self.done,
+                self.total,
+                rate,
+                left,
+            )
             self.reported = now

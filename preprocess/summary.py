@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocess.shards.layout import HISTOGRAM, LABELS, UNKNOWN_LABEL, ShardLayout
+from preprocess.shards.layout import HISTOGRAM, INDEX, LABELS, UNKNOWN_LABEL, ShardLayout
 from preprocess.shards.manifest import BandStatistics, Manifest, ShardEntry
 from preprocess.shards.reader import open_shard
 from preprocess.shards.writer import ShardOrigin
@@ -14,7 +15,7 @@ from preprocess.statistics import Histogram, empty_histogram, summarise
 
 LabelCounts = dict[str, dict[str, int]]
 UNKNOWN = "unknown"
-
+_OF_PRODUCTS = ("product", "baseline", "offset", "offset_authority")
 
 SIMULATED_NOTICE = "simulated patches: synthesised by a program, never measured"
 
@@ -30,7 +31,11 @@ def build_manifest(
         layout=layout,
         shards=tuple(entries),
         statistics=band_statistics(folder, entries, layout),
-        provenance={**provenance, "label_counts": label_counts(folder, entries, layout)},
+        provenance={
+            **provenance,
+            "label_counts": label_counts(folder, entries, layout),
+            "products": products_of(folder, entries),
+        },
     )
 
 
@@ -48,6 +53,24 @@ def band_statistics(
 def statistics_of(histogram: Histogram, layout: ShardLayout) -> dict[str, BandStatistics]:
     """Return statistics by band from counts (bands of the layout, 65536)."""
     return {band: summarise(counts) for band, counts in zip(layout.bands, histogram, strict=True)}
+
+
+def products_of(folder: Path, entries: Sequence[ShardEntry]) -> list[dict[str, Any]]:
+    """Return each product with its baseline, the offset applied, who decided it, and its rows."""
+    counts = Counter[tuple[Any, ...]]()
+    for entry in entries:
+        with open_shard(folder / entry.file) as file:
+            columns = [file[f"{INDEX}/{name}"][()].tolist() for name in _OF_PRODUCTS]
+        counts.update(zip(*columns, strict=True))
+    names = (*_OF_PRODUCTS, "rows")
+    return [
+        dict(zip(names, [*(_as_text(value) for value in key), rows], strict=True))
+        for key, rows in sorted(counts.items())
+    ]
+
+
+def _as_text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def label_counts(folder: Path, entries: Sequence[ShardEntry], layout: ShardLayout) -> LabelCounts:

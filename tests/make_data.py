@@ -44,6 +44,7 @@ def bigearthnet_v1(
     *,
     seed: int = 0,
     labels: Sequence[str] = ("Pastures", "Water bodies"),
+    bands: Sequence[str] = L2A_BANDS,
 ) -> list[Path]:
     """Write a BigEarthNet v1 tree of random pixels; return its patch folders, sorted by name."""
     random = np.random.default_rng(seed)
@@ -51,7 +52,7 @@ def bigearthnet_v1(
     for number in range(num_patches):
         name = V1_NAME.format(column=number, row=7)
         folder = root / name
-        for band in L2A_BANDS:
+        for band in bands:
             resolution = BANDS[band].ground_resolution_m
             size_px = 1200 // resolution
             pixels = random.integers(1, 9000, (1, size_px, size_px), np.uint16)

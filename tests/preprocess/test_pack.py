@@ -357,15 +357,6 @@ def test_a_patch_of_nodata_is_left_out(tmp_path):
         pack(config_of(tmp_path / "tree", tmp_path / "out"))
 
 
-def test_an_id_that_is_there_twice_is_named_with_both_files(tmp_path):
-    path = class_folders(tmp_path / "tree")[0]
-    path.with_suffix(".tiff").write_bytes(path.read_bytes())
-    source = GeotiffConfig(root=str(tmp_path / "tree"), file_bands=EUROSAT)
-    with pytest.raises(ValueError, match=r"Forest_1 is there twice: .*Forest_1\.tif"):
-        pack(PackConfig(source=source, output=str(tmp_path / "out")))
-    assert digests(tmp_path / "out") == {}
-
-
 def test_an_output_of_other_settings_is_refused_with_the_keys(tree, tmp_path):
     pack(config_of(tree, tmp_path / "out"))
     before = digests(tmp_path / "out")
