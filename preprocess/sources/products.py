@@ -184,7 +184,7 @@ def _newest_processing(scenes: list[Scene]) -> dict[tuple[str, str], str]:
     newest: dict[tuple[str, str], str] = {}
     for scene in scenes:
         key = (scene.tile, scene.acquired)
-        newest[key] = max(newest.get(key, ""), scene.baseline, key=_esa_first)
+        newest[key] = max(newest.get(key, scene.baseline), scene.baseline, key=_esa_first)
     return newest
 
 

@@ -1,0 +1,101 @@
+"""Small products for tests: whole tiles on disk of which only a few squares hold pixels."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio.windows import Window
+
+from preprocess.bands import BANDS, L2A_BANDS
+
+TILE_M = 109_800
+# Corners as ESA's metadata give them (ULX, ULY).
+CORNERS = {"10SFH": (32610, 600000, 4200000), "10SGH": (32610, 699960, 4200000)}
+XML = """<?xml version="1.0" encoding="UTF-8"?>
+<n1:Level-2A_User_Product xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-2A.xsd">
+<n1:General_Info><Product_Info><PROCESSING_BASELINE>{baseline}</PROCESSING_BASELINE></Product_Info>
+<QUANTIFICATION_VALUES_LIST><BOA_QUANTIFICATION_VALUE>10000</BOA_QUANTIFICATION_VALUE>
+</QUANTIFICATION_VALUES_LIST>{offsets}</n1:General_Info>
+<n1:Quality_Indicators_Info><Cloud_Coverage_Assessment>{cloud}</Cloud_Coverage_Assessment>
+</n1:Quality_Indicators_Info></n1:Level-2A_User_Product>
+"""
+
+Square = tuple[int, int]
+
+
+def safe_product(
+    root: Path,
+    squares: Mapping[Square, int],
+    *,
+    tile: str = "10SFH",
+    stamp: str = "20190715T184921",
+    baseline: str = "0213",
+    cloud: float = 3.0,
+    xml: bool = True,
+) -> Path:
+    """Write a SAFE product with GeoTIFF rasters; return its folder.
+
+    Args:
+        root: where it goes.
+        squares: SCL class of every square with data, by column and row.
+        tile: one of ``CORNERS``.
+        stamp: time of acquisition.
+        baseline: four digits; from 0400 on pixels carry the offset of 1000 and the XML says so.
+        cloud: percent, for the XML.
+        xml: write metadata.
+    """
+    product = f"S2A_MSIL2A_{stamp}_N{baseline}_R113_T{tile}_{stamp}"
+    folder = root / f"{product}.SAFE"
+    images = folder / "GRANULE" / f"L2A_T{tile}_A000001_{stamp}" / "IMG_DATA"
+    raised = 1000 if 400 <= int(baseline) < 9999 else 0
+    for band in L2A_BANDS:
+        size_m = BANDS[band].ground_resolution_m
+        path = images / f"R{size_m}m" / f"T{tile}_{stamp}_{band}_{size_m}m.tif"
+        _write(path, tile, size_m, "uint16", _pixels(band, squares, size_m, raised))
+    classes = {square: np.full((60, 60), code, np.uint8) for square, code in squares.items()}
+    _write(images / "R20m" / f"T{tile}_{stamp}_SCL_20m.tif", tile, 20, "uint8", classes)
+    if xml:
+        node = '<BOA_ADD_OFFSET band_id="{}">-1000</BOA_ADD_OFFSET>'
+        offsets = "".join(node.format(number) for number in range(13)) if raised else ""
+        text = XML.format(baseline=f"{baseline[:2]}.{baseline[2:]}", offsets=offsets, cloud=cloud)
+        (folder / "MTD_MSIL2A.xml").write_text(text)
+    return folder
+
+
+def zipped(folder: Path) -> Path:
+    """Replace a product by a zip of it."""
+    path = shutil.make_archive(str(folder.with_suffix("")), "zip", folder.parent, folder.name)
+    shutil.rmtree(folder)
+    return Path(path)
+
+
+def _pixels(
+    band: str, squares: Mapping[Square, int], size_m: int, raised: int
+) -> dict[Square, np.ndarray]:
+    size_px = 1200 // size_m
+    random = np.random.default_rng(sum(map(ord, band)))
+    return {
+        square: random.integers(150, 3000, (size_px, size_px), np.uint16) + np.uint16(raised)
+        for square in squares
+    }
+
+
+def _write(
+    path: Path, tile: str, size_m: int, dtype: str, squares: Mapping[Square, np.ndarray]
+) -> None:
+    epsg, x, y = CORNERS[tile]
+    side = TILE_M // size_m
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(
+        path, "w", driver="GTiff", width=side, height=side, count=1, dtype=dtype,
+        crs=f"EPSG:{epsg}", transform=rasterio.Affine(size_m, 0, x, 0, -size_m, y),
+        tiled=True, blockxsize=256, blockysize=256, compress="deflate", SPARSE_OK=True,
+    ) as dataset:  # fmt: skip
+        for (column, row), pixels in squares.items():
+            size_px = pixels.shape[0]
+            window = Window(column * size_px, row * size_px, size_px, size_px)
+            dataset.write(pixels, 1, window=window)

@@ -1,0 +1,29 @@
+"""STAC items: what they say of the offset, and what they leave open."""
+
+import pytest
+
+from preprocess.sources.cog_l2a import claims_of
+
+
+def item_of(**properties):
+    return {"type": "Feature", "properties": properties, "assets": {}}
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        (item_of(**{"earthsearch:boa_offset_applied": True}), 0),
+        (item_of(**{"earthsearch:boa_offset_applied": False}), -1000),
+        (item_of(), None),
+    ],
+)
+def test_only_metadata_tells_whether_an_archive_took_the_offset_out(item, expected):
+    said = [value for value in claims_of(item, "05.00").values() if value is not None]
+    assert said == ([] if expected is None else [expected])
+    assert claims_of(item_of(), "02.14")["name"] == 0
+
+
+def test_an_asset_states_its_offset_in_reflectance():
+    item = item_of()
+    item["assets"]["red"] = {"raster:bands": [{"scale": 0.0001, "offset": -0.1}]}
+    assert claims_of(item, "05.09")["stac:raster:bands"] == -1000

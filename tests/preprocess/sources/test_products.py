@@ -1,0 +1,231 @@
+"""Products on their grid: pixels to the bit, places over dates, a reason for what is left out."""
+
+import numpy as np
+import pytest
+import rasterio
+from make_products import safe_product, zipped
+
+from preprocess.config import PackConfig
+from preprocess.harmonise import harmonise
+from preprocess.pack import pack
+from preprocess.patch import PatchError, PatchRef
+from preprocess.product_config import (
+    CogL2AConfig,
+    FilterConfig,
+    SafeL2AConfig,
+    SelectConfig,
+    SplitConfig,
+)
+from preprocess.raster import session
+from preprocess.selection import Dropped
+from preprocess.shards import open_readers, read_manifest
+from preprocess.sources import open_source
+
+# every one reads whole tiles, most for a second or two
+pytestmark = pytest.mark.slow
+
+WINTER = "20190110T185739"
+COG_BANDS = ["B01", "B02", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
+
+
+def safe(root, **settings):
+    return SafeL2AConfig(root=str(root), **settings)
+
+
+def discovered(config):
+    items = list(open_source(config).discover())
+    refs = [item for item in items if isinstance(item, PatchRef)]
+    return refs, [item for item in items if isinstance(item, Dropped)]
+
+
+def reasons(config):
+    return {item.reason: item.places for item in discovered(config)[1]}
+
+
+def test_every_band_of_a_real_safe_equals_an_independent_read(real_data):
+    (root,) = (real_data / "sentinel2_safe").glob("*N0400*.SAFE")
+    config = safe(root, resolution_m=60)
+    source, (refs, _) = open_source(config), discovered(config)
+    layout = source.layout()
+    whole = {}
+    for band in layout.bands:
+        (path,) = root.glob(f"GRANULE/*/IMG_DATA/R60m/*_{band}_60m.jp2")
+        with rasterio.open(path) as dataset:
+            whole[band] = dataset.read(1)
+    assert len(layout.bands) == 11
+    assert len(refs) > 900
+    with session():
+        for ref in refs:
+            patch = source.read(ref, layout)
+            column, row = map(int, ref.id.split("_")[-2:])
+            for band, pixels in zip(layout.bands, patch.pixels["b60"], strict=True):
+                cut = whole[band][row * 20 : row * 20 + 20, column * 20 : column * 20 + 20]
+                expected = np.where(cut == 0, 0, np.maximum(cut.astype(int) - 1000, 1))
+                assert np.array_equal(pixels, expected)
+            assert (patch.offset, patch.offset_authority) == (-1000, "xml")
+
+
+def test_every_band_of_a_real_cog_equals_an_independent_read(real_data):
+    root = real_data / "earth_search_cog"
+    config = CogL2AConfig(root=str(root), decimation=10, bands=COG_BANDS)
+    source, (refs, _) = open_source(config), discovered(config)
+    layout = source.layout()
+    (folder,) = root.glob("**/S2A_29RKH_20200219_0_L2A")
+    whole = {}
+    for band in COG_BANDS:
+        with rasterio.open(folder / f"{band}.tif") as dataset:
+            whole[band] = dataset.read(1)
+    assert len(refs) == 6586
+    with session():
+        for ref in refs:
+            patch = source.read(ref, layout)
+            column, row = map(int, ref.id.split("_")[-2:])
+            for group in layout.groups:
+                n = group.size_px
+                for band, pixels in zip(group.bands, patch.pixels[group.name], strict=True):
+                    cut = whole[band][row * n : row * n + n, column * n : column * n + n]
+                    assert np.array_equal(pixels, cut)
+            assert (patch.offset, patch.offset_authority) == (0, "name")
+    assert (patch.tile, patch.acquired) == ("29RKH", "2020-02-19T11:34:25Z")
+
+
+@pytest.mark.parametrize("pack_up", [lambda folder: folder, zipped])
+@pytest.mark.parametrize("xml", [True, False])
+def test_a_place_keeps_its_name_over_dates_and_processings(tmp_path, pack_up, xml):
+    squares = {(3, 7): 4, (4, 7): 5}
+    pack_up(safe_product(tmp_path, squares, stamp=WINTER, baseline="0211", xml=xml))
+    pack_up(safe_product(tmp_path, squares, baseline="0500", xml=xml))
+    pack(PackConfig(source=safe(tmp_path), output=str(tmp_path / "shards")), progress=False)
+    (reader,) = open_readers(tmp_path / "shards", read_manifest(tmp_path / "shards"))
+    assert reader.index("place").tolist() == ["10SFH_03_07", "10SFH_04_07"] * 2
+    assert {day[:10] for day in reader.index("acquired")} == {"2019-01-10", "2019-07-15"}
+    assert reader.index("offset").tolist() == [0, 0, -1000, -1000]
+    assert set(reader.index("offset_authority")) == {"xml" if xml else "name"}
+    assert all(np.array_equal(reader.read(0)[g], reader.read(2)[g]) for g in reader.read(0))
+    assert reader.fractions("scl")[0].tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+
+
+def test_native_pixels_equal_an_independent_read(tmp_path):
+    folder = safe_product(tmp_path, {(90, 0): 4}, baseline="0400")
+    config = safe(tmp_path, select=SelectConfig(one_owner=False))
+    source, ((ref,), _) = open_source(config), discovered(config)
+    patch = source.read(ref, source.layout())
+    assert {name: pixels.shape for name, pixels in patch.pixels.items()} == {
+        "b10": (4, 120, 120), "b20": (6, 60, 60), "b60": (2, 20, 20)
+    }  # fmt: skip
+    for group in source.layout().groups:
+        for band, pixels in zip(group.bands, patch.pixels[group.name], strict=True):
+            (path,) = folder.rglob(f"*_{band}_*.tif")
+            with rasterio.open(path) as dataset:
+                n = group.size_px
+                cut = dataset.read(1)[0:n, 90 * n : 91 * n]
+            assert np.array_equal(pixels, harmonise(cut, -1000))
+    assert patch.transform == (10, 0, 600000 + 90 * 1200, 0, -10, 4200000)
+
+
+def test_everything_left_out_has_its_reason(tmp_path):
+    squares = {(1, 1): 4, (2, 1): 9, (3, 1): 3, (4, 1): 11, (5, 1): 4, (90, 1): 4, (6, 1): 4}
+    safe_product(tmp_path, squares)
+    names = tmp_path / "names.csv"
+    names.write_text("10SFH_05_01\n10SFH_06_0\n")  # a part of a name excludes nothing
+    config = safe(tmp_path, select=SelectConfig(exclude_lists=[str(names)]))
+    refs, _ = discovered(config)
+    assert [ref.id[-12:] for ref in refs] == ["184921_01_01", "184921_06_01"]
+    found = reasons(config)
+    assert found["cloud"] == ("10SFH_02_01",)
+    assert found["cloud shadow"] == ("10SFH_03_01",)
+    assert found["snow"] == ("10SFH_04_01",)
+    assert found["on an exclusion list"] == ("10SFH_05_01",)
+    assert "10SFH_90_01" in found["ground that another tile owns"]
+    assert len(found["nodata"]) == 83 * 83 - 6
+    lenient = FilterConfig(max_cloud=1, max_shadow=1, max_snow=1)
+    assert len(discovered(safe(tmp_path, filter=lenient))[0]) == 6
+
+
+def test_products_are_chosen_by_date_and_cloud_and_processed_once(tmp_path):
+    squares = {(1, 1): 4}
+    safe_product(tmp_path, squares, stamp=WINTER, cloud=90)
+    safe_product(tmp_path, squares, baseline="0212")
+    safe_product(tmp_path, squares, baseline="0500")
+    refs, _ = discovered(safe(tmp_path, select=SelectConfig(max_scene_cloud=20)))
+    assert ["_N0500_" in ref.id for ref in refs] == [True]
+    found = reasons(safe(tmp_path, select=SelectConfig(date_to="2019-02-01")))
+    assert "acquired outside the dates" in found
+    assert "another processing of the same acquisition is taken" in reasons(safe(tmp_path))
+
+
+def test_places_on_too_few_dates_are_dropped(tmp_path):
+    safe_product(tmp_path, {(1, 1): 4, (2, 2): 4}, stamp=WINTER)
+    safe_product(tmp_path, {(1, 1): 4})
+    refs, _ = discovered(safe(tmp_path, select=SelectConfig(min_dates=2)))
+    assert [ref.id[-6:] for ref in refs] == ["_01_01", "_01_01"]
+
+
+def test_blocks_stay_whole_over_dates_and_are_stored(tmp_path):
+    squares = {(column, row): 4 for column in range(0, 80, 2) for row in (3, 40)}
+    safe_product(tmp_path, squares, stamp=WINTER)
+    safe_product(tmp_path, squares)
+    split = SplitConfig(block_km=12, buffer_km=1.2, validation=0.3, test=0.3)
+    refs, dropped = discovered(safe(tmp_path, split=split))
+    assert "near ground of another split" in {item.reason for item in dropped}
+    split_of = {}
+    for ref in refs:
+        assert split_of.setdefault(ref.block, ref.split) == ref.split != ""
+    assert len(set(split_of.values())) == 3
+    by_place = [{ref.id[-6:]: (ref.block, ref.split) for ref in refs if day in ref.id}
+                for day in ("20190110", "20190715")]  # fmt: skip
+    assert by_place[0] == by_place[1]
+
+
+def test_the_table_counts_every_square_once(tmp_path):
+    safe_product(tmp_path, {(1, 1): 4, (2, 1): 9})
+    manifest = pack(PackConfig(source=safe(tmp_path), output=str(tmp_path / "s")), progress=False)
+    totals = manifest.provenance["selection"]
+    assert totals["kept"] == manifest.rows == 1
+    assert sum(totals.values()) == 91 * 91
+    last = (tmp_path / "s" / "selection.csv").read_text().splitlines()[-1]
+    assert last == ",".join(["all", *map(str, totals.values())])
+
+
+def test_a_declaration_against_metadata_and_pixels_is_refused(tmp_path):
+    safe_product(tmp_path, {(1, 1): 6}, baseline="0400")
+    with pytest.raises(ValueError, match="user says that the offset is 0, xml says -1000"):
+        discovered(safe(tmp_path, boa_offset=0))
+    with pytest.raises(ValueError, match=r"source\.override_offset is true, but"):
+        safe(tmp_path, override_offset=True)
+
+
+def test_a_product_that_nobody_vouches_for_is_refused_until_declared(tmp_path):
+    safe_product(tmp_path, {(1, 1): 6}, baseline="9999", xml=False)
+    with pytest.raises(ValueError, match=r"neither metadata nor name .* set source\.boa_offset"):
+        discovered(safe(tmp_path))
+    refs, _ = discovered(safe(tmp_path, boa_offset=0))
+    assert len(refs) == 1
+    with pytest.raises(ValueError, match="no offset seems to be in the files"):
+        discovered(safe(tmp_path, boa_offset=-1000))
+
+
+def test_a_missing_band_is_named(tmp_path, real_data):
+    (root,) = (real_data / "sentinel2_safe").glob("*N0400*.SAFE")
+    with pytest.raises(ValueError, match=r"holds no B02 at 10 m; complete the product"):
+        discovered(safe(root))
+
+
+def test_a_corrupt_raster_is_one_rejection_with_its_file(tmp_path):
+    folder = safe_product(tmp_path, {(1, 1): 4})
+    source, ((ref,), _) = open_source(safe(tmp_path)), discovered(safe(tmp_path))
+    (path,) = folder.rglob("*_B03_10m.tif")
+    path.write_bytes(path.read_bytes()[:200])
+    with session(), pytest.raises(PatchError, match=r"B03_10m\.tif: cannot be read as a raster"):
+        source.read(ref, source.layout())
+
+
+def test_broken_metadata_and_zips_are_named(tmp_path):
+    folder = safe_product(tmp_path, {(1, 1): 4})
+    (folder / "MTD_MSIL2A.xml").write_text("<open>")
+    with pytest.raises(ValueError, match=r"MTD_MSIL2A\.xml is not the metadata of a product"):
+        discovered(safe(tmp_path))
+    path = zipped(folder)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read as a zip"):
+        discovered(safe(tmp_path))
