@@ -23,17 +23,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from jobs.arguments import HELP, understood
 from jobs.help import Help, choices, render
+from jobs.launch import collecting
 from jobs.schema import APPS, SOURCES, App, register, to_app
+from jobs.sweep import submit_members
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 MAX_LINE = 600  # torch appends the frames of its C++ side
 
 # Groups that set values all over; the others are settings of the same name.
 GROUPS_OF = {"pretrain": ("recipe",)}
-
-# Options that people know from other commands, and what they are called here.
-SPELLINGS = {"--dry-run": "cluster.dry_run=true", "dry_run=true": "cluster.dry_run=true"}
 
 # What a member of a sweep gets from hydra: a folder of its own.
 Work = Callable[[Any, str | None], str]
@@ -48,11 +48,17 @@ def main(verb: str, work: Work, text: Help) -> None:
             stdout shall say.
         text: what ``--help`` shows.
     """
-    arguments = sys.argv[1:] = [SPELLINGS.get(word, word) for word in sys.argv[1:]]
-    if {"--help", "-h"} & set(arguments):
+    arguments = sys.argv[1:]
+    if HELP & set(arguments):
         print(render(verb, text, APPS[verb]))
         raise SystemExit(DONE)
-    raise SystemExit(guarded(verb, lambda: _compose(verb, work), debug="debug=true" in arguments))
+
+    def act() -> None:
+        """Let hydra read the arguments."""
+        sys.argv[1:] = understood(arguments)
+        _compose(verb, work)
+
+    raise SystemExit(guarded(verb, act, debug="debug=true" in arguments))
 
 
 def guarded(verb: str, act: Callable[[], object], *, debug: bool = False) -> int:
@@ -112,7 +118,11 @@ def _compose(verb: str, work: Work) -> None:
         if code:
             raise SystemExit(code)
 
-    hydra.main(version_base="1.3", config_path="pkg://jobs.conf", config_name=verb)(task)()
+    compose = hydra.main(version_base="1.3", config_path="pkg://jobs.conf", config_name=verb)
+    with collecting() as members:
+        compose(task)()
+    for result in submit_members(members):
+        say(result)
 
 
 def _work(work: Work, config: DictConfig) -> None:

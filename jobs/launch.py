@@ -36,7 +36,7 @@ class Request:
     needs: ClusterConfig
 
 
-_collected: ContextVar[list[Request] | None] = ContextVar("collected", default=None)
+_collected: ContextVar[list[Request]] = ContextVar("collected")
 
 
 def dispatch(task: Task, cluster: ClusterConfig, *, in_sweep: bool = False) -> str:
@@ -45,7 +45,8 @@ def dispatch(task: Task, cluster: ClusterConfig, *, in_sweep: bool = False) -> s
     Args:
         task: the work.
         cluster: where, and with what.
-        in_sweep: leave out what has been done, as a sweep is started again after a failure.
+        in_sweep: leave out what has been done, as a sweep is started again after a failure; and
+            let ``collecting`` have what goes to Slurm.
 
     Raises:
         ValueError: the task cannot be done there; nothing has been started.
@@ -59,9 +60,8 @@ def dispatch(task: Task, cluster: ClusterConfig, *, in_sweep: bool = False) -> s
     members, needs = task.members(cluster)
     if cluster.executor is Executor.local:
         return _run_local(members[0], needs)
-    collected = _collected.get()
-    if collected is not None:
-        collected += [Request(member, needs) for member in members]
+    if in_sweep:
+        _collected.get().extend(Request(member, needs) for member in members)
         return ""
     return submit_all(members, task.folder, needs)
 
@@ -81,7 +81,7 @@ def submit_all(members: list[Task], folder: Path, needs: ClusterConfig) -> str:
 
 @contextmanager
 def collecting() -> Iterator[list[Request]]:
-    """Let ``dispatch`` collect jobs for Slurm in the block; the block's end submits nothing."""
+    """Yield the list to which ``dispatch`` adds the members of a sweep for Slurm in the block."""
     requests: list[Request] = []
     token = _collected.set(requests)
     try:

@@ -95,12 +95,8 @@ SOURCES: dict[str, type[SourceConfig]] = {
 }
 
 
-# hydra builds it only for sweeps, so submitting a single run does not import it
-_SWEEP = {"_target_": "jobs.sweep.SweepLauncher"}
-
-
 def register() -> None:
-    """Give hydra the schemas: ``<verb>_schema``, ``source/<kind>_schema``, the sweep launcher.
+    """Give hydra the schemas: ``<verb>_schema``, ``source/<kind>_schema``.
 
     The yaml files in ``conf`` start from these and hold values only.
     """
@@ -109,7 +105,6 @@ def register() -> None:
         store.store(name=f"{verb}_schema", node=app)
     for kind, source in SOURCES.items():
         store.store(group="source", name=f"{kind}_schema", node=source)
-    store.store(group="hydra/launcher", name="sweep", node=_SWEEP)
 
 
 def to_app(config: DictConfig) -> App:

@@ -1,0 +1,62 @@
+"""What a person typed comes in, in any order and spelling; what hydra understands goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from jobs.sweep import SWEEP, naming
+from simclr.config import require
+
+# Options that people know from other commands, and what they are called here.
+SPELLINGS = {"--dry-run": "cluster.dry_run=true", "dry_run=true": "cluster.dry_run=true"}
+
+HELP = frozenset({"--help", "-h"})
+
+# hydra's, of which its own parser says more than a line when one is misspelt
+_FLAGS = SWEEP | {"--resolve", "--version", "--hydra-help"}
+_WITH_VALUE = {
+    "--cfg": ("job", "hydra", "all"),
+    "-c": ("job", "hydra", "all"),
+    "--package": (),
+    "-p": (),
+    "--config-dir": (),
+    "-cd": (),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "-i": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}
+
+
+def understood(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with options first: hydra's parser takes none after a setting.
+
+    Raises:
+        ValueError: an option is unknown, or its value is.
+    """
+    options: list[str] = []
+    settings: list[str] = []
+    words = iter([SPELLINGS.get(word, word) for word in arguments])
+    for word in words:
+        if word.startswith("-"):
+            options += _option(word, words)
+        else:
+            settings.append(word)
+    return [*options, *settings, *(naming(settings) if SWEEP & set(options) else [])]
+
+
+def _option(word: str, following: Iterator[str]) -> list[str]:
+    name, equals, value = word.partition("=")
+    if word in _FLAGS:
+        return [word]
+    require(
+        name in _WITH_VALUE,
+        f"{word} is no option; there are --help, --cfg job, -m for sweeps, --config-dir=DIR, "
+        "--dry-run; settings have no dashes: key=value",
+    )
+    value = value if equals else next(following, "")
+    allowed = _WITH_VALUE[name]
+    require(bool(value), f"{name} needs a value: {name} {allowed[0] if allowed else 'VALUE'}")
+    require(
+        not allowed or value in allowed,
+        f"{name} is {value!r}; choose one of {', '.join(allowed)}",
+    )
+    return [name, value]
