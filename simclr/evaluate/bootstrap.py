@@ -7,13 +7,13 @@ is taken resample by resample: what both find easy or hard cancels out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from simclr.evaluate.scores import FloatArray, Indices, Weights
+from simclr.evaluate.ranking import FloatArray, Indices, Weights
 
 CONFIDENCE = 0.95
 # A percentile interval over fewer blocks is too narrow to be believed.
@@ -100,6 +100,26 @@ def percentile_interval(value: float, distribution: FloatArray) -> Interval:
         return Interval(value, math.nan, math.nan)
     low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(value, float(low), float(high))
+
+
+def two_sided_p(distribution: FloatArray) -> float:
+    """Return the p-value of no difference, from resampled paired differences (R,).
+
+    Twice the share of resamples on the rarer side of zero, the observed one counted among them
+    (Davison and Hinkley 1997, section 4.2), so that it is never 0.
+    """
+    known = distribution[~np.isnan(distribution)]
+    rarer = min(int((known <= 0).sum()), int((known >= 0).sum()))
+    return min(1.0, 2 * (rarer + 1) / (len(known) + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm 1979): each in its own place."""
+    order = np.argsort(p_values)
+    factors = len(p_values) - np.arange(len(p_values))
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(np.array(p_values)[order] * factors)
+    return [float(value) for value in corrected.clip(max=1.0)]
 
 
 def repeated_split_interval(differences: FloatArray, test_to_train: float) -> Interval:

@@ -7,18 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simclr.evaluate.bootstrap import Interval, percentile_interval, repeated_split_interval
-from simclr.evaluate.scores import (
-    SCORES,
-    FloatArray,
-    Indices,
-    Weights,
-    average_precision,
-    f1,
-    plain,
-    rank,
-    score_panel,
+from simclr.evaluate.bootstrap import (
+    Interval,
+    percentile_interval,
+    repeated_split_interval,
+    two_sided_p,
 )
+from simclr.evaluate.ranking import FloatArray, Indices, Weights
+from simclr.evaluate.scores import CLASS_SCORES, SCORES, Panel, plain, score_panel
 from simclr.evaluate.trials import Trial
 
 
@@ -28,16 +24,20 @@ class Row:
 
     Attributes:
         encoder, protocol: what was scored, and how.
+        fraction: share of the training labels that was used.
         trials: one a seed; a single one where no seed plays a part.
         intervals: by score, over resamples of the test blocks.
+        classes: by score of single classes, one interval a class.
         by_seed: by score, the value of each trial.
         distributions: by score, (R,) values over the resamples.
     """
 
     encoder: str
     protocol: str
+    fraction: float
     trials: tuple[Trial, ...]
     intervals: dict[str, Interval]
+    classes: dict[str, list[Interval]]
     by_seed: dict[str, FloatArray]
     distributions: dict[str, FloatArray]
 
@@ -47,18 +47,21 @@ class Difference:
     """How far an encoder is ahead of a control in one score.
 
     Attributes:
-        control, protocol, score: what is compared.
+        control, protocol, fraction, score: what is compared.
         over_samples: interval over resamples of the test blocks, paired.
         over_seeds: Student's interval over seeds, corrected for overlapping test sets; without
             ends where there is one seed.
+        p_value: two-sided, of no difference, by the paired resamples of the test blocks.
         resolved: whether every interval there is excludes zero.
     """
 
     control: str
     protocol: str
+    fraction: float
     score: str
     over_samples: Interval
     over_seeds: Interval
+    p_value: float
     resolved: bool
 
 
@@ -73,16 +76,17 @@ def score_trials(
         tested: (T,) sorted, every sample that some trial tested.
         resamples: counts (r, T) of those samples, some rows at a time.
     """
-    panels = [score_panel(t.truth, t.scores, t.predicted, kind) for t in trials]
+    panels = [score_panel(t.truth, t.answers, kind) for t in trials]
     values = [panel(plain(len(t.test))) for panel, t in zip(panels, trials, strict=True)]
     places = [np.searchsorted(tested, t.test) for t in trials]
-    drawn: list[list[dict[str, FloatArray]]] = [[] for _ in trials]
+    drawn: list[list[Panel]] = [[] for _ in trials]
     for counts in resamples:
         for panel, place, chunks in zip(panels, places, drawn, strict=True):
-            chunks.append(panel(counts[:, place]))
-    rows: dict[tuple[str, str], list[int]] = {}
+            whole = len(place) == counts.shape[1]  # then a copy would change nothing
+            chunks.append(panel(counts if whole else counts[:, place]))
+    rows: dict[tuple[str, str, float], list[int]] = {}
     for number, trial in enumerate(trials):
-        rows.setdefault((trial.encoder, trial.protocol), []).append(number)
+        rows.setdefault((trial.encoder, trial.protocol, trial.fraction), []).append(number)
     return [
         _row(
             [trials[i] for i in members], [values[i] for i in members], [drawn[i] for i in members]
@@ -103,39 +107,43 @@ def compare(row: Row, control: Row, kind: str, test_to_train: float) -> list[Dif
     return [_difference(row, control, score, test_to_train) for score in SCORES[kind]]
 
 
-def class_scores(row: Row) -> dict[str, FloatArray]:
-    """Return average precision and F1 of each class, (C,), the mean over trials; NaN undefined."""
-    precisions, f1s = [], []
-    for trial in row.trials:
-        weights = plain(len(trial.test))
-        columns = [rank(trial.truth[:, c], trial.scores[:, c]) for c in range(trial.truth.shape[1])]
-        precisions.append([average_precision(column, weights)[0] for column in columns])
-        f1s.append(f1(trial.truth, trial.predicted, weights)[0])
-    return {
-        "average_precision": np.mean(precisions, axis=0),
-        "f1": np.mean(f1s, axis=0),
-    }
-
-
-def _row(
-    trials: list[Trial],
-    values: list[dict[str, FloatArray]],
-    drawn: list[list[dict[str, FloatArray]]],
-) -> Row:
-    names = list(values[0])
-    by_seed = {name: np.array([value[name][0] for value in values]) for name in names}
+def _row(trials: list[Trial], values: list[Panel], drawn: list[list[Panel]]) -> Row:
+    names = list(values[0].overall)
+    by_seed = {name: np.array([value.overall[name][0] for value in values]) for name in names}
     distributions = {
-        name: np.mean(
-            [np.concatenate([chunk[name] for chunk in chunks]) for chunks in drawn], axis=0
-        )
+        name: np.mean([_joined([chunk.overall[name] for chunk in one]) for one in drawn], axis=0)
         for name in names
     }
     intervals = {
         name: percentile_interval(float(by_seed[name].mean()), distributions[name])
         for name in names
     }
+    classes = {name: _class_intervals(name, values, drawn) for name in CLASS_SCORES}
     first = trials[0]
-    return Row(first.encoder, first.protocol, tuple(trials), intervals, by_seed, distributions)
+    return Row(
+        first.encoder,
+        first.protocol,
+        first.fraction,
+        tuple(trials),
+        intervals,
+        classes,
+        by_seed,
+        distributions,
+    )
+
+
+def _class_intervals(name: str, values: list[Panel], drawn: list[list[Panel]]) -> list[Interval]:
+    """Return one interval a class: the mean over trials, NaN where a trial has no value."""
+    means = np.mean([value.classes[name][0] for value in values], axis=0)
+    spread = np.mean([_joined([chunk.classes[name] for chunk in one]) for one in drawn], axis=0)
+    return [
+        percentile_interval(float(mean), column)
+        for mean, column in zip(means, spread.T, strict=True)
+    ]
+
+
+def _joined(chunks: list[FloatArray]) -> FloatArray:
+    return np.concatenate(chunks)
 
 
 def _difference(row: Row, control: Row, score: str, test_to_train: float) -> Difference:
@@ -146,4 +154,13 @@ def _difference(row: Row, control: Row, score: str, test_to_train: float) -> Dif
     over_seeds = repeated_split_interval(by_seed, test_to_train)
     known = [over_samples] if len(by_seed) == 1 else [over_samples, over_seeds]
     resolved = all(interval.excludes_zero for interval in known)
-    return Difference(control.encoder, row.protocol, score, over_samples, over_seeds, resolved)
+    return Difference(
+        control.encoder,
+        row.protocol,
+        row.fraction,
+        score,
+        over_samples,
+        over_seeds,
+        two_sided_p(paired),
+        resolved,
+    )

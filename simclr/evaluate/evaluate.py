@@ -29,8 +29,8 @@ from simclr.evaluate.controls import (
     random_encoder,
 )
 from simclr.evaluate.features import Embedder, FeatureCache, Features, load_features
+from simclr.evaluate.ranking import Indices
 from simclr.evaluate.report import FOLDER_NAME, write_report
-from simclr.evaluate.scores import Indices
 from simclr.evaluate.splits import Split, Splits, make_splits
 from simclr.evaluate.summary import PRETRAINED, Setting, summarise
 from simclr.evaluate.task import Task, open_task

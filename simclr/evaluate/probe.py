@@ -8,21 +8,19 @@ Features are standardised on the training split; the loss is the mean negative l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from simclr.evaluate.newton import Likelihood
 
 # The published grid, strongest first: every fit starts where the stronger one ended.
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
-MAX_ITERATIONS = 3000
-_GRADIENT_TOLERANCE = 1e-5
-# Below this many products a step costs less than waking a second thread; on a shared machine that
-# wait is a hundred times the work.
-_WORTH_THREADS = 2**24
+# The search ends after this many weaker penalties that do no better: past its optimum a path only
+# overfits, and its last fits cost as much as all others.
+PATIENCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,14 @@ class Probe:
 def fit_probes(
     features: Tensor, truth: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
 ) -> list[Probe]:
-    """Fit a probe for every penalty.
+    """Fit a probe for every penalty, see ``probe_path``."""
+    return list(probe_path(features, truth, kind, penalties))
+
+
+def probe_path(
+    features: Tensor, truth: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
+) -> Iterator[Probe]:
+    """Fit probes one after the other, each when it is asked for.
 
     Args:
         features: (N, D) of the training split.
@@ -73,17 +78,15 @@ def fit_probes(
         raise ValueError(
             f"all {len(truth)} training patches have the same labels; a probe needs two classes"
         )
-    problem = _Problem((features.double() - mean) / scale, truth[:, learnable], kind)
+    likelihood = Likelihood((features.double() - mean) / scale, truth[:, learnable], kind)
     constant = torch.where(present, torch.inf, -torch.inf).double()
-    probes = []
     for penalty in penalties:
-        weight, intercept, converged = problem.solve(penalty)
+        weight, intercept, converged = likelihood.solve(penalty)
         full = weight.new_zeros(features.shape[1], truth.shape[1])
         full[:, learnable] = weight
         offset = constant.clone()
         offset[learnable] = intercept
-        probes.append(Probe(mean, scale, full, offset, kind, penalty, converged))
-    return probes
+        yield Probe(mean, scale, full, offset, kind, penalty, converged)
 
 
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,86 +101,23 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(scale > 1e-9 * (1 + mean.abs()), scale, torch.inf)
 
 
-def choose_probe(probes: list[Probe], score: Callable[[Probe], float]) -> Probe:
-    """Return the probe with the highest validation score; among equals the strongest penalty."""
-    return max(probes, key=lambda probe: (score(probe), probe.penalty))
+def choose_probe(probes: Iterable[Probe], score: Callable[[Probe], float]) -> Probe:
+    """Return the probe with the highest validation score; among equals the strongest penalty.
 
+    Of a path, no more probes are asked for once ``PATIENCE`` since the best one were worse.
 
-class _Problem:
-    """One penalised likelihood, solved for a row of penalties by L-BFGS.
-
-    The solver sees the features along their principal axes, each scaled by the square root of the
-    loss's greatest curvature there. That changes the path, not the optimum: the axes are a
-    rotation, which the penalty does not notice, and the scaling is undone inside the loss.
-    Without it, the collinear features of a collapsed encoder take thousands of steps.
+    Raises:
+        ValueError: there is no probe to choose from.
     """
-
-    def __init__(self, features: Tensor, truth: Tensor, kind: str) -> None:
-        self._kind = kind
-        self._target = truth.double()
-        self._variance, self._axes = _principal_axes(features)
-        self._features = features @ self._axes
-        rank, num_classes = self._axes.shape[1], truth.shape[1]
-        self._weight = features.new_zeros(rank, num_classes)
-        self._intercept = features.new_zeros(num_classes)
-
-    def solve(self, penalty: float) -> tuple[Tensor, Tensor, bool]:
-        """Return weight (D, C), intercept (C,) and whether the solver converged."""
-        stretch = (self._variance / 4 + penalty).rsqrt()[:, None]
-        free = (self._weight / stretch).requires_grad_()
-        intercept = self._intercept.clone().requires_grad_()
-        solver = torch.optim.LBFGS(
-            [free, intercept],
-            max_iter=MAX_ITERATIONS,
-            tolerance_grad=_GRADIENT_TOLERANCE,
-            tolerance_change=0.0,
-            history_size=20,
-            line_search_fn="strong_wolfe",
-        )
-
-        def loss() -> Tensor:
-            """Return the loss, and leave its gradient in the parameters."""
-            solver.zero_grad()
-            value = self._loss(free * stretch, intercept, penalty)
-            value.backward()  # type: ignore[no-untyped-call]
-            return value
-
-        with _threads_that_pay(self._features.numel() * len(intercept)):
-            solver.step(loss)  # type: ignore[no-untyped-call]
-        gradients = torch.autograd.grad(
-            self._loss(free * stretch, intercept, penalty), (free, intercept)
-        )
-        converged = all(bool(part.abs().max() <= 2 * _GRADIENT_TOLERANCE) for part in gradients)
-        self._weight, self._intercept = (free * stretch).detach(), intercept.detach()
-        return self._axes @ self._weight, self._intercept, converged
-
-    def _loss(self, weight: Tensor, intercept: Tensor, penalty: float) -> Tensor:
-        logits = self._features @ weight + intercept
-        if self._kind == "single":
-            likelihood = functional.cross_entropy(logits, self._target)
-        else:  # summed over classes, so that each class is a regression of its own
-            likelihood = functional.binary_cross_entropy_with_logits(
-                logits, self._target, reduction="sum"
-            ) / len(logits)
-        return likelihood + penalty / 2 * weight.square().sum()
-
-
-@contextmanager
-def _threads_that_pay(products: int) -> Iterator[None]:
-    """Use one thread for the time of the block, unless there is work for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if products > _WORTH_THREADS else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return variances (r,) and orthonormal axes (D, r) that span the rows of (N, D) features."""
-    num_samples, width = features.shape
-    if num_samples < width:  # cheaper, and the directions left out have weight 0 at the optimum
-        _, singular, rows = torch.linalg.svd(features, full_matrices=False)
-        return singular.square() / num_samples, rows.T
-    variance, axes = torch.linalg.eigh(features.T @ features / num_samples)
-    return variance.clamp_min(0), axes
+    best, highest, waited = None, -float("inf"), 0
+    for probe in probes:
+        found = score(probe)
+        if best is None or (found, probe.penalty) > (highest, best.penalty):
+            best, highest, waited = probe, found, 0
+        elif found < highest:  # on a plateau the end of the path may still be worth its price
+            waited += 1
+        if waited == PATIENCE:
+            break
+    if best is None:
+        raise ValueError("no penalty is given; a probe is chosen among at least one")
+    return best

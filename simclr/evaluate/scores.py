@@ -1,4 +1,4 @@
-"""Truth and class scores of a whole test set come in; accuracy, AP, F1 and ROC-AUC go out.
+"""Truth and class scores of a whole test set come in; all scores of its kind of task go out.
 
 Nothing here averages over batches. Every score takes ``weights``, an (R, N) table of how often
 each of N samples counts in each of R weightings: one row of ones gives the plain score, the counts
@@ -15,135 +15,182 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
-BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.float64]
-Weights = npt.NDArray[np.int32]  # sums over a weighting must stay below 2^31
-Indices = npt.NDArray[np.intp]
-ScoreArray = npt.NDArray[np.floating]
+from simclr.evaluate.calibration import calibration_gaps, claims, squared_errors
+from simclr.evaluate.ranking import (
+    BoolArray,
+    FloatArray,
+    Ranking,
+    ScoreArray,
+    Weights,
+    average_precision,
+    f1_by_group,
+    rank,
+    roc_auc,
+    running,
+    tally,
+)
 
 # The scores of each kind of task; the first is the headline, and choices on the validation split
 # go by it. ``single`` is one of three classes or more, ``multi`` any number of classes, and
-# ``binary`` yes or no, scored on the yes alone: at 2 % prevalence the no would drown it.
+# ``binary`` yes or no, scored on the yes alone: at 2 % prevalence the no would drown it. The
+# balanced scores are those of the same predictions if as many patches were yes as no.
+CALIBRATION = ("calibration_error", "brier")
 SCORES = {
-    "single": ("accuracy", "f1_macro", "average_precision_macro", "roc_auc_macro"),
-    "binary": ("average_precision", "f1", "roc_auc", "accuracy"),
+    "single": (
+        "accuracy",
+        "f1_macro",
+        "average_precision_macro",
+        "roc_auc_macro",
+        *CALIBRATION,
+    ),
+    "binary": (
+        "average_precision",
+        "f1",
+        "roc_auc",
+        "accuracy",
+        "average_precision_balanced",
+        "f1_balanced",
+        *CALIBRATION,
+    ),
     "multi": (
         "average_precision_micro",
         "average_precision_macro",
         "f1_micro",
         "f1_macro",
         "roc_auc_macro",
+        *CALIBRATION,
     ),
 }
+CLASS_SCORES = ("average_precision", "f1", "roc_auc")
 NO_POSITIVE_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Ranking:
-    """Binary decisions in descending order of score, with equal scores kept as one group.
+class Panel:
+    """Scores of R weightings.
 
     Attributes:
-        samples: (M,) sample of each decision.
-        positives: (P,) sample of each positive decision, in the same order.
-        start, end: (P,) the half-open range in ``samples`` of the group each positive is in.
-        start_hits, end_hits: (P,) the same range in ``positives``.
-        values: (P,) score of each positive.
+        overall: by name, each (R,).
+        classes: by name, each (R, C).
     """
 
-    samples: Indices
-    positives: Indices
-    start: Indices
-    end: Indices
-    start_hits: Indices
-    end_hits: Indices
-    values: ScoreArray
+    overall: dict[str, FloatArray]
+    classes: dict[str, FloatArray]
 
 
-def rank(truth: BoolArray, scores: ScoreArray) -> Ranking:
-    """Rank the decisions of one class (N,), or of all classes together (N, C), by score.
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a classifier said of N samples.
 
-    Raises:
-        ValueError: shapes differ, or a score is not a number.
+    Attributes:
+        scores: (N, C).
+        predicted: (N, C) decisions.
+        predicted_balanced: (N, C) decisions for a world of as many yes as no; of a ``binary``
+            task only.
     """
-    _check(truth, scores)
-    num_classes = truth.size // max(len(truth), 1)
-    order = np.argsort(-scores.ravel(), kind="stable")
-    values, hit = scores.ravel()[order], truth.ravel()[order]
-    first = np.flatnonzero(np.diff(values, prepend=np.nan) != 0)
-    group = np.cumsum(np.isin(np.arange(len(values)), first)) - 1
-    bounds, hits = np.append(first, len(values)), np.append(0, np.cumsum(hit))
-    start, end = bounds[group[hit]], bounds[group[hit] + 1]
-    samples = order // num_classes
-    return Ranking(samples, samples[hit], start, end, hits[start], hits[end], values[hit])
+
+    scores: ScoreArray
+    predicted: BoolArray
+    predicted_balanced: BoolArray | None = None
 
 
-def average_precision(ranking: Ranking, weights: Weights) -> FloatArray:
-    """Return the step-wise area under precision and recall: (R,); NaN without a positive."""
-    seen = _running(weights, ranking.samples)[:, ranking.end]
-    hits = _running(weights, ranking.positives)[:, ranking.end_hits]
-    counts = weights[:, ranking.positives]
-    return _divide((counts * _divide(hits, seen, 0.0)).sum(axis=1), counts.sum(axis=1))
+def score_panel(truth: BoolArray, answers: Answers, kind: str) -> Callable[[Weights], Panel]:
+    """Return a function from weights (R, N) to the scores of a kind; it sorts only here.
+
+    Args:
+        truth: (N, C), with C = 1 for ``binary``.
+        answers: to be scored.
+        kind: of the task, see ``SCORES``.
+    """
+    scores, predicted = answers.scores, answers.predicted
+    columns = [rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1])]
+    pooled = rank(truth, scores) if kind == "multi" else None
+    calibrated = _calibration(truth, scores, kind)
+
+    def score(weights: Weights) -> Panel:
+        """Return all scores of these weightings."""
+        weighed = tally(weights)
+        classes = _by_class(columns, truth, predicted, weighed)
+        overall = {name: macro(values) for name, values in classes.items()}
+        overall |= {f"{name}_macro": values for name, values in overall.items()}
+        overall["accuracy"] = _accuracy(truth, predicted, weighed)
+        overall |= calibrated(weighed)
+        if pooled is not None:
+            overall["average_precision_micro"] = average_precision(running(pooled, weighed))
+            overall["f1_micro"] = f1_micro(truth, predicted, weights)
+        if kind == "binary":
+            overall |= _balanced(columns[0], truth, answers, weighed)
+        return Panel({name: overall[name] for name in SCORES[kind]}, classes)
+
+    return score
 
 
-def roc_auc(ranking: Ranking, weights: Weights) -> FloatArray:
-    """Return the chance that a positive outranks a negative, a tie counting half: (R,)."""
-    all_seen, all_hits = (
-        _running(weights, ranking.samples),
-        _running(weights, ranking.positives),
-    )
-    before = all_seen[:, ranking.start] - all_hits[:, ranking.start_hits]
-    through = all_seen[:, ranking.end] - all_hits[:, ranking.end_hits]
-    positives = all_hits[:, -1].astype(np.float64)
-    negatives = all_seen[:, -1] - positives
-    below = negatives[:, None] - (before + through) / 2
-    won = (weights[:, ranking.positives] * below).sum(axis=1)
-    return _divide(won, positives * negatives)
+def headline(truth: BoolArray, scores: ScoreArray, kind: str) -> float:
+    """Return the first score of a kind of task, by which choices are made; -inf if undefined."""
+    weights = plain(len(truth))
+    if kind == "single":
+        value = accuracy(truth, decide(scores, kind, NO_POSITIVE_THRESHOLD), weights)
+    else:  # of one column, the pooled ranking is the ranking
+        value = average_precision(running(rank(truth, scores), tally(weights)))
+    return float(np.nan_to_num(value[0], nan=-np.inf))
 
 
 def accuracy(truth: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
     """Return the share of samples whose whole row is right: (R,), from (N, C) one-hot rows."""
-    right = (truth == predicted).all(axis=1)
-    return _divide(weights @ right.astype(np.float64), weights.sum(axis=1))
+    return _accuracy(truth, predicted, tally(weights))
 
 
 def f1(truth: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
     """Return F1 of each class: (R, C); NaN where a class is neither present nor predicted."""
-    hits, marked = _f1_counts(truth, predicted, weights)
-    return _divide(2 * hits, marked)
+    return _f1(truth, predicted, tally(weights))
 
 
 def f1_micro(truth: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
     """Return F1 over all decisions of all classes together: (R,)."""
-    hits, marked = _f1_counts(truth, predicted, weights)
-    return _divide(2 * hits.sum(axis=1), marked.sum(axis=1))
+    hits, marked = _f1_counts(truth, predicted, tally(weights))
+    return _quotient(2 * hits.sum(dim=0), marked.sum(dim=0))
 
 
 def macro(values: FloatArray) -> FloatArray:
     """Return the mean over classes that have a value: (R, C) -> (R,); NaN where none has."""
     defined = ~np.isnan(values)
-    return _divide(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1))
+    total = torch.from_numpy(np.where(defined, values, 0.0).sum(axis=1))
+    return _quotient(total, torch.from_numpy(defined.sum(axis=1)))
 
 
-def best_threshold(truth: BoolArray, scores: ScoreArray) -> float:
-    """Return the one threshold for all classes with the highest micro F1 of ``score >= it``.
+def best_thresholds(
+    truth: BoolArray, scores: ScoreArray, weights: FloatArray | None = None
+) -> FloatArray:
+    """Return for each class the threshold with the highest F1 of ``score >= it``: (C,).
 
-    It is a score of the validation split, the highest one among equals; 0.5 where that split has
-    no positive at all.
+    Thresholds are scores of the validation split, the highest one among equals. A class without a
+    positive takes the one that is best for all classes together; 0.5 where no class has any.
+
+    Args:
+        truth: (N, C).
+        scores: (N, C).
+        weights: (N,) how much each sample counts; None counts all alike.
     """
-    ranking = rank(truth, scores)
-    if len(ranking.values) == 0:
-        return NO_POSITIVE_THRESHOLD
-    # F1 only falls between two positives, so its maximum is at the group of a positive.
-    by_group = 2 * ranking.end_hits / (ranking.end + len(ranking.positives))
-    return float(ranking.values[np.argmax(by_group)])
+    counts = plain(len(truth)) if weights is None else weights[None]
+    together = _best(rank(truth, scores), counts, NO_POSITIVE_THRESHOLD)
+    columns = (rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1]))
+    return np.array([_best(column, counts, together) for column in columns])
 
 
-def decide(scores: ScoreArray, kind: str, threshold: float) -> BoolArray:
+def balancing_weights(truth: BoolArray) -> FloatArray:
+    """Return weights (N,) under which the yes of truth (N, 1) weigh as much as the no."""
+    positive = truth[:, 0]
+    negatives = max(int((~positive).sum()), 1)
+    return np.where(positive, 1.0, positive.sum() / negatives)
+
+
+def decide(scores: ScoreArray, kind: str, thresholds: FloatArray | float) -> BoolArray:
     """Return (N, C) decisions: the best class of a ``single`` task, else ``>= threshold``."""
     if kind != "single":
-        return np.asarray(scores >= threshold)
+        return np.asarray(scores >= thresholds)
     chosen = scores.argmax(axis=1)
     return np.asarray(np.arange(scores.shape[1]) == chosen[:, None])
 
@@ -153,65 +200,77 @@ def plain(num_samples: int) -> Weights:
     return np.ones((1, num_samples), np.int32)
 
 
-def score_panel(
-    truth: BoolArray, scores: ScoreArray, predicted: BoolArray, kind: str
-) -> Callable[[Weights], dict[str, FloatArray]]:
-    """Return a function from weights (R, N) to the scores of a kind, each (R,); it sorts only here.
-
-    truth, scores and predicted are (N, C), with C = 1 for ``binary``.
-    """
-    columns = [rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1])]
-    pooled = rank(truth, scores)
-
-    def over_columns(
-        score: Callable[[Ranking, Weights], FloatArray],
-    ) -> Callable[[Weights], FloatArray]:
-        """Return the macro average of a score of single classes."""
-        return lambda weights: macro(np.stack([score(c, weights) for c in columns], axis=1))
-
-    every: dict[str, Callable[[Weights], FloatArray]] = {
-        "accuracy": lambda weights: accuracy(truth, predicted, weights),
-        "f1_micro": lambda weights: f1_micro(truth, predicted, weights),
-        "f1_macro": lambda weights: macro(f1(truth, predicted, weights)),
-        "average_precision_micro": lambda weights: average_precision(pooled, weights),
-        "average_precision_macro": over_columns(average_precision),
-        "roc_auc_macro": over_columns(roc_auc),
+def _by_class(
+    columns: list[Ranking], truth: BoolArray, predicted: BoolArray, weighed: Tensor
+) -> dict[str, FloatArray]:
+    sums = [running(column, weighed) for column in columns]
+    return {
+        "average_precision": np.stack([average_precision(one) for one in sums], axis=1),
+        "f1": _f1(truth, predicted, weighed),
+        "roc_auc": np.stack([roc_auc(one) for one in sums], axis=1),
     }
-    # one column: the mean over classes is the class
-    every |= {name: every[f"{name}_macro"] for name in ("f1", "average_precision", "roc_auc")}
-    return lambda weights: {name: every[name](weights) for name in SCORES[kind]}
 
 
-def _check(truth: BoolArray, scores: ScoreArray) -> None:
-    if truth.shape != scores.shape:
-        raise ValueError(f"truth is {truth.shape} and scores are {scores.shape}; give equal shapes")
-    if np.isnan(scores).any():
-        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are not a number")
+def _balanced(
+    column: Ranking, truth: BoolArray, answers: Answers, weighed: Tensor
+) -> dict[str, FloatArray]:
+    """Return AP and F1 if as many samples were yes as no: each no counts less, none is dropped."""
+    even = weighed.double() * torch.from_numpy(balancing_weights(truth))[:, None]
+    chosen = answers.predicted_balanced
+    decided = answers.predicted if chosen is None else chosen
+    return {
+        "average_precision_balanced": average_precision(running(column, even)),
+        "f1_balanced": _f1(truth, decided, even)[:, 0],
+    }
 
 
-def _f1_counts(
-    truth: BoolArray, predicted: BoolArray, weights: Weights
-) -> tuple[FloatArray, FloatArray]:
-    """Return true positives, and positives plus predictions: both (R, C)."""
-    counts = weights.astype(np.float64)  # products of integers do not reach BLAS
-    marked = counts @ truth + counts @ predicted
-    return counts @ (truth & predicted), marked
+def _calibration(
+    truth: BoolArray, scores: ScoreArray, kind: str
+) -> Callable[[Tensor], dict[str, FloatArray]]:
+    made = claims(truth, scores, kind)
+    gaps, squares = calibration_gaps(made), squared_errors(truth, scores, kind)
+    num_claims = made.right.shape[1]
+
+    def score(weighed: Tensor) -> dict[str, FloatArray]:
+        """Return expected calibration error and Brier score."""
+        total = weighed.sum(dim=0).double()
+        error = (gaps.to(weighed.dtype) @ weighed).abs().sum(dim=0)
+        return {
+            "calibration_error": _quotient(error, num_claims * total),
+            "brier": _quotient(squares.to(weighed.dtype) @ weighed, total),
+        }
+
+    return score
 
 
-def _running(weights: Weights, samples: Indices) -> Weights:
-    """Return (R, K + 1) sums of the weights of the first 0, 1, ..., K samples."""
-    sums = np.zeros((len(weights), len(samples) + 1), np.int32)
-    sums[:, 1:] = weights[:, samples]
-    # In place: allocating the result costs ten times more than adding it up.
-    np.cumsum(sums, axis=1, out=sums)
-    return sums
+def _best(ranking: Ranking, counts: Weights, otherwise: float) -> float:
+    if len(ranking.values) == 0:
+        return otherwise
+    # F1 only falls between two positives, so its maximum is at the group of a positive
+    by_group = f1_by_group(running(ranking, tally(counts)))
+    return float(ranking.values[np.argmax(by_group[:, 0])])
 
 
-def _divide(
-    above: npt.NDArray[np.number], below: npt.NDArray[np.number], empty: float = np.nan
-) -> FloatArray:
-    """Divide, with ``empty`` where the divisor is 0."""
-    shape = np.broadcast_shapes(above.shape, below.shape)
-    quotient = np.full(shape, empty, np.float64)
-    np.divide(above, below, out=quotient, where=below != 0)
-    return quotient
+def _accuracy(truth: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
+    right = torch.from_numpy((truth == predicted).all(axis=1))
+    return _quotient(right.to(weighed.dtype) @ weighed, weighed.sum(dim=0))
+
+
+def _f1(truth: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
+    hits, marked = _f1_counts(truth, predicted, weighed)
+    return _quotient(2 * hits, marked).T
+
+
+def _f1_counts(truth: BoolArray, predicted: BoolArray, weighed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return true positives, and positives plus predictions: both (C, R)."""
+
+    def total(marks: BoolArray) -> Tensor:
+        """Return the weight of the marked samples of each class."""
+        return torch.from_numpy(marks.T.astype(np.float32)).to(weighed.dtype) @ weighed
+
+    return total(truth & predicted), total(truth) + total(predicted)
+
+
+def _quotient(above: Tensor, below: Tensor) -> FloatArray:
+    """Divide in float64; 0 / 0 is NaN, a score that does not exist."""
+    return np.asarray((above.double() / below.double()).numpy())

@@ -12,11 +12,12 @@ import numpy as np
 from simclr.checkpoint.pretrained import Pretrained
 from simclr.corpus import Corpus
 from simclr.evaluate.bootstrap import Blocks, Interval
-from simclr.evaluate.comparison import Difference, Row, class_scores, compare
+from simclr.evaluate.comparison import Difference, Row, compare
 from simclr.evaluate.config import EvaluateConfig
 from simclr.evaluate.knn import TEMPERATURE
 from simclr.evaluate.probe import PENALTIES
-from simclr.evaluate.scores import SCORES, FloatArray
+from simclr.evaluate.ranking import FloatArray
+from simclr.evaluate.scores import SCORES
 from simclr.evaluate.splits import Splits
 from simclr.evaluate.task import Task
 
@@ -108,6 +109,7 @@ def _split(setting: Setting) -> dict[str, Any]:
         "counts": counts,
         "num_left_out": len(setting.task.ids) - sum(counts.values()),
         "leakage": _number(setting.splits.leakage),
+        "touching": _number(setting.splits.touching),
     }
 
 
@@ -115,7 +117,7 @@ def _protocol(setting: Setting) -> dict[str, Any]:
     return {
         "features": "h in evaluation mode, standardised on the training split",
         "k-NN": {"neighbours": setting.config.neighbours, "temperature": TEMPERATURE},
-        "linear probe": {"penalties": list(PENALTIES), "solver": "L-BFGS"},
+        "linear probe": {"penalties": list(PENALTIES), "solver": "Newton-CG"},
         "bootstrap": {
             "resamples": setting.config.bootstrap,
             "unit": setting.blocks.unit,
@@ -128,13 +130,17 @@ def _result(row: Row) -> dict[str, Any]:
     return {
         "encoder": row.encoder,
         "protocol": row.protocol,
+        "fraction": row.fraction,
         "seeds": [trial.seed for trial in row.trials],
         "choices": [trial.choices for trial in row.trials],
         "scores": {
             name: {**_plain_interval(interval), "by_seed": _numbers(row.by_seed[name])}
             for name, interval in row.intervals.items()
         },
-        "classes": {name: _numbers(values) for name, values in class_scores(row).items()},
+        "classes": {
+            name: [_plain_interval(interval) for interval in intervals]
+            for name, intervals in row.classes.items()
+        },
     }
 
 
@@ -142,9 +148,11 @@ def _plain_difference(difference: Difference) -> dict[str, Any]:
     return {
         "control": difference.control,
         "protocol": difference.protocol,
+        "fraction": difference.fraction,
         "score": difference.score,
         "over_samples": _plain_interval(difference.over_samples),
         "over_seeds": _plain_interval(difference.over_seeds),
+        "p_value": difference.p_value,
         "resolved": difference.resolved,
     }
 
@@ -219,6 +227,9 @@ def _warnings(setting: Setting, rows: Sequence[Row]) -> list[str]:
     leakage = setting.splits.leakage
     if leakage > 0:
         notes.append(f"{100 * leakage:.1f} % of the test patches lie at a training place")
+    near = setting.splits.touching
+    if near > 0:
+        notes.append(f"{100 * near:.1f} % of the test patches touch a training patch on the ground")
     if setting.blocks.unit == "patch":
         notes.append(
             "too few tiles or places are known to resample by; neighbouring patches count as "

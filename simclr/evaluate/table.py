@@ -18,15 +18,20 @@ _HEADINGS = {
     "f1_macro": "F1 macro",
     "roc_auc": "ROC-AUC",
     "roc_auc_macro": "AUC macro",
+    "average_precision_balanced": "AP balanced",
+    "f1_balanced": "F1 balanced",
+    "calibration_error": "ECE",
+    "brier": "Brier",
 }
+_FILES_ONLY = ("roc_auc", "calibration", "brier")
 
 
 def text_table(evaluation: dict[str, Any]) -> str:
     """Return what a terminal shows of one evaluation: plain text of about 100 columns.
 
-    Scores are in percent, with the ends of their 95 % intervals; ROC-AUC is left to the files.
+    Scores are in percent, with the ends of their 95 % intervals; the rest is left to the files.
     """
-    shown = [name for name in _score_names(evaluation) if not name.startswith("roc_auc")]
+    shown = [name for name in _score_names(evaluation) if not name.startswith(_FILES_ONLY)]
     lines = [_title(evaluation), *_wrapped(_facts(evaluation)), ""]
     lines += _aligned(_score_table(evaluation, shown))
     return (
@@ -100,7 +105,7 @@ def _class_table(evaluation: dict[str, Any]) -> list[list[str]]:
     probed = [one for one in evaluation["results"] if one["protocol"] == "linear probe"]
     rows = [["class", "labelled patches", *(one["encoder"] for one in probed)]]
     for number, name in enumerate(task["classes"]):
-        scores = [percent(one["classes"]["f1"][number]) for one in probed]
+        scores = [percent(one["classes"]["f1"][number]["value"]) for one in probed]
         rows.append([name, str(task["positives"][number]), *scores])
     return rows
 

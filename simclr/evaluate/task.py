@@ -9,9 +9,13 @@ import numpy.typing as npt
 
 from preprocess.shards import UNKNOWN_LABEL, LabelSet
 from simclr.corpus import Corpus
-from simclr.evaluate.scores import BoolArray
+from simclr.evaluate.leakage import Footprints, footprints
+from simclr.evaluate.ranking import BoolArray, Indices
 
 Texts = npt.NDArray[np.str_]
+
+# The subset is part of the task, not of a trial: every seed sees the same patches.
+_BALANCE_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +29,12 @@ class Task:
         truth: (N, C).
         ids: (N,) unique within a source, here preceded by its name.
         places: (N,) ground cell, empty where unknown.
+        blocks: (N,) ground that splits keep whole, empty where the source has none.
         tiles: (N,) MGRS tile, empty where unknown.
+        ground: where the patches lie.
         given_splits: (N,) split that the shards carry, empty where none.
         num_unlabelled: samples of the shards that have no answer in this label set.
+        num_surplus: labelled samples left out so that both answers are as common.
     """
 
     name: str
@@ -36,17 +43,26 @@ class Task:
     truth: BoolArray
     ids: Texts
     places: Texts
+    blocks: Texts
     tiles: Texts
+    ground: Footprints
     given_splits: Texts
     num_unlabelled: int
+    num_surplus: int = 0
 
 
-def open_task(corpus: Corpus, name: str) -> Task:
+def open_task(corpus: Corpus, name: str, *, balanced: bool = False) -> Task:
     """Read a label set, and leave only its labelled samples in the corpus.
 
+    Args:
+        corpus: loses every sample that is no part of the task.
+        name: of the label set.
+        balanced: of a yes or no: keep as many of both in every split.
+
     Raises:
-        ValueError: there is no such label set, nothing is labelled, all labels are the same, or
-            a row is not what the kind of the label set allows.
+        ValueError: there is no such label set, nothing is labelled, all labels are the same, a
+            row is not what the kind of the label set allows, or a task that is no yes or no is
+            to be balanced.
     """
     label_set, labels = corpus.label_set(name), corpus.labels(name)
     known = ~(labels == UNKNOWN_LABEL).all(axis=1)
@@ -55,17 +71,26 @@ def open_task(corpus: Corpus, name: str) -> Task:
     _check_labels(label_set, labels[known])
     corpus.select(np.flatnonzero(known))
     kind, classes, truth = _as_asked(label_set, labels[known].astype(bool))
+    num_surplus = 0
+    if balanced:
+        kept = _as_many_of_both(name, kind, truth, corpus.index("split"))
+        num_surplus = len(truth) - len(kept)
+        corpus.select(kept)
+        truth = truth[kept]
     sources = np.array(corpus.sources)[corpus.source]
     return Task(
-        name,
+        f"{name}-balanced" if balanced else name,
         kind,
         classes,
         truth,
         ids=np.char.add(np.char.add(sources, "/"), corpus.index("id")),
         places=corpus.index("place"),
+        blocks=corpus.index("block"),
         tiles=corpus.index("tile"),
+        ground=footprints(corpus),
         given_splits=corpus.index("split"),
         num_unlabelled=int((~known).sum()),
+        num_surplus=num_surplus,
     )
 
 
@@ -95,3 +120,22 @@ def _as_asked(label_set: LabelSet, truth: BoolArray) -> tuple[str, tuple[str, ..
     if label_set.kind == "multi" and len(label_set.classes) == 1:
         return "binary", label_set.classes, truth
     return label_set.kind, label_set.classes, truth
+
+
+def _as_many_of_both(name: str, kind: str, truth: BoolArray, splits: Texts) -> Indices:
+    """Return the samples to keep, sorted: in each split as many yes as no, the same every time."""
+    if kind != "binary":
+        raise ValueError(
+            f"label set {name!r} is no yes or no and cannot be balanced; leave task.balanced out"
+        )
+    random = np.random.default_rng(_BALANCE_SEED)
+    kept = []
+    for split in np.unique(splits):
+        inside = splits == split
+        answers = [np.flatnonzero(inside & (truth[:, 0] == answer)) for answer in (False, True)]
+        fewer = min(map(len, answers))
+        kept += [random.permutation(rows)[:fewer] for rows in answers]
+    chosen = np.sort(np.concatenate(kept))
+    if len(chosen) == 0:
+        raise ValueError(f"no split of label set {name!r} holds both answers; nothing is left")
+    return chosen

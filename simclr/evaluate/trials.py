@@ -7,28 +7,28 @@ score of the task; the test split is only ever predicted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from simclr.evaluate.config import Protocol
 from simclr.evaluate.features import Features
 from simclr.evaluate.knn import TEMPERATURE, knn_scores
-from simclr.evaluate.probe import PENALTIES, Probe, choose_probe, fit_probes, standardisation
+from simclr.evaluate.probe import PENALTIES, Probe, choose_probe, probe_path, standardisation
+from simclr.evaluate.ranking import BoolArray, Indices, ScoreArray
 from simclr.evaluate.scores import (
-    SCORES,
-    BoolArray,
-    Indices,
-    ScoreArray,
-    best_threshold,
+    Answers,
+    balancing_weights,
+    best_thresholds,
     decide,
-    plain,
-    score_panel,
+    headline,
 )
 from simclr.evaluate.splits import Split
 from simclr.evaluate.task import Task
 
-KNN, PROBE = "k-NN", "linear probe"
+KNN, PROBE = Protocol.knn.value, Protocol.probe.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,13 @@ class Trial:
 
     Attributes:
         encoder: name of the row in the report.
-        protocol: ``k-NN`` or ``linear probe``.
-        seed: of the split and of a random control.
+        protocol: ``k-NN``, ``linear probe`` or ``fine-tune ...``.
+        seed: of the split, the label subset and a random control.
         test: (n,) samples that were predicted.
-        truth, predicted: (n, C).
-        scores: (n, C).
+        truth: (n, C).
+        answers: of those samples.
         choices: what was chosen on validation, for the report.
+        fraction: share of the training labels that was used.
     """
 
     encoder: str
@@ -50,18 +51,26 @@ class Trial:
     seed: int
     test: Indices
     truth: BoolArray
-    predicted: BoolArray
-    scores: ScoreArray
-    choices: dict[str, float | bool]
+    answers: Answers
+    choices: dict[str, Any]
+    fraction: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An encoder's features of all labelled samples (N, D), and the seed it is tried with."""
+    """An encoder's features of all labelled samples, and what it is tried with.
+
+    Attributes:
+        encoder: name of the row in the report.
+        seed: of this attempt.
+        features: (N, D).
+        fraction: share of the training labels.
+    """
 
     encoder: str
     seed: int
     features: Features
+    fraction: float = 1.0
 
 
 def try_knn(subject: Subject, task: Task, split: Split, num_neighbours: int) -> Trial:
@@ -79,27 +88,62 @@ def try_knn(subject: Subject, task: Task, split: Split, num_neighbours: int) -> 
 
     used = min(num_neighbours, len(split.train))
     choices = {"neighbours": float(used), "temperature": TEMPERATURE}
-    return _trial(KNN, subject, task, split, (votes(validation), votes(test)), choices)
+    return judge(KNN, subject, task, split, (votes(validation), votes(test)), choices)
 
 
 def try_probe(subject: Subject, task: Task, split: Split) -> Trial:
     """Fit a linear probe for every penalty, and predict the test split with the best one."""
     train, validation, test = _parts(subject, split)
     kind = "single" if task.kind == "single" else "multi"
-    probes = fit_probes(train, torch.from_numpy(task.truth[split.train]), kind)
+    probes = probe_path(train, torch.from_numpy(task.truth[split.train]), kind)
 
-    def headline(probe: Probe) -> float:
-        """Return the validation score that chooses."""
-        return _headline(task, task.truth[split.validation], probe.scores(validation).numpy())
+    def on_validation(probe: Probe) -> float:
+        """Return the score that chooses."""
+        return headline(task.truth[split.validation], probe.scores(validation).numpy(), task.kind)
 
-    best = choose_probe(probes, headline)
-    choices: dict[str, float | bool] = {
+    best = choose_probe(probes, on_validation)
+    choices = {
         "penalty": best.penalty,
         "penalty_at_end_of_grid": best.penalty in (PENALTIES[0], PENALTIES[-1]),
         "converged": best.converged,
     }
     scores = best.scores(validation).numpy(), best.scores(test).numpy()
-    return _trial(PROBE, subject, task, split, scores, choices)
+    return judge(PROBE, subject, task, split, scores, choices)
+
+
+def judge(
+    protocol: str,
+    subject: Subject,
+    task: Task,
+    split: Split,
+    scores: tuple[ScoreArray, ScoreArray],
+    choices: dict[str, Any],
+) -> Trial:
+    """Choose thresholds on the validation scores and freeze them for the test scores.
+
+    For a world with as many yes as no, the thresholds are chosen anew with weights that make the
+    validation split such a world; the test split is no part of that choice.
+    """
+    on_validation, on_test = scores
+    truth = task.truth[split.validation]
+    balanced = None
+    if task.kind != "single":
+        choices = {**choices, "thresholds": best_thresholds(truth, on_validation).tolist()}
+    if task.kind == "binary":
+        even = best_thresholds(truth, on_validation, balancing_weights(truth))
+        balanced = decide(on_test, task.kind, even)
+        choices["thresholds_balanced"] = even.tolist()
+    predicted = decide(on_test, task.kind, np.array(choices.get("thresholds", 0.5)))
+    return Trial(
+        subject.encoder,
+        protocol,
+        subject.seed,
+        split.test,
+        task.truth[split.test],
+        Answers(on_test, predicted, balanced),
+        choices,
+        subject.fraction,
+    )
 
 
 def _parts(subject: Subject, split: Split) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,38 +157,3 @@ def _parts(subject: Subject, split: Split) -> tuple[Tensor, Tensor, Tensor]:
 def _standardised(train: Tensor, *others: Tensor) -> list[Tensor]:
     mean, scale = standardisation(train)
     return [((part - mean) / scale).float() for part in (train, *others)]
-
-
-def _headline(task: Task, truth: BoolArray, scores: ScoreArray) -> float:
-    """Return the headline score, -inf where it does not exist."""
-    predicted = decide(scores, task.kind, threshold=0.5)
-    panel = score_panel(truth, scores, predicted, task.kind)(plain(len(truth)))
-    return float(np.nan_to_num(panel[SCORES[task.kind][0]][0], nan=-np.inf))
-
-
-def _trial(
-    protocol: str,
-    subject: Subject,
-    task: Task,
-    split: Split,
-    scores: tuple[ScoreArray, ScoreArray],
-    choices: dict[str, float | bool],
-) -> Trial:
-    """Choose the threshold on the validation scores and freeze it for the test scores."""
-    on_validation, on_test = scores
-    if task.kind != "single":
-        choices = {
-            **choices,
-            "threshold": best_threshold(task.truth[split.validation], on_validation),
-        }
-    predicted = decide(on_test, task.kind, choices.get("threshold", 0.5))
-    return Trial(
-        subject.encoder,
-        protocol,
-        subject.seed,
-        split.test,
-        task.truth[split.test],
-        predicted,
-        on_test,
-        choices,
-    )

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from simclr.evaluate.bootstrap import choose_blocks, resamples
-from simclr.evaluate.comparison import class_scores, compare, score_trials
+from simclr.evaluate.comparison import compare, score_trials
+from simclr.evaluate.scores import Answers
 from simclr.evaluate.trials import PROBE, Trial
 
 NUM_SAMPLES = 200
@@ -21,7 +22,7 @@ def make_trial(encoder, seed, test, skill):
     hard = np.random.default_rng(0).random(NUM_SAMPLES)[test]
     chosen = np.where(hard < skill, labels, 1 - labels)
     truth, predicted = np.eye(2, dtype=bool)[labels], np.eye(2, dtype=bool)[chosen]
-    return Trial(encoder, PROBE, seed, test, truth, predicted, predicted.astype(float), {})
+    return Trial(encoder, PROBE, seed, test, truth, Answers(predicted.astype(float), predicted), {})
 
 
 def rows_of(trials, num_resamples=200):
@@ -39,7 +40,7 @@ def test_a_row_is_the_mean_over_its_seeds():
     tests = drawn_tests()
     trials = [make_trial("a", seed, test, 0.7) for seed, test in enumerate(tests)]
     row = rows_of(trials)["a"]
-    accuracies = [(trial.truth == trial.predicted).all(axis=1).mean() for trial in trials]
+    accuracies = [(trial.truth == trial.answers.predicted).all(axis=1).mean() for trial in trials]
     np.testing.assert_allclose(row.by_seed["accuracy"], accuracies)
     interval = row.intervals["accuracy"]
     assert interval.value == pytest.approx(np.mean(accuracies))
@@ -89,7 +90,7 @@ def test_one_seed_is_judged_by_the_samples_alone():
 
 def test_class_scores_leave_undefined_classes_undefined():
     test = np.arange(0, NUM_SAMPLES, 2)  # of class 0 alone
-    scores = class_scores(rows_of([make_trial("a", 0, test, 1.0)])["a"])
-    assert scores["f1"][0] == 1
-    assert np.isnan(scores["f1"][1])
-    assert np.isnan(scores["average_precision"][1])
+    classes = rows_of([make_trial("a", 0, test, 1.0)])["a"].classes
+    assert classes["f1"][0].value == 1
+    assert np.isnan(classes["f1"][1].value)
+    assert np.isnan(classes["average_precision"][1].value)

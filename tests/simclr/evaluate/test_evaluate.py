@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 from make_data import packed_arrays
 
+from simclr.checkpoint.manifest import read_checkpoint_manifest, write_manifest
 from simclr.evaluate import evaluate as module
 from simclr.evaluate.config import EvaluateConfig
 from simclr.evaluate.controls import IMAGE_STATISTICS, RANDOM_CONVOLUTIONS, RANDOM_ENCODER
@@ -122,9 +122,9 @@ def test_a_run_that_saw_the_test_patches_says_so(trained_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained_run.folder, run)
     [folder] = (run / "checkpoints").glob("step-*")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["config"]["data"]["splits"] = ["train", "validation", "test"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_checkpoint_manifest(folder)
+    manifest.config["data"]["splits"] = ["train", "validation", "test"]
+    write_manifest(folder, manifest)
     config = settings(run, trained_run.shards, seeds=[0])
     evaluate(config, progress=False)
     notes = " ".join(report(config)[0]["notes"])

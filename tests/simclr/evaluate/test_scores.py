@@ -8,7 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from simclr.evaluate import ranking
 from simclr.evaluate import scores as ours
+
+
+def average_precision(truth, scores, weights):
+    sums = ranking.running(ranking.rank(truth, scores), ranking.tally(weights))
+    return ranking.average_precision(sums)
+
+
+def roc_auc(truth, scores, weights):
+    return ranking.roc_auc(ranking.running(ranking.rank(truth, scores), ranking.tally(weights)))
+
+
+def panel_of(truth, scores, predicted, kind, weights):
+    return ours.score_panel(truth, ours.Answers(scores, predicted), kind)(weights).overall
 
 
 @st.composite
@@ -41,9 +55,9 @@ def oracle_by_class(function, truth, scores, weights, needs_negative=False):
 @given(decisions())
 def test_average_precision_and_roc_auc_of_each_class_equal_scikit_learn(case):
     truth, scores, weights = case
-    columns = [ours.rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1])]
-    ap = [ours.average_precision(column, weights[None])[0] for column in columns]
-    auc = [ours.roc_auc(column, weights[None])[0] for column in columns]
+    classes = range(truth.shape[1])
+    ap = [average_precision(truth[:, c], scores[:, c], weights[None])[0] for c in classes]
+    auc = [roc_auc(truth[:, c], scores[:, c], weights[None])[0] for c in classes]
     np.testing.assert_allclose(
         ap, oracle_by_class(metrics.average_precision_score, truth, scores, weights), rtol=1e-12
     )
@@ -63,12 +77,12 @@ def test_average_precision_and_roc_auc_of_each_class_equal_scikit_learn(case):
 def test_micro_average_precision_equals_scikit_learn(case):
     truth, scores, weights = case
     if not weights @ truth.any(axis=1):
-        assert np.isnan(ours.average_precision(ours.rank(truth, scores), weights[None])[0])
+        assert np.isnan(average_precision(truth, scores, weights[None])[0])
         return
     oracle = metrics.average_precision_score(
         truth.ravel(), scores.ravel(), sample_weight=np.repeat(weights, truth.shape[1])
     )
-    pooled = ours.average_precision(ours.rank(truth, scores), weights[None])[0]
+    pooled = average_precision(truth, scores, weights[None])[0]
     assert pooled == pytest.approx(oracle, rel=1e-12)
 
 
@@ -101,7 +115,7 @@ def test_macro_scores_of_single_labels_equal_scikit_learn():
     scores = rng.dirichlet(np.ones(4), 200).round(2)
     truth = np.eye(4, dtype=bool)[labels]
     predicted = ours.decide(scores, "single", 0.5)
-    panel = ours.score_panel(truth, scores, predicted, "single")(ours.plain(200))
+    panel = panel_of(truth, scores, predicted, "single", ours.plain(200))
     chosen = scores.argmax(axis=1)
     assert panel["accuracy"][0] == pytest.approx(metrics.accuracy_score(labels, chosen))
     assert panel["f1_macro"][0] == pytest.approx(metrics.f1_score(labels, chosen, average="macro"))
@@ -115,7 +129,7 @@ def test_macro_scores_of_single_labels_equal_scikit_learn():
 def test_binary_scores_are_those_of_the_yes_alone():
     rng = np.random.default_rng(6)
     truth, scores = rng.random((80, 1)) < 0.1, rng.random((80, 1))
-    panel = ours.score_panel(truth, scores, scores >= 0.8, "binary")(ours.plain(80))
+    panel = panel_of(truth, scores, scores >= 0.8, "binary", ours.plain(80))
     assert tuple(panel) == ours.SCORES["binary"]
     for name, oracle in (
         ("average_precision", metrics.average_precision_score(truth[:, 0], scores[:, 0])),
@@ -130,8 +144,8 @@ def test_an_empty_class_is_nan_by_itself_and_absent_from_the_macro_mean():
     truth = np.array([[1, 0], [0, 0], [1, 0]], bool)
     scores = np.array([[0.9, 0.1], [0.2, 0.2], [0.8, 0.3]])
     predicted = ours.decide(scores, "multi", 0.5)
-    panel = ours.score_panel(truth, scores, predicted, "multi")(ours.plain(3))
-    assert np.isnan(ours.average_precision(ours.rank(truth[:, 1], scores[:, 1]), ours.plain(3))[0])
+    panel = panel_of(truth, scores, predicted, "multi", ours.plain(3))
+    assert np.isnan(average_precision(truth[:, 1], scores[:, 1], ours.plain(3))[0])
     assert panel["average_precision_macro"][0] == 1
     assert panel["f1_macro"][0] == 1
 
@@ -142,37 +156,60 @@ def test_weights_of_two_equal_the_same_set_written_twice():
     predicted = scores >= 0.4
     counts = rng.integers(0, 3, 30)
     twice = np.repeat(np.arange(30), counts)
-    weighted = ours.score_panel(truth, scores, predicted, "multi")(counts[None].astype(np.int32))
-    written = ours.score_panel(truth[twice], scores[twice], predicted[twice], "multi")(
-        ours.plain(len(twice))
+    weighted = panel_of(truth, scores, predicted, "multi", counts[None].astype(np.int32))
+    written = panel_of(
+        truth[twice], scores[twice], predicted[twice], "multi", ours.plain(len(twice))
     )
     for name in ours.SCORES["multi"]:
-        np.testing.assert_allclose(weighted[name], written[name], rtol=1e-12)
+        np.testing.assert_allclose(weighted[name], written[name], rtol=1e-6)
 
 
-def test_threshold_has_the_highest_micro_f1_of_all_thresholds():
+def test_each_class_has_the_threshold_of_its_highest_f1():
     rng = np.random.default_rng(8)
     for _ in range(50):
         truth = rng.random((25, 2)) < 0.3
-        truth[0, 0] = True
+        truth[:2] = True
         scores = rng.random((25, 2)).round(1)
-        threshold = ours.best_threshold(truth, scores)
-        by_hand = {
-            value: metrics.f1_score(truth, scores >= value, average="micro", zero_division=0.0)
-            for value in np.unique(scores)
-        }
-        assert by_hand[threshold] == pytest.approx(max(by_hand.values()), rel=1e-12)
+        for column, threshold in enumerate(ours.best_thresholds(truth, scores)):
+            by_hand = {
+                value: metrics.f1_score(truth[:, column], scores[:, column] >= value)
+                for value in np.unique(scores[:, column])
+            }
+            assert by_hand[threshold] == pytest.approx(max(by_hand.values()), rel=1e-12)
 
 
-def test_threshold_without_a_positive_is_one_half():
-    assert ours.best_threshold(np.zeros((3, 2), bool), np.ones((3, 2))) == 0.5
+def test_a_class_without_a_positive_takes_the_threshold_of_all_and_no_positive_one_half():
+    truth = np.array([[True, False], [True, False], [False, False]])
+    scores = np.array([[0.9, 0.3], [0.8, 0.2], [0.1, 0.1]])
+    np.testing.assert_array_equal(ours.best_thresholds(truth, scores), [0.8, 0.8])
+    np.testing.assert_array_equal(ours.best_thresholds(truth[:, 1:], scores[:, 1:]), [0.5])
+
+
+def test_balanced_scores_are_those_of_a_set_with_every_yes_repeated():
+    rng = np.random.default_rng(1)
+    truth, scores = np.arange(60)[:, None] % 4 == 0, rng.random((60, 1)).round(1)
+    predicted, balanced = scores >= 0.7, scores >= 0.4
+    found = ours.score_panel(truth, ours.Answers(scores, predicted, balanced), "binary")
+    evened = np.repeat(np.arange(60), np.where(truth[:, 0], 3, 1))  # 45 yes, 45 no
+    panel = found(ours.plain(60)).overall
+    assert panel["average_precision_balanced"][0] == pytest.approx(
+        metrics.average_precision_score(truth[evened, 0], scores[evened, 0]), rel=1e-12
+    )
+    assert panel["f1_balanced"][0] == pytest.approx(
+        metrics.f1_score(truth[evened, 0], balanced[evened, 0]), rel=1e-12
+    )
+    assert panel["f1"][0] == pytest.approx(metrics.f1_score(truth[:, 0], predicted[:, 0]))
+    threshold = ours.best_thresholds(truth, scores, ours.balancing_weights(truth))
+    np.testing.assert_allclose(
+        threshold, ours.best_thresholds(truth[evened], scores[evened]), rtol=1e-12
+    )
 
 
 def test_a_score_that_is_not_a_number_stops():
     with pytest.raises(ValueError, match="1 of 2 scores are not a number"):
-        ours.rank(np.array([True, False]), np.array([np.nan, 1.0]))
+        ranking.rank(np.array([True, False]), np.array([np.nan, 1.0]))
 
 
 def test_shapes_that_differ_stop():
     with pytest.raises(ValueError, match="give equal shapes"):
-        ours.rank(np.zeros((2, 3), bool), np.zeros((2, 2)))
+        ranking.rank(np.zeros((2, 3), bool), np.zeros((2, 2)))

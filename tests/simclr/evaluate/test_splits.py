@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from simclr.evaluate.leakage import Footprints
 from simclr.evaluate.splits import make_splits
 from simclr.evaluate.task import Task
 
 
-def make_task(truth, places=None, given=None, ids=None):
+def make_task(truth, places=None, given=None, ids=None, ground=None):
     num_samples = len(truth)
     blank = np.full(num_samples, "")
+    blank_corner = (np.zeros(num_samples), np.zeros(num_samples))
     return Task(
         name="land",
         kind="single",
@@ -19,7 +21,9 @@ def make_task(truth, places=None, given=None, ids=None):
         truth=truth.astype(bool),
         ids=np.array([f"s/{i}" for i in range(num_samples)]) if ids is None else np.array(ids),
         places=blank if places is None else np.array(places),
+        blocks=blank,
         tiles=blank,
+        ground=ground or Footprints(np.zeros(num_samples, np.int32), *blank_corner, 0.0),
         given_splits=blank if given is None else np.array(given),
         num_unlabelled=0,
     )

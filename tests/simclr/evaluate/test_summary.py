@@ -13,6 +13,7 @@ from simclr.corpus import open_corpus
 from simclr.evaluate.bootstrap import choose_blocks, resamples
 from simclr.evaluate.comparison import score_trials
 from simclr.evaluate.config import EvaluateConfig
+from simclr.evaluate.scores import Answers
 from simclr.evaluate.splits import make_splits
 from simclr.evaluate.summary import PRETRAINED, Setting, summarise
 from simclr.evaluate.task import open_task
@@ -37,7 +38,9 @@ def make_trial(setting, encoder, num_right, **choices):
     truth = setting.task.truth[test]
     predicted = np.roll(truth, 1, axis=1)
     predicted[:num_right] = truth[:num_right]
-    return Trial(encoder, PROBE, 0, test, truth, predicted, predicted.astype(float), choices)
+    return Trial(
+        encoder, PROBE, 0, test, truth, Answers(predicted.astype(float), predicted), choices
+    )
 
 
 def summary(setting, trials):

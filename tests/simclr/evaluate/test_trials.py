@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from simclr.evaluate.scores import best_threshold
+from simclr.evaluate.leakage import Footprints
+from simclr.evaluate.scores import best_thresholds
 from simclr.evaluate.splits import Split
 from simclr.evaluate.task import Task
 from simclr.evaluate.trials import KNN, PROBE, Subject, try_knn, try_probe
@@ -27,7 +28,8 @@ def make_task(kind="single", num_classes=3):
     blank = np.full(140, "")
     classes = tuple(f"class {c}" for c in range(num_classes))
     ids = np.array([f"s/{i}" for i in range(140)])
-    task = Task("land", kind, classes, truth, ids, blank, blank, blank, 0)
+    nowhere = Footprints(np.zeros(140, np.int32), np.zeros(140), np.zeros(140), 0.0)
+    task = Task("land", kind, classes, truth, ids, blank, blank, blank, nowhere, blank, 0)
     return task, Subject("net", 4, features)
 
 
@@ -40,9 +42,12 @@ def test_both_protocols_learn_what_the_features_tell(kind, num_classes):
     task, subject = make_task(kind, num_classes)
     for trial, protocol in zip(try_both(task, subject), (PROBE, KNN), strict=True):
         assert (trial.encoder, trial.protocol, trial.seed) == ("net", protocol, 4)
-        assert trial.scores.shape == trial.predicted.shape == (50, num_classes)
+        assert trial.answers.scores.shape == trial.answers.predicted.shape == (50, num_classes)
         np.testing.assert_array_equal(trial.truth, task.truth[SPLIT.test])
-        assert trial.scores[trial.truth].mean() > trial.scores[~trial.truth].mean() + 0.1
+        assert (
+            trial.answers.scores[trial.truth].mean()
+            > trial.answers.scores[~trial.truth].mean() + 0.1
+        )
 
 
 @pytest.mark.parametrize("kind", ["single", "multi"])
@@ -52,17 +57,18 @@ def test_the_truth_of_the_test_split_changes_no_prediction(kind):
     scrambled[SPLIT.test] = scrambled[SPLIT.test][::-1]
     other = dataclasses.replace(task, truth=scrambled)
     for seen, blind in zip(try_both(task, subject), try_both(other, subject), strict=True):
-        np.testing.assert_array_equal(seen.scores, blind.scores)
-        np.testing.assert_array_equal(seen.predicted, blind.predicted)
+        np.testing.assert_array_equal(seen.answers.scores, blind.answers.scores)
+        np.testing.assert_array_equal(seen.answers.predicted, blind.answers.predicted)
         assert seen.choices == blind.choices
 
 
-def test_the_threshold_is_the_best_one_of_validation():
+def test_thresholds_are_the_best_ones_of_validation():
     task, subject = make_task("multi")
     everything = Split(SPLIT.train, SPLIT.validation, SPLIT.validation)
     trial = try_knn(subject, task, everything, 5)
-    assert trial.choices["threshold"] == best_threshold(task.truth[60:90], trial.scores)
-    np.testing.assert_array_equal(trial.predicted, trial.scores >= trial.choices["threshold"])
+    found = trial.choices["thresholds"]
+    np.testing.assert_array_equal(found, best_thresholds(task.truth[60:90], trial.answers.scores))
+    np.testing.assert_array_equal(trial.answers.predicted, trial.answers.scores >= found)
 
 
 def test_a_penalty_at_the_end_of_the_grid_is_marked():
@@ -85,11 +91,11 @@ def test_validation_without_a_positive_still_gives_an_answer():
     truth = task.truth.copy()
     truth[SPLIT.validation] = False
     for trial in try_both(dataclasses.replace(task, truth=truth), subject):
-        assert trial.choices["threshold"] == 0.5
+        assert trial.choices["thresholds"] == [0.5]
 
 
 def test_a_common_offset_of_all_features_changes_no_neighbour():
     task, subject = make_task()
     shifted = dataclasses.replace(subject, features=1000 + 3 * subject.features)
     plain, moved = (try_knn(each, task, SPLIT, 5) for each in (subject, shifted))
-    np.testing.assert_allclose(moved.scores, plain.scores, atol=0.01)
+    np.testing.assert_allclose(moved.answers.scores, plain.answers.scores, atol=0.01)
