@@ -214,6 +214,14 @@ class TrainConfig:
         max_skipped_steps: steps without a finite gradient, one after another, that end the run;
             fewer are skipped.
         log_every_steps: steps between metric lines.
+        world: devices and process group.
+        data: which samples, and how many at a time.
+        augment: how views are made.
+        model: encoder and projection head.
+        loss: contrastive loss.
+        optim: optimiser and schedule.
+        checkpoint: when the run is saved.
+        monitor: held-out labels that the encoder is probed on.
     """
 
     shards: list[str] = field(default_factory=list)

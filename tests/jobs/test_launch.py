@@ -25,14 +25,8 @@ from jobs.tasks.pretraining import Pretrain
 from jobs.tasks.task import StoppedError
 from jobs.watch import JobError, last_exception, log_lines
 from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
-from simclr.config import (
-    AugmentConfig,
-    CheckpointConfig,
-    DataConfig,
-    EncoderName,
-    ModelConfig,
-    TrainConfig,
-)
+from simclr.choices import EncoderName
+from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, ModelConfig, TrainConfig
 
 LOCAL = ClusterConfig(executor=Executor.local, tasks_per_node=2)
 

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+from simclr.checkpoint.manifest import read_checkpoint_manifest, write_manifest
 from simclr.checkpoint.pretrained import load_pretrained
 from simclr.export.card import build_card, card_markdown, loading_example
 from simclr.export.config import ExportConfig
@@ -132,8 +133,8 @@ def test_normalisation_is_what_training_divided_by(trained_run, tmp_path, std):
     run = tmp_path / "run"
     shutil.copytree(trained_run.folder, run)
     [folder] = (run / "checkpoints").glob("step-*")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["corpus"]["normalisation"]["arrays"]["B04"]["std"] = std
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_checkpoint_manifest(folder)
+    manifest.corpus["normalisation"]["arrays"]["B04"]["std"] = std
+    write_manifest(folder, manifest)
     card = build_card(load_pretrained(run, CPU), run, "MIT")
     assert card["normalisation"]["arrays"]["B04"]["std"] == max(std, 1.0)
