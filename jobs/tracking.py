@@ -55,8 +55,8 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
 
             # An attempt that was killed may have written steps that are now taken again.
-            self._writer = SummaryWriter(self._folder, purge_step=step)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(self._folder, purge_step=step)
         for name, value in record.items():
             if name not in _PLACE and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
