@@ -60,24 +60,15 @@ def check_capacity(cluster: ClusterConfig) -> None:
         _check_partition(cluster, kinds)
 
 
-def check_array(size: int) -> None:
-    """Refuse a job array that is larger than Slurm's own limit.
-
-    Raises:
-        ValueError: with the limit.
-    """
+def largest_array() -> int | None:
+    """Return how many members Slurm takes in one job array; None if it does not say."""
     try:
         settings = slurm.call(["scontrol", "show", "config"])
     except slurm.SlurmError:
-        return  # sbatch will say so itself
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", settings, re.MULTILINE)
+        return None
     # The setting is one more than the highest index, and indices begin at 0.
-    limit = int(found[1]) if found else size
-    require(
-        size <= limit,
-        f"a job array of {size} members is more than this Slurm takes ({limit}); give at most "
-        f"cluster.parts={limit}, or fewer values to the sweep",
-    )
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", settings, re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def parse_nodes(text: str) -> list[NodeKind]:
@@ -97,19 +88,10 @@ def parse_nodes(text: str) -> list[NodeKind]:
                     cores,
                     memory,
                     gpus,
-                    parse_limit(parts[5]),
+                    _minutes(slurm.seconds_of(parts[5])),
                 )
             )
     return kinds
-
-
-def parse_limit(text: str) -> int | None:
-    """Return the minutes of ``[days-]hours:minutes:seconds`` or ``minutes:seconds``; else none."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
-    if not found:
-        return None  # infinite, n/a
-    days, hours, minutes, _ = (int(part or 0) for part in found.groups())
-    return (days * 24 + hours) * 60 + minutes
 
 
 def _check_partition(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
@@ -154,3 +136,7 @@ def _check_nodes(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
         f"cluster.time_min is {cluster.time_min} but {where} ends jobs after {longest}; give at "
         f"most {longest}: the run is requeued at its limit and goes on",
     )
+
+
+def _minutes(seconds: int | None) -> int | None:
+    return None if seconds is None else seconds // 60

@@ -19,6 +19,7 @@ FINAL = frozenset(
 
 # A field starts at the beginning or after a space; values may hold spaces and equal signs.
 _FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z:/]*)=")
+_DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 _QUEUE_FORMAT = "%i|%T|%S|%L|%N|%r"
 
 
@@ -145,6 +146,15 @@ def parse_queue(text: str) -> dict[str, JobState]:
             why = reason if reason != "None" else ""
             states[job_id] = JobState(job_id, state, why, nodes=nodes, time_left=left, start=known)
     return states
+
+
+def seconds_of(duration: str) -> int | None:
+    """Return the seconds of ``[days-][hours:]minutes:seconds``; none for UNLIMITED and the like."""
+    found = _DURATION.fullmatch(duration)
+    if not found:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def requeue(job_id: str) -> bool:

@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs import slurm
-from jobs.capacity import check_array, check_capacity
+from jobs.capacity import check_capacity, largest_array
 from jobs.cluster import ClusterConfig
 from jobs.done import Marking
 from jobs.runfolder import Submission, read_submission, write_submission
@@ -27,6 +28,9 @@ _log = logging.getLogger("simclr")
 def submit(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> str:
     """Submit a job, or an array of one member a task, without waiting; return the job id.
 
+    More members than Slurm takes in one array go into several; their ids are joined by colons, as
+    dependencies of further jobs are written.
+
     Args:
         tasks: of one verb.
         folder: takes scripts, pickles and logs; the code lies beside it.
@@ -38,14 +42,17 @@ def submit(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> st
     """
     _check(tasks, cluster)
     code = take_snapshot(folder.parent / "code")
-    jobs = _sbatch(tasks, folder, cluster, code)
-    job_id = str(jobs[0].job_id).partition("_")[0]
+    arrays = _cut(tasks, largest_array())
+    # as many at the same time as were asked for, in all arrays together
+    abreast = replace(cluster, parallel_parts=max(1, cluster.parallel_parts // len(arrays)))
+    jobs = [job for array in arrays for job in _sbatch(array, folder, abreast, code)]
+    ids = list(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs))
     for task, job in zip(tasks, jobs, strict=True):
         entry = Submission(job.job_id, task.verb, sys.argv, time.time(), str(job.paths.stderr))
         # members of a packing array share a folder; its record is that of the whole array
         shared = len(tasks) > 1 and all(other.folder == task.folder for other in tasks)
-        write_submission(task.folder, entry if not shared else _of_array(entry))
-    log = jobs[0].paths.stderr
+        write_submission(task.folder, entry if not shared else replace(entry, job_id=",".join(ids)))
+    job_id, log = ":".join(ids), jobs[0].paths.stderr
     _log.info("submitted job %s; simclr-status and squeue show how it fares, log %s", job_id, log)
     return job_id
 
@@ -130,10 +137,14 @@ def _check(tasks: Sequence[Marking], cluster: ClusterConfig) -> None:
             "cluster=laptop or cluster=here"
         )
     check_capacity(cluster)
-    if len(tasks) > 1:
-        check_array(len(tasks))
     for folder in {task.folder for task in tasks}:
         refuse_second(folder, tasks[0].verb)
+
+
+def _cut(tasks: Sequence[Marking], limit: int | None) -> list[Sequence[Marking]]:
+    """Cut tasks into arrays that Slurm takes."""
+    size = limit or len(tasks)
+    return [tasks[first : first + size] for first in range(0, len(tasks), size)]
 
 
 def _sbatch(
@@ -160,11 +171,6 @@ def _further(cluster: ClusterConfig) -> dict[str, Any]:
         # A job whose forerunner has failed would wait for ever.
         options |= {"dependency": f"afterok:{cluster.after}", "kill-on-invalid-dep": "yes"}
     return options | cluster.extra
-
-
-def _of_array(entry: Submission) -> Submission:
-    array = entry.job_id.partition("_")[0]
-    return Submission(array, entry.verb, entry.command, entry.time, entry.log)
 
 
 @contextmanager

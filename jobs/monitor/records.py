@@ -1,67 +1,71 @@
 """What a run says of itself, and Slurm of its job: a run folder comes in, plain words go out.
 
-Nothing here needs Slurm's accounting, or torch; a run that is queued or dead is described as well.
+Nothing here needs torch; a run that is queued or dead is described as well. Slurm's accounting
+adds how a start ended that was killed without a word, where a site keeps it.
 """
 
 from __future__ import annotations
 
-import json
-import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.accounting import Ending
 from jobs.joblog import LOG_NAME
-from jobs.runfolder import (
-    CHECKPOINTS,
-    CONFIG_NAME,
-    JOB_FOLDER,
-    Submission,
-    read_attempts,
-    read_submission,
-)
-from jobs.slurm import JobState
-from simclr.metrics import METRICS_NAME, read_metrics
+from jobs.monitor.history import AttemptRecord, history
+from jobs.monitor.progress import Progress, read_progress
+from jobs.monitor.verdict import Facts, judge
+from jobs.runfolder import CONFIG_NAME, JOB_FOLDER, Submission, read_attempts, read_submission
+from jobs.slurm import JobState, seconds_of
 
-STALE_S = 900.0  # a heartbeat comes every log interval; minutes without one is a hang
+# verbs that work on a run after its training, with jobs of their own
+_LATER_VERBS = ("evaluate", "export")
 
-# Slurm's reasons for waiting, for people; others are shown as Slurm writes them.
-WAITING = {
-    "Priority": "other jobs go first",
-    "Resources": "no free nodes yet",
-    "BeginTime": "may not start yet; after a requeue for a minute or two",
-    "Dependency": "waits for another job",
-    "QOSMaxJobsPerUserLimit": "you have as many jobs as the QOS allows",
-    "AssocGrpGRES": "the account's GPUs are all in use",
-    "PartitionTimeLimit": "asks for more time than the partition allows",
-    "ReqNodeNotAvail": "nodes are down or reserved",
-    "JobHeldUser": "held: scontrol release",
-    "JobHeldAdmin": "held by an administrator",
-}
-_NEVER = ("PartitionTimeLimit", "JobHeldAdmin", "DependencyNeverSatisfied", "BadConstraints")
+
+@dataclass(frozen=True, slots=True)
+class SlurmWord:
+    """What Slurm says, of all jobs that were asked about.
+
+    Attributes:
+        jobs: job id to its present state; those that Slurm has forgotten are absent.
+        endings: job id to how each of its starts ended, where accounts are kept.
+    """
+
+    jobs: Mapping[str, JobState] = field(default_factory=dict)
+    endings: Mapping[str, Sequence[Ending]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """How a run fares.
+    """How a run fares; times in seconds, ages against the moment of asking.
 
     Attributes:
         run: run folder.
-        state: in plain words.
+        state: in plain words, with the reason.
         needs_person: True when it will not go on or end by itself.
         action: what to do next; empty when nothing.
         job_id: Slurm's, if any.
+        nodes: where it runs.
         attempt: how often it was started.
+        attempts: each of them, with the cause of its end.
         step: optimizer steps done.
         num_steps: of the whole run.
         patches_per_s: over all ranks, in the last interval.
         time_left_s: at that rate.
+        expected_end: when it will be done at that rate, seconds since 1970; requeues left out.
+        limit_left_s: until the time limit of its job.
         checkpoint_step: of the newest checkpoint.
         checkpoint_age_s: since it was written.
+        checkpoint_state: verified, whole (sizes only), or what is wrong with it.
+        at_risk_steps: steps that a kill would cost now.
+        at_risk_s: and the time that they took.
         heartbeat_age_s: of the rank that was silent the longest.
+        heartbeat_of: that rank, with its node and step.
+        metrics: last loss and learning rate, last scores of the probes.
         log: where its main rank writes.
+        others: jobs of later verbs on this run, and how they fare.
     """
 
     run: str
@@ -69,157 +73,132 @@ class RunRecord:
     needs_person: bool = False
     action: str = ""
     job_id: str = ""
+    nodes: str = ""
     attempt: int = 0
+    attempts: list[AttemptRecord] = field(default_factory=list)
     step: int = 0
     num_steps: int = 0
     patches_per_s: float | None = None
     time_left_s: float | None = None
+    expected_end: float | None = None
+    limit_left_s: float | None = None
     checkpoint_step: int | None = None
     checkpoint_age_s: float | None = None
+    checkpoint_state: str = ""
+    at_risk_steps: int | None = None
+    at_risk_s: float | None = None
     heartbeat_age_s: float | None = None
+    heartbeat_of: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
     log: str = ""
+    others: dict[str, str] = field(default_factory=dict)
 
 
-def describe(run_dir: Path, jobs: Mapping[str, JobState], now: float | None = None) -> RunRecord:
+def describe(
+    run_dir: Path,
+    slurm: SlurmWord | None = None,
+    now: float | None = None,
+    *,
+    thorough: bool = False,
+) -> RunRecord:
     """Return how a run fares.
 
     Args:
         run_dir: run folder.
-        jobs: Slurm's word on its job, by job id; without it the run's own record decides.
+        slurm: Slurm's word on its jobs; without it the run's own record decides.
         now: seconds since 1970.
+        thorough: compare the checksums of its newest checkpoint, not only sizes.
 
     Raises:
         ValueError: it is no run folder.
     """
     if not (run_dir / CONFIG_NAME).exists():
         raise ValueError(f"{run_dir} is no run folder: it has no {CONFIG_NAME}")
-    now = time.time() if now is None else now
+    now, slurm = time.time() if now is None else now, slurm or SlurmWord()
     events, submission = read_attempts(run_dir), read_submission(run_dir / JOB_FOLDER, "pretrain")
-    facts = _progress(run_dir, now)
-    facts["attempt"] = max((event["attempt"] for event in events), default=0)
-    facts["log"] = _log(run_dir, events, submission)
-    job = jobs.get(submission.job_id) if submission and _is_of_job(events, submission) else None
-    if job:
-        facts["job_id"] = job.job_id
-    state, needs, action = _state(job, events, facts, run_dir, now)
-    return RunRecord(str(run_dir), state, needs, action, **facts)
+    starts = [event for event in events if event["event"] == "start"]
+    progress = read_progress(run_dir, starts[-1]["time"] if starts else 0.0, thorough=thorough)
+    job = slurm.jobs.get(submission.job_id) if submission and _is_of(submission, starts) else None
+    attempts = history(events, slurm.endings)
+    verdict = judge(Facts(run_dir, job, events, attempts, progress, now))
+    return RunRecord(
+        str(run_dir),
+        verdict.state,
+        verdict.needs_person,
+        verdict.action,
+        attempt=max((event["attempt"] for event in events), default=0),
+        attempts=attempts,
+        log=_log(run_dir, events, submission),
+        others=_others(run_dir, slurm.jobs),
+        **_of_job(job),
+        **_of_progress(progress, now, is_live=verdict.is_live),
+    )
 
 
-def job_of(run_dir: Path) -> str | None:
-    """Return the job that was submitted for a run, if any."""
-    submission = read_submission(run_dir / JOB_FOLDER, "pretrain")
-    return submission.job_id if submission else None
+def jobs_of(run_dir: Path) -> list[str]:
+    """Return the jobs that were submitted for a run: its training, and what came after."""
+    found = (read_submission(run_dir / JOB_FOLDER, verb) for verb in ("pretrain", *_LATER_VERBS))
+    return [submission.job_id for submission in found if submission]
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return the run folders in a folder and one level below."""
-    return sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}"))
+    """Return the run folders in a folder, and those of sweeps one level below."""
+    found = [*folder.glob(f"*/{CONFIG_NAME}"), *folder.glob(f"*/*/{CONFIG_NAME}")]
+    return sorted(path.parent for path in found)
 
 
-def _progress(run_dir: Path, now: float) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    metrics = run_dir / METRICS_NAME
-    records = read_metrics(metrics) if metrics.exists() else []
-    if records:
-        last = records[-1]
-        facts |= {key: last[key] for key in ("step", "num_steps", "patches_per_s")}
-        facts["time_left_s"] = _time_left(records)
-    checkpoints = sorted(run_dir.glob(CHECKPOINTS))
-    if checkpoints:
-        facts["checkpoint_step"] = int(checkpoints[-1].name.rpartition("-")[2])
-        facts["checkpoint_age_s"] = now - checkpoints[-1].stat().st_mtime
-    beats = [_heartbeat(path) for path in run_dir.glob("heartbeats/rank-*.json")]
-    if beats:
-        facts["heartbeat_age_s"] = now - min(beats)
+def _of_job(job: JobState | None) -> dict[str, Any]:
+    if job is None:
+        return {}
+    running = job.state == "RUNNING"
+    return {
+        "job_id": job.job_id,
+        "nodes": job.nodes,
+        "limit_left_s": seconds_of(job.time_left) if running else None,
+    }
+
+
+def _of_progress(progress: Progress, now: float, *, is_live: bool) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "step": progress.step,
+        "num_steps": progress.num_steps,
+        "patches_per_s": progress.patches_per_s,
+        "time_left_s": progress.time_left_s,
+        "metrics": progress.metrics,
+    }
+    if is_live and progress.time_left_s is not None:
+        facts["expected_end"] = now + progress.time_left_s
+    kept, slowest = progress.checkpoint, progress.slowest
+    if kept:
+        facts["checkpoint_step"], facts["checkpoint_age_s"] = kept.step, now - kept.time
+        facts["checkpoint_state"] = kept.state
+    if is_live and progress.step:
+        facts["at_risk_steps"] = progress.step - (kept.step if kept else 0)
+        facts["at_risk_s"] = now - kept.time if kept else None
+    if slowest:
+        facts["heartbeat_age_s"] = now - slowest.time
+        where = f" on {slowest.node}" if slowest.node else ""
+        facts["heartbeat_of"] = f"rank {slowest.rank}{where}, step {slowest.step}"
     return facts
 
 
-def _time_left(records: list[dict[str, Any]]) -> float | None:
-    """Return the seconds left, from the time between the last metric lines."""
-    recent = records[-5:]
-    steps = recent[-1]["step"] - recent[0]["step"]
-    if steps <= 0:
-        return None
-    pace: float = (recent[-1]["time"] - recent[0]["time"]) / steps
-    return pace * float(recent[-1]["num_steps"] - recent[-1]["step"])
+def _others(run_dir: Path, jobs: Mapping[str, JobState]) -> dict[str, str]:
+    found = {verb: read_submission(run_dir / JOB_FOLDER, verb) for verb in _LATER_VERBS}
+    return {
+        verb: f"job {submission.job_id}, {jobs[submission.job_id].state.lower()}"
+        for verb, submission in found.items()
+        if submission and submission.job_id in jobs
+    }
 
 
-def _heartbeat(path: Path) -> float:
-    return float(json.loads(path.read_text(encoding="utf-8"))["time"])
-
-
-def _log(run_dir: Path, events: list[dict[str, Any]], submission: Submission | None) -> str:
+def _log(run_dir: Path, events: Sequence[Mapping[str, Any]], submission: Submission | None) -> str:
     logs = [event["log"] for event in events if event.get("log")]
     own = run_dir / LOG_NAME
     return logs[-1] if logs else submission.log if submission else str(own if own.exists() else "")
 
 
-def _is_of_job(events: list[dict[str, Any]], submission: Submission) -> bool:
+def _is_of(submission: Submission, starts: Sequence[Mapping[str, Any]]) -> bool:
     """Say whether the submitted job is the latest that happened to the run."""
-    starts = [event for event in events if event["event"] == "start"]
-    return (
-        not starts
-        or starts[-1]["job_id"] == submission.job_id
-        or (starts[-1]["time"] < submission.time)
-    )
-
-
-_Verdict = tuple[str, bool, str]
-
-
-def _state(
-    job: JobState | None,
-    events: list[dict[str, Any]],
-    facts: dict[str, Any],
-    run_dir: Path,
-    now: float,
-) -> _Verdict:
-    last = events[-1] if events else {"event": "none"}
-    if last["event"] == "finished":
-        return "finished", False, f"simclr-evaluate run={run_dir} ..."
-    if job and not job.is_final:
-        return _state_of_live_job(job, facts)
-    if job and last["event"] == "start":
-        return f"ended by Slurm: {job.state.lower()}", True, _start_again(facts)
-    return _state_without_job(last, facts, now)
-
-
-def _state_of_live_job(job: JobState, facts: dict[str, Any]) -> _Verdict:
-    if job.state == "PENDING":
-        word = job.reason.partition(",")[0].strip("()")
-        stuck = word in _NEVER
-        action = f"scontrol show job {job.job_id}" if stuck else ""
-        return f"waiting: {WAITING.get(word, word or 'no reason given')}", stuck, action
-    if job.state != "RUNNING":
-        return f"{job.state.lower()}", False, ""
-    if facts.get("heartbeat_age_s", 0.0) > STALE_S:
-        return "running, but silent", True, f"read the log; scancel {job.job_id} if it hangs"
-    return "training" if facts.get("step") else "starting", False, ""
-
-
-def _state_without_job(last: dict[str, Any], facts: dict[str, Any], now: float) -> _Verdict:
-    again = _start_again(facts)
-    if last["event"] == "none":
-        return "not started", False, ""
-    if last["event"] == "failed":
-        return f"failed: {last['error'][:200]}", True, f"read the log; {again}"
-    if last["event"] == "stop":
-        held = last["decision"] == "hold"
-        why = "held: three stops at the same step" if held else f"stopped ({last['signal']})"
-        return why, True, again
-    if _may_be_alive(last, facts, now):
-        return "training" if facts.get("step") else "starting", False, ""
-    return "ended without a word: killed, or the machine failed", True, again
-
-
-def _may_be_alive(start: dict[str, Any], facts: dict[str, Any], now: float) -> bool:
-    """Say whether the process of an attempt lives: by its id on this machine, else by its age."""
-    if start.get("host") == socket.gethostname():
-        return Path(f"/proc/{start['pid']}").exists()
-    silent: float = facts.get("heartbeat_age_s", now - start["time"])
-    return silent < STALE_S
-
-
-def _start_again(facts: dict[str, Any]) -> str:
-    step = facts.get("checkpoint_step")
-    return f"the same command goes on {f'at step {step}' if step else 'from the start'}"
+    if not starts or starts[-1]["job_id"] == submission.job_id:
+        return True
+    return bool(starts[-1]["time"] < submission.time)

@@ -1,78 +1,196 @@
-"""``simclr-status``: how runs fare, in plain words."""
+"""``simclr-status``: how runs and packings fare, in plain words."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs import cli, slurm
-from jobs.monitor.records import RunRecord, describe, find_runs, job_of
-from jobs.monitor.table import print_table
+from jobs import cli
+from jobs.arguments import HELP as HELP_OPTIONS
+from jobs.monitor.ask import INTERVAL_S, Asker
+from jobs.monitor.packing import PackingRecord, describe_packing, is_packing, packing_job
+from jobs.monitor.records import RunRecord, describe, find_runs, jobs_of
+from jobs.monitor.table import print_records
+from jobs.runfolder import CONFIG_NAME
+
+REFRESH_S = 5.0  # of the runs' own files; Slurm is asked less often
+_CLEAR = "\x1b[H\x1b[2J"  # to the top left corner, and nothing below
 
 HELP = """\
-simclr-status: say how runs fare: state, progress, last checkpoint, next action.
+simclr-status: say how runs and packings fare: state and why, progress, restarts and their
+causes, last checkpoint, work at risk, next action.
 
 Examples:
   simclr-status                      every run in ./runs
-  simclr-status runs/first runs/two  these runs
-  simclr-status json=true            for programs
+  simclr-status runs/first           one run, in full
+  simclr-status runs/sweep shards/v1 the runs of a sweep, the members of a packing array
+  simclr-status --watch runs/first   again and again, until Ctrl-C or the run needs nobody
+  simclr-status --json               for programs
+  simclr-status --report runs/first  one HTML page: curves, attempts on a time line, probe
 
-A run that waits, trains, stopped or died is described from its own folder and, where there
-is Slurm, from squeue; accounting is not needed. torch is not needed either.
+Options:
+  --watch[=SECONDS]  show again every 5 s; Slurm is asked every SECONDS (30), not oftener than 10
+  --json             records as JSON
+  --report           write RUN/report.html for each run and name it
 
-Output:
-  a table on stdout, with the log and the next action of each run below it.
+A run that waits, trains, stopped or died is described from its own folder and, where there is
+Slurm, from squeue and sacct; neither is needed, nor is torch. One run alone has the checksums of
+its newest checkpoint compared (verified); of several, only the sizes (whole).
 
 Exit codes: 0 all is well, 1 a run needs a person, 2 wrong use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was asked for.
+
+    Attributes:
+        folders: runs, packings, or folders of runs.
+        as_json: for programs.
+        report: write a page for each run.
+        watch_s: ask Slurm so often and show again and again; 0 shows once.
+    """
+
+    folders: tuple[Path, ...]
+    as_json: bool = False
+    report: bool = False
+    watch_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What was found.
+
+    Attributes:
+        runs: records of runs.
+        packings: records of packings.
+    """
+
+    runs: list[RunRecord]
+    packings: list[PackingRecord]
+
+    @property
+    def all(self) -> list[RunRecord | PackingRecord]:
+        """Runs, then packings."""
+        return [*self.runs, *self.packings]
+
+    @property
+    def needs_person(self) -> bool:
+        """True when anything does."""
+        return any(record.needs_person for record in self.all)
 
 
 def main() -> None:
     """Console script."""
     arguments = sys.argv[1:]
-    if {"--help", "-h"} & set(arguments):
+    if HELP_OPTIONS & set(arguments):
         cli.say(HELP)
         raise SystemExit(cli.DONE)
-    records: list[RunRecord] = []
-    code = cli.guarded("status", lambda: records.extend(show(arguments)))
-    needed = any(record.needs_person for record in records)
+    found: list[Shown] = []
+    code = cli.guarded("status", lambda: found.append(show(parse(arguments))))
+    needed = any(shown.needs_person for shown in found)
     raise SystemExit(code or (cli.FAILED if needed else cli.DONE))
 
 
-def show(arguments: list[str]) -> list[RunRecord]:
-    """Print how the named runs fare, and return it.
+def parse(arguments: Sequence[str]) -> Wish:
+    """Return what the arguments ask for.
 
     Raises:
-        ValueError: an option is unknown, or a folder is no run.
+        ValueError: an option is unknown, or its value is.
     """
-    options = [argument for argument in arguments if argument.startswith(("json=", "-"))]
-    unknown = set(options) - {"json=true", "json=false"}
+    options = {word for word in arguments if word.startswith("-") or word == "json=true"}
+    watch = next((word for word in options if word.partition("=")[0] == "--watch"), "")
+    unknown = options - {"--json", "json=true", "--report", watch}
     if unknown:
-        raise ValueError(f"{min(unknown)} is no option; there is json=true")
-    named = [Path(argument) for argument in arguments if argument not in options]
-    runs = named or find_runs(Path("runs"))
-    jobs = ask_slurm(runs)
-    records = [describe(run, jobs) for run in runs]
-    if "json=true" in options:
-        cli.say(json.dumps([asdict(record) for record in records], indent=1))
-    elif records:
-        print_table(records)
+        raise ValueError(
+            f"{min(unknown)} is no option; there are --json, --watch[=SECONDS], --report"
+        )
+    return Wish(
+        tuple(Path(word) for word in arguments if word not in options),
+        as_json=bool(options & {"--json", "json=true"}),
+        report="--report" in options,
+        watch_s=_seconds(watch) if watch else 0.0,
+    )
+
+
+def show(wish: Wish) -> Shown:
+    """Print how the named runs and packings fare, once or again and again, and return it.
+
+    Raises:
+        ValueError: a folder is neither.
+    """
+    asker = Asker(wish.watch_s or INTERVAL_S)
+    while wish.watch_s:
+        shown = look(wish, asker)
+        sys.stdout.write(_CLEAR if sys.stdout.isatty() else "")
+        _print(wish, shown)
+        if all(record.state == "finished" for record in shown.runs) or shown.needs_person:
+            return shown
+        time.sleep(REFRESH_S)
+    shown = look(wish, asker)
+    _print(wish, shown)
+    return shown
+
+
+def look(wish: Wish, asker: Asker) -> Shown:
+    """Return how things fare now.
+
+    Raises:
+        ValueError: a folder is neither run nor packing, nor holds runs.
+    """
+    runs, packings = _sorted(wish.folders)
+    job_ids = [job for run in runs for job in jobs_of(run)]
+    word = asker.word([*job_ids, *(job for folder in packings for job in packing_job(folder))])
+    # Checksums of one checkpoint are worth reading it; those of many would keep the disk busy.
+    thorough = len(runs) == 1 and not wish.watch_s
+    return Shown(
+        [describe(run, word, thorough=thorough) for run in runs],
+        [describe_packing(folder, word.jobs) for folder in packings],
+    )
+
+
+def _sorted(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    runs: list[Path] = [] if folders else find_runs(Path("runs"))
+    packings: list[Path] = []
+    for folder in folders:
+        inside = find_runs(folder)
+        if (folder / CONFIG_NAME).exists():
+            runs.append(folder)
+        elif is_packing(folder):
+            packings.append(folder)
+        elif inside:
+            runs += inside
+        else:
+            raise ValueError(
+                f"{folder} is no run folder: it has no {CONFIG_NAME}; nor does it hold shards"
+            )
+    return runs, packings
+
+
+def _seconds(option: str) -> float:
+    text = option.partition("=")[2] or str(INTERVAL_S)
+    if not text.replace(".", "", 1).isdigit() or float(text) < 10:
+        raise ValueError(f"{option} is no interval; give seconds, 10 or more: --watch=60")
+    return float(text)
+
+
+def _print(wish: Wish, shown: Shown) -> None:
+    if wish.report:
+        # Here, since matplotlib is slow to import and a status should be quick.
+        from jobs.figures.report import write_report
+
+        for record in shown.runs:
+            cli.say(str(write_report(record)))
+    elif wish.as_json:
+        cli.say(json.dumps([asdict(record) for record in shown.all], indent=1))
+    elif shown.runs or shown.packings:
+        print_records(shown.runs, shown.packings)
     else:
         cli.say("no runs in ./runs; name run folders: simclr-status RUN ...")
-    return records
-
-
-def ask_slurm(runs: list[Path]) -> dict[str, slurm.JobState]:
-    """Return Slurm's word on the jobs of runs; nothing where there is no Slurm, or no answer."""
-    job_ids = [job for job in map(job_of, runs) if job]
-    if not job_ids or not slurm.is_available():
-        return {}
-    try:
-        return slurm.queue(job_ids)
-    except slurm.SlurmError as error:
-        sys.stderr.write(f"simclr-status: {error}; shown is what the runs say of themselves\n")
-        return {}
 
 
 if __name__ == "__main__":

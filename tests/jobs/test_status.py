@@ -65,7 +65,12 @@ def test_nothing_to_show_is_said(said):
 
 
 @pytest.mark.parametrize(
-    ("argument", "told"), [("nowhere", "nowhere is no run folder"), ("--watch", "is no option")]
+    ("argument", "told"),
+    [
+        ("nowhere", "nowhere is no run folder"),
+        ("--wach", "is no option"),
+        ("--watch=2", "10 or more"),
+    ],
 )
 def test_wrong_use_is_one_line(said, argument, told):
     code, out, err = said(argument)

@@ -9,12 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from jobs.monitor.records import describe, find_runs, job_of
+from jobs.accounting import Ending
+from jobs.monitor.records import RunRecord, SlurmWord, find_runs, jobs_of
+from jobs.monitor.records import describe as describe_run
 from jobs.runfolder import Submission, freeze, write_submission
 from jobs.slurm import JobState
+from simclr.checkpoint.manifest import CheckpointManifest, describe_files, write_manifest
 from simclr.config import TrainConfig
 
 NOW = 1_800_000_000.0
+
+
+def describe(run: Path, jobs: dict[str, JobState], now: float | None = None) -> RunRecord:
+    return describe_run(run, SlurmWord(jobs), now)
 
 
 @pytest.fixture
@@ -28,7 +35,7 @@ def run(tmp_path) -> Path:
 
 def happened(run: Path, event: str, **facts: object) -> None:
     origin = {"job_id": "12", "host": "elsewhere", "pid": 1, "log": "/log"}
-    line = {"attempt": 1, "event": event, "time": NOW - 500, **origin, **facts}
+    line = {"attempt": 1, "event": event, "time": NOW - 5000, **origin, **facts}
     with (run / "attempts.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -42,10 +49,13 @@ def trained(run: Path, *, silent_s: float = 5.0) -> None:
     for rank, age in ((0, 0.0), (1, silent_s)):
         path = run / "heartbeats" / f"rank-{rank:04d}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"time": NOW - age}))
+        path.write_text(json.dumps({"time": NOW - age, "rank": rank, "step": 20, "node": "n1"}))
     checkpoint = run / "checkpoints" / "step-000000015"
     checkpoint.mkdir(parents=True)
-    os.utime(checkpoint, (NOW - 60, NOW - 60))
+    (checkpoint / "state.pt").write_bytes(b"weights")
+    files = describe_files(checkpoint)
+    write_manifest(checkpoint, CheckpointManifest(15, 100, 2, {}, "", {}, "", files))
+    os.utime(checkpoint / "manifest.json", (NOW - 60, NOW - 60))
 
 
 def test_a_queued_run_says_why_it_waits(run):
@@ -81,7 +91,7 @@ def test_a_silent_run_needs_a_person(run):
     happened(run, "start")
     trained(run, silent_s=2000)
     record = describe(run, {"12": JobState("12", "RUNNING")}, NOW)
-    assert record.state == "running, but silent"
+    assert record.state == "running, but rank 1 is silent"
     assert record.needs_person
     assert "scancel 12" in record.action
 
@@ -132,7 +142,7 @@ def test_a_cancelled_run_can_be_gone_on_with(run):
     trained(run)
     happened(run, "stop", step=15, signal="terminate", decision="quit")
     record = describe(run, {"12": JobState("12", "CANCELLED")}, NOW)
-    assert record.state == "stopped (terminate)"
+    assert record.state.startswith("ended by Slurm (cancelled")
     assert record.action == "the same command goes on at step 15"
 
 
@@ -169,5 +179,46 @@ def test_a_folder_without_settings_is_refused(tmp_path):
 
 def test_runs_are_found_with_their_jobs(run):
     assert find_runs(run.parent) == [run]
-    assert job_of(run) == "12"
+    assert jobs_of(run) == ["12"]
     assert describe(run, {}).heartbeat_age_s is None
+
+
+def test_a_damaged_checkpoint_is_noticed_by_its_size_and_thoroughly_by_its_checksum(run):
+    happened(run, "start")
+    trained(run)
+    state = run / "checkpoints" / "step-000000015" / "state.pt"
+    job = SlurmWord({"12": JobState("12", "RUNNING")})
+    assert describe_run(run, job, NOW, thorough=True).checkpoint_state == "verified"
+    state.write_bytes(b"weightz")
+    assert describe_run(run, job, NOW).checkpoint_state == "whole"
+    assert "checksum" in describe_run(run, job, NOW, thorough=True).checkpoint_state
+    state.write_bytes(b"w")
+    record = describe_run(run, job, NOW)
+    assert record.needs_person
+    assert "damaged: state.pt has 1 bytes, not 7" in record.state
+
+
+def test_work_at_risk_and_the_time_limit_are_told(run):
+    happened(run, "start")
+    trained(run)
+    job = JobState("12", "RUNNING", nodes="n[1-2]", time_left="1-00:00:30")
+    record = describe(run, {"12": job}, NOW)
+    assert (record.at_risk_steps, record.at_risk_s) == (5, 60)
+    assert record.limit_left_s == 86430
+    assert record.expected_end == NOW + record.time_left_s
+    assert record.heartbeat_of == "rank 1 on n1, step 20"
+
+
+def test_each_attempt_is_told_with_its_cause_also_one_that_left_no_word(run):
+    happened(run, "start", restarts=0)
+    happened(run, "stop", step=15, signal="warning", decision="requeue")
+    happened(run, "start", attempt=2, restarts=1)
+    happened(run, "start", attempt=3, restarts=2)
+    happened(run, "finished", attempt=3, first_step=15, checkpoint="step-000000100")
+    ends = [Ending("12", s, "0:0", "a", "b", "n1") for s in ("REQUEUED", "NODE_FAIL", "COMPLETED")]
+    record = describe_run(run, SlurmWord({}, {"12": ends}), NOW)
+    assert [attempt.outcome for attempt in record.attempts] == ["stopped", "lost", "finished"]
+    assert [attempt.last_step for attempt in record.attempts] == [15, 15, 100]
+    assert record.attempts[1].cause == "its node failed"
+    without = describe_run(run, SlurmWord(), NOW)
+    assert without.attempts[1].cause == "killed, or its node was lost"
