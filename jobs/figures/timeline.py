@@ -29,14 +29,15 @@ def draw_timeline(path: Path, attempts: Sequence[AttemptRecord], now: float) -> 
     spans = _spans(attempts, now)
     # seconds for tests, minutes for trials, hours for real runs
     size, unit = _scale(spans[-1][1] - first)
-    with canvas(path, 9, 1.2 + 0.32 * len(attempts)) as figure:
+    with canvas(path, 9, 1.1 + 0.4 * len(attempts)) as figure:
         axes = figure.subplots()
         for row, (attempt, (start, end)) in enumerate(zip(attempts, spans, strict=True)):
             left, width = (start - first) / size, (end - start) / size
-            axes.barh(row, width, left=left, color=_COLORS[attempt.outcome], height=0.6)
-            axes.text(left, row, f" {_words(attempt)}", va="center", fontsize="small")
+            axes.barh(row, width, left=left, color=_COLORS[attempt.outcome], height=0.3)
+            # Above its bar and from the left edge: a late bar would push its words off the page.
+            axes.text(0, row - 0.2, _words(attempt), va="bottom", fontsize="small")
         axes.set_yticks(range(len(attempts)), [f"attempt {one.number}" for one in attempts])
-        axes.invert_yaxis()
+        axes.set_ylim(len(attempts) - 0.5, -0.8)  # the first on top
         axes.set_xlabel(f"{unit} since the first start")
         axes.grid(axis="x", alpha=0.3)
     return path

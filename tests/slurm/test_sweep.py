@@ -98,17 +98,19 @@ def test_a_sweep_that_is_started_again_does_only_what_is_missing(
     cluster, shards, repository, tmp_path
 ):
     folder = tmp_path / "sweep"
-    steps = "max_steps=1"
-    first = sweep(cluster, repository, shards, folder, "-m", "seed=0,1", steps)
+    same = ("max_steps=1", "data.bands=[B02,B04]")
+    first = sweep(cluster, repository, shards, folder, "-m", "seed=0,1", *same)
     assert first.returncode == 0, first.stderr
     for member in (0, 1):
-        cluster.wait_for(f"{first.stdout.strip()}_{member}", "COMPLETED", timeout_s=120)
-    again = sweep(cluster, repository, shards, folder, "-m", "seed=0,1,2", steps)
+        job_id = f"{first.stdout.strip()}_{member}"
+        fields = cluster.wait_for(job_id, "COMPLETED", "FAILED", timeout_s=120)
+        assert fields["JobState"] == "COMPLETED"
+    again = sweep(cluster, repository, shards, folder, "-m", "seed=0,1,2", *same)
     *left_out, job_id = again.stdout.splitlines()
     assert [line.partition(": ")[2] for line in left_out] == [
         "done before, with the same settings"
     ] * 2
-    cluster.wait_for(job_id, "COMPLETED", timeout_s=120)
+    cluster.wait_for(job_id, "COMPLETED", "FAILED", timeout_s=120)
     assert (folder / "seed=2" / "checkpoints" / "latest").exists()
 
 
