@@ -45,7 +45,7 @@ def render(verb: str, text: Help, app: type[Any]) -> str:
     parts = [
         textwrap.fill(f"simclr-{verb}: {text.sentence}", 78),
         "Examples:\n" + "\n".join(f"  {example}" for example in text.examples),
-        "Choices:\n" + "\n".join(f"  {g}={'|'.join(available[g])}" for g in text.groups),
+        "Choices:\n" + "\n".join(_choice(group, available[group]) for group in text.groups),
         "Settings people change (default):\n"
         + "\n".join(_setting(key, meaning, app) for key, meaning in text.settings.items()),
         "Output:\n" + textwrap.fill(text.output, 76, initial_indent="  ", subsequent_indent="  "),
@@ -80,6 +80,12 @@ def default_of(key: str, app: type[Any]) -> object:
     if entry.default_factory is not MISSING:
         return entry.default_factory()
     return entry.default.value if isinstance(entry.default, Enum) else entry.default
+
+
+def _choice(group: str, names: list[str]) -> str:
+    return textwrap.fill(
+        ", ".join(names), 78, initial_indent=f"  {group}= ", subsequent_indent=" " * 10
+    )
 
 
 def _setting(key: str, meaning: str, app: type[Any]) -> str:

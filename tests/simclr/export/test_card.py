@@ -92,7 +92,7 @@ def with_evaluation(trained_run, tmp_path, step):
         "seeds": [0],
         "choices": [{}],
         "scores": {"accuracy": score},
-        "classes": {"average_precision": [None], "f1": [0.5]},
+        "classes": {"average_precision": [None], "f1": [score]},
     }
     evaluation = {
         "simulated": True,
