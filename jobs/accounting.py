@@ -1,4 +1,4 @@
-"""Slurm's accounting, where a site keeps it: job numbers come in, the end of each start goes out."""
+"""Slurm's accounting, where a site keeps it: job numbers come in, how each start ended goes out."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from jobs import cli
 from jobs.cluster import ClusterConfig, Executor
 from jobs.done import is_done
 from jobs.launch import dispatch
+from jobs.runfolder import read_submission
 from jobs.schema import narrow, register, to_app
 from jobs.submit import live_job
 from jobs.tasks.encoders import Evaluate, Export
@@ -166,13 +167,21 @@ def _start(stage: Stage, jobs: list[str]) -> str:
     cluster = stage.cluster
     if cluster.executor is not Executor.slurm:
         return dispatch(stage.task, cluster)
-    alive = None if cluster.dry_run else live_job(stage.task.folder, stage.verb)
-    if alive:
-        jobs.append(alive.job_id.partition("_")[0])  # of an array, all members are waited for
-        return f"job {jobs[-1]}, submitted before"
+    waiting = "" if cluster.dry_run else _at_work(stage)
+    if waiting:
+        jobs.append(waiting)
+        return f"job {waiting}, submitted before"
     after = [] if stage.verb == "pack" else jobs  # sources may be packed side by side
     awaited = ":".join([*([cluster.after] if cluster.after else []), *after]) or None
     said = dispatch(stage.task, replace(cluster, after=awaited))
     jobs.append(_SOON if cluster.dry_run else said)
     waits = f", after {' '.join(after)}" if after else ""
     return f"would be submitted{waits}:\n{said}" if cluster.dry_run else f"job {said}{waits}"
+
+
+def _at_work(stage: Stage) -> str:
+    """Return the jobs that were submitted for a stage, as a dependency, if they have not ended."""
+    earlier = read_submission(stage.task.folder, stage.verb)
+    if earlier is None or live_job(stage.task.folder, stage.verb) is None:
+        return ""
+    return earlier.job_id.replace(",", ":")

@@ -63,7 +63,8 @@ def describe_packing(folder: Path, jobs: Mapping[str, JobState]) -> PackingRecor
     """
     submission = read_submission(folder / WORK_FOLDER / JOB_FOLDER, "pack")
     array = submission.job_id if submission else ""
-    members = {name: job for name, job in jobs.items() if name.partition("_")[0] == array}
+    arrays = array.split(",")  # more members than fit into one array lie in several
+    members = {name: job for name, job in jobs.items() if name.partition("_")[0] in arrays}
     failed = sorted(name for name, job in members.items() if _has_failed(job))
     done, planned = _shards(folder)
     alive = any(not job.is_final for job in members.values())

@@ -94,26 +94,6 @@ def test_members_come_back_with_the_code_and_settings_they_were_submitted_with(
     assert status.returncode == 1
 
 
-def test_a_sweep_that_is_started_again_does_only_what_is_missing(
-    cluster, shards, repository, tmp_path
-):
-    folder = tmp_path / "sweep"
-    same = ("max_steps=1", "data.bands=[B02,B04]")
-    first = sweep(cluster, repository, shards, folder, "-m", "seed=0,1", *same)
-    assert first.returncode == 0, first.stderr
-    for member in (0, 1):
-        job_id = f"{first.stdout.strip()}_{member}"
-        fields = cluster.wait_for(job_id, "COMPLETED", "FAILED", timeout_s=120)
-        assert fields["JobState"] == "COMPLETED"
-    again = sweep(cluster, repository, shards, folder, "-m", "seed=0,1,2", *same)
-    *left_out, job_id = again.stdout.splitlines()
-    assert [line.partition(": ")[2] for line in left_out] == [
-        "done before, with the same settings"
-    ] * 2
-    cluster.wait_for(job_id, "COMPLETED", "FAILED", timeout_s=120)
-    assert (folder / "seed=2" / "checkpoints" / "latest").exists()
-
-
 def log_of(folder, run):
     """Return the log of a member, which lies in the folder of the sweep."""
     files = sorted((folder / "slurm").glob(f"{run.job_id}_*_log.err"))

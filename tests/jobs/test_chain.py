@@ -1,0 +1,93 @@
+"""Several verbs in one command: cut apart, checked before the first starts, run in order."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from make_data import packed_arrays
+
+from jobs.chain import plan, run_chain, split_stages
+from jobs.verbs import chain
+
+
+def test_settings_in_front_are_for_all_and_a_stages_own_come_first():
+    words = split_stages(["cluster=a", "debug=true", "pack", "x=1", "export", "cluster=b"])
+    assert [(w.verb, w.arguments) for w in words] == [
+        ("pack", ("cluster=a", "debug=true", "x=1")),
+        ("export", ("debug=true", "cluster=b")),
+    ]
+
+
+def chained(tmp_path, *more):
+    root = tmp_path / "ras ters"
+    return [
+        *("pack", "source=simulated", f"source.root='{root}'", "source.num_patches=4"),
+        *("source.bands=[B02]", f"output='{tmp_path / 'shards'}'", "verify"),
+        *more,
+    ]
+
+
+def test_what_a_stage_leaves_is_what_the_next_ones_read(tmp_path):
+    more = ("pretrain", f"run_dir='{tmp_path / 'run'}'", "evaluate", "task=x", "export", "output=e")
+    stages = {stage.verb: stage.task.config for stage in plan(chained(tmp_path, *more))}
+    shards = str(tmp_path / "shards")
+    assert stages["verify"].shards == stages["evaluate"].shards == shards
+    assert stages["pretrain"].shards == [shards]
+    assert stages["evaluate"].run == stages["export"].run == str(tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # planning writes nothing
+
+
+def test_a_chain_goes_on_where_it_was_and_what_comes_after_a_change_is_done_again(tmp_path):
+    said: list[str] = []
+    run_chain(chained(tmp_path), said.append)
+    assert [line.split()[0] for line in said] == ["pack", "verify"]
+    said.clear()
+    run_chain(chained(tmp_path), said.append)
+    assert all("done before" in line for line in said)
+    said.clear()
+    run_chain(chained(tmp_path, "quick=true"), said.append)
+    assert ["done before" in line for line in said] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "no stage is named; give verbs with their settings: pack,"),
+        (["cluster=here"], "no stage is named"),
+        (["pack"], "pack: source is missing"),
+        (["export", "output=x"], "export: run is empty"),
+        (["verify", "shard=x"], "verify: shard is no setting; did you mean shards?"),
+        (["verify", "here"], "verify: 'here' is no setting; write key=value"),
+        (["--loud", "verify"], "verify: '--loud' is no setting"),
+        (["verify", "cluster=mine"], "verify: cluster is 'mine'; choose one of here, laptop"),
+        (["verify", "cluster.time_min=soon"], "verify: cluster.time_min: "),
+    ],
+)
+def test_wrong_use_is_one_line_with_the_cure(monkeypatch, capsys, arguments, told):
+    monkeypatch.setattr(sys, "argv", ["simclr-chain", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        chain.main()
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert told in printed.err
+
+
+def test_a_stage_that_cannot_be_is_refused_before_the_first_one_works(tmp_path):
+    with pytest.raises(ValueError, match="evaluate: task is empty"):
+        run_chain(chained(tmp_path, "evaluate", "run=r"), print)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_help_shows_a_chain(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["simclr-chain", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        chain.main()
+    assert ended.value.code == 0
+    assert "pretrain recipe=recommended run_dir=runs/first" in capsys.readouterr().out
+
+
+def test_shards_that_are_there_can_be_trained_on(tmp_path):
+    shards = packed_arrays(tmp_path / "shards", 8, bands=["B02"])
+    (stage,) = plan(["pretrain", f"shards=['{shards}']", f"run_dir='{tmp_path / 'run'}'"])
+    assert stage.task.config.shards == [str(shards)]
