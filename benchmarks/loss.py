@@ -1,0 +1,193 @@
+"""The contrastive loss against its peers: time, memory and error of loss and gradient, one process.
+
+Usage: python benchmarks/loss.py [PAIRS ...]. Peers are timed where they can be imported (extra
+``peers``). Every candidate gets the same projections, forward and backward. Memory is how far the
+largest forward and backward raised the peak of a fresh process (the allocator's peak on a GPU), in
+units of one float32 similarity matrix.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from report import Claim, Report, alternate
+
+from simclr.config import LossConfig
+from simclr.loss import contrastive_loss
+
+SIZE, TEMPERATURE = 128, 0.1
+PAIRS = (256, 1024, 4096)
+OURS = "this loss"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+Loss = Callable[[torch.Tensor], torch.Tensor]
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    pairs = [int(word) for word in sys.argv[1:]] or list(PAIRS)
+    report = Report(
+        "loss",
+        "Contrastive loss, forward and backward",
+        "view",
+        packages=("torch", "lightly", "pytorch-metric-learning", "stable-pretraining"),
+    )
+    losses = {OURS: ours(), **peers()}
+    report.notes += [f"absent, not run: {name}" for name in PEERS if name not in losses]
+    for num in pairs:
+        _time(report, losses, num)
+    _memory(report, losses, max(pairs))
+    _errors(report, losses)
+    report.write()
+
+
+def ours() -> Loss:
+    """Return this suite's loss."""
+    config = LossConfig(temperature=TEMPERATURE)
+    return lambda projections: contrastive_loss(projections, config)
+
+
+def peers() -> dict[str, Loss]:
+    """Return the losses of those peers that can be imported, by name."""
+    found = {}
+    for name, (module, make) in PEERS.items():
+        try:
+            found[name] = make(importlib.import_module(module))
+        except ImportError:
+            continue
+    return found
+
+
+def _lightly(module) -> Loss:  # noqa: ANN001
+    criterion = module.NTXentLoss(temperature=TEMPERATURE)
+    return lambda z: criterion(*z.chunk(2))
+
+
+def _metric_learning(module) -> Loss:  # noqa: ANN001
+    criterion = module.SelfSupervisedLoss(module.NTXentLoss(temperature=TEMPERATURE))
+    return lambda z: criterion(*z.chunk(2))
+
+
+def _stable_pretraining(module) -> Loss:  # noqa: ANN001
+    criterion = module.NTXEntLoss(temperature=TEMPERATURE)
+    return lambda z: criterion(*z.chunk(2))
+
+
+PEERS = {
+    "lightly": ("lightly.loss", _lightly),
+    "pytorch-metric-learning": ("pytorch_metric_learning.losses", _metric_learning),
+    "stable-pretraining": ("stable_pretraining.losses", _stable_pretraining),
+}
+
+
+def projections(num_pairs: int) -> torch.Tensor:
+    """Return (2 num_pairs, SIZE) with positives that are alike, as in the middle of training."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(num_pairs, SIZE, generator=generator)
+    second = first + 0.7 * torch.randn(num_pairs, SIZE, generator=generator)
+    return torch.cat([first, second]).to(DEVICE)
+
+
+def run(loss: Loss, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return loss and gradient."""
+    leaf = z.clone().requires_grad_()
+    value = loss(leaf)
+    value.backward()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return value.detach(), leaf.grad
+
+
+def _time(report: Report, losses: dict[str, Loss], num: int) -> None:
+    z = projections(num)
+    work = {}
+    for name, loss in losses.items():
+        try:
+            run(loss, z)
+        except RuntimeError as error:
+            if "allocate" not in str(error) and "out of memory" not in str(error):
+                raise
+            report.notes.append(f"{num} pairs: {name} wants more memory than there is")
+        else:
+            work[f"{name}, {num} pairs"] = lambda loss=loss: run(loss, z)
+    timings = alternate(work, 2 * num, rounds=9 if num < 4096 else 5)
+    report.timings += timings.values()
+    mine = timings[f"{OURS}, {num} pairs"]
+    others = [timing for timing in timings.values() if timing is not mine]
+    if others:
+        bound = 1.5 if num == 4096 else None
+        best = min(mine.times(other) for other in others)
+        report.claims.append(Claim(f"{num} pairs: times the best peer's rate", best, bound))
+
+
+def _memory(report: Report, losses: dict[str, Loss], num: int) -> None:
+    matrix = (2 * num) ** 2 * 4
+    fitting = [
+        name for name in losses if any(f"{name}, {num} pairs" == t.name for t in report.timings)
+    ]
+    for name in fitting:
+        done = subprocess.run(
+            [sys.executable, __file__, "--memory", name, str(num)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=600,
+        )
+        share = int(done.stdout) / matrix
+        bound = 0.3 if name == OURS else None
+        report.claims.append(Claim(f"{num} pairs: peak memory of {name}", share, at_most=bound))
+
+
+def _peak_memory(name: str, num: int) -> int:
+    """Return the bytes by which a forward and backward raises the peak of this process."""
+    loss = ours() if name == OURS else peers()[name]
+    z = projections(num)
+    run(loss, projections(64))  # libraries, threads and workspaces are not the loss's doing
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(loss, z)
+        return torch.cuda.max_memory_allocated() - before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(loss, z)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def _errors(report: Report, losses: dict[str, Loss]) -> None:
+    """Compare values and gradients in float32 with the definition in float64."""
+    z = projections(256)
+    value, gradient = run(_definition, z.double())
+    for name, loss in losses.items():
+        found, slope = run(loss, z)
+        error = (found.double() - value).abs() / value
+        off = (slope.double() - gradient).norm() / gradient.norm()
+        bound = 1e-5 if name == OURS else None
+        report.claims += [
+            Claim(f"256 pairs: relative error of the loss of {name}", float(error), at_most=bound),
+            Claim(f"256 pairs: relative error of the gradient of {name}", float(off), None, bound),
+        ]
+
+
+def _definition(z: torch.Tensor) -> torch.Tensor:
+    """Write down SimCLR eq. 1, all of the matrix at once."""
+    unit = F.normalize(z, dim=1)
+    similarity = unit @ unit.T / TEMPERATURE
+    num = len(z)
+    itself = torch.eye(num, dtype=torch.bool, device=z.device)
+    positive = torch.arange(num, device=z.device).roll(num // 2)
+    return F.cross_entropy(similarity.masked_fill(itself, -torch.inf), positive)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--memory"]:
+        sys.stdout.write(str(_peak_memory(sys.argv[2], int(sys.argv[3]))))
+    else:
+        main()
