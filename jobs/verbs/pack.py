@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jobs import cli
+from jobs.cluster import ClusterConfig, Executor
 from jobs.help import Help
 from jobs.launch import dispatch
 from jobs.schema import PackApp, narrow
-from jobs.tasks.packing import Pack
+from jobs.tasks.packing import Finish, Pack
 from preprocess.config import PackConfig
 
 HELP = Help(
@@ -24,13 +27,15 @@ HELP = Help(
         "output": "folder for shards and manifest",
         "limit": "pack only so many patches; 0 packs all",
         "shard_size_mib": "size of a full shard, MiB of pixels",
+        "compression": "none, gzip, bitshuffle-lz4 or zstd (the last two: pip extra compression)",
         "on_error": "a bad patch: quarantine lists it and goes on, stop ends",
         "max_rejected": "share of bad patches that is tolerated, 0 to 1",
         "cluster.tasks_per_node": "parts packed side by side on one machine",
         "cluster.parts": "members of the job array on Slurm",
     },
     output="Shards, manifest.json and rejected.jsonl go to output; the manifest is written last "
-    "and means that packing is complete. stdout names it.",
+    "and means that packing is complete. stdout names it, or on Slurm the job that writes it "
+    "after all members of the array: cluster.after=JOB lets another job wait for it.",
 )
 
 
@@ -38,7 +43,17 @@ def work(app: PackApp, member: str | None) -> str:
     """Pack, or submit the packing; return what was done."""
     config = narrow(app, PackConfig)
     config.output = member or config.output
-    return dispatch(Pack(config), app.cluster, in_sweep=member is not None)
+    result = dispatch(Pack(config), app.cluster, in_sweep=member is not None)
+    submitted = app.cluster.executor is Executor.slurm and not app.cluster.dry_run
+    if not (submitted and result) or member is not None:
+        return result
+    return dispatch(Finish(config), _after(app.cluster, result))
+
+
+def _after(cluster: ClusterConfig, jobs: str) -> ClusterConfig:
+    # afterany: with afterok, a member that failed would leave the last job waiting for ever
+    dependency = {"dependency": f"afterany:{jobs}"}
+    return replace(cluster, after=None, extra={**cluster.extra, **dependency})
 
 
 def main() -> None:

@@ -44,5 +44,5 @@ def crc32_by_row(columns: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.uint32]:
         # bytes as stored: text keeps its padding, numbers are little-endian in memory and file
         data = np.ascontiguousarray(column).reshape(len(column), -1).view(np.uint8)
         before = checksums or [0] * len(data)
-        checksums = [zlib.crc32(row, old) for row, old in zip(data, before, strict=True)]
+        checksums = [zlib.crc32(row.data, old) for row, old in zip(data, before, strict=True)]
     return np.array(checksums, "<u4")
