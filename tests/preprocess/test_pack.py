@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from make_data import bigearthnet_v1, class_folders, write_geotiff
+from make_data import bigearthnet_v1, write_geotiff
 
 from preprocess.config import (
     BigEarthNetV1Config,
