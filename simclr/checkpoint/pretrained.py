@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from simclr.checkpoint.load import load_state, newest_valid
-from simclr.checkpoint.manifest import CheckpointManifest, read_checkpoint_manifest
+from simclr.checkpoint.manifest import (
+    CHECKPOINTS,
+    FOLDER_PATTERN,
+    CheckpointManifest,
+    folder_name,
+    read_checkpoint_manifest,
+    verify,
+)
 from simclr.config import TrainConfig
 from simclr.model.encoder import build_encoder
 from simclr.settings import from_plain
@@ -54,13 +61,18 @@ class Pretrained:
         return int(self.manifest.corpus["view_size_px"])
 
 
-def load_pretrained(run_dir: Path, device: torch.device) -> Pretrained:
-    """Load the encoder of the newest valid checkpoint of a run.
+def load_pretrained(run_dir: Path, device: torch.device, step: int = 0) -> Pretrained:
+    """Load the encoder of a checkpoint of a run.
+
+    Args:
+        run_dir: run folder.
+        device: where it goes.
+        step: of the checkpoint; 0 takes the newest valid one.
 
     Raises:
-        ValueError: the folder holds no checkpoint, or none that is valid.
+        ValueError: the folder holds no such checkpoint, or none that is valid.
     """
-    folder = newest_valid(run_dir)
+    folder = _checkpoint_of(run_dir, step) if step else newest_valid(run_dir)
     if folder is None:
         raise ValueError(f"{run_dir} holds no checkpoint; pretrain first, or correct run=")
     manifest = read_checkpoint_manifest(folder)
@@ -69,3 +81,18 @@ def load_pretrained(run_dir: Path, device: torch.device) -> Pretrained:
     encoder.load_state_dict(load_state(folder, device)["encoder"])
     encoder.to(device).eval().requires_grad_(False)
     return Pretrained(encoder, config, folder, manifest)
+
+
+def saved_steps(run_dir: Path) -> list[int]:
+    """Return the steps of the checkpoints of a run, valid or not, in order."""
+    folders = (run_dir / CHECKPOINTS).glob(FOLDER_PATTERN)
+    return sorted(int(folder.name.rpartition("-")[2]) for folder in folders)
+
+
+def _checkpoint_of(run_dir: Path, step: int) -> Path:
+    folder = run_dir / CHECKPOINTS / folder_name(step)
+    if not folder.is_dir():
+        there = ", ".join(map(str, saved_steps(run_dir))) or "none"
+        raise ValueError(f"{run_dir} has no checkpoint of step {step}; there are: {there}")
+    verify(folder)
+    return folder

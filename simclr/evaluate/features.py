@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from preprocess.shards.atomic import atomic_path
+from simclr.collectives import from_main_rank
+from simclr.evaluate.ranking import Indices
+from simclr.evaluate.ranks import meet
+from simclr.world import World
 
 Features = npt.NDArray[np.float32]
 Embedder = Callable[[Tensor], Tensor]  # (B, C, H, W) float32 -> (B, D)
@@ -39,7 +44,7 @@ class FeatureCache:
 
     def path(self, name: str) -> Path:
         """Return the file of a network."""
-        return self.folder / f"{name.replace(' ', '-')}.npz"
+        return self.folder / (re.sub(r"[^\w.()-]", "-", name) + ".npz")
 
     def read(self, name: str, num_samples: int) -> Features | None:
         """Return stored features (num_samples, D), or None if there are none of this origin.
@@ -64,39 +69,74 @@ class FeatureCache:
         with atomic_path(self.path(name)) as temporary, temporary.open("wb") as file:
             np.savez(file, key=np.array(self._key(name)), features=features)
 
+    def stored(self, name: str, num_samples: int) -> Features:
+        """Return stored features (num_samples, D).
+
+        Raises:
+            ValueError: there are none, or not of this origin.
+        """
+        features = self.read(name, num_samples)
+        if features is None:
+            raise ValueError(f"{self.path(name)} has been removed or changed; evaluate again")
+        return features
+
+    def write_part(self, name: str, rank: int, features: Features) -> None:
+        """Store the rows that one rank took, in any order of ranks."""
+        with atomic_path(self._part(name, rank)) as temporary, temporary.open("wb") as file:
+            np.save(file, features)
+
+    def join(self, name: str, num_parts: int) -> None:
+        """Make one file of the parts of all ranks, in the order of ranks."""
+        parts = [self._part(name, rank) for rank in range(num_parts)]
+        self.write(name, np.concatenate([np.load(part) for part in parts]))
+        for part in parts:
+            part.unlink()
+
+    def _part(self, name: str, rank: int) -> Path:
+        return self.path(name).with_suffix(f".part-{rank:04d}.npy")
+
     def _key(self, name: str) -> str:
         text = json.dumps({**self.origin, "network": name}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_features(
+def store_features(
     cache: FeatureCache,
     embedders: Mapping[str, Embedder],
-    views: Callable[[], Iterable[Tensor]],
+    views: Callable[[Indices], Iterable[Tensor]],
     num_samples: int,
+    world: World,
     *,
     progress: bool,
-) -> dict[str, Features]:
-    """Return the features of every network, taking only those that the cache lacks.
+) -> None:
+    """Leave the features of every network in the cache; every rank takes a share of the samples.
+
+    Shares are stretches without overlap or padding, joined in order: the stored rows are those
+    that one rank alone would have stored.
 
     Args:
-        cache: where features of earlier evaluations lie.
+        cache: where features of earlier evaluations lie, on storage that all ranks see.
         embedders: networks or functions by name.
-        views: starts a pass over the samples, see ``extract_features``.
+        views: starts a pass over the samples of the given numbers, see ``extract_features``.
         num_samples: N.
+        world: all ranks must call this together.
         progress: draw a bar while features are taken.
-
-    Returns:
-        (N, D) float32 by name, in the order of ``embedders``.
     """
-    found = {name: cache.read(name, num_samples) for name in embedders}
-    missing = {name: embedders[name] for name, features in found.items() if features is None}
-    if missing:
-        taken = extract_features(missing, views(), num_samples, progress=progress)
-        for name, features in taken.items():
-            cache.write(name, features)
-        found |= taken
-    return {name: features for name, features in found.items() if features is not None}
+    # one rank looks, since two might see different states of a network file system
+    lacking = [name for name in embedders if cache.read(name, num_samples) is None]
+    names = json.loads(from_main_rank(json.dumps(lacking)))
+    if not names:
+        return
+    own = np.array_split(np.arange(num_samples), world.size)[world.rank]
+    missing = {name: embedders[name] for name in names}
+    taken = extract_features(missing, views(own), len(own), progress=progress) if len(own) else {}
+    for name, features in taken.items():
+        cache.write_part(name, world.rank, features)
+    meet(world)
+    if world.is_main:
+        for name in names:
+            cache.join(name, min(world.size, num_samples))
+    meet(world)
 
 
 def extract_features(

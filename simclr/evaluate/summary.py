@@ -4,41 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from simclr.checkpoint.pretrained import Pretrained
-from simclr.corpus import Corpus
-from simclr.evaluate.bootstrap import Blocks, Interval
+from simclr.evaluate.bootstrap import Interval, holm
 from simclr.evaluate.comparison import Difference, Row, compare
-from simclr.evaluate.config import EvaluateConfig
+from simclr.evaluate.features import Features
 from simclr.evaluate.knn import TEMPERATURE
+from simclr.evaluate.portrait import confusion, feature_map, reliability_of
 from simclr.evaluate.probe import PENALTIES
 from simclr.evaluate.ranking import FloatArray
 from simclr.evaluate.scores import SCORES
-from simclr.evaluate.splits import Splits
+from simclr.evaluate.setting import PRETRAINED, Setting
 from simclr.evaluate.task import Task
-
-PRETRAINED = "pretrained"
-MIN_SEEDS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """All that was fixed before anything was scored."""
-
-    config: EvaluateConfig
-    pretrained: Pretrained
-    corpus: Corpus
-    task: Task
-    splits: Splits
-    blocks: Blocks
+from simclr.evaluate.words import finding, limits, warnings
+from simclr.settings import to_plain
 
 
-def summarise(setting: Setting, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the evaluation as plain data, ready for JSON: NaN becomes null."""
+def summarise(
+    setting: Setting, rows: Sequence[Row], features: Features | None = None
+) -> dict[str, Any]:
+    """Return the evaluation as plain data, ready for JSON: NaN becomes null.
+
+    Args:
+        setting: what was fixed before.
+        rows: the scored table.
+        features: (N, D) of the pretrained encoder, for its map.
+    """
     differences = _differences(setting, rows)
     headline = SCORES[setting.task.kind][0]
     pretrained = setting.pretrained
@@ -54,10 +45,11 @@ def summarise(setting: Setting, rows: Sequence[Row]) -> dict[str, Any]:
         "split": _split(setting),
         "protocol": _protocol(setting),
         "headline": headline,
-        "results": [_result(row) for row in rows],
-        "differences": [_plain_difference(difference) for difference in differences],
-        "findings": [_finding(each) for each in differences if each.score == headline],
-        "notes": [*_limits(setting, differences), *_warnings(setting, rows)],
+        "results": [_result(row, setting.task.kind) for row in rows],
+        "differences": _plain_differences(differences),
+        "findings": [finding(each) for each in differences if each.score == headline],
+        "notes": [*limits(setting, differences), *warnings(setting, rows)],
+        "map": None if features is None else feature_map(setting, features),
     }
 
 
@@ -71,7 +63,8 @@ def _differences(setting: Setting, rows: Sequence[Row]) -> list[Difference]:
         difference
         for row in rows
         for control in rows
-        if row.encoder == PRETRAINED != control.encoder and row.protocol == control.protocol
+        if row.encoder == PRETRAINED != control.encoder
+        and (row.protocol, row.fraction) == (control.protocol, control.fraction)
         for difference in compare(row, control, setting.task.kind, ratio)
     ]
 
@@ -116,6 +109,9 @@ def _split(setting: Setting) -> dict[str, Any]:
 def _protocol(setting: Setting) -> dict[str, Any]:
     return {
         "features": "h in evaluation mode, standardised on the training split",
+        "fractions": sorted(setting.config.fractions),
+        "test_time": setting.config.test_time,
+        "fine-tune": to_plain(setting.config.finetune),
         "k-NN": {"neighbours": setting.config.neighbours, "temperature": TEMPERATURE},
         "linear probe": {"penalties": list(PENALTIES), "solver": "Newton-CG"},
         "bootstrap": {
@@ -126,7 +122,7 @@ def _protocol(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _result(row: Row) -> dict[str, Any]:
+def _result(row: Row, kind: str) -> dict[str, Any]:
     return {
         "encoder": row.encoder,
         "protocol": row.protocol,
@@ -141,6 +137,8 @@ def _result(row: Row) -> dict[str, Any]:
             name: [_plain_interval(interval) for interval in intervals]
             for name, intervals in row.classes.items()
         },
+        "confusion": confusion(row.trials, kind),
+        "reliability": reliability_of(row.trials, kind),
     }
 
 
@@ -157,6 +155,19 @@ def _plain_difference(difference: Difference) -> dict[str, Any]:
     }
 
 
+def _plain_differences(differences: Sequence[Difference]) -> list[dict[str, Any]]:
+    """Return differences as plain data; p-values also corrected for the controls of a table."""
+    families: dict[tuple[str, float, str], list[int]] = {}
+    for number, one in enumerate(differences):
+        families.setdefault((one.protocol, one.fraction, one.score), []).append(number)
+    plain = [_plain_difference(difference) for difference in differences]
+    for members in families.values():
+        corrected = holm([differences[number].p_value for number in members])
+        for number, value in zip(members, corrected, strict=True):
+            plain[number]["p_holm"] = value
+    return plain
+
+
 def _plain_interval(interval: Interval) -> dict[str, float | None]:
     return {
         "value": _number(interval.value),
@@ -171,91 +182,3 @@ def _numbers(values: FloatArray) -> list[float | None]:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _finding(difference: Difference) -> str:
-    """Say in a sentence whether the encoder is ahead of a control."""
-    gap = difference.over_samples
-    if not difference.resolved:
-        verdict = "cannot be told from"
-    else:
-        verdict = "is ahead of" if gap.value > 0 else "is behind"
-    ends = _points(gap)
-    if not math.isnan(difference.over_seeds.low):
-        ends += f", over seeds {_points(difference.over_seeds)}"
-    return (
-        f"{difference.protocol}: {PRETRAINED} {verdict} {difference.control}, "
-        f"{difference.score.replace('_', ' ')} {100 * gap.value:+.1f} points {ends}"
-    )
-
-
-def _points(interval: Interval) -> str:
-    return f"[{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
-
-
-def _limits(setting: Setting, differences: Sequence[Difference]) -> list[str]:
-    """Say which differences this test set is too small to show, and what was not compared."""
-    notes = []
-    headline = [each for each in differences if each.score == SCORES[setting.task.kind][0]]
-    widths = [each.over_samples.high - each.over_samples.low for each in headline]
-    if any(width > 0 for width in widths):
-        smallest = min(width for width in widths if width > 0) / 2
-        notes.append(
-            f"a difference below about {100 * smallest:.1f} points to a control is beyond what "
-            f"{setting.blocks.count} test blocks can show"
-        )
-    if any(width == 0 for width in widths):
-        notes.append(
-            "encoders that answer every test patch alike leave the bootstrap nothing to vary: "
-            f"{300 / setting.blocks.count:.1f} points of difference stay possible (rule of three)"
-        )
-    if len(setting.config.seeds) < MIN_SEEDS:
-        notes.append(
-            f"{len(setting.config.seeds)} seed(s): how much a score moves from seed to seed stays "
-            f"unknown; use {MIN_SEEDS} or more"
-        )
-    notes.append(
-        "one pretraining run: the spread between pretraining seeds is in no interval; not compared "
-        "with the same architecture trained on the labels alone, nor fine-tuned"
-    )
-    return notes
-
-
-def _warnings(setting: Setting, rows: Sequence[Row]) -> list[str]:
-    """Say what makes these figures look better, or narrower, than they are."""
-    notes = [_seen(setting)]
-    leakage = setting.splits.leakage
-    if leakage > 0:
-        notes.append(f"{100 * leakage:.1f} % of the test patches lie at a training place")
-    near = setting.splits.touching
-    if near > 0:
-        notes.append(f"{100 * near:.1f} % of the test patches touch a training patch on the ground")
-    if setting.blocks.unit == "patch":
-        notes.append(
-            "too few tiles or places are known to resample by; neighbouring patches count as "
-            "independent, so intervals may be too narrow"
-        )
-    unsolved = sum(not trial.choices.get("converged", True) for row in rows for trial in row.trials)
-    if unsolved:
-        notes.append(f"{unsolved} of the chosen probes had not converged")
-    if setting.task.num_unlabelled:
-        notes.append(f"{setting.task.num_unlabelled} patches without an answer were left out")
-    return [note for note in notes if note]
-
-
-def _seen(setting: Setting) -> str:
-    """Say whether the encoder was pretrained, without labels, on the patches of the test."""
-    shared = sorted(set(setting.corpus.sources) & set(setting.pretrained.corpus["sources"]))
-    if not shared:
-        return ""
-    tested = setting.task.given_splits[setting.splits.by_seed[0].test]
-    seen = np.isin(tested, setting.pretrained.config.data.splits).mean()
-    if seen == 0:
-        return (
-            f"pretrained on the training patches of {', '.join(shared)}, without labels; its test "
-            "patches were kept out"
-        )
-    return (
-        f"pretrained on {', '.join(shared)}, without labels, and on up to {100 * seen:.0f} % of "
-        "these test patches: the scores do not speak for unseen places"
-    )

@@ -57,6 +57,15 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """Who is tried: name of the row, seed of this attempt, share of the training labels."""
+
+    encoder: str
+    seed: int
+    fraction: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """An encoder's features of all labelled samples, and what it is tried with.
 
@@ -71,6 +80,11 @@ class Subject:
     seed: int
     features: Features
     fraction: float = 1.0
+
+    @property
+    def entry(self) -> Entry:
+        """Who is tried, without the features."""
+        return Entry(self.encoder, self.seed, self.fraction)
 
 
 def try_knn(subject: Subject, task: Task, split: Split, num_neighbours: int) -> Trial:
@@ -88,7 +102,7 @@ def try_knn(subject: Subject, task: Task, split: Split, num_neighbours: int) -> 
 
     used = min(num_neighbours, len(split.train))
     choices = {"neighbours": float(used), "temperature": TEMPERATURE}
-    return judge(KNN, subject, task, split, (votes(validation), votes(test)), choices)
+    return judge(KNN, subject.entry, task, split, (votes(validation), votes(test)), choices)
 
 
 def try_probe(subject: Subject, task: Task, split: Split) -> Trial:
@@ -108,12 +122,12 @@ def try_probe(subject: Subject, task: Task, split: Split) -> Trial:
         "converged": best.converged,
     }
     scores = best.scores(validation).numpy(), best.scores(test).numpy()
-    return judge(PROBE, subject, task, split, scores, choices)
+    return judge(PROBE, subject.entry, task, split, scores, choices)
 
 
 def judge(
     protocol: str,
-    subject: Subject,
+    entry: Entry,
     task: Task,
     split: Split,
     scores: tuple[ScoreArray, ScoreArray],
@@ -135,14 +149,14 @@ def judge(
         choices["thresholds_balanced"] = even.tolist()
     predicted = decide(on_test, task.kind, np.array(choices.get("thresholds", 0.5)))
     return Trial(
-        subject.encoder,
+        entry.encoder,
         protocol,
-        subject.seed,
+        entry.seed,
         split.test,
         task.truth[split.test],
         Answers(on_test, predicted, balanced),
         choices,
-        subject.fraction,
+        entry.fraction,
     )
 
 

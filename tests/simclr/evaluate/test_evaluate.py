@@ -9,10 +9,10 @@ import pytest
 from make_data import packed_arrays
 
 from simclr.checkpoint.manifest import read_checkpoint_manifest, write_manifest
-from simclr.evaluate import evaluate as module
-from simclr.evaluate.config import EvaluateConfig
+from simclr.evaluate.config import EvaluateConfig, FinetuneConfig, Protocol
 from simclr.evaluate.controls import IMAGE_STATISTICS, RANDOM_CONVOLUTIONS, RANDOM_ENCODER
 from simclr.evaluate.evaluate import evaluate
+from simclr.evaluate.patches import Patches
 from simclr.evaluate.report import read_report, report_text
 from simclr.evaluate.scores import SCORES
 
@@ -31,7 +31,14 @@ def evaluated(trained_run, tmp_path_factory):
 
 
 def settings(run, shards, **others):
-    options = {"task": "labels", "seeds": [0, 1], "bootstrap": 100, "batch_size": 40, **others}
+    options = {
+        "task": "labels",
+        "seeds": [0, 1],
+        "bootstrap": 100,
+        "batch_size": 40,
+        "protocols": [Protocol.probe, Protocol.knn],
+        **others,
+    }
     return EvaluateConfig(run=str(run), shards=str(shards), **options)
 
 
@@ -98,7 +105,7 @@ def test_a_second_evaluation_reads_stored_features_and_finds_the_same(evaluated,
     def no_reading(*_):
         raise AssertionError("patches were read though their features are stored")
 
-    monkeypatch.setattr(module, "sequential_batches", no_reading)
+    monkeypatch.setattr(Patches, "in_order", no_reading)
     evaluate(evaluated, progress=False)
     assert report(evaluated) == before
 
@@ -136,7 +143,8 @@ def test_a_run_that_saw_the_test_patches_says_so(trained_run, tmp_path):
     [
         ({"run": ""}, "run is empty"),
         ({"shards": ""}, "shards is empty"),
-        ({"seeds": [1, 1]}, "a seed given twice"),
+        ({"step": 7}, "no checkpoint of step 7; there are: 2"),
+        ({"others": ["nowhere"]}, "nowhere is no run folder, export or file of weights"),
         ({"task": "eurosat"}, "they hold: labels"),
     ],
 )
@@ -157,3 +165,47 @@ def test_a_report_of_another_format_stops(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match="evaluate again"):
         read_report(path)
+
+
+def test_fine_tuning_stands_beside_the_same_network_from_scratch_at_every_fraction(
+    evaluated, trained_run
+):
+    short = FinetuneConfig(epochs=2, batch_size=16, learning_rates=[1e-3], checks=1)
+    everything = settings(
+        evaluated.run,
+        trained_run.shards,
+        protocols=list(Protocol),
+        fractions=[0.25, 1.0],
+        finetune=short,
+        others=[str(trained_run.folder)],
+    )
+    evaluate(everything, progress=False)
+    [evaluation] = [one for one in report(everything) if len(one["protocol"]["fractions"]) == 2]
+    rows = {
+        (row["protocol"], row["fraction"], row["encoder"]): row for row in evaluation["results"]
+    }
+    for fraction in (0.25, 1.0):
+        assert ("fine-tune all", fraction, "from scratch") in rows
+        assert ("fine-tune all", fraction, RANDOM_ENCODER) not in rows
+        for protocol in ("fine-tune frozen", "fine-tune last stage"):
+            assert (protocol, fraction, RANDOM_ENCODER) in rows
+            assert (protocol, fraction, IMAGE_STATISTICS) not in rows
+    # the same weights under another name: the same answers, whatever was drawn
+    for protocol in ("linear probe", "fine-tune all"):
+        own, other = (rows[protocol, 0.25, name] for name in ("pretrained", "run"))
+        assert own["scores"] == other["scores"]
+        assert own["seeds"] == [0, 1]
+    compared = {
+        (one["protocol"], one["fraction"], one["control"]) for one in evaluation["differences"]
+    }
+    assert ("fine-tune all", 0.25, "from scratch") in compared
+    assert all(one["p_value"] <= one["p_holm"] <= 1 for one in evaluation["differences"])
+    assert "validation split, also where few labels" in " ".join(evaluation["notes"])
+    # as it was, for the tests that follow
+    evaluate(evaluated, progress=False)
+
+
+@pytest.mark.parametrize("seeds", [[], [1, 1]])
+def test_seeds_that_say_nothing_are_refused(seeds):
+    with pytest.raises(ValueError, match="seeds is"):
+        EvaluateConfig(seeds=seeds)

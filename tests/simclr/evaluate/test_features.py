@@ -12,7 +12,8 @@ from torch import nn
 from simclr.choices import EncoderName, Stem
 from simclr.config import ModelConfig
 from simclr.evaluate.controls import random_encoder
-from simclr.evaluate.features import FeatureCache, extract_features, load_features
+from simclr.evaluate.features import FeatureCache, extract_features, store_features
+from simclr.world import World
 
 CPU = torch.device("cpu")
 
@@ -68,18 +69,21 @@ def test_one_pass_serves_all_networks():
     assert passes == [1]
 
 
+ALONE = World(0, 0, 1, torch.device("cpu"), "here")
+
+
 def cached(folder, weights="a", num_samples=7):
     """Load features through a cache; return them and how many passes that took."""
     passes = []
 
-    def views():
+    def views(rows):
         passes.append(1)
-        return torch.split(make_views(num_samples), 3)
+        return torch.split(make_views(num_samples)[rows], 3)
 
     cache = FeatureCache(folder, {"weights": weights, "bands": ("B02",)})
     networks = {"random encoder 0": nn.Flatten().eval()}
-    features = load_features(cache, networks, views, num_samples, progress=False)
-    return features["random encoder 0"], len(passes)
+    store_features(cache, networks, views, num_samples, ALONE, progress=False)
+    return cache.stored("random encoder 0", num_samples), len(passes)
 
 
 def test_features_of_the_same_origin_are_read_and_of_another_taken_again(tmp_path):

@@ -14,8 +14,9 @@ from simclr.evaluate.bootstrap import choose_blocks, resamples
 from simclr.evaluate.comparison import score_trials
 from simclr.evaluate.config import EvaluateConfig
 from simclr.evaluate.scores import Answers
+from simclr.evaluate.setting import PRETRAINED, Setting
 from simclr.evaluate.splits import make_splits
-from simclr.evaluate.summary import PRETRAINED, Setting, summarise
+from simclr.evaluate.summary import summarise
 from simclr.evaluate.task import open_task
 from simclr.evaluate.trials import PROBE, Trial
 

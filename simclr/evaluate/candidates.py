@@ -1,0 +1,127 @@
+"""A run and further encoders come in; all that stands in the table goes out: encoders and controls.
+
+Every candidate sees the same views, normalised with the statistics of the shards at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from simclr.checkpoint.manifest import CHECKPOINTS
+from simclr.checkpoint.pretrained import Pretrained, load_pretrained
+from simclr.config import ModelConfig, require
+from simclr.evaluate.config import EvaluateConfig, Protocol
+from simclr.evaluate.controls import (
+    IMAGE_STATISTICS,
+    RANDOM_CONVOLUTIONS,
+    RANDOM_ENCODER,
+    image_statistics,
+    random_convolutions,
+    random_encoder,
+)
+from simclr.evaluate.features import Embedder
+from simclr.evaluate.setting import PRETRAINED
+from simclr.evaluate.weights import load_weights
+
+FROM_SCRATCH = "from scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A row of the table.
+
+    Attributes:
+        encoder: its name.
+        seed: that made it; None where no seed plays a part.
+        embed: views (B, C, S, S) to features (B, D), in evaluation mode.
+    """
+
+    encoder: str
+    seed: int | None
+    embed: Embedder
+
+    @property
+    def features_name(self) -> str:
+        """Name of its features."""
+        return self.encoder if self.seed is None else f"{self.encoder} {self.seed}"
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The encoder, if it is one that can be trained; statistics and filters cannot."""
+        is_encoder = isinstance(self.embed, nn.Module) and self.encoder != RANDOM_CONVOLUTIONS
+        return self.embed if is_encoder and isinstance(self.embed, nn.Module) else None
+
+    def name_under(self, protocol: Protocol) -> str:
+        """Return its name in a row; an untrained one trained in all parts is ``from scratch``."""
+        whole = protocol is Protocol.finetune_all and self.encoder == RANDOM_ENCODER
+        return FROM_SCRATCH if whole else self.encoder
+
+
+def open_candidates(
+    config: EvaluateConfig, pretrained: Pretrained, device: torch.device
+) -> list[Candidate]:
+    """Return the encoder, the others that the settings name, and the controls, in this order.
+
+    Raises:
+        ValueError: another encoder cannot be loaded, or does not read the run's bands.
+    """
+    model, bands = pretrained.config.model, pretrained.config.data.bands
+    others = [
+        Candidate(name, None, open_encoder(path, bands, device))
+        for name, path in _named(config.others).items()
+    ]
+    return [
+        Candidate(PRETRAINED, None, pretrained.encoder),
+        *others,
+        *_controls(model, len(bands), config.seeds, device),
+    ]
+
+
+def open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:
+    """Load an encoder from a run folder or a file of weights.
+
+    Raises:
+        ValueError: there is neither, or it reads other bands.
+    """
+    if not (path / CHECKPOINTS).is_dir():
+        return load_weights(path, bands, device)
+    run = load_pretrained(path, device)
+    require(
+        run.config.data.bands == list(bands),
+        f"{path} was trained on {', '.join(run.config.data.bands)}, the run on {', '.join(bands)}; "
+        "evaluate it by itself",
+    )
+    return run.encoder
+
+
+def _controls(
+    model: ModelConfig, num_bands: int, seeds: Sequence[int], device: torch.device
+) -> list[Candidate]:
+    return [
+        *(
+            Candidate(RANDOM_ENCODER, seed, random_encoder(model, num_bands, seed, device))
+            for seed in seeds
+        ),
+        *(
+            Candidate(RANDOM_CONVOLUTIONS, seed, random_convolutions(num_bands, seed, device))
+            for seed in seeds
+        ),
+        Candidate(IMAGE_STATISTICS, None, image_statistics),
+    ]
+
+
+def _named(others: Sequence[str]) -> dict[str, Path]:
+    """Return a name for each path: its last part, with its parent where two are alike."""
+    paths = [Path(other) for other in others]
+    names = [path.stem for path in paths]
+    named = {
+        name if names.count(name) == 1 else f"{path.parent.name}/{name}": path
+        for name, path in zip(names, paths, strict=True)
+    }
+    reserved = {PRETRAINED, RANDOM_ENCODER, RANDOM_CONVOLUTIONS, IMAGE_STATISTICS, FROM_SCRATCH}
+    return {f"{name} (other)" if name in reserved else name: path for name, path in named.items()}
