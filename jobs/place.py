@@ -76,7 +76,11 @@ def current_place(environment: Mapping[str, str] = os.environ) -> Place:
     # A step, not merely a job: a batch script or a shell of salloc is no rank.
     if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
         return _slurm_place(environment)
-    return Place(rank=int(environment.get("RANK", 0)))  # torchrun's; simclr reads the rest
+    if "RANK" not in environment:
+        return Place()
+    # torchrun's; simclr reads the rest
+    size = int(environment.get("WORLD_SIZE", 1))
+    return Place(rank=int(environment["RANK"]), num_ranks=size)
 
 
 def launch_of(place: Place, token: str) -> Launch | None:

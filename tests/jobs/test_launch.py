@@ -19,7 +19,7 @@ from jobs import launch, slurm, watch
 from jobs.cluster import ClusterConfig, Executor
 from jobs.launch import dispatch, num_gpus
 from jobs.schema import narrow
-from jobs.submit import slurm_options
+from jobs.submit import python_command, slurm_options
 from jobs.tasks.packing import Pack, Verify
 from jobs.tasks.pretraining import Pretrain
 from jobs.tasks.task import StoppedError
@@ -90,6 +90,24 @@ def test_parts_on_this_machine_leave_what_one_process_leaves(tmp_path):
     said = dispatch(Pack(config), LOCAL)
     assert said.endswith("6 simulated patches in 6 shards, manifest written")
     assert dispatch(Verify(VerifyConfig(shards=config.output)), LOCAL).endswith("sound")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_as_well(training):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    arguments = [*command(training)[2:], "max_steps=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{training.run_dir}/checkpoints/step-000000002\n"  # once
+    line = Path(training.run_dir, "attempts.jsonl").read_text().splitlines()[0]
+    assert json.loads(line)["num_ranks"] == 2
 
 
 def wait_for_ranks(config: TrainConfig) -> list[int]:
@@ -176,6 +194,33 @@ def test_slurm_is_asked_for_what_the_cluster_says():
     assert options["additional_parameters"] == {"requeue": True}
     assert options["wckey"] is None
     assert (options["nodes"], options["ntasks_per_node"], options["gpus_per_node"]) == (2, 4, 4)
+
+
+def test_python_runs_inside_the_wrapper_and_the_container():
+    cluster = ClusterConfig(container="apptainer exec --nv i.sif", python="/opt/a b/python")
+    assert python_command(cluster) == (
+        "env --block-signal=USR2 apptainer exec --nv i.sif '/opt/a b/python'"
+    )
+
+
+def test_a_job_waits_for_others_and_is_cancelled_with_them():
+    options = slurm_options(ClusterConfig(after="12:13"), "export", Path("code"))
+    asked = options["additional_parameters"]
+    assert (asked["dependency"], asked["kill-on-invalid-dep"]) == ("afterok:12:13", "yes")
+
+
+def test_scratch_keeps_the_variables_of_the_job_for_the_node():
+    setup = slurm_options(ClusterConfig(scratch="/tmp/$SLURM_JOB_ID"), "x", Path("c"))["setup"]
+    assert 'export SIMCLR_SCRATCH="/tmp/$SLURM_JOB_ID"' in setup
+
+
+def test_a_dry_run_shows_the_script_and_writes_nothing(training):
+    cluster = ClusterConfig(executor=Executor.slurm, partition="gpu", dry_run=True)
+    text = dispatch(Pretrain(training), cluster)
+    assert text.startswith("#!/bin/bash")
+    assert "#SBATCH --partition=gpu" in text
+    assert "export PYTHONSAFEPATH=1" in text
+    assert not Path(training.run_dir).exists()
 
 
 def test_the_script_for_slurm_is_complete(training, tmp_path, monkeypatch):
