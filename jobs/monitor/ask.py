@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from jobs import slurm
-from jobs.accounting import endings
+from jobs.accounting import Ending, endings
 from jobs.monitor.records import SlurmWord
+
+_Word = TypeVar("_Word")
 
 INTERVAL_S = 30.0  # many people watch many runs; the controller answers all of them
 
@@ -32,9 +35,18 @@ class Asker:
 
 
 def _ask(job_ids: Sequence[str]) -> SlurmWord:
+    # Each by itself: accounts may be down while the controller answers.
+    jobs = _answer(slurm.queue, job_ids)
+    accounts: dict[str, list[Ending]] = _answer(endings, job_ids)
+    return SlurmWord(jobs, accounts)
+
+
+def _answer(
+    question: Callable[[Sequence[str]], dict[str, _Word]], job_ids: Sequence[str]
+) -> dict[str, _Word]:
     try:
-        return SlurmWord(slurm.queue(job_ids), endings(job_ids))
+        return question(job_ids)
     except slurm.SlurmError as error:
         # The runs' own records are worth showing without it.
         sys.stderr.write(f"simclr-status: {error}; shown is what the runs say of themselves\n")
-        return SlurmWord()
+        return {}
