@@ -137,6 +137,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(training, place):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell starts what runs in its background deaf to Ctrl-C, and so would be our child
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     metrics = Path(training.run_dir, "metrics.jsonl")
