@@ -22,10 +22,10 @@ class Stop(IntEnum):
 
 
 class Preempted(Exception):  # noqa: N818 - it reports an event, not an error
-    """The run was asked to stop, and every rank has saved at the same step.
+    """The run was asked to stop, and every rank has stopped at the same step.
 
     Attributes:
-        step: optimizer steps done and saved.
+        step: optimizer steps done and saved; earlier than the last one if that was skipped.
         stop: what the ranks had been told.
     """
 

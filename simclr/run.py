@@ -9,7 +9,12 @@ from typing import Any
 
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.load import agreed_checkpoint, load_state, restore_rank
-from simclr.checkpoint.manifest import CheckpointManifest, folder_name, read_checkpoint_manifest
+from simclr.checkpoint.manifest import (
+    CheckpointManifest,
+    folder_name,
+    read_checkpoint_manifest,
+    step_of,
+)
 from simclr.checkpoint.retention import pin
 from simclr.checkpoint.save import Saver
 from simclr.config import TrainConfig
@@ -147,6 +152,22 @@ class Run:
         else:
             _log.warning("step %d had no finite gradient and is not saved", self.step)
         return self._saved
+
+    def leave(self) -> int:
+        """Save this step if it is sound, wait for the save, and return the step to come back to.
+
+        Behind a skipped step that is an earlier one, 0 if none was saved. No reason to fail:
+        whether a stop meets a skipped step is chance, and the next attempt takes the same steps.
+
+        Raises:
+            CheckpointError: this save failed, or the one before it.
+        """
+        if self._watch.is_sound():
+            self.save()
+        else:
+            _log.warning("step %d had no finite gradient and is not saved", self.step)
+        self.close()  # nothing to come back to before it is whole
+        return step_of(self._saved) if self._saved else 0
 
     @property
     def trouble(self) -> Stop:

@@ -34,7 +34,7 @@ def train(
 
     Raises:
         ValueError: settings, shards or run folder do not fit; the message says what and the cure.
-        Preempted: a stop signal came; all ranks have saved at the same step.
+        Preempted: a stop signal came; all ranks have stopped at the same step and saved it.
         CheckpointError: a checkpoint could not be saved; older ones are untouched.
     """
     require(bool(config.run_dir), "run_dir is empty; give a folder for the run, run_dir=DIR")
@@ -48,9 +48,8 @@ def train(
             run.observe(train_step(run, next(run.batches)))
             # all ranks leave at the same step
             stop = Stop(world.agree(max(guard.requested, run.trouble)))
-            if stop or run.checkpoint_is_due():
-                run.save()
             if stop:
-                run.close()  # nothing to come back to before it is whole
-                raise Preempted(run.step, stop)
+                raise Preempted(run.leave(), stop)
+            if run.checkpoint_is_due():
+                run.save()
         return run.save()

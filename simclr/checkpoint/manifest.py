@@ -51,6 +51,11 @@ def folder_name(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def step_of(folder: Path) -> int:
+    """Return the step in the name of a checkpoint folder."""
+    return int(folder.name.rpartition("-")[2])
+
+
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size and sha256 of every file in a checkpoint folder but the manifest."""
     return {

@@ -18,6 +18,7 @@ from simclr.checkpoint.pretrained import load_pretrained
 from simclr.choices import BatchNormGroup, EncoderName, OptimizerName
 from simclr.config import CheckpointConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from simclr.metrics import read_metrics
+from simclr.preemption import Preempted
 from simclr.train import train
 
 STEPS = 16  # 64 patches, half of them for training, 8 a step, 4 epochs
@@ -213,6 +214,29 @@ def test_a_run_without_a_folder_or_shards_is_refused(shards, tmp_path):
     with pytest.raises(ValueError, match="shards is empty"):
         train(TrainConfig(run_dir=str(tmp_path / "run"), world=CPU))
     assert not (tmp_path / "run").exists()
+
+
+def stopped_while_skipping(config) -> int:
+    """Train until steps are skipped, ask for a stop there, and return the step that is named."""
+
+    class Asking:
+        def write(self, record):
+            if record["skipped_steps"]:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted) as stopped:
+        train(config, [Asking()])
+    return stopped.value.step
+
+
+def test_a_stop_behind_a_skipped_step_names_the_step_that_is_saved(shards, tmp_path):
+    config = small_run(shards, tmp_path / "run", log_every_steps=1, max_skipped_steps=9)
+    config = replace(config, optim=OptimConfig(learning_rate=1e30))  # from its second step
+    saving = replace(config, checkpoint=CheckpointConfig(every_steps=1))
+    assert stopped_while_skipping(saving) == int(newest_valid(tmp_path / "run").name[5:]) == 1
+    # before the first checkpoint it begins again, as it would after a stop at any other step
+    unsaved = replace(config, run_dir=str(tmp_path / "other"))
+    assert stopped_while_skipping(replace(unsaved, checkpoint=CheckpointConfig())) == 0
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_checkpoints_alone(shards, tmp_path):
