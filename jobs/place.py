@@ -10,7 +10,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,7 @@ class Place:
         local_rank: on its node, from 0.
         num_ranks: processes in all.
         ranks_on_node: processes on this node.
+        node: of this process, as the scheduler calls it; else the name of the machine.
         node_list: nodes, in Slurm's abbreviation.
         log: file that takes standard error, if known.
         array_index: of this job in its array, from 0.
@@ -58,6 +59,7 @@ class Place:
     local_rank: int = 0
     num_ranks: int = 1
     ranks_on_node: int = 1
+    node: str = field(default_factory=socket.gethostname)
     node_list: str = ""
     log: str = ""
     array_index: int = 0
@@ -121,6 +123,16 @@ def port_of(job_id: str, restarts: int) -> int:
     return _FIRST_PORT + (number * _ATTEMPTS_APART + restarts) % _NUM_PORTS
 
 
+def forget_results(place: Place) -> None:
+    """Remove what an earlier start of this job left as this rank's result, whole or half.
+
+    submitit believes a result that is there, and fails to write one beside a half-written one.
+    """
+    if place.log:
+        for left in Path(place.log).parent.glob(f"{place.job_id}_{place.rank}_result.pkl*"):
+            left.unlink()
+
+
 def expand_counts(text: str) -> list[int]:
     """Expand Slurm's ``2(x3),1`` to ``[2, 2, 2, 1]``."""
     counts: list[int] = []
@@ -152,6 +164,7 @@ def _slurm_place(environment: Mapping[str, str]) -> Place:
         local_rank=int(environment.get("SLURM_LOCALID", 0)),
         num_ranks=int(environment.get("SLURM_STEP_NUM_TASKS", sum(counts))),
         ranks_on_node=counts[node] if node < len(counts) else 1,
+        node=environment.get("SLURMD_NODENAME") or socket.gethostname(),
         node_list=environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "")),
         log=_submitit_log(environment, job_id),
         array_index=int(index or 0),

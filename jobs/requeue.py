@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +23,12 @@ from jobs.joblog import log_as
 from jobs.place import Kind, Place, current_place
 from simclr.preemption import Stop
 
-RUN_AGAIN = 75  # exit code inside a job: stopped and saved; sysexits.h calls it a temporary failure
+RUN_AGAIN = 75  # exit code inside a job: stopped, run me again; sysexits.h: temporary failure
 STAY_S = 90.0  # longer than any grace that ends such a stay; after it, leaving cannot do harm
-WAIT_S = 120.0  # of other ranks for the main one, which ends them by leaving
+WAIT_S = 120.0  # of other ranks for the one that asks, which ends them by leaving
 SIGNALING_S = 3.0
 RETRIES = 3
-MAX_IDLE_STOPS = 3
+MAX_IDLE = 3  # attempts in a row that saved nothing; a fourth would only burn hours
 
 _NOTED = {signal.SIGUSR2: Stop.warning, signal.SIGTERM: Stop.terminate}
 _log = logging.getLogger("simclr")
@@ -40,17 +41,21 @@ class Decision(Enum):
     requeue = "requeue"  # ask Slurm to start the job again, then quit
     stay = "stay"  # nobody says why: leaving would lose the job if it is being preempted
     ask_again = "ask again"
-    hold = "hold"  # it would come back only to stop at the same step again
+    hold = "hold"  # it would come back only to end at the same step again
 
 
 class StopRecord(Protocol):
     """What a run writes down of a stop, where all its ranks can read it."""
 
-    def idle_stops(self) -> int:
-        """Count the latest stops in a row at the same step, this one included."""
+    @property
+    def step(self) -> int:
+        """The step that is saved."""
 
-    def decided(self, decision: Decision) -> None:
-        """Write the decision; main rank only."""
+    def idle_attempts(self) -> int:
+        """Count the latest attempts in a row that saved nothing, this one included."""
+
+    def decided(self, decision: Decision, reason: str = "") -> None:
+        """Write the decision, with a reason if it has one; speaker only."""
 
     def decision(self) -> Decision | None:
         """Read the decision, if it is there."""
@@ -85,17 +90,19 @@ def decide(state: str, *, preempted: bool, warned: bool) -> Decision:
     return Decision.stay
 
 
-def settle(job_id: str, stop: Stop, sleep: Callable[[float], None] = time.sleep) -> Decision:
+def settle(place: Place, stop: Stop, sleep: Callable[[float], None] = time.sleep) -> Decision:
     """Ask Slurm until it is clear what to do; without any answer, stay."""
     warned, waited, failures = stop is Stop.warning, 0.0, 0
     while failures < RETRIES:
         try:
-            job = slurm.show_job(job_id)
+            job = slurm.show_job(place.job_id)
         except slurm.SlurmError as error:
             failures += 1
             _log.warning("%s", error)
             sleep(1.0)
             continue
+        if job.restarts != place.restarts:
+            return Decision.quit  # it runs again already: requeueing would end our successor
         # A job that stays SIGNALING is running.
         state = "RUNNING" if waited >= SIGNALING_S else job.state
         decision = decide(state, preempted=job.preempted, warned=warned)
@@ -106,7 +113,14 @@ def settle(job_id: str, stop: Stop, sleep: Callable[[float], None] = time.sleep)
     return Decision.stay
 
 
-def leave(place: Place, stop: Stop, record: StopRecord | None = None) -> NoReturn:
+def leave(
+    place: Place,
+    stop: Stop,
+    record: StopRecord | None = None,
+    *,
+    speaks: bool | None = None,
+    code: int = RUN_AGAIN,
+) -> NoReturn:
     """End this process of a Slurm job so that the job comes back if, and only if, it should.
 
     Neither returns nor raises: submitit would write down a success or an error, and believe it
@@ -115,22 +129,52 @@ def leave(place: Place, stop: Stop, record: StopRecord | None = None) -> NoRetur
     Args:
         place: of this process.
         stop: what the ranks were told.
-        record: through which the main rank tells the others its decision.
+        record: through which one rank tells the others its decision.
+        speaks: whether it is this rank that asks Slurm; the main one if not said.
+        code: that the process leaves with.
     """
-    for number in _NOTED:
-        signal.signal(number, _ignore)  # decided already; a second signal changes nothing
-    if place.is_main:
-        decision = _carry_out(place.job_id, stop, record)
+    deafen()
+    if place.is_main if speaks is None else speaks:
+        decision = _carry_out(place, stop, record)
         _log.info("stop (%s): %s", stop.name, decision.value)
         if decision is Decision.stay:
             time.sleep(STAY_S)
     else:
-        # Leaving first would end the main rank before it has asked: --kill-on-bad-exit.
-        _wait_for_main(record)
+        # Leaving first would end the one who asks before it has done so: --kill-on-bad-exit.
+        _wait_for_decision(record)
+    end_process(code)
+
+
+def deafen() -> None:
+    """Let further stop signals change nothing: it is decided already that this process ends."""
+    # Python installs handlers in the main thread only; elsewhere those that note go on noting.
+    if threading.current_thread() is threading.main_thread():
+        for number in _NOTED:
+            signal.signal(number, _ignore)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process at once, with all that it has said written out."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(RUN_AGAIN)
+    os._exit(code)
+
+
+def hold(job_id: str, record: StopRecord, idle: int) -> Decision:
+    """Take a job that makes no progress out of the race, with the reason where people look."""
+    reason = (
+        f"{idle} attempts in a row saved nothing after step {record.step}: held; read the log, "
+        f"then scontrol release {job_id}"
+    )
+    _log.error("%s", reason)
+    # first: the hold ends this process
+    record.decided(Decision.hold, reason)
+    try:
+        slurm.hold(job_id, reason)
+    except slurm.SlurmError as error:
+        _log.warning("%s", error)
+    return Decision.hold
 
 
 @contextmanager
@@ -193,30 +237,35 @@ def saving_at_interrupt(place: Place) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _carry_out(job_id: str, stop: Stop, record: StopRecord | None) -> Decision:
-    decision = settle(job_id, stop)
-    if decision is Decision.requeue and record and record.idle_stops() >= MAX_IDLE_STOPS:
-        decision = Decision.hold
-    if decision is Decision.requeue and not _requeue(job_id):
-        decision = Decision.stay  # at the end of its grace Slurm requeues by itself
+def _carry_out(place: Place, stop: Stop, record: StopRecord | None) -> Decision:
+    decision = settle(place, stop)
+    if decision is Decision.requeue and record:
+        idle = record.idle_attempts()
+        if idle >= MAX_IDLE:
+            return hold(place.job_id, record, idle)
+    if decision is Decision.requeue:
+        decision = _requeue(place.job_id)
     if record:
         record.decided(decision)
     return decision
 
 
-def _requeue(job_id: str) -> bool:
+def _requeue(job_id: str) -> Decision:
     for _ in range(RETRIES):
         try:
             slurm.requeue(job_id)
+        except slurm.RefusedError as error:
+            _log.warning("%s; the same command goes on", error)
+            return Decision.quit  # staying would only keep the nodes from whoever wants them
         except slurm.SlurmError as error:
             _log.warning("%s", error)
             time.sleep(1.0)
         else:
-            return True
-    return False
+            return Decision.requeue
+    return Decision.stay  # at the end of its grace Slurm requeues by itself
 
 
-def _wait_for_main(record: StopRecord | None) -> None:
+def _wait_for_decision(record: StopRecord | None) -> None:
     end = time.monotonic() + WAIT_S
     while time.monotonic() < end:
         if record and record.decision() not in (None, Decision.stay):

@@ -20,11 +20,16 @@ FINAL = frozenset(
 # A field starts at the beginning or after a space; values may hold spaces and equal signs.
 _FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z:/]*)=")
 _DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
+_DISABLED = "presently disabled"  # said of a job without --requeue
 _QUEUE_FORMAT = "%i|%T|%S|%L|%N|%r"
 
 
 class SlurmError(RuntimeError):
     """A command of Slurm failed, or did not answer in time."""
+
+
+class RefusedError(SlurmError):
+    """Slurm has understood, and will not do it however often it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +166,33 @@ def requeue(job_id: str) -> bool:
     """Requeue a running job; False when Slurm has done so already.
 
     Raises:
-        SlurmError: refused for another reason, or no answer.
+        RefusedError: the job may not be requeued, as it or the site has it.
+        SlurmError: no answer, or another trouble.
     """
     try:
         call(["scontrol", "requeue", job_id])
     except SlurmError as error:
         if "pending execution" in str(error):
             return False
+        if _DISABLED in str(error):
+            raise RefusedError(str(error)) from error
         raise
     return True
+
+
+def hold(job_id: str, reason: str) -> None:
+    """End a running job and keep it in the queue, held, until a person releases it.
+
+    Args:
+        job_id: of the job.
+        reason: shown as its comment by ``squeue -o %k`` and ``scontrol show job``.
+
+    Raises:
+        SlurmError: refused, or no answer.
+    """
+    # first: the hold ends the process that asks for it
+    call(["scontrol", "update", f"JobId={job_id}", f"Comment={reason}"])
+    call(["scontrol", "requeuehold", job_id])
 
 
 def host_names(node_list: str) -> list[str]:

@@ -110,6 +110,7 @@ class Run:
             self._supervisor.started(self.step)
         self.loader = self._loader()
         self.batches: Iterator[Batch] = iter(self.loader)
+        self._supervisor.reached(self.step)
         beat(self.run_dir, self.world, self.step)
 
     def observe(self, outcome: Outcome) -> None:
@@ -119,6 +120,7 @@ class Run:
             ValueError: too many steps one after another had no finite gradient.
         """
         self._watch.add(outcome)
+        self._supervisor.reached(self.step)
         if self._watch.is_due(self.step, self.num_steps):
             beat(self.run_dir, self.world, self.step)
             self._is_best = self._watch.report(

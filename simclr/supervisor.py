@@ -1,4 +1,4 @@
-"""What a run tells whoever started it, and asks: its first step, and leave to publish."""
+"""What a run tells whoever started it, and asks: the steps it has done, and leave to publish."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from typing import Protocol
 
 
 class Supervisor(Protocol):
-    """A launcher's side of a run, on the main rank; for launchers that may start a run twice."""
+    """A launcher's side of a run; for launchers that may start a run twice, or watch its ranks."""
+
+    def reached(self, step: int) -> None:
+        """Hear how many steps are done: before training, and after each; on every rank."""
 
     def started(self, step: int) -> None:
-        """Hear at which step training begins, once the checkpoint is loaded."""
+        """Hear at which step training begins, once the checkpoint is loaded; main rank only."""
 
     def may_publish(self) -> None:
-        """Raise when another attempt has taken the run over; asked before each publication."""
+        """Raise when another attempt has taken the run over; main rank, before it publishes."""
 
 
 class Unsupervised:
     """Lets a run publish whatever it saves: nobody else is at work in its folder."""
+
+    def reached(self, step: int) -> None:
+        """Take no note."""
 
     def started(self, step: int) -> None:
         """Take no note."""

@@ -30,11 +30,12 @@ def train(
         config: settings, the same on every rank.
         sinks: take the metric records of the main rank.
         launch: how this process was started.
-        supervisor: of the launcher, on the main rank; it may refuse checkpoints.
+        supervisor: of the launcher, on every rank; on the main one it may refuse checkpoints.
 
     Raises:
         ValueError: settings, shards or run folder do not fit; the message says what and the cure.
         Preempted: a stop signal came; all ranks have stopped at the same step and saved it.
+        LostPeerError: another rank is gone, or too late.
         CheckpointError: a checkpoint could not be saved; older ones are untouched.
     """
     require(bool(config.run_dir), "run_dir is empty; give a folder for the run, run_dir=DIR")

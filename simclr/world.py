@@ -7,6 +7,7 @@ Launchers speak torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, 
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,13 @@ import torch.distributed as dist
 from simclr.choices import Device
 from simclr.collectives import max_over_ranks
 from simclr.config import WorldConfig
+
+# What gloo and its sockets say when the other side has died, or does not answer.
+_PEER = re.compile(r"gloo|by peer|Broken pipe|[Tt]imed out|[Tt]imeout")
+
+
+class LostPeerError(RuntimeError):
+    """A collective failed because another rank is gone, or did not come in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +96,29 @@ def launch_from_environment() -> Launch:
 
 @contextmanager
 def open_world(config: WorldConfig, launch: Launch | None = None) -> Iterator[World]:
-    """Join the process group for the time of the block."""
+    """Join the process group for the time of the block.
+
+    Raises:
+        LostPeerError: another rank did not come, or went away in the block.
+    """
     launch = launch or launch_from_environment()
     device = _device(config.device, launch)
     _share_cores(config.threads_per_rank, launch)
+    try:
+        _join(config, launch, device)
+        try:
+            yield World(
+                launch.rank, launch.local_rank, launch.world_size, device, socket.gethostname()
+            )
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if launch.world_size > 1 and _is_of_a_peer(error):
+            raise LostPeerError(f"another rank is gone, or too late: {error}") from error
+        raise
+
+
+def _join(config: WorldConfig, launch: Launch, device: torch.device) -> None:
     timeout = timedelta(seconds=config.timeout_s)
     # Tensors on the CPU travel by gloo, also beside nccl: agreements must not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -99,18 +126,19 @@ def open_world(config: WorldConfig, launch: Launch | None = None) -> Iterator[Wo
         # No port, no file: nothing to collide with. The stubs of torch do not list this store.
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
-    else:
-        dist.init_process_group(
-            backend,
-            init_method=launch.init_method,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timeout,
-        )
-    try:
-        yield World(launch.rank, launch.local_rank, launch.world_size, device, socket.gethostname())
-    finally:
-        dist.destroy_process_group()
+        return
+    dist.init_process_group(
+        backend,
+        init_method=launch.init_method,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timeout,
+    )
+
+
+def _is_of_a_peer(error: RuntimeError) -> bool:
+    """Say whether a collective failed for want of a peer; gloo has no class for it, but words."""
+    return isinstance(error, dist.DistError) or bool(_PEER.search(str(error)))
 
 
 def _device(wanted: Device, launch: Launch) -> torch.device:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.accounting import Ending
+from jobs.attempts import read_attempts
 from jobs.joblog import LOG_NAME
 from jobs.monitor.history import AttemptRecord, history
 from jobs.monitor.progress import Progress, read_progress
 from jobs.monitor.verdict import Facts, judge
-from jobs.runfolder import CONFIG_NAME, JOB_FOLDER, Submission, read_attempts, read_submission
+from jobs.runfolder import CONFIG_NAME, JOB_FOLDER, Submission, read_submission
 from jobs.slurm import JobState, seconds_of
 
 # verbs that work on a run after its training, with jobs of their own

@@ -78,7 +78,7 @@ def _judge(facts: Facts) -> Verdict:
         return Verdict("finished", action=f"simclr-evaluate run={facts.run_dir} ...")
     if facts.job and not facts.job.is_final:
         return _live(facts.job, facts)
-    if facts.job and last == "start":
+    if facts.job and last in ("start", "training"):
         word = facts.job.state.lower()
         return Verdict(f"ended by Slurm: {word}", True, _start_again(facts))
     if facts.job and last == "none":
@@ -125,7 +125,7 @@ def _at_work(facts: Facts) -> Verdict:
 
 def _may_be_alive(facts: Facts) -> bool:
     """Say whether the process of an attempt lives: by its id on this machine, else by its age."""
-    start = facts.events[-1]
+    start = next(event for event in reversed(facts.events) if event["event"] == "start")
     if start.get("host") == socket.gethostname():
         return Path(f"/proc/{start['pid']}").exists()
     return _silent_s(facts) < STALE_S

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 from uuid import uuid4
 
+from jobs.attempts import Attempt, Stopping, saved_step
 from jobs.cluster import ClusterConfig, check_batch
+from jobs.deadline import LATE, deadline
 from jobs.joblog import log_as
-from jobs.place import Kind, Place, current_place, launch_of
-from jobs.requeue import Decision, Interrupted, interruptible, leave, saving_at_interrupt
-from jobs.runfolder import CHECKPOINTS, JOB_FOLDER, Attempt, Stopping, freeze
+from jobs.place import Kind, Place, current_place, forget_results, launch_of
+from jobs.pulse import Pulse
+from jobs.requeue import Decision, Interrupted, deafen, interruptible, leave, saving_at_interrupt
+from jobs.rescue import (
+    abandon,
+    clear,
+    hold_if_futile,
+    lost_peer,
+    note_failure,
+    told_by_a_peer,
+    who_is_lost,
+)
+from jobs.runfolder import JOB_FOLDER, freeze
 from jobs.tasks.task import StoppedError, again
 from jobs.tracking import Tracking, sinks_of
 from preprocess.shards.manifest import read_manifest
@@ -21,11 +35,19 @@ from simclr.preemption import Preempted
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Pretrain an encoder, or go on with a run."""
+    """Pretrain an encoder, or go on with a run.
+
+    Attributes:
+        config: settings.
+        token: the same on all ranks that were started together.
+        tracking: where metrics go beside the run folder.
+        stop_budget_s: what saving may take of the time between a stop signal and the end.
+    """
 
     config: TrainConfig
     token: str = field(default_factory=lambda: uuid4().hex)
     tracking: Tracking = Tracking.none
+    stop_budget_s: float = 90.0
 
     verb = "pretrain"
     checkpoint = __submitit_checkpoint__ = again
@@ -53,7 +75,8 @@ class Pretrain:
 
     def members(self, cluster: ClusterConfig) -> tuple[list[Pretrain], ClusterConfig]:
         """One job with all ranks."""
-        return [self], cluster
+        # a quarter of the warning is left to ask Slurm, and to end
+        return [replace(self, stop_budget_s=0.75 * cluster.signal_delay_s)], cluster
 
     def __call__(self) -> str:
         """Train as one rank; return the last checkpoint's folder on the main one."""
@@ -62,25 +85,40 @@ class Pretrain:
         with interruptible(), saving_at_interrupt(place):
             attempt = None
             try:
-                attempt = Attempt(self.run_dir, place) if place.is_main else None
+                forget_results(place)
+                attempt = self._begin(place) if place.is_main else None
                 folder = self._train(place, attempt)
-            except (Preempted, Interrupted) as event:
-                self._stop(place, attempt, event)
-            except BaseException as error:
-                if attempt:
-                    attempt.note("failed", error=f"{type(error).__name__}: {error}")
+            except BaseException as event:
+                deafen()
+                self._end(place, attempt, event)
                 raise
             if attempt:
                 attempt.note("finished", checkpoint=folder.name)
                 self._draw()
         return str(folder) if place.is_main else ""
 
+    def _begin(self, place: Place) -> Attempt:
+        clear(self.run_dir, place)
+        attempt = Attempt(self.run_dir, place)
+        hold_if_futile(attempt, place)
+        return attempt
+
     def _train(self, place: Place, attempt: Attempt | None) -> Path:
         from simclr.train import train
 
         tracked = sinks_of(self.tracking, self.run_dir) if place.is_main else []
         sinks = [attempt, *tracked] if attempt else tracked
-        return train(self.config, sinks, launch_of(place, self.token), attempt)
+        abandoned = partial(abandon, self.run_dir, place)
+        # Half the time that a collective waits, so that the silent rank is named before the others
+        # give up; longer than network file systems keep what they have read of a file.
+        silence_s = min(120.0, self.config.world.timeout_s / 2)
+        in_time = deadline(self.stop_budget_s, partial(abandoned, code=LATE))
+        with (
+            Pulse(self.run_dir, place, silence_s, abandoned) as pulse,
+            in_time if place.kind is Kind.slurm else nullcontext(),
+        ):
+            supervisor = Supervision(pulse, attempt)
+            return train(self.config, sinks, launch_of(place, self.token), supervisor)
 
     def _draw(self) -> None:
         # Here, since matplotlib is slow to import and a login node only submits.
@@ -88,16 +126,57 @@ class Pretrain:
 
         draw_curves(self.run_dir)
 
+    def _end(self, place: Place, attempt: Attempt | None, event: BaseException) -> None:
+        """Leave a job that comes back; else note why the attempt has failed."""
+        if lost_peer(event):
+            words = f"lost {who_is_lost(self.run_dir, place)} ({event})"
+            if told_by_a_peer(self.run_dir, place):
+                return  # a rank that failed by itself would fail again
+            if place.kind is Kind.slurm:
+                abandon(self.run_dir, place, words)
+            event = RuntimeError(words)
+        elif isinstance(event, Preempted | Interrupted):
+            self._stop(place, attempt, event)
+        note_failure(self.run_dir, place, event)
+
     def _stop(
         self, place: Place, attempt: Attempt | None, event: Preempted | Interrupted
     ) -> NoReturn:
-        step = event.step if isinstance(event, Preempted) else self._saved_step()
-        record = Stopping(self.run_dir, place, attempt, step, event.stop.name)
+        step = event.step if isinstance(event, Preempted) else saved_step(self.run_dir)
+        number = attempt.number if attempt else None
+        record = Stopping(self.run_dir, place, number, step, event.stop.name)
         if place.kind is Kind.slurm:
             leave(place, event.stop, record)
         record.decided(Decision.quit)
         raise StoppedError(f"stopped, saved at step {step}; the same command goes on from there")
 
-    def _saved_step(self) -> int:
-        names = sorted(path.name for path in self.run_dir.glob(CHECKPOINTS))
-        return int(names[-1].rpartition("-")[2]) if names else 0
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a launcher hears and answers, on every rank; see ``simclr.supervisor.Supervisor``.
+
+    Attributes:
+        pulse: of this rank.
+        attempt: on the main rank.
+    """
+
+    pulse: Pulse
+    attempt: Attempt | None
+
+    def reached(self, step: int) -> None:
+        """Let the pulse tell the step."""
+        self.pulse.reached(step)
+
+    def started(self, step: int) -> None:
+        """Note where training begins."""
+        if self.attempt:
+            self.attempt.started(step)
+
+    def may_publish(self) -> None:
+        """Look at the fence.
+
+        Raises:
+            SupersededError: a later attempt has begun.
+        """
+        if self.attempt:
+            self.attempt.may_publish()

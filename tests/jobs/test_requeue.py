@@ -60,25 +60,28 @@ def answers(monkeypatch):
 
 def test_signaling_is_asked_again(answers):
     asked = answers(JobState("1", "SIGNALING"), JobState("1", "RUNNING", preempted=True))
-    assert settle("1", Stop.terminate, sleep=lambda seconds: None) is Decision.requeue
+    assert (
+        settle(Place(Kind.slurm, "1"), Stop.terminate, sleep=lambda seconds: None)
+        is Decision.requeue
+    )
     assert len(asked) == 2
 
 
 def test_a_job_that_stays_signaling_counts_as_running(answers):
     answers(JobState("1", "SIGNALING"))
     waited: list[float] = []
-    assert settle("1", Stop.warning, sleep=waited.append) is Decision.requeue
+    assert settle(Place(Kind.slurm, "1"), Stop.warning, sleep=waited.append) is Decision.requeue
     assert 2.9 <= sum(waited) <= 3.3
 
 
 def test_one_silence_of_the_controller_is_overheard(answers):
     answers(slurm.SlurmError("no answer"), JobState("1", "COMPLETING"))
-    assert settle("1", Stop.warning, sleep=lambda seconds: None) is Decision.quit
+    assert settle(Place(Kind.slurm, "1"), Stop.warning, sleep=lambda seconds: None) is Decision.quit
 
 
 def test_without_any_answer_the_rank_stays(answers):
     asked = answers(slurm.SlurmError("no answer"))
-    assert settle("1", Stop.warning, sleep=lambda seconds: None) is Decision.stay
+    assert settle(Place(Kind.slurm, "1"), Stop.warning, sleep=lambda seconds: None) is Decision.stay
     assert len(asked) == requeue.RETRIES
 
 
@@ -88,11 +91,13 @@ class Record:
     def __init__(self, idle: int = 1, decision: Decision | None = None) -> None:
         self.idle, self.told = idle, decision
 
-    def idle_stops(self) -> int:
+    step = 12
+
+    def idle_attempts(self) -> int:
         return self.idle
 
-    def decided(self, decision: Decision) -> None:
-        self.told = decision
+    def decided(self, decision: Decision, reason: str = "") -> None:
+        self.told, self.reason = decision, reason
 
     def decision(self) -> Decision | None:
         return self.told
@@ -143,12 +148,35 @@ def test_a_cancelled_job_is_left_without_a_requeue(leaving, answers, monkeypatch
     assert record.told is Decision.quit
 
 
-def test_three_stops_at_one_step_hold_the_job(leaving, answers, monkeypatch):
+def test_three_attempts_without_progress_hold_the_job_with_a_reason(leaving, answers, monkeypatch):
     answers(JobState("1", "RUNNING", preempted=True))
-    monkeypatch.setattr(slurm, "requeue", lambda job_id: pytest.fail("it would stop there again"))
+    monkeypatch.setattr(slurm, "requeue", lambda job_id: pytest.fail("it would end there again"))
+    held: list[tuple[str, str]] = []
+    monkeypatch.setattr(slurm, "hold", lambda job_id, reason: held.append((job_id, reason)))
     record = Record(idle=3)
     leaving(0, Stop.warning, record)
     assert record.told is Decision.hold
+    assert held == [("1", record.reason)]
+    assert "3 attempts in a row saved nothing after step 12" in record.reason
+
+
+def test_a_rank_that_was_left_behind_does_not_end_its_successor(leaving, answers, monkeypatch):
+    answers(JobState("1", "RUNNING", restarts=1))
+    monkeypatch.setattr(slurm, "requeue", lambda job_id: pytest.fail("the successor runs"))
+    record = Record()
+    leaving(0, Stop.warning, record)
+    assert record.told is Decision.quit
+
+
+def test_a_job_that_may_not_be_requeued_is_left_at_once(leaving, answers, monkeypatch):
+    def refuse(job_id: str) -> bool:
+        raise slurm.RefusedError("Requested operation is presently disabled")
+
+    answers(JobState("1", "RUNNING", preempted=True))
+    monkeypatch.setattr(slurm, "requeue", refuse)
+    record = Record()
+    leaving(0, Stop.warning, record)
+    assert record.told is Decision.quit
 
 
 def test_a_refused_requeue_lets_the_rank_stay(leaving, answers, monkeypatch):

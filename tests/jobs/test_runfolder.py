@@ -6,22 +6,14 @@ import json
 
 import pytest
 
-from jobs.place import Kind, Place
-from jobs.requeue import Decision
 from jobs.runfolder import (
-    Attempt,
-    Stopping,
     Submission,
-    SupersededError,
     freeze,
     frozen_config,
-    read_attempts,
     read_submission,
     write_submission,
 )
 from simclr.config import OptimConfig, TrainConfig
-
-PLACE = Place(Kind.slurm, "7", restarts=1)
 
 
 def config(run_dir, **settings) -> TrainConfig:
@@ -75,61 +67,6 @@ def test_the_provenance_names_code_and_versions_and_no_environment(tmp_path, mon
     text = (tmp_path / "provenance.json").read_text()
     assert "secret-value" not in text
     assert json.loads(text)["versions"]["torch"]
-
-
-def test_attempts_are_counted_and_described(tmp_path):
-    Attempt(tmp_path, PLACE)
-    second = Attempt(tmp_path, PLACE)
-    second.note("finished", checkpoint="step-000000005")
-    events = read_attempts(tmp_path)
-    assert [(event["attempt"], event["event"]) for event in events] == [
-        (1, "start"),
-        (2, "start"),
-        (2, "finished"),
-    ]
-    assert events[0]["job_id"] == "7"
-
-
-def test_a_line_cut_short_by_a_crash_is_passed_over(tmp_path):
-    Attempt(tmp_path, PLACE)
-    with (tmp_path / "attempts.jsonl").open("a") as file:
-        file.write('{"attempt": 2, "ev')
-    assert len(read_attempts(tmp_path)) == 1
-
-
-def test_an_attempt_that_was_overtaken_may_not_publish(tmp_path):
-    first = Attempt(tmp_path, PLACE)
-    first.write({"step": 1})
-    second = Attempt(tmp_path, PLACE)
-    with pytest.raises(SupersededError, match=r"attempt 2 on .* this is attempt 1"):
-        first.write({"step": 2})
-    second.write({"step": 2})
-
-
-def test_the_end_of_an_attempt_names_the_step_where_it_began(tmp_path):
-    attempt = Attempt(tmp_path, PLACE)
-    attempt.started(12)
-    attempt.note("finished")
-    start, finished = read_attempts(tmp_path)
-    assert "first_step" not in start
-    assert finished["first_step"] == 12
-
-
-def test_other_ranks_read_the_decision_of_this_start_only(tmp_path):
-    earlier = Stopping(tmp_path, Place(Kind.slurm, "7"), Attempt(tmp_path, PLACE), 3, "warning")
-    earlier.decided(Decision.requeue)
-    other_rank = Stopping(tmp_path, PLACE, None, 5, "warning")
-    assert other_rank.decision() is None
-    Stopping(tmp_path, PLACE, Attempt(tmp_path, PLACE), 5, "warning").decided(Decision.quit)
-    assert other_rank.decision() is Decision.quit
-
-
-def test_stops_at_the_same_step_are_counted_from_the_latest(tmp_path):
-    attempt = Attempt(tmp_path, PLACE)
-    for step in (4, 5, 5):
-        Stopping(tmp_path, PLACE, attempt, step, "warning").decided(Decision.requeue)
-    assert Stopping(tmp_path, PLACE, attempt, 5, "warning").idle_stops() == 3
-    assert Stopping(tmp_path, PLACE, attempt, 6, "warning").idle_stops() == 1
 
 
 def test_a_submission_reads_back_equal(tmp_path):

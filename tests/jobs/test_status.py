@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
+from jobs.attempts import Attempt
 from jobs.monitor.table import duration
 from jobs.place import Place
-from jobs.runfolder import Attempt, Submission, freeze, write_submission
+from jobs.runfolder import Submission, freeze, write_submission
 from jobs.verbs import status
 from simclr.config import TrainConfig
 

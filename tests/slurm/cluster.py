@@ -106,18 +106,37 @@ class Cluster:
             "OMP_NUM_THREADS": "1",
         }
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._write_configuration(requeue, user_signal)
 
     def start(self) -> None:
         """Start all daemons and wait until four nodes are idle."""
         self._start_munge()
-        conf = str(self.folder / "slurm.conf")
-        self._daemon("slurmctld", "-D", "-f", conf, "-i")
+        self._daemon("slurmctld", "-D", "-f", self.environment["SLURM_CONF"], "-i")
         _wait(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld to answer")
         for node in NODES:
-            self._daemon("slurmd", "-D", "-f", conf, "-N", node, log=f"slurmd-{node}")
+            self.start_node(node)
+        self.wait_for_idle_nodes()
+
+    def start_node(self, node: str) -> None:
+        """Start the daemon of a node, or start it again."""
+        conf = self.environment["SLURM_CONF"]
+        self._nodes[node] = self._daemon(
+            "slurmd", "-D", "-f", conf, "-N", node, log=f"slurmd-{node}"
+        )
+
+    def lose_node(self, node: str) -> None:
+        """Kill what manages jobs on a node, as a broken network does; its ranks live on."""
+        daemon = self._nodes[node]
+        children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+        for pid in (daemon.pid, *map(int, children)):
+            os.kill(pid, signal.SIGKILL)
+        daemon.wait()
+
+    def wait_for_idle_nodes(self, timeout_s: float = 60) -> None:
+        """Wait until no node is busy, down or being cleared."""
         idle = ("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D")
-        _wait(lambda: self.run(*idle).strip() == "4", "four idle nodes")
+        _wait(lambda: self.run(*idle).strip() == "4", "four idle nodes", timeout_s, self._explain)
 
     def stop(self) -> None:
         """End jobs, then daemons, the last started first; by process id only."""
@@ -196,19 +215,19 @@ class Cluster:
         self._daemon("munged", "-F", "-f", "--num-threads=4", *named, log="munged")
         _wait(lambda: _munge_answers(sock), "munged to answer")
 
-    def _daemon(self, *command: str, log: str = "") -> None:
+    def _daemon(self, *command: str, log: str = "") -> subprocess.Popen[bytes]:
         path = self.folder / "log" / f"{log or command[0]}.out"
         with path.open("ab") as output:
-            self._daemons.append(
-                subprocess.Popen(
-                    command,
-                    stdout=output,
-                    stderr=output,
-                    stdin=subprocess.DEVNULL,
-                    env={**os.environ, **self.environment},
-                    start_new_session=True,  # Ctrl-C in the terminal is not for daemons
-                )
+            daemon = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **self.environment},
+                start_new_session=True,  # Ctrl-C in the terminal is not for daemons
             )
+        self._daemons.append(daemon)
+        return daemon
 
 
 @contextmanager

@@ -8,19 +8,25 @@ from pathlib import Path
 
 import pytest
 from slurm.cluster import Cluster, missing, running_cluster
+from slurm.runs import Run, submit
 
 from preprocess.config import PackConfig, SimulatedConfig
 from preprocess.pack import pack
 
 
 @pytest.fixture(scope="session")
-def started_cluster() -> Iterator[Cluster]:
-    """Start the cluster, or skip; with REQUIRE_SLURM=1 a cluster is demanded."""
+def slurm_is_here() -> None:
+    """Skip where no cluster can be; with REQUIRE_SLURM=1 one is demanded."""
     reason = missing()
     if reason and os.environ.get("REQUIRE_SLURM") == "1":
         pytest.fail(f"REQUIRE_SLURM=1, but {reason}")
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def started_cluster(slurm_is_here: None) -> Iterator[Cluster]:
+    """Start the cluster."""
     with running_cluster() as cluster:
         yield cluster
 
@@ -32,6 +38,16 @@ def cluster(started_cluster: Cluster) -> Iterator[Cluster]:
     started_cluster.clear()
     drained = started_cluster.run("sinfo", "-R", "-h").strip()
     assert not drained, f"a node was drained: {drained}"
+
+
+@pytest.fixture(scope="session")
+def unbroken(
+    started_cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """Train once without any disturbance; what disturbed runs leave is compared with it."""
+    run = submit(started_cluster, shards, tmp_path_factory.mktemp("unbroken") / "run")
+    started_cluster.wait_for(run.job_id, "COMPLETED", "FAILED", timeout_s=240)
+    return run
 
 
 @pytest.fixture(scope="session")

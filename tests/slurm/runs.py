@@ -50,6 +50,11 @@ class Run:
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [e for e in _lines(self.folder / "attempts.jsonl") if e["event"] == kind]
 
+    def pid(self, rank: int) -> int:
+        """Return the process of a rank, as it says itself."""
+        path = self.folder / "heartbeats" / f"rank-{rank:04d}.json"
+        return int(json.loads(path.read_text())["pid"])
+
     def log(self) -> str:
         files = sorted((self.folder / "slurm").glob("*_log.err"))
         return "\n".join(f"== {file.name}\n{file.read_text()}" for file in files)
@@ -99,6 +104,20 @@ def preempt(cluster: Cluster) -> str:
         "--wrap",
         "true",
     ).strip()
+
+
+def assert_finished_like(cluster: Cluster, run: Run, unbroken: Run, restarts: int) -> None:
+    """Wait for the end of a disturbed run; it must leave what an undisturbed one leaves."""
+    fields = cluster.wait_for(run.job_id, "COMPLETED", "FAILED", "CANCELLED", timeout_s=240)
+    assert fields["JobState"] == "COMPLETED", run.log()
+    assert fields["Restarts"] == str(restarts)
+    assert_equal(run, unbroken)
+
+
+def assert_equal(run: Run, unbroken: Run) -> None:
+    """Compare weights, optimizer and generators bit by bit, and every loss on the way."""
+    assert differing(run.state(), unbroken.state()) == []
+    assert [m["loss"] for m in run.metrics()] == [m["loss"] for m in unbroken.metrics()]
 
 
 def differing(one: Any, other: Any, path: str = "") -> list[str]:

@@ -14,15 +14,6 @@ GRACE_S = 20  # of the partition low
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def unbroken(started_cluster, shards, tmp_path_factory):
-    """Train once without any disturbance."""
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
-    run = submit(started_cluster, shards, folder)
-    started_cluster.wait_for(run.job_id, "COMPLETED", "FAILED", timeout_s=240)
-    return run
-
-
 def test_two_nodes_with_two_ranks_each_train_to_the_end(cluster, unbroken):
     assert cluster.state(unbroken.job_id)["JobState"] == "COMPLETED", unbroken.log()
     assert unbroken.step() == STEPS
