@@ -7,9 +7,9 @@ them. An empty list of bands means every band that the source delivers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
-from preprocess.bands import canonical_names
+from preprocess.bands import canonical_name, canonical_names
 
 
 class OnError(Enum):
@@ -17,6 +17,13 @@ class OnError(Enum):
 
     quarantine = "quarantine"
     stop = "stop"
+
+
+class Values(StrEnum):
+    """What pixels count: ``digital_numbers`` are reflectance x 10000, as ESA delivers them."""
+
+    digital_numbers = "digital_numbers"
+    reflectance = "reflectance"
 
 
 def require(condition: bool, message: str) -> None:
@@ -73,32 +80,75 @@ class BigEarthNetV2Config(SourceConfig):
         root: the folder that holds ``BigEarthNet-S2`` and the tables.
         tables: parquet tables, absolute or relative to the root. Only patches that a table lists
             are packed; the official second table adds those with snow, cloud or shadow.
+        reference_maps: folder of CORINE maps, absolute or relative to the root. Where it is there,
+            shards hold the share of every level-3 class and the irrigation labels.
+        min_irrigated: a patch is irrigated if more than this share of its ground is.
+        exclude_lists: files naming patches to leave out: ids, places (``33UUP_26_57``) or the names
+            that the same patches have in v1.
     """
 
     kind: str = "bigearthnet_v2"
     tables: list[str] = field(default_factory=lambda: ["metadata.parquet"])
+    reference_maps: str = "Reference_Maps"
+    min_irrigated: float = 0.0
+    exclude_lists: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         SourceConfig.__post_init__(self)
         require(bool(self.tables), "source.tables is empty; name metadata.parquet")
+        require(
+            0 <= self.min_irrigated < 1,
+            f"source.min_irrigated is {self.min_irrigated}; give a share from 0 to below 1",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
 class GeotiffConfig(SourceConfig):
-    """Square GeoTIFFs of one size with all bands in one file, EuroSAT MS for example.
+    """Any collection of GeoTIFFs: all bands in a file or one file a band, EuroSAT MS for example.
 
     Attributes:
-        file_bands: band names in the order of the file, all of them.
-        size_px: side of every patch in pixels.
-        ground_resolution_m: side of a pixel in metres.
-        labels_from_folders: take the name of a file's folder as its class.
+        file_bands: band names in the order of the files, all of them; empty: one file a band,
+            whose name ends in the band's (``x_B2.tif``, ``x/nir.tif``).
+        size_px: side of every patch in pixels of the finest bands.
+        cut: cut larger files into whole patches from their upper left corner; else all files have
+            the size of a patch.
+        ground_resolution_m: side of a pixel of the finest bands in metres.
+        native: with one file a band, bands of 20 and 60 m lie on their own grids; else all bands
+            share one.
+        values: what numbers in the files mean.
+        nodata: number that marks nodata by band, or for ``all`` others; overrides the files' tags.
+        boa_offset: what must be added, in digital numbers; -1000 or 0. Leave it out where a path
+            holds the name of an ESA product that tells.
+        reprocessed_offset: the same for products of baseline 99.99 alone, whose name tells nothing.
+        override_offset: take ``boa_offset`` although names or pixels contradict it.
+        any_grid: take files whose pixels are not ``ground_resolution_m`` by their own grid.
+        places_from_corners: patches with one upper left corner are one place on several dates.
+        label_table: CSV or parquet table of labels, absolute or relative to the root.
+        id_column: its column of ids: a patch's id, or the last part of it.
+        label_column: its column of classes: text, several parted by ``;``, or a list; empty for
+            a table of splits alone.
+        split_column: its column of splits; empty if it holds none.
+        labels_from_folders: without a table, the name of a file's folder is its class.
         label_set: name of that labelling; empty takes the name of the source.
     """
 
     kind: str = "geotiff"
     file_bands: list[str] = field(default_factory=list)
     size_px: int = 64
+    cut: bool = False
     ground_resolution_m: float = 10.0
+    native: bool = False
+    values: Values = Values.digital_numbers
+    nodata: dict[str, float] = field(default_factory=dict)
+    boa_offset: int | None = None
+    reprocessed_offset: int | None = None
+    override_offset: bool = False
+    any_grid: bool = False
+    places_from_corners: bool = False
+    label_table: str = ""
+    id_column: str = "id"
+    label_column: str = "label"
+    split_column: str = ""
     labels_from_folders: bool = True
     label_set: str = ""
 
@@ -106,10 +156,23 @@ class GeotiffConfig(SourceConfig):
         SourceConfig.__post_init__(self)
         self.file_bands = canonical_names(self.file_bands)
         self.label_set = self.label_set or self.name
+        self.nodata = {
+            band if band == "all" else canonical_name(band): float(value)
+            for band, value in self.nodata.items()
+        }
         require(self.size_px >= 1, f"source.size_px is {self.size_px}; give pixels, 1 or more")
         require(
             self.ground_resolution_m > 0,
             f"source.ground_resolution_m is {self.ground_resolution_m}; give metres above 0",
+        )
+        require(
+            not (self.native and self.file_bands),
+            "source.native is true, but source.file_bands puts all bands into one file, which has "
+            "one grid; leave one of them out",
+        )
+        require(
+            not (self.override_offset and self.boa_offset is None),
+            "source.override_offset is true, but source.boa_offset is not set; say the offset too",
         )
 
 
@@ -175,7 +238,16 @@ class VerifyConfig:
     Attributes:
         shards: folder with shards and manifest.
         quick: look at presence, sizes and structure only; no checksum, no pixel.
+        repair: pack faulty shards again from their source.
+        root: where the rasters are now, if they have moved since packing; for ``repair``.
+        threads: shards that are looked at side by side; 0 takes the cores of this process.
     """
 
     shards: str = ""
     quick: bool = False
+    repair: bool = False
+    root: str = ""
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 0, f"threads is {self.threads}; give 0 for all cores, or a number")

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from preprocess.patch import Labels
-from preprocess.shards.layout import LabelSet
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.patch import Fractions, Labels
+from preprocess.shards.layout import FractionSet, LabelSet
 
 # One row a class of the 43: CORINE level-3 code, name, and the name among the 19; empty: dropped.
 # CORINE has a 44th class, 335 (glaciers and perpetual snow), which BigEarthNet never uses.
@@ -81,6 +84,45 @@ BIGEARTHNET19 = LabelSet("bigearthnet19", "multi", CLASSES_19)
 _YES_NO = ("not irrigated", "irrigated")
 REGULAR = LabelSet("irrigation_regular", "single", _YES_NO)
 EXTENDED = LabelSet("irrigation_extended", "single", _YES_NO)
+
+# Shares of the ground from a map of level-3 codes. Maps know the 44th class too, and ground that
+# their authors left without one: 0 and 999.
+_GLACIERS = (335, "Glaciers and perpetual snow")
+_UNLABELLED = (0, 999)
+_MAPPED = dict(sorted([*((code, name) for name, code in CLC_CODES.items()), _GLACIERS]))
+CORINE = FractionSet("corine", (*_MAPPED.values(), "unlabelled"))
+IRRIGATION = FractionSet("irrigation", (REGULAR.name, EXTENDED.name))
+
+
+def shares_of_codes(codes: npt.NDArray[np.uint16]) -> Fractions:
+    """Return the shares of the ground that a map of CORINE level-3 codes gives to each class.
+
+    Raises:
+        ValueError: a code is none of level 3.
+    """
+    values, counts = np.unique(codes, return_counts=True)
+    share_of = dict(zip(values.tolist(), (counts / codes.size).tolist(), strict=True))
+    unknown = share_of.keys() - _MAPPED.keys() - set(_UNLABELLED)
+    if unknown:
+        raise ValueError(f"code {min(unknown)} is none of CORINE level 3")
+    unlabelled = sum(share_of.get(code, 0.0) for code in _UNLABELLED)
+    shares = {name: share_of.get(code, 0.0) for code, name in _MAPPED.items()}
+    irrigated = [sum(shares[name] for name in s) for s in (IRRIGATION_REGULAR, IRRIGATION_EXTENDED)]
+    return {
+        CORINE.name: np.array([*shares.values(), unlabelled], np.float32),
+        IRRIGATION.name: np.array(irrigated, np.float32),
+    }
+
+
+def labels_of_shares(fractions: Fractions, above: float = 0.0) -> Labels:
+    """Return both irrigation labellings of a patch: yes, if more than a share of its ground is.
+
+    Ground without any class has no answer.
+    """
+    if fractions[CORINE.name][-1] == 1:
+        return {}
+    answers = (_YES_NO[bool(share > above)] for share in fractions[IRRIGATION.name])
+    return {name: (answer,) for name, answer in zip(IRRIGATION.classes, answers, strict=True)}
 
 
 def labels_of_43(names: Iterable[str]) -> Labels:

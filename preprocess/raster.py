@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from rasterio.windows import Window
 from preprocess.patch import PatchError, Transform
 from preprocess.shards.layout import NODATA
 
-SIMULATED_TAG = "simulated, never measured"
 # GDAL's own default is a twentieth of the machine's memory, whatever the job was granted. This much
 # holds the blocks that one column of patches crosses, in all bands of a product. In bytes: rasterio
 # hands the number on as it is, and a cache of 384 bytes decodes a block anew for every patch.
@@ -69,6 +67,25 @@ class Grid:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Pixels of whatever type and nodata a file has.
+
+    Attributes:
+        pixels: (bands, height, width), as stored in the file.
+        nodata: of each band, as the file's tag says; None without a tag.
+        names: of each band, as the file says; empty where it does not.
+        transform: affine a b c d e f of the upper left pixel, in units of the CRS.
+        epsg: of the coordinate system; 0 without one.
+    """
+
+    pixels: npt.NDArray[Any]
+    nodata: tuple[float | None, ...]
+    names: tuple[str, ...]
+    transform: Transform
+    epsg: int
+
+
 @contextmanager
 def session() -> Iterator[None]:
     """Read many small files within this context.
@@ -97,6 +114,23 @@ def read_raster(path: Path, window: tuple[int, int, int, int] | None = None) -> 
     """
     with _errors_named(path), _opened(path) as dataset:
         return _read(path, dataset, window)
+
+
+def read_foreign(path: Path, window: tuple[int, int, int, int] | None = None) -> Foreign:
+    """Read all bands of any raster, whole or a window (column, row, width, height) of pixels.
+
+    Raises:
+        PatchError: the file is missing, unreadable or truncated.
+    """
+    with _errors_named(path), _opened(path) as dataset:
+        grid = _grid(dataset)
+        return Foreign(
+            pixels=dataset.read(window=Window(*window) if window else None),
+            nodata=tuple(dataset.nodatavals),
+            names=tuple(name or "" for name in dataset.descriptions),
+            transform=_moved(grid.transform, *(window or (0, 0))[:2]),
+            epsg=grid.epsg,
+        )
 
 
 def read_window(path: Path, window: tuple[int, int, int, int]) -> Raster:
@@ -243,42 +277,22 @@ def wkt_of(epsg: int) -> str:
     return str(CRS.from_epsg(epsg).to_wkt())
 
 
-@dataclass(frozen=True, slots=True)
-class GeotiffTemplate:
-    """A GeoTIFF of GDAL's own writing, of which only the corner and the pixels are exchanged.
-
-    GDAL takes about a millisecond to create a file; exchanging bytes takes microseconds.
-    """
-
-    content: bytes
-    corner_at: int
-    pixels_at: int
-
-    def render(self, pixels: npt.NDArray[np.uint16], x: float, y: float) -> bytes:
-        """Return the file of a single band (height, width) with its upper left corner at x, y."""
-        file = bytearray(self.content)
-        struct.pack_into("<2d", file, self.corner_at, x, y)
-        file[self.pixels_at : self.pixels_at + pixels.nbytes] = pixels.astype("<u2").tobytes()
-        return bytes(file)
-
-
-@lru_cache(maxsize=64)
-def simulated_template(size_px: int, resolution_m: float, epsg: int) -> GeotiffTemplate:
-    """Return a template for square single-band GeoTIFFs tagged as simulated."""
-    # values that occur once, so that their places in the file are certain
-    x, y = 123456.789, 987654.321
-    pixels = np.arange(1, size_px * size_px + 1, dtype="<u2").reshape(size_px, size_px)
-    with rasterio.MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff", width=size_px, height=size_px, count=1, dtype="uint16",
-            crs=CRS.from_epsg(epsg), blockysize=size_px,
-            transform=rasterio.Affine(resolution_m, 0, x, 0, -resolution_m, y),
-        ) as dataset:  # fmt: skip
-            dataset.update_tags(TIFFTAG_IMAGEDESCRIPTION=SIMULATED_TAG)
-            dataset.write(pixels, 1)
-        content = bytes(memory.getbuffer())
-    return GeotiffTemplate(
-        content=content,
-        corner_at=content.index(struct.pack("<2d", x, y)),
-        pixels_at=content.index(pixels.tobytes()),
-    )
+def write_raster(
+    path: Path | str,
+    pixels: npt.NDArray[Any],
+    transform: Transform,
+    epsg: int,
+    *,
+    driver: str = "GTiff",
+    description: str = "",
+    **options: Any,
+) -> None:
+    """Write a raster (bands, height, width); ``options`` are GDAL's own for the driver."""
+    count, height, width = pixels.shape
+    with rasterio.open(
+        path, "w", driver=driver, width=width, height=height, count=count, dtype=pixels.dtype.name,
+        crs=CRS.from_epsg(epsg), transform=rasterio.Affine(*transform), **options,
+    ) as dataset:  # fmt: skip
+        if description:
+            dataset.update_tags(TIFFTAG_IMAGEDESCRIPTION=description)
+        dataset.write(pixels)

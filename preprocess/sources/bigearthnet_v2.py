@@ -6,27 +6,35 @@ Image Analysis" (IGARSS 2025).
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 
 from preprocess.config import BigEarthNetV2Config
-from preprocess.labels import BIGEARTHNET19, labels_of_19
-from preprocess.patch import Labels, Patch, PatchError, PatchRef
+from preprocess.labels import (
+    BIGEARTHNET19,
+    CORINE,
+    EXTENDED,
+    IRRIGATION,
+    REGULAR,
+    labels_of_shares,
+    shares_of_codes,
+)
+from preprocess.patch import Fractions, Patch, PatchError, PatchRef, Transform
+from preprocess.raster import read_raster
 from preprocess.shards.layout import ShardLayout
 from preprocess.sources.bigearthnet_files import band_groups, place_of, read_band_files
+from preprocess.sources.bigearthnet_tables import Row, read_table
+from preprocess.sources.names import read_exclusions
 
 TREE = "BigEarthNet-S2"
-COLUMNS = ["patch_id", "split", "labels"]
 _PATCH = re.compile(
     r"(?P<product>S2[ABC]_MSIL2A_(?P<time>\d{8}T\d{6})_N(?P<baseline>\d{4})_R\d{3}"
     r"_T(?P<tile>\d{2}[A-Z]{3}))_\d{2}_\d{2}"
 )
-
-Row = tuple[str, Labels]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +49,31 @@ class BigEarthNetV2:
         return False
 
     def layout(self) -> ShardLayout:
-        """Return native band groups and the 19 classes; the tables tell no others."""
-        return ShardLayout(band_groups(self.config.bands), (BIGEARTHNET19,))
+        """Return native band groups and the 19 classes; with maps CORINE shares and irrigation."""
+        groups = band_groups(self.config.bands)
+        if not self._maps.is_dir():
+            return ShardLayout(groups, (BIGEARTHNET19,))
+        return ShardLayout(groups, (BIGEARTHNET19, REGULAR, EXTENDED), (CORINE, IRRIGATION))
 
     def discover(self) -> Iterator[PatchRef]:
-        """Yield the patch folders that a table lists, with its split and labels."""
-        root = Path(self.config.root)
-        names = _patch_folders(root)
-        rows: dict[str, Row] = {}
-        for table in self.config.tables:
-            rows.update(read_table(root / table, names))
-        if not rows:
-            raise ValueError(
-                f"none of the {len(names)} patches in {root / TREE} is listed in "
-                f"{', '.join(self.config.tables)}"
-            )
-        for name in sorted(rows):
-            split, labels = rows[name]
-            yield PatchRef(name, f"{_product(name)}/{name}", split, labels)
+        """Yield the patch folders that a table lists and no list excludes, with what it tells."""
+        root, config = Path(self.config.root), self.config
+        products = _product_folders(root)
+        tables = [read_table(root / name) for name in config.tables]
+        excluded = read_exclusions(config.exclude_lists)
+        num_found = num_listed = 0
+        for product in products:
+            names = _patch_folders(root / TREE / product)
+            # of a patch that several tables list, the last one counts
+            rows = {
+                name: row for table in tables for name, row in table.of_product(product).items()
+            }
+            listed = [name for name in names if name in rows]
+            num_found, num_listed = num_found + len(names), num_listed + len(listed)
+            for name in listed:
+                if not _is_excluded(name, rows[name], excluded):
+                    yield PatchRef(name, f"{product}/{name}", rows[name].split, rows[name].labels)
+        _check_found(root, config, num_found, num_listed)
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read the band files of one folder."""
@@ -67,10 +82,13 @@ class BigEarthNetV2:
         if name is None:
             raise PatchError(folder, "is not named as a patch of BigEarthNet v2")
         pixels, transform, epsg = read_band_files(folder, layout.groups)
+        fractions = self._fractions(ref, (transform, epsg))
+        labels = labels_of_shares(fractions, self.config.min_irrigated) if fractions else {}
         return Patch(
             id=ref.id,
             pixels=pixels,
-            labels=ref.labels,
+            labels={**ref.labels, **labels},
+            fractions=fractions,
             product=name["product"],
             tile=name["tile"],
             place=place_of(name["tile"], ref.id),
@@ -82,55 +100,67 @@ class BigEarthNetV2:
             transform=transform,
         )
 
+    @property
+    def _maps(self) -> Path:
+        return Path(self.config.root) / self.config.reference_maps
 
-def _patch_folders(root: Path) -> set[str]:
-    """Return the names of all patch folders."""
+    def _fractions(self, ref: PatchRef, lies: tuple[Transform, int]) -> Fractions:
+        """Return the shares that a patch's map tells; none where it has no map."""
+        path = self._maps / ref.path / f"{ref.id}_reference_map.tif"
+        if not path.is_file():
+            return {}
+        found = read_raster(path)
+        if (found.transform, found.epsg) != lies:
+            raise PatchError(path, f"lies at EPSG {found.epsg} {found.transform}, its patch not")
+        try:
+            return shares_of_codes(found.pixels)
+        except ValueError as error:
+            raise PatchError(path, str(error)) from error
+
+
+def _product_folders(root: Path) -> list[str]:
+    """Return the names of all product folders, in the order that their patches' names have."""
     if not root.is_dir():
         raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
-    names = {
-        folder.name
-        for folder in (root / TREE).glob("S2*/S2*")
-        if _PATCH.fullmatch(folder.name) and folder.parent.name == _product(folder.name)
-    }
+    tree = root / TREE
+    names = [name for name in _names_in(tree) if name.startswith("S2")] if tree.is_dir() else []
     if not names:
+        raise ValueError(_nothing_in(tree))
+    return sorted(names, key=lambda name: name + "_")
+
+
+def _patch_folders(product: Path) -> list[str]:
+    if not product.is_dir():
+        return []
+    names = _names_in(product)
+    return sorted(n for n in names if n.startswith(product.name) and _PATCH.fullmatch(n))
+
+
+def _names_in(folder: Path) -> list[str]:
+    # names alone: asking the file system what half a million entries are takes minutes
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
+def _is_excluded(name: str, row: Row, excluded: Set[str]) -> bool:
+    if not excluded:
+        return False
+    tile = name.rsplit("_", 3)[1].removeprefix("T")
+    return not excluded.isdisjoint((name, row.v1_name, place_of(tile, name)))
+
+
+def _check_found(root: Path, config: BigEarthNetV2Config, num_found: int, num_listed: int) -> None:
+    if not num_found:
+        raise ValueError(_nothing_in(root / TREE))
+    if not num_listed:
         raise ValueError(
-            f"no patch folder in {root / TREE}: sought <product>/<product>_<column>_<row>; "
-            f"point source.root at the folder that holds {TREE}"
+            f"none of the {num_found} patches in {root / TREE} is listed in "
+            f"{', '.join(config.tables)}"
         )
-    return names
 
 
-def read_table(path: Path, wanted: set[str]) -> dict[str, Row]:
-    """Return split and labels of the wanted patches that a table lists.
-
-    Raises:
-        ValueError: pyarrow is not installed, the table is missing, unreadable or lacks a column,
-            or it names a class that is not one of the 19.
-    """
-    try:
-        from pyarrow import ArrowException  # an extra: only this table needs it
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise ValueError(
-            "the tables of BigEarthNet v2 need pyarrow: pip install 'simclr-s2[bigearthnet]'"
-        ) from error
-    rows: dict[str, Row] = {}
-    try:
-        for batch in ParquetFile(path).iter_batches(columns=COLUMNS):
-            columns = [batch.column(name).to_pylist() for name in COLUMNS]
-            for name, split, classes in zip(*columns, strict=True):
-                if name in wanted:
-                    rows[name] = (split or "", _labels(tuple(classes or ())))
-    except (OSError, KeyError, ValueError, ArrowException) as error:
-        raise ValueError(f"the table {path} cannot be used ({error})") from error
-    return rows
-
-
-def _product(name: str) -> str:
-    return name.rsplit("_", 2)[0]
-
-
-@cache
-def _labels(classes: tuple[str, ...]) -> Labels:
-    # shared between patches: half a million rows hold a few thousand combinations
-    return labels_of_19(classes) if classes else {}
+def _nothing_in(tree: Path) -> str:
+    return (
+        f"no patch folder in {tree}: sought <product>/<product>_<column>_<row>; point source.root "
+        f"at the folder that holds {TREE}"
+    )

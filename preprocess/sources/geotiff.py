@@ -1,20 +1,40 @@
-"""Multi-band GeoTIFFs of one size, EuroSAT MS for example: files come in, labelled patches go out.
+"""Any collection of GeoTIFFs, EuroSAT MS or Earth Engine exports: files come in, patches go out.
 
-The band list is declared, since such files rarely name their bands; classes are folder names.
+Which bands, what the numbers mean and which offset is left in them is declared, since such files
+rarely say; what they do say, by band names, product names and dark pixels, may contradict.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from preprocess.bands import BANDS, native_groups
 from preprocess.config import GeotiffConfig
+from preprocess.harmonise import (
+    DARK_BANDS,
+    Offset,
+    baseline_of,
+    contradiction,
+    decide,
+    harmonise,
+    offset_of,
+)
 from preprocess.patch import Labels, Patch, PatchError, PatchRef
-from preprocess.raster import read_raster
+from preprocess.raster import session
 from preprocess.shards.layout import GroupLayout, LabelSet, ShardLayout
+from preprocess.sources.geotiff_files import bands_of, file_of, find_patches
+from preprocess.sources.geotiff_pixels import Pixels, patches_along, read_pixels
+from preprocess.sources.names import iso_time
+from preprocess.sources.tables import LabelTable, read_label_table
 
-SUFFIXES = (".tif", ".tiff")
+_PRODUCT = re.compile(
+    r"(?:S2[ABC]|SIM)_MSIL[12][AC]_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})_[\dT]+"
+)
+Patches = list[tuple[str, str]]  # id and path
+_LISTENED = 16  # patches whose pixels may contradict the offset before packing starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,76 +49,181 @@ class Geotiff:
         return False
 
     def layout(self) -> ShardLayout:
-        """Return one band group and, if files lie in folders, one label set."""
-        config = self.config
-        bands = tuple(config.bands or config.file_bands)
-        self._check_bands(bands)
-        group = GroupLayout(
-            f"b{config.ground_resolution_m:g}", bands, config.size_px, config.ground_resolution_m
-        )
-        classes = sorted({name for path in self._files() if (name := _folder(path))})
-        if not (config.labels_from_folders and classes):
-            return ShardLayout((group,))
-        return ShardLayout((group,), (LabelSet(config.label_set, "single", tuple(classes)),))
+        """Return the band groups and, if a table or folders name classes, one label set."""
+        patches = self._patches()
+        groups = groups_of(self.config, self._bands(patches))
+        label_set = self._label_set(patches)
+        return ShardLayout(groups, (label_set,) if label_set else ())
 
     def discover(self) -> Iterator[PatchRef]:
-        """Yield all files; an id is a path relative to the root, without its suffix."""
-        for path in sorted(self._files(), key=_id):
-            folder = _folder(path) if self.config.labels_from_folders else ""
-            labels: Labels = {self.config.label_set: (folder,)} if folder else {}
-            yield PatchRef(_id(path), path.as_posix(), labels=labels)
+        """Yield all patches; an id is a path relative to the root without what files differ in."""
+        with session():
+            patches = self._patches()
+            groups = groups_of(self.config, self._bands(patches))
+            refs = sorted(self._references(patches, groups), key=lambda ref: ref.id)
+            for ref in refs:
+                self._offset(ref)
+            self._listen(refs, groups)
+        yield from refs
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
-        """Read one file and keep the bands of the layout."""
-        path = Path(self.config.root) / ref.path
-        raster = read_raster(path)
-        file_bands, (group,) = self.config.file_bands, layout.groups
-        count, height, width = raster.pixels.shape
-        if count != len(file_bands):
-            raise PatchError(
-                path, f"has {count} band(s), source.file_bands names {len(file_bands)}"
-            )
-        if (height, width) != (group.size_px, group.size_px):
-            raise PatchError(
-                path, f"is {width} x {height} pixels, source.size_px is {group.size_px}"
-            )
-        channels = [file_bands.index(band) for band in group.bands]
+        """Read the files of one patch and keep the bands of the layout."""
+        offset = self._offset(ref)
+        pixels = read_pixels(self.config, ref, layout.groups)
+        found = self._doubt(offset, pixels, layout.groups)
+        if found:
+            raise PatchError(Path(self.config.root) / ref.path, found)
+        product = _PRODUCT.search(ref.path)
         return Patch(
             id=ref.id,
-            pixels={group.name: raster.pixels[channels]},
+            pixels={name: harmonise(n, offset.value) for name, n in pixels.numbers.items()},
             labels=ref.labels,
+            product=product[0] if product else "",
+            tile=product["tile"] if product else "",
+            place=self._place(pixels),
+            acquired=iso_time(product["time"]) if product else "",
             split=ref.split,
-            epsg=raster.epsg,
-            transform=raster.transform,
+            baseline=baseline_of(ref.path),
+            offset=offset.value,
+            offset_authority=offset.authority,
+            epsg=pixels.epsg,
+            transform=pixels.transform,
         )
 
-    def _check_bands(self, bands: tuple[str, ...]) -> None:
-        declared = self.config.file_bands
-        if not declared:
-            raise ValueError(
-                "source.file_bands is empty; name all bands in the order of the files, "
-                "source.file_bands=[B02,B03,B04,B08] for example"
-            )
-        foreign = [band for band in bands if band not in declared]
+    def _patches(self) -> Patches:
+        return find_patches(Path(self.config.root), not self.config.file_bands)
+
+    def _bands(self, patches: Patches) -> list[str]:
+        """Return the wanted bands, by default all that there are."""
+        config = self.config
+        found = set() if config.file_bands else bands_of(Path(config.root), patches)
+        held = config.file_bands or [band for band in BANDS if band in found]
+        foreign = [band for band in config.bands if band not in held]
         if foreign:
             raise ValueError(
-                f"source.bands names {foreign[0]}, which source.file_bands does not: "
-                f"{', '.join(declared)}"
+                f"source.bands names {foreign[0]}, which "
+                f"{'source.file_bands does not' if config.file_bands else 'no file holds'}: "
+                f"{', '.join(held)}"
             )
+        return config.bands or list(held)
 
-    def _files(self) -> list[PurePosixPath]:
-        root = Path(self.config.root)
-        if not root.is_dir():
-            raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
-        found = [path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES]
-        if not found:
-            raise ValueError(f"no GeoTIFF in {root}: sought files with {' or '.join(SUFFIXES)}")
-        return [PurePosixPath(path.relative_to(root).as_posix()) for path in found]
+    def _label_set(self, patches: Patches) -> LabelSet | None:
+        config = self.config
+        if config.label_table:
+            return read_label_table(config).label_set
+        classes = sorted({name for patch, _ in patches if (name := _folder(patch))})
+        if not (config.labels_from_folders and classes):
+            return None
+        return LabelSet(config.label_set, "single", tuple(classes))
+
+    def _references(self, patches: Patches, groups: tuple[GroupLayout, ...]) -> Iterator[PatchRef]:
+        table = self._table(patches)
+        for patch, path in patches:
+            split, labels = table.of(patch) if table else ("", self._folder_labels(patch))
+            for patch_id in self._cut(patch, path, groups[0].bands[0]):
+                yield PatchRef(patch_id, path, split, labels)
+
+    def _table(self, patches: Patches) -> LabelTable | None:
+        if not self.config.label_table:
+            return None
+        table = read_label_table(self.config)
+        if not any(patch in table for patch, _ in patches):
+            raise ValueError(
+                f"none of the {len(patches)} patches in {self.config.root} is listed in "
+                f"{self.config.label_table}; its ids should look like {patches[0][0]}"
+            )
+        return table
+
+    def _folder_labels(self, patch: str) -> Labels:
+        folder = _folder(patch) if self.config.labels_from_folders else ""
+        return {self.config.label_set: (folder,)} if folder else {}
+
+    def _cut(self, patch: str, path: str, finest: str) -> Iterator[str]:
+        """Yield the ids of the patches that one file, or one set of files, is cut into."""
+        config, root = self.config, Path(self.config.root)
+        if not config.cut:
+            yield patch
+            return
+        try:
+            file = root / path if config.file_bands else file_of(root, path, finest)
+            columns, rows = patches_along(file, config.size_px)
+        except PatchError:
+            columns, rows = 1, 1  # reading will reject it and say why
+        for column in range(columns):
+            yield from (f"{patch}_{column:03d}_{row:03d}" for row in range(rows))
+
+    def _offset(self, ref: PatchRef) -> Offset:
+        """Return the offset by the product's name in a path, or as declared; never guessed."""
+        config, product = self.config, _PRODUCT.search(ref.path)
+        name = product[0] if product else PurePosixPath(ref.path).name
+        baseline = baseline_of(name)
+        again = config.reprocessed_offset if baseline == "99.99" else None
+        claims = {"name": offset_of(baseline)}
+        declared = config.boa_offset if again is None else again
+        return decide(name, claims, declared, config.override_offset)
+
+    def _listen(self, refs: list[PatchRef], groups: tuple[GroupLayout, ...]) -> None:
+        """Refuse an offset that the darkest pixels of some patches contradict.
+
+        Raises:
+            ValueError: they do; packing all the others would only reject one by one.
+        """
+        for ref in refs[:: max(1, len(refs) // _LISTENED)]:
+            try:
+                found = self._doubt(
+                    self._offset(ref), read_pixels(self.config, ref, groups), groups
+                )
+            except PatchError:
+                continue  # a bad file is packing's to reject
+            if found:
+                raise ValueError(f"{ref.path}: {found}")
+
+    def _doubt(self, offset: Offset, pixels: Pixels, groups: tuple[GroupLayout, ...]) -> str:
+        """Say how dark pixels contradict the offset; without a classification only -1000 can be."""
+        if self.config.override_offset or not offset.value:
+            return ""
+        dark = {
+            band: pixels.numbers[group.name][number]
+            for group in groups
+            for number, band in enumerate(group.bands)
+            if band in DARK_BANDS
+        }
+        found = contradiction(offset.value, dark, None)
+        return found and (
+            f"the offset is {offset.value} by {offset.authority}, but {found}; correct "
+            "source.boa_offset, with source.override_offset=true if the pixels mislead"
+        )
+
+    def _place(self, pixels: Pixels) -> str:
+        if not (self.config.places_from_corners and pixels.epsg):
+            return ""
+        _, _, x, _, _, y = pixels.transform
+        return f"{pixels.epsg}_{x:.0f}_{y:.0f}"
 
 
-def _id(path: PurePosixPath) -> str:
-    return path.with_suffix("").as_posix()
+def groups_of(config: GeotiffConfig, bands: list[str]) -> tuple[GroupLayout, ...]:
+    """Return the band groups of a patch, finest first.
+
+    Raises:
+        ValueError: a native grid would not end with the patch.
+    """
+    size_m = config.ground_resolution_m
+    if not config.native:
+        return (GroupLayout(f"b{size_m:g}", tuple(bands), config.size_px, size_m),)
+    groups = []
+    native = native_groups(bands)
+    finest = int(next(iter(native))[1:])
+    for name, members in native.items():
+        coarser = int(name[1:]) // finest
+        if config.size_px % coarser:
+            raise ValueError(
+                f"source.size_px is {config.size_px}, which {members[0]} with pixels {coarser} "
+                f"times as wide does not fill; give a multiple of {coarser}"
+            )
+        group = GroupLayout(name, tuple(members), config.size_px // coarser, coarser * size_m)
+        groups.append(group)
+    return tuple(groups)
 
 
-def _folder(path: PurePosixPath) -> str:
-    return path.parent.name
+def _folder(patch: str) -> str:
+    return PurePosixPath(patch).parent.name

@@ -23,7 +23,7 @@ from preprocess.config import SimulatedConfig
 from preprocess.grid import PATCH_SIDE_M
 from preprocess.patch import Patch, PatchRef
 from preprocess.progress import progress_of
-from preprocess.raster import simulated_template, wkt_of
+from preprocess.raster import wkt_of
 from preprocess.shards.atomic import is_abandoned, temporary_path, write_json, write_text
 from preprocess.shards.layout import ShardLayout
 from preprocess.simulation import (
@@ -41,6 +41,7 @@ from preprocess.simulation import (
 )
 from preprocess.sources.bigearthnet_v1 import TREE, layout_of, patch_folders, read_patch, tree_of
 from preprocess.sources.names import read_splits
+from preprocess.template import simulated_template
 
 MARKER = "SIMULATED.json"
 _NOTICE = "These patches were synthesised by a program. They show no place on Earth."

@@ -8,7 +8,8 @@ import rasterio
 from make_data import write_geotiff
 
 from preprocess.patch import PatchError
-from preprocess.raster import read_raster, session, simulated_template, versions
+from preprocess.raster import read_raster, session, versions
+from preprocess.template import simulated_template
 
 PIXELS = np.arange(2 * 6 * 8, dtype=np.uint16).reshape(2, 6, 8)
 

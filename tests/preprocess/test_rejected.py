@@ -118,7 +118,7 @@ def repeated(tmp_path):
     """Return the settings of a source of six files and a seventh with an id that is taken."""
     path = class_folders(tmp_path / "tree", num_bands=2)[0]
     path.with_suffix(".tiff").write_bytes(path.read_bytes())
-    source = GeotiffConfig(root=str(tmp_path / "tree"), file_bands=["B02", "B03"])
+    source = GeotiffConfig(root=str(tmp_path / "tree"), file_bands=["B02", "B03"], boa_offset=0)
     return PackConfig(source=source, output=str(tmp_path / "out"), max_rejected=0.2)
 
 
@@ -148,7 +148,7 @@ def test_an_id_that_is_there_twice_stops_packing_if_asked_to(repeated, tmp_path)
 def test_a_file_with_other_bands_than_the_source_is_left_out(tmp_path):
     paths = class_folders(tmp_path / "tree", num_bands=2)
     write_geotiff(paths[4], np.ones((3, 64, 64), np.uint16))
-    source = GeotiffConfig(root=str(tmp_path / "tree"), file_bands=["B02", "B03"])
+    source = GeotiffConfig(root=str(tmp_path / "tree"), file_bands=["B02", "B03"], boa_offset=0)
     config = PackConfig(source=source, output=str(tmp_path / "out"), max_rejected=0.2)
     assert pack(config).rows == 5
     (rejected,) = lines_of(tmp_path / "out")

@@ -10,8 +10,11 @@ import rasterio
 from make_data import write_geotiff
 
 from preprocess.bands import BANDS, L2A_BANDS
-from preprocess.config import BigEarthNetV2Config
+from preprocess.config import BigEarthNetV2Config, PackConfig
+from preprocess.labels import CLC_CODES, CORINE, TO_19, shares_of_codes
+from preprocess.pack import pack
 from preprocess.patch import PatchError
+from preprocess.shards import open_readers, read_manifest
 from preprocess.sources import open_source
 
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
@@ -136,3 +139,108 @@ def test_a_missing_band_is_named(tmp_path):
     source = open_source(BigEarthNetV2Config(root=str(tmp_path)))
     with pytest.raises(PatchError, match=rf"{name}_B8A\.tif: missing"):
         source.read(next(iter(source.discover())), source.layout())
+
+
+def write_map(root, name, codes, **profile):
+    product = name.rsplit("_", 2)[0]
+    path = root / "Reference_Maps" / product / name / f"{name}_reference_map.tif"
+    return write_geotiff(path, np.asarray(codes, np.uint16)[None], nodata=0, **profile)
+
+
+def with_map(root, codes, **settings):
+    name = f"{PRODUCT}_04_55"
+    write_table(write_v2(root, [name]) / "metadata.parquet", [(name, "train", ["Arable land"])])
+    write_map(root, name, codes)
+    source = open_source(BigEarthNetV2Config(root=str(root), **settings))
+    return source, source.read(next(iter(source.discover())), source.layout())
+
+
+def test_maps_give_shares_of_every_class_and_the_irrigation_labels(tmp_path):
+    codes = np.full((120, 120), 211)
+    codes[:30], codes[30:36], codes[36:48], codes[48:60] = 212, 222, 999, 0
+    source, patch = with_map(tmp_path, codes)
+    corine = dict(
+        zip(source.layout().fraction_sets[0].classes, patch.fractions["corine"], strict=True)
+    )
+    assert {name: share for name, share in corine.items() if share} == {
+        "Non-irrigated arable land": pytest.approx(0.5),
+        "Permanently irrigated land": pytest.approx(0.25),
+        "Fruit trees and berry plantations": pytest.approx(0.05),
+        "unlabelled": pytest.approx(0.2),
+    }
+    assert patch.fractions["irrigation"].tolist() == pytest.approx([0.25, 0.3])
+    assert patch.labels == {
+        "bigearthnet19": ("Arable land",),
+        "irrigation_regular": ("irrigated",),
+        "irrigation_extended": ("irrigated",),
+    }
+
+
+def test_a_share_may_be_asked_for_before_a_patch_counts_as_irrigated(tmp_path):
+    codes = np.full((120, 120), 211)
+    codes[:30], codes[30:36] = 212, 222
+    _, patch = with_map(tmp_path, codes, min_irrigated=0.27)
+    assert patch.labels["irrigation_regular"] == ("not irrigated",)
+    assert patch.labels["irrigation_extended"] == ("irrigated",)
+
+
+def test_ground_without_a_class_has_no_answer_and_a_patch_without_a_map_neither(tmp_path):
+    source, patch = with_map(tmp_path, np.full((120, 120), 999))
+    assert patch.labels.keys() == {"bigearthnet19"}
+    for path in (tmp_path / "Reference_Maps").rglob("*.tif"):
+        path.unlink()
+    patch = source.read(next(iter(source.discover())), source.layout())
+    assert (patch.labels.keys(), patch.fractions) == ({"bigearthnet19"}, {})
+
+
+def test_maps_reach_the_shards_with_their_names(tmp_path):
+    codes = np.full((120, 120), 212)
+    source, _ = with_map(tmp_path / "root", codes)
+    output = tmp_path / "shards"
+    pack(PackConfig(source=source.config, output=str(output)), progress=False)
+    (reader,) = open_readers(output, read_manifest(output))
+    assert reader.fractions("irrigation").tolist() == [[1, 1]]
+    classes = reader.layout.label_set("irrigation_regular").classes
+    assert classes[reader.labels("irrigation_regular")[0].argmax()] == "irrigated"
+
+
+def test_a_map_of_other_codes_or_ground_is_named(tmp_path):
+    with pytest.raises(PatchError, match=r"_reference_map\.tif: code 42 is none of CORINE"):
+        with_map(tmp_path / "codes", np.full((120, 120), 42))
+    with pytest.raises(PatchError, match=r"_reference_map\.tif: lies at EPSG"):
+        moved(tmp_path / "place")
+
+
+def moved(root):
+    source, patch = with_map(root, np.full((120, 120), 211))
+    write_map(root, patch.id, np.full((120, 120), 211), resolution_m=20)
+    return source.read(next(iter(source.discover())), source.layout())
+
+
+def test_shares_of_the_real_map_are_those_of_its_pixels(real_data):
+    (path,) = (real_data / "bigearthnet_v2" / "Reference_Maps").rglob("*.tif")
+    with rasterio.open(path) as dataset:
+        codes = dataset.read(1)
+    shares = shares_of_codes(codes)
+    names = dict(zip(CORINE.classes, shares["corine"].tolist(), strict=True))
+    for name, code in CLC_CODES.items():
+        assert names[name] == pytest.approx(float((codes == code).mean()))
+    row = pq.read_table(
+        real_data / "bigearthnet_v2" / "metadata.parquet",
+        filters=[("patch_id", "=", path.parent.name)],
+    ).to_pylist()[0]
+    present = {TO_19[name] for name, share in names.items() if share and name in TO_19}
+    assert present == set(row["labels"])
+
+
+@pytest.mark.parametrize("line", [f"{PRODUCT}_04_55", "33UUP_04_55", "S2A_MSIL2A_x_4_55,S1"])
+def test_excluded_are_whole_ids_places_and_names_of_v1(tmp_path, line):
+    names = [f"{PRODUCT}_04_55", f"{PRODUCT}_26_57"]
+    write_table(
+        write_v2(tmp_path, names) / "metadata.parquet",
+        [(name, "train", ["Pastures"]) for name in names],
+        s2v1_name=["S2A_MSIL2A_x_4_55", "S2A_MSIL2A_x_26_57"],
+    )
+    (tmp_path / "out.csv").write_text(f"{line}\n{PRODUCT}_26_5\n")
+    config = BigEarthNetV2Config(root=str(tmp_path), exclude_lists=[str(tmp_path / "out.csv")])
+    assert [ref.id for ref in open_source(config).discover()] == [names[1]]

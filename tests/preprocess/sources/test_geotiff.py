@@ -1,11 +1,13 @@
-"""Multi-band GeoTIFFs: declared bands, classes from folders, pixels to the bit."""
+"""GeoTIFFs of any kind: declared bands, units, offsets and labels; pixels to the bit."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 from make_data import class_folders, write_geotiff
 
-from preprocess.config import GeotiffConfig
+from preprocess.config import GeotiffConfig, Values
 from preprocess.patch import PatchError
 from preprocess.shards import LabelSet
 from preprocess.sources import open_source
@@ -17,9 +19,25 @@ EUROSAT = [
 
 
 def eurosat(root, **settings):
-    return open_source(
-        GeotiffConfig(root=str(root), name="eurosat", file_bands=EUROSAT, **settings)
-    )
+    settings = {"name": "eurosat", "file_bands": EUROSAT, "boa_offset": 0, **settings}
+    return open_source(GeotiffConfig(root=str(root), **settings))
+
+
+def read_all(source):
+    layout = source.layout()
+    return {ref.id: source.read(ref, layout) for ref in source.discover()}
+
+
+def band_files(folder, stem, bands, *, size_px=12, dtype=np.uint16, value=None, **profile):
+    """Write one file a band: every pixel of band i counts value, or 1000 + i."""
+    for number, band in enumerate(bands):
+        pixels = np.full((1, size_px, size_px), 1000 + number if value is None else value, dtype)
+        write_geotiff(folder / f"{stem}{band}.tif", pixels, **profile)
+
+
+def exports(root, **settings):
+    settings = {"size_px": 12, "boa_offset": 0, "labels_from_folders": False, **settings}
+    return open_source(GeotiffConfig(root=str(root), **settings))
 
 
 def test_pixels_equal_an_independent_read_of_every_file(real_data):
@@ -73,8 +91,8 @@ def test_files_without_class_have_no_label_set(tmp_path, in_folders):
     ("pixels", "reason"),
     [
         (np.ones((12, 64, 64), np.uint16), r"has 12 band\(s\), source.file_bands names 13"),
-        (np.ones((13, 64, 60), np.uint16), "60 x 64 pixels, source.size_px is 64"),
-        (np.ones((13, 64, 64), np.int16), "int16, not uint16"),
+        (np.ones((13, 64, 60), np.uint16), "60 x 64 pixels, source.size_px asks for 64 in b10"),
+        (np.ones((13, 64, 64), np.uint8), "uint8, which holds no reflectances"),
     ],
 )
 def test_a_file_of_another_shape_is_named_with_the_reason(tmp_path, pixels, reason):
@@ -94,7 +112,7 @@ def test_a_truncated_file_is_named(tmp_path):
 
 def test_undeclared_bands_are_refused(tmp_path):
     class_folders(tmp_path)
-    with pytest.raises(ValueError, match=r"source\.file_bands is empty"):
+    with pytest.raises(ValueError, match=r"named after its band.* source\.file_bands="):
         open_source(GeotiffConfig(root=str(tmp_path))).layout()
     with pytest.raises(ValueError, match="B02"):
         open_source(GeotiffConfig(root=str(tmp_path), file_bands=["B01"], bands=["B02"])).layout()
@@ -104,3 +122,201 @@ def test_undeclared_bands_are_refused(tmp_path):
 def test_a_wrong_root_says_what_was_sought(tmp_path, root):
     with pytest.raises(ValueError, match=r"not a folder|sought files with \.tif"):
         list(eurosat(tmp_path / root).discover())
+
+
+@pytest.mark.parametrize("stem", ["field_msi_", "field/"])
+@pytest.mark.parametrize("bands", [("B2", "B8A", "B11"), ("blue", "nir08", "swir16")])
+def test_one_file_a_band_in_any_spelling_makes_one_patch(tmp_path, stem, bands):
+    band_files(tmp_path / "state", stem, (*bands, "mask"))
+    ((name, patch),) = read_all(exports(tmp_path)).items()
+    assert name == "state/" + stem.rstrip("_/")
+    assert exports(tmp_path).layout().bands == ("B02", "B8A", "B11")
+    assert patch.pixels["b10"][:, 0, 0].tolist() == [1000, 1001, 1002]
+
+
+def test_native_bands_lie_on_their_own_grids(tmp_path):
+    for size_px, band, size_m in ((12, "B02", 10), (6, "B05", 20), (2, "B09", 60)):
+        band_files(tmp_path, "a_", [band], size_px=size_px, resolution_m=size_m)
+    (patch,) = read_all(exports(tmp_path, native=True)).values()
+    assert {name: pixels.shape for name, pixels in patch.pixels.items()} == {
+        "b10": (1, 12, 12), "b20": (1, 6, 6), "b60": (1, 2, 2)
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"size_px is 13, .* multiple of 2"):
+        exports(tmp_path, native=True, size_px=13).layout()
+
+
+def test_large_files_are_cut_into_whole_patches_where_they_lie(tmp_path):
+    pixels = np.arange(1, 30 * 26 + 1, dtype=np.uint16).reshape(1, 30, 26)
+    write_geotiff(tmp_path / "a.tif", pixels)
+    source = exports(tmp_path, cut=True, file_bands=["B02"], places_from_corners=True)
+    found = read_all(source)
+    assert list(found) == ["a_000_000", "a_000_001", "a_001_000", "a_001_001"]
+    patch = found["a_001_000"]
+    assert np.array_equal(patch.pixels["b10"], pixels[:, :12, 12:24])
+    assert patch.transform == (10, 0, 404520, 0, -10, 5342400)
+    assert patch.place == "32633_404520_5342400"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"), [("float32", Values.reflectance), ("float64", Values.reflectance)]
+)
+def test_reflectances_with_gaps_become_stored_values(tmp_path, dtype, values):
+    pixels = np.full((1, 12, 12), 0.1234, dtype)
+    pixels[0, 0, :4] = np.nan, 0, -0.002, 1.5
+    write_geotiff(tmp_path / "a.tif", pixels)
+    (patch,) = read_all(exports(tmp_path, file_bands=["B02"], values=values)).values()
+    assert patch.pixels["b10"][0, 0, :5].tolist() == [0, 0, 1, 15000, 1234]
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_nodata_is_what_tag_or_setting_marks_in_each_band(tmp_path, tagged):
+    pixels = np.full((2, 12, 12), 500, np.int16)
+    pixels[:, 0, 0] = -9999
+    pixels[1, 0, 1] = 7
+    write_geotiff(tmp_path / "a.tif", pixels, **({"nodata": -9999} if tagged else {}))
+    nodata = {"B3": 7} if tagged else {"all": -9999}
+    source = exports(tmp_path, file_bands=["B02", "B03"], nodata=nodata)
+    if tagged:  # the setting of B03 replaces the tag, which then is a number like any other
+        with pytest.raises(PatchError, match=r"holds -9999, .* source\.nodata={all: -9999}"):
+            read_all(source)
+    else:
+        (patch,) = read_all(source).values()
+        assert patch.pixels["b10"][:, 0, :3].tolist() == [[0, 500, 500], [0, 7, 500]]
+
+
+def test_a_declared_offset_is_taken_out_and_recorded(tmp_path):
+    pixels = np.full((1, 12, 12), 1200, np.uint16)
+    pixels[0, 0, 0] = 0
+    write_geotiff(tmp_path / "a.tif", pixels)
+    (patch,) = read_all(exports(tmp_path, file_bands=["B02"], boa_offset=-1000)).values()
+    assert patch.pixels["b10"][0, 0, :2].tolist() == [0, 200]
+    assert (patch.offset, patch.offset_authority) == (-1000, "user")
+
+
+def test_an_undeclared_offset_is_refused_unless_a_product_name_tells(tmp_path):
+    name = "S2A_MSIL2A_20220706T085611_N0400_R007_T33NZA_20220706T153419"
+    band_files(tmp_path / "x", f"{name}/", ["B02"], value=1500)
+    (patch,) = read_all(exports(tmp_path, boa_offset=None)).values()
+    assert (patch.offset, patch.offset_authority, patch.baseline) == (-1000, "name", "04.00")
+    assert (patch.tile, patch.acquired) == ("33NZA", "2022-07-06T08:56:11Z")
+    band_files(tmp_path / "x", "other_", ["B02"], value=1500)
+    with pytest.raises(ValueError, match=r"neither metadata nor name .* set source\.boa_offset"):
+        read_all(exports(tmp_path, boa_offset=None))
+
+
+def test_dark_pixels_contradict_an_offset_before_packing_starts(tmp_path):
+    band_files(tmp_path, "a_", ["B02"], value=300)
+    with pytest.raises(ValueError, match="no offset seems to be in the files; correct source"):
+        list(exports(tmp_path, boa_offset=-1000).discover())
+    taken = exports(tmp_path, boa_offset=-1000, override_offset=True)
+    assert read_all(taken)["a"].pixels["b10"].max() == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "settings", "reason"),
+    [
+        (0.2, np.float32, {}, r"no number is above 0\.2 .* set source\.values=reflectance"),
+        (900, np.float32, {"values": Values.reflectance}, r"set source\.values=digital_numbers"),
+        (np.inf, np.float32, {}, "holds infinite numbers"),
+        (70000, np.int32, {}, "holds 70000, above the 65535"),
+    ],
+)
+def test_numbers_of_another_unit_are_refused_with_the_setting(
+    tmp_path, value, dtype, settings, reason
+):
+    band_files(tmp_path, "a_", ["B02"], dtype=dtype, value=value)
+    with pytest.raises(PatchError, match=reason):
+        read_all(exports(tmp_path, **settings))
+
+
+@pytest.mark.parametrize(
+    ("profile", "reason"),
+    [
+        ({"crs": "EPSG:3857"}, "Web Mercator"),
+        ({"resolution_m": 8.2}, r"pixels of 8\.2 x -8\.2 units of EPSG 32633, not of 10 m"),
+    ],
+)
+def test_a_grid_that_is_not_in_metres_of_ground_is_refused_until_declared(
+    tmp_path, profile, reason
+):
+    band_files(tmp_path, "a_", ["B02"], **profile)
+    with pytest.raises(PatchError, match=reason):
+        read_all(exports(tmp_path))
+    assert read_all(exports(tmp_path, any_grid=True))
+
+
+def test_a_patch_without_one_band_is_named_and_the_others_are_read(tmp_path):
+    band_files(tmp_path, "a_", ["B02", "B03"])
+    band_files(tmp_path, "b_", ["B02"])
+    source = exports(tmp_path)
+    whole, torn = source.discover()
+    assert source.read(whole, source.layout()).id == "a"
+    with pytest.raises(PatchError, match="B03 is missing"):
+        source.read(torn, source.layout())
+
+
+def test_a_band_in_two_spellings_is_named(tmp_path):
+    band_files(tmp_path, "a_", ["B02", "B2"])
+    with pytest.raises(PatchError, match=r"holds B02 twice: a_B02\.tif and a_B2\.tif"):
+        read_all(exports(tmp_path))
+
+
+def test_band_names_in_a_file_contradict_a_wrong_declaration(tmp_path):
+    path = write_geotiff(tmp_path / "a.tif", np.full((2, 12, 12), 500, np.uint16))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.descriptions = ("B3", "B2")
+    with pytest.raises(PatchError, match="calls its band 1 B3, declared is B02"):
+        read_all(exports(tmp_path, file_bands=["B02", "B03"]))
+    assert read_all(exports(tmp_path, file_bands=["B03", "B02"]))
+
+
+def table(path, rows):
+    """Write (id, label, split) as CSV or parquet; parquet gets labels as lists."""
+    if path.suffix == ".csv":
+        lines = ["id,label,split", *(",".join((n, ";".join(c), s)) for n, c, s in rows)]
+        path.write_text("\n".join(lines))
+    else:
+        columns = {"id": [r[0] for r in rows], "label": [r[1] for r in rows]}
+        pq.write_table(pa.table({**columns, "split": [r[2] for r in rows]}), path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_names_classes_and_splits_by_whole_id(tmp_path, suffix):
+    for name in ("a_1", "a_10", "b"):
+        band_files(tmp_path / "x", f"{name}_", ["B02"])
+    rows = [("a_1.tif", ["maize"], "val"), ("x/b", ["maize", "rice"], "train")]
+    table(tmp_path / f"labels{suffix}", rows)
+    source = exports(tmp_path, label_table=f"labels{suffix}", split_column="split")
+    assert source.layout().label_sets == (LabelSet("geotiff", "multi", ("maize", "rice")),)
+    assert [(ref.id, ref.split, ref.labels) for ref in source.discover()] == [
+        ("x/a_1", "validation", {"geotiff": ("maize",)}),
+        ("x/a_10", "", {}),
+        ("x/b", "train", {"geotiff": ("maize", "rice")}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("name,label\na,x", "has no column 'id'; it has name, label"),
+        ("id,label,split\na,x,trian", "the split of a is 'trian'"),
+        ("id,label,split\na,x,\na.tif,y,", "names a.tif twice"),
+        ("id,label,split\nz,x,", "none of the 1 patches .* its ids should look like a"),
+        ("\xff\xfe", "cannot be read|no column"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_refused(tmp_path, text, reason):
+    band_files(tmp_path, "a_", ["B02"])
+    (tmp_path / "labels.csv").write_bytes(text.encode("latin-1"))
+    source = exports(tmp_path, label_table="labels.csv", split_column="split")
+    with pytest.raises(ValueError, match=reason):
+        list(source.discover())
+
+
+def test_settings_that_exclude_each_other_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"source\.native is true, but source\.file_bands"):
+        GeotiffConfig(native=True, file_bands=["B02"])
+    with pytest.raises(ValueError, match=r"override_offset is true, but source\.boa_offset"):
+        GeotiffConfig(override_offset=True)
+    with pytest.raises(ValueError, match="missing"):
+        exports(tmp_path, label_table="nowhere.csv", file_bands=["B02"])._table([])

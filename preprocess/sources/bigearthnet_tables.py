@@ -1,0 +1,98 @@
+"""The tables of BigEarthNet v2: half a million rows come in, those of one product at a time go out.
+
+As Python objects the rows take 400 MB; as columns of the table, of which only the rows of one
+product are ever turned into objects, they take a tenth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.labels import labels_of_19
+from preprocess.patch import Labels
+from preprocess.sources.tables import parquet_file
+
+COLUMNS = ["patch_id", "split", "labels"]
+V1_NAME = "s2v1_name"
+_SQUARE = len("_26_57")  # what a patch's name has behind that of its product
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a table says of one patch."""
+
+    split: str
+    labels: Labels
+    v1_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table.
+
+    Attributes:
+        columns: an Arrow table of ``COLUMNS`` and, where it is there, ``V1_NAME``.
+        rows: positions in it by product.
+    """
+
+    columns: Any
+    rows: dict[str, npt.NDArray[np.intp]]
+
+    def of_product(self, product: str) -> dict[str, Row]:
+        """Return the rows of one product by patch.
+
+        Raises:
+            ValueError: a class is not one of the 19.
+        """
+        positions = self.rows.get(product)
+        if positions is None:
+            return {}
+        return {
+            row["patch_id"]: Row(
+                row["split"] or "", _labels(tuple(row["labels"] or ())), row.get(V1_NAME) or ""
+            )
+            for row in self.columns.take(positions).to_pylist()
+        }
+
+
+def read_table(path: Path) -> Table:
+    """Read a parquet table.
+
+    Raises:
+        ValueError: pyarrow is not installed, or the table is missing, unreadable or lacks a column.
+    """
+    try:
+        file = parquet_file(path)
+        held = [name for name in (*COLUMNS, V1_NAME) if name in file.schema_arrow.names]
+        missing = [name for name in COLUMNS if name not in held]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]}")
+        columns = file.read(columns=held)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"the table {path} cannot be used ({error})") from error
+    return Table(columns, _positions(columns["patch_id"]))
+
+
+def _positions(ids: Any) -> dict[str, npt.NDArray[np.intp]]:
+    import pyarrow.compute as pc  # an extra, without which no table has been read
+
+    products = pc.utf8_slice_codeunits(ids, start=0, stop=-_SQUARE).combine_chunks()
+    encoded = products.dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    bounds = np.flatnonzero(np.diff(codes[order])) + 1
+    parts = np.split(order, bounds) if len(order) else []
+    names = encoded.dictionary.to_pylist()
+    return {names[codes[part[0]]]: part for part in parts}
+
+
+@cache
+def _labels(classes: tuple[str, ...]) -> Labels:
+    # shared between patches: half a million rows hold a few thousand combinations
+    return labels_of_19(classes) if classes else {}
