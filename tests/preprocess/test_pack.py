@@ -77,7 +77,9 @@ def spoilt(tmp_path):
 
 def real_sources(real_data):
     v1, v2 = real_data / "bigearthnet_v1", real_data / "bigearthnet_v2"
-    eurosat = GeotiffConfig(root=str(real_data / "eurosat_ms"), name="eurosat", file_bands=EUROSAT)
+    eurosat = GeotiffConfig(
+        root=str(real_data / "eurosat_ms"), name="eurosat", file_bands=EUROSAT, boa_offset=0
+    )
 
     def band_file(folder):
         return lambda sample, band: folder.glob(f"**/{sample}/{sample}_{band}.tif")
