@@ -6,6 +6,7 @@ them. An empty list of bands means every band that the source delivers.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
@@ -17,6 +18,13 @@ class OnError(Enum):
 
     quarantine = "quarantine"
     stop = "stop"
+
+
+class SimulatedForm(StrEnum):
+    """What is written: a BigEarthNet v1 ``tree`` of patches, or L2A products (``safe``)."""
+
+    tree = "tree"
+    safe = "safe"
 
 
 class Values(StrEnum):
@@ -178,22 +186,35 @@ class GeotiffConfig(SourceConfig):
 
 @dataclass(kw_only=True, slots=True)
 class SimulatedConfig(SourceConfig):
-    """Synthesised patches, written to the root as a BigEarthNet v1 tree and read from there.
+    """Synthesised patches, written to the root in the form of a real source and read from there.
 
     Attributes:
         root: empty folder to write to, or one that holds the same simulation.
-        num_patches: patches to write.
+        num_patches: patches to write; products round it up to whole regions on all dates.
         seed: any other seed is another world; the first patches do not depend on their number.
+        form: tree (labelled patches) or safe (products without labels).
+        num_dates: on which every place is seen, summers and winters in turn; for products.
+        baseline: processing baseline of products; from 04.00 on they carry the offset.
     """
 
     kind: str = "simulated"
     num_patches: int = 1024
     seed: int = 0
+    form: SimulatedForm = SimulatedForm.tree
+    num_dates: int = 2
+    baseline: str = "04.00"
 
     def __post_init__(self) -> None:
         SourceConfig.__post_init__(self)
         require(self.num_patches >= 1, f"source.num_patches is {self.num_patches}; give 1 or more")
         require(self.seed >= 0, f"source.seed is {self.seed}; give 0 or more")
+        require(
+            1 <= self.num_dates <= 16, f"source.num_dates is {self.num_dates}; give 1 to 16 dates"
+        )
+        require(
+            re.fullmatch(r"0\d\.\d\d", self.baseline) is not None,
+            f"source.baseline is {self.baseline!r}; give one of ESA's, such as 04.00",
+        )
 
 
 @dataclass(kw_only=True, slots=True)

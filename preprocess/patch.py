@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,9 @@ class PatchRef:
 
     def to_json(self) -> str:
         """Return one line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        # not asdict, which copies all it meets: plans have half a million lines
+        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return json.dumps(plain, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> PatchRef:

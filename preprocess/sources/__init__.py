@@ -11,7 +11,7 @@ from preprocess.sources.bigearthnet_v2 import BigEarthNetV2
 from preprocess.sources.cog_l2a import cog_l2a
 from preprocess.sources.geotiff import Geotiff
 from preprocess.sources.safe_l2a import safe_l2a
-from preprocess.sources.simulated import Simulated
+from preprocess.sources.simulated_safe import simulated
 from preprocess.sources.source import Source
 
 # A new source is a file in this folder, its settings in preprocess.config, and a line here.
@@ -21,7 +21,7 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
     "safe_l2a": safe_l2a,
     "cog_l2a": cog_l2a,
     "geotiff": Geotiff,
-    "simulated": Simulated,
+    "simulated": simulated,
 }
 
 

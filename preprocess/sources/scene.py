@@ -26,7 +26,7 @@ from preprocess.raster import (
     read_grid,
     read_window,
 )
-from preprocess.shards.layout import FractionSet, GroupLayout
+from preprocess.shards.layout import NODATA, FractionSet, GroupLayout
 
 # Classes 0 to 11 of the scene classification map (Sentinel-2 L2A product definition).
 SCL = FractionSet(
@@ -39,6 +39,9 @@ SCL = FractionSet(
 )  # fmt: skip
 _TILE_M = 109_800
 _COARSE_PX = 1830  # 60 m pixels over a tile
+_EDGE_PX = 4  # how far the wavelets of JPEG 2000 carry nodata into its coarse levels
+
+Numbers = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +159,24 @@ def doubt(scene: Scene, offset: Offset) -> str:
     # averages the numbers of classes, and cloud next to shadow becomes water.
     thinned = None if classes is None else classes[1::3, 1::3]
     size_px = _COARSE_PX if thinned is None else thinned.shape[0]
-    pixels = {band: read_coarse(path, size_px) for band, path in scene.dark.items()}
+    pixels = {band: without_edges(read_coarse(path, size_px)) for band, path in scene.dark.items()}
     found = contradiction(offset.value, pixels, thinned)
     return found and (
         f"{scene.product}: the offset is {offset.value} by {offset.authority}, but {found}"
     )
+
+
+def without_edges(pixels: Numbers) -> Numbers:
+    """Return digital numbers with what lies next to nodata set to nodata too.
+
+    The coarse levels of JPEG 2000 are averages: along an edge of nodata they are darker than any
+    ground, which would speak against an offset.
+    """
+    near = pixels == NODATA
+    for _ in range(_EDGE_PX):
+        for axis in (0, 1):
+            near |= np.roll(near, 1, axis) | np.roll(near, -1, axis)
+    return np.where(near, np.uint16(NODATA), pixels)
 
 
 def read_square(

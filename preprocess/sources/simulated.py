@@ -44,7 +44,7 @@ from preprocess.sources.names import read_splits
 from preprocess.template import simulated_template
 
 MARKER = "SIMULATED.json"
-_NOTICE = "These patches were synthesised by a program. They show no place on Earth."
+NOTICE = "These patches were synthesised by a program. They show no place on Earth."
 _VERSION = 1  # another number means other pixels for the same seed
 _LISTS = {split: f"splits/{split}.csv" for split in dict.fromkeys(SPLITS)}
 
@@ -92,8 +92,8 @@ def write_tree(root: Path, num_patches: int, seed: int) -> None:
         raise ValueError(
             f"source.num_patches is {num_patches}; there is ground for {MAX_PATCHES} patches"
         )
-    settings = {"notice": _NOTICE, "version": _VERSION, "num_patches": num_patches, "seed": seed}
-    if _is_complete(root, settings):
+    settings = {"notice": NOTICE, "version": _VERSION, "num_patches": num_patches, "seed": seed}
+    if is_complete(root, settings):
         return
     write_json(root / MARKER, {**settings, "complete": False})
     tree = root / TREE
@@ -111,7 +111,7 @@ def write_tree(root: Path, num_patches: int, seed: int) -> None:
     write_json(root / MARKER, {**settings, "complete": True})
 
 
-def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
+def is_complete(root: Path, settings: dict[str, Any]) -> bool:
     """Say whether the root holds all of this simulation; refuse it if it holds another thing."""
     marker = root / MARKER
     if not marker.is_file():
@@ -183,10 +183,11 @@ def _write_patch(
     labels = labels_of(land.cover[_window(place, PATCH_PX)])
     metadata = json.dumps(_metadata(scene, labels, (x, y)))
     (temporary / f"{folder.name}_labels_metadata.json").write_text(metadata, encoding="utf-8")
-    _settle(temporary, folder)
+    settle(temporary, folder)
 
 
-def _settle(temporary: Path, folder: Path) -> None:
+def settle(temporary: Path, folder: Path) -> None:
+    """Put a folder in its place, unless another part of the job has put the same one there."""
     try:
         temporary.rename(folder)
     except OSError:

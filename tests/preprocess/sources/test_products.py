@@ -42,50 +42,13 @@ def reasons(config):
     return {item.reason: item.places for item in discovered(config)[1]}
 
 
-def test_every_band_of_a_real_safe_equals_an_independent_read(real_data):
-    (root,) = (real_data / "sentinel2_safe").glob("*N0400*.SAFE")
-    config = safe(root, resolution_m=60)
+def test_a_real_cog_is_placed_and_dated_by_its_item(real_data):
+    config = CogL2AConfig(root=str(real_data / "earth_search_cog"), decimation=10, bands=COG_BANDS)
     source, (refs, _) = open_source(config), discovered(config)
-    layout = source.layout()
-    whole = {}
-    for band in layout.bands:
-        (path,) = root.glob(f"GRANULE/*/IMG_DATA/R60m/*_{band}_60m.jp2")
-        with rasterio.open(path) as dataset:
-            whole[band] = dataset.read(1)
-    assert len(layout.bands) == 11
-    assert len(refs) > 900
-    with session():
-        for ref in refs:
-            patch = source.read(ref, layout)
-            column, row = map(int, ref.id.split("_")[-2:])
-            for band, pixels in zip(layout.bands, patch.pixels["b60"], strict=True):
-                cut = whole[band][row * 20 : row * 20 + 20, column * 20 : column * 20 + 20]
-                expected = np.where(cut == 0, 0, np.maximum(cut.astype(int) - 1000, 1))
-                assert np.array_equal(pixels, expected)
-            assert (patch.offset, patch.offset_authority) == (-1000, "xml")
-
-
-def test_every_band_of_a_real_cog_equals_an_independent_read(real_data):
-    root = real_data / "earth_search_cog"
-    config = CogL2AConfig(root=str(root), decimation=10, bands=COG_BANDS)
-    source, (refs, _) = open_source(config), discovered(config)
-    layout = source.layout()
-    (folder,) = root.glob("**/S2A_29RKH_20200219_0_L2A")
-    whole = {}
-    for band in COG_BANDS:
-        with rasterio.open(folder / f"{band}.tif") as dataset:
-            whole[band] = dataset.read(1)
     assert len(refs) == 6586
     with session():
-        for ref in refs:
-            patch = source.read(ref, layout)
-            column, row = map(int, ref.id.split("_")[-2:])
-            for group in layout.groups:
-                n = group.size_px
-                for band, pixels in zip(group.bands, patch.pixels[group.name], strict=True):
-                    cut = whole[band][row * n : row * n + n, column * n : column * n + n]
-                    assert np.array_equal(pixels, cut)
-            assert (patch.offset, patch.offset_authority) == (0, "name")
+        patch = source.read(refs[0], source.layout())
+    assert (patch.offset, patch.offset_authority) == (0, "name")
     assert (patch.tile, patch.acquired) == ("29RKH", "2020-02-19T11:34:25Z")
 
 

@@ -1,0 +1,188 @@
+"""Discovery of both BigEarthNet releases at full size, against a bare listing of the same folders.
+
+Usage: python benchmarks/discovery.py [NUM_PATCHES]. Trees of 600,000 empty patch folders each, with
+split lists and a table of as many rows, are made in memory (/dev/shm) if there is room, and removed
+at the end. Every measurement is a process of its own, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from report import Claim, Report, Timing
+
+from preprocess.config import BigEarthNetV1Config, BigEarthNetV2Config, PackConfig, SourceConfig
+from preprocess.labels import CLASSES_19
+from preprocess.plan import make_or_read_plan, read_plan
+from preprocess.sources import open_source
+from preprocess.sources.bigearthnet_v1 import TREE as V1_TREE
+from preprocess.sources.bigearthnet_v2 import TREE as V2_TREE
+
+NUM_PATCHES = 600_000
+PATCHES_PER_PRODUCT = 4800
+ROUNDS = 3
+MEMORY_MIB = 1024  # what a part may take
+PARTS = 64
+SPLITS = ("train", "validation", "test")
+
+Measured = dict[str, float]
+
+
+def main() -> None:
+    """Make the trees, measure in child processes, print and keep the report."""
+    if sys.argv[1:2] == ["child"]:
+        json.dump(_measure(sys.argv[2], Path(sys.argv[3])), sys.stdout)
+        return
+    num_patches = int(sys.argv[1]) if len(sys.argv) > 1 else NUM_PATCHES
+    home = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=home, prefix="discovery-") as folder:
+        make_v1(Path(folder) / "v1", num_patches)
+        make_v2(Path(folder) / "v2", num_patches)
+        found = {name: _children(name, Path(folder)) for name in WORK}
+    _report(num_patches, found)
+
+
+def make_v1(root: Path, num_patches: int) -> None:
+    """Make a flat tree of patch folders, and three split lists that name them all."""
+    (root / V1_TREE).mkdir(parents=True)
+    lists = [(root / f"{split}.csv").open("w", encoding="utf-8") for split in SPLITS]
+    for number, (stamp, _, column, row) in enumerate(_patches(num_patches)):
+        name = f"S2A_MSIL2A_{stamp}_{column}_{row}"
+        (root / V1_TREE / name).mkdir()
+        lists[number % len(lists)].write(name + "\n")
+    for file in lists:
+        file.close()
+
+
+def make_v2(root: Path, num_patches: int) -> None:
+    """Make product folders of patch folders, and a table with a row for each."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    random = np.random.default_rng(0)
+    ids, labels = [], []
+    for stamp, tile, column, row in _patches(num_patches):
+        product = f"S2A_MSIL2A_{stamp}_N9999_R022_T{tile}"
+        ids.append(f"{product}_{column:02d}_{row:02d}")
+        labels.append([CLASSES_19[code] for code in random.integers(0, len(CLASSES_19), 3)])
+        (root / V2_TREE / product / ids[-1]).mkdir(parents=True)
+    splits = [SPLITS[number % len(SPLITS)] for number in range(num_patches)]
+    table = pa.table({"patch_id": ids, "labels": labels, "split": splits, "s2v1_name": ids})
+    parquet.write_table(table, root / "metadata.parquet")
+
+
+def _patches(num_patches: int) -> Iterator[tuple[str, str, int, int]]:
+    """Yield time, tile, column and row; a product has its own time and tile."""
+    for number in range(num_patches):
+        product, square = divmod(number, PATCHES_PER_PRODUCT)
+        column, row = divmod(square, 90)
+        day, minute = 1 + product % 28, product // 28
+        yield f"201706{day:02d}T10{minute:02d}31", f"33U{chr(65 + product % 8)}P", column, row
+
+
+def _list_v1(root: Path) -> int:
+    return len(_names(root / "v1" / V1_TREE))
+
+
+def _list_v2(root: Path) -> int:
+    tree = root / "v2" / V2_TREE
+    return sum(len(_names(tree / product)) for product in _names(tree))
+
+
+def _plan_v1(root: Path) -> int:
+    lists = {f"{split}_list": str(root / "v1" / f"{split}.csv") for split in SPLITS}
+    return _plan(BigEarthNetV1Config(root=str(root / "v1"), **lists), root)
+
+
+def _plan_v2(root: Path) -> int:
+    return _plan(BigEarthNetV2Config(root=str(root / "v2")), root)
+
+
+def _read_part(root: Path) -> int:
+    """Read one part of a plan as every element of an array does."""
+    plan = read_plan(next(root.glob("shards-v2-*")))
+    return sum(len(refs) for _, refs in plan.shards(0, PARTS)) * PARTS
+
+
+WORK: dict[str, Callable[[Path], int]] = {
+    "bare listing, v1": _list_v1,
+    "discovery and plan, v1": _plan_v1,
+    "bare listing, v2": _list_v2,
+    "discovery and plan, v2": _plan_v2,
+    f"one of {PARTS} parts reads the plan": _read_part,
+}
+
+
+def _plan(source: SourceConfig, root: Path) -> int:
+    output = Path(tempfile.mkdtemp(dir=root, prefix=f"shards-{source.kind[-2:]}-"))
+    config = PackConfig(source=source, output=str(output))
+    return make_or_read_plan(config, open_source(source)).num_refs
+
+
+def _names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
+def _measure(name: str, root: Path) -> Measured:
+    before = _peak_mib()
+    wall, cpu = time.perf_counter(), time.process_time()
+    num_found = WORK[name](root)
+    return {
+        "wall_s": time.perf_counter() - wall,
+        "cpu_s": time.process_time() - cpu,
+        "found": num_found,
+        "imports_mib": before,
+        "peak_mib": _peak_mib(),
+    }
+
+
+def _peak_mib() -> float:
+    # not ru_maxrss, which a child inherits from the larger process that started it
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+def _children(name: str, root: Path) -> list[Measured]:
+    command = [sys.executable, __file__, "child", name, str(root)]
+    return [
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(ROUNDS)
+    ]
+
+
+def _report(num_patches: int, found: dict[str, list[Measured]]) -> None:
+    report = Report(
+        name="discovery",
+        title=f"Discovery of {num_patches:,} patch folders in each BigEarthNet release",
+        unit="folders",
+        packages=("numpy", "pyarrow"),
+    )
+    for name, rounds in found.items():
+        wall, cpu = (tuple(entry[key] for entry in rounds) for key in ("wall_s", "cpu_s"))
+        report.timings.append(Timing(name, rounds[0]["found"], wall, cpu))
+        peak = max(entry["peak_mib"] for entry in rounds)
+        report.claims.append(Claim(f"peak memory, {name}, MiB", peak, at_most=MEMORY_MIB))
+    for release in ("v1", "v2"):
+        number = found[f"discovery and plan, {release}"][0]["found"]
+        claim = Claim(f"folders in the plan, {release}", number, at_least=num_patches)
+        report.claims.append(claim)
+    imports = max(entry["imports_mib"] for rounds in found.values() for entry in rounds)
+    report.notes.append(f"Of every peak, {imports:.0f} MiB are the interpreter and its imports.")
+    report.notes.append(
+        "Folders are empty and lie in memory; on a shared file system listing takes the time of "
+        "its metadata server. Discovery lists each folder once and opens no patch."
+    )
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
