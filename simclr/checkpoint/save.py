@@ -153,5 +153,12 @@ def set_aside(folder: Path) -> None:
 
 
 def _write_state(path: Path, state: dict[str, Any]) -> None:
-    torch.save(state, path)
+    try:
+        # Through a file of Python's: torch's own says of a full disk that a position is unexpected.
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     fsync(path)

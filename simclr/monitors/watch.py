@@ -46,7 +46,9 @@ class Watch:
         self._probe = open_probe(config, world)
         self._controls: dict[str, float] = {}
         self._metrics = JsonLines(Path(config.run_dir))
-        self._sinks = [self._metrics, screen(), *sinks] if world.is_main else []
+        # The caller's first: one of them may know that this attempt has been overtaken, and end it
+        # before it writes between its successor's lines.
+        self._sinks = [*sinks, self._metrics, screen()] if world.is_main else []
         self.headline = self._probe.headline if self._probe else ""
         self.best_score = -math.inf
 

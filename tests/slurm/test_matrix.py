@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import signal
 import time
 from pathlib import Path
@@ -85,8 +87,12 @@ def test_a_rank_that_fails_by_itself_fails_the_job_with_its_words(cluster, shard
 def test_a_requeue_by_hand_is_followed_and_not_doubled(cluster, shards, unbroken, tmp_path):
     run = submit(cluster, shards, tmp_path / "run")
     wait_for_step(cluster, run, 3)
+    results = [run.folder / "slurm" / f"{run.job_id}_{rank}_result.pkl" for rank in range(4)]
+    results[1].write_bytes(pickle.dumps(("error", "of an earlier attempt")))
+    results[2].with_suffix(".pkl.save_tmp").write_bytes(b"half")  # submitit would stumble over it
     cluster.run("scontrol", "requeue", run.job_id)
     assert_finished_like(cluster, run, unbroken, restarts=1)
+    assert [pickle.loads(path.read_bytes())[0] for path in results] == ["success"] * 4
     assert [stop["decision"] for stop in run.events("stop")] == ["quit"]
     assert lost_steps(run) == 0
 
@@ -104,7 +110,7 @@ def test_a_job_whose_attempts_came_to_nothing_is_held_until_a_person_releases_it
     wait_until(lambda: bool(run.events("stop")), "the fourth attempt to hold", 60, run.log)
     wait_until(lambda: cluster.state(run.job_id)["JobState"] == "PENDING", "the hold", 60)
     fields = cluster.run("scontrol", "show", "job", run.job_id)
-    assert "JobHeldUser" in fields
+    assert re.search("Reason=JobHeld(User|Admin)", fields), fields
     assert "Comment=3 attempts in a row saved nothing after step 0: held; read the log" in fields
     status = verb("status", str(run.folder), cluster=cluster)
     assert status.returncode == 1
@@ -120,8 +126,7 @@ def test_a_node_that_goes_down_gives_the_run_back(cluster, shards, unbroken, tmp
     cluster.run("scontrol", "update", f"NodeName={NODES[0]}", "State=DOWN", "Reason=test")
     assert_finished_like(cluster, run, unbroken, restarts=1)
     assert lost_steps(run) == 0
-    cluster.run("scontrol", "update", f"NodeName={NODES[0]}", "State=RESUME")
-    cluster.wait_for_idle_nodes()
+    cluster.wait_for_idle_nodes()  # its daemon lives and has reported it back
 
 
 @pytest.mark.exhaustive
@@ -155,17 +160,15 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.exhaustive
-def test_a_cancelled_step_is_saved_and_the_same_command_goes_on(
-    cluster, shards, unbroken, tmp_path
-):
-    run = submit(cluster, shards, tmp_path / "run")
-    wait_for_step(cluster, run, 3)
-    cluster.run("scancel", f"{run.job_id}.0")
+def test_after_a_cancelled_step_the_same_command_goes_on(cluster, shards, unbroken, tmp_path):
+    run = submit(cluster, shards, tmp_path / "run", KEEPING)
+    wait_for_step(cluster, run, EVERY + 1)
+    cluster.run("scancel", f"{run.job_id}.0")  # Slurm kills steps without a word
     fields = cluster.wait_for(run.job_id, "FAILED", "CANCELLED", "COMPLETED", timeout_s=60)
-    assert fields["Restarts"] == "0"
-    again = submit(cluster, shards, run.folder)
+    assert (fields["JobState"], fields["Restarts"]) == ("FAILED", "0")
+    again = submit(cluster, shards, run.folder, KEEPING)
     assert_finished_like(cluster, again, unbroken, restarts=0)
-    assert lost_steps(run) == 0
+    assert lost_steps(run) <= EVERY
 
 
 @pytest.mark.exhaustive

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -216,15 +217,37 @@ def flipped(data: bytes, position: int, bit: int) -> bytes:
     return bytes(changed)
 
 
-def test_a_full_disk_leaves_the_older_checkpoint(run_dir, world, monkeypatch):
-    def full(state, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        save(run_dir, world, 40)
+def test_a_file_that_cannot_grow_leaves_the_older_checkpoint_and_the_reason(run_dir, world):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # half of the shared state
+    try:
+        with pytest.raises(CheckpointError, match=r"File too large; older .* are untouched"):
+            save(run_dir, world, 40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert newest_valid(run_dir).name == folder_name(30)
+
+
+# files of the rank and of all, manifest and its folder; from then on renamed: folder, pointer
+@pytest.mark.parametrize("call", range(8))
+def test_a_disk_that_fails_at_any_flush_leaves_a_valid_checkpoint(
+    run_dir, world, call, monkeypatch
+):
+    calls, flush = [], os.fsync
+
+    def failing(descriptor):
+        calls.append(descriptor)
+        if len(calls) == call + 1:
+            raise OSError(5, "Input/output error")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        save(run_dir, world, 40)
+    monkeypatch.undo()
+    assert newest_valid(run_dir).name == folder_name(40 if call >= 5 else 30)
+    save(run_dir, world, 50)
+    assert newest_valid(run_dir).name == folder_name(50)
 
 
 def test_random_state_and_a_ranks_own_state_come_back(run_dir, world):

@@ -1,0 +1,164 @@
+"""A rank that falls silent is named in time; one that is slow, or leaves, is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import REPOSITORY
+
+from jobs.place import Kind, Place
+from jobs.pulse import Pulse, described, folder_of, missing_ranks, whereabouts
+
+SILENCE_S = 4.0  # more than the three beats within which an ear counts anew
+
+RANK = """
+import sys, time
+from pathlib import Path
+from jobs.place import Kind, Place
+from jobs.pulse import Pulse
+place = Place(Kind.slurm, "7", rank=int(sys.argv[2]), num_ranks=2, node="node-b")
+with Pulse(Path(sys.argv[1]), place, 600, print) as pulse:
+    pulse.reached(17)
+    print("beating", flush=True)
+    sys.stdin.read()
+"""
+
+
+def place_of(rank: int) -> Place:
+    return Place(Kind.slurm, "7", rank=rank, num_ranks=2, node="node-a")
+
+
+@pytest.fixture
+def peer(tmp_path):
+    """Start rank 1 in a process of its own; it beats until its standard input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RANK, str(tmp_path), "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"beating\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+
+
+@pytest.fixture
+def heard(tmp_path):
+    """Watch rank 1 as rank 0, and collect what is said of it."""
+    said: list[str] = []
+    event = threading.Event()
+
+    def say(words: str) -> None:
+        said.append(words)
+        event.set()
+
+    with Pulse(tmp_path, place_of(0), SILENCE_S, say) as pulse:
+        pulse.reached(17)
+        yield said, event
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_named_with_node_step_and_place(peer, heard):
+    said, event = heard
+    time.sleep(2.5)
+    assert said == []
+    os.kill(peer.pid, signal.SIGSTOP)
+    assert event.wait(SILENCE_S + 4)
+    # its main thread is in the few lines of this test, which are no code of ours
+    words = r"rank 1 on node-b, 17 steps done, last at no line of ours, has had no pulse for [45] s"
+    assert re.fullmatch(words, said[0])
+
+
+@pytest.mark.slow
+def test_a_rank_that_leaves_in_order_is_not_missed(peer, heard):
+    said, event = heard
+    time.sleep(1.5)
+    peer.stdin.close()
+    peer.wait(20)
+    assert not event.wait(SILENCE_S + 2)
+    assert said == []
+
+
+def test_nobody_is_missed_before_all_have_met(tmp_path):
+    said: list[str] = []
+    with Pulse(tmp_path, place_of(0), 0.5, said.append):
+        time.sleep(2.5)  # it has not reached its first step: others may still be importing
+    assert said == []
+
+
+@pytest.mark.slow
+def test_a_rank_that_was_away_itself_begins_to_count_anew(tmp_path, peer):
+    watcher = subprocess.Popen(
+        [sys.executable, "-c", RANK.replace("600, print", "4, print"), str(tmp_path), "0"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
+    )
+    watcher.stdout.readline()
+    time.sleep(2.5)
+    for process in (watcher, peer):  # as a suspended job: everybody is away at the same time
+        os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(SILENCE_S + 1)
+    for process in (watcher, peer):
+        os.kill(process.pid, signal.SIGCONT)
+    time.sleep(2.5)
+    said, _ = watcher.communicate(timeout=20)
+    assert said == b""
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_gone_is_told_from_one_that_is_behind(tmp_path, peer):
+    time.sleep(1.5)
+    assert missing_ranks(tmp_path, place_of(0), 2.5) == ""
+    peer.kill()
+    peer.wait()
+    assert missing_ranks(tmp_path, place_of(0), 0.5).startswith("rank 1 on node-b, 17 steps done")
+
+
+def test_the_rank_that_is_behind_the_others_is_named(tmp_path):
+    place = Place(Kind.slurm, "7", rank=0, num_ranks=4)
+    folder = folder_of(tmp_path, place)
+    folder.mkdir(parents=True)
+
+    def beat(rank: int, step: int) -> None:
+        pulse = {"rank": rank, "node": "n", "step": step, "at": "loader.py:9 (read)"}
+        (folder / f"rank-{rank:04d}.json").write_text(json.dumps(pulse | {"beat": time.time()}))
+
+    def live() -> None:
+        while not over.wait(0.05):
+            for rank, step in ((1, 8), (2, 7), (3, 8)):
+                beat(rank, step)
+
+    over = threading.Event()
+    ranks = threading.Thread(target=live)
+    ranks.start()
+    try:
+        time.sleep(0.2)
+        found = missing_ranks(tmp_path, place, 0.5)
+    finally:
+        over.set()
+        ranks.join()
+    assert found == "rank 2 on n, 7 steps done, last at loader.py:9 (read)"
+
+
+def test_the_place_of_a_thread_is_a_line_of_our_own_code():
+    assert whereabouts(threading.get_ident()).startswith("pulse.py:")
+    assert whereabouts(0) == "no line of ours"
+
+
+def test_a_rank_before_its_first_step_is_described_as_such():
+    assert described({"rank": 3, "node": "n", "step": None, "at": "x"}) == (
+        "rank 3 on n, before its first step, last at x"
+    )
