@@ -37,7 +37,7 @@ class Table:
     """One table.
 
     Attributes:
-        columns: an Arrow table of ``COLUMNS`` and, where it is there, ``V1_NAME``.
+        columns: an Arrow table of ``COLUMNS`` and, if asked for, ``V1_NAME``.
         rows: positions in it by product.
     """
 
@@ -61,22 +61,37 @@ class Table:
         }
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, with_v1_names: bool = False) -> Table:
     """Read a parquet table.
+
+    Args:
+        path: of the table.
+        with_v1_names: read the names that patches have in v1 too, 40 MB of text.
 
     Raises:
         ValueError: pyarrow is not installed, or the table is missing, unreadable or lacks a column.
     """
+    wanted = [*COLUMNS, V1_NAME] if with_v1_names else COLUMNS
     try:
-        file = parquet_file(path)
-        held = [name for name in (*COLUMNS, V1_NAME) if name in file.schema_arrow.names]
-        missing = [name for name in COLUMNS if name not in held]
-        if missing:
-            raise ValueError(f"it has no column {missing[0]}")
-        columns = file.read(columns=held)
+        columns = _read_columns(path, wanted)
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"the table {path} cannot be used ({error})") from error
     return Table(columns, _positions(columns["patch_id"]))
+
+
+def _read_columns(path: Path, wanted: list[str]) -> Any:
+    schema = parquet_file(path).schema
+    leaves = [schema.column(number).path for number in range(len(schema))]
+    held = {leaf.split(".")[0] for leaf in leaves}
+    missing = [name for name in COLUMNS if name not in held]
+    if missing:
+        raise ValueError(f"it has no column {missing[0]}")
+    # as codes: 19 class names and 3 splits instead of two million texts
+    coded = [leaf for leaf in leaves if leaf.split(".")[0] in ("labels", "split")]
+    # threads would each hold columns of their own
+    return parquet_file(path, read_dictionary=coded).read(
+        columns=[name for name in wanted if name in held], use_threads=False
+    )
 
 
 def _positions(ids: Any) -> dict[str, npt.NDArray[np.intp]]:

@@ -59,8 +59,8 @@ class BigEarthNetV2:
         """Yield the patch folders that a table lists and no list excludes, with what it tells."""
         root, config = Path(self.config.root), self.config
         products = _product_folders(root)
-        tables = [read_table(root / name) for name in config.tables]
         excluded = read_exclusions(config.exclude_lists)
+        tables = [read_table(root / name, bool(excluded)) for name in config.tables]
         num_found = num_listed = 0
         for product in products:
             names = _patch_folders(root / TREE / product)

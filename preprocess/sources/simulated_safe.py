@@ -118,7 +118,7 @@ def write_products(config: SimulatedConfig) -> None:
     settings = {
         "notice": NOTICE,
         "version": _VERSION,
-        "form": config.form.value,
+        "form": str(config.form),
         **{key: getattr(config, key) for key in ("num_patches", "num_dates", "baseline", "seed")},
     }
     if is_complete(root, settings):

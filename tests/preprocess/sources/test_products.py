@@ -16,7 +16,7 @@ from preprocess.product_config import (
     SelectConfig,
     SplitConfig,
 )
-from preprocess.raster import session
+from preprocess.raster import session, to_degrees
 from preprocess.selection import Dropped
 from preprocess.shards import open_readers, read_manifest
 from preprocess.sources import open_source
@@ -103,6 +103,18 @@ def test_everything_left_out_has_its_reason(tmp_path):
     assert len(found["nodata"]) == 83 * 83 - 6
     lenient = FilterConfig(max_cloud=1, max_shadow=1, max_snow=1)
     assert len(discovered(safe(tmp_path, filter=lenient))[0]) == 6
+
+
+def test_no_patch_touches_an_excluded_area(tmp_path):
+    safe_product(tmp_path, {(1, 1): 4, (2, 1): 4, (4, 1): 4})
+    x, y = 600000 + 2.5 * 1200, 4200000 - 1.5 * 1200  # the middle of one square
+    (west,), (south,) = to_degrees(32610, np.array([x]), np.array([y]))
+    box = [float(west), float(south), float(west) + 1e-4, float(south) + 1e-4]
+    refs, _ = discovered(safe(tmp_path, select=SelectConfig(exclude_boxes=[box])))
+    assert [ref.id[-6:] for ref in refs] == ["_01_01", "_04_01"]
+    assert reasons(safe(tmp_path, select=SelectConfig(exclude_boxes=[box])))[
+        "in an excluded area"
+    ] == ("10SFH_02_01",)
 
 
 def test_products_are_chosen_by_date_and_cloud_and_processed_once(tmp_path):
