@@ -114,7 +114,7 @@ def open_world(config: WorldConfig, launch: Launch | None = None) -> Iterator[Wo
             dist.destroy_process_group()
     except RuntimeError as error:
         if launch.world_size > 1 and _is_of_a_peer(error):
-            raise LostPeerError(f"another rank is gone, or too late: {error}") from error
+            raise LostPeerError(f"another rank is gone, or too late: {_plain(error)}") from error
         raise
 
 
@@ -134,6 +134,11 @@ def _join(config: WorldConfig, launch: Launch, device: torch.device) -> None:
         world_size=launch.world_size,
         timeout=timeout,
     )
+
+
+def _plain(error: RuntimeError) -> str:
+    """Return gloo's words without its source file in front and its advice behind."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0]
 
 
 def _is_of_a_peer(error: RuntimeError) -> bool:

@@ -43,6 +43,9 @@ _STUCK = {
     "PartitionNodeLimit": ("asks for more nodes than the partition has", "cluster.nodes"),
     "BadConstraints": ("asks for what no node has", "cluster.constraint, gpus, memory"),
     "DependencyNeverSatisfied": ("the job that it waits for has failed", "submit it again"),
+    # what jobs.requeue does after attempts that came to nothing, as scontrol and squeue write it
+    "job_requeued_in_held_state": ("held after a requeue", "read its Comment; scontrol release"),
+    "job requeued in held state": ("held after a requeue", "read its Comment; scontrol release"),
     "JobHeldUser": ("held by you", "scontrol release"),
     "JobHeldAdmin": ("held by an administrator", "ask them"),
     "AccountNotAllowed": ("the partition does not take this account", "cluster.account"),

@@ -70,7 +70,7 @@ def test_two_ranks_of_this_machine_train_and_tell_of_it(training, capsys):
     checkpoint = dispatch(Pretrain(training), LOCAL)
     assert checkpoint == f"{training.run_dir}/checkpoints/step-000000003"
     assert "step 3 of 3" in capsys.readouterr().err
-    assert events(training) == ["start", "finished"]
+    assert events(training) == ["start", "training", "finished"]
     assert len(list(Path(training.run_dir, "heartbeats").iterdir())) == 2
 
 
@@ -151,7 +151,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(training, place):
     assert "stopped, saved at step" in said.splitlines()[-1]
     saved = int(said.rpartition("step ")[2].split(";")[0])
     assert (Path(training.run_dir) / f"checkpoints/step-{saved:09d}/manifest.json").exists()
-    assert events(training) == ["start", "stop"]
+    assert events(training) == ["start", "training", "stop"]
 
 
 @pytest.mark.slow

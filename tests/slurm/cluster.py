@@ -112,11 +112,20 @@ class Cluster:
     def start(self) -> None:
         """Start all daemons and wait until four nodes are idle."""
         self._start_munge()
-        self._daemon("slurmctld", "-D", "-f", self.environment["SLURM_CONF"], "-i")
-        _wait(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld to answer")
+        self._start_controller()
         for node in NODES:
             self.start_node(node)
         self.wait_for_idle_nodes()
+
+    def restart_controller(self) -> None:
+        """Kill the controller and start another one, which reads the state of the first."""
+        self._controller.kill()
+        self._controller.wait()
+        self._start_controller()
+
+    def _start_controller(self) -> None:
+        self._controller = self._daemon("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
+        _wait(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld to answer")
 
     def start_node(self, node: str) -> None:
         """Start the daemon of a node, or start it again."""
@@ -132,6 +141,19 @@ class Cluster:
         for pid in (daemon.pid, *map(int, children)):
             os.kill(pid, signal.SIGKILL)
         daemon.wait()
+
+    def ranks(self, job_id: str) -> dict[int, int]:
+        """Return the live processes of a job's step: rank to process id."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                words = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+                names = dict(word.partition("=")[::2] for word in words)
+                started = (folder / "cmdline").read_bytes()
+                is_rank = b"submitit" in started and "SLURM_STEP_ID" in names
+                if is_rank and names.get("SLURM_JOB_ID") == job_id:
+                    found[int(names["SLURM_PROCID"])] = int(folder.name)
+        return found
 
     def wait_for_idle_nodes(self, timeout_s: float = 60) -> None:
         """Wait until no node is busy, down or being cleared."""

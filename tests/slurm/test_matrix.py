@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 import signal
 import time
 from pathlib import Path
@@ -110,7 +109,7 @@ def test_a_job_whose_attempts_came_to_nothing_is_held_until_a_person_releases_it
     wait_until(lambda: bool(run.events("stop")), "the fourth attempt to hold", 60, run.log)
     wait_until(lambda: cluster.state(run.job_id)["JobState"] == "PENDING", "the hold", 60)
     fields = cluster.run("scontrol", "show", "job", run.job_id)
-    assert re.search("Reason=JobHeld(User|Admin)", fields), fields
+    assert "Reason=job_requeued_in_held_state" in fields, fields
     assert "Comment=3 attempts in a row saved nothing after step 0: held; read the log" in fields
     status = verb("status", str(run.folder), cluster=cluster)
     assert status.returncode == 1
@@ -175,7 +174,7 @@ def test_after_a_cancelled_step_the_same_command_goes_on(cluster, shards, unbrok
 def test_two_time_limits_in_a_row_cost_no_step(cluster, shards, tmp_path):
     longer = ("max_steps=700", "log_every_steps=10")
     reference = submit(cluster, shards, tmp_path / "reference", *longer)
-    limits = ("cluster.time_min=2", "cluster.signal_delay_s=50", "cluster.nodelist=127.0.0.[3-4]")
+    limits = ("cluster.time_min=2", "cluster.signal_delay_s=50")
     run = submit(cluster, shards, tmp_path / "run", *longer, *limits)
     cluster.wait_for(reference.job_id, "COMPLETED", "FAILED", timeout_s=500)
     fields = cluster.wait_for(run.job_id, "COMPLETED", "FAILED", "TIMEOUT", timeout_s=500)
