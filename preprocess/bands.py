@@ -42,6 +42,7 @@ BANDS: dict[str, Band] = {
     )
 }
 
+# Centres are those of Sentinel-2A; B and C differ by up to 17 nm (B12).
 # B10 (cirrus) exists before atmospheric correction only; L2A products do not carry it.
 L2A_BANDS: tuple[str, ...] = tuple(name for name in BANDS if name != "B10")
 
@@ -70,6 +71,7 @@ def canonical_names(names: Iterable[str]) -> list[str]:
     Raises:
         ValueError: a spelling is unknown, or two spellings mean the same band.
     """
+    # the order is the user's: it becomes the order of channels
     canonical = [canonical_name(name) for name in names]
     repeated = sorted({name for name in canonical if canonical.count(name) > 1})
     if repeated:

@@ -57,6 +57,7 @@ class SourceConfig:
     bands: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        # statistics belong to the name: two archives of one kind need two names
         self.name = self.name or self.kind
         self.bands = canonical_names(self.bands)
 
@@ -124,7 +125,8 @@ class GeotiffConfig(SourceConfig):
         native: with one file a band, bands of 20 and 60 m lie on their own grids; else all bands
             share one.
         values: what numbers in the files mean.
-        nodata: number that marks nodata by band, or for ``all`` others; overrides the files' tags.
+        nodata: number that marks nodata in all bands; overrides the tags of the files.
+        nodata_by_band: the same for single bands; on a command line ``+source.nodata_by_band.B02=7``.
         boa_offset: what must be added, in digital numbers; -1000 or 0. Leave it out where a path
             holds the name of an ESA product that tells.
         reprocessed_offset: the same for products of baseline 99.99 alone, whose name tells nothing.
@@ -138,6 +140,8 @@ class GeotiffConfig(SourceConfig):
         split_column: its column of splits; empty if it holds none.
         labels_from_folders: without a table, the name of a file's folder is its class.
         label_set: name of that labelling; empty takes the name of the source.
+        exclude_lists: files naming patches to leave out by their whole ids, one a line; the id of
+            a larger file leaves out all that is cut from it.
     """
 
     kind: str = "geotiff"
@@ -147,7 +151,8 @@ class GeotiffConfig(SourceConfig):
     ground_resolution_m: float = 10.0
     native: bool = False
     values: Values = Values.digital_numbers
-    nodata: dict[str, float] = field(default_factory=dict)
+    nodata: float | None = None
+    nodata_by_band: dict[str, float] = field(default_factory=dict)
     boa_offset: int | None = None
     reprocessed_offset: int | None = None
     override_offset: bool = False
@@ -159,14 +164,14 @@ class GeotiffConfig(SourceConfig):
     split_column: str = ""
     labels_from_folders: bool = True
     label_set: str = ""
+    exclude_lists: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         SourceConfig.__post_init__(self)
         self.file_bands = canonical_names(self.file_bands)
         self.label_set = self.label_set or self.name
-        self.nodata = {
-            band if band == "all" else canonical_name(band): float(value)
-            for band, value in self.nodata.items()
+        self.nodata_by_band = {
+            canonical_name(band): value for band, value in self.nodata_by_band.items()
         }
         require(self.size_px >= 1, f"source.size_px is {self.size_px}; give pixels, 1 or more")
         require(
@@ -212,6 +217,7 @@ class SimulatedConfig(SourceConfig):
             1 <= self.num_dates <= 16, f"source.num_dates is {self.num_dates}; give 1 to 16 dates"
         )
         require(
+            # 99.99, a reprocessing by others, tells nothing of the offset
             re.fullmatch(r"0\d\.\d\d", self.baseline) is not None,
             f"source.baseline is {self.baseline!r}; give one of ESA's, such as 04.00",
         )

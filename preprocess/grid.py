@@ -46,6 +46,7 @@ class TileGrid:
 
     def centres(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return eastings and northings of all centres, each (SIDE columns, SIDE rows)."""
+        # (SIDE columns, SIDE rows): the order in which squares are named, not that of images
         steps = (np.arange(SIDE) + 0.5) * PATCH_SIDE_M
         x, y = np.meshgrid(self.x + steps, self.y - steps, indexing="ij")
         return x, y
@@ -61,6 +62,7 @@ class TileGrid:
         has one MGRS square, so one tile owns it, and no field enters a corpus twice.
         """
         x, y = self.centres()
+        # the tile begins up to 40 m outside its MGRS square, whose sides are whole 100 km
         west, north = (round(edge / SQUARE_M) * SQUARE_M for edge in (self.x, self.y))
         in_square = (x >= west) & (x < west + SQUARE_M) & (y <= north) & (y > north - SQUARE_M)
         longitude, _ = self.degrees()

@@ -79,6 +79,7 @@ def decide(
     Raises:
         ValueError: nobody says anything, or two say different things.
     """
+    # in the order of trust; the first one is the answer, all others must agree
     said = [Offset(value, who) for who, value in claims.items() if value is not None]
     if declared is not None:
         said.append(Offset(declared, "user"))
@@ -100,6 +101,7 @@ def harmonise(digital_numbers: Pixels, offset: int) -> Pixels:
     """Return stored values: offset added, 0 kept for nodata and 65535 for saturated alone."""
     if not offset:
         return digital_numbers
+    # signed: uint16 would wrap a pixel of 999 around to 65,535, saturated
     signed = digital_numbers.astype(np.int32) + offset
     # 1, not 0: a pixel darker than black is still a pixel, not a hole
     np.clip(signed, NODATA + 1, SATURATED - 1, out=signed)
@@ -148,6 +150,7 @@ def _dark_levels(pixels: Mapping[str, Pixels], classes: Classes) -> dict[str, in
 
 
 def _percentile(values: Pixels, chosen: npt.NDArray[np.bool_]) -> int | None:
+    # the first per cent, not the minimum: single pixels are defects
     taken = values[chosen]
     if taken.size < _MIN_DARK_PIXELS:
         return None

@@ -100,6 +100,7 @@ def shares_of_codes(codes: npt.NDArray[np.uint16]) -> Fractions:
     Raises:
         ValueError: a code is none of level 3.
     """
+    # by code, as maps hold them; the 19 classes could not be turned back into irrigation
     values, counts = np.unique(codes, return_counts=True)
     share_of = dict(zip(values.tolist(), (counts / codes.size).tolist(), strict=True))
     unknown = share_of.keys() - _MAPPED.keys() - set(_UNLABELLED)
@@ -139,6 +140,7 @@ def labels_of_43(names: Iterable[str]) -> Labels:
         REGULAR.name: _irrigated(present, IRRIGATION_REGULAR),
         EXTENDED.name: _irrigated(present, IRRIGATION_EXTENDED),
     }
+    # several of the 43 fall into one of the 19: each is named once
     reduced = tuple(dict.fromkeys(TO_19[name] for name in present if TO_19[name]))
     return {**labels, BIGEARTHNET19.name: reduced} if reduced else labels
 

@@ -45,7 +45,7 @@ class PatchRef:
     """
 
     id: str
-    path: str
+    path: str  # relative, so that shards can be repaired from where the rasters have moved to
     split: str = ""
     labels: Labels = field(default_factory=dict)
     block: str = ""
@@ -107,5 +107,6 @@ class Patch:
     @property
     def valid_fraction(self) -> float:
         """Share of the finest group's pixels that hold data in every band."""
+        # the finest group alone: a hole in a coarse one is wider than the hole in the data
         finest = next(iter(self.pixels.values()))
         return float((finest != NODATA).all(axis=0).mean())

@@ -36,6 +36,7 @@ class SelectConfig:
     date_to: str = ""
     months: list[int] = field(default_factory=list)
     max_scene_cloud: float = 100.0
+    # counted in days, not products: a day may come in two processings, or from both sides of a cut
     min_dates: int = 1
     one_owner: bool = True
     exclude_lists: list[str] = field(default_factory=list)
@@ -73,6 +74,7 @@ class FilterConfig:
         max_snow: most of snow or ice (SCL 11).
     """
 
+    # no nodata at all: an edge of the swath is the easiest thing to tell two views by
     min_valid: float = 1.0
     max_cloud: float = 0.05
     max_shadow: float = 0.05

@@ -122,8 +122,8 @@ def read_foreign(path: Path, window: tuple[int, int, int, int] | None = None) ->
     Raises:
         PatchError: the file is missing, unreadable or truncated.
     """
-    with _errors_named(path), _opened(path) as dataset:
-        grid = _grid(dataset)
+    with _errors_named(path):
+        dataset, grid = _held(path)
         return Foreign(
             pixels=dataset.read(window=Window(*window) if window else None),
             nodata=tuple(dataset.nodatavals),
@@ -201,10 +201,11 @@ def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
 
 
 @lru_cache(maxsize=32)  # all bands of a product, and those of the next
-def _held(path: Path, dtype: str) -> tuple[rasterio.DatasetReader, Grid]:
+def _held(path: Path, dtype: str = "") -> tuple[rasterio.DatasetReader, Grid]:
     """Open a file to stay open; what costs more than a window, such as its CRS, is asked once."""
     dataset = _open(path)
-    _check_values(path, dataset, dtype)
+    if dtype:
+        _check_values(path, dataset, dtype)
     return dataset, _grid(dataset)
 
 

@@ -27,6 +27,7 @@ def block_of(longitude: float, latitude: float, block_km: float) -> str:
 
     Rows have equal heights; every row is cut into columns about as wide as they are high.
     """
+    # counted from the equator and Greenwich, not from any tile's corner
     height = block_km / KM_PER_DEGREE
     row = floor(latitude / height)
     # the middle of the row, so that all of it has one width; at the poles a row is one block
@@ -36,6 +37,7 @@ def block_of(longitude: float, latitude: float, block_km: float) -> str:
 
 def split_of(block: str, config: SplitConfig) -> str:
     """Return train, validation or test; it depends on nothing but block, shares and seed."""
+    # a hash, not a generator: no order of blocks can change what one of them draws
     digest = hashlib.sha256(f"{config.seed}:{block}".encode()).digest()
     draw = int.from_bytes(digest[:8]) / 2**64
     if draw < config.test:
@@ -53,7 +55,7 @@ def block_and_split(longitude: float, latitude: float, config: SplitConfig) -> t
     split = split_of(block, config)
     # blocks are wider than the ring, so none can reach in between the eight points unseen
     reach = (config.buffer_km + HALF_PATCH_KM) / KM_PER_DEGREE
-    stretch = reach / cos(radians(latitude))
+    stretch = reach / cos(radians(latitude))  # degrees of longitude narrow towards the poles
     for east in (-stretch, 0.0, stretch):
         for north in (-reach, 0.0, reach):
             around = block_of(longitude + east, latitude + north, config.block_km)

@@ -53,6 +53,7 @@ def to_digital_numbers(
     # doubles: the product of float32 and 10000 would round 0.12345 to another digital number
     numbers = np.where(holes, 0.0, values.astype(np.float64) * _SCALES[unit])
     _refuse_implausible(numbers[~holes], values.dtype.name, unit)
+    # rounded half to even, without drift; 65535 stays what it is, saturated
     stored = np.clip(np.rint(numbers), NODATA + 1, SATURATED).astype(np.uint16)
     stored[holes] = NODATA
     return stored
@@ -77,7 +78,7 @@ def _refuse_implausible(numbers: npt.NDArray[np.float64], dtype: str, unit: Valu
     if lowest < _LEAST:
         raise ValueError(
             f"holds {lowest / scale:g}, which no reflectance is; if it marks nodata say so: "
-            f"source.nodata={{all: {lowest / scale:g}}}"
+            f"source.nodata={lowest / scale:g}"
         )
     if unit == Values.reflectance and np.median(numbers) > _BRIGHTEST_MEDIAN:
         raise ValueError(

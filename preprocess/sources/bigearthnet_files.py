@@ -22,6 +22,7 @@ def band_groups(bands: Iterable[str]) -> tuple[GroupLayout, ...]:
         ValueError: a band does not exist after atmospheric correction.
     """
     wanted = list(bands) or list(L2A_BANDS)
+    # B10 is a band of the instrument, but no L2A product has it
     foreign = [name for name in wanted if name not in L2A_BANDS]
     if foreign:
         raise ValueError(
@@ -50,6 +51,7 @@ def read_band_files(
     """
     paths = {band: folder / f"{folder.name}_{band}.tif" for g in groups for band in g.bands}
     rasters = {band: read_raster(path) for band, path in paths.items()}
+    # v1 files carry their own grid each; nothing else says that they show the same ground
     first = rasters[groups[0].bands[0]]
     pixels = {}
     for group in groups:
@@ -62,6 +64,7 @@ def read_band_files(
 def place_of(tile: str, patch_id: str) -> str:
     """Return the ground cell: tile, column and row, the same in v1, v2 and on every date."""
     column, row = patch_id.rsplit("_", 2)[1:]
+    # as numbers: v1 writes 4_55 where v2 writes 04_55
     return place_name(tile, int(column), int(row))
 
 
@@ -82,6 +85,7 @@ def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Raster) -
 
 
 def _corner(raster: Raster) -> tuple[float, float]:
+    # resolutions differ between bands, the upper left corner must not
     return raster.transform[2], raster.transform[5]
 
 

@@ -102,6 +102,7 @@ def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
     pixels, transform, epsg = read_band_files(folder, layout.groups)
     path = folder / f"{folder.name}_labels_metadata.json"
     metadata = _read_json(path)
+    # an L1C product: the authors ran sen2cor themselves, so no L2A name and no offset exists
     product = metadata["tile_source"]
     tile = _TILE.search(product)
     baseline = _BASELINE.search(product)
@@ -112,6 +113,7 @@ def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
         product=product,
         tile=tile[1] if tile else "",
         place=place_of(tile[1], ref.id) if tile else "",
+        # from the JSON: the time in the name may have lost a digit
         acquired=_acquired(path, metadata["acquisition_date"]),
         split=ref.split,
         baseline=f"{baseline[1]}.{baseline[2]}" if baseline else "",

@@ -108,7 +108,7 @@ class BigEarthNetV2:
         """Return the shares that a patch's map tells; none where it has no map."""
         path = self._maps / ref.path / f"{ref.id}_reference_map.tif"
         if not path.is_file():
-            return {}
+            return {}  # unknown, which is another thing than no irrigation
         found = read_raster(path)
         if (found.transform, found.epsg) != lies:
             raise PatchError(path, f"lies at EPSG {found.epsg} {found.transform}, its patch not")
@@ -145,6 +145,7 @@ def _names_in(folder: Path) -> list[str]:
 def _is_excluded(name: str, row: Row, excluded: Set[str]) -> bool:
     if not excluded:
         return False
+    # by ground too: a place that is held out is held out on all its dates
     tile = name.rsplit("_", 3)[1].removeprefix("T")
     return not excluded.isdisjoint((name, row.v1_name, place_of(tile, name)))
 

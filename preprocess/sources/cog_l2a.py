@@ -84,7 +84,7 @@ def describe_item(
     tile, acquired = _tile_and_time(name, product, properties)
     rasters = dict(_rasters(folder))
     bands = sorted(rasters.keys() & BANDS.keys(), key=lambda band: -BANDS[band].ground_resolution_m)
-    cloud = properties.get("eo:cloud_cover")
+    cloud = properties.get("eo:cloud_cover")  # percent
     return Scene(
         path=path,
         product=name,
@@ -123,6 +123,7 @@ def _asset_offset(item: Item) -> int | None:
     assets = item.get("assets", {})
     red = assets.get("red") or assets.get("B04") or {}
     stated = [band["offset"] for band in red.get("raster:bands", []) if "offset" in band]
+    # STAC states it in reflectance: -0.1
     return round(stated[0] * QUANTIFICATION) if stated else None
 
 

@@ -27,7 +27,7 @@ from preprocess.raster import session
 from preprocess.shards.layout import GroupLayout, LabelSet, ShardLayout
 from preprocess.sources.geotiff_files import bands_of, file_of, find_patches
 from preprocess.sources.geotiff_pixels import Pixels, patches_along, read_pixels
-from preprocess.sources.names import iso_time
+from preprocess.sources.names import iso_time, read_exclusions
 from preprocess.sources.tables import LabelTable, read_label_table
 
 _PRODUCT = re.compile(
@@ -61,13 +61,14 @@ class Geotiff:
             patches = self._patches()
             groups = groups_of(self.config, self._bands(patches))
             refs = sorted(self._references(patches, groups), key=lambda ref: ref.id)
-            for ref in refs:
+            for ref in refs:  # names only: half a million take seconds
                 self._offset(ref)
             self._listen(refs, groups)
         yield from refs
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read the files of one patch and keep the bands of the layout."""
+        # offset first: nothing is read of a collection that nobody vouches for
         offset = self._offset(ref)
         pixels = read_pixels(self.config, ref, layout.groups)
         found = self._doubt(offset, pixels, layout.groups)
@@ -96,6 +97,7 @@ class Geotiff:
     def _bands(self, patches: Patches) -> list[str]:
         """Return the wanted bands, by default all that there are."""
         config = self.config
+        # the union: a patch that lacks a band is rejected by name, not the band dropped for all
         found = set() if config.file_bands else bands_of(Path(config.root), patches)
         held = config.file_bands or [band for band in BANDS if band in found]
         foreign = [band for band in config.bands if band not in held]
@@ -118,10 +120,12 @@ class Geotiff:
 
     def _references(self, patches: Patches, groups: tuple[GroupLayout, ...]) -> Iterator[PatchRef]:
         table = self._table(patches)
+        excluded = read_exclusions(self.config.exclude_lists)
         for patch, path in patches:
             split, labels = table.of(patch) if table else ("", self._folder_labels(patch))
             for patch_id in self._cut(patch, path, groups[0].bands[0]):
-                yield PatchRef(patch_id, path, split, labels)
+                if excluded.isdisjoint((patch, patch_id)):
+                    yield PatchRef(patch_id, path, split, labels)
 
     def _table(self, patches: Patches) -> LabelTable | None:
         if not self.config.label_table:
@@ -157,6 +161,7 @@ class Geotiff:
         config, product = self.config, _PRODUCT.search(ref.path)
         name = product[0] if product else PurePosixPath(ref.path).name
         baseline = baseline_of(name)
+        # one declaration for all would contradict the names of ESA's own products beside these
         again = config.reprocessed_offset if baseline == "99.99" else None
         claims = {"name": offset_of(baseline)}
         declared = config.boa_offset if again is None else again
@@ -168,14 +173,15 @@ class Geotiff:
         Raises:
             ValueError: they do; packing all the others would only reject one by one.
         """
+        # spread over the collection: neighbours come from one scene
         for ref in refs[:: max(1, len(refs) // _LISTENED)]:
+            offset = self._offset(ref)
             try:
-                found = self._doubt(
-                    self._offset(ref), read_pixels(self.config, ref, groups), groups
-                )
+                # without an offset nothing can be too dark, so nothing is read
+                pixels = read_pixels(self.config, ref, groups) if offset.value else None
             except PatchError:
                 continue  # a bad file is packing's to reject
-            if found:
+            if pixels and (found := self._doubt(offset, pixels, groups)):
                 raise ValueError(f"{ref.path}: {found}")
 
     def _doubt(self, offset: Offset, pixels: Pixels, groups: tuple[GroupLayout, ...]) -> str:
@@ -197,6 +203,7 @@ class Geotiff:
     def _place(self, pixels: Pixels) -> str:
         if not (self.config.places_from_corners and pixels.epsg):
             return ""
+        # to the metre: exports of two dates may differ in the last bits of a corner
         _, _, x, _, _, y = pixels.transform
         return f"{pixels.epsg}_{x:.0f}_{y:.0f}"
 
@@ -212,6 +219,7 @@ def groups_of(config: GeotiffConfig, bands: list[str]) -> tuple[GroupLayout, ...
         return (GroupLayout(f"b{size_m:g}", tuple(bands), config.size_px, size_m),)
     groups = []
     native = native_groups(bands)
+    # relative to the finest band there is: decimated sets keep the ratios of their grids
     finest = int(next(iter(native))[1:])
     for name, members in native.items():
         coarser = int(name[1:]) // finest

@@ -48,6 +48,7 @@ def find_patches(root: Path, one_file_a_band: bool) -> list[tuple[str, str]]:
         patch, band = split_name(path.stem)
         if band:
             whole = (path.parent / patch).as_posix()
+            # a folder of its own needs no mark, and cannot be confused with a prefix in it
             patches[whole] = f"{whole}{MANY}" if patch else whole
     if not patches:
         raise ValueError(
@@ -99,6 +100,7 @@ def _folder_of(root: Path, path: str) -> Path:
 @lru_cache(maxsize=64)  # patches come in the order of their folders
 def _listing(folder: Path) -> dict[str, Files]:
     """Return names by band by patch of one folder."""
+    # by name alone: a file of half a million is opened once it is read
     held: dict[str, Files] = {}
     for path in sorted(folder.iterdir()):
         patch, band = split_name(path.stem)

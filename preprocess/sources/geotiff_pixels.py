@@ -107,6 +107,7 @@ def _declared(bands: Sequence[str]) -> str:
 
 def _window(ref: PatchRef, group: GroupLayout) -> Window:
     column, row = map(int, ref.id.rsplit("_", 2)[1:])
+    # column and row count patches, so coarser groups of the same patch begin at the same corner
     return column * group.size_px, row * group.size_px, group.size_px, group.size_px
 
 
@@ -116,15 +117,17 @@ def _numbers(
     channels = [number for number, band in enumerate(held) if band in group.bands]
     # the files' order, then the layout's
     channels.sort(key=lambda number: group.bands.index(held[number]))
-    declared = config.nodata
-    marks = [
-        declared.get(held[number], declared.get("all", foreign.nodata[number]))
-        for number in channels
-    ]
+    marks = [_mark(config, held[number], foreign.nodata[number]) for number in channels]
     try:
         return to_digital_numbers(foreign.pixels[channels], marks, config.values)
     except ValueError as error:
         raise PatchError(path, str(error)) from error
+
+
+def _mark(config: GeotiffConfig, band: str, tagged: float | None) -> float | None:
+    """Return what marks nodata in a band: the setting for it, for all bands, or the file's tag."""
+    for_all = tagged if config.nodata is None else config.nodata
+    return config.nodata_by_band.get(band, for_all)
 
 
 def _check_names(path: Path, names: Sequence[str], expected: Sequence[str]) -> None:
@@ -158,4 +161,5 @@ def _check_grid(path: Path, foreign: Foreign, size_m: float) -> None:
 def _check_corner(path: Path, foreign: Foreign, first: Foreign) -> None:
     corners = [(found.epsg, found.transform[2], found.transform[5]) for found in (foreign, first)]
     if corners[0] != corners[1]:
+        # bands of two scenes under one name
         raise PatchError(path, f"begins at EPSG, x, y {corners[0]}, the first band at {corners[1]}")

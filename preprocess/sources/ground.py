@@ -61,6 +61,8 @@ def ground_of(grid: TileGrid, config: ProductsConfig, excluded: Set[str]) -> Gro
     }
     if not config.split.block_km:
         return Ground(unwanted, {})
+    # in double precision one by one, since a block's border must fall alike for every tile; only
+    # for ground that nothing else speaks against
     wanted = np.argwhere(~np.any(list(unwanted.values()), axis=0)).tolist()
     blocks = {
         (column, row): block_and_split(
@@ -83,6 +85,7 @@ def _touching(grid: TileGrid, boxes: list[list[float]]) -> Flags:
     touching = np.zeros((SIDE, SIDE), bool)
     if not boxes:
         return touching
+    # all four: the sides of a UTM square run askew to meridians
     corners = _corners_in_degrees(grid)
     west, south = corners.min(axis=1)
     east, north = corners.max(axis=1)
@@ -105,6 +108,7 @@ def _corners_in_degrees(grid: TileGrid) -> npt.NDArray[np.float64]:
 
 def _listed(grid: TileGrid, excluded: Set[str]) -> Flags:
     listed = np.zeros((SIDE, SIDE), bool)
+    # each place is asked for whole: a search for parts of names would drop 1_25 with 1_2
     for column, row in np.ndindex(SIDE, SIDE) if excluded else ():
         listed[column, row] = grid.place(column, row) in excluded
     return listed

@@ -10,6 +10,7 @@ from pathlib import Path
 
 def iso_time(stamp: str) -> str:
     """Return ISO 8601 of a time as products are named after it: ``20170613T101031``."""
+    # Sentinel-2 names are in UTC
     return datetime.strptime(stamp, "%Y%m%dT%H%M%S").isoformat() + "Z"
 
 
@@ -44,6 +45,7 @@ def read_splits(lists: Mapping[str, str]) -> dict[str, str]:
         ValueError: a list is unreadable, or two lists share a name.
     """
     split_of: dict[str, str] = {}
+    # lists of two releases mixed up would put test patches into training without a word
     for split, path in lists.items():
         for name in read_names(path) if path else ():
             if name in split_of:

@@ -81,6 +81,7 @@ class Products:
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read one square."""
+        # described anew (and remembered there): a part of an array has only the plan's references
         scene = self.describe(Path(self.config.root), ref.path, layout.groups)
         return read_square(scene, ref, layout.groups, self._offset(scene))
 
@@ -129,6 +130,7 @@ class Products:
 
 def choose_scenes(scenes: list[Scene], select: SelectConfig) -> tuple[list[Scene], list[Dropped]]:
     """Return the products to cut, in the order of their names, and the others with the reason."""
+    # among all that are there, so that a clouded newest processing is not replaced by an older one
     chosen, dropped = [], []
     newest = _newest_processing(scenes)
     for scene in sorted(scenes, key=lambda scene: scene.product + "_"):
@@ -153,6 +155,7 @@ def filter_reasons(scene: Scene, limits: FilterConfig) -> Iterator[tuple[str, Fl
     classes = read_classes(scene.scl)
     # a pixel may be missing in some bands only; the classification then has no answer for it
     yield NO_DATA, np.minimum(valid, 1 - shares_of(classes == 0)) < limits.min_valid
+    # limits are on shares of all ground: what is both nodata and cloud cannot be
     yield CLOUD, shares_of(np.isin(classes, _CLOUD_CLASSES)) > limits.max_cloud
     yield SHADOW, shares_of(classes == _SHADOW_CLASS) > limits.max_shadow
     yield SNOW, shares_of(classes == _SNOW_CLASS) > limits.max_snow
@@ -197,6 +200,7 @@ def _references(
     found: list[tuple[Scene, Ground, Flags]], min_dates: int
 ) -> Iterator[PatchRef | Dropped]:
     """Yield the good squares of all products whose places were seen on enough days."""
+    # days, not times: two granules of one overpass are no two dates
     seen = {(place, scene.day) for scene, _, good in found for place in _places(scene, good)}
     days = Counter(place for place, _ in seen)
     for scene, ground, good in found:

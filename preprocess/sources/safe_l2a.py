@@ -72,6 +72,7 @@ def describe_product(root: Path, path: str, groups: tuple[GroupLayout, ...]) -> 
     rasters = dict(_rasters(product, names))
     claims, cloud_percent = _read_metadata(product, names)
     baseline = baseline_of(name["product"])
+    # 20 m is where ESA makes it; the 60 m one is a copy
     scl_m = max((size for band, size in rasters if band == "SCL" and size <= 20), default=60)
     return Scene(
         path=path,
@@ -114,6 +115,7 @@ def offset_in(root: ElementTree.Element) -> int:
     Raises:
         ValueError: bands have different offsets, or the quantification value is not 10000.
     """
+    # searched by local name: the namespaces of the schema changed between baselines
     values = {int(node.text or "") for node in root.iter("BOA_ADD_OFFSET")}
     if len(values) > 1:
         raise ValueError(f"bands have different offsets {sorted(values)}, which no shard can hold")
@@ -127,6 +129,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     """Yield products below a folder; products themselves are not entered."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
+            # not entered: a product holds hundreds of files, a whole archive millions
             if _PRODUCT.match(entry.name) and (entry.is_dir() or entry.name.endswith(".zip")):
                 yield Path(entry.path)
             elif entry.is_dir():

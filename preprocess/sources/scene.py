@@ -137,6 +137,7 @@ def tile_grid(scene: Scene, groups: tuple[GroupLayout, ...]) -> TileGrid:
     """
     group = groups[0]
     path = scene.bands[group.bands[0]]
+    # from pixels, not from the name: squares must lie where the file's own grid has them
     found = read_grid(path)
     size_px = _TILE_M / group.ground_resolution_m
     a, b, x, d, e, y = found.transform
@@ -222,6 +223,7 @@ def square_of(patch_id: str) -> tuple[int, int]:
 
 def scl_shares(classes: Classes) -> npt.NDArray[np.float32]:
     """Return the share of each of the twelve classes of a scene classification map."""
+    # minlength: classes that are absent have a column too
     counts = np.bincount(classes.ravel(), minlength=len(SCL.classes))
     return np.asarray(counts[: len(SCL.classes)] / classes.size, np.float32)
 

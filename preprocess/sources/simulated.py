@@ -92,6 +92,7 @@ def write_tree(root: Path, num_patches: int, seed: int) -> None:
         raise ValueError(
             f"source.num_patches is {num_patches}; there is ground for {MAX_PATCHES} patches"
         )
+    # what the marker remembers: the same words must mean the same pixels when a run goes on
     settings = {"notice": NOTICE, "version": _VERSION, "num_patches": num_patches, "seed": seed}
     if is_complete(root, settings):
         return

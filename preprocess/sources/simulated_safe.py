@@ -79,6 +79,7 @@ class SimulatedSafe:
     def discover(self) -> Iterator[PatchRef | Dropped]:
         """Write the products unless they are there, then yield their squares with data."""
         write_products(self.config)
+        # by place, as the simulated ground has them: dates of one place share their split
         splits = {
             place: scene.split
             for scenes in scenes_by_product(self.config).values()
@@ -146,6 +147,7 @@ def scenes_by_product(config: SimulatedConfig) -> dict[str, Scenes]:
             f"ground for {most} patches"
         )
     products: dict[str, Scenes] = {}
+    # all dates of a region before the next one: fewer patches are a part of more
     for region in range(num_regions):
         for date in range(config.num_dates):
             year, season = divmod(date, len(SEASONS))
@@ -198,6 +200,7 @@ def _pieces(scenes: Scenes, config: SimulatedConfig) -> dict[str, tuple[int, Pie
         for group, bands in groups.items():
             for band, values in zip(bands, pixels[group], strict=True):
                 pieces[band][1][scene.corner] = values + np.uint16(raised)
+        # every second pixel: 20 m from the land's 10 m, and classes have no mean
         pieces["SCL"][1][scene.corner] = _classes(land.cover[::2, ::2])
     return pieces
 

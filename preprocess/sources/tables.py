@@ -32,6 +32,7 @@ class LabelTable:
     def __init__(self, name: str, rows: dict[str, Row]) -> None:
         self._rows = rows
         classes = sorted({entry for _, names in rows.values() for entry in names})
+        # by what the table holds: a table of one class each answers by softmax, others by sigmoid
         several = any(len(names) > 1 for _, names in rows.values())
         kind = "multi" if several else "single"
         self.label_set = LabelSet(name, kind, tuple(classes)) if classes else None
@@ -79,6 +80,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     if not path.is_file():
         raise ValueError(f"the table {path} is missing")
     read = _read_parquet if path.suffix == ".parquet" else _read_csv
+    # only these: a table may have a hundred columns
     named = [column for column in columns if column]
     try:
         for row in read(path, named):
@@ -132,6 +134,7 @@ def _check_columns(path: Path, wanted: list[str], held: list[str]) -> None:
 
 
 def _names(value: Any) -> tuple[str, ...]:
+    # numbers are names too; an empty cell is no class
     parts = value.split(_SEPARATOR) if isinstance(value, str) else value or ()
     parts = parts if isinstance(parts, list | tuple) else [parts]
     return tuple(dict.fromkeys(name for part in parts if (name := str(part).strip())))

@@ -47,7 +47,16 @@ def test_every_setting_is_of_a_type_that_a_command_line_can_fill(config):
     assert not config.__dataclass_params__.frozen
     for field in dataclasses.fields(config):
         kind = typing.get_type_hints(config)[field.name]
-        simple = kind in (str, int, float, bool, int | None, list[str], dict[str, float])
+        simple = kind in (
+            str,
+            int,
+            float,
+            bool,
+            int | None,
+            float | None,
+            list[str],
+            dict[str, float],
+        )
         assert simple or dataclasses.is_dataclass(kind) or issubclass(kind, Enum), field.name
 
 

@@ -157,6 +157,15 @@ def test_large_files_are_cut_into_whole_patches_where_they_lie(tmp_path):
     assert patch.place == "32633_404520_5342400"
 
 
+def test_excluded_are_whole_ids_of_patches_or_of_the_files_they_are_cut_from(tmp_path):
+    for name in ("a", "ab", "b"):
+        write_geotiff(tmp_path / f"{name}.tif", np.full((1, 24, 12), 500, np.uint16))
+    (tmp_path / "out.txt").write_text("a\nb_000_001\n")
+    settings = {"file_bands": ["B02"], "exclude_lists": [str(tmp_path / "out.txt")]}
+    found = read_all(exports(tmp_path, cut=True, **settings))
+    assert list(found) == ["ab_000_000", "ab_000_001", "b_000_000"]
+
+
 @pytest.mark.parametrize(
     ("dtype", "values"), [("float32", Values.reflectance), ("float64", Values.reflectance)]
 )
@@ -174,14 +183,13 @@ def test_nodata_is_what_tag_or_setting_marks_in_each_band(tmp_path, tagged):
     pixels[:, 0, 0] = -9999
     pixels[1, 0, 1] = 7
     write_geotiff(tmp_path / "a.tif", pixels, **({"nodata": -9999} if tagged else {}))
-    nodata = {"B3": 7} if tagged else {"all": -9999}
-    source = exports(tmp_path, file_bands=["B02", "B03"], nodata=nodata)
-    if tagged:  # the setting of B03 replaces the tag, which then is a number like any other
-        with pytest.raises(PatchError, match=r"holds -9999, .* source\.nodata={all: -9999}"):
-            read_all(source)
-    else:
-        (patch,) = read_all(source).values()
-        assert patch.pixels["b10"][:, 0, :3].tolist() == [[0, 500, 500], [0, 7, 500]]
+    declared = {} if tagged else {"nodata": -9999}
+    (patch,) = read_all(exports(tmp_path, file_bands=["B02", "B03"], **declared)).values()
+    assert patch.pixels["b10"][:, 0, :3].tolist() == [[0, 500, 500], [0, 7, 500]]
+    # the setting of a band replaces its tag, which then is a number like any other
+    source = exports(tmp_path, file_bands=["B02", "B03"], nodata_by_band={"B3": 7}, **declared)
+    with pytest.raises(PatchError, match=r"holds -9999, .* say so: source\.nodata=-9999"):
+        read_all(source)
 
 
 def test_a_declared_offset_is_taken_out_and_recorded(tmp_path):

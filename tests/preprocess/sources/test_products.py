@@ -180,6 +180,12 @@ def test_a_product_that_nobody_vouches_for_is_refused_until_declared(tmp_path):
         discovered(safe(tmp_path, boa_offset=-1000))
 
 
+def test_a_real_item_without_a_band_names_it(real_data):
+    config = CogL2AConfig(root=str(real_data / "earth_search_cog"), decimation=10)
+    with pytest.raises(ValueError, match=r"holds no B03 at 100 m; complete the product"):
+        discovered(config)
+
+
 def test_a_missing_band_is_named(tmp_path, real_data):
     (root,) = (real_data / "sentinel2_safe").glob("*N0400*.SAFE")
     with pytest.raises(ValueError, match=r"holds no B02 at 10 m; complete the product"):
