@@ -126,7 +126,7 @@ class GeotiffConfig(SourceConfig):
             share one.
         values: what numbers in the files mean.
         nodata: number that marks nodata in all bands; overrides the tags of the files.
-        nodata_by_band: the same for single bands; on a command line ``+source.nodata_by_band.B02=7``.
+        nodata_by_band: the same for single bands: ``+source.nodata_by_band.B02=7``.
         boa_offset: what must be added, in digital numbers; -1000 or 0. Leave it out where a path
             holds the name of an ESA product that tells.
         reprocessed_offset: the same for products of baseline 99.99 alone, whose name tells nothing.
