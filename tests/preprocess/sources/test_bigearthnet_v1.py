@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from make_data import bigearthnet_v1, write_geotiff
 from preprocess.config import BigEarthNetV1Config
 from preprocess.patch import PatchError
 from preprocess.sources import open_source
+from preprocess.sources.bigearthnet_v1 import _PATCH
+from preprocess.sources.names import read_names, read_splits
 from preprocess.sources.simulated import write_tree
 
 
@@ -222,3 +225,25 @@ def test_absent_metadata_is_named(tree):
     (folder / f"{folder.name}_labels_metadata.json").unlink()
     with pytest.raises(PatchError, match=r"_labels_metadata\.json: missing"):
         read_first(tree)
+
+
+def test_the_official_lists_have_the_sizes_that_were_published(real_data):
+    folder = real_data / "bigearthnet_v1"
+    splits = read_splits(
+        {name: str(folder / "splits" / f"{name}.csv.gz") for name in ("train", "val", "test")}
+    )
+    counts = Counter(splits.values())
+    assert counts == {"train": 269_695, "val": 123_723, "test": 125_866}
+    # every name is one of a patch, the 51,410 with a time of five digits too
+    assert all(_PATCH.fullmatch(name) for name in splits)
+    assert sum(len(name.split("T")[1].split("_")[0]) == 5 for name in splits) == 51_410
+    lists = {
+        "seasonal_snow.csv.gz": 61_707,
+        "cloud_and_shadow.csv.gz": 9_280,
+        "no_19_class_targets.csv": 57,
+    }
+    for name, size in lists.items():
+        (path,) = (folder / "lists").glob(f"*{name}")
+        listed = read_names(str(path))
+        assert len(listed) == size
+        assert listed.isdisjoint(splits)

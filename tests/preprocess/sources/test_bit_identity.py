@@ -34,9 +34,13 @@ EVERYWHERE = SelectConfig(one_owner=False)
 
 
 @lru_cache(maxsize=16)
-def channel(path, number=1):
+def whole(path):
     with rasterio.open(path) as dataset:
-        return dataset.read(number).astype(np.int64)
+        return dataset.read().astype(np.int64)
+
+
+def channel(path, number=1):
+    return whole(path)[number - 1]
 
 
 def square(patch_id, size_px):
@@ -92,9 +96,9 @@ def compare(config, read, offset, output):
     compared = 0
     for reader in open_readers(output, read_manifest(output)):
         for row, patch_id in enumerate(reader.index("id")):
+            stored = reader.read(row)
             for group in reader.layout.groups:
-                stored = reader.read(row)[group.name]
-                for band, pixels in zip(group.bands, stored, strict=True):
+                for band, pixels in zip(group.bands, stored[group.name], strict=True):
                     cut = read(patch_id, band, group.size_px)
                     wanted = np.where(cut == 0, 0, np.maximum(cut + offset, 1))
                     assert np.array_equal(pixels, wanted), (patch_id, band)
