@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow lint bench slurm slurm-shell clean
+.PHONY: help demo test test-fast test-slow lint bench map slurm slurm-shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,11 +39,17 @@ lint: $(DEVELOPMENT) ## ruff, mypy, import-linter
 bench: $(DEVELOPMENT) ## every claim of speed, with machine, versions and limit
 	@for file in $(filter-out benchmarks/report.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+map: ## docs/code-map.md: the sentence that each module opens with
+	@$(PYTHON) tests/code_map.py
+
 slurm: ## Slurm's Debian packages, if they are missing and this is root on Debian
 	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq $(SLURM); \
 	else echo "no Slurm here: its tests will be skipped (needs: $(SLURM))"; fi
+
+chaos: $(DEVELOPMENT) slurm ## 30 random blows to a training on the test cluster; its weights must be as undisturbed
+	@$(BIN)/python tests/slurm/chaos.py
 
 slurm-shell: $(DEVELOPMENT) slurm ## a shell on a Slurm of four nodes inside this machine
 	@$(BIN)/python tests/slurm/cluster.py

@@ -79,7 +79,7 @@ def default_of(key: str, app: type[Any]) -> object:
     entry = {entry.name: entry for entry in fields(app)}[head]
     if entry.default_factory is not MISSING:
         return entry.default_factory()
-    return entry.default.value if isinstance(entry.default, Enum) else entry.default
+    return entry.default
 
 
 def _choice(group: str, names: list[str]) -> str:
@@ -98,5 +98,7 @@ def _setting(key: str, meaning: str, app: type[Any]) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
+        return f"[{','.join(map(_short, value))}]"
+    if isinstance(value, Enum):
+        return value.name  # what hydra takes; the value may be words for a report
     return "none" if value is None else str(value)

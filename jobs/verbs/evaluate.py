@@ -10,18 +10,22 @@ from jobs.tasks.encoders import Evaluate
 from simclr.evaluate.config import EvaluateConfig
 
 HELP = Help(
-    sentence="score a run's encoder on labelled patches by k-NN and a linear probe, beside a "
-    "random-initialised control.",
+    sentence="score a run's encoder on labelled patches by k-NN, linear probe or fine-tuning, "
+    "beside controls that learnt nothing.",
     examples=(
         "simclr-evaluate run=runs/first shards=shards task=bigearthnet19",
-        "simclr-evaluate run=runs/first shards=shards task=irrigation_regular seeds=[0]",
         "simclr-evaluate run=runs/first shards=shards/eurosat task=eurosat",
+        "simclr-evaluate run=runs/first shards=shards task=eurosat protocols=[finetune_all]",
     ),
     settings={
         "run": "run folder; its newest valid checkpoint is scored",
         "shards": "folder with labelled packed patches",
         "task": "label set in the shards: eurosat, bigearthnet19, bigearthnet43, "
         "irrigation_regular, ...",
+        "protocols": "how encoders are asked: knn, probe, finetune_frozen, finetune_last_stage, "
+        "finetune_all (the last three train networks: minutes to hours)",
+        "fractions": "shares of the training labels, each asked for",
+        "others": "further encoders for the same table: runs, exports, files of weights",
         "seeds": "seeds of random splits and of the control",
         "batch_size": "patches a forward pass",
         "neighbours": "neighbours of the k-NN classifier",

@@ -79,7 +79,8 @@ class EvaluateConfig:
         step: checkpoint to evaluate; 0 takes the newest valid one.
         all_checkpoints: only score every checkpoint by probe and k-NN on the validation split,
             and draw the score against the step beside the loss.
-        protocols: how encoders are asked; controls are asked the same.
+        protocols: how encoders are asked; controls are asked the same. Fine-tuning trains whole
+            networks, several for each seed: ask for it where there is a GPU, or time.
         fractions: shares of the training labels, nested, stratified and drawn by seed.
         others: further encoders for the same table: run folders, exports, or files of weights
             with torchvision's names (.pt, .pth, .safetensors).
@@ -98,9 +99,7 @@ class EvaluateConfig:
     balanced: bool = False
     step: int = 0
     all_checkpoints: bool = False
-    protocols: list[Protocol] = field(
-        default_factory=lambda: [Protocol.probe, Protocol.knn, Protocol.finetune_all]
-    )
+    protocols: list[Protocol] = field(default_factory=lambda: [Protocol.probe, Protocol.knn])
     fractions: list[float] = field(default_factory=lambda: [1.0])
     others: list[str] = field(default_factory=list)
     split: SplitRule = SplitRule.given

@@ -140,7 +140,7 @@ def test_an_interrupt_is_a_failure_in_one_line(capsys):
 @pytest.mark.parametrize("verb", HELPS)
 def test_help_shows_examples_choices_defaults_output_and_exit_codes(verb):
     page = render(verb, HELPS[verb], APPS[verb])
-    assert len(HELPS[verb].examples) == 3
+    assert len(HELPS[verb].examples) >= 3
     assert len(HELPS[verb].settings) <= 12
     for word in ("Examples:", "Choices:", "Output:", "Exit codes: 0", f"simclr-{verb}: "):
         assert word in page

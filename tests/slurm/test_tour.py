@@ -1,0 +1,31 @@
+"""The README's tour on Slurm, typed as it stands there: one copied file, one command."""
+
+from __future__ import annotations
+
+import pytest
+from test_pages import ROOT, block_under, run_block
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+# What a person would write into the copied file for this cluster, as an editor of its own.
+EDITOR = """#!/bin/sh
+exec sed -i -e 's/partition: gpu/partition: null/' -e 's/tasks_per_node: 4/tasks_per_node: 1/' \\
+    -e 's/gpus_per_node: 4/gpus_per_node: null/' -e 's/cpus_per_task: 8/cpus_per_task: 1/' \\
+    -e 's/memory_gb: 200/memory_gb: null/' -e 's/time_min: 1440/time_min: 10/' \\
+    -e 's/parts: 16/parts: 2/' "$1"
+"""
+
+
+def test_the_tour_on_slurm_ends_with_an_encoder(cluster, tmp_path):
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")  # the block copies a file of the checkout
+    editor = tmp_path / "editor"
+    editor.write_text(EDITOR)
+    editor.chmod(0o755)
+    environment = {**cluster.environment, "EDITOR": str(editor)}
+    done = run_block(block_under("The same on Slurm"), tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    (job,) = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("export")]
+    last = job.rstrip(",")
+    fields = cluster.wait_for(last, "COMPLETED", "CANCELLED", "FAILED", timeout_s=300)
+    assert fields["JobState"] == "COMPLETED"
+    assert (tmp_path / "encoders" / "tour" / "encoder.safetensors").exists()

@@ -1,0 +1,148 @@
+"""Pages for people: their links lead somewhere, their commands are understood, their tour runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from code_map import PAGE, code_map
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from jobs.schema import APPS, register, to_app
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ids = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [code for name, code in BLOCK.findall(page.read_text()) if name == language]
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of each command of a page; variables stand for some folder."""
+    for code in blocks(page, "bash"):
+        for line in re.sub(r"\\\n\s*", "", code).splitlines():
+            words = shlex.split(re.sub(r"\$\{?\w+\}?", "/somewhere", line), comments=True)
+            if words:
+                yield words
+
+
+def block_under(heading: str) -> str:
+    """Return the first bash block of the README below a heading."""
+    _, found, rest = (ROOT / "README.md").read_text().partition(f"\n## {heading}\n")
+    assert found, f"the README has no heading {heading!r}"
+    return next(code for language, code in BLOCK.findall(rest) if language == "bash")
+
+
+@pytest.fixture
+def composing():
+    """Settings as a user's command composes them; ``mine`` is a copy of the example."""
+    register()
+    mine = OmegaConf.load(ROOT / "jobs/conf/cluster/slurm_example.yaml")
+    ConfigStore.instance().store("mine", mine, group="cluster", package="_global_")
+    with initialize_config_module("jobs.conf", version_base="1.3"):
+        yield
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_every_link_leads_somewhere(page):
+    for target in LINK.findall(BLOCK.sub("", page.read_text())):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        other = (page.parent / name).resolve() if name else page
+        assert other.exists(), target
+        assert not anchor or anchor in anchors(other), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_every_command_is_understood(page, composing):
+    for words in commands(page):
+        verb = words[0].removeprefix("simclr-")
+        if words[0] == "make":
+            check_target(words)
+        elif words[0].startswith("simclr-") and verb in APPS:
+            check_settings(verb, words[1:])
+        elif words[0] == "simclr-chain":
+            check_chain(words[1:])
+        elif words[0].startswith("simclr-"):
+            assert (Path(sys.executable).parent / words[0]).exists(), words
+
+
+def test_the_map_names_every_module_by_its_own_sentence():
+    assert PAGE.read_text() == code_map(), "a module came, went or changed: make map"
+
+
+def check_target(words: list[str]) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {word for word in words[1:] if "=" not in word} <= set(targets), words
+
+
+def check_settings(verb: str, arguments: list[str]) -> None:
+    settings = [word for word in arguments if "=" in word and not word.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(settings)
+    single = [
+        f"{each.key_or_group}={next(each.sweep_string_iterator())}"
+        if each.is_sweep_override()
+        else text
+        for each, text in zip(parsed, settings, strict=True)
+    ]
+    assert single == settings or "-m" in arguments, f"commas without -m: {settings}"
+    to_app(compose(verb, single))
+
+
+def check_chain(arguments: list[str]) -> None:
+    stages = [word for word in arguments if word in APPS]
+    assert stages, arguments
+    first = arguments.index(stages[0])
+    place = [word for word in arguments[:first] if not word.startswith("-")]
+    for stage in stages:
+        begin = arguments.index(stage) + 1
+        end = next((n for n in range(begin, len(arguments)) if arguments[n] in APPS), None)
+        compose(stage, [*place, *arguments[begin:end]])
+
+
+def run_block(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a block as a person would who typed it line by line, and stop at the first failure."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_tour_leads_a_stranger_from_nothing_to_an_encoder(tmp_path):
+    folder = tmp_path / "an empty folder"
+    folder.mkdir()
+    done = run_block(block_under("Five minutes on a laptop"), folder)
+    assert done.returncode == 0, done.stderr
+    assert "every checksum, statistics and label counts: sound" in done.stdout
+    assert (folder / "runs/first/curves.png").exists()
+    assert (folder / "encoders/first/encoder.safetensors").exists()
+    # the README shows what the package does without the command line, too
+    (code,) = blocks(ROOT / "README.md", "python")
+    done = run_block(f"{shlex.quote(sys.executable)} - <<'END'\n{code}\nEND\n", folder)
+    assert done.returncode == 0, done.stderr
