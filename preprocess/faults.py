@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -47,28 +47,25 @@ def structure_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list
 
 
 def content_faults(
-    path: Path,
-    entry: ShardEntry,
-    layout: ShardLayout,
-    total: Histogram,
-    advance: Callable[[int], object],
-) -> list[str]:
-    """Return what checksums and pixels tell; the counts of the pixels are added to ``total``.
+    path: Path, entry: ShardEntry, layout: ShardLayout
+) -> tuple[Histogram, list[str]]:
+    """Return the counts of the pixels, and what checksums and pixels tell.
 
     A changed sample is named; a change elsewhere in the file shows in the file's checksum.
     """
     faults: list[str] = []
+    histogram = empty_histogram(len(layout.bands))
     try:
         with open_shard(path) as file:
-            faults.extend(_pixel_faults(file, entry, layout, total, advance))
+            faults.extend(_pixel_faults(file, entry, layout, histogram))
             faults.extend(_fact_faults(file, layout))
             faults.extend(_label_faults(file, layout))
     except _UNREADABLE as error:
         faults.append(f"cannot be read to its end ({error})")
     if sha256_of(path) != entry.sha256:
-        place = "" if faults else " outside pixels and labels: in the index or the structure"
+        place = "" if faults else f" in its structure, which concerns all {entry.rows} samples"
         faults.append(f"differs from its SHA-256 in the manifest{place}")
-    return faults
+    return histogram, faults
 
 
 def _head_faults(file: h5py.File) -> Iterator[str]:
@@ -99,14 +96,10 @@ def _table_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> It
 
 
 def _pixel_faults(
-    file: h5py.File,
-    entry: ShardEntry,
-    layout: ShardLayout,
-    total: Histogram,
-    advance: Callable[[int], object],
+    file: h5py.File, entry: ShardEntry, layout: ShardLayout, histogram: Histogram
 ) -> Iterator[str]:
+    """Yield the samples that differ from their checksum; count the pixels in ``histogram``."""
     checksums = file[f"{INDEX}/crc32"][()]
-    histogram = empty_histogram(len(layout.bands))
     row = 0
     for block in stored_blocks(file, layout, entry.rows):
         count_block(histogram, block, layout)
@@ -116,8 +109,6 @@ def _pixel_faults(
                 name = file[f"{INDEX}/id"][row].decode(errors="replace")
                 yield f"sample {name} (row {row}) differs from its checksum"
             row += 1
-            advance(1)
-    total += histogram
     if not np.array_equal(histogram, file[HISTOGRAM][()]):
         yield f"{HISTOGRAM} differs from the pixels"
 

@@ -20,6 +20,7 @@ from preprocess.plan import Plan, make_or_read_plan
 from preprocess.progress import progress_of
 from preprocess.rejected import Rejected, rejection
 from preprocess.shards.codec import check_codec
+from preprocess.shards.layout import ShardLayout
 from preprocess.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 from preprocess.shards.writer import write_shard
 from preprocess.sources import open_source
@@ -152,7 +153,16 @@ def _good_patches(
 
 
 def _read(task: _Task, ref: PatchRef) -> Patch:
-    patch = task.source.read(ref, task.plan.layout)
+    return read_patch(task.source, ref, task.plan.layout, Path(task.config.source.root))
+
+
+def read_patch(source: Source, ref: PatchRef, layout: ShardLayout, root: Path) -> Patch:
+    """Read one patch as it is stored.
+
+    Raises:
+        PatchError: it cannot be read, or holds nothing.
+    """
+    patch = source.read(ref, layout)
     if patch.valid_fraction == 0:
-        raise PatchError(Path(task.config.source.root) / ref.path, "every pixel is nodata")
+        raise PatchError(root / ref.path, "every pixel is nodata")
     return replace(patch, path=ref.path)

@@ -103,7 +103,7 @@ def make_or_read_plan(config: PackConfig, source: Source) -> Plan:
     if not path.exists():
         _refuse_foreign(path.parent.parent)
         _write_plan(path, config, source)
-    plan = _read_plan(path)
+    plan = read_plan(Path(config.output))
     if plan.settings != settings:
         raise ValueError(
             f"{config.output} holds a pack of other settings: "
@@ -196,7 +196,15 @@ def _unique(
         last = name
 
 
-def _read_plan(path: Path) -> Plan:
+def read_plan(output: Path) -> Plan:
+    """Read the plan of an output folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = output / WORK_FOLDER / PLAN_NAME
+    if not path.is_file():
+        raise ValueError(f"{output} holds no {WORK_FOLDER}/{PLAN_NAME}; only packing can make it")
     with path.open("rb") as file:
         fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)

@@ -6,21 +6,24 @@ recomputed is: checksums of files and samples, histograms, statistics, label cou
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from preprocess.config import VerifyConfig
 from preprocess.faults import content_faults, structure_faults
 from preprocess.progress import progress_of
+from preprocess.shards.codec import check_codec
 from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 from preprocess.shards.reader import open_readers
-from preprocess.statistics import empty_histogram
+from preprocess.statistics import Histogram, empty_histogram
 from preprocess.summary import label_counts, statistics_of
 
-PACK_AGAIN = "remove the file and pack again: only what is missing is packed"
-SUM_UP_AGAIN = f"remove {MANIFEST_NAME} and pack again: it is made anew from the shards"
+PACK_AGAIN = "repair=true packs it again from the source"
+SUM_UP_AGAIN = "repair=true sums the shards up again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,29 +84,51 @@ def verify(config: VerifyConfig, progress: bool = True) -> VerifyReport:
         for fault in structure_faults(folder / entry.file, entry, manifest.layout)
     ]
     if not config.quick:
-        problems += _content_problems(folder, manifest, {p.file for p in problems}, progress)
+        for codec in {entry.codec for entry in manifest.shards}:
+            check_codec(codec)  # without its plug-in every chunk would look damaged
+        problems += _content_problems(
+            folder, manifest, {p.file for p in problems}, config, progress
+        )
     return VerifyReport(
         len(manifest.shards), manifest.rows, manifest.simulated, config.quick, problems
     )
 
 
 def _content_problems(
-    folder: Path, manifest: Manifest, broken: set[str], progress: bool
+    folder: Path, manifest: Manifest, broken: set[str], config: VerifyConfig, progress: bool
 ) -> list[Problem]:
-    problems: list[Problem] = []
-    total = empty_histogram(len(manifest.layout.bands))
     sound = [entry for entry in manifest.shards if entry.file not in broken]
-    with progress_of(sum(entry.rows for entry in sound), "verify", progress) as advance:
-        for entry in sound:
-            path = folder / entry.file
-            faults = content_faults(path, entry, manifest.layout, total, advance)
-            problems += [Problem(entry.file, fault, PACK_AGAIN) for fault in faults]
+    total, problems = _look_at(folder, manifest, sound, config.threads, progress)
     if broken or problems:
         return problems  # sums over faulty shards would only repeat what is known
     if statistics_of(total, manifest.layout) != manifest.statistics:
         problems.append(Problem(MANIFEST_NAME, "statistics differ from the pixels", SUM_UP_AGAIN))
     problems += _sum_problems(folder, manifest, manifest.shards)
     return problems
+
+
+def _look_at(
+    folder: Path, manifest: Manifest, entries: list[ShardEntry], threads: int, progress: bool
+) -> tuple[Histogram, list[Problem]]:
+    """Return the counts of all pixels, and what is wrong with shards."""
+    problems: list[Problem] = []
+    total = empty_histogram(len(manifest.layout.bands))
+    rows = sum(entry.rows for entry in entries)
+    # checksums are computed outside the interpreter's lock
+    with (
+        progress_of(rows, "verify", progress) as advance,
+        ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool,
+    ):
+        looks = [
+            (entry, pool.submit(content_faults, folder / entry.file, entry, manifest.layout))
+            for entry in entries
+        ]
+        for entry, look in looks:
+            histogram, faults = look.result()
+            total += histogram
+            problems += [Problem(entry.file, fault, PACK_AGAIN) for fault in faults]
+            advance(entry.rows)
+    return total, problems
 
 
 def _sum_problems(

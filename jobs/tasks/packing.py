@@ -146,11 +146,16 @@ class Verify:
             read_manifest(Path(self.config.shards))
 
     def __call__(self) -> str:
-        """Verify; raise ``VerifyError`` with all problems if there are any."""
+        """Verify, and repair if asked to; raise ``VerifyError`` if problems are left."""
         with requeued_if_stopped() as place:
+            from preprocess.repair import verify_and_repair
             from preprocess.verify import verify
 
-            report = verify(self.config, place.is_main)
+            mended = 0
+            if self.config.repair:
+                report, mended = verify_and_repair(self.config, place.is_main)
+            else:
+                report = verify(self.config, place.is_main)
         if not report.ok:
             raise VerifyError(
                 f"{self.config.shards}: {len(report.problems)} problems: "
@@ -158,4 +163,8 @@ class Verify:
             )
         depth = "structure" if report.quick else "every checksum, statistics and label counts"
         kind = "simulated patches" if report.simulated else "patches"
-        return f"{self.config.shards}: {report.rows} {kind}, {report.shards} shards, {depth}: sound"
+        repaired = f"{mended} files repaired; " if mended else ""
+        return (
+            f"{self.config.shards}: {repaired}{report.rows} {kind}, {report.shards} shards, "
+            f"{depth}: sound"
+        )

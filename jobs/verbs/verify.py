@@ -14,11 +14,15 @@ HELP = Help(
     examples=(
         "simclr-verify shards=shards",
         "simclr-verify shards=shards quick=true",
+        "simclr-verify shards=shards repair=true",
         "simclr-verify shards=shards cluster=slurm_cpu_example",
     ),
     settings={
         "shards": "folder with shards and manifest",
         "quick": "presence, sizes and structure only: no checksum, no pixel",
+        "repair": "pack faulty shards again from their source, equal to the byte",
+        "root": "where the rasters are now, if they have moved; for repair",
+        "threads": "shards looked at side by side; 0 takes all cores",
     },
     output="A report on stdout; exit code 1 if anything is wrong.",
 )

@@ -6,10 +6,9 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from make_data import bigearthnet_v1, packed_arrays
+from make_data import packed_arrays
 
-from preprocess.config import BigEarthNetV1Config, PackConfig, VerifyConfig
-from preprocess.pack import pack
+from preprocess.config import VerifyConfig
 from preprocess.shards import read_manifest
 from preprocess.verify import verify
 
@@ -45,7 +44,7 @@ def test_a_flipped_bit_names_shard_and_sample(packed, group, row):
     found = [str(problem) for problem in problems_of(packed)]
     assert any(f"{entry.file}: sample arrays-{12 + row:06d} (row {row})" in text for text in found)
     assert not any("shard-00000" in text for text in found)
-    assert all("pack again" in text for text in found)
+    assert all("repair=true" in text for text in found)
 
 
 def test_a_flipped_bit_anywhere_in_a_file_is_found(packed):
@@ -159,17 +158,11 @@ def test_a_folder_without_manifest_is_refused(tmp_path, shards):
         verify(VerifyConfig(shards=str(tmp_path / shards) if shards else ""))
 
 
-def test_the_cure_works(tmp_path):
-    bigearthnet_v1(tmp_path / "tree", 4)
-    source = BigEarthNetV1Config(root=str(tmp_path / "tree"))
-    config = PackConfig(source=source, output=str(tmp_path / "out"), shard_size_mib=0.35)
-    before = pack(config)
-    flip_bit(tmp_path / "out" / "shard-00001.h5", 50_000)
-    problems = problems_of(tmp_path / "out")
-    assert {problem.cure for problem in problems} == {
-        "remove the file and pack again: only what is missing is packed"
-    }
-    for problem in problems:
-        (tmp_path / "out" / problem.file).unlink(missing_ok=True)
-    assert pack(config) == before
-    assert not problems_of(tmp_path / "out")
+def test_a_flipped_bit_in_what_is_known_of_a_sample_names_it(packed):
+    with h5py.File(packed / "shard-00001.h5") as file:
+        offset = file["index/place"].id.get_offset()
+        width = file["index/place"].dtype.itemsize
+    flip_bit(packed / "shard-00001.h5", offset + 3 * width + 1)
+    found = [str(problem) for problem in problems_of(packed)]
+    assert any("what is known of sample arrays-000015 (row 3)" in text for text in found)
+    assert not any("(row 4)" in text for text in found)
