@@ -1,8 +1,9 @@
-"""Discovery of both BigEarthNet releases at full size, against a bare listing of the same folders.
+"""Discovery of large archives, against a bare listing of the same folders.
 
-Usage: python benchmarks/discovery.py [NUM_PATCHES]. Trees of 600,000 empty patch folders each, with
-split lists and a table of as many rows, are made in memory (/dev/shm) if there is room, and removed
-at the end. Every measurement is a process of its own, so that its peak memory is its own.
+Usage: python benchmarks/discovery.py [NUM_PATCHES]. Trees of 600,000 empty patch folders like those
+of both BigEarthNet releases, with split lists and a table of as many rows, and as many empty
+GeoTIFFs in class folders are made in memory (/dev/shm) if it is there, and removed at the end.
+Every measurement is a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from pathlib import Path
 import numpy as np
 from report import Claim, Report, Timing
 
-from preprocess.config import BigEarthNetV1Config, BigEarthNetV2Config, PackConfig, SourceConfig
+from preprocess.config import (
+    BigEarthNetV1Config,
+    BigEarthNetV2Config,
+    GeotiffConfig,
+    PackConfig,
+    SourceConfig,
+)
 from preprocess.labels import CLASSES_19
 from preprocess.plan import make_or_read_plan, read_plan
 from preprocess.sources import open_source
@@ -46,6 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=home, prefix="discovery-") as folder:
         make_v1(Path(folder) / "v1", num_patches)
         make_v2(Path(folder) / "v2", num_patches)
+        make_classes(Path(folder) / "classes", num_patches)
         found = {name: _children(name, Path(folder)) for name in WORK}
     _report(num_patches, found)
 
@@ -79,6 +87,15 @@ def make_v2(root: Path, num_patches: int) -> None:
     parquet.write_table(table, root / "metadata.parquet")
 
 
+def make_classes(root: Path, num_patches: int) -> None:
+    """Make class folders of empty files."""
+    for number in range(num_patches):
+        folder = root / CLASSES_19[number % len(CLASSES_19)].replace("/", " ")
+        if number < len(CLASSES_19):
+            folder.mkdir(parents=True)
+        (folder / f"patch_{number:06d}.tif").touch()
+
+
 def _patches(num_patches: int) -> Iterator[tuple[str, str, int, int]]:
     """Yield time, tile, column and row; a product has its own time and tile."""
     for number in range(num_patches):
@@ -106,6 +123,11 @@ def _plan_v2(root: Path) -> int:
     return _plan(BigEarthNetV2Config(root=str(root / "v2")), root)
 
 
+def _plan_classes(root: Path) -> int:
+    source = GeotiffConfig(root=str(root / "classes"), file_bands=["B02", "B03"], boa_offset=0)
+    return _plan(source, root)
+
+
 def _read_part(root: Path) -> int:
     """Read one part of a plan as every element of an array does."""
     plan = read_plan(next(root.glob("shards-v2-*")))
@@ -117,6 +139,7 @@ WORK: dict[str, Callable[[Path], int]] = {
     "discovery and plan, v1": _plan_v1,
     "bare listing, v2": _list_v2,
     "discovery and plan, v2": _plan_v2,
+    "discovery and plan, GeoTIFFs": _plan_classes,
     f"one of {PARTS} parts reads the plan": _read_part,
 }
 
@@ -162,8 +185,8 @@ def _children(name: str, root: Path) -> list[Measured]:
 def _report(num_patches: int, found: dict[str, list[Measured]]) -> None:
     report = Report(
         name="discovery",
-        title=f"Discovery of {num_patches:,} patch folders in each BigEarthNet release",
-        unit="folders",
+        title=f"Discovery of {num_patches:,} patches in each of three archives",
+        unit="patches",
         packages=("numpy", "pyarrow"),
     )
     for name, rounds in found.items():
@@ -171,9 +194,9 @@ def _report(num_patches: int, found: dict[str, list[Measured]]) -> None:
         report.timings.append(Timing(name, rounds[0]["found"], wall, cpu))
         peak = max(entry["peak_mib"] for entry in rounds)
         report.claims.append(Claim(f"peak memory, {name}, MiB", peak, at_most=MEMORY_MIB))
-    for release in ("v1", "v2"):
-        number = found[f"discovery and plan, {release}"][0]["found"]
-        claim = Claim(f"folders in the plan, {release}", number, at_least=num_patches)
+    for archive in ("v1", "v2", "GeoTIFFs"):
+        number = found[f"discovery and plan, {archive}"][0]["found"]
+        claim = Claim(f"patches in the plan, {archive}", number, at_least=num_patches)
         report.claims.append(claim)
     imports = max(entry["imports_mib"] for rounds in found.values() for entry in rounds)
     report.notes.append(f"Of every peak, {imports:.0f} MiB are the interpreter and its imports.")

@@ -60,16 +60,19 @@ class Geotiff:
         with session():
             patches = self._patches()
             groups = groups_of(self.config, self._bands(patches))
-            refs = sorted(self._references(patches, groups), key=lambda ref: ref.id)
-            for ref in refs:  # names only: half a million take seconds
-                self._offset(ref)
-            self._listen(refs, groups)
-        yield from refs
+            for _, path in patches:  # names only: half a million take seconds
+                self._offset(path)
+            self._listen(patches, groups)
+            refs = iter(self._references(patches, groups))
+            if self.config.cut:
+                # pieces of "a" and of "a_000" interleave; whole patches are in order as they are
+                refs = iter(sorted(refs, key=lambda ref: ref.id))
+        yield from refs  # outside: who stops listening early must not leave GDAL set up
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read the files of one patch and keep the bands of the layout."""
         # offset first: nothing is read of a collection that nobody vouches for
-        offset = self._offset(ref)
+        offset = self._offset(ref.path)
         pixels = read_pixels(self.config, ref, layout.groups)
         found = self._doubt(offset, pixels, layout.groups)
         if found:
@@ -156,10 +159,10 @@ class Geotiff:
         for column in range(columns):
             yield from (f"{patch}_{column:03d}_{row:03d}" for row in range(rows))
 
-    def _offset(self, ref: PatchRef) -> Offset:
+    def _offset(self, path: str) -> Offset:
         """Return the offset by the product's name in a path, or as declared; never guessed."""
-        config, product = self.config, _PRODUCT.search(ref.path)
-        name = product[0] if product else PurePosixPath(ref.path).name
+        config, product = self.config, _PRODUCT.search(path)
+        name = product[0] if product else PurePosixPath(path).name
         baseline = baseline_of(name)
         # one declaration for all would contradict the names of ESA's own products beside these
         again = config.reprocessed_offset if baseline == "99.99" else None
@@ -167,22 +170,25 @@ class Geotiff:
         declared = config.boa_offset if again is None else again
         return decide(name, claims, declared, config.override_offset)
 
-    def _listen(self, refs: list[PatchRef], groups: tuple[GroupLayout, ...]) -> None:
+    def _listen(self, patches: Patches, groups: tuple[GroupLayout, ...]) -> None:
         """Refuse an offset that the darkest pixels of some patches contradict.
 
         Raises:
             ValueError: they do; packing all the others would only reject one by one.
         """
         # spread over the collection: neighbours come from one scene
-        for ref in refs[:: max(1, len(refs) // _LISTENED)]:
-            offset = self._offset(ref)
+        for patch, path in patches[:: max(1, len(patches) // _LISTENED)]:
+            offset = self._offset(path)
+            if not offset.value:
+                continue  # nothing can be too dark, so nothing is read
+            first = next(self._cut(patch, path, groups[0].bands[0]))
             try:
-                # without an offset nothing can be too dark, so nothing is read
-                pixels = read_pixels(self.config, ref, groups) if offset.value else None
+                pixels = read_pixels(self.config, PatchRef(first, path), groups)
             except PatchError:
                 continue  # a bad file is packing's to reject
-            if pixels and (found := self._doubt(offset, pixels, groups)):
-                raise ValueError(f"{ref.path}: {found}")
+            found = self._doubt(offset, pixels, groups)
+            if found:
+                raise ValueError(f"{path}: {found}")
 
     def _doubt(self, offset: Offset, pixels: Pixels, groups: tuple[GroupLayout, ...]) -> str:
         """Say how dark pixels contradict the offset; without a classification only -1000 can be."""
@@ -234,4 +240,4 @@ def groups_of(config: GeotiffConfig, bands: list[str]) -> tuple[GroupLayout, ...
 
 
 def _folder(patch: str) -> str:
-    return PurePosixPath(patch).parent.name
+    return patch.rpartition("/")[0].rpartition("/")[2]

@@ -6,6 +6,7 @@ but the band are one: ``a_B2.tif`` and ``a_B3.tif``, or ``a/B02.tif`` and ``a/B0
 
 from __future__ import annotations
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -20,43 +21,30 @@ _NAME = re.compile(r"(?:(?P<patch>.+)[_\-. ])?(?P<band>[^_\-. ]+)")
 Files = dict[str, list[str]]  # names by band
 
 
-def find_files(root: Path) -> list[PurePosixPath]:
-    """Return all GeoTIFFs below a folder, relative to it, in any order.
-
-    Raises:
-        ValueError: the root is not a folder, or holds none.
-    """
-    if not root.is_dir():
-        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
-    found = [path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES]
-    if not found:
-        raise ValueError(f"no GeoTIFF in {root}: sought files with {' or '.join(SUFFIXES)}")
-    return [PurePosixPath(path.relative_to(root).as_posix()) for path in found]
-
-
 def find_patches(root: Path, one_file_a_band: bool) -> list[tuple[str, str]]:
-    """Return id and path of every patch; an id is the path without what its files differ in.
+    """Return id and path of every patch, sorted; an id is the path without what files differ in.
 
     Raises:
         ValueError: the root is not a folder, holds no GeoTIFF, or none that is named after a band.
     """
-    files = find_files(root)
+    files = _find_files(root)
     if not one_file_a_band:
-        return [(path.with_suffix("").as_posix(), path.as_posix()) for path in files]
+        return sorted((path.rpartition(".")[0], path) for path in files)
     patches = {}
     for path in files:
-        patch, band = split_name(path.stem)
+        folder, slash, name = path.rpartition("/")
+        patch, band = split_name(name.rpartition(".")[0])
         if band:
-            whole = (path.parent / patch).as_posix()
+            whole = folder + slash + patch if patch else folder
             # a folder of its own needs no mark, and cannot be confused with a prefix in it
-            patches[whole] = f"{whole}{MANY}" if patch else whole
+            patches[whole] = whole + MANY if patch else whole
     if not patches:
         raise ValueError(
             f"no GeoTIFF in {root} is named after its band, as x_B2.tif or x/nir.tif are "
             f"({files[0]} is not); if files hold several bands, name them in their order: "
             "source.file_bands=[B02,B03,B04,B08] for example"
         )
-    return list(patches.items())
+    return sorted(patches.items())
 
 
 def bands_of(root: Path, patches: list[tuple[str, str]]) -> set[str]:
@@ -86,6 +74,21 @@ def split_name(stem: str) -> tuple[str, str]:
         return found["patch"] or "", canonical_name(found["band"])
     except ValueError:
         return stem, ""  # a side file: a mask, a thumbnail
+
+
+def _find_files(root: Path) -> list[str]:
+    """Return all GeoTIFFs below a folder, relative to it."""
+    if not root.is_dir():
+        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
+    found = []
+    for folder, _, names in os.walk(root):
+        inside = Path(folder).relative_to(root).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        # text: as paths, half a million files would take half a gigabyte
+        found += [prefix + name for name in names if name.lower().endswith(SUFFIXES)]
+    if not found:
+        raise ValueError(f"no GeoTIFF in {root}: sought files with {' or '.join(SUFFIXES)}")
+    return found
 
 
 def _files_of(root: Path, path: str) -> Files:
