@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,64 +19,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+if __name__ == "__main__":  # as a script it is started outside pytest, which knows the way
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from slurm.accounting import start_accounting
+from slurm.configuration import CLUSTER_NAME, NODES, write_configuration
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo", "munge", "unmunge")
-# Loopback addresses are names that resolve everywhere, without touching /etc/hosts.
-NODES = tuple(f"127.0.0.{number}" for number in range(1, 5))
 START_S = 20.0
-
-CONFIGURATION = """\
-ClusterName=simclrtest
-SlurmctldHost=localhost
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-# Credentials that expire soon let a requeued job start after seconds, not two minutes.
-AuthInfo=socket={folder}/munge.sock,cred_expire=5
-SlurmctldPort={port}
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool/%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/slurmd-%n.log
-MpiDefault=none
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-PropagateResourceLimits=NONE
-ReturnToService=2
-SlurmdParameters=config_overrides
-{parameters}
-SchedulerType=sched/backfill
-SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=5,bf_resolution=30,bf_continue
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-JobRequeue={requeue:d}
-KillWait=10
-# Longer than srun waits for a child that holds its output, or the node would be drained.
-UnkillableStepTimeout=180
-SlurmdTimeout=30
-MinJobAge=86400
-AccountingStorageType=accounting_storage/none
-JobCompType=jobcomp/none
-NodeName=127.0.0.[1-4] NodeHostName=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=4 \
-Boards=1 SocketsPerBoard=1 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
-PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 \
-DefaultTime=10 State=UP
-PartitionName=low0 Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=0 DefaultTime=10 State=UP
-PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF DefaultTime=10 State=UP
-"""
-
-CGROUP = """\
-CgroupPlugin=cgroup/v1
-CgroupAutomount=no
-ConstrainCores=no
-ConstrainRAMSpace=no
-ConstrainDevices=no
-"""
 
 
 def missing() -> str:
@@ -96,7 +46,14 @@ class Cluster:
         environment: variables with which commands find this cluster and no other.
     """
 
-    def __init__(self, folder: Path, *, requeue: bool = True, user_signal: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        requeue: bool = True,
+        user_signal: bool = True,
+        accounting: bool = False,
+    ) -> None:
         self.folder = folder
         self.environment = {
             "SLURM_CONF": str(folder / "slurm.conf"),
@@ -107,11 +64,15 @@ class Cluster:
         }
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
-        self._write_configuration(requeue, user_signal)
+        self._accounting = accounting
+        self._ports = write_configuration(folder, requeue, user_signal, accounting)
 
     def start(self) -> None:
         """Start all daemons and wait until four nodes are idle."""
         self._start_munge()
+        if self._accounting:
+            start_accounting(self.folder, *self._ports, self._daemon)
+            self.run("sacctmgr", "-i", "add", "cluster", CLUSTER_NAME)
         self._start_controller()
         for node in NODES:
             self.start_node(node)
@@ -162,10 +123,11 @@ class Cluster:
 
     def stop(self) -> None:
         """End jobs, then daemons, the last started first; by process id only."""
-        with contextlib.suppress(subprocess.SubprocessError):
+        try:
             self.clear()
-        for daemon in reversed(self._daemons):
-            _end(daemon)
+        finally:
+            for daemon in reversed(self._daemons):
+                _end(daemon)
 
     def run(self, *command: str, check: bool = True, timeout_s: float = 60) -> str:
         """Run a command on the cluster and return what it printed."""
@@ -204,22 +166,6 @@ class Cluster:
     def _explain(self) -> str:
         return self.run("squeue", "-t", "all", check=False)
 
-    def _write_configuration(self, requeue: bool, user_signal: bool) -> None:
-        port, *ports = _free_ports(1 + len(NODES))
-        for name in ("state", "log", *(f"spool/{node}" for node in NODES)):
-            (self.folder / name).mkdir(parents=True)
-        text = CONFIGURATION.format(
-            folder=self.folder,
-            user=getpass.getuser(),
-            port=port,
-            first=ports[0],
-            last=ports[-1],
-            requeue=requeue,
-            parameters="SlurmctldParameters=preempt_send_user_signal" if user_signal else "",
-        )
-        (self.folder / "slurm.conf").write_text(text)
-        (self.folder / "cgroup.conf").write_text(CGROUP)
-
     def _start_munge(self) -> None:
         key, sock = self.folder / "munge.key", self.folder / "munge.sock"
         key.write_bytes(secrets.token_bytes(1024))
@@ -253,11 +199,13 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(*, requeue: bool = True, user_signal: bool = True) -> Iterator[Cluster]:
+def running_cluster(
+    *, requeue: bool = True, user_signal: bool = True, accounting: bool = False
+) -> Iterator[Cluster]:
     """Start a cluster in a short temporary folder; end it and remove the folder."""
     # Paths of sockets end at 108 characters, so not in the folder of the tests.
     folder = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
-    cluster = Cluster(folder, requeue=requeue, user_signal=user_signal)
+    cluster = Cluster(folder, requeue=requeue, user_signal=user_signal, accounting=accounting)
     try:
         cluster.start()
         yield cluster
@@ -305,25 +253,6 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports in a row that nobody listens on, below those given to outgoing connections."""
-    for first in range(20000 + os.getpid() % 5000, 32000, count):
-        ports = list(range(first, first + count))
-        if all(_is_free(port) for port in ports):
-            return ports
-    raise RuntimeError("no free ports between 20000 and 32000")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 def _path() -> str:

@@ -1,0 +1,78 @@
+"""From sbatch to the first training step on the test cluster, and how much of it is ours.
+
+Usage: python benchmarks/startup.py [ROUNDS]. Two nodes with two ranks each, on a Slurm of four
+nodes inside this machine: all ranks share its cores. Times are those that the run itself writes
+down.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+from report import Claim, Report
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from slurm.cluster import Cluster, missing, running_cluster
+from slurm.runs import Run, submit
+
+from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.pack import pack
+
+PHASES = (
+    "Slurm starts the job and Python the jobs package",
+    "torch, rendezvous, model, checkpoint",
+    "first step",
+)
+OWN_S = 10.0
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    if missing():
+        print(f"no Slurm cluster here: {missing()}")
+        return
+    with tempfile.TemporaryDirectory() as name, running_cluster() as cluster:
+        folder = Path(name)
+        source = SimulatedConfig(root=f"{name}/rasters", num_patches=48, bands=["B02", "B04"])
+        pack(PackConfig(source=source, output=f"{name}/shards"), progress=False)
+        fresh = [_phases(cluster, folder, str(number)) for number in range(rounds)]
+        # the same folders again: each loads its checkpoint, and finds no step left
+        again = [_phases(cluster, folder, str(number)) for number in range(rounds)]
+    report = Report("startup", "From sbatch to the first step, 2 nodes x 2 ranks", "job")
+    report.packages = ("torch", "submitit")
+    for title, phases in (("new run", fresh), ("resumed run", again)):
+        columns = list(zip(*phases, strict=True))
+        for words, seconds in zip(PHASES, columns, strict=False):
+            text = f"{title}: {words}, s (from {min(seconds):.1f} to {max(seconds):.1f})"
+            report.claims.append(Claim(text, statistics.median(seconds)))
+        own = statistics.median(sum(phase) for phase in phases)
+        report.claims.append(Claim(f"{title}: all together, s", own, at_most=OWN_S))
+    report.notes.append(f"medians of {rounds} jobs, one after the other; nothing else ran")
+    report.write()
+
+
+def _phases(cluster: Cluster, folder: Path, name: str) -> list[float]:
+    """Train two steps, if they are left; return the seconds from each landmark to the next."""
+    run = submit(cluster, folder / "shards", folder / name, "max_steps=2")
+    fields = cluster.wait_for(run.job_id, "COMPLETED", "FAILED")
+    if fields["JobState"] != "COMPLETED":
+        raise RuntimeError(run.log())
+    times = [_submitted(run), *(run.events(kind)[-1]["time"] for kind in ("start", "training"))]
+    times += [m["time"] for m in run.metrics() if m["time"] > times[-1]][:1]
+    return [after - before for before, after in pairwise(times)]
+
+
+def _submitted(run: Run) -> float:
+    record = json.loads((run.folder / "slurm" / "submission-pretrain.json").read_text())
+    return float(record["time"])
+
+
+if __name__ == "__main__":
+    main()
