@@ -10,6 +10,18 @@ from simclr.config import require
 # Options that people know from other commands, and what they are called here.
 SPELLINGS = {"--dry-run": "cluster.dry_run=true", "dry_run=true": "cluster.dry_run=true"}
 
+# Settings of hydra-submitit-launcher, and what they are called here if otherwise.
+LAUNCHER = "hydra.launcher."
+LAUNCHER_SETTINGS = {
+    "timeout_min": "time_min",
+    "mem_gb": "memory_gb",
+    "array_parallelism": "parallel_parts",
+    "additional_parameters": "extra",
+    **dict.fromkeys(("partition", "account", "qos", "constraint", "exclude"), ""),
+    **dict.fromkeys(("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node"), ""),
+    **dict.fromkeys(("signal_delay_s", "setup"), ""),
+}
+
 HELP = frozenset({"--help", "-h"})
 
 # hydra's, of which its own parser says more than a line when one is misspelt
@@ -39,7 +51,7 @@ def understood(arguments: Sequence[str]) -> list[str]:
         if word.startswith("-"):
             options += _option(word, words)
         else:
-            settings.append(word)
+            settings.append(_of_launcher(word) if word.startswith(LAUNCHER) else word)
     return [*options, *settings, *(naming(settings) if SWEEP & set(options) else [])]
 
 
@@ -60,3 +72,14 @@ def _option(word: str, following: Iterator[str]) -> list[str]:
         f"{name} is {value!r}; choose one of {', '.join(allowed)}",
     )
     return [name, value]
+
+
+def _of_launcher(word: str) -> str:
+    name, _, value = word.removeprefix(LAUNCHER).partition("=")
+    require(
+        name in LAUNCHER_SETTINGS,
+        f"{LAUNCHER}{name} has no meaning here; cluster= says where jobs run, and of the "
+        f"launcher's settings these are understood: {', '.join(sorted(LAUNCHER_SETTINGS))}; any "
+        "other option of sbatch is +cluster.extra.NAME=VALUE",
+    )
+    return f"cluster.{LAUNCHER_SETTINGS[name] or name}={value}"

@@ -25,9 +25,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from jobs.arguments import HELP, understood
 from jobs.help import Help, choices, render
-from jobs.launch import collecting
 from jobs.schema import APPS, SOURCES, App, register, to_app
-from jobs.sweep import submit_members
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 MAX_LINE = 600  # torch appends the frames of its C++ side
@@ -119,10 +117,7 @@ def _compose(verb: str, work: Work) -> None:
             raise SystemExit(code)
 
     compose = hydra.main(version_base="1.3", config_path="pkg://jobs.conf", config_name=verb)
-    with collecting() as members:
-        compose(task)()
-    for result in submit_members(members):
-        say(result)
+    compose(task)()
 
 
 def _work(work: Work, config: DictConfig) -> None:

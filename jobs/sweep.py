@@ -1,9 +1,6 @@
 """The members of a sweep (``-m``) come in; one job array of frozen members goes out.
 
-hydra's own launcher for Slurm waits in the terminal until all members end, composes each of them
-again on its node, from files that may have changed meanwhile, and lets Slurm take a failed member
-for a success. Here hydra composes all members where the command is typed; each is checked and
-written down like a single run, and then they are submitted together.
+hydra composes them, and hands them over by its launcher: ``hydra_plugins/simclr_s2_launcher.py``.
 """
 
 from __future__ import annotations

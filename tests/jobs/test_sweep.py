@@ -6,9 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from make_data import packed_arrays
 
 from jobs.arguments import understood
+from jobs.schema import APPS, register
 from jobs.sweep import naming
 
 
@@ -37,6 +42,28 @@ def test_unknown_options_are_told_with_those_there_are(words, told):
         understood(words)
 
 
+@pytest.mark.parametrize("verb", APPS)
+def test_every_sweep_goes_through_the_safe_form_of_hydras_slurm_launcher(verb):
+    register()
+    found = {one.__name__: one for one in Plugins.instance().discover(Launcher)}
+    settings = ["cluster=slurm_example", "cluster.time_min=77"]
+    settings += ["source=simulated"] if verb == "pack" else []
+    with initialize_config_module("jobs.conf", version_base="1.3"):
+        composed = compose(verb, settings, return_hydra_config=True)
+    launcher = composed.hydra.launcher
+    chosen = found[launcher._target_.rpartition(".")[2]]
+    assert issubclass(chosen, SlurmLauncher)
+    assert chosen.launch is not SlurmLauncher.launch
+    assert (launcher.timeout_min, launcher.partition, launcher.gpus_per_node) == (77, "gpu", 4)
+
+
+def test_the_settings_of_the_launcher_mean_those_of_the_cluster():
+    words = ["hydra.launcher.timeout_min=30", "hydra.launcher.setup=['module load x']", "a=1"]
+    assert understood(words) == ["cluster.time_min=30", "cluster.setup=['module load x']", "a=1"]
+    with pytest.raises(ValueError, match=r"max_num_timeout has no meaning here; .*timeout_min"):
+        understood(["hydra.launcher.max_num_timeout=3"])
+
+
 @pytest.mark.slow
 def test_a_sweep_that_is_started_again_does_only_what_is_missing(tmp_path):
     for name in ("one", "two"):
@@ -44,7 +71,9 @@ def test_a_sweep_that_is_started_again_does_only_what_is_missing(tmp_path):
     command = [sys.executable, "-m", "jobs.verbs.verify", f"shards={tmp_path}/one,{tmp_path}/two"]
 
     def said(*more: str) -> list[str]:
-        done = subprocess.run([*command, "-m", *more], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [*command, "-m", *more], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
         return [line.partition(": ")[2] for line in done.stdout.splitlines()]
 
     assert all(line.endswith("sound") for line in said())
