@@ -170,12 +170,13 @@ def test_a_report_of_another_format_stops(tmp_path):
 def test_fine_tuning_stands_beside_the_same_network_from_scratch_at_every_fraction(
     evaluated, trained_run
 ):
-    short = FinetuneConfig(epochs=2, batch_size=16, learning_rates=[1e-3], checks=1)
+    short = FinetuneConfig(max_steps=1, batch_size=8, learning_rates=[1e-3], checks=1)
     everything = settings(
         evaluated.run,
         trained_run.shards,
         protocols=list(Protocol),
         fractions=[0.25, 1.0],
+        seeds=[0],
         finetune=short,
         others=[str(trained_run.folder)],
     )
@@ -194,7 +195,7 @@ def test_fine_tuning_stands_beside_the_same_network_from_scratch_at_every_fracti
     for protocol in ("linear probe", "fine-tune all"):
         own, other = (rows[protocol, 0.25, name] for name in ("pretrained", "run"))
         assert own["scores"] == other["scores"]
-        assert own["seeds"] == [0, 1]
+        assert own["seeds"] == [0]
     compared = {
         (one["protocol"], one["fraction"], one["control"]) for one in evaluation["differences"]
     }

@@ -35,7 +35,7 @@ def patches(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder():
-    model = ModelConfig(encoder=EncoderName.resnet18, stem=Stem.small)
+    model = ModelConfig(encoder=EncoderName.resnet18, stem=Stem.standard)
     return random_encoder(model, 4, 0, CPU)
 
 
