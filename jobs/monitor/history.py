@@ -19,7 +19,7 @@ _STOPS = {
     ("terminate", "quit"): "ended by Slurm (cancelled, requeued by hand, or node lost): saved",
 }
 _DECISIONS = {
-    "hold": "held: three stops at the same step",
+    "hold": "held: three attempts in a row saved nothing",
     "stay": "told to end without a reason: saved, waited for Slurm",
 }
 
@@ -39,6 +39,7 @@ class AttemptRecord:
         nodes: where it ran.
         num_ranks: processes.
         job_id: Slurm's; empty elsewhere.
+        lost_steps: done and not saved, as the next attempt found; none before that.
     """
 
     number: int
@@ -51,6 +52,7 @@ class AttemptRecord:
     nodes: str
     num_ranks: int
     job_id: str
+    lost_steps: int | None = None
 
 
 def history(
@@ -67,8 +69,11 @@ def history(
     records = [
         _record(group, is_last=group is numbered[-1], endings=endings or {}) for group in numbered
     ]
-    following = [*records[1:], None]
-    return [_ended_before(now, later) for now, later in zip(records, following, strict=False)]
+    following = [*zip(records[1:], numbered[1:], strict=True), (None, ())]
+    return [
+        replace(_ended_before(now, later), lost_steps=_lost_before(group))
+        for now, (later, group) in zip(records, following, strict=False)
+    ]
 
 
 def cause_of_stop(event: Mapping[str, Any]) -> str:
@@ -138,6 +143,11 @@ def _loss(state: str) -> str:
         "PREEMPTED": "preempted, without time to save",
     }
     return words.get(state, f"ended by Slurm: {state}" if state else "killed, or its node was lost")
+
+
+def _lost_before(group: Events) -> int | None:
+    """Return the steps that an attempt had to take again, as it says when training begins."""
+    return next((event["lost_steps"] for event in group if "lost_steps" in event), None)
 
 
 def _ended_before(record: AttemptRecord, later: AttemptRecord | None) -> AttemptRecord:

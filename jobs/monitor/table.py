@@ -115,6 +115,8 @@ def _attempt_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
         where = f"{attempt.num_ranks} ranks on {attempt.nodes}"
         lasted = f" for {duration(attempt.end - attempt.start)}" if attempt.end else ""
         how = attempt.cause or attempt.outcome
+        if attempt.lost_steps:
+            how += f"; {attempt.lost_steps} steps were taken again"
         label = f"attempt {attempt.number}"
         yield label, f"{clock(attempt.start)}{lasted}, {where}: {span}{how}"
 

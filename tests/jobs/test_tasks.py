@@ -122,7 +122,9 @@ def test_damaged_shards_fail_with_what_is_wrong_and_the_cure(tmp_path):
     assert "sound" in dispatch(Verify(VerifyConfig(shards=str(shards))), HERE)
     path = sorted(shards.glob("*.h5"))[0]
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(VerifyError, match=r"1 problems: shard-00000\.h5: .*; .*pack again"):
+    with pytest.raises(
+        VerifyError, match=r"1 problems: shard-00000\.h5: .*; repair=true packs it again"
+    ):
         dispatch(Verify(VerifyConfig(shards=str(shards))), HERE)
 
 

@@ -148,7 +148,7 @@ def test_a_cancelled_run_can_be_gone_on_with(run):
 
 def test_a_held_run_says_why(run):
     happened(run, "stop", step=15, signal="warning", decision="hold")
-    assert describe(run, {}, NOW).state == "held: three stops at the same step"
+    assert describe(run, {}, NOW).state == "held: three attempts in a row saved nothing"
 
 
 def test_a_process_of_this_machine_is_looked_for_by_its_id(run):
@@ -222,3 +222,13 @@ def test_each_attempt_is_told_with_its_cause_also_one_that_left_no_word(run):
     assert record.attempts[1].cause == "its node failed"
     without = describe_run(run, SlurmWord(), NOW)
     assert without.attempts[1].cause == "killed, or its node was lost"
+
+
+def test_what_an_attempt_has_lost_is_told_by_the_next_one(run):
+    happened(run, "start")
+    happened(run, "stop", step=15, signal="lost", decision="requeue", cause="lost rank 2")
+    happened(run, "start", attempt=2)
+    happened(run, "training", attempt=2, first_step=15, lost_steps=4)
+    first, second = describe(run, {}, NOW).attempts
+    assert (first.cause, first.last_step, first.lost_steps) == ("lost rank 2", 15, 4)
+    assert (second.outcome, second.first_step, second.lost_steps) == ("running", 15, None)
