@@ -31,7 +31,7 @@ DONE, FAILED, WRONG_USE = 0, 1, 2
 MAX_LINE = 600  # torch appends the frames of its C++ side
 
 # Groups that set values all over; the others are settings of the same name.
-GROUPS_OF = {"pretrain": ("recipe",)}
+GROUPS_OF = {"pretrain": ("recipe",), "study": ("recipe",)}
 
 # What a member of a sweep gets from hydra: a folder of its own.
 Work = Callable[[Any, str | None], str]

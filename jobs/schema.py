@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # omegaconf lets it through
 
 from jobs.cluster import ClusterConfig
+from jobs.studies.config import StudyConfig
 from jobs.tracking import Tracking
 from preprocess.config import (
     BigEarthNetV1Config,
@@ -74,7 +75,15 @@ class ExportApp(ExportConfig):
     debug: bool = False
 
 
-App = PackApp | VerifyApp | PretrainApp | EvaluateApp | ExportApp
+@dataclass(kw_only=True, slots=True)
+class StudyApp(StudyConfig):
+    """``simclr-study``."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    debug: bool = False
+
+
+App = PackApp | VerifyApp | PretrainApp | EvaluateApp | ExportApp | StudyApp
 
 APPS: dict[str, type[App]] = {
     "pack": PackApp,
@@ -82,6 +91,7 @@ APPS: dict[str, type[App]] = {
     "pretrain": PretrainApp,
     "evaluate": EvaluateApp,
     "export": ExportApp,
+    "study": StudyApp,
 }
 
 # The names of the yaml files in conf/source, and whose fields they may set.

@@ -53,10 +53,12 @@ def block_under(heading: str) -> str:
 
 @pytest.fixture
 def composing():
-    """Settings as a user's command composes them; ``mine`` is a copy of the example."""
+    """Settings as a user's command composes them; some of the files are the user's own."""
     register()
     mine = OmegaConf.load(ROOT / "jobs/conf/cluster/slurm_example.yaml")
     ConfigStore.instance().store("mine", mine, group="cluster", package="_global_")
+    allowed = {"augment": {"preset": "couplets", "couplets": ["blur+gain"]}}  # as studies leave it
+    ConfigStore.instance().store("allowed", allowed, group="recipe", package="_global_")
     with initialize_config_module("jobs.conf", version_base="1.3"):
         yield
 

@@ -75,11 +75,8 @@ def open_candidates(
         Candidate(name, None, open_encoder(path, bands, device))
         for name, path in _named(config.others).items()
     ]
-    return [
-        Candidate(PRETRAINED, None, pretrained.encoder),
-        *others,
-        *_controls(model, len(bands), config.seeds, device),
-    ]
+    controls = _controls(model, len(bands), config.seeds, device) if config.controls else []
+    return [Candidate(PRETRAINED, None, pretrained.encoder), *others, *controls]
 
 
 def open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:

@@ -84,6 +84,8 @@ class EvaluateConfig:
         fractions: shares of the training labels, nested, stratified and drawn by seed.
         others: further encoders for the same table: run folders, exports, or files of weights
             with torchvision's names (.pt, .pth, .safetensors).
+        controls: put untrained encoders and image statistics into the table. Off only where the
+            same table holds them elsewhere, as in a study.
         split: where training, validation and test patches come from.
         seeds: seeds of drawn splits, label subsets and untrained controls.
         batch_size: patches per forward pass.
@@ -102,6 +104,7 @@ class EvaluateConfig:
     protocols: list[Protocol] = field(default_factory=lambda: [Protocol.probe, Protocol.knn])
     fractions: list[float] = field(default_factory=lambda: [1.0])
     others: list[str] = field(default_factory=list)
+    controls: bool = True
     split: SplitRule = SplitRule.given
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     batch_size: int = 256

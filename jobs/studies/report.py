@@ -1,0 +1,196 @@
+"""A study's scored runs come in; CSV tables, pictures, a page and a verdict in words go out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.figures.page import Page
+from jobs.figures.studies import draw_couplets, draw_estimates, draw_losses
+from jobs.provenance import code_version
+from jobs.schema import to_yaml
+from jobs.studies import verdict
+from jobs.studies.analysis import (
+    Estimate,
+    Stability,
+    arm_means,
+    chance_of_bottom,
+    differences,
+    operation_effects,
+    stability,
+)
+from jobs.studies.arms import members_of
+from jobs.studies.config import StudyConfig, StudyName
+from jobs.studies.scores import Score, Table, read_table, to_csv
+from preprocess.shards.atomic import write_text
+from simclr.metrics import METRICS_NAME, read_metrics
+from simclr.settings import to_plain
+
+PAGE_NAME = "report.html"
+COUPLETS = (StudyName.augmentation, StudyName.published)
+_SHARE = 0.25  # of the couplets, that the study of 2021 left out
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """How surely a couplet is among the lowest quarter.
+
+    Attributes:
+        arm: the couplet.
+        chance: share of draws of replicates in which it is.
+    """
+
+    arm: str
+    chance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that is concluded from a table.
+
+    Attributes:
+        table: scores.
+        means: of arms.
+        against: differences to the reference arm, the first; empty with one arm or without it.
+        operations: effects of operations in couplets; empty in other studies.
+        ranks: how far the ranking can be trusted.
+        chances: of each couplet to be among the lowest quarter; empty in other studies.
+    """
+
+    table: Table
+    means: list[Estimate]
+    against: list[Estimate]
+    operations: list[Estimate]
+    ranks: Stability
+    chances: list[Chance]
+
+    @property
+    def sentences(self) -> list[str]:
+        """The verdict."""
+        reference = self.table.arms[0]
+        said = [*verdict.ranking(self.ranks, self.table)]
+        if self.against:
+            said.append(verdict.effects(self.against, f"Arms against {reference}"))
+        if self.operations:
+            said.append(verdict.effects(self.operations, "Operations in couplets"))
+        gaps = verdict.missing(self.table)
+        return [*said, gaps] if gaps else said
+
+
+def write_study(config: StudyConfig) -> str:
+    """Write tables, pictures and the page of a study; return the verdict and where the page lies.
+
+    Raises:
+        ValueError: no run has been scored yet.
+    """
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = conclude(config.study, read_table(config))
+    _write_tables(folder, found)
+    if config.study in COUPLETS:
+        _write_recipe(folder, found)
+    page = _page(config, folder, found).write(folder / PAGE_NAME)
+    return "\n".join([*found.sentences, str(page)])
+
+
+def conclude(study: StudyName, table: Table) -> Findings:
+    """Return what a table of scores allows to conclude."""
+    couplets = [name for name in table.arms if "+" in name] if study in COUPLETS else []
+    pairs = table.only(couplets) if couplets else table
+    has_reference = len(table.arms) > 1 and study is not StudyName.published
+    return Findings(
+        table,
+        arm_means(table),
+        differences(table, table.arms[0]) if has_reference else [],
+        operation_effects(pairs) if couplets else [],
+        stability(pairs),
+        [Chance(*item) for item in chance_of_bottom(pairs, _SHARE).items()] if couplets else [],
+    )
+
+
+def _write_tables(folder: Path, found: Findings) -> None:
+    table = found.table
+    scores = [
+        Score(arm, labels, seed, float(table.grid[row, column, layer]))
+        for row, arm in enumerate(table.arms)
+        for column, labels in enumerate(table.labels)
+        for layer, seed in enumerate(table.seeds)
+    ]
+    write_text(folder / "scores.csv", to_csv(scores, Score))
+    write_text(folder / "arms.csv", to_csv(found.means, Estimate))
+    write_text(folder / "stability.csv", to_csv([found.ranks], Stability))
+    if found.against:
+        write_text(folder / "differences.csv", to_csv(found.against, Estimate))
+    if found.chances:
+        write_text(folder / "operations.csv", to_csv(found.operations, Estimate))
+        write_text(folder / "lowest_quarter.csv", to_csv(found.chances, Chance))
+
+
+def _write_recipe(folder: Path, found: Findings) -> None:
+    """Leave the couplets above the lowest quarter as a recipe of the user's own."""
+    couplets = [one for one in found.means if "+" in one.name]
+    lowest = sorted(couplets, key=lambda one: one.mean)[: round(_SHARE * len(couplets))]
+    left = [one.name for one in couplets if one not in lowest]
+    if left:
+        head = "".join(f"# {sentence}\n" for sentence in found.sentences)
+        values = to_yaml({"augment": {"preset": "couplets", "operations": [], "couplets": left}})
+        write_text(folder / "recipe" / "allowed.yaml", f"# @package _global_\n{head}{values}")
+
+
+def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
+    page = Page(f"Study: {config.study.value}").text(*found.sentences)
+    if config.study in COUPLETS and found.chances:
+        _add_couplets(page, folder, found)
+    else:
+        path = draw_estimates(folder / "arms.png", found.means, config.score)
+        page.heading("Arms").picture(path, "Mean over label sets and seeds, 95 % intervals.")
+    if found.against:
+        path = draw_estimates(folder / "differences.png", found.against, "difference")
+        page.heading(f"Against {found.table.arms[0]}")
+        page.picture(path, "Paired by seed, 95 % intervals; red: beyond chance after Holm.")
+    _add_losses(page, config, folder)
+    page.heading("Numbers").table(
+        ("arm", "mean", "± (95 %)", "seeds"),
+        [(one.name, f"{one.mean:.4f}", f"{one.half_width:.4f}", one.seeds) for one in found.means],
+    )
+    page.text("The same in scores.csv, arms.csv and stability.csv beside this page.")
+    page.heading("How it was made").command(" ".join(sys.argv))
+    version = code_version(Path(__file__).parent)
+    return page.text(f"commit {version['commit']}").command(to_yaml(to_plain(config)))
+
+
+def _add_couplets(page: Page, folder: Path, found: Findings) -> None:
+    table = found.table
+    pairs = table.only([name for name in table.arms if "+" in name])
+    maps = {"mean over label sets": arm_means(pairs)}
+    for column, labels in enumerate(table.labels if len(table.labels) > 1 else ()):
+        one = Table(pairs.arms, (labels,), pairs.seeds, pairs.grid[:, column : column + 1])
+        maps[labels] = arm_means(one)
+    clear = {one.name for one in found.against if one.excludes_zero}
+    path = draw_couplets(folder / "heatmap.png", maps, clear if found.against else set(pairs.arms))
+    told = "; grey print: not told from none beyond chance" if found.against else ""
+    page.heading("Couplets").picture(path, f"Score, and half-width of its 95 % interval{told}.")
+    if found.operations:
+        path = draw_estimates(folder / "operations.png", found.operations, "with minus without")
+        page.picture(path, "What each operation does to a couplet; red: beyond chance after Holm.")
+    likely = sorted(found.chances, key=lambda one: -one.chance)
+    page.heading("The lowest quarter").table(
+        ("couplet", "chance to belong there"),
+        [(one.arm, f"{one.chance:.2f}") for one in likely if one.chance >= 0.05],
+    )
+
+
+def _add_losses(page: Page, config: StudyConfig, folder: Path) -> None:
+    if config.study in (*COUPLETS, StudyName.bans, StudyName.labels):
+        return
+    first = {
+        member.arm: read_metrics(path)
+        for member in members_of(config)
+        if member.seed == config.seeds[0]
+        and (path := Path(member.run.run_dir, METRICS_NAME)).is_file()
+    }
+    curves = {name: records for name, records in first.items() if records}
+    if curves:
+        path = draw_losses(folder / "losses.png", curves)
+        page.heading("Losses").picture(path, f"Seed {config.seeds[0]}; compare arms by score.")

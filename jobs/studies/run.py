@@ -1,0 +1,103 @@
+"""A study and a cluster come in; its runs are made, scored and reported, here or as Slurm jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from jobs.cluster import ClusterConfig, Executor
+from jobs.launch import collecting, dispatch
+from jobs.studies.arms import Member, members_of
+from jobs.studies.config import StudyConfig, StudyName
+from jobs.sweep import submit_members
+from jobs.tasks.pretraining import Pretrain
+from jobs.tasks.studies import Analyse, Score, ScoreConfig
+from simclr.config import require
+from simclr.evaluate.config import EvaluateConfig
+
+_SOON = "JOB"  # stands for a job that a dry run does not submit
+_log = logging.getLogger("simclr")
+
+
+def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
+    """Run what is missing of a study; return the verdict, or on Slurm the jobs.
+
+    The same call again leaves out what is done, and numbers do not depend on how often it was cut.
+
+    Raises:
+        ValueError: the study cannot be; nothing was started.
+        RuntimeError: a run failed.
+    """
+    _check(config)
+    members = members_of(config)
+    _log.info("%d runs, each scored on %s", len(members), ", ".join(config.tasks) or "nothing")
+    stages: list[Sequence[Any]] = [
+        [Pretrain(member.run) for member in members],
+        [Score(scoring(config, member, first=not k)) for k, member in enumerate(members)],
+        [Analyse(config)],
+    ]
+    if cluster.executor is Executor.slurm:
+        return "\n".join(_submit(stages, cluster))
+    for number, tasks in enumerate(stages[:2]):
+        for done, task in enumerate(tasks, start=1):
+            said = dispatch(task, cluster, in_sweep=True).rpartition("\n")[2]
+            _log.info("%s %d of %d: %s", ("run", "score")[number], done, len(tasks), said)
+    return dispatch(stages[2][0], replace(cluster, executor=Executor.here, tasks_per_node=1))
+
+
+def scoring(config: StudyConfig, member: Member, *, first: bool) -> ScoreConfig:
+    """Return how a run is scored; only the first has the controls, which are the same for all."""
+    run = member.run.run_dir
+    evaluations = [
+        EvaluateConfig(
+            run=run,
+            shards=config.labelled or config.shards[0],
+            task=task,
+            protocols=[config.protocol],
+            fractions=config.fractions,
+            seeds=[member.seed],
+            controls=first,
+        )
+        for task in config.tasks
+    ]
+    return ScoreConfig(run=run, evaluations=evaluations)
+
+
+def _check(config: StudyConfig) -> None:
+    require(bool(config.output), "output is empty; give a folder for the study: output=STUDY")
+    if config.study is not StudyName.published:
+        require(bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]")
+        require(
+            bool(config.tasks),
+            "tasks is empty; name label sets of the shards: tasks=[irrigation_regular]",
+        )
+
+
+def _submit(stages: Sequence[Sequence[Any]], cluster: ClusterConfig) -> list[str]:
+    """Submit each stage as an array that waits for the one before; return a line for each."""
+    lines, after = [], cluster.after
+    for name, tasks in zip(("pretrain", "score", "report"), stages, strict=True):
+        waiting = _after(cluster, after) if after else cluster
+        jobs = [dispatch(tasks[0], waiting)] if name == "report" else _array(tasks, waiting)
+        if not jobs:
+            lines.append(f"{name:<9} done before, with the same settings")
+            continue
+        said = f", after {after}" if after else ""
+        text = "\n".join(jobs)
+        lines.append(f"{name}{said}\n{text}" if cluster.dry_run else f"{name:<9} job {text}{said}")
+        after = _SOON if cluster.dry_run else ":".join(jobs)
+    return lines
+
+
+def _array(tasks: Sequence[Any], cluster: ClusterConfig) -> list[str]:
+    with collecting() as requests:
+        for task in tasks:
+            dispatch(task, cluster, in_sweep=True)
+    return submit_members(requests)
+
+
+def _after(cluster: ClusterConfig, jobs: str) -> ClusterConfig:
+    # afterany: what one failed run lacks is named in the report, the others are scored all the same
+    return replace(cluster, after=jobs, extra={**cluster.extra, "dependency": f"afterany:{jobs}"})

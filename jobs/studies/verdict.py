@@ -1,0 +1,57 @@
+"""What the numbers of a study allow to say, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from jobs.studies.analysis import RELIABLE, Estimate, Stability
+from jobs.studies.scores import Table
+
+
+def ranking(found: Stability, table: Table) -> list[str]:
+    """Say whether the ranking of arms is resolved, and how many seeds would resolve it."""
+    sentences = []
+    if len(table.labels) > 1:
+        sentences.append(
+            f"Label sets agree on the arms with Spearman {found.spearman_labels:.2f} and Pearson "
+            f"{found.pearson_labels:.2f}; as replicates, their mean has reliability "
+            f"{found.reliability_labels:.2f}."
+        )
+    return [*sentences, _seeds(found, len(table.seeds))]
+
+
+def effects(estimates: Sequence[Estimate], what: str) -> str:
+    """Say which effects are beyond chance."""
+    tested = [one for one in estimates if not math.isnan(one.p_value)]
+    if not tested:
+        return f"{what}: one seed says nothing about chance; give three or more."
+    clear = [
+        f"{one.name} {one.mean:+.3f} ± {one.half_width:.3f}" for one in tested if one.excludes_zero
+    ]
+    if not clear:
+        return f"{what}: not conclusive, none of {len(tested)} differs from 0 beyond chance."
+    return (
+        f"{what}: beyond chance are {', '.join(clear)}; not the other {len(tested) - len(clear)}."
+    )
+
+
+def missing(table: Table) -> str:
+    """Name what has no score."""
+    gaps = table.missing
+    if not gaps:
+        return ""
+    more = f" and {len(gaps) - 5} more" if len(gaps) > 5 else ""
+    return f"Without a score: {'; '.join(gaps[:5])}{more}. The same command makes what is missing."
+
+
+def _seeds(found: Stability, count: int) -> str:
+    if math.isnan(found.pearson_seeds):
+        return "Not conclusive: with one seed, nobody knows how much of a difference is chance."
+    reliability = found.reliability_seeds
+    rank = f"the mean of {count} seeds ranks the arms with reliability {reliability:.2f}"
+    if reliability >= RELIABLE:
+        return f"Conclusive: {rank}."
+    if math.isinf(found.seeds_needed):
+        return f"Not conclusive: {rank}; two seeds agree no better than chance."
+    return f"Not conclusive: {rank}; about {found.seeds_needed:.0f} seeds would resolve them."
