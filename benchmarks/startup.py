@@ -18,8 +18,8 @@ from pathlib import Path
 from report import Claim, Report
 
 # the packages too: folders of the same names in tests would hide an installed one
-_ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(_ROOT / "tests"), str(_ROOT)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from slurm.cluster import Cluster, missing, running_cluster
 from slurm.runs import Run, submit
