@@ -1,0 +1,90 @@
+"""A sound machine is called sound, and what is not right is named with what mends it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import doctor
+from jobs.doctor import Level, examine, file_system, parse_settings
+
+MOUNTS = """\
+/dev/vda1 / ext4 rw 0 0
+tmpfs /dev/shm tmpfs rw 0 0
+server:/x /home nfs4 rw 0 0
+10.0.0.1@tcp:/fs /scratch\\040two lustre rw 0 0
+"""
+
+
+def levels(findings):
+    return {finding.level for finding in findings}
+
+
+def test_a_machine_on_which_the_tests_run_has_nothing_that_fails(tmp_path):
+    found = list(examine([tmp_path]))
+    assert Level.fail not in levels(found)
+    text = "\n".join(map(str, found))
+    assert "belong together" in text
+    assert "writes and renames" in text
+    assert list(tmp_path.iterdir()) == []  # what was tried is removed
+
+
+def test_a_missing_folder_fails_with_the_cure(tmp_path):
+    (finding,) = doctor._folder(tmp_path / "none")
+    assert finding.level is Level.fail
+    assert "mkdir -p" in finding.cure
+
+
+def test_a_folder_that_cannot_be_written_fails(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(doctor.os, "fsync", full)
+    *_, finding = doctor._folder(tmp_path)
+    assert finding.level is Level.fail
+    assert "No space left" in finding.what
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("/var/x", "ext4"),
+        ("/home/me/runs", "nfs4"),
+        ("/homestead", "ext4"),
+        ("/scratch two/a", "lustre"),
+        ("/dev/shm", "tmpfs"),
+    ],
+)
+def test_the_file_system_is_that_of_the_longest_mount(folder, kind):
+    assert file_system(Path(folder), MOUNTS) == kind
+
+
+def test_settings_of_slurm_are_judged_by_what_they_mean_for_a_run():
+    settings = parse_settings("JobRequeue              = 0\nKillWait                = 10 sec\nX = ")
+    assert settings["KillWait"] == "10 sec"
+    assert doctor._requeue(settings["JobRequeue"]).level is Level.warn
+    assert "signal_delay_s" in doctor._kill_wait(settings["KillWait"]).cure
+    assert doctor._kill_wait("30 sec").level is Level.ok
+
+
+def test_a_broken_pair_is_a_failure(monkeypatch):
+    def broken():
+        raise RuntimeError("torch 1 and torchvision 2 do not belong together")
+
+    monkeypatch.setattr(doctor, "check_pair", broken)
+    assert doctor._pair().level is Level.fail
+
+
+def test_options_are_refused_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.verbs.doctor", "--fast"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "simclr-doctor: --fast is no option; name folders\n"
