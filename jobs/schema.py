@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]  # omegaconf lets it through
 
 from jobs.cluster import ClusterConfig
+from jobs.inspection import InspectConfig
 from jobs.studies.config import StudyConfig
 from jobs.tracking import Tracking
 from preprocess.config import (
@@ -83,7 +84,15 @@ class StudyApp(StudyConfig):
     debug: bool = False
 
 
-App = PackApp | VerifyApp | PretrainApp | EvaluateApp | ExportApp | StudyApp
+@dataclass(kw_only=True, slots=True)
+class InspectApp(InspectConfig):
+    """``simclr-inspect``."""
+
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    debug: bool = False
+
+
+App = PackApp | VerifyApp | PretrainApp | EvaluateApp | ExportApp | StudyApp | InspectApp
 
 APPS: dict[str, type[App]] = {
     "pack": PackApp,
@@ -92,6 +101,7 @@ APPS: dict[str, type[App]] = {
     "evaluate": EvaluateApp,
     "export": ExportApp,
     "study": StudyApp,
+    "inspect": InspectApp,
 }
 
 # The names of the yaml files in conf/source, and whose fields they may set.

@@ -14,9 +14,9 @@ HELP = Help(
     "concluded; run again, it does what is missing.",
     examples=(
         "simclr-study study=published output=studies/2021",
-        "simclr-study study=rate recipe=laptop shards=[shards] tasks=[eurosat] output=studies/rate",
-        "simclr-study study=augmentation recipe=recommended data.fraction=0.03 shards=[shards] "
-        "tasks=[irrigation_regular,irrigation_extended] output=studies/a cluster=slurm_example",
+        "simclr-study study=rate recipe=laptop shards=[shards] tasks=[eurosat] output=rates",
+        "simclr-study study=augmentation shards=[shards] data.fraction=0.03 "
+        "tasks=[eurosat] output=a",
     ),
     groups=("recipe", "cluster"),
     settings={

@@ -14,15 +14,18 @@ import pytest
 from jobs import cli
 from jobs.help import choices, default_of, render
 from jobs.schema import APPS, SOURCES
-from jobs.verbs import evaluate, export, pack, pretrain, verify
+from jobs.verbs import evaluate, export, inspect, pack, pretrain, study, verify
 
-HELPS = {
-    "pack": pack.HELP,
-    "verify": verify.HELP,
-    "pretrain": pretrain.HELP,
-    "evaluate": evaluate.HELP,
-    "export": export.HELP,
+VERBS = {
+    "pack": pack,
+    "verify": verify,
+    "inspect": inspect,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "export": export,
+    "study": study,
 }
+HELPS = {verb: module.HELP for verb, module in VERBS.items()}
 
 
 def simclr(verb: str, *arguments: str, **options: typing.Any) -> subprocess.CompletedProcess[str]:
@@ -155,11 +158,8 @@ def test_help_shows_examples_choices_defaults_output_and_exit_codes(verb):
 def test_examples_of_the_help_compose(verb, example, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*example.split(), "--cfg", "job"])
     cli.register()
-    module = {"evaluate": evaluate, "export": export, "verify": verify}.get(
-        verb, pack if verb == "pack" else pretrain
-    )
     with pytest.raises(SystemExit) as ended:
-        module.main()
+        VERBS[verb].main()
     assert ended.value.code == 0, capsys.readouterr().err
 
 

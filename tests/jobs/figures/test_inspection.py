@@ -1,0 +1,79 @@
+"""Pictures of shards show what the shards hold, on real patches and on simulated ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from make_data import packed_arrays, packed_simulated
+
+from jobs.figures.inspection import inspect_shards, patch_of, spread
+from jobs.figures.shards import TRUE_COLOUR, stretch
+from jobs.figures.views import inspect_views
+from jobs.inspection import InspectConfig, What
+from jobs.schema import InspectApp
+from jobs.verbs.inspect import work
+from preprocess.config import BigEarthNetV1Config, PackConfig
+from preprocess.pack import pack
+from preprocess.shards import open_readers, read_manifest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return packed_simulated(tmp_path_factory.mktemp("to look at"), 10, shard_size_mib=1)
+
+
+def test_a_patch_is_shown_with_its_own_pixels_on_the_finest_grid(folder):
+    readers = open_readers(folder, read_manifest(folder))
+    assert len(readers) > 1
+    ids = np.concatenate([reader.index("id") for reader in readers])
+    pixels, name = patch_of(readers, 9)
+    assert name == ids[9]
+    last = readers[-1].read(readers[-1].entry.rows - 1)
+    assert np.array_equal(pixels["B02"], last["b10"][0])
+    assert pixels["B05"].shape == pixels["B02"].shape
+    assert np.array_equal(pixels["B05"][::2, 1::2], last["b20"][0])
+
+
+def test_nodata_is_no_dark_pixel(folder):
+    manifest = read_manifest(folder)
+    pixels, _ = patch_of(open_readers(folder, manifest), 0)
+    pixels["B03"][:5] = 0
+    image = stretch(pixels, TRUE_COLOUR, manifest)
+    assert (image[:5] == (1, 0, 1)).all()
+    assert not (image[5:] == (1, 0, 1)).all(axis=-1).any()
+
+
+def test_a_page_holds_every_picture_of_the_shards(folder, tmp_path):
+    page = inspect_shards(InspectConfig(shards=str(folder), patches=6), tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert {"true_colour.png", "false_colour.png", "histograms.png"} <= names
+    assert "classes_bigearthnet19.png" in names
+    assert page.read_text().count("data:image/png") == len(names)
+    assert "simulated patches" in page.read_text()
+
+
+def test_real_patches_are_put_on_a_map(real_data, tmp_path):
+    root = real_data / "bigearthnet_v1" / "BigEarthNet-v1.0"
+    config = PackConfig(source=BigEarthNetV1Config(root=str(root)), output=str(tmp_path / "v1"))
+    pack(config, progress=False)
+    inspect_shards(InspectConfig(shards=str(tmp_path / "v1")), tmp_path / "out")
+    assert (tmp_path / "out" / "map.png").stat().st_size > 5000
+
+
+def test_patches_without_colours_or_places_still_have_a_page(tmp_path):
+    shards = packed_arrays(tmp_path / "shards", 4, bands=["B11"])
+    config = InspectConfig(shards=str(shards))
+    assert "No picture in true colour" in inspect_shards(config, tmp_path / "a").read_text()
+    assert inspect_views(config, tmp_path / "b").exists()
+
+
+def test_the_verb_draws_the_views_of_training_beside_the_shards(folder):
+    said = work(InspectApp(what=What.augment, shards=str(folder), patches=2), None)
+    assert said == str(folder / "inspection" / "augment.html")
+    assert (folder / "inspection" / "operations.png").exists()
+    assert read_manifest(folder).rows == 10  # pictures among shards disturb nobody
+
+
+@pytest.mark.parametrize(("total", "count", "rows"), [(10, 3, [0, 4, 9]), (2, 5, [0, 1])])
+def test_what_is_shown_is_spread_over_all(total, count, rows):
+    assert spread(total, count).tolist() == rows
