@@ -15,8 +15,7 @@ HELP = Help(
     examples=(
         "simclr-study study=published output=studies/2021",
         "simclr-study study=rate recipe=laptop shards=[shards] tasks=[eurosat] output=rates",
-        "simclr-study study=augmentation shards=[shards] data.fraction=0.03 "
-        "tasks=[eurosat] output=a",
+        "simclr-study study=augmentation shards=[shards] tasks=[eurosat] output=couplets",
     ),
     groups=("recipe", "cluster"),
     settings={
