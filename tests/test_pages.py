@@ -7,22 +7,22 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from code_map import PAGE, code_map
 from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from jobs.schema import APPS, register, to_app
+from preprocess.shards.atomic import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+Compose = Callable[[str, list[str]], object]
 ids = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -52,15 +52,17 @@ def block_under(heading: str) -> str:
 
 
 @pytest.fixture
-def composing():
-    """Settings as a user's command composes them; some of the files are the user's own."""
+def composed(tmp_path):
+    """Compose settings as a user's command does, beside files of the user's own."""
     register()
-    mine = OmegaConf.load(ROOT / "jobs/conf/cluster/slurm_example.yaml")
-    ConfigStore.instance().store("mine", mine, group="cluster", package="_global_")
-    allowed = {"augment": {"preset": "couplets", "couplets": ["blur+gain"]}}  # as studies leave it
-    ConfigStore.instance().store("allowed", allowed, group="recipe", package="_global_")
+    example = (ROOT / "jobs/conf/cluster/slurm_example.yaml").read_text()
+    write_text(tmp_path / "cluster" / "mine.yaml", example)
+    # as a study leaves it
+    text = "# @package _global_\naugment: {preset: couplets, couplets: [blur+gain]}\n"
+    write_text(tmp_path / "recipe" / "allowed.yaml", text)
+    path = f"hydra.searchpath=['file://{tmp_path}']"
     with initialize_config_module("jobs.conf", version_base="1.3"):
-        yield
+        yield lambda verb, settings: to_app(compose(verb, [*settings, path]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -75,15 +77,15 @@ def test_every_link_leads_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_every_command_is_understood(page, composing):
+def test_every_command_is_understood(page, composed):
     for words in commands(page):
         verb = words[0].removeprefix("simclr-")
         if words[0] == "make":
             check_target(words)
         elif words[0].startswith("simclr-") and verb in APPS:
-            check_settings(verb, words[1:])
+            check_settings(verb, words[1:], composed)
         elif words[0] == "simclr-chain":
-            check_chain(words[1:])
+            check_chain(words[1:], composed)
         elif words[0].startswith("simclr-"):
             assert (Path(sys.executable).parent / words[0]).exists(), words
 
@@ -97,7 +99,7 @@ def check_target(words: list[str]) -> None:
     assert {word for word in words[1:] if "=" not in word} <= set(targets), words
 
 
-def check_settings(verb: str, arguments: list[str]) -> None:
+def check_settings(verb: str, arguments: list[str], composed: Compose) -> None:
     settings = [word for word in arguments if "=" in word and not word.startswith("-")]
     parsed = OverridesParser.create().parse_overrides(settings)
     single = [
@@ -107,10 +109,10 @@ def check_settings(verb: str, arguments: list[str]) -> None:
         for each, text in zip(parsed, settings, strict=True)
     ]
     assert single == settings or "-m" in arguments, f"commas without -m: {settings}"
-    to_app(compose(verb, single))
+    composed(verb, single)
 
 
-def check_chain(arguments: list[str]) -> None:
+def check_chain(arguments: list[str], composed: Compose) -> None:
     stages = [word for word in arguments if word in APPS]
     assert stages, arguments
     first = arguments.index(stages[0])
@@ -118,7 +120,7 @@ def check_chain(arguments: list[str]) -> None:
     for stage in stages:
         begin = arguments.index(stage) + 1
         end = next((n for n in range(begin, len(arguments)) if arguments[n] in APPS), None)
-        compose(stage, [*place, *arguments[begin:end]])
+        composed(stage, [*place, *arguments[begin:end]])
 
 
 def run_block(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,121 @@
+"""A whole training step beside the model alone, and beside torchgeo's SimCLRTask.
+
+Usage: python benchmarks/step.py [BATCH]. ResNet-18, 12 bands of 120 x 120, adam, one process. The
+whole step reads patches from shards, makes both views, and trains; the model alone is handed
+finished views; torchgeo's task is handed normalised patches in memory and has no memory bank.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from report import Claim, Report, alternate
+
+from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.pack import pack
+from simclr.choices import EncoderName
+from simclr.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
+from simclr.loss import contrastive_loss
+from simclr.run import Run
+from simclr.step import train_step
+from simclr.world import open_world
+
+WHOLE, ALONE, PEER = "whole step", "model alone", "torchgeo's SimCLRTask"
+ROUNDS = 5
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    size = int(sys.argv[1]) if len(sys.argv) > 1 else 32
+    packages = ("torch", "torchvision", "torchgeo", "kornia", "lightly")
+    report = Report("step", "A training step of ResNet-18", "patch", ALONE, packages)
+    with tempfile.TemporaryDirectory() as folder:
+        config = prepare(Path(folder), size)
+        with (
+            open_world(config.world) as world,
+            closing(Run(config, world, [])) as run,
+        ):
+            run.resume()
+            views = run.views.two_views(next(run.batches), 0)
+            work: dict[str, Callable[[], object]] = {
+                WHOLE: lambda: train_step(run, next(run.batches)),
+                ALONE: lambda: model_alone(run, views),
+            }
+            peer = torchgeo_step(run, size)
+            if peer is None:
+                report.notes.append(f"absent, not run: {PEER}")
+            else:
+                work[PEER] = peer
+            timings = alternate(work, size, rounds=ROUNDS)
+    report.timings += timings.values()
+    share = timings[WHOLE].times(timings[ALONE])
+    report.claims.append(Claim("whole step as a share of the model alone", share, at_least=0.9))
+    if PEER in timings:
+        times = timings[WHOLE].times(timings[PEER])
+        report.claims.append(Claim(f"times the rate of {PEER}", times, at_least=3))
+    report.write()
+
+
+def prepare(folder: Path, size: int) -> TrainConfig:
+    """Pack simulated patches; return the settings of a run on them, long enough."""
+    source = SimulatedConfig(root=str(folder / "rasters"), num_patches=4 * size)
+    pack(PackConfig(source=source, output=str(folder / "shards")), progress=False)
+    return TrainConfig(
+        shards=[str(folder / "shards")],
+        run_dir=str(folder / "run"),
+        epochs=1000,
+        data=DataConfig(global_batch_size=size, splits=["train", "validation", "test", ""]),
+        augment=AugmentConfig(preset="standard"),
+        model=ModelConfig(encoder=EncoderName.resnet18),
+    )
+
+
+def model_alone(run: Run, views: torch.Tensor) -> None:
+    """Train on finished views, with the same loss and optimiser."""
+    run.optimizer.zero_grad(set_to_none=True)
+    _, projections = run.model(views)
+    contrastive_loss(projections, run.config.loss).backward()
+    run.optimizer.step()
+
+
+def torchgeo_step(run: Run, size: int) -> Callable[[], object] | None:
+    """Return a step of torchgeo's task on patches in memory, or None where it is not installed."""
+    try:
+        from torchgeo.trainers import SimCLRTask
+    except ImportError:
+        return None
+    warnings.filterwarnings("ignore", message=".*self.log.*")
+    task = SimCLRTask(
+        "resnet18",
+        in_channels=12,
+        version=1,
+        layers=2,
+        hidden_dim=512,
+        output_dim=128,
+        temperature=run.config.loss.temperature,
+        memory_bank_size=0,
+        size=120,
+    )
+    optimizer = torch.optim.Adam(task.parameters(), lr=5e-4)
+    patches = torch.randn(size, 12, 120, 120)
+
+    def step() -> None:
+        """Make views, train."""
+        optimizer.zero_grad(set_to_none=True)
+        task.training_step({"image": patches}, 0).backward()
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
