@@ -146,7 +146,8 @@ def test_the_tour_leads_a_stranger_from_nothing_to_an_encoder(tmp_path):
     assert "every checksum, statistics and label counts: sound" in done.stdout
     assert (folder / "runs/first/curves.png").exists()
     assert (folder / "encoders/first/encoder.safetensors").exists()
-    # the README shows what the package does without the command line, too
-    (code,) = blocks(ROOT / "README.md", "python")
-    done = run_block(f"{shlex.quote(sys.executable)} - <<'END'\n{code}\nEND\n", folder)
-    assert done.returncode == 0, done.stderr
+    # what the pages show of the package without its commands, on what the tour has left
+    for page in ("README.md", "docs/fine-tuning.md"):
+        (code,) = blocks(ROOT / page, "python")
+        done = run_block(f"{shlex.quote(sys.executable)} - <<'END'\n{code}\nEND\n", folder)
+        assert done.returncode == 0, done.stderr
