@@ -110,11 +110,13 @@ def drain(batches: Loader | DataLoader[Sample]) -> None:
 def bare(folder: Path, num_patches: int) -> None:
     """Read as many bytes of the shards as all patches have, in pieces of a patch, at random."""
     descriptors = [os.open(path, os.O_RDONLY) for path in sorted(folder.glob("*.h5"))]
-    buffer = memoryview(bytearray(PATCH_BYTES))
+    # as much memory as our slots have: one buffer for all would never leave the processor's cache
+    buffers = [memoryview(bytearray(PATCH_BYTES)) for _ in range(3 * BATCH)]
     sizes = [os.fstat(descriptor).st_size for descriptor in descriptors]
     draws = np.random.default_rng(0).integers(0, min(sizes) - PATCH_BYTES, num_patches)
     for number, offset in enumerate(draws.tolist()):
-        os.preadv(descriptors[number % len(descriptors)], [buffer], offset)
+        into = buffers[number % len(buffers)]
+        os.preadv(descriptors[number % len(descriptors)], [into], offset)
     for descriptor in descriptors:
         os.close(descriptor)
 

@@ -82,6 +82,7 @@ def chunk_map_of(data_set: h5py.Dataset) -> ChunkMap:
     skipped = np.zeros(rows, np.uint32)
 
     def note(chunk: Any) -> None:
+        """Keep what HDF5 tells of one chunk."""
         row = chunk.chunk_offset[0]
         offset[row], size[row], skipped[row] = chunk.byte_offset, chunk.size, chunk.filter_mask
 

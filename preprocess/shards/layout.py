@@ -73,7 +73,8 @@ class GroupLayout:
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample in this group."""
-        return int(np.prod(self.shape)) * PIXEL_DTYPE.itemsize
+        # plain ints: asked for with every read, where numpy's product took half the time
+        return len(self.bands) * self.size_px**2 * PIXEL_DTYPE.itemsize
 
 
 @dataclass(frozen=True, slots=True)

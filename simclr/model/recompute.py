@@ -34,6 +34,7 @@ def _recomputed(
     block: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     def run(x: torch.Tensor) -> torch.Tensor:
+        """Compute the block, to be computed again in backward."""
         if not torch.is_grad_enabled():
             return forward(x)
         result: torch.Tensor = checkpoint(
