@@ -1,11 +1,9 @@
-"""Pages for people: their links lead somewhere, their commands are understood, their tour runs."""
+"""Pages for people: their links lead somewhere and their commands are understood."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,33 +119,3 @@ def check_chain(arguments: list[str], composed: Compose) -> None:
         begin = arguments.index(stage) + 1
         end = next((n for n in range(begin, len(arguments)) if arguments[n] in APPS), None)
         composed(stage, [*place, *arguments[begin:end]])
-
-
-def run_block(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a block as a person would who typed it line by line, and stop at the first failure."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", code],
-        cwd=folder,
-        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
-@pytest.mark.slow
-def test_the_tour_leads_a_stranger_from_nothing_to_an_encoder(tmp_path):
-    folder = tmp_path / "an empty folder"
-    folder.mkdir()
-    done = run_block(block_under("Five minutes on a laptop"), folder)
-    assert done.returncode == 0, done.stderr
-    assert "every checksum, statistics and label counts: sound" in done.stdout
-    assert (folder / "runs/first/curves.png").exists()
-    assert (folder / "encoders/first/encoder.safetensors").exists()
-    # what the pages show of the package without its commands, on what the tour has left
-    for page in ("README.md", "docs/fine-tuning.md"):
-        (code,) = blocks(ROOT / page, "python")
-        done = run_block(f"{shlex.quote(sys.executable)} - <<'END'\n{code}\nEND\n", folder)
-        assert done.returncode == 0, done.stderr
