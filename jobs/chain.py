@@ -9,9 +9,9 @@ from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_module
 
-from jobs import cli
 from jobs.cluster import ClusterConfig, Executor
 from jobs.done import is_done
+from jobs.explain import explain
 from jobs.launch import dispatch
 from jobs.runfolder import read_submission
 from jobs.schema import narrow, register, to_app
@@ -140,7 +140,7 @@ def _compose(words: Words) -> Any:
             return to_app(compose(words.verb, overrides=settings))
     except Exception as error:
         # A key that is wrong is explained with the keys of the verb that it was typed for.
-        raise ValueError(f"{words.verb}: {cli.explain(error, words.verb)[0]}") from error
+        raise ValueError(f"{words.verb}: {explain(error, words.verb)[0]}") from error
 
 
 def _fill_in(app: Any, verb: str, earlier: Sequence[Stage]) -> None:

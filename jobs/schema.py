@@ -134,7 +134,11 @@ def to_app(config: DictConfig) -> App:
         ValueError: a value is refused; the message says which and the cure.
         OmegaConfBaseException: a value is missing or cannot be resolved.
     """
-    return cast(App, OmegaConf.to_object(config))
+    try:
+        return cast(App, OmegaConf.to_object(config))
+    except AttributeError as error:
+        # ``++key=`` adds what the schema does not know; the dataclass has no place for it
+        raise ValueError(f"{error}; leave it out: --help lists the settings") from error
 
 
 def narrow(app: Any, kind: type[_Config]) -> _Config:

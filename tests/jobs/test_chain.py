@@ -61,7 +61,10 @@ def test_a_chain_goes_on_where_it_was_and_what_comes_after_a_change_is_done_agai
         (["verify", "here"], "verify: 'here' is no setting; write key=value"),
         (["--loud", "verify"], "verify: '--loud' is no setting"),
         (["verify", "cluster=mine"], "verify: cluster is 'mine'; choose one of here, laptop"),
-        (["verify", "cluster.time_min=soon"], "verify: cluster.time_min: "),
+        (
+            ["verify", "cluster.time_min=soon"],
+            "verify: cluster.time_min is soon; give a whole number",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_with_the_cure(monkeypatch, capsys, arguments, told):

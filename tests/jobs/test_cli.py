@@ -12,6 +12,7 @@ import typing
 import pytest
 
 from jobs import cli
+from jobs.explain import explain
 from jobs.help import choices, default_of, render
 from jobs.schema import APPS, SOURCES
 from jobs.verbs import evaluate, export, inspect, pack, pretrain, study, verify
@@ -78,7 +79,13 @@ def test_a_new_key_of_an_open_part_is_shown_how_to_add(refused):
     [
         (["recipe=lptop"], "recipe is 'lptop'; did you mean laptop? choose one of laptop, paper"),
         (["cluster=lptop"], "cluster is 'lptop'; did you mean laptop?"),
-        (["optim.learning_rate=fast"], "optim.learning_rate: Value 'fast'"),
+        (["optim.learning_rate=fast"], "optim.learning_rate is fast; give a number"),
+        (["epochs=1.5"], "epochs is 1.5; give a whole number"),
+        (["debug=maybe"], "debug is maybe; give true or false"),
+        (["run_dir=[a,b]"], "run_dir is ['a', 'b']; give one value, without brackets"),
+        (["optim=adam"], "optim has settings of its own; give one of them: optim.NAME=..."),
+        (["++optim.rate=1"], "no attribute 'rate'; leave it out"),
+        (["model.pretrained=a.pt"], "model.pretrained is no setting; model has: encoder, stem"),
         (["model.encoder=resnet1"], "model.encoder: Invalid value 'resnet1', expected one of"),
         (["shards=a", "run_dir=r"], "shards: takes a list; write shards=[...]"),
         (["run_dir=a=b("], "put values with special signs in quotes"),
@@ -106,6 +113,22 @@ def test_wrong_use_of_pack_is_one_line_with_the_value_and_the_cure(refused, argu
     assert told in refused("pack", *arguments)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("partition: [", "mine.yaml, line 1 is no YAML (expected the node content"),
+        ("- gpu", "cluster/mine.yaml holds no settings; write a line for each: key: value"),
+        ("partitoin: gpu", "cluster/mine.yaml: cluster.partitoin is no setting; did you mean "),
+        ("nodes: many", "cluster.nodes is many; give a whole number"),
+    ],
+)
+def test_a_wrong_file_of_settings_is_named_with_what_is_wrong_in_it(refused, tmp_path, text, told):
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "mine.yaml").write_text(text)
+    line = refused("pretrain", "--config-dir=.", "cluster=mine", "run_dir=r", "shards=[a]")
+    assert told in line
+
+
 def test_wrong_use_leaves_nothing_behind(refused, tmp_path):
     refused("pretrain", "recipe=laptop", "run_dir=r", "shards=[nowhere]")
     refused("pack", "source=eurosat", "source.root=nowhere", "output=o")
@@ -123,13 +146,23 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
     ("error", "line", "code"),
     [
         (ValueError("x is 1;\n give 2"), "x is 1; give 2", 2),
-        (OSError(28, "No space left", "/a"), "[Errno 28] No space left: '/a'", 1),
+        (
+            OSError(28, "No space left", "/a"),
+            "/a: No space left; free space, and give the same command again",
+            1,
+        ),
+        (
+            NotADirectoryError(20, "Not a directory", "f/a"),
+            "f/a: Not a directory; a part of the path is a file; give another path",
+            1,
+        ),
+        (OSError("cannot be read"), "cannot be read", 1),
         (KeyError("k"), "KeyError: 'k'; debug=true shows where", 1),
         (RuntimeError("c" * 5000), f"RuntimeError: {'c' * 600}; debug=true shows where", 1),
     ],
 )
 def test_any_exception_becomes_a_line_and_a_code(error, line, code):
-    assert cli.explain(error, "pack") == (line, code)
+    assert explain(error, "pack") == (line, code)
 
 
 def test_an_interrupt_is_a_failure_in_one_line(capsys):
