@@ -149,6 +149,8 @@ class OptimConfig:
         momentum: for sgd and lars.
         weight_decay: off for biases and normalisation weights.
         schedule: cosine to zero at the last step, or constant.
+        decay_steps: steps that the cosine takes after warm-up, and zero from there on, as the study
+            of 2021 had it with 1000 whatever the length of its runs; 0: all steps of the run.
         warmup_epochs: epochs of linear warm-up.
         accumulate_steps: 1; anything else is refused, since it would not add negatives.
     """
@@ -160,6 +162,7 @@ class OptimConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-6
     schedule: Schedule = Schedule.cosine
+    decay_steps: int = 0
     warmup_epochs: float = 0.0
     accumulate_steps: int = 1
 
@@ -168,6 +171,7 @@ class OptimConfig:
         require(rate > 0, f"optim.learning_rate is {rate}; give a value above 0")
         require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; give >= 0")
         require(self.warmup_epochs >= 0, f"optim.warmup_epochs is {self.warmup_epochs}; give >= 0")
+        require(self.decay_steps >= 0, f"optim.decay_steps is {self.decay_steps}; give >= 0")
         require(
             self.accumulate_steps == 1,
             f"optim.accumulate_steps is {self.accumulate_steps}; summing gradients of small "

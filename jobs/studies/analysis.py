@@ -149,7 +149,8 @@ def chance_of_bottom(table: Table, share: float = 0.25, draws: int = 2000) -> di
 def _agreement(rows: Array, correlate: Callable[..., tuple[float, float]]) -> float:
     """Return the mean correlation of all pairs of rows, over the arms that all of them have."""
     rows = rows[:, ~np.isnan(rows).any(axis=0)]
-    if len(rows) < 2 or rows.shape[1] < 3:
+    # arms that all score the same have no order that could agree
+    if len(rows) < 2 or rows.shape[1] < 3 or (np.ptp(rows, axis=1) == 0).any():
         return math.nan
     pairs = [(a, b) for a in range(len(rows)) for b in range(a)]
     return float(np.mean([correlate(rows[a], rows[b])[0] for a, b in pairs]))

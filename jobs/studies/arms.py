@@ -61,7 +61,7 @@ def arms_of(config: StudyConfig) -> list[Arm]:
     Raises:
         ValueError: an arm is unknown.
     """
-    arms = {arm.name: arm for arm in _all_arms(config.study)}
+    arms = {arm.name: arm for arm in _all_arms(config)}
     unknown = [name for name in config.arms if name not in arms]
     require(
         not unknown,
@@ -71,7 +71,9 @@ def arms_of(config: StudyConfig) -> list[Arm]:
 
 
 def members_of(config: StudyConfig) -> list[Member]:
-    """Return every pretraining of the study, arm by arm.
+    """Return every pretraining of the study, all arms with the first seed, then with the next.
+
+    What is cut short so has whole seeds, which can be compared.
 
     Raises:
         ValueError: the settings of an arm are refused, or there are more than ``max_runs``.
@@ -85,8 +87,8 @@ def members_of(config: StudyConfig) -> list[Member]:
     )
     return [
         Member(arm.name, seed, _settings(config, arm, seed))
-        for arm in arms
         for seed in config.seeds
+        for arm in arms
     ]
 
 
@@ -108,18 +110,18 @@ def _settings(config: StudyConfig, arm: Arm, seed: int) -> TrainConfig:
     return from_plain(TrainConfig, plain)
 
 
-def _all_arms(study: StudyName) -> list[Arm]:
+def _all_arms(config: StudyConfig) -> list[Arm]:
     makers: dict[StudyName, Callable[[], list[Arm]]] = {
         StudyName.augmentation: _augmentation,
         StudyName.bans: _bans,
-        StudyName.optimizer: _optimizer,
+        StudyName.optimizer: lambda: _optimizer(config.died_after_steps),
         StudyName.rate: lambda: _varied("optim.learning_rate", RATES),
         StudyName.labels: lambda: [Arm("as set", {})],
         StudyName.batch_size: lambda: _varied("data.global_batch_size", (32, 64, 128, 256, 512)),
         StudyName.temperature: lambda: _varied("loss.temperature", (0.05, 0.1, 0.2, 0.5, 1.0)),
         StudyName.published: lambda: [],
     }
-    return makers[study]()
+    return makers[config.study]()
 
 
 def _augmentation() -> list[Arm]:
@@ -147,12 +149,16 @@ def _preset(preset: str, name: str = "", **values: list[str]) -> Arm:
     return Arm(name or preset, {"augment.preset": preset, **cleared, **given})
 
 
-def _optimizer() -> list[Arm]:
-    return [
+def _optimizer(died_after_steps: int) -> list[Arm]:
+    proper = [
         Arm(f"{name} {rate:g}", {"optim.name": name, "optim.learning_rate": rate})
         for name, rates in OPTIMIZER_RATES.items()
         for rate in rates
     ]
+    # what figure 2 compared adam with: no warm-up, and a cosine that ended in the first epoch
+    dead = {"schedule": "cosine", "decay_steps": died_after_steps, "warmup_epochs": 0.0}
+    plain = {"name": "sgd", "learning_rate": OPTIMIZER_RATES["sgd"][1], **dead}
+    return [*proper, Arm("sgd 2021", {f"optim.{key}": value for key, value in plain.items()})]
 
 
 def _varied(key: str, values: tuple[float, ...]) -> list[Arm]:

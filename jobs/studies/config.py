@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from simclr.config import TrainConfig, require
-from simclr.evaluate.config import Protocol
+from simclr.evaluate.config import Protocol, SplitRule
 
 
 class StudyName(Enum):
@@ -36,9 +36,18 @@ class StudyConfig(TrainConfig):
         seeds: of initialisation, order, draws and label subsets; an arm is run once for each.
         protocol: how encoders are scored.
         fractions: shares of the training labels; several only in ``study=labels``.
-        score: which score is compared: f1_macro, average_precision_macro, accuracy, ...
+        split: where training, validation and test patches of the labelled shards come from.
+        score: which score is compared: f1, average_precision, accuracy, ...; of several classes
+            the mean over them.
         arms: only these arms, by name; empty runs all.
         max_runs: more pretrainings than this are refused, lest a typing error costs a week.
+        max_hours: a study that is expected to take more hours of one device is refused.
+        expected_rate: pairs a second of one job, until a run of the study has measured it; a
+            ResNet-50 on patches of 120 pixels makes some 500 on most GPUs, and more on new ones.
+        halving: after each seed give up the lower half of the arms; the report says so. On Slurm
+            the same command starts the next round when one is scored.
+        died_after_steps: of the arm ``sgd 2021`` of study=optimizer: the step from which its
+            learning rate is zero.
     """
 
     study: StudyName = StudyName.augmentation
@@ -48,9 +57,14 @@ class StudyConfig(TrainConfig):
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     protocol: Protocol = Protocol.probe
     fractions: list[float] = field(default_factory=lambda: [1.0])
-    score: str = "f1_macro"
+    split: SplitRule = SplitRule.given
+    score: str = "f1"
     arms: list[str] = field(default_factory=list)
     max_runs: int = 200
+    max_hours: float = 24.0
+    expected_rate: float = 500.0
+    halving: bool = False
+    died_after_steps: int = 1000
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
@@ -65,3 +79,9 @@ class StudyConfig(TrainConfig):
             len(self.fractions) == 1 or self.study is StudyName.labels,
             f"fractions is {self.fractions}; several shares of the labels are study=labels",
         )
+        require(
+            not self.halving or self.study is not StudyName.labels,
+            "halving is true; study=labels has one arm, there is none to give up",
+        )
+        for name in ("max_hours", "expected_rate", "died_after_steps"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give more than 0")

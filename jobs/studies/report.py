@@ -56,6 +56,7 @@ class Findings:
         operations: effects of operations in couplets; empty in other studies.
         ranks: how far the ranking can be trusted.
         chances: of each couplet to be among the lowest quarter; empty in other studies.
+        halving: whether arms were given up on the way.
     """
 
     table: Table
@@ -64,6 +65,7 @@ class Findings:
     operations: list[Estimate]
     ranks: Stability
     chances: list[Chance]
+    halving: bool = False
 
     @property
     def sentences(self) -> list[str]:
@@ -74,6 +76,8 @@ class Findings:
             said.append(verdict.effects(self.against, f"Arms against {reference}"))
         if self.operations:
             said.append(verdict.effects(self.operations, "Operations in couplets"))
+        if self.halving:
+            return [*said, verdict.halved(self.table.seeds)]
         gaps = verdict.missing(self.table)
         return [*said, gaps] if gaps else said
 
@@ -86,7 +90,7 @@ def write_study(config: StudyConfig) -> str:
     """
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    found = conclude(config.study, read_table(config))
+    found = conclude(config.study, read_table(config), halving=config.halving)
     _write_tables(folder, found)
     if config.study in COUPLETS:
         _write_recipe(folder, found)
@@ -94,7 +98,7 @@ def write_study(config: StudyConfig) -> str:
     return "\n".join([*found.sentences, str(page)])
 
 
-def conclude(study: StudyName, table: Table) -> Findings:
+def conclude(study: StudyName, table: Table, *, halving: bool = False) -> Findings:
     """Return what a table of scores allows to conclude."""
     couplets = [name for name in table.arms if "+" in name] if study in COUPLETS else []
     pairs = table.only(couplets) if couplets else table
@@ -106,6 +110,7 @@ def conclude(study: StudyName, table: Table) -> Findings:
         operation_effects(pairs) if couplets else [],
         stability(pairs),
         [Chance(*item) for item in chance_of_bottom(pairs, _SHARE).items()] if couplets else [],
+        halving,
     )
 
 

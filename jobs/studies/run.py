@@ -9,8 +9,10 @@ from typing import Any
 
 from jobs.cluster import ClusterConfig, Executor
 from jobs.launch import collecting, dispatch
-from jobs.studies.arms import Member, members_of
+from jobs.studies.arms import Member
+from jobs.studies.budget import budget, check_budget
 from jobs.studies.config import StudyConfig, StudyName
+from jobs.studies.rounds import due
 from jobs.sweep import submit_members
 from jobs.tasks.pretraining import Pretrain
 from jobs.tasks.studies import Analyse, Score, ScoreConfig
@@ -31,20 +33,33 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
         RuntimeError: a run failed.
     """
     _check(config)
-    members = members_of(config)
-    _log.info("%d runs, each scored on %s", len(members), ", ".join(config.tasks) or "nothing")
-    stages: list[Sequence[Any]] = [
+    members = due(config)
+    if members:
+        cost = budget(config, members, cluster)
+        _log.info("%s", cost)
+        check_budget(config, cost)
+    if cluster.executor is Executor.slurm:
+        return "\n".join(_submit([*_tasks(config, members), [Analyse(config)]], cluster))
+    _run_rounds(config, cluster)
+    return dispatch(Analyse(config), replace(cluster, executor=Executor.here, tasks_per_node=1))
+
+
+def _run_rounds(config: StudyConfig, cluster: ClusterConfig) -> None:
+    """Make one run after the other, until their scores ask for no more."""
+    done = 0
+    while len(members := due(config)) > done:
+        for pretrain, score in list(zip(*_tasks(config, members), strict=True))[done:]:
+            done += 1
+            for task in (pretrain, score):  # scored at once: what is cut short has a report
+                said = dispatch(task, cluster, in_sweep=True).rpartition("\n")[2]
+                _log.info("%s %d of %d: %s", task.verb, done, len(members), said)
+
+
+def _tasks(config: StudyConfig, members: Sequence[Member]) -> list[Sequence[Any]]:
+    return [
         [Pretrain(member.run) for member in members],
         [Score(scoring(config, member, first=not k)) for k, member in enumerate(members)],
-        [Analyse(config)],
     ]
-    if cluster.executor is Executor.slurm:
-        return "\n".join(_submit(stages, cluster))
-    for number, tasks in enumerate(stages[:2]):
-        for done, task in enumerate(tasks, start=1):
-            said = dispatch(task, cluster, in_sweep=True).rpartition("\n")[2]
-            _log.info("%s %d of %d: %s", ("run", "score")[number], done, len(tasks), said)
-    return dispatch(stages[2][0], replace(cluster, executor=Executor.here, tasks_per_node=1))
 
 
 def scoring(config: StudyConfig, member: Member, *, first: bool) -> ScoreConfig:
@@ -58,6 +73,7 @@ def scoring(config: StudyConfig, member: Member, *, first: bool) -> ScoreConfig:
             protocols=[config.protocol],
             fractions=config.fractions,
             seeds=[member.seed],
+            split=config.split,
             controls=first,
         )
         for task in config.tasks

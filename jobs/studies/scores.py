@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from importlib.resources import files
@@ -91,10 +92,19 @@ def read_table(config: StudyConfig) -> Table:
     if config.study is StudyName.published:
         return tabulate(published())
     members = members_of(config)
-    scores = [score for member in members for score in _scores(config, member)]
+    scores = scores_of(config, members)
     require(bool(scores), f"{config.output} holds no scored run yet; simclr-study makes them")
     names = [] if config.study is StudyName.labels else [member.arm for member in members]
     return tabulate(scores, names)
+
+
+def scores_of(config: StudyConfig, members: Iterable[Member]) -> list[Score]:
+    """Read what some runs have reached so far.
+
+    Raises:
+        ValueError: they have no score of the name that is compared.
+    """
+    return [score for member in members for score in _scores(config, member)]
 
 
 def published() -> list[Score]:
@@ -119,6 +129,13 @@ def to_csv(rows: Iterable[Any], kind: type[Any]) -> str:
     return out.getvalue()
 
 
+def _value(scores: dict[str, dict[str, float]], name: str) -> float:
+    # a yes or no has one f1; of several classes the mean over them is meant
+    found = next((scores[key] for key in (name, f"{name}_macro") if key in scores), None)
+    require(found is not None, f"score is {name}; these label sets have {', '.join(scores)}")
+    return found["value"] if found else math.nan
+
+
 def _f1(row: dict[str, str]) -> float:
     hits, errors = 2 * int(row["tp"]), int(row["fp"]) + int(row["fn"])
     return hits / (hits + errors)
@@ -133,7 +150,7 @@ def _scores(config: StudyConfig, member: Member) -> list[Score]:
             f"{row['fraction']:g} of the labels" if by_share else member.arm,
             report["task"]["name"],
             member.seed,
-            row["scores"][config.score]["value"],
+            _value(row["scores"], config.score),
         )
         for report in reports
         if report["task"]["name"] in config.tasks

@@ -45,6 +45,15 @@ def missing(table: Table) -> str:
     return f"Without a score: {'; '.join(gaps[:5])}{more}. The same command makes what is missing."
 
 
+def halved(seeds: Sequence[int]) -> str:
+    """Say what early stopping has done to the numbers."""
+    return (
+        f"Halving: of the arms left, the lower half was given up after each of {len(seeds)} seeds. "
+        "Means of arms given up rest on fewer seeds, and an unlucky first seed may have cost a "
+        "good arm: this finds candidates, and ranks nothing."
+    )
+
+
 def _seeds(found: Stability, count: int) -> str:
     if math.isnan(found.pearson_seeds):
         return "Not conclusive: with one seed, nobody knows how much of a difference is chance."

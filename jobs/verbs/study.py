@@ -17,7 +17,7 @@ HELP = Help(
         "simclr-study study=rate recipe=laptop shards=[shards] tasks=[eurosat] output=rates",
         "simclr-study study=augmentation shards=[shards] tasks=[eurosat] output=couplets",
     ),
-    groups=("recipe", "cluster"),
+    groups=("recipe", "scale", "cluster"),
     settings={
         "study": "augmentation (36 couplets and four controls), bans, optimizer, rate, labels, "
         "batch_size, temperature; published analyses the table of 2021",
@@ -29,8 +29,11 @@ HELP = Help(
         "arms": "only these arms, by name; default all",
         "protocol": "how encoders are scored: probe, knn, finetune_all, ...",
         "fractions": "share of the training labels; several with study=labels",
+        "split": "drawn, where the labelled shards have no splits",
         "score": "score that is compared",
         "max_runs": "more pretrainings are refused",
+        "max_hours": "a study that is expected to take more device hours is refused",
+        "halving": "after each seed give up the lower half of the arms",
     },
     output="report.html, pictures and every number as CSV in output; a study of augmentation "
     "leaves its couplets as a recipe: --config-dir=OUTPUT recipe=allowed. All settings of "

@@ -29,5 +29,7 @@ def learning_rate(step: int, num_steps: int, warmup_steps: int, config: OptimCon
         return (step + 1) / warmup_steps
     if config.schedule is Schedule.constant:
         return 1.0
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    decay_steps = config.decay_steps or max(1, num_steps - warmup_steps)
+    # a cosine would rise again after its end
+    progress = min(1.0, (step - warmup_steps) / decay_steps)
     return (1 + math.cos(math.pi * progress)) / 2

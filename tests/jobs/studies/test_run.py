@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -16,9 +22,18 @@ from jobs.studies.run import run_study
 from jobs.studies.scores import published, read_table, tabulate
 from simclr.choices import EncoderName
 from simclr.config import DataConfig, ModelConfig
+from simclr.settings import to_plain
 from simclr.train import train
 
 HERE = ClusterConfig()
+DRIVER = """
+import json, sys
+from jobs.cluster import ClusterConfig
+from jobs.studies.config import StudyConfig
+from jobs.studies.run import run_study
+from simclr.settings import from_plain
+run_study(from_plain(StudyConfig, json.load(sys.stdin)), ClusterConfig())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +83,75 @@ def test_what_was_lost_is_made_again_and_nothing_else_and_the_numbers_stay(study
     run_study(config, HERE)
     assert made == [str(folder / "runs" / "0.05" / "seed-1")]
     assert (folder / "scores.csv").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_twice_leaves_the_same_bytes(study, tmp_path):
+    config, folder = study
+    again = replace(config, output=str(tmp_path / "killed"))
+    runs = Path(again.output, "runs")
+    first, last = runs / "0.0001" / "seed-0", runs / "0.05" / "seed-1"
+    for sign in (first / "metrics.jsonl", last / "attempts.jsonl"):
+        driver = start(again)
+        wait_for(sign, driver)
+        driver.kill()
+        driver.wait()
+    assert not (Path(again.output) / "scores.csv").exists()
+    assert start(again).wait(timeout=120) == 0
+    for name in ("scores.csv", "arms.csv", "differences.csv", "stability.csv"):
+        assert (Path(again.output) / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def start(config):
+    """Start a study in a process of its own."""
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, text=True)
+    json.dump(to_plain(config), driver.stdin)
+    driver.stdin.close()
+    return driver
+
+
+def wait_for(path, driver):
+    """Wait until a file is there."""
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert driver.poll() is None, "the study ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_halving_gives_up_the_lower_arms_and_says_so(study, tmp_path):
+    config, folder = study
+    names = ["0.0001", "0.001", "0.01", "0.05"]
+    some = replace(config, arms=names, halving=True, output=str(tmp_path))
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    said = run_study(some, HERE)
+    table = read_table(some)
+    made = {(tmp_path / "runs" / name / "seed-1" / "evaluation.json").exists() for name in names}
+    assert made == {True, False}
+    best = max(range(1, 4), key=lambda row: table.grid[row, 0, 0])
+    assert (tmp_path / "runs" / names[best] / "seed-1" / "evaluation.json").exists()
+    assert "Halving" in said
+    assert "Halving" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("bans", {"arms": ["all 36 couplets", "standard"]}),
+        ("optimizer", {"arms": ["lars 0.3", "sgd 2021"], "died_after_steps": 1}),
+        ("batch_size", {"arms": ["32", "64"], "epochs": 1000}),
+        ("temperature", {"arms": ["0.1", "0.5"]}),
+        ("labels", {"arms": [], "fractions": [0.5, 1.0]}),
+    ],
+)
+def test_every_study_ends_with_a_page(study, tmp_path, name, others):
+    config, _ = study
+    plain = {"study": StudyName(name), "output": str(tmp_path), "seeds": [0], **others}
+    said = run_study(replace(config, **plain), HERE)
+    assert "one seed" in said
+    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 def test_the_published_study_leaves_its_couplets_as_a_recipe_that_pretraining_takes(tmp_path):

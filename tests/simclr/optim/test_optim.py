@@ -106,3 +106,9 @@ def test_lars_equals_its_definition_tensor_by_tensor():
 def test_lars_refuses_a_closure():
     with pytest.raises(ValueError, match="no closure"):
         LARS(parameter_groups(nn.Linear(1, 1), 0.0), lr=1.0).step(lambda: math.nan)
+
+
+def test_a_cosine_of_given_length_ends_there_and_stays_at_zero():
+    config = OptimConfig(decay_steps=1000)
+    shares = [learning_rate(step, 15680, 0, config) for step in (0, 500, 1000, 1500, 15679)]
+    assert shares == pytest.approx([1, 0.5, 0, 0, 0])
