@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 
 from simclr.config import require
+
+# What sbatch takes under the same name.
+PLAIN_OPTIONS = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "wckey")
 
 
 class Executor(Enum):
@@ -79,6 +83,7 @@ class ClusterConfig:
         for name in ("nodes", "tasks_per_node", "cpus_per_task", "parts", "parallel_parts"):
             value = getattr(self, name)
             require(value >= 1, f"cluster.{name} is {value}; give 1 or more")
+        _check_shell(self)
         if self.executor is Executor.slurm:
             _check_slurm(self)
         else:
@@ -97,6 +102,27 @@ class ClusterConfig:
     def num_ranks(self) -> int:
         """Processes of one job."""
         return self.nodes * self.tasks_per_node
+
+
+# Plain characters, variables as $NAME or ${NAME}; nothing that a shell would run.
+_SCRATCH = re.compile(r"([^$`\"\\\n]|\$\w+|\$\{\w+\})*")
+
+
+def _check_shell(cluster: ClusterConfig) -> None:
+    """Refuse values that would be more than a value in a batch script."""
+    scratch = cluster.scratch or ""
+    require(
+        _SCRATCH.fullmatch(scratch) is not None,
+        f"cluster.scratch is {scratch!r}; give a path, in which only $NAME and ${{NAME}} stand "
+        "for something else",
+    )
+    options = {name: getattr(cluster, name) or "" for name in PLAIN_OPTIONS} | cluster.extra
+    for name, value in options.items():
+        # A second line would leave the comment that #SBATCH is, and be run.
+        require(
+            bool(re.fullmatch(r"[\w-]+", name)) and str(value).isprintable(),
+            f"cluster option {name!r} is {str(value)!r}; give one line of plain characters",
+        )
 
 
 def _check_slurm(cluster: ClusterConfig) -> None:

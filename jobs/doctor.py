@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -176,7 +177,9 @@ _JUDGES: dict[str, Callable[[str], Finding]] = {
 
 def _folder(folder: Path) -> Iterator[Finding]:
     if not folder.is_dir():
-        yield Finding(Level.fail, f"{folder} is no folder", f"mkdir -p {folder}")
+        there = folder.exists()
+        cure = "name the folder it lies in" if there else f"mkdir -p {shlex.quote(str(folder))}"
+        yield Finding(Level.fail, f"{folder} is no folder", cure)
         return
     kind = file_system(folder, Path("/proc/mounts").read_text(encoding="utf-8"))
     free = shutil.disk_usage(folder).free / (1 << 30)

@@ -15,13 +15,12 @@ from typing import Any
 
 from jobs import slurm
 from jobs.capacity import check_capacity, largest_array
-from jobs.cluster import ClusterConfig
+from jobs.cluster import PLAIN_OPTIONS, ClusterConfig
 from jobs.done import Marking
 from jobs.runfolder import Submission, read_submission, write_submission
 from jobs.snapshot import import_lines, take_snapshot
 
 SCRATCH = "SIMCLR_SCRATCH"
-_PLAIN_OPTIONS = "partition account qos constraint nodelist exclude wckey".split()  # noqa: SIM905
 _log = logging.getLogger("simclr")
 
 
@@ -61,7 +60,7 @@ def script(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> st
     """Return the script that ``submit`` would hand to sbatch; nothing is written."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    folder = folder.absolute()
+    folder = _writable_in_script(folder.absolute())
     options = slurm_options(cluster, tasks[0].verb, folder.parent / "code" / "DIGEST")
     options |= {"map_count": len(tasks)} if len(tasks) > 1 else {}
     command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
@@ -87,7 +86,7 @@ def slurm_options(cluster: ClusterConfig, verb: str, code: Path) -> dict[str, An
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_task}"],
     }
     # None for wckey too: submitit's own default is refused where wckeys are checked
-    return options | {name: getattr(cluster, name) for name in _PLAIN_OPTIONS}
+    return options | {name: getattr(cluster, name) for name in PLAIN_OPTIONS}
 
 
 def scratch_lines(cluster: ClusterConfig) -> list[str]:
@@ -138,7 +137,15 @@ def _check(tasks: Sequence[Marking], cluster: ClusterConfig) -> None:
         )
     check_capacity(cluster)
     for folder in {task.folder for task in tasks}:
+        _writable_in_script(folder.absolute())
         refuse_second(folder, tasks[0].verb)
+
+
+def _writable_in_script(folder: Path) -> Path:
+    """Refuse a folder whose name would end an ``#SBATCH`` line and begin a command."""
+    if "\n" in str(folder) or "\r" in str(folder):
+        raise ValueError(f"the folder {str(folder)!r} has a line break in it; Slurm takes none")
+    return folder
 
 
 def _cut(tasks: Sequence[Marking], limit: int | None) -> list[Sequence[Marking]]:

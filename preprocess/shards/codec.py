@@ -7,6 +7,7 @@ process. The plug-ins' own functions are called, so that the pixels are the same
 from __future__ import annotations
 
 import ctypes
+import sys
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -136,7 +137,8 @@ def _through_plugin(function: _FilterFunction, values: tuple[int, ...], data: An
             _REVERSE, len(values), parameters, len(data), ctypes.byref(capacity),
             ctypes.byref(buffer),
         )  # fmt: skip
-        if not length:
+        # older builds of zstd hand on its error code, a negative number, as a size
+        if not 0 < length <= sys.maxsize:
             raise ValueError("a chunk is damaged: its codec cannot decode it")
         return ctypes.string_at(buffer, length)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -83,7 +84,10 @@ def _read(file: Path, device: torch.device) -> Mapping[str, Tensor]:
             ) from error
         loaded: Mapping[str, Tensor] = load_file(file, device=str(device))
         return loaded
-    data = torch.load(file, map_location=device, weights_only=True)
+    try:
+        data = torch.load(file, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{file} is no file of weights that can be read safely") from error
     for key in ("state_dict", "model", "encoder"):
         data = data[key] if isinstance(data.get(key), Mapping) else data
     tensors: Mapping[str, Tensor] = data
