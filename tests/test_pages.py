@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,3 +121,20 @@ def check_chain(arguments: list[str], composed: Compose) -> None:
         begin = arguments.index(stage) + 1
         end = next((n for n in range(begin, len(arguments)) if arguments[n] in APPS), None)
         composed(stage, [*place, *arguments[begin:end]])
+
+
+def run_block(
+    code: str, folder: Path, python: Path = Path(sys.executable), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a block as a person would who typed it line by line, and stop at the first failure."""
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code],
+        cwd=folder,
+        env={**known, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from test_pages import block_under, blocks
+from test_pages import block_under, blocks, run_block
 
 PACKAGES = ("hydra_plugins", "jobs", "preprocess", "simclr")
 # what this interpreter knows of the checkout; a stranger's does not have it
@@ -80,23 +79,12 @@ def stranger(wheel, tmp_path):
     folder.mkdir()
     venv.create(environment, with_pip=False)
     without_checkout(environment)
-    python = str(environment / "bin" / "python")
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
     subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True, timeout=300)
-    path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    known = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(code: str) -> subprocess.CompletedProcess[str]:
-        """Run a block as a person would who typed it line by line, up to the first failure."""
-        return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", code],
-            cwd=folder,
-            env={**known, "PATH": path, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        return run_block(code, folder, python)
 
     done = run("python -c 'import jobs, hydra_plugins.simclr_s2_launcher; print(jobs.__file__)'")
     assert done.stdout.startswith(str(environment)), done.stdout + done.stderr
