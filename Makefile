@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # A newer setup.cfg or constraints.txt means: install again.
 RUNTIME := $(VENV)/installed-runtime
 DEVELOPMENT := $(VENV)/installed-development
+LOWEST := .venv-lowest
 SLURM := slurm-wlm munge iproute2
 # One thread a process: the tests' processes share the cores, and threads that wait for cores spin.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow lint bench map slurm slurm-shell clean
+.PHONY: help demo test test-fast test-slow test-lowest lint audit bench map slurm chaos slurm-shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +30,17 @@ test-fast: $(DEVELOPMENT) ## the tests that take seconds
 
 test-slow: $(DEVELOPMENT) slurm ## the tests that take minutes: random kills, bit flips, chaos
 	$(PYTEST) -m exhaustive
+
+test-lowest: $(DEVELOPMENT) ## the fast tests with the oldest versions that setup.cfg allows; 6 GB
+	$(PIP) install uv
+	$(BIN)/uv venv --quiet --allow-existing $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -e ".[dev]"
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -W ignore::DeprecationWarning \
+		-m "not slow and not slurm and not gpu and not exhaustive"
+
+audit: $(DEVELOPMENT) ## known weaknesses of the versions in constraints.txt; asks the package index
+	$(PIP) install uv
+	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 lint: $(DEVELOPMENT) ## ruff, mypy, import-linter
 	$(BIN)/ruff check
@@ -55,7 +67,7 @@ slurm-shell: $(DEVELOPMENT) slurm ## a shell on a Slurm of four nodes inside thi
 	@$(BIN)/python tests/slurm/cluster.py
 
 clean: ## what demo, tests and tools leave; .venv stays
-	rm -rf demo build dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo build dist $(LOWEST) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 # Debian's python3 may come without ensurepip; then the pip beside it fills the environment.
