@@ -16,15 +16,19 @@ from jobs.studies.analysis import Estimate
 _ROWS = ("brightness", "contrast", "gain", "speckle", "flip", "rotation", "shift", "zoom")
 _COLUMNS = ("blur", *_ROWS[:-1])
 _GREY = "#777777"
+_PALE = "#444444"  # still readable on the darkest green
 
 
-def draw_couplets(path: Path, maps: Mapping[str, Sequence[Estimate]], clear: set[str]) -> Path:
-    """Draw a triangle of couplets for each title; cells in grey print are not told from ``none``.
+def draw_couplets(
+    path: Path, maps: Mapping[str, Sequence[Estimate]], clear: set[str], score: str
+) -> Path:
+    """Draw a triangle of couplets for each title; cells in bold are told from ``none``.
 
     Args:
         path: PNG.
         maps: title to estimates, those of couplets are drawn.
-        clear: couplets that differ from the reference beyond chance; all, where none was tested.
+        clear: couplets that differ from the reference beyond chance.
+        score: what is shown.
     """
     values = [one.mean for some in maps.values() for one in some if "+" in one.name]
     low, high = np.nanmin(values), np.nanmax(values)
@@ -33,7 +37,7 @@ def draw_couplets(path: Path, maps: Mapping[str, Sequence[Estimate]], clear: set
         for axes, (title, estimates) in zip(places, maps.items(), strict=True):
             image = _triangle(axes, _cells(estimates), (float(low), float(high)), clear)
             axes.set_title(title)
-        figure.colorbar(image, ax=places, shrink=0.7, label="score")
+        figure.colorbar(image, ax=places, shrink=0.7, label=score)
     return path
 
 
@@ -46,11 +50,13 @@ def draw_estimates(path: Path, estimates: Sequence[Estimate], label: str) -> Pat
             color = COLORS[1] if one.excludes_zero else COLORS[0]
             axes.errorbar(one.mean, row, xerr=half, fmt="o", color=color, capsize=3, markersize=4)
         axes.set_yticks(range(len(estimates)), [one.name for one in estimates])
-        axes.invert_yaxis()
+        axes.set_ylim(len(estimates) - 0.4, -0.6)  # downwards, as in the tables
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
-        if any(not math.isnan(one.p_value) for one in estimates):
+        if tests := sum(not math.isnan(one.p_value) for one in estimates):
             axes.axvline(0, color=COLORS[6], linewidth=1)
+            # of many intervals some leave 0 out by chance: the colour counts, not the interval
+            axes.set_title(f"red: beyond chance, corrected for {tests} tests", fontsize=10)
     return path
 
 
@@ -102,10 +108,10 @@ def _triangle(
                 ha="center",
                 va="center",
                 fontsize=8,
-                color="black" if told else _GREY,
+                color="black" if told else _PALE,
                 weight="bold" if told else "normal",
             )
-    image = axes.imshow(grid, cmap="YlGn", vmin=limits[0], vmax=limits[1], alpha=0.75)
+    image = axes.imshow(grid, cmap="YlGn", vmin=limits[0], vmax=limits[1], alpha=0.55)
     axes.set_xticks(range(len(_COLUMNS)), _COLUMNS, rotation=40, ha="right")
     axes.set_yticks(range(len(_ROWS)), _ROWS)
     axes.spines[:].set_visible(False)

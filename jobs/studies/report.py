@@ -146,12 +146,14 @@ def _write_recipe(folder: Path, found: Findings) -> None:
 def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
     page = Page(f"Study: {config.study.value}").text(*found.sentences)
     if config.study in COUPLETS and found.chances:
-        _add_couplets(page, folder, found)
+        _add_couplets(page, folder, found, config.score)
     else:
         path = draw_estimates(folder / "arms.png", found.means, config.score)
         page.heading("Arms").picture(path, "Mean over label sets and seeds, 95 % intervals.")
     if found.against:
-        path = draw_estimates(folder / "differences.png", found.against, "difference")
+        path = draw_estimates(
+            folder / "differences.png", found.against, f"difference in {config.score}"
+        )
         page.heading(f"Against {found.table.arms[0]}")
         page.picture(path, "Paired by seed, 95 % intervals; red: beyond chance after Holm.")
     _add_losses(page, config, folder)
@@ -165,20 +167,25 @@ def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
     return page.text(f"commit {version['commit']}").command(to_yaml(to_plain(config)))
 
 
-def _add_couplets(page: Page, folder: Path, found: Findings) -> None:
+def _add_couplets(page: Page, folder: Path, found: Findings, score: str) -> None:
     table = found.table
     pairs = table.only([name for name in table.arms if "+" in name])
-    maps = {"mean over label sets": arm_means(pairs)}
+    seeds = f"{len(table.seeds)} seed{'s' * (len(table.seeds) > 1)}"
+    whole = "mean over label sets" if len(table.labels) > 1 else table.labels[0]
+    maps = {f"{whole}, {seeds}": arm_means(pairs)}
     for column, labels in enumerate(table.labels if len(table.labels) > 1 else ()):
         one = Table(pairs.arms, (labels,), pairs.seeds, pairs.grid[:, column : column + 1])
         maps[labels] = arm_means(one)
     clear = {one.name for one in found.against if one.excludes_zero}
-    path = draw_couplets(folder / "heatmap.png", maps, clear if found.against else set(pairs.arms))
-    told = "; grey print: not told from none beyond chance" if found.against else ""
+    path = draw_couplets(folder / "heatmap.png", maps, clear, score)
+    told = "; bold: told from none beyond chance" if found.against else ""
     page.heading("Couplets").picture(path, f"Score, and half-width of its 95 % interval{told}.")
     if found.operations:
-        path = draw_estimates(folder / "operations.png", found.operations, "with minus without")
-        page.picture(path, "What each operation does to a couplet; red: beyond chance after Holm.")
+        path = draw_estimates(
+            folder / "operations.png", found.operations, "score with it minus without"
+        )
+        said = "What each operation does to a couplet, against the mean of all operations."
+        page.picture(path, said)
     likely = sorted(found.chances, key=lambda one: -one.chance)
     page.heading("The lowest quarter").table(
         ("couplet", "chance to belong there"),

@@ -57,10 +57,10 @@ def halved(seeds: Sequence[int]) -> str:
 def _seeds(found: Stability, count: int) -> str:
     if math.isnan(found.pearson_seeds):
         return "Not conclusive: with one seed, nobody knows how much of a difference is chance."
+    if math.isinf(found.seeds_needed):  # Spearman and Brown have no answer to a negative r
+        return f"Not conclusive: {count} seeds agree on the arms no better than chance."
     reliability = found.reliability_seeds
     rank = f"the mean of {count} seeds ranks the arms with reliability {reliability:.2f}"
     if reliability >= RELIABLE:
         return f"Conclusive: {rank}."
-    if math.isinf(found.seeds_needed):
-        return f"Not conclusive: {rank}; two seeds agree no better than chance."
     return f"Not conclusive: {rank}; about {found.seeds_needed:.0f} seeds would resolve them."
