@@ -19,7 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from jobs.arguments import HELP, understood
-from jobs.explain import FAILED, explain
+from jobs.explain import FAILED as FAILED
+from jobs.explain import WRONG_USE as WRONG_USE
+from jobs.explain import explain
 from jobs.help import Help, render
 from jobs.schema import APPS, register, to_app
 

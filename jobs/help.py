@@ -8,7 +8,7 @@ from enum import Enum
 from importlib.resources import files
 from typing import Any, get_type_hints
 
-GROUPS = ("source", "recipe", "cluster")
+GROUPS = ("source", "recipe", "cluster", "scale")
 
 _COMMON_END = """\
 More:

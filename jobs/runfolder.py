@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs.provenance import provenance
 from jobs.schema import read_yaml, to_yaml
 from preprocess.shards.atomic import write_json, write_text
+from preprocess.shards.manifest import MANIFEST_NAME
 from simclr.config import TrainConfig
 from simclr.settings import binding_settings, differing_settings, from_plain, to_plain
 
@@ -44,8 +45,11 @@ def freeze(run_dir: Path, config: TrainConfig) -> None:
     Until the first checkpoint there is nothing to protect, and settings may be mended.
 
     Raises:
-        ValueError: the folder holds a run of other settings; the message lists them.
+        ValueError: the folder holds a run of other settings, which the message lists, or shards.
     """
+    # a slip of the hand would mix checkpoints into a packed source
+    if (run_dir / MANIFEST_NAME).exists():
+        raise ValueError(f"run_dir is {run_dir}, which holds packed shards; give another run_dir")
     path = run_dir / CONFIG_NAME
     if not path.exists() or not any(run_dir.glob(CHECKPOINTS)):
         write_json(run_dir / PROVENANCE_NAME, provenance())

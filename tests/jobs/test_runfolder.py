@@ -38,6 +38,13 @@ def test_other_settings_are_refused_with_the_list_of_keys(tmp_path):
     assert frozen_config(tmp_path).epochs == 3
 
 
+def test_a_folder_of_packed_shards_becomes_no_run(tmp_path):
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(ValueError, match=r"holds packed shards; give another run_dir"):
+        freeze(tmp_path, config(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
 def test_settings_that_leave_the_weights_alone_may_change(tmp_path):
     freeze(with_a_checkpoint(tmp_path), config(tmp_path))
     freeze(tmp_path, config(tmp_path, log_every_steps=99))
