@@ -29,8 +29,6 @@ HELP = Help(
         "arms": "only these arms, by name; default all",
         "protocol": "how encoders are scored: probe, knn, finetune_all, ...",
         "fractions": "share of the training labels; several with study=labels",
-        "split": "drawn, where the labelled shards have no splits",
-        "score": "score that is compared",
         "max_runs": "more pretrainings are refused",
         "max_hours": "a study that is expected to take more device hours is refused",
         "halving": "after each seed give up the lower half of the arms",
