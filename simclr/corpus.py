@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.shards import (
+    BatchReader,
     GroupLayout,
     LabelSet,
     Manifest,
@@ -43,9 +44,8 @@ class Corpus:
         for folder, manifest in zip(folders, manifests, strict=True):
             self._readers += open_readers(folder, manifest)
             rows_of_source.append(manifest.rows)
-        rows = [reader.entry.rows for reader in self._readers]
-        self._ends = np.cumsum(rows, dtype=np.int64)
-        self.sample_id = np.arange(sum(rows), dtype=np.int64)
+        self._batches = BatchReader(self._readers)
+        self.sample_id = np.arange(sum(rows_of_source), dtype=np.int64)
         self.source = np.repeat(np.arange(len(manifests), dtype=np.int64), rows_of_source)
 
     @property
@@ -88,10 +88,20 @@ class Corpus:
             for manifest in self.manifests
         }
 
-    def read_into(self, sample: int, buffers: Mapping[str, npt.NDArray[np.uint16]]) -> None:
-        """Read one sample's pixels into the buffers, from any thread."""
-        shard, row = self._locate(int(self.sample_id[sample]))
-        self._readers[shard].read_into(row, buffers)
+    def read_into(
+        self,
+        samples: npt.NDArray[np.int64],
+        buffers: Mapping[str, npt.NDArray[np.uint16]],
+        places: npt.NDArray[np.int64],
+    ) -> None:
+        """Read the pixels of samples into places of a batch, from any thread.
+
+        Args:
+            samples: their numbers; in ascending order files are read in one direction.
+            buffers: (batch, bands, size_px, size_px) uint16 of each group to read.
+            places: index into the batch of each sample.
+        """
+        self._batches.read_into(self.sample_id[samples], buffers, places)
 
     def index(self, field: str) -> npt.NDArray[Any]:
         """Return an index field of the selected samples (see ``preprocess.shards.layout``)."""
@@ -119,10 +129,6 @@ class Corpus:
         """Keep only these samples, given by their present numbers."""
         self.sample_id = self.sample_id[chosen]
         self.source = self.source[chosen]
-
-    def _locate(self, sample_id: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
-        return shard, sample_id - int(self._ends[shard]) + self._readers[shard].entry.rows
 
 
 def open_corpus(

@@ -129,9 +129,7 @@ class _Slot:
         """Read the samples at these places of the batch; run by a reader thread."""
         if self._copied is not None:
             self._copied.synchronize()  # the last copy out of this memory must be over
-        for position in positions.tolist():
-            buffers = {name: view[position] for name, view in self._views.items()}
-            corpus.read_into(int(self._samples[position]), buffers)
+        corpus.read_into(self._samples[positions], self._views, positions)
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on the device; a copy to a GPU runs beside the computation."""

@@ -116,6 +116,7 @@ def packed_arrays(
     native: bool = True,
     source: str = "arrays",
     splits: Sequence[str] = ("train", "train", "validation", "test"),
+    codec: str = "none",
 ) -> Path:
     """Pack random patches whose band means depend on their class; return the folder.
 
@@ -131,6 +132,7 @@ def packed_arrays(
         native: one group a resolution (10, 20, 60 m); else one group ``b10`` for all bands.
         source: name in the manifest.
         splits: dealt to the patches in turn.
+        codec: how pixels are compressed.
     """
     groups = native_groups(bands) if native else {"b10": list(bands)}
     layout = ShardLayout(
@@ -155,7 +157,7 @@ def packed_arrays(
     rows = -(-num_patches // num_shards)
     origin = ShardOrigin(source, simulated=True)
     entries = [
-        write_shard(folder / f"shard-{k:05d}.h5", layout, part, len(part), origin)
+        write_shard(folder / f"shard-{k:05d}.h5", layout, part, len(part), origin, codec)
         for k in range(num_shards)
         if (part := patches[k * rows : (k + 1) * rows])
     ]

@@ -1,5 +1,6 @@
 """The shard format: layout, manifest, reader and writer, the door through which simclr comes in."""
 
+from preprocess.shards.batch import BatchReader
 from preprocess.shards.layout import (
     NODATA,
     SATURATED,
@@ -17,6 +18,7 @@ __all__ = [
     "SATURATED",
     "UNKNOWN_LABEL",
     "BandStatistics",
+    "BatchReader",
     "FractionSet",
     "GroupLayout",
     "LabelSet",

@@ -45,6 +45,15 @@ class ShardReader:
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, ShardEntry, ShardLayout]]:
         return ShardReader, (self.path.parent, self.entry, self.layout)
 
+    @property
+    def descriptor(self) -> int:
+        """The file, opened at first use."""
+        if self._descriptor is None:
+            with self._opening:  # of several threads that come first, one opens
+                if self._descriptor is None:
+                    self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._descriptor
+
     def read_into(self, row: int, buffers: Mapping[str, npt.NDArray[np.uint16]]) -> None:
         """Read one sample into C-contiguous uint16 buffers, one of each group's shape.
 
@@ -95,20 +104,24 @@ class ShardReader:
                 f"buffer of {group.name} has {view.nbytes} bytes, a sample {group.sample_bytes}"
             )
         if self.entry.codec == NO_CODEC:
-            self._read_bytes(view, self.entry.offsets[group.name] + row * group.sample_bytes)
+            self.read_bytes(view, self.entry.offsets[group.name] + row * group.sample_bytes)
             return
         chunks = self._chunk_map(group.name)
         chunk = bytearray(int(chunks.size[row]))
-        self._read_bytes(memoryview(chunk), int(chunks.offset[row]))
+        self.read_bytes(memoryview(chunk), int(chunks.offset[row]))
         try:
             decode(chunk, chunks.filters, int(chunks.skipped[row]), buffer)
         except ValueError as error:
             raise OSError(f"{self.path}, row {row} of {group.name}: {error}") from error
 
-    def _read_bytes(self, view: memoryview, offset: int) -> None:
-        descriptor = self._open()
+    def read_bytes(self, view: memoryview, offset: int) -> None:
+        """Fill the memory with bytes of the file from ``offset`` on.
+
+        Raises:
+            OSError: the file is missing or ends before.
+        """
         while view:  # network file systems may return less than was asked for
-            read = os.preadv(descriptor, [view], offset)
+            read = os.preadv(self.descriptor, [view], offset)
             if read == 0:
                 raise OSError(f"{self.path} ends before byte {offset + len(view)}: truncated")
             view, offset = view[read:], offset + read
@@ -118,12 +131,6 @@ class ShardReader:
             with self._opening, open_shard(self.path) as file:
                 self._chunks[group] = chunk_map_of(file[f"{PATCHES}/{group}"])
         return self._chunks[group]
-
-    def _open(self) -> int:
-        with self._opening:
-            if self._descriptor is None:
-                self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            return self._descriptor
 
 
 def open_shard(path: Path) -> h5py.File:

@@ -25,10 +25,12 @@ def test_every_sample_of_every_source_is_found(two_sources, tmp_path):
         path = type(tmp_path)(folder)
         readers = open_readers(path, read_manifest(path))
         expected += [reader.read(row) for reader in readers for row in range(reader.entry.rows)]
-    buffers = {group.name: np.empty(group.shape, np.uint16) for group in corpus.groups}
-    for sample, pixels in enumerate(expected):
-        corpus.read_into(sample, buffers)
-        assert all(np.array_equal(buffers[name], pixels[name]) for name in pixels)
+    buffers = {group.name: np.empty((65, *group.shape), np.uint16) for group in corpus.groups}
+    samples = np.random.default_rng(0).permutation(65)
+    corpus.read_into(samples, buffers, samples[::-1])
+    for sample, place in zip(samples, samples[::-1], strict=True):
+        pixels = expected[sample]
+        assert all(np.array_equal(buffers[name][place], pixels[name]) for name in pixels)
     assert corpus.source.tolist() == [0] * 40 + [1] * 25
     assert corpus.index("id")[39] == "first-000039"
 

@@ -20,9 +20,9 @@ def corpus(tmp_path_factory):
 
 
 def pixels_of(corpus, sample):
-    buffers = {group.name: np.empty(group.shape, np.uint16) for group in corpus.groups}
-    corpus.read_into(sample, buffers)
-    return buffers
+    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in corpus.groups}
+    corpus.read_into(np.array([sample]), buffers, np.array([0]))
+    return {name: buffer[0] for name, buffer in buffers.items()}
 
 
 @pytest.mark.parametrize(("threads", "slots"), [(1, 2), (3, 2), (2, 5)])
