@@ -134,8 +134,17 @@ class ShardReader:
 
 
 def open_shard(path: Path) -> h5py.File:
-    """Open a shard read-only; without locks, which network file systems often refuse."""
-    return h5py.File(path, "r", locking=False)
+    """Open a shard read-only; without locks, which network file systems often refuse.
+
+    Raises:
+        OSError: the file is missing, cut short, or not HDF5; the message names it.
+    """
+    try:
+        return h5py.File(path, "r", locking=False)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # HDF5 tells what is wrong, but not with which file
+        raise OSError(f"{path} cannot be read as a shard: {error}; see simclr-verify") from error
 
 
 def open_readers(folder: Path, manifest: Manifest) -> list[ShardReader]:

@@ -77,8 +77,6 @@ class EvaluateConfig:
         balanced: of a yes or no: leave out as many of the commoner answer as it takes to have as
             many of both in every split. The study of 2021 did; nature does not.
         step: checkpoint to evaluate; 0 takes the newest valid one.
-        all_checkpoints: only score every checkpoint by probe and k-NN on the validation split,
-            and draw the score against the step beside the loss.
         protocols: how encoders are asked; controls are asked the same. Fine-tuning trains whole
             networks, several for each seed: ask for it where there is a GPU, or time.
         fractions: shares of the training labels, nested, stratified and drawn by seed.
@@ -100,7 +98,6 @@ class EvaluateConfig:
     task: str = ""
     balanced: bool = False
     step: int = 0
-    all_checkpoints: bool = False
     protocols: list[Protocol] = field(default_factory=lambda: [Protocol.probe, Protocol.knn])
     fractions: list[float] = field(default_factory=lambda: [1.0])
     others: list[str] = field(default_factory=list)

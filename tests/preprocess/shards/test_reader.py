@@ -89,3 +89,10 @@ def test_index_and_labels_come_for_all_rows(readers):
     assert readers[1].index("id").tolist() == [f"arrays-{number:06d}" for number in range(10, 20)]
     assert readers[0].labels("labels").argmax(1).tolist() == [number % 4 for number in range(10)]
     assert readers[0].labels("labels").sum(1).tolist() == [1] * 10
+
+
+def test_a_shard_that_is_no_hdf5_is_named(tmp_path):
+    path = tmp_path / "shard-00000.h5"
+    path.write_bytes(b"")
+    with pytest.raises(OSError, match=r"shard-00000\.h5 cannot be read as a shard"):
+        open_shard(path)
