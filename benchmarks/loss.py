@@ -2,18 +2,19 @@
 
 Usage: python benchmarks/loss.py [PAIRS ...]. Peers are timed where they can be imported (extra
 ``peers``). Every candidate gets the same projections, forward and backward. Memory is how far the
-largest forward and backward raised the peak of a fresh process (the allocator's peak on a GPU), in
-units of one float32 similarity matrix.
+largest forward and backward raised a fresh process above what it held before (the allocator's peak
+on a GPU), in units of one float32 similarity matrix.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import resource
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -147,7 +148,7 @@ def _memory(report: Report, losses: dict[str, Loss], num: int) -> None:
 
 
 def _peak_memory(name: str, num: int) -> int:
-    """Return the bytes by which a forward and backward raises the peak of this process."""
+    """Return the bytes that a forward and backward holds at most, beyond what was held before."""
     loss = ours() if name == OURS else peers()[name]
     z = projections(num)
     run(loss, projections(64))  # libraries, threads and workspaces are not the loss's doing
@@ -156,9 +157,20 @@ def _peak_memory(name: str, num: int) -> int:
         before = torch.cuda.memory_allocated()
         run(loss, z)
         return torch.cuda.max_memory_allocated() - before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The peak that getrusage reports survives exec: a child would start at its parent's.
+    Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: the peak falls to what is held now
+    before = _resident_bytes("VmRSS")
     run(loss, z)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return _resident_bytes("VmHWM") - before
+
+
+def _resident_bytes(field: str) -> int:
+    """Return what the kernel says of this process: VmRSS is held now, VmHWM was held at most."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
+    if found is None:
+        raise OSError(f"/proc/self/status has no {field}; memory is measured on Linux only")
+    return int(found[1]) * 1024
 
 
 def _errors(report: Report, losses: dict[str, Loss]) -> None:

@@ -89,9 +89,10 @@ class _Contrastive(torch.autograd.Function):
         gradient = torch.empty_like(unit)
         for start, tile in _tiles(unit, everyone, ctx.temperature, ctx.first):
             rows = slice(start, start + len(tile))
-            # Row i's own softmax, and what row i weighs in everyone else's.
-            weights = torch.exp(tile - denominator[rows, None])
-            weights += torch.exp(tile - denominators[None])
+            # Row i's own softmax, and what row i weighs in everyone else's; in place, since tiles
+            # are all that the memory of this loss consists of.
+            weights = torch.sub(tile, denominator[rows, None]).exp_()
+            weights += tile.sub_(denominators).exp_()
             gradient[rows] = weights @ everyone
         if ctx.decoupled:
             pull = torch.full_like(margin, 2.0)
@@ -107,7 +108,11 @@ def _logsumexp_of_negatives(
 ) -> torch.Tensor:
     result = unit.new_empty(len(unit))
     for start, tile in _tiles(unit, everyone, temperature, first):
-        result[start : start + len(tile)] = torch.logsumexp(tile, dim=1)
+        # As torch.logsumexp does it, which would keep a second tile. No row is empty: a batch has
+        # two pairs at least, hence two negatives.
+        largest = tile.amax(1, keepdim=True)
+        total = tile.sub_(largest).exp_().sum(1)
+        result[start : start + len(tile)] = total.log_().add_(largest.squeeze(1))
     return result
 
 
@@ -117,7 +122,7 @@ def _tiles(
     """Yield (first row, similarities of the rows (T, M)), self and positive at -inf."""
     num, half = len(unit), len(unit) // 2
     for start in range(0, num, _TILE_ROWS):
-        tile = unit[start : start + _TILE_ROWS] @ everyone.T / temperature
+        tile = (unit[start : start + _TILE_ROWS] @ everyone.T).div_(temperature)
         rows = torch.arange(start, start + len(tile), device=unit.device)
         excluded = torch.stack([rows, (rows + half) % num], dim=1) + first
         # An index, not a boolean mask: a mask would wait for the device.
