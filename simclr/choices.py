@@ -102,3 +102,19 @@ class Rotation(Enum):
 
     quarter = "quarter"
     free = "free"
+
+
+class ExportFormat(Enum):
+    """Files beside the weights: graphs that normalise inside, or a torch file for hub loaders."""
+
+    onnx = "onnx"
+    pt2 = "pt2"
+    pth = "pth"
+
+
+class PatchUnit(Enum):
+    """Values of patches: ready for the encoder; reflectance x 10000 as stored; reflectance."""
+
+    normalised = "normalised"
+    stored = "stored"
+    reflectance = "reflectance"

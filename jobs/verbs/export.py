@@ -14,14 +14,18 @@ HELP = Help(
     examples=(
         "simclr-export run=runs/first output=export",
         "simclr-export run=runs/first output=export licence=CC-BY-4.0",
+        "simclr-export run=runs/first output=export step=4000 formats=[onnx,pt2]",
         "simclr-export run=runs/first output=export cluster=slurm_cpu_example",
     ),
     settings={
-        "run": "run folder; its newest valid checkpoint is exported",
+        "run": "run folder",
         "output": "folder for the files",
+        "step": "of the checkpoint; 0 is the newest valid one",
+        "formats": "further files: onnx, pt2 (torch.export), pth (weights for hub loaders)",
+        "source": "whose normalisation onnx and pt2 carry; empty is the only one of the run",
         "licence": "licence of the weights, written into the card",
     },
-    output="encoder.safetensors, card.json and CARD.md in output; stdout names the folder.",
+    output="encoder.safetensors, card.json, CARD.md and further formats; stdout names the folder.",
 )
 
 

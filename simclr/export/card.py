@@ -86,6 +86,7 @@ def card_markdown(card: dict[str, Any]) -> str:
         _summary(card),
         "## Load it",
         f"```python\n{loading_example(card)}```",
+        *_files(card.get("files", [])),
         "## Input",
         _input(card),
         _band_table(card),
@@ -204,6 +205,14 @@ def _input(card: dict[str, Any]) -> str:
             "source. For a source not listed, compute its own over many patches.",
         ]
     )
+
+
+def _files(files: list[dict[str, str]]) -> list[str]:
+    """Return the section on further formats; none without such files."""
+    if not files:
+        return []
+    rows = [f"| `{one['file']}` | {one['input']} |" for one in files]
+    return ["## Other formats", "\n".join(["| file | takes |", "|---|---|", *rows])]
 
 
 def _band_table(card: dict[str, Any]) -> str:

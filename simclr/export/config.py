@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from simclr.choices import ExportFormat
 
 
 @dataclass(kw_only=True, slots=True)
@@ -10,11 +12,18 @@ class ExportConfig:
     """An export of a run's encoder.
 
     Attributes:
-        run: run folder; its newest valid checkpoint is exported.
+        run: run folder.
         output: folder for encoder.safetensors, card.json and CARD.md.
+        step: of the checkpoint that is exported; 0 takes the newest valid one.
+        formats: further files: ``onnx`` and ``pt2`` (torch.export) are graphs with the
+            normalisation inside, ``pth`` holds the weights for loaders of torch files.
+        source: whose statistics the graphs carry; empty takes the only source of the run.
         licence: licence of the weights, written into the card.
     """
 
     run: str = ""
     output: str = ""
+    step: int = 0
+    formats: list[ExportFormat] = field(default_factory=list)
+    source: str = ""
     licence: str = "unspecified"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 
 import pytest
@@ -13,16 +12,10 @@ from torch import nn
 from simclr.checkpoint.pretrained import load_pretrained
 from simclr.export import export as module
 from simclr.export.config import ExportConfig
-from simclr.export.export import export, load_encoder, read_card
+from simclr.export.export import export
+from simclr.export.load import load_encoder, read_card
 
 BANDS = ["B04", "B03", "B02", "B08"]
-
-
-@pytest.fixture(scope="module")
-def exported(trained_run, tmp_path_factory):
-    """The folder of an export of the trained run."""
-    output = tmp_path_factory.mktemp("exported") / "encoder"
-    return export(ExportConfig(run=str(trained_run.folder), output=str(output), licence="MIT"))
 
 
 def make_views():
@@ -54,27 +47,6 @@ def test_the_card_also_lies_inside_the_weights_file(exported):
         inside = json.loads(file.metadata()["card"])
     card = read_card(exported)
     assert inside == {name: value for name, value in card.items() if name != "weights"}
-
-
-def test_bands_in_another_spelling_are_the_same_bands(exported):
-    assert isinstance(load_encoder(exported, ["red", "B3", "blue", "nir"]), nn.Module)
-
-
-def test_another_order_of_bands_stops_with_the_cure(exported):
-    given = ["B02", "B03", "B04", "B08"]
-    with pytest.raises(ValueError, match="another order") as caught:
-        load_encoder(exported, given)
-    order = json.loads(str(caught.value).split("patches[:, ")[1][:-1])
-    assert [given[channel] for channel in order] == BANDS
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [(["B04", "B03", "B02"], "lack B08"), ([*BANDS, "B11"], "leave out B11")],
-)
-def test_missing_and_surplus_bands_stop_by_name(exported, given, message):
-    with pytest.raises(ValueError, match=message):
-        load_encoder(exported, given)
 
 
 def test_exporting_the_same_again_changes_nothing(trained_run, exported):
@@ -123,24 +95,6 @@ def test_weights_that_differ_from_the_checkpoint_are_not_published(
     with pytest.raises(RuntimeError, match="differs from the checkpoint's"):
         export(ExportConfig(run=str(trained_run.folder), output=str(tmp_path / "out")))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_weights_of_another_export_are_refused(exported, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(exported, copy)
-    data = bytearray((copy / "encoder.safetensors").read_bytes())
-    data[-1] ^= 1
-    (copy / "encoder.safetensors").write_bytes(data)
-    with pytest.raises(ValueError, match=r"is not the file that card\.json describes"):
-        load_encoder(copy, BANDS)
-
-
-def test_a_folder_without_a_card_or_with_a_foreign_one_stops(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no card\.json"):
-        load_encoder(tmp_path, BANDS)
-    (tmp_path / "card.json").write_text('{"format": "other"}')
-    with pytest.raises(ValueError, match="this program reads"):
-        load_encoder(tmp_path, BANDS)
 
 
 def test_missing_safetensors_names_what_to_install(trained_run, tmp_path, monkeypatch):
