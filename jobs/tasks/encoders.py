@@ -51,6 +51,11 @@ class Evaluate:
 
             path = evaluate(self.config, place.is_main)
             table = report_text(path)
+            if place.is_main:
+                # Here, since matplotlib is slow to import and a login node only submits.
+                from jobs.figures.evaluation import write_evaluation_page
+
+                write_evaluation_page(Path(self.config.run))
         return f"{table.rstrip()}\n\n{path}"
 
 

@@ -26,12 +26,16 @@ HELP = Help(
         "finetune_all (the last three train networks: minutes to hours)",
         "fractions": "shares of the training labels, each asked for",
         "others": "further encoders for the same table: runs, exports, files of weights",
-        "seeds": "seeds of random splits and of the control",
-        "batch_size": "patches a forward pass",
-        "neighbours": "neighbours of the k-NN classifier",
-        "bootstrap": "resamples behind the 95 % intervals",
+        "seeds": "seeds of drawn splits, label subsets and untrained controls",
+        "step": "checkpoint to score; 0 takes the newest valid one",
+        "split": "given: that of the shards; drawn: blocks of ground, for each seed",
+        "balanced": "of a yes or no: keep as many of both; nature is not balanced",
+        "controls": "put encoders that learnt nothing into the table",
+        "test_time": "average over the 8 turns and flips of a patch. Further: batch_size, "
+        "neighbours, bootstrap, finetune.*",
     },
-    output="evaluation.json and evaluation.md in the run folder; stdout shows the table.",
+    output="evaluation.json, .md and .html in the run folder, figures and their numbers as CSV in "
+    "evaluation/; stdout shows the table.",
 )
 
 

@@ -32,8 +32,8 @@ def text_table(evaluation: dict[str, Any]) -> str:
     Scores are in percent, with the ends of their 95 % intervals; the rest is left to the files.
     """
     shown = [name for name in _score_names(evaluation) if not name.startswith(_FILES_ONLY)]
-    lines = [_title(evaluation), *_wrapped(_facts(evaluation)), ""]
-    lines += _aligned(_score_table(evaluation, shown))
+    lines = [title(evaluation), *_wrapped(_facts(evaluation)), ""]
+    lines += _aligned(score_table(evaluation, shown))
     return (
         "\n".join([*lines, "", *_wrapped([*evaluation["findings"], *evaluation["notes"]])]) + "\n"
     )
@@ -45,10 +45,10 @@ def markdown(evaluation: dict[str, Any], level: int = 1) -> str:
     findings = [f"- {finding}" for finding in evaluation["findings"]]
     notes = [f"- {note}" for note in evaluation["notes"]]
     blocks = [
-        [f"{'#' * level} {_title(evaluation)}"],
+        [f"{'#' * level} {title(evaluation)}"],
         facts,
         ["Scores in percent with 95 % intervals."],
-        _piped(_score_table(evaluation, _score_names(evaluation))),
+        _piped(score_table(evaluation, _score_names(evaluation))),
         findings,
         ["What these figures cannot tell:"],
         notes,
@@ -63,7 +63,8 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _title(evaluation: dict[str, Any]) -> str:
+def title(evaluation: dict[str, Any]) -> str:
+    """Return a heading: task and step, and whether the patches are simulated."""
     mark = "SIMULATED PATCHES, " if evaluation["simulated"] else ""
     return f"{mark}{evaluation['task']['name']}, step {evaluation['step']}"
 
@@ -87,11 +88,20 @@ def _score_names(evaluation: dict[str, Any]) -> list[str]:
     return list(evaluation["results"][0]["scores"])
 
 
-def _score_table(evaluation: dict[str, Any], names: list[str]) -> list[list[str]]:
+def score_table(evaluation: dict[str, Any], names: list[str] | None = None) -> list[list[str]]:
+    """Return header and rows of all results; scores in percent with the ends of their intervals.
+
+    Args:
+        evaluation: as ``simclr.evaluate.summary.summarise`` builds it.
+        names: scores to show; None shows all.
+    """
+    names = _score_names(evaluation) if names is None else names
+    several = len({result["fraction"] for result in evaluation["results"]}) > 1
     rows = [["", *(_HEADINGS[name] for name in names)]]
     for result in evaluation["results"]:
         cells = [_interval(result["scores"][name]) for name in names]
-        rows.append([f"{result['protocol']}: {result['encoder']}", *cells])
+        labels = f", {100 * result['fraction']:g} % of the labels" if several else ""
+        rows.append([f"{result['protocol']}: {result['encoder']}{labels}", *cells])
     return rows
 
 

@@ -1,0 +1,113 @@
+"""The page of an evaluation holds its figures; the CSV beside each holds its numbers."""
+
+from __future__ import annotations
+
+import csv
+
+import matplotlib.image
+import pytest
+
+from jobs.figures.evaluation import write_evaluation_page
+from preprocess.shards.atomic import write_json
+from simclr.evaluate.report import FORMAT, FORMAT_VERSION
+
+SCORE = {"value": 0.5, "low": 0.4, "high": 0.6, "by_seed": [0.5]}
+ABSENT = {"value": None, "low": None, "high": None, "by_seed": [None]}
+
+
+def result(encoder, fraction, confusion):
+    empty = [None] * 14
+    return {
+        "protocol": "k-NN",
+        "encoder": encoder,
+        "fraction": fraction,
+        "scores": {"accuracy": SCORE, "brier": ABSENT},
+        "classes": {"f1": [SCORE, ABSENT, SCORE]},
+        "confusion": confusion,
+        "reliability": {
+            "edges": [number / 15 for number in range(16)],
+            "counts": [4.0] + [0.0] * 14,
+            "probability": [0.05, *empty],
+            "frequency": [0.25, *empty],
+        },
+    }
+
+
+def write_evaluation(run_dir, fractions, confusion=None):
+    rows = [
+        result(encoder, fraction, confusion)
+        for fraction in fractions
+        for encoder in ("pretrained", "image statistics")
+    ]
+    evaluation = {
+        "simulated": True,
+        "step": 7,
+        "task": {"name": "covers", "classes": ["<wood>", "bog", "sea"], "positives": [3, 0, 5]},
+        "shards": {"fingerprint": "ff"},
+        "headline": "accuracy",
+        "results": rows,
+        "findings": ["k-NN: ahead"],
+        "notes": ["few patches"],
+        "map": {"points": [[0, 1], [1, 0]], "classes": [0, 3], "variance": [0.5, 0.25]},
+    }
+    head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    write_json(run_dir / "evaluation.json", {**head, "evaluations": [evaluation]})
+    return run_dir / "evaluation" / "covers-ff"
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("fractions", [[1.0], [0.1, 1.0]], ids=["one share", "curve"])
+def test_every_picture_has_ink_stands_on_the_page_and_has_its_numbers_beside_it(
+    tmp_path, fractions
+):
+    folder = write_evaluation(tmp_path, fractions, confusion=[[2, 1, 0], [0, 0, 0], [0, 1, 4]])
+    page = write_evaluation_page(tmp_path).read_text()
+    pictures = sorted(folder.glob("*.png"))
+    assert {path.stem for path in pictures} == {
+        "classes",
+        "confusion",
+        "map",
+        "reliability",
+        "scores",
+    }
+    assert page.count("<img ") == len(pictures)
+    for path in pictures:
+        assert matplotlib.image.imread(path)[..., :3].std() > 0.03
+        assert table(path.with_suffix(".csv"))
+
+
+def test_numbers_are_those_of_the_evaluation_and_absent_ones_are_empty(tmp_path):
+    folder = write_evaluation(tmp_path, [0.1, 1.0])
+    write_evaluation_page(tmp_path)
+    rows = table(folder / "scores.csv")
+    assert len(rows) == 8
+    assert rows[0] == {
+        "protocol": "k-NN",
+        "encoder": "pretrained",
+        "fraction": "0.1",
+        "score": "accuracy",
+        "value": "0.5",
+        "low": "0.4",
+        "high": "0.6",
+        "by_seed": "0.5",
+    }
+    assert (rows[1]["score"], rows[1]["value"], rows[1]["by_seed"]) == ("brier", "", "")
+    assert [row["class"] for row in table(folder / "map.csv")] == ["<wood>", ""]
+
+
+def test_classes_that_may_occur_together_have_no_confusion(tmp_path):
+    folder = write_evaluation(tmp_path, [1.0], confusion=None)
+    write_evaluation_page(tmp_path)
+    assert not list(folder.glob("confusion.*"))
+
+
+def test_the_page_says_what_is_simulated_and_which_share_of_the_labels_a_row_had(tmp_path):
+    write_evaluation(tmp_path, [0.1, 1.0])
+    page = write_evaluation_page(tmp_path).read_text()
+    assert "SIMULATED PATCHES, covers, step 7" in page
+    assert "k-NN: pretrained, 10 % of the labels" in page
+    assert "few patches" in page
