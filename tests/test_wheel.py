@@ -101,6 +101,6 @@ def test_the_tour_leads_a_stranger_from_nothing_to_an_encoder(stranger):
     assert (folder / "encoders/first/encoder.safetensors").exists()
     # what the pages show of the package without its commands, on what the tour has left
     for page in ("README.md", "docs/fine-tuning.md"):
-        (code,) = blocks(REPOSITORY / page, "python")
+        *_, code = blocks(REPOSITORY / page, "python")
         done = run(f"python - <<'END'\n{code}\nEND\n")
         assert done.returncode == 0, done.stderr

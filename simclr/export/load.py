@@ -76,19 +76,19 @@ def load_encoder(
     return module.eval().requires_grad_(False)
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_card(path: str | Path) -> dict[str, Any]:
     """Read the card of an export.
 
     Raises:
         ValueError: there is none, or it is of another format version.
     """
-    path = folder / CARD_NAME
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no {CARD_NAME}; give the folder of an export")
-    card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    file = Path(path, CARD_NAME)
+    if not file.is_file():
+        raise ValueError(f"{path} holds no {CARD_NAME}; give the folder of an export")
+    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     found = (card.get("format"), card.get("format_version"))
     if found != (FORMAT, FORMAT_VERSION):
-        raise ValueError(f"{path} is of {found}, this program reads {(FORMAT, FORMAT_VERSION)}")
+        raise ValueError(f"{file} is of {found}, this program reads {(FORMAT, FORMAT_VERSION)}")
     return card
 
 

@@ -1,0 +1,104 @@
+"""What the pages show of an exported encoder runs as it stands, in an empty folder."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+BANDS = ("B04", "B03", "B02", "B08")
+LEVELS = {"water": 300, "forest": 1200, "sand": 2600}  # stored values that tell classes apart
+PATCH_PX = 12
+
+
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+def run(code, folder):
+    path = Path(folder, "page.py")
+    path.write_text(code)
+    repository = str(DOCS.parent)
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {repository!r}); {_RUN}"]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+_RUN = "import runpy; runpy.run_path('page.py')"
+
+
+def write_raster(path, values, corner=(600_000, 4_000_000)):
+    """Write values (C, H, W) as a GeoTIFF at 10 m with named bands."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _, height, width = values.shape
+    profile = {"driver": "GTiff", "height": height, "width": width, "count": len(BANDS)}
+    transform = rasterio.Affine(10, 0, corner[0], 0, -10, corner[1])
+    with rasterio.open(
+        path, "w", **profile, dtype="uint16", crs="EPSG:32610", transform=transform
+    ) as file:
+        file.write(values.astype(np.uint16))
+        file.descriptions = BANDS
+
+
+def patch_of(level, random, size_px=PATCH_PX):
+    slope = np.array([1.0, 0.9, 0.8, 1.5])[:, None, None]
+    return level * slope + random.normal(0, 60, (len(BANDS), size_px, size_px)).clip(-200, 200)
+
+
+@pytest.mark.slow
+def test_labelled_geotiffs_become_a_classifier_and_a_map_of_a_scene(exported, tmp_path):
+    random = np.random.default_rng(0)
+    for name, level in LEVELS.items():
+        for number in range(16):
+            path = tmp_path / "labelled" / name / f"{number}.tif"
+            write_raster(path, patch_of(level, random))
+    names = sorted(LEVELS)
+    truth = random.integers(0, len(names), (4, 5))
+    rows = [
+        np.concatenate([patch_of(LEVELS[names[number]], random) for number in line], axis=2)
+        for line in truth
+    ]
+    scene = np.concatenate(rows, axis=1)
+    scene[:, :PATCH_PX, :PATCH_PX] = 0
+    write_raster(tmp_path / "scene.tif", scene)
+    shutil.copytree(exported, tmp_path / "encoder")
+
+    stdout = run(python_blocks("fine-tuning.md")[0], tmp_path)
+
+    assert "map.tif: 5 x 4 patches of forest, sand, water" in stdout
+    with rasterio.open(tmp_path / "map.tif") as file:
+        found, transform, tags = file.read(1), file.transform, file.tags(1)
+        assert (file.crs.to_epsg(), file.nodata) == (32610, 255)
+    assert found[0, 0] == 255
+    known = found != 255
+    assert known.sum() == truth.size - 1
+    assert np.mean(found[known] == truth[known]) >= 0.9
+    assert (transform.a, transform.e) == (120, -120)
+    assert (transform.c, transform.f) == (600_000, 4_000_000)
+    assert [tags[f"class_{number}"] for number in range(3)] == names
+
+
+@pytest.mark.slow
+def test_every_way_to_load_an_encoder_gives_the_same(exported_formats, tmp_path):
+    shutil.copytree(exported_formats, tmp_path / "encoder")
+    check = """
+views = (patches - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+scale = 1e-4 * h.abs().max()
+assert (torch.from_numpy(h_onnx) - h).abs().max() <= scale
+assert (h_torch - h).abs().max() <= scale
+torch.testing.assert_close(network.eval()(Normalize(mean, std)(patches)), h, rtol=1e-5, atol=1e-5)
+torch.testing.assert_close(Normalize(mean, std)(patches), views)
+assert h_of_two_bands.shape == h.shape
+network.load_state_dict(state)
+"""
+    run("\n".join([*python_blocks("using-an-encoder.md"), check]), tmp_path)
