@@ -1,0 +1,161 @@
+"""Packed folders on shared storage come in, copies on the node's own disk go out, one a node.
+
+Who reads a copy holds a shared lock on it, who makes or removes one holds it alone. The kernel
+drops the locks of a process that is killed, so nothing stale is left to be told from the living.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from preprocess.progress import progress_of
+from preprocess.shards.atomic import TEMPORARY_SUFFIX, atomic_path
+from preprocess.shards.checksums import sha256_of
+from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
+
+# One stream from a parallel file system is far slower than several; more gain nothing on one disk.
+NUM_STREAMS = 4
+GIB = 2**30
+
+_log = logging.getLogger("simclr")
+
+
+@contextmanager
+def staged(shards: Sequence[str], scratch: str, progress: bool = True) -> Iterator[list[str]]:
+    """Yield folders on the node's own disk that hold the same shards; remove them at the end.
+
+    Every process of a node calls it: the first copies, the others wait, the last to leave removes.
+    A copy that was interrupted is gone on with. Folders are named by their fingerprint, so jobs
+    that read the same bytes share a copy, and shards that were packed again never meet an old one.
+
+    Args:
+        shards: packed folders.
+        scratch: folder on the node's own disk; empty reads the shards where they are.
+        progress: tell of it.
+
+    Raises:
+        ValueError: there is too little space, or a copy does not match its manifest.
+    """
+    with ExitStack() as copies:
+        yield [
+            str(copies.enter_context(_copy_of(Path(folder), Path(scratch), progress)))
+            if scratch
+            else folder
+            for folder in shards
+        ]
+
+
+def copy_path(manifest: Manifest, scratch: Path) -> Path:
+    """Return where the copy of a packed folder lies."""
+    # users of one node cannot lock each other's files in /tmp
+    return scratch / f"simclr-shards-{os.getuid()}-{manifest.fingerprint}"
+
+
+@contextmanager
+def _copy_of(folder: Path, scratch: Path, progress: bool) -> Iterator[Path]:
+    manifest = read_manifest(folder)
+    copy = copy_path(manifest, scratch)
+    with _lock_of(copy) as lock:
+        # from exclusive to shared is no single step: who leaves may remove the copy in between
+        while not _is_held(lock, copy):
+            _log.info("%s: staging, or waiting for who does", copy)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _complete(folder, manifest, copy, progress)
+        try:
+            yield copy
+        finally:
+            _remove_if_last(lock, copy)
+
+
+@contextmanager
+def _lock_of(copy: Path) -> Iterator[int]:
+    """Open the lock of a copy; the file stays, since who waits for a removed one waits alone."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(copy.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _is_held(lock: int, copy: Path) -> bool:
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    return (copy / MANIFEST_NAME).exists()
+
+
+def _remove_if_last(lock: int, copy: Path) -> None:
+    with suppress(BlockingIOError):  # somebody reads on, and will be the last
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(copy)
+
+
+def _remove(copy: Path) -> None:
+    # the mark of completeness goes first: a removal that is killed must not leave half a copy
+    (copy / MANIFEST_NAME).unlink(missing_ok=True)
+    if copy.exists():
+        shutil.rmtree(copy)
+
+
+def _complete(folder: Path, manifest: Manifest, copy: Path, progress: bool) -> None:
+    """Copy what is missing, the manifest last; the caller holds the lock alone."""
+    if (copy / MANIFEST_NAME).exists():
+        return
+    copy.mkdir(exist_ok=True)
+    for left in copy.glob(f".*{TEMPORARY_SUFFIX}"):
+        left.unlink()  # of somebody who was killed: the lock says that nobody writes
+    # a shard has its name only after its checksum was right
+    missing = [entry for entry in manifest.shards if not (copy / entry.file).exists()]
+    _make_room(folder, copy, sum(entry.size_bytes for entry in missing))
+    with (
+        progress_of(sum(entry.rows for entry in missing), f"stage {folder}", progress) as advance,
+        ThreadPoolExecutor(NUM_STREAMS) as pool,
+    ):
+        for entry in pool.map(lambda entry: _copy_shard(folder, entry, copy), missing):
+            advance(entry.rows)
+    with atomic_path(copy / MANIFEST_NAME) as temporary:
+        shutil.copyfile(folder / MANIFEST_NAME, temporary)
+
+
+def _copy_shard(folder: Path, entry: ShardEntry, copy: Path) -> ShardEntry:
+    with atomic_path(copy / entry.file) as temporary:
+        shutil.copyfile(folder / entry.file, temporary)
+        # of what was written, not of what was read: both disks and the way between are checked
+        if sha256_of(temporary) != entry.sha256:
+            raise ValueError(
+                f"{folder / entry.file} does not match its checksum after the copy to {copy}; "
+                f"find out which is wrong: simclr-verify shards={folder}"
+            )
+    return entry
+
+
+def _make_room(folder: Path, copy: Path, needed: int) -> None:
+    """Remove copies of killed jobs if their space is needed.
+
+    Raises:
+        ValueError: it does not suffice.
+    """
+    if needed > shutil.disk_usage(copy).free:
+        _remove_abandoned(copy)
+    free = shutil.disk_usage(copy).free
+    if needed > free:
+        raise ValueError(
+            f"cluster.scratch is {copy.parent} with {free / GIB:.2f} GiB free, but the rest of "
+            f"{folder} takes {needed / GIB:.2f} GiB; name a larger disk, or read in place: "
+            "cluster.scratch=null"
+        )
+
+
+def _remove_abandoned(copy: Path) -> None:
+    """Remove copies of this user that nobody reads or makes."""
+    for path in copy.parent.glob(f"simclr-shards-{os.getuid()}-*.lock"):
+        other = path.with_suffix("")
+        # a second lock on one's own file would be refused; so is never one's own copy removed
+        with _lock_of(other) as lock:
+            _remove_if_last(lock, other)

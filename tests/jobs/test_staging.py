@@ -1,0 +1,140 @@
+"""Copies on the node's own disk: one for all who read it, whole or not seen, gone at the end."""
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs.staging import copy_path, staged
+from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.pack import pack
+from preprocess.shards.manifest import read_manifest
+
+REPOSITORY = Path(__file__).parents[2]
+# Stages, says so, and stays until its standard input ends.
+READER = """
+import sys, jobs.staging
+copy, copied = jobs.staging._copy_shard, []
+jobs.staging._copy_shard = lambda *args: (copied.append(1), copy(*args))[1]
+with jobs.staging.staged([sys.argv[1]], sys.argv[2], progress=False) as (folder,):
+    print(len(copied), flush=True)
+    sys.stdin.read()
+    from simclr.corpus import open_corpus
+    open_corpus([folder], ["B02"])
+"""
+
+
+def packed(folder, num_patches=6, name="simulated"):
+    source = SimulatedConfig(root="", num_patches=num_patches, bands=["B02"], name=name)
+    source.root = str(folder / "root")
+    config = PackConfig(source=source, output=str(folder / "shards"), shard_size_mib=0.06)
+    pack(config, progress=False)
+    return folder / "shards"
+
+
+def reader(shards, scratch):
+    return subprocess.Popen(
+        [sys.executable, "-c", READER, str(shards), str(scratch)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def left_in(scratch):
+    return [path.name for path in scratch.iterdir() if path.suffix != ".lock"]
+
+
+@pytest.mark.slow
+def test_processes_of_a_node_make_one_copy_and_the_last_removes_it(tmp_path):
+    shards, scratch = packed(tmp_path), tmp_path / "own disk"
+    readers = [reader(shards, scratch) for _ in range(4)]
+    copied = [int(child.stdout.readline()) for child in readers]
+    assert sorted(copied) == [0, 0, 0, 3]
+    for number, child in enumerate(readers):
+        assert len(left_in(scratch)) == 1, f"gone while {4 - number} read it"
+        _, errors = child.communicate()  # ends its standard input
+        assert child.returncode == 0, errors
+    assert left_in(scratch) == []
+
+
+@pytest.mark.slow
+def test_the_copy_of_a_killed_job_serves_the_next_one(tmp_path):
+    shards, scratch = packed(tmp_path), tmp_path / "scratch"
+    first = reader(shards, scratch)
+    first.stdout.readline()
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    before = time.time_ns()
+    with staged([str(shards)], str(scratch)) as (folder,):
+        assert all(path.stat().st_mtime_ns < before for path in Path(folder).iterdir())
+    assert left_in(scratch) == []
+
+
+def test_a_copy_is_the_folder_to_the_byte(tmp_path):
+    shards = packed(tmp_path)
+    with staged([str(shards)], str(tmp_path / "scratch"), progress=False) as (folder,):
+        assert Path(folder).is_relative_to(tmp_path / "scratch")
+        for path in Path(folder).iterdir():
+            assert path.read_bytes() == (shards / path.name).read_bytes()
+        assert len(list(Path(folder).iterdir())) == 4
+
+
+def test_without_scratch_shards_are_read_in_place(tmp_path):
+    with staged(["a", "b"], "") as folders:
+        assert folders == ["a", "b"]
+
+
+def test_an_interrupted_copy_is_gone_on_with(tmp_path):
+    shards, scratch = packed(tmp_path), tmp_path / "scratch"
+    copy = copy_path(read_manifest(shards), scratch)
+    copy.mkdir(parents=True)
+    shutil.copy(shards / "shard-00001.h5", copy)
+    (copy / ".shard-00000.h5.node-1.tmp").write_bytes(b"half")
+    before = (copy / "shard-00001.h5").stat().st_mtime_ns
+    with staged([str(shards)], str(scratch), progress=False):
+        assert (copy / "shard-00001.h5").stat().st_mtime_ns == before
+        assert not list(copy.glob(".*"))
+
+
+def test_a_shard_that_does_not_match_its_manifest_is_never_read(tmp_path):
+    shards, scratch = packed(tmp_path), tmp_path / "scratch"
+    content = bytearray((shards / "shard-00001.h5").read_bytes())
+    content[9000] ^= 1
+    (shards / "shard-00001.h5").write_bytes(content)
+    with (
+        pytest.raises(ValueError, match=r"shard-00001\.h5 does not match its checksum"),
+        staged([str(shards)], str(scratch), progress=False),
+    ):
+        pytest.fail("a wrong copy was handed out")
+    copy = copy_path(read_manifest(shards), scratch)
+    assert not (copy / "manifest.json").exists()
+    assert not (copy / "shard-00001.h5").exists()
+
+
+def test_too_little_space_is_told_after_unused_copies_were_removed(tmp_path, monkeypatch):
+    shards, scratch = packed(tmp_path), tmp_path / "scratch"
+    unused, used = (
+        scratch / f"simclr-shards-{uid}" for uid in (f"{os.getuid()}-0", f"{os.getuid()}-1")
+    )
+    for copy in (unused, used):
+        copy.mkdir(parents=True)
+        copy.with_suffix(".lock").touch()
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with used.with_suffix(".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with (
+            pytest.raises(ValueError, match=r"0\.00 GiB free.*cluster\.scratch=null"),
+            staged([str(shards)], str(scratch), progress=False),
+        ):
+            pytest.fail("there is no space")
+    assert (unused.exists(), used.exists()) == (False, True)
