@@ -90,6 +90,7 @@ def with_evaluation(trained_run, tmp_path, step):
     result = {
         "encoder": "pretrained",
         "protocol": "linear probe",
+        "fraction": 1.0,
         "seeds": [0],
         "choices": [{}],
         "scores": {"accuracy": score},
