@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,6 +27,8 @@ from jobs.rescue import (
     who_is_lost,
 )
 from jobs.runfolder import JOB_FOLDER, freeze
+from jobs.staging import staged
+from jobs.submit import SCRATCH
 from jobs.tasks.task import StoppedError, again
 from jobs.tracking import Tracking, sinks_of
 from preprocess.shards.manifest import read_manifest
@@ -113,12 +116,17 @@ class Pretrain:
         # give up; longer than network file systems keep what they have read of a file.
         silence_s = min(120.0, self.config.world.timeout_s / 2)
         in_time = deadline(self.stop_budget_s, partial(abandoned, code=LATE))
+        # ahead of the pulse and the ranks' first meeting: nodes copy for minutes, not in step
         with (
+            staged(
+                self.config.shards, os.environ.get(SCRATCH, ""), place.local_rank == 0
+            ) as copies,
             Pulse(self.run_dir, place, silence_s, abandoned) as pulse,
             in_time if place.kind is Kind.slurm else nullcontext(),
         ):
             supervisor = Supervision(pulse, attempt)
-            return train(self.config, sinks, launch_of(place, self.token), supervisor)
+            config = replace(self.config, shards=copies)
+            return train(config, sinks, launch_of(place, self.token), supervisor)
 
     def _draw(self) -> None:
         # Here, since matplotlib is slow to import and a login node only submits.
