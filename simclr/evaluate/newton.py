@@ -105,7 +105,7 @@ class Likelihood:
 
     def _move(self, point: _Point, step: Tensor, penalties: Tensor) -> _Point | None:
         """Go the step, each class as far of it as its loss falls; None if none falls."""
-        length = torch.ones_like(point.loss)
+        length = torch.ones_like(point.loss, dtype=step.dtype)  # losses are float64 always
         for _ in range(_MAX_HALVINGS):
             there = self._point(point.weight + length * step, penalties)
             worse = there.loss > point.loss

@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from simclr.evaluate import newton
 from simclr.evaluate.probe import PENALTIES, choose_probe, fit_probes, standardisation
 
 
@@ -120,3 +121,19 @@ def test_among_equal_scores_the_strongest_penalty_is_chosen():
     probes = fit_probes(torch.tensor(features), one_hot(labels), "single")
     assert choose_probe(probes, lambda probe: 0.5).penalty == max(PENALTIES)
     assert choose_probe(probes, lambda probe: probe.penalty == 0.1).penalty == 0.1
+
+
+@pytest.mark.parametrize("kind", ["single", "multi"])
+def test_large_problems_in_float32_end_where_float64_does(kind, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 3, (400,), generator=generator)
+    truth = labels[:, None] == torch.arange(3)
+    if kind == "multi":
+        truth = truth | (torch.rand(400, 3, generator=generator) > 0.7)
+    features = torch.randn(400, 6, generator=generator).double() + labels[:, None]
+    exact = newton.Likelihood(features, truth, kind).solve(1e-3)
+    monkeypatch.setattr(newton, "_LARGE", 1)
+    rounded = newton.Likelihood(features, truth, kind).solve(1e-3)
+    assert rounded[0].dtype == torch.float64
+    for found, expected in zip(rounded[:2], exact[:2], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
