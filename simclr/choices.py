@@ -97,6 +97,13 @@ class Variant(Enum):
     corrected = "corrected"
 
 
+class Positives(Enum):
+    """What a pair's two views show: ``same`` patch, or one place on two dates (``season``)."""
+
+    same = "same"
+    season = "season"
+
+
 class Rotation(Enum):
     """``quarter``: by 90, 180 or 270 degrees; ``free``: by any angle, filled by reflection."""
 

@@ -14,6 +14,7 @@ from simclr.choices import (
     Device,
     LossName,
     OptimizerName,
+    Positives,
     Precision,
     RateScaling,
     Rotation,
@@ -49,7 +50,10 @@ class DataConfig:
     Attributes:
         bands: input channels of the encoder, in this order.
         splits: splits to train on; an empty name stands for patches without a split.
-        fraction: share of the samples to use, a fixed subset for each seed, in (0, 1].
+        positives: what the two views of a pair show: the same patch, or one place on two dates;
+            with ``season`` an epoch shows every place once.
+        fraction: share of the samples to use, a fixed subset for each seed, in (0, 1]; with
+            ``positives=season`` share of the places, with all their dates.
         weights: share of the batches that each folder of ``shards`` fills, in their order and to
             any scale; empty: every sample once an epoch.
         global_batch_size: pairs per step over all ranks.
@@ -59,6 +63,7 @@ class DataConfig:
 
     bands: list[str] = field(default_factory=lambda: list(L2A_BANDS))
     splits: list[str] = field(default_factory=lambda: ["train", ""])
+    positives: Positives = Positives.same
     fraction: float = 1.0
     weights: list[float] = field(default_factory=list)
     global_batch_size: int = 256

@@ -108,6 +108,17 @@ class Corpus:
         parts = [reader.index(field) for reader in self._readers]
         return np.concatenate(parts)[self.sample_id]
 
+    def places(self) -> npt.NDArray[np.int64]:
+        """Return the number of each selected sample's place, in order of their first samples.
+
+        Equal ground has one number, whatever the date and the source. A sample that does not name
+        its place is one of its own.
+        """
+        names = self.index("place")
+        _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+        first_of = np.where(names == "", np.arange(len(names)), first[inverse])
+        return np.unique(first_of, return_inverse=True)[1].astype(np.int64)
+
     def label_set(self, name: str) -> LabelSet:
         """Return the class names of a label set, equal in all sources.
 
@@ -130,6 +141,13 @@ class Corpus:
         self.sample_id = self.sample_id[chosen]
         self.source = self.source[chosen]
 
+    def thin(self, fraction: float, seed: int, *, whole_places: bool = False) -> None:
+        """Keep this share of the samples, or of the places; the same ones for the same seed."""
+        unit = self.places() if whole_places else np.arange(self.num_samples, dtype=np.int64)
+        num = int(unit.max(initial=-1)) + 1
+        kept = permute(np.arange(round(fraction * num), dtype=np.int64), num, seed, epoch=0)
+        self.select(np.flatnonzero(np.isin(unit, kept)))
+
 
 def open_corpus(
     shards: Sequence[str],
@@ -137,6 +155,8 @@ def open_corpus(
     splits: Sequence[str] | None = None,
     fraction: float = 1.0,
     seed: int = 0,
+    *,
+    whole_places: bool = False,
 ) -> Corpus:
     """Open packed sources as one corpus.
 
@@ -146,6 +166,7 @@ def open_corpus(
         splits: splits to keep; None keeps all, an empty name stands for patches without one.
         fraction: share of the kept samples, the same subset for the same seed.
         seed: chooses the subset.
+        whole_places: the fraction is one of the places, each with all its dates.
 
     Raises:
         ValueError: a folder is not packed, sources differ in grid or share a name, a band is
@@ -160,8 +181,7 @@ def open_corpus(
     if splits is not None:
         corpus.select(np.flatnonzero(np.isin(corpus.index("split"), list(splits))))
     if fraction < 1:
-        positions = np.arange(round(fraction * corpus.num_samples), dtype=np.int64)
-        corpus.select(np.sort(permute(positions, corpus.num_samples, seed, epoch=0)))
+        corpus.thin(fraction, seed, whole_places=whole_places)
     if not corpus.num_samples:
         raise ValueError(
             f"no patches left in {', '.join(corpus.sources)} with splits {list(splits or [])} "

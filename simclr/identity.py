@@ -49,12 +49,14 @@ def refuse_other_run(config: TrainConfig, corpus: Corpus, manifest: CheckpointMa
         ValueError: the checkpoint has other settings or other shards; the message says which.
     """
     if manifest.config_hash != config_hash(config):
+        # A checkpoint from before a setting was introduced has its default, and another hash.
         before = binding_settings(from_plain(TrainConfig, manifest.config))
         lines = differing_settings(before, binding_settings(config))
-        raise ValueError(
-            f"run_dir {config.run_dir} holds a run of other settings ({'; '.join(lines)}); "
-            "give another run_dir, or the settings it was started with"
-        )
+        if lines:
+            raise ValueError(
+                f"run_dir {config.run_dir} holds a run of other settings ({'; '.join(lines)}); "
+                "give another run_dir, or the settings it was started with"
+            )
     if manifest.corpus["fingerprint"] != corpus.fingerprint:
         raise ValueError(
             f"run_dir {config.run_dir} was trained on other shards (fingerprint "

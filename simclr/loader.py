@@ -17,6 +17,7 @@ import torch
 
 from simclr.corpus import Corpus
 from simclr.order import Order, Samples
+from simclr.seasons import Seasons
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,15 @@ class Batch:
         source: (B,) int64, index of each sample's source.
         sample_id: (B,) int64.
         epoch: (B,) int64, how often each sample was read before.
+        paired: the first half is for first views, the second half for second views; otherwise
+            both views of a pair come from one sample.
     """
 
     groups: dict[str, torch.Tensor]
     source: torch.Tensor
     sample_id: torch.Tensor
     epoch: torch.Tensor
+    paired: bool = False
 
 
 class Loader:
@@ -48,6 +52,7 @@ class Loader:
         device: where batches go.
         num_threads: reader threads.
         num_slots: batches read ahead, at least 2: one is in use while the next is filled.
+        paired: what the plan gives are samples for first views, then as many for second views.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of a loader, each given once
@@ -60,10 +65,12 @@ class Loader:
         device: torch.device,
         num_threads: int = 2,
         num_slots: int = 3,
+        paired: bool = False,
     ) -> None:
         self._corpus, self._plan, self._num_batches = corpus, plan, num_batches
         self._device, self._num_threads = device, num_threads
         self._slots = [_Slot(corpus, batch_size, device) for _ in range(num_slots)]
+        self._paired = paired
         self.wait_s = 0.0  # time the consumer stood still, summed over batches
 
     def __iter__(self) -> Iterator[Batch]:
@@ -98,7 +105,7 @@ class Loader:
         for future in futures:
             future.result()
         self.wait_s += time.perf_counter() - start
-        return slot.to(self._device)
+        return slot.to(self._device, self._paired)
 
 
 class _Slot:
@@ -131,12 +138,13 @@ class _Slot:
             self._copied.synchronize()  # the last copy out of this memory must be over
         corpus.read_into(self._samples[positions], self._views, positions)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device, paired: bool) -> Batch:
         """Return the batch on the device; a copy to a GPU runs beside the computation."""
         tensors = {name: tensor[: len(self._samples)] for name, tensor in self._groups.items()}
         extra = torch.from_numpy(self._extra)
         if self._copy is None:
-            return Batch(tensors, *extra.unbind(0))
+            source, sample_id, epoch = extra
+            return Batch(tensors, source, sample_id, epoch, paired)
         with torch.cuda.stream(self._copy):
             moved = {name: part.to(device, non_blocking=True) for name, part in tensors.items()}
             extra = extra.pin_memory().to(device, non_blocking=True)
@@ -145,12 +153,14 @@ class _Slot:
         current.wait_event(self._copied)
         for tensor in (*moved.values(), extra):
             tensor.record_stream(current)
-        return Batch(moved, *extra.unbind(0))
+        source, sample_id, epoch = extra
+        return Batch(moved, source, sample_id, epoch, paired)
 
 
 def training_batches(  # noqa: PLR0913 - what a loader is made of
     corpus: Corpus,
     order: Order,
+    seasons: Seasons | None = None,
     *,
     start_step: int,
     num_steps: int,
@@ -158,15 +168,27 @@ def training_batches(  # noqa: PLR0913 - what a loader is made of
     num_threads: int,
     num_slots: int,
 ) -> Loader:
-    """Return the loader of a rank from ``start_step`` up to ``num_steps``."""
+    """Return the loader of a rank from ``start_step`` up to ``num_steps``.
+
+    With ``seasons`` the order is one of places, and a batch holds two samples of each.
+    """
+
+    def plan(number: int) -> tuple[Samples, Samples]:
+        planned, epochs = order.plan(start_step + number)
+        if seasons is None:
+            return planned, epochs
+        return np.concatenate(seasons.pairs(planned, epochs)), np.tile(epochs, 2)
+
+    pairs = order.global_batch_size // order.world_size
     return Loader(
         corpus,
-        lambda number: order.plan(start_step + number),
+        plan,
         num_batches=num_steps - start_step,
-        batch_size=order.global_batch_size // order.world_size,
+        batch_size=2 * pairs if seasons else pairs,
         device=device,
         num_threads=num_threads,
         num_slots=num_slots,
+        paired=seasons is not None,
     )
 
 

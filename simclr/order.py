@@ -29,6 +29,8 @@ class Order:
     that many samples from each source; no sample of a source is read again before all of its
     others, also across epochs.
 
+    What is ordered may as well be places (see ``simclr.seasons``).
+
     Attributes:
         num_samples: samples of all sources; those of a source stand together.
         global_batch_size: pairs a step over all ranks.
@@ -37,6 +39,7 @@ class Order:
         world_size: number of ranks.
         sizes: samples of each source; needed with ``draws`` only.
         draws: samples taken from each source in an epoch; they sum to ``num_samples``.
+        unit: what a sample is called in an error.
 
     Raises:
         ValueError: the batch does not divide over the ranks, or is larger than the corpus.
@@ -49,6 +52,7 @@ class Order:
     world_size: int = 1
     sizes: tuple[int, ...] = ()
     draws: tuple[int, ...] = ()
+    unit: str = "patches"
 
     def __post_init__(self) -> None:
         batch, ranks = self.global_batch_size, self.world_size
@@ -61,7 +65,7 @@ class Order:
         if self.num_samples < batch:
             raise ValueError(
                 f"data.global_batch_size is {batch} but the selected shards hold "
-                f"{self.num_samples} patches; lower it or give more shards"
+                f"{self.num_samples} {self.unit}; lower it or give more shards"
             )
 
     @property

@@ -17,6 +17,7 @@ from simclr.checkpoint.manifest import (
 )
 from simclr.checkpoint.retention import pin
 from simclr.checkpoint.save import Saver
+from simclr.choices import Positives
 from simclr.config import TrainConfig
 from simclr.corpus import Corpus, open_corpus
 from simclr.heartbeat import beat
@@ -32,6 +33,7 @@ from simclr.optim.build import build_optimizer
 from simclr.optim.schedule import learning_rate, peak_rate
 from simclr.order import Order, shares
 from simclr.preemption import Stop
+from simclr.seasons import Seasons, seasons_of
 from simclr.step import Outcome
 from simclr.supervisor import Supervisor, Unsupervised
 from simclr.world import World
@@ -46,7 +48,8 @@ class Run:
         config: settings.
         world: this rank among all.
         corpus: samples.
-        order: which samples at which step.
+        seasons: the samples by place and date, if the two views of a pair show two dates.
+        order: which samples, or places, at which step.
         views: makes two views of a batch.
         model: encoder and head, wrapped for gradient averaging.
         optimizer: with one rate for all groups.
@@ -65,9 +68,17 @@ class Run:
         self.run_dir = Path(config.run_dir)
         data = config.data
         self.corpus = open_corpus(
-            config.shards, data.bands, data.splits, data.fraction, config.seed
+            config.shards,
+            data.bands,
+            data.splits,
+            data.fraction,
+            config.seed,
+            whole_places=data.positives is Positives.season,
         )
-        self.order = order_of(config, self.corpus, world)
+        self.seasons = None
+        if data.positives is Positives.season:
+            self.seasons = seasons_of(self.corpus, config.seed, weighted=bool(data.weights))
+        self.order = order_of(config, self.corpus, world, self.seasons)
         self.views = ViewMaker(self.corpus, config.augment, config.seed, world.device)
         self.model = build_model(config, len(data.bands), self.views.view_size_px, world)
         self._peak_rate = peak_rate(config.optim, data.global_batch_size)
@@ -107,6 +118,9 @@ class Run:
             self._restore(folder)
         if self.world.is_main:
             self._watch.rewind(self.step)
+            if self.seasons:
+                held, num = self.seasons.num_seasonal, self.seasons.num_places
+                _log.info("positives are seasons: %d of %d places have two dates", held, num)
             self._supervisor.started(self.step)
         self.loader = self._loader()
         self.batches: Iterator[Batch] = iter(self.loader)
@@ -235,6 +249,7 @@ class Run:
         return training_batches(
             self.corpus,
             self.order,
+            self.seasons,
             start_step=self.step,
             num_steps=self.num_steps,
             device=self.world.device,
@@ -243,17 +258,21 @@ class Run:
         )
 
 
-def order_of(config: TrainConfig, corpus: Corpus, world: World) -> Order:
-    """Return the order of samples on this rank."""
+def order_of(
+    config: TrainConfig, corpus: Corpus, world: World, seasons: Seasons | None = None
+) -> Order:
+    """Return the order on this rank: of samples, or of places if pairs show two dates."""
     data = config.data
+    sizes = seasons.sizes if seasons else corpus.sizes
     return Order(
-        corpus.num_samples,
+        sum(sizes),
         data.global_batch_size,
         config.seed,
         world.rank,
         world.size,
-        corpus.sizes,
-        shares(corpus.sizes, data.weights) if data.weights else (),
+        sizes,
+        shares(sizes, data.weights) if data.weights else (),
+        "places" if seasons else "patches",
     )
 
 

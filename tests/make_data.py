@@ -117,12 +117,14 @@ def packed_arrays(
     source: str = "arrays",
     splits: Sequence[str] = ("train", "train", "validation", "test"),
     codec: str = "none",
+    num_dates: int = 1,
+    ground: str = "",
 ) -> Path:
     """Pack random patches whose band means depend on their class; return the folder.
 
     Args:
         folder: becomes the folder of the shards.
-        num_patches: in all; patch i has class ``i % len(classes)`` of label set ``labels``, and
+        num_patches: in all; place i has class ``i % len(classes)`` of label set ``labels``, and
             the i-th of the splits, each repeated for a whole round of classes.
         size_px: side on the finest grid; with ``native`` a multiple of 6.
         bands: stored bands.
@@ -133,6 +135,8 @@ def packed_arrays(
         source: name in the manifest.
         splits: dealt to the patches in turn.
         codec: how pixels are compressed.
+        num_dates: patches of one place, a month apart; they follow each other.
+        ground: what the names of places begin with, if not with the source.
     """
     groups = native_groups(bands) if native else {"b10": list(bands)}
     layout = ShardLayout(
@@ -147,12 +151,14 @@ def packed_arrays(
     patches = [
         Patch(
             id=f"{source}-{number:06d}",
-            pixels=_noisy(random, layout, means[number % len(classes)]),
-            labels={"labels": (classes[number % len(classes)],)},
-            split=splits[number // len(classes) % len(splits)],
-            place=f"{source}_{number:06d}",
+            pixels=_noisy(random, layout, means[place % len(classes)]),
+            labels={"labels": (classes[place % len(classes)],)},
+            split=splits[place // len(classes) % len(splits)],
+            place=f"{ground or source}_{place:06d}",
+            acquired=f"2017-{date + 1:02d}-05T10:00:00Z",
         )
         for number in range(num_patches)
+        for place, date in [divmod(number, num_dates)]
     ]
     rows = -(-num_patches // num_shards)
     origin = ShardOrigin(source, simulated=True)

@@ -11,6 +11,7 @@ from ranks import CPU, in_world
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from simclr.augment.draws import ViewParameters
 from simclr.choices import BatchNormGroup, EncoderName, HeadName, LossName
 from simclr.collectives import average_gradients, group_of_node
 from simclr.config import CheckpointConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
@@ -185,3 +186,21 @@ def _gradients_with_world_statistics(world: World, views: torch.Tensor) -> list[
 def _gradients(model: nn.Module) -> list[torch.Tensor]:
     # Views into DDP's buckets: pickled as they are, each would bring its whole bucket along.
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def order_and_draws(
+    launch: Launch, config: TrainConfig
+) -> list[tuple[torch.Tensor, ViewParameters]]:
+    """Return this rank's sample ids and what is drawn for its views, of each step."""
+    return in_world(_order_and_draws, launch, config)
+
+
+def _order_and_draws(
+    world: World, config: TrainConfig
+) -> list[tuple[torch.Tensor, ViewParameters]]:
+    run = Run(config, world, ())
+    run.resume()
+    return [
+        (batch.sample_id.clone(), run.views.draw(batch, batch.epoch.clone()))
+        for batch in run.batches
+    ]

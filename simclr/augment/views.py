@@ -58,12 +58,19 @@ class ViewMaker:
         self._noise = Noise(seed, device, self.preset.variant) if noisy else None
 
     def two_views(self, batch: Batch, epoch: Epoch) -> torch.Tensor:
-        """Return (2B, C, S, S) float32, channels last: first views, then second views."""
-        samples = batch.sample_id.repeat(2)
-        view = torch.arange(2, device=samples.device).repeat_interleave(len(batch.sample_id))
-        epochs = epoch.repeat(2) if isinstance(epoch, torch.Tensor) else epoch
-        parameters = draw(self.preset, self._seed, epochs, samples, view, self._mean.shape[1])
-        return self.apply(batch, parameters, self.preset)
+        """Return views of all pairs, first ones, then second ones, channels last in memory.
+
+        (2B, C, S, S) float32 of a batch of B, or (B, C, S, S) of a paired one.
+        """
+        return self.apply(batch, self.draw(batch, epoch), self.preset)
+
+    def draw(self, batch: Batch, epoch: Epoch) -> ViewParameters:
+        """Draw the parameters of both views of all pairs, each by its own sample."""
+        copies = 1 if batch.paired else 2
+        samples = batch.sample_id.repeat(copies)
+        view = torch.arange(2, device=samples.device).repeat_interleave(len(samples) // 2)
+        epochs = epoch.repeat(copies) if isinstance(epoch, torch.Tensor) else epoch
+        return draw(self.preset, self._seed, epochs, samples, view, self._mean.shape[1])
 
     def plain(self, batch: Batch) -> torch.Tensor:
         """Return (B, C, S, S) float32: normalised and brought to one grid, nothing else."""

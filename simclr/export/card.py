@@ -237,7 +237,8 @@ def _origin(card: dict[str, Any]) -> str:
     changes = " with local changes" if code["changed"] else ""
     return "\n".join(
         [
-            f"- Augmentation preset `{card['augmentation']}`, loss `{training['loss']['name']}` at "
+            f"- Augmentation preset `{card['augmentation']}`, positives "
+            f"`{training['data']['positives']}`, loss `{training['loss']['name']}` at "
             f"temperature {training['loss']['temperature']}, optimizer "
             f"`{training['optim']['name']}`, {training['data']['global_batch_size']} pairs a step, "
             f"seed {training['seed']}.",

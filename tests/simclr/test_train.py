@@ -5,18 +5,22 @@ import os
 import random
 import signal
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from make_data import packed_arrays
-from rank_jobs import first_losses, small_run, train_small
+from rank_jobs import first_losses, order_and_draws, small_run, train_small
 from ranks import CPU, results_of, run_ranks, start_ranks
 
+from preprocess.bands import L2A_BANDS
 from simclr.checkpoint.load import newest_valid
+from simclr.checkpoint.manifest import read_checkpoint_manifest
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.choices import BatchNormGroup, EncoderName, OptimizerName
+from simclr.choices import BatchNormGroup, EncoderName, OptimizerName, Positives
 from simclr.config import CheckpointConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from simclr.corpus import open_corpus
+from simclr.identity import refuse_other_run
 from simclr.metrics import read_metrics
 from simclr.preemption import Preempted
 from simclr.train import train
@@ -136,6 +140,28 @@ def losses_and_order(shards, folder, ranks, optim, *, double):
     return losses, [[i for r in results for i in r[step][1]] for step in range(STEPS)]
 
 
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Put the shares of ranks together: all first views, then all second views."""
+    halves = zip(*(part.chunk(2) for part in parts), strict=True)
+    return torch.cat([share for half in halves for share in half])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("positives", list(Positives))
+def test_one_two_and_four_ranks_read_the_same_samples_and_draw_the_same_views(tmp_path, positives):
+    shards = packed_arrays(tmp_path / "shards", 64, num_dates=2, splits=("train",))
+    data = DataConfig(global_batch_size=8, positives=positives)
+    config = small_run(shards, tmp_path / "run", data=data, max_steps=10)
+    whole, *shared = (run_ranks(order_and_draws, ranks, tmp_path, config) for ranks in (1, 2, 4))
+    join = torch.cat if positives is Positives.same else joined
+    for ranks in shared:
+        for (samples, drawn), *shares in zip(*whole, *ranks, strict=True):
+            assert torch.equal(join([mine for mine, _ in shares]), samples)
+            for field in fields(drawn):
+                parts = [getattr(parameters, field.name) for _, parameters in shares]
+                assert torch.equal(joined(parts), getattr(drawn, field.name)), field.name
+
+
 @pytest.mark.slow
 def test_one_two_and_four_ranks_see_the_same_samples_and_losses(shards, tmp_path):
     # In float64: what separates the curves is rounding alone, however much training amplifies it.
@@ -200,6 +226,17 @@ def test_the_pretrained_encoder_comes_with_its_origin(shards, unbroken):
 def test_a_run_folder_of_other_settings_is_refused(shards, unbroken, change, message):
     with pytest.raises(ValueError, match=message):
         train(small_run(shards, unbroken, **change))
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_gone_on_with(shards, unbroken):
+    manifest = read_checkpoint_manifest(newest_valid(unbroken))
+    data = {key: value for key, value in manifest.config["data"].items() if key != "positives"}
+    older = replace(manifest, config={**manifest.config, "data": data}, config_hash="0" * 16)
+    corpus = open_corpus([str(shards)], L2A_BANDS)
+    refuse_other_run(small_run(shards, unbroken), corpus, older)
+    seasonal = DataConfig(global_batch_size=8, splits=["train"], positives=Positives.season)
+    with pytest.raises(ValueError, match="positives: same, now season"):
+        refuse_other_run(small_run(shards, unbroken, data=seasonal), corpus, older)
 
 
 def test_a_run_folder_of_other_shards_is_refused(unbroken, tmp_path):
