@@ -25,11 +25,18 @@ from preprocess.shards.layout import (
 )
 from preprocess.shards.manifest import ShardEntry
 from preprocess.shards.reader import open_shard
-from preprocess.shards.writer import count_block, offsets_in, stored_blocks
+from preprocess.shards.writer import (
+    Block,
+    block_rows,
+    count_block,
+    offsets_in,
+    stored_block,
+)
 from preprocess.statistics import Histogram, empty_histogram
 
 # What h5py raises where a flipped bit has hit the structure of a file.
 _UNREADABLE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
+_CHANGED = "differs from its checksum"
 
 
 def structure_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
@@ -100,24 +107,47 @@ def _pixel_faults(
 ) -> Iterator[str]:
     """Yield the samples that differ from their checksum; count the pixels in ``histogram``."""
     checksums = file[f"{INDEX}/crc32"][()]
-    row = 0
-    for block in stored_blocks(file, layout, entry.rows):
+    sound = True
+    for row, block in _readable_blocks(file, layout, entry.rows):
+        if isinstance(block, OSError):
+            sound = False
+            yield f"sample {_name(file, row)} (row {row}) cannot be decoded ({block})"
+            continue
         count_block(histogram, block, layout)
-        for position in range(len(next(iter(block.values())))):
-            sample = {name: pixels[position] for name, pixels in block.items()}
-            if crc32_of(sample, layout) != checksums[row]:
-                name = file[f"{INDEX}/id"][row].decode(errors="replace")
-                yield f"sample {name} (row {row}) differs from its checksum"
-            row += 1
-    if not np.array_equal(histogram, file[HISTOGRAM][()]):
+        for place in range(len(next(iter(block.values())))):
+            sample = {name: pixels[place] for name, pixels in block.items()}
+            if crc32_of(sample, layout) != checksums[row + place]:
+                sound = False
+                yield f"sample {_name(file, row + place)} (row {row + place}) {_CHANGED}"
+    # counts of changed pixels would only repeat what is known
+    if sound and not np.array_equal(histogram, file[HISTOGRAM][()]):
         yield f"{HISTOGRAM} differs from the pixels"
+
+
+def _readable_blocks(
+    file: h5py.File, layout: ShardLayout, rows: int
+) -> Iterator[tuple[int, Block | OSError]]:
+    """Yield first row and pixels of blocks; in the place of a sample without pixels, the error."""
+    for part in block_rows(rows):
+        try:
+            yield part.start, stored_block(file, layout, part)
+        except OSError:
+            # one damaged chunk hides all others of its block: sample by sample shows which it is
+            for row in range(part.start, part.stop):
+                try:
+                    yield row, stored_block(file, layout, slice(row, row + 1))
+                except OSError as error:
+                    yield row, error
+
+
+def _name(file: h5py.File, row: int) -> str:
+    return str(file[f"{INDEX}/id"][row].decode(errors="replace"))
 
 
 def _fact_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
     changed = crc32_by_row(facts_in(file, layout)) != file[f"{INDEX}/{FACTS_CRC32}"][()]
-    for row in np.flatnonzero(changed):
-        name = file[f"{INDEX}/id"][row].decode(errors="replace")
-        yield f"what is known of sample {name} (row {row}) differs from its checksum"
+    for row in np.flatnonzero(changed).tolist():
+        yield f"what is known of sample {_name(file, row)} (row {row}) {_CHANGED}"
 
 
 def _label_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:

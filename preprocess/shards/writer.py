@@ -121,7 +121,8 @@ def _write_file(path: Path, draft: _Draft, blocks: Iterable[Block], rows: int) -
 def _shorten(path: Path, draft: _Draft) -> None:
     # a contiguous data set has a fixed place in the file and cannot be cut
     with atomic_path(path) as shorter, open_shard(path) as file:
-        _write_file(shorter, draft, stored_blocks(file, draft.layout, draft.rows), draft.rows)
+        blocks = (stored_block(file, draft.layout, rows) for rows in block_rows(draft.rows))
+        _write_file(shorter, draft, blocks, draft.rows)
 
 
 def _write_pixels(file: h5py.File, draft: _Draft, blocks: Iterable[Block], rows: int) -> None:
@@ -198,11 +199,19 @@ def count_block(histogram: Histogram, block: Block, layout: ShardLayout) -> None
         first += len(group.bands)
 
 
-def stored_blocks(file: h5py.File, layout: ShardLayout, rows: int) -> Iterator[Block]:
-    """Yield the pixels of the first rows of an open shard, a block at a time."""
+def block_rows(rows: int) -> Iterator[slice]:
+    """Yield the rows of a shard, a block at a time."""
     for start in range(0, rows, BLOCK_ROWS):
-        part = slice(start, min(start + BLOCK_ROWS, rows))
-        yield {group.name: file[f"{PATCHES}/{group.name}"][part] for group in layout.groups}
+        yield slice(start, min(start + BLOCK_ROWS, rows))
+
+
+def stored_block(file: h5py.File, layout: ShardLayout, rows: slice) -> Block:
+    """Return the pixels of some rows of an open shard.
+
+    Raises:
+        OSError: a chunk of them cannot be decoded.
+    """
+    return {group.name: file[f"{PATCHES}/{group.name}"][rows] for group in layout.groups}
 
 
 def _note(patch: Patch, draft: _Draft) -> None:

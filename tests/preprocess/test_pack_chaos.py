@@ -1,14 +1,12 @@
 """Packing under attack: full disks, random kills of all parts at once, a part that never comes."""
 
-import hashlib
-import random
-import signal
+import logging
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from killed_parts import digests, kill_parts
 
 from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
 from preprocess.finish import PackError, finish
@@ -17,7 +15,7 @@ from preprocess.sources import open_source
 from preprocess.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PARTS = 3
+_log = logging.getLogger(__name__)
 CHILD = """
 import resource, sys
 from preprocess.config import PackConfig, SimulatedConfig
@@ -46,14 +44,6 @@ def ended(child):
     output, errors = child.communicate()
     assert child.returncode == 0, errors
     return output
-
-
-def digests(folder):
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -101,25 +91,12 @@ def test_a_full_disk_leaves_whole_shards_only_and_room_is_all_that_a_second_run_
     assert digests(copy) == digests(shards)
 
 
-@pytest.mark.exhaustive
-def test_fifty_random_kills_of_all_parts_cost_no_byte(undisturbed, tmp_path):
-    root, shards = undisturbed
-    moments, kills = random.Random(0), 0
-    while kills < 50:
-        output = tmp_path / f"shards-{kills}"
-        # killed again and again until one attempt of every part comes through
-        while not (output / "manifest.json").exists():
-            children = [start(root, output, part, PARTS) for part in range(PARTS)]
-            time.sleep(moments.uniform(0.3, 2.5))
-            for child in children:
-                child.send_signal(signal.SIGKILL)
-                child.communicate()
-            kills += sum(child.returncode == -signal.SIGKILL for child in children)
-            if kills >= 50:
-                break
-        for child in [start(root, output, part, PARTS) for part in range(PARTS)]:
-            ended(child)
-        assert digests(output) == digests(shards)
+@pytest.mark.slow
+def test_fifty_random_kills_of_an_array_cost_no_byte(undisturbed, tmp_path):
+    hits = kill_parts(undisturbed[0], tmp_path, num_kills=50, seed=0)
+    _log.info("seed 0: %s", hits)
+    assert hits["in a shard"] >= 10
+    assert digests(tmp_path / "undisturbed") == digests(undisturbed[1])
 
 
 @pytest.mark.exhaustive
