@@ -57,7 +57,7 @@ def main() -> None:
         config = study(Path(sys.argv[1] if sys.argv[1:] else temporary), list(SEEDS))
         run_study(config, ClusterConfig())
         found = {
-            task: conclude(config.study, read_table(replace(config, tasks=[task])))
+            task: conclude(config, read_table(replace(config, tasks=[task])))
             for task in config.tasks
         }
     text = _page(found)

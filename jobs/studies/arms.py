@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from jobs.studies.config import StudyConfig, StudyName
-from simclr.augment.presets import NINE, USUAL_ORDER
+from simclr.augment.presets import NINE, USUAL_ORDER, Couplet
 from simclr.config import TrainConfig, require
 from simclr.settings import from_plain, to_plain
 
@@ -32,12 +32,14 @@ class Arm:
     """One choice of settings.
 
     Attributes:
-        name: in tables, and of its folder.
+        name: in tables.
         changes: dotted key to plain value.
+        folder: of its runs; empty takes the name.
     """
 
     name: str
     changes: dict[str, Any]
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,22 @@ def arms_of(config: StudyConfig) -> list[Arm]:
     Raises:
         ValueError: an arm is unknown.
     """
-    arms = {arm.name: arm for arm in _all_arms(config)}
-    unknown = [name for name in config.arms if name not in arms]
+    return chosen(config, _all_arms(config))
+
+
+def chosen(config: StudyConfig, arms: Sequence[Arm]) -> list[Arm]:
+    """Return those of some arms that the user has named, or all.
+
+    Raises:
+        ValueError: a name is of none of them.
+    """
+    named = {arm.name: arm for arm in arms}
+    unknown = [name for name in config.arms if name not in named]
     require(
         not unknown,
-        f"arms holds {', '.join(unknown)}; study={config.study.value} has {', '.join(arms)}",
+        f"arms holds {', '.join(unknown)}; study={config.study.value} has {', '.join(named)}",
     )
-    return [arm for name, arm in arms.items() if not config.arms or name in config.arms]
+    return [arm for name, arm in named.items() if not config.arms or name in config.arms]
 
 
 def members_of(config: StudyConfig) -> list[Member]:
@@ -79,17 +90,26 @@ def members_of(config: StudyConfig) -> list[Member]:
         ValueError: the settings of an arm are refused, or there are more than ``max_runs``.
     """
     arms = arms_of(config)
-    count = len(arms) * len(config.seeds)
+    check_count(config, len(arms) * len(config.seeds))
+    return crossed(config, arms, config.seeds)
+
+
+def crossed(config: StudyConfig, arms: Sequence[Arm], seeds: Sequence[int]) -> list[Member]:
+    """Return the pretrainings of some arms with some seeds, seed by seed."""
+    return [Member(arm.name, seed, _settings(config, arm, seed)) for seed in seeds for arm in arms]
+
+
+def check_count(config: StudyConfig, count: int) -> None:
+    """Refuse more runs than ``max_runs``.
+
+    Raises:
+        ValueError: with the cure.
+    """
     require(
         count <= config.max_runs,
-        f"{len(arms)} arms x {len(config.seeds)} seeds are {count} runs, more than "
-        f"max_runs={config.max_runs}; raise it, or name arms=[...]",
+        f"the arms and seeds are {count} runs, more than max_runs={config.max_runs}; raise it, or "
+        "name arms=[...]",
     )
-    return [
-        Member(arm.name, seed, _settings(config, arm, seed))
-        for seed in config.seeds
-        for arm in arms
-    ]
 
 
 def couplet_name(first: str, second: str) -> str:
@@ -100,7 +120,7 @@ def couplet_name(first: str, second: str) -> str:
 def _settings(config: StudyConfig, arm: Arm, seed: int) -> TrainConfig:
     known = {entry.name for entry in fields(TrainConfig)}
     plain = {key: value for key, value in to_plain(config).items() if key in known}
-    folder = Path(config.output, RUNS, arm.name.replace(" ", "-"), f"seed-{seed}")
+    folder = Path(config.output, RUNS, (arm.folder or arm.name).replace(" ", "-"), f"seed-{seed}")
     for key, value in {**arm.changes, "seed": seed, "run_dir": str(folder)}.items():
         *parents, last = key.split(".")
         level = plain
@@ -113,40 +133,40 @@ def _settings(config: StudyConfig, arm: Arm, seed: int) -> TrainConfig:
 def _all_arms(config: StudyConfig) -> list[Arm]:
     makers: dict[StudyName, Callable[[], list[Arm]]] = {
         StudyName.augmentation: _augmentation,
-        StudyName.bans: _bans,
         StudyName.optimizer: lambda: _optimizer(config.died_after_steps),
         StudyName.rate: lambda: _varied("optim.learning_rate", RATES),
         StudyName.labels: lambda: [Arm("as set", {})],
         StudyName.batch_size: lambda: _varied("data.global_batch_size", (32, 64, 128, 256, 512)),
         StudyName.temperature: lambda: _varied("loss.temperature", (0.05, 0.1, 0.2, 0.5, 1.0)),
         StudyName.published: lambda: [],
+        StudyName.bans: lambda: [],  # in two stages: jobs.studies.bans
     }
     return makers[config.study]()
 
 
-def _augmentation() -> list[Arm]:
-    couplets = [couplet_name(*pair).split("+") for pair in combinations(NINE, 2)]
-    return [
-        *(_preset(name) for name in WHOLE),
-        # a list is always applied, whole and in its order: the order is part of the arm
-        *(_preset("list", "+".join(pair), operations=pair) for pair in couplets),
-    ]
+def couplets() -> list[Arm]:
+    """Return an arm for each of the 36 pairs of the nine operations."""
+    pairs = [couplet_name(*pair).split("+") for pair in combinations(NINE, 2)]
+    # a list is always applied, whole and in its order: the order is part of the arm
+    return [preset_arm("list", "+".join(pair), operations=pair) for pair in pairs]
 
 
-def _bans() -> list[Arm]:
-    every = ["+".join(pair) for pair in combinations(NINE, 2)]
-    return [
-        _preset("couplets", "all 36 couplets", couplets=every),
-        _preset("corrected", "the 27 left in 2021"),
-        _preset("standard"),
-        _preset("geometric_standard"),
-    ]
-
-
-def _preset(preset: str, name: str = "", **values: list[str]) -> Arm:
+def preset_arm(preset: str, name: str = "", **values: list[str]) -> Arm:
+    """Return an arm of a preset; of its lists only those that are given stay."""
     cleared: dict[str, Any] = {"augment.operations": [], "augment.couplets": []}
     given = {f"augment.{key}": value for key, value in values.items()}
     return Arm(name or preset, {"augment.preset": preset, **cleared, **given})
+
+
+def drawn_from(name: str, pairs: Iterable[Couplet], folder: str = "") -> Arm:
+    """Return an arm that draws one of some couplets for each view, as full runs do."""
+    return replace(
+        preset_arm("couplets", name, couplets=["+".join(pair) for pair in pairs]), folder=folder
+    )
+
+
+def _augmentation() -> list[Arm]:
+    return [*(preset_arm(name) for name in WHOLE), *couplets()]
 
 
 def _optimizer(died_after_steps: int) -> list[Arm]:

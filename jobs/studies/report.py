@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.figures.page import Page
@@ -21,15 +21,25 @@ from jobs.studies.analysis import (
     stability,
 )
 from jobs.studies.arms import members_of
+from jobs.studies.bans import (
+    DERIVED,
+    SCORES_NAME,
+    SHARE,
+    Bans,
+    couplet_study,
+    derive,
+    judged_table,
+    lowest_quarter,
+)
 from jobs.studies.config import StudyConfig, StudyName
 from jobs.studies.scores import Score, Table, read_table, to_csv
 from preprocess.shards.atomic import write_text
+from simclr.augment.presets import BANNED
 from simclr.metrics import METRICS_NAME, read_metrics
 from simclr.settings import to_plain
 
 PAGE_NAME = "report.html"
 COUPLETS = (StudyName.augmentation, StudyName.published)
-_SHARE = 0.25  # of the couplets, that the study of 2021 left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,9 @@ class Findings:
         operations: effects of operations in couplets; empty in other studies.
         ranks: how far the ranking can be trusted.
         chances: of each couplet to be among the lowest quarter; empty in other studies.
+        score: which score the table holds.
         halving: whether arms were given up on the way.
+        bans: what a first stage has banned; none in other studies.
     """
 
     table: Table
@@ -65,13 +77,15 @@ class Findings:
     operations: list[Estimate]
     ranks: Stability
     chances: list[Chance]
+    score: str = "f1"
     halving: bool = False
+    bans: Bans | None = None
 
     @property
     def sentences(self) -> list[str]:
         """The verdict."""
         reference = self.table.arms[0]
-        said = [*verdict.ranking(self.ranks, self.table)]
+        said = self._on_bans() + verdict.ranking(self.ranks, self.table)
         if self.against:
             said.append(verdict.effects(self.against, f"Arms against {reference}"))
         if self.operations:
@@ -81,16 +95,30 @@ class Findings:
         gaps = verdict.missing(self.table)
         return [*said, gaps] if gaps else said
 
+    def _on_bans(self) -> list[str]:
+        if not self.bans:
+            return []
+        derived = next((one for one in self.against if one.name == DERIVED), None)
+        return verdict.pruning(self.bans, derived, self.table.seeds, self.score)
+
 
 def write_study(config: StudyConfig) -> str:
     """Write tables, pictures and the page of a study; return the verdict and where the page lies.
+
+    A study of bans writes those of its couplets as well.
 
     Raises:
         ValueError: no run has been scored yet.
     """
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    found = conclude(config.study, read_table(config), halving=config.halving)
+    if config.study is StudyName.bans:
+        first = couplet_study(config)
+        if first:
+            write_study(first)
+        found = replace(conclude(config, judged_table(config)), bans=derive(config))
+    else:
+        found = conclude(config, read_table(config))
     _write_tables(folder, found)
     if config.study in COUPLETS:
         _write_recipe(folder, found)
@@ -98,19 +126,21 @@ def write_study(config: StudyConfig) -> str:
     return "\n".join([*found.sentences, str(page)])
 
 
-def conclude(study: StudyName, table: Table, *, halving: bool = False) -> Findings:
-    """Return what a table of scores allows to conclude."""
-    couplets = [name for name in table.arms if "+" in name] if study in COUPLETS else []
+def conclude(config: StudyConfig, table: Table) -> Findings:
+    """Return what a table of a study's scores allows to conclude."""
+    couplets = [name for name in table.arms if "+" in name] if config.study in COUPLETS else []
     pairs = table.only(couplets) if couplets else table
-    has_reference = len(table.arms) > 1 and study is not StudyName.published
+    # a study of couplets alone has no arm that the others could be compared with
+    has_reference = len(table.arms) > 1 and "+" not in table.arms[0]
     return Findings(
         table,
         arm_means(table),
         differences(table, table.arms[0]) if has_reference else [],
         operation_effects(pairs) if couplets else [],
         stability(pairs),
-        [Chance(*item) for item in chance_of_bottom(pairs, _SHARE).items()] if couplets else [],
-        halving,
+        [Chance(*item) for item in chance_of_bottom(pairs, SHARE).items()] if couplets else [],
+        config.score,
+        config.halving,
     )
 
 
@@ -122,7 +152,7 @@ def _write_tables(folder: Path, found: Findings) -> None:
         for column, labels in enumerate(table.labels)
         for layer, seed in enumerate(table.seeds)
     ]
-    write_text(folder / "scores.csv", to_csv(scores, Score))
+    write_text(folder / SCORES_NAME, to_csv(scores, Score))
     write_text(folder / "arms.csv", to_csv(found.means, Estimate))
     write_text(folder / "stability.csv", to_csv([found.ranks], Stability))
     if found.against:
@@ -134,9 +164,8 @@ def _write_tables(folder: Path, found: Findings) -> None:
 
 def _write_recipe(folder: Path, found: Findings) -> None:
     """Leave the couplets above the lowest quarter as a recipe of the user's own."""
-    couplets = [one for one in found.means if "+" in one.name]
-    lowest = sorted(couplets, key=lambda one: one.mean)[: round(_SHARE * len(couplets))]
-    left = [one.name for one in couplets if one not in lowest]
+    lowest = lowest_quarter(found.table)
+    left = [name for name in found.table.arms if "+" in name and name not in lowest]
     if left:
         head = "".join(f"# {sentence}\n" for sentence in found.sentences)
         values = to_yaml({"augment": {"preset": "couplets", "operations": [], "couplets": left}})
@@ -150,6 +179,8 @@ def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
     else:
         path = draw_estimates(folder / "arms.png", found.means, config.score)
         page.heading("Arms").picture(path, "Mean over label sets and seeds, 95 % intervals.")
+    if found.bans:
+        _add_bans(page, found.bans)
     if found.against:
         path = draw_estimates(
             folder / "differences.png", found.against, f"difference in {config.score}"
@@ -190,6 +221,25 @@ def _add_couplets(page: Page, folder: Path, found: Findings, score: str) -> None
     page.heading("The lowest quarter").table(
         ("couplet", "chance to belong there"),
         [(one.arm, f"{one.chance:.2f}") for one in likely if one.chance >= 0.05],
+    )
+
+
+def _add_bans(page: Page, bans: Bans) -> None:
+    chances = chance_of_bottom(bans.table, SHARE)
+    page.heading(f"Couplets of seeds {', '.join(map(str, bans.table.seeds))}")
+    page.table(
+        ("couplet", "mean", "± (95 %)", "chance of the lowest quarter", "banned", "in 2021"),
+        [
+            (
+                one.name,
+                f"{one.mean:.4f}",
+                f"{one.half_width:.4f}",
+                f"{chances[one.name]:.2f}",
+                "banned" if one.name in bans.banned else "",
+                "banned" if frozenset(one.name.split("+")) in BANNED else "",
+            )
+            for one in sorted(arm_means(bans.table), key=lambda one: one.mean)
+        ],
     )
 
 

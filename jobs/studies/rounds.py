@@ -1,4 +1,4 @@
-"""A study comes in, the runs that are due go out: all of them, or the better half seed by seed.
+"""A study comes in, the runs that are due go out: all, or those that the scores so far ask for.
 
 Successive halving (Jamieson and Talwalkar 2016) with seeds as its resource: after each seed the
 lower half of the arms is given up. An arm keeps its full training; a prefix of it would rank arms
@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from jobs.studies.arms import Member, members_of
-from jobs.studies.config import StudyConfig
+from jobs.studies.bans import bans_members
+from jobs.studies.config import StudyConfig, StudyName
 from jobs.studies.scores import scores_of, tabulate
 
 FEWEST = 2  # arms that are always left, the reference among them
@@ -22,6 +23,21 @@ def due(config: StudyConfig) -> list[Member]:
     Raises:
         ValueError: the study cannot be.
     """
+    return _members(config, foreseen=False)
+
+
+def foreseen(config: StudyConfig) -> list[Member]:
+    """Return the runs that are due, and for those that will be, others that cost as much.
+
+    Raises:
+        ValueError: the study cannot be.
+    """
+    return _members(config, foreseen=True)
+
+
+def _members(config: StudyConfig, *, foreseen: bool) -> list[Member]:
+    if config.study is StudyName.bans:
+        return bans_members(config, foreseen=foreseen)
     members = members_of(config)
     if not config.halving:
         return members
@@ -29,7 +45,7 @@ def due(config: StudyConfig) -> list[Member]:
     left, chosen = names, list[Member]()
     for seed in config.seeds:
         chosen += [one for one in members if one.seed == seed and one.arm in left]
-        ranked = _ranked(config, chosen, left)
+        ranked = _ranked(config, chosen, left) or (left if foreseen else [])
         if not ranked:
             break
         # whatever its score, the first arm stays: all differences are taken to it

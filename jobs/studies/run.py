@@ -12,7 +12,7 @@ from jobs.launch import collecting, dispatch
 from jobs.studies.arms import Member
 from jobs.studies.budget import budget, check_budget
 from jobs.studies.config import StudyConfig, StudyName
-from jobs.studies.rounds import due
+from jobs.studies.rounds import due, foreseen
 from jobs.sweep import submit_members
 from jobs.tasks.pretraining import Pretrain
 from jobs.tasks.studies import Analyse, Score, ScoreConfig
@@ -35,7 +35,7 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
     _check(config)
     members = due(config)
     if members:
-        cost = budget(config, members, cluster)
+        cost = budget(config, foreseen(config), cluster)  # of all rounds
         _log.info("%s", cost)
         check_budget(config, cost)
     if cluster.executor is Executor.slurm:

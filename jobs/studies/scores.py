@@ -92,10 +92,19 @@ def read_table(config: StudyConfig) -> Table:
     if config.study is StudyName.published:
         return tabulate(published())
     members = members_of(config)
+    names = [] if config.study is StudyName.labels else [member.arm for member in members]
+    return tabulate(found_scores(config, members), names)
+
+
+def found_scores(config: StudyConfig, members: Iterable[Member]) -> list[Score]:
+    """Read what some runs have reached so far, at least one of them.
+
+    Raises:
+        ValueError: none of them has been scored.
+    """
     scores = scores_of(config, members)
     require(bool(scores), f"{config.output} holds no scored run yet; simclr-study makes them")
-    names = [] if config.study is StudyName.labels else [member.arm for member in members]
-    return tabulate(scores, names)
+    return scores
 
 
 def scores_of(config: StudyConfig, members: Iterable[Member]) -> list[Score]:

@@ -6,7 +6,11 @@ import math
 from collections.abc import Sequence
 
 from jobs.studies.analysis import RELIABLE, Estimate, Stability
+from jobs.studies.bans import Bans
 from jobs.studies.scores import Table
+from simclr.augment.presets import BANNED, NINE
+
+NUM_COUPLETS = math.comb(len(NINE), 2)
 
 
 def ranking(found: Stability, table: Table) -> list[str]:
@@ -36,6 +40,18 @@ def effects(estimates: Sequence[Estimate], what: str) -> str:
     )
 
 
+def pruning(found: Bans, derived: Estimate | None, tested: Sequence[int], score: str) -> list[str]:
+    """Say what was banned, on which seeds, and whether it helps on those that had no part in it."""
+    table = found.table
+    by_chance = len(found.banned) * len(BANNED) / NUM_COUPLETS
+    known = (
+        f"Bans: seeds {_listed(table.seeds)} put {len(found.banned)} of {len(table.arms)} couplets "
+        f"last, {', '.join(found.banned)}; {found.in_2021} of them were banned in 2021, "
+        f"{by_chance:.1f} would be by chance."
+    )
+    return [known, f"Pruning, tested on seeds {_listed(tested)}: {_helps(derived, score)}"]
+
+
 def missing(table: Table) -> str:
     """Name what has no score."""
     gaps = table.missing
@@ -52,6 +68,22 @@ def halved(seeds: Sequence[int]) -> str:
         "Means of arms given up rest on fewer seeds, and an unlucky first seed may have cost a "
         "good arm: this finds candidates, and ranks nothing."
     )
+
+
+def _helps(derived: Estimate | None, score: str) -> str:
+    if derived is None or derived.seeds == 0:
+        return "nothing is known yet; the same command trains and scores what is missing."
+    if math.isnan(derived.half_width):
+        return "one seed says nothing about chance; give four seeds or more."
+    # one comparison, planned before anything was seen: its own interval, without correction
+    told = f"{derived.mean:+.3f} ± {derived.half_width:.3f} {score} against all 36 couplets."
+    if abs(derived.mean) <= derived.half_width:
+        return f"not conclusive, {told}"
+    return f"it {'helps' if derived.mean > 0 else 'harms'}, {told}"
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _seeds(found: Stability, count: int) -> str:
