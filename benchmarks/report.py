@@ -164,7 +164,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return the report as one Markdown document."""
-        lines = [f"# {self.title}", "", *self._table(), ""]
+        lines = [f"# {self.title}", "", *([*self._table(), ""] if self.timings else [])]
         lines += [f"- {claim}" for claim in self.claims]
         lines += [f"- {note}" for note in self.notes]
         lines += ["", *(f"{key}: {value}  " for key, value in origin(self.packages).items()), ""]

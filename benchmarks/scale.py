@@ -1,121 +1,221 @@
-"""What a run costs on 1 to 512 GPUs: arithmetic from a measured rate, no measurement itself.
+"""What runs on 1 to 512 GPUs ask and cost: measured constants and named inputs in, tables out.
 
-Usage: python benchmarks/scale.py PAIRS_PER_S [ENCODER]. ``PAIRS_PER_S`` is what one GPU trains, the
-``patches_per_s`` of metrics.jsonl on one rank; the table takes it as constant over GPUs, so that
-times are lower bounds, and says what network and file system would have to deliver for that.
+Usage: python benchmarks/scale.py [NAME=NUMBER ...]. The names are those of ``plan.Inputs``: what
+was not measured here. With any of them the page is printed; without, ``docs/scale.md`` is renewed.
 """
 
 from __future__ import annotations
 
-import math
+import re
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
 
-import torch
-from report import RESULTS, origin
+from interruptions import best_interval_s, mean_of_trials, overhead
+from plan import Constants, Inputs, Plan, plan_of, read_constants
 
-from preprocess.bands import L2A_BANDS
-from simclr.choices import EncoderName
-from simclr.config import ModelConfig
-from simclr.model.encoder import build_encoder
+from jobs.pulse import period_s
 
-GPUS = (1, 8, 64, 512)
-PATCH_BYTES = 160_000  # 12 native bands of 1.2 km, uncompressed
-PROJECTION = 128
-PAIRS_PER_GPU = 256
-DATA_SETS = {"BigEarthNet v2, clean": 480_038, "California, one date of the study of 2021": 50_194}
-EPOCHS = 100
-KILLS_PER_DAY = 2  # without warning, of the whole job: nodes fail more often the more there are
-FLOAT = 4
+PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+# No recipe is made for 512: more than some 8,000 pairs a step bring nothing.
+SIZES = {
+    1: ["recipe=recommended_1_gpu"],
+    8: ["recipe=recommended_8_gpus"],
+    64: ["recipe=recommended_64_gpus"],
+    512: ["recipe=recommended_64_gpus", "data.global_batch_size=8192"],
+}
+DATA_SETS = {
+    "BigEarthNet v2, all of it": 549_488,
+    "California, patches of the study of 2021": 50_194,
+    "California, 24 dates": 24 * 31_000,
+}
+INTERVALS_S = (60, 300, 600, 1800, 3600)
+LIVES, DAYS = 100, 10  # of the trials
+_BLOCK = re.compile(r"(<!-- (?!end)(\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+Rows = list[Sequence[object]]
 
 
 def main() -> None:
-    """Print the tables, and keep them."""
-    if len(sys.argv) < 2:
-        raise SystemExit("give the pairs a second that one GPU trains: benchmarks/scale.py 1000")
-    rate = float(sys.argv[1])
-    name = EncoderName(sys.argv[2] if len(sys.argv) > 2 else "resnet50")
-    encoder = build_encoder(ModelConfig(encoder=name), len(L2A_BANDS))
-    weights = sum(parameter.numel() for parameter in encoder.parameters())
-    lines = [
-        f"# A run of {EPOCHS} epochs, {name.value}, {rate:g} pairs/s a GPU, bfloat16 gradients",
-        "",
-        *network(rate, weights),
-        "",
-        *times(rate),
-        "",
-        *losses(weights),
-        "",
-        *(f"{key}: {value}  " for key, value in origin(("torch",)).items()),
-        "",
+    """Renew the page, or print it for inputs of the caller's own."""
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    unknown = given.keys() - {field.name for field in fields(Inputs)}
+    if unknown:
+        names = ", ".join(field.name for field in fields(Inputs))
+        raise SystemExit(f"{', '.join(unknown)}: no input; give some of {names}")
+    page = filled(PAGE.read_text(), Inputs(**{name: float(text) for name, text in given.items()}))
+    if given:
+        sys.stdout.write(page)
+    else:
+        PAGE.write_text(page)
+
+
+def filled(page: str, inputs: Inputs) -> str:
+    """Return the page with every table made anew."""
+    plans = [plan_of(gpus, settings, inputs) for gpus, settings in SIZES.items()]
+    tables: dict[str, Callable[[], str]] = {
+        "inputs": lambda: told(inputs),
+        "constants": lambda: measured(read_constants()),
+        "network": lambda: network(plans),
+        "storage": lambda: storage(plans),
+        "checkpoints": lambda: checkpoints(plans),
+        "losses": lambda: losses(plans),
+        "costs": lambda: costs(plans),
+    }
+    return _BLOCK.sub(lambda block: f"{block[1]}\n{tables[block[2]]()}\n", page)
+
+
+def table(head: Sequence[str], rows: Rows) -> str:
+    """Return Markdown; the first column holds words, the others numbers."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in (head, rule, *rows))
+
+
+def told(inputs: Inputs) -> str:
+    """Return the inputs with what they mean."""
+    text = (Inputs.__doc__ or "").partition("Attributes:")[2]
+    words = dict(re.findall(r"(\w+): (.+?)\.(?=\n)", re.sub(r"\n {12}", " ", text)))
+    rows: Rows = [
+        (f"`{field.name}`", f"{getattr(inputs, field.name):g}", words[field.name])
+        for field in fields(Inputs)
     ]
-    text = "\n".join(lines)
-    sys.stdout.write(text)
-    (RESULTS / "scale.md").write_text(text, encoding="utf-8")
+    return table(("input", "value", "meaning"), rows).replace("---: | ---: |", "---: | --- |")
 
 
-def network(rate: float, weights: int) -> list[str]:
-    """Return what each GPU sends and reads, for each number of GPUs.
-
-    A ring sends 2 (W - 1) / W times the gradient; the gather brings both views of all pairs.
-    """
-    rows = [
-        "| GPUs | steps/s | gradients, MB a step | gathered, MB a step | network, GB/s a GPU |"
-        " file system, GB/s |",
-        "|---:|---:|---:|---:|---:|---:|",
+def measured(known: Constants) -> str:
+    """Return the constants with their units."""
+    rows: Rows = [
+        ("a packed patch of 12 bands, bytes", f"{known.patch_bytes:,.0f}"),
+        ("a save: written, flushed, checksummed, published, MiB/s", f"{known.save_mib_s:.0f}"),
+        *(
+            (f"a checkpoint for each byte of weights, {name}, bytes", f"{share:.3f}")
+            for name, share in known.state_share.items()
+        ),
+        ("what each rank adds to a checkpoint, bytes", f"{known.rank_bytes:,.0f}"),
+        ("bytes sent in a step, over the formula", f"{known.sent:.3f}"),
+        ("a hop of an agreement, µs", f"{known.hop_s * 1e6:.0f}"),
+        ("files that a rank loads before it trains", f"{known.files:,.0f}"),
+        ("and their size, MB", f"{known.loaded_mb:,.0f}"),
+        ("from sbatch to the first step of a resumed run, s", f"{known.start_s:.1f}"),
     ]
-    for gpus in GPUS:
-        steps = rate / PAIRS_PER_GPU
-        ring = 2 * (gpus - 1) / gpus * weights * 2
-        gathered = 2 * (gpus - 1) * PAIRS_PER_GPU * PROJECTION * FLOAT
-        load = gpus * rate * PATCH_BYTES
-        rows.append(
-            f"| {gpus} | {steps:.2f} | {ring / 1e6:.0f} | {gathered / 1e6:.1f} | "
-            f"{(ring + gathered) * steps / 1e9:.2f} | {load / 1e9:.2f} |"
+    return table(("constant", "measured"), rows)
+
+
+def network(plans: Sequence[Plan]) -> str:
+    """Return what a step asks of the network, and how long it takes."""
+    head = ("GPUs", "pairs a GPU", "arithmetic, ms", "gradients, MB", "gathered, MB")
+    head += ("network, ms", "agreement, ms", "step, ms", "arithmetic's share")
+    rows: Rows = [
+        (
+            plan.gpus,
+            plan.pairs,
+            f"{plan.compute_s * 1e3:.0f}",
+            f"{plan.gradient_bytes / 1e6:.0f}",
+            f"{plan.gathered_bytes / 1e6:.1f}",
+            f"{plan.network_s * 1e3:.1f}",
+            f"{plan.agreement_s * 1e3:.1f}",
+            f"{plan.step_s * 1e3:.0f}",
+            f"{plan.compute_s / plan.step_s:.0%}",
         )
-    return rows
-
-
-def times(rate: float) -> list[str]:
-    """Return hours of clock and GPU for whole data sets, by number of GPUs."""
-    rows = [
-        f"| {EPOCHS} epochs, hours | "
-        + " | ".join(f"{gpus} GPUs" for gpus in GPUS)
-        + " | GPU hours |",
-        "|---|" + "---:|" * (len(GPUS) + 1),
+        for plan in plans
     ]
+    return table(head, rows)
+
+
+def storage(plans: Sequence[Plan]) -> str:
+    """Return what the shared file system has to bear."""
+    head = ("GPUs", "shards, GB/s", "of the file system", "staged once, GB", "takes, min")
+    head += ("files loaded at a start", "GB of them", "small files/s")
+    size = max(DATA_SETS.values())
+    rows: Rows = []
+    for plan in plans:
+        known, inputs = plan.known, plan.inputs
+        read = plan.patches_s * known.patch_bytes / 1e9
+        nodes = max(1, plan.gpus / inputs.gpus_per_node)
+        staged = nodes * size * known.patch_bytes / 1e9
+        beats = plan.gpus / plan.step_s / plan.config.log_every_steps
+        rows.append(
+            (
+                plan.gpus,
+                f"{read:.2f}",
+                f"{read / inputs.file_system_gb_s:.0%}",
+                f"{staged:,.0f}",
+                f"{staged / inputs.file_system_gb_s / 60:.0f}",
+                f"{plan.gpus * known.files:,.0f}",
+                f"{plan.gpus * known.loaded_mb / 1e3:,.1f}",
+                f"{beats + plan.gpus / period_s(plan.gpus):.0f}",
+            )
+        )
+    return table(head, rows)
+
+
+def checkpoints(plans: Sequence[Plan]) -> str:
+    """Return what checkpoints weigh, and how often they are best written."""
+    head = (
+        "GPUs",
+        "a checkpoint, MB",
+        "in files",
+        "a save, s",
+        "kills a day",
+        "best interval, min",
+    )
+    head += ("that is `checkpoint.every_steps`", "written, MB/s", "lost")
+    rows: Rows = []
+    for plan in plans:
+        best = best_interval_s(plan.habits())
+        rows.append(
+            (
+                plan.gpus,
+                f"{plan.checkpoint_bytes / 1e6:.0f}",
+                plan.gpus + 2,
+                f"{plan.save_s:.2f}",
+                f"{plan.habits().kills_a_day:.2f}",
+                f"{best / 60:.1f}",
+                f"{best / plan.step_s:,.0f}",
+                f"{plan.checkpoint_bytes / 1e6 / best:.2f}",
+                f"{overhead(plan.habits(best)):.2%}",
+            )
+        )
+    return table(head, rows)
+
+
+def losses(plans: Sequence[Plan]) -> str:
+    """Return the share of time lost by the interval: the formula, and trials in brackets."""
+    rows: Rows = []
+    for interval in INTERVALS_S:
+        cells = [f"{interval / 60:g} min"]
+        for plan in plans:
+            habits = plan.habits(interval)
+            mean, error = mean_of_trials(habits, DAYS, LIVES)
+            cells.append(f"{overhead(habits):.2%} ({mean:.2%} ± {2 * error:.2%})")
+        rows.append(cells)
+    return table(
+        ("a checkpoint every", *(f"{plan.gpus} GPU{'s' * (plan.gpus > 1)}" for plan in plans)), rows
+    )
+
+
+def costs(plans: Sequence[Plan]) -> str:
+    """Return steps, hours and money of whole runs, each with its best interval."""
+    head = ("data", "GPUs", "steps", "hours", "lost", "GPU hours", "price")
+    rows: Rows = []
     for name, patches in DATA_SETS.items():
-        alone = patches * EPOCHS / rate / 3600
-        cells = " | ".join(f"{alone / gpus:.2f}" for gpus in GPUS)
-        rows.append(f"| {name} | {cells} | {alone:.1f} |")
-    return rows
-
-
-def losses(weights: int) -> list[str]:
-    """Return the share of time lost to kills without warning, by the time between checkpoints.
-
-    A kill loses half an interval on average; announced stops lose nothing. Young (1974): the best
-    interval is sqrt(2 x time of a save x time between kills).
-    """
-    gigabytes = 3 * weights * FLOAT / 1e9
-    save_s = gigabytes / 0.2  # at 200 MB/s, a slow share of a busy file system
-    between_s = 86_400 / KILLS_PER_DAY
-    best = math.sqrt(2 * save_s * between_s)
-    rows = [
-        "| checkpoint every | lost to kills | spent on saving, if training waits |",
-        "|---|---:|---:|",
-    ]
-    for seconds in (60, 300, 600, 1800, 3600):
-        rows.append(
-            f"| {seconds / 60:g} min | {seconds / 2 / between_s:.2%} | {save_s / seconds:.2%} |"
-        )
-    return [
-        *rows,
-        "",
-        f"A checkpoint has {gigabytes:.2f} GB; with {KILLS_PER_DAY} kills a day and "
-        f"{save_s:.1f} s a save, the best interval is {best / 60:.0f} min (Young 1974).",
-    ]
+        for plan in plans:
+            lost = overhead(plan.habits(best_interval_s(plan.habits())))
+            hours = plan.num_steps(patches) * plan.step_s * (1 + lost) / 3600
+            rows.append(
+                (
+                    name,
+                    plan.gpus,
+                    f"{plan.num_steps(patches):,}",
+                    f"{hours:.2f}",
+                    f"{lost:.1%}",
+                    f"{hours * plan.gpus:,.0f}",
+                    f"{hours * plan.gpus * plan.inputs.price:,.0f}",
+                )
+            )
+    return table(head, rows)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()

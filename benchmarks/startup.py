@@ -32,6 +32,8 @@ PHASES = (
     "torch, rendezvous, model, checkpoint",
     "first step",
 )
+NEW, RESUMED = "new run", "resumed run"
+WHOLE = "{}: all together, s"
 OWN_S = 10.0
 
 
@@ -51,13 +53,13 @@ def main() -> None:
         again = [_phases(cluster, folder, str(number)) for number in range(rounds)]
     report = Report("startup", "From sbatch to the first step, 2 nodes x 2 ranks", "job")
     report.packages = ("torch", "submitit")
-    for title, phases in (("new run", fresh), ("resumed run", again)):
+    for title, phases in ((NEW, fresh), (RESUMED, again)):
         columns = list(zip(*phases, strict=True))
         for words, seconds in zip(PHASES, columns, strict=False):
             text = f"{title}: {words}, s (from {min(seconds):.1f} to {max(seconds):.1f})"
             report.claims.append(Claim(text, statistics.median(seconds)))
         own = statistics.median(sum(phase) for phase in phases)
-        report.claims.append(Claim(f"{title}: all together, s", own, at_most=OWN_S))
+        report.claims.append(Claim(WHOLE.format(title), own, at_most=OWN_S))
     report.notes.append(f"medians of {rounds} jobs, one after the other")
     # four ranks that import torch fill the cores: other work delays them as much as it gets
     report.notes.append(f"load average before the first of them: {load:.1f}")

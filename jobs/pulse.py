@@ -44,7 +44,7 @@ class Pulse:
     ) -> None:
         self._folder, self._place = folder_of(run_dir, place), place
         self._silence_s, self._on_silence = silence_s, on_silence
-        self._period_s = max(1.0, place.num_ranks / _FILES_PER_S)
+        self._period_s = period_s(place.num_ranks)
         self._step: int | None = None
         self._beats = 0
         self._ear = _Ear(self._folder / file_name((place.rank + 1) % place.num_ranks))
@@ -107,6 +107,11 @@ class Pulse:
             _log.warning("no pulse: %s", error)
             return False
         return True
+
+
+def period_s(num_ranks: int) -> float:
+    """Return the seconds from a pulse of one rank to its next."""
+    return max(1.0, num_ranks / _FILES_PER_S)
 
 
 class _Ear:

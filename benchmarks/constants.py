@@ -1,0 +1,239 @@
+"""What one machine can tell of a run on many: bytes, times and counts that ``scale.py`` puts in.
+
+Usage: python benchmarks/constants.py. Sizes are those of real files and of the traffic of real
+processes; times are those of this machine's disk and of processes that share its cores.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from report import Claim, Report, Timing, alternate
+
+# the packages too: folders of the same names in tests would hide an installed one
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from make_data import packed_arrays
+from ranks import in_world, run_ranks
+
+from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.pack import pack
+from preprocess.shards.atomic import fsync
+from preprocess.shards.manifest import read_manifest
+from simclr.checkpoint.load import agreed_checkpoint, load_state
+from simclr.checkpoint.manifest import STATE_NAME, CheckpointManifest
+from simclr.checkpoint.save import Saver
+from simclr.choices import EncoderName, OptimizerName
+from simclr.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from simclr.model.simclr import SimCLR
+from simclr.optim.build import build_optimizer
+from simclr.run import Run
+from simclr.step import train_step
+from simclr.supervisor import Unsupervised
+from simclr.world import Launch, World, open_world
+
+SAVE = "save: write, flush, checksum, publish"
+BARE = "write and flush the same bytes"
+LOAD = "find the newest, check it, load it"
+PATCH = "bytes of a packed patch of 12 bands"
+STATE = "bytes of a checkpoint for each byte of weights, {}"
+RANK = "bytes that each rank adds to a checkpoint"
+SENT = "bytes a rank sends in a step, measured over formula, 4 ranks"
+HOP = "s a hop of the agreement of all ranks, once a step"
+OPENED = "files that a rank reads before it trains"
+LOADED = "MB of these files"
+MEASURED = (OptimizerName.lars, OptimizerName.adamw)
+MIB = 2**20
+RANKS, PAIRS = 4, 8  # of the step whose traffic is counted
+WORLDS = (2, 4, 8)
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    report = Report("constants", "Constants of the scale plan", "MiB of checkpoint", BARE)
+    report.packages = ("torch", "torchvision", "h5py")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        report.claims.append(Claim(PATCH, patch_bytes(folder)))
+        timings, claims = checkpoints(folder)
+        report.timings += timings
+        report.claims += [*claims, Claim(SENT, sent(folder), at_least=0.98, at_most=1.1)]
+        report.claims.append(Claim(HOP, hop_s(folder)))
+    files, size = opened()
+    report.claims += [Claim(OPENED, files), Claim(LOADED, size / 1e6)]
+    report.notes.append("checkpoints of ResNet-50 with head simclr2, on this machine's disk")
+    report.notes.append(f"hops between {WORLDS} processes that share the cores of this machine")
+    report.write()
+
+
+def patch_bytes(folder: Path) -> float:
+    """Pack some patches as BigEarthNet has them, and return what each takes."""
+    source = SimulatedConfig(root=str(folder / "rasters"), num_patches=256)
+    pack(PackConfig(source=source, output=str(folder / "shards")), progress=False)
+    shards = read_manifest(folder / "shards").shards
+    return sum(shard.size_bytes for shard in shards) / sum(shard.rows for shard in shards)
+
+
+def checkpoints(folder: Path) -> tuple[list[Timing], list[Claim]]:
+    """Save and load checkpoints of a ResNet-50 in turns with a bare write of the same bytes."""
+    claims = []
+    with open_world(TrainConfig().world) as world:
+        for name in MEASURED:
+            state, weights = trained(name)
+            saver = Saver(folder / name.value, world, CheckpointConfig(), Unsupervised())
+            saved = saver.save(state, {}, _about(1))
+            files = {path.name: path.stat().st_size for path in saved.glob("*.pt")}
+            claims.append(Claim(STATE.format(name.value), files.pop(STATE_NAME) / weights))
+        claims.append(Claim(RANK, *files.values()))
+        content, steps = (saved / STATE_NAME).read_bytes(), itertools.count(2)
+        work = {
+            SAVE: lambda: saver.save(state, {}, _about(next(steps))),
+            BARE: lambda: _write(folder / "bare", content),
+            LOAD: lambda: _load(saved.parents[1], world),
+        }
+        timings = alternate(work, len(content) / MIB, rounds=7)
+    return list(timings.values()), claims
+
+
+def trained(name: OptimizerName) -> tuple[dict[str, Any], int]:
+    """Return the state of a ResNet-50 after a step, and the bytes of its weights."""
+    network = SimCLR(ModelConfig(), num_bands=12)
+    optimizer = build_optimizer(network, OptimConfig(name=name), 1e-3)
+    for weight in network.parameters():
+        weight.grad = torch.randn_like(weight)
+    optimizer.step()  # before it there are no moments to save
+    state = {
+        "encoder": network.encoder.state_dict(),
+        "head": network.head.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    return state, sum(weight.numel() * weight.element_size() for weight in network.parameters())
+
+
+def _about(step: int) -> CheckpointManifest:
+    return CheckpointManifest(step, 1_000_000, 1, {}, "", {}, torch.__version__, {})
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    fsync(path)
+
+
+def _load(run_dir: Path, world: World) -> dict[str, Any]:
+    folder = agreed_checkpoint(run_dir, world)
+    if folder is None:
+        raise RuntimeError(f"no checkpoint in {run_dir}")
+    return load_state(folder, world.device)
+
+
+def sent(folder: Path) -> float:
+    """Return what a rank hands to its sockets in a step, over what ``scale.py`` reckons with."""
+    config = TrainConfig(
+        shards=[str(packed_arrays(folder / "small", bands=["B02", "B04"]))],
+        run_dir=str(folder / "traffic"),
+        data=DataConfig(bands=["B02", "B04"], global_batch_size=RANKS * PAIRS, num_threads=1),
+        augment=AugmentConfig(view_size_px=12),
+        model=ModelConfig(encoder=EncoderName.resnet18),
+    )
+    measured = run_ranks(traffic, RANKS, folder, config)
+    return statistics.fmean(one / reckoned for one, reckoned in measured)
+
+
+def traffic(launch: Launch, config: TrainConfig) -> tuple[int, float]:
+    """Take two steps on one rank; return the bytes that the second sent, measured and reckoned."""
+    return in_world(_traffic, launch, config)
+
+
+def _traffic(world: World, config: TrainConfig) -> tuple[int, float]:
+    with closing(Run(config, world, [])) as run:
+        run.resume()
+        train_step(run, next(run.batches))
+        before = _written()
+        train_step(run, next(run.batches))
+        weights = sum(weight.numel() for weight in run.network.parameters())
+        pairs = config.data.global_batch_size // world.size
+        gathered = gathered_bytes(world.size, pairs, config.model.projection_size)
+        return _written() - before, ring_bytes(world.size, 4 * weights) + gathered
+
+
+def ring_bytes(ranks: int, size: int) -> float:
+    """Return what each rank sends in an all-reduce of so many bytes: once to add, once to tell."""
+    return 2 * (ranks - 1) / ranks * size
+
+
+def gathered_bytes(ranks: int, pairs: int, projection_size: int) -> float:
+    """Return what each rank sends on in the loss: projections and sums of all others, float32."""
+    return (ranks - 1) * 2 * pairs * (projection_size + 1) * 4
+
+
+def _written() -> int:
+    """Return the bytes that this process has handed to files and sockets so far."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["wchar"])
+
+
+def hop_s(folder: Path) -> float:
+    """Return how much longer an agreement takes for each hop of its ring, 2 (W - 1) of them."""
+    times = [statistics.median(run_ranks(agreement, size, folder)) for size in WORLDS]
+    hops = [2 * (size - 1) for size in WORLDS]
+    return statistics.linear_regression(hops, times).slope
+
+
+def agreement(launch: Launch) -> float:
+    """Return the seconds of an agreement among ranks that do nothing else."""
+    return in_world(_agreement, launch)
+
+
+def _agreement(world: World) -> float:
+    taken = []
+    for _ in range(300):
+        begin = time.perf_counter()
+        world.agree(0)
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)
+
+
+def opened() -> tuple[int, int]:
+    """Return number and bytes of the files of Python and its libraries that a rank loads."""
+    code = (
+        "import sys, pathlib, jobs.tasks.pretraining, simclr.train\n"
+        "lines = pathlib.Path('/proc/self/maps').read_text().splitlines()\n"
+        "files = {line.split(maxsplit=5)[5] for line in lines if line.count('/')}\n"
+        "modules = [vars(module) for module in list(sys.modules.values())]\n"
+        "files |= {m.get('__cached__') or m.get('__file__') or '' for m in modules} - {''}\n"
+        "sizes = [p.stat().st_size for p in map(pathlib.Path, files) if p.is_file()]\n"
+        "print(len(sizes), sum(sizes))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    files, size = done.stdout.split()
+    return int(files), int(size)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,193 @@
+"""A recipe, measured constants and named inputs come in; what that run asks for goes out."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from constants import (
+    HOP,
+    LOADED,
+    MEASURED,
+    OPENED,
+    PATCH,
+    RANK,
+    SAVE,
+    SENT,
+    STATE,
+    gathered_bytes,
+    ring_bytes,
+)
+from hydra import compose, initialize_config_module
+from interruptions import Habits
+from report import RESULTS
+from startup import RESUMED, WHOLE
+
+from jobs.schema import PretrainApp, register, to_app
+from simclr.choices import Precision
+from simclr.model.simclr import SimCLR
+
+NUM_BANDS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What was not measured here; give your own.
+
+    Attributes:
+        pairs_per_s: what one GPU trains: `patches_per_s` of metrics.jsonl on one rank.
+        node_gb_s: between the GPUs of a node, for each.
+        network_gb_s: between nodes, for each GPU; this is 400 Gbit/s for a node of eight.
+        gpus_per_node: GPUs of a node.
+        file_system_gb_s: what the shared file system gives to this job.
+        gpu_days_between_failures: of hardware and system; Llama 3 (2024, table 5) met 419 in 54
+            days on 16,384 GPUs.
+        kills_a_day: of the whole job, for any other reason.
+        stops_a_day: preemptions and time limits, announced.
+        unnoticed_s: until a lost rank or node is noticed.
+        price: of an hour of one GPU.
+    """
+
+    pairs_per_s: float = 1000
+    node_gb_s: float = 200
+    network_gb_s: float = 6.25
+    gpus_per_node: float = 8
+    file_system_gb_s: float = 10
+    gpu_days_between_failures: float = 2112
+    kills_a_day: float = 1
+    stops_a_day: float = 4
+    unnoticed_s: float = 120
+    price: float = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What was measured here, by ``constants.py`` and ``startup.py``."""
+
+    patch_bytes: float
+    save_mib_s: float
+    state_share: dict[str, float]
+    rank_bytes: float
+    sent: float
+    hop_s: float
+    files: float
+    loaded_mb: float
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run on so many GPUs, with its settings, and what a step of it takes."""
+
+    gpus: int
+    config: PretrainApp
+    weights: int
+    inputs: Inputs
+    known: Constants
+
+    @property
+    def pairs(self) -> int:
+        """Pairs a step of one GPU."""
+        return self.config.data.global_batch_size // self.gpus
+
+    @property
+    def gradient_bytes(self) -> float:
+        """Sent by each GPU in a step, by a ring."""
+        half = self.config.gradient_precision is Precision.bfloat16
+        return ring_bytes(self.gpus, self.weights * (2 if half else 4))
+
+    @property
+    def gathered_bytes(self) -> float:
+        """Sent by each GPU in a step for the loss."""
+        return gathered_bytes(self.gpus, self.pairs, self.config.model.projection_size)
+
+    @property
+    def compute_s(self) -> float:
+        """Of a step, as if small batches were as quick a pair as large ones."""
+        return self.pairs / self.inputs.pairs_per_s
+
+    @property
+    def network_s(self) -> float:
+        """Of a step, none of it behind the arithmetic."""
+        one_node = self.gpus <= self.inputs.gpus_per_node
+        rate = self.inputs.node_gb_s if one_node else self.inputs.network_gb_s
+        return (self.gradient_bytes + self.gathered_bytes) / (rate * 1e9)
+
+    @property
+    def agreement_s(self) -> float:
+        """Of a step, on the CPUs: hidden as long as the GPUs are busy for longer."""
+        return 2 * (self.gpus - 1) * self.known.hop_s
+
+    @property
+    def step_s(self) -> float:
+        """Of clock time."""
+        return max(self.compute_s + self.network_s, self.agreement_s)
+
+    @property
+    def patches_s(self) -> float:
+        """Read by all GPUs together."""
+        return self.config.data.global_batch_size / self.step_s
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Of one checkpoint."""
+        state = self.known.state_share[self.config.optim.name.value] * self.weights * 4
+        return state + self.gpus * self.known.rank_bytes
+
+    @property
+    def save_s(self) -> float:
+        """While rank 0 saves and all others wait."""
+        return self.checkpoint_bytes / 2**20 / self.known.save_mib_s
+
+    def habits(self, interval_s: float = 600) -> Habits:
+        """Return how this run meets interruptions."""
+        inputs = self.inputs
+        return Habits(
+            interval_s=interval_s,
+            save_s=self.save_s,
+            restart_s=self.known.start_s + inputs.unnoticed_s,
+            kills_a_day=inputs.kills_a_day + self.gpus / inputs.gpu_days_between_failures,
+            stops_a_day=inputs.stops_a_day,
+        )
+
+    def num_steps(self, patches: int) -> int:
+        """Return the steps of a whole run; an epoch leaves out what fills no batch."""
+        return self.config.epochs * (patches // self.config.data.global_batch_size)
+
+
+def plan_of(gpus: int, settings: Sequence[str], inputs: Inputs) -> Plan:
+    """Compose the settings as a command does, and return the plan of that run."""
+    register()
+    with initialize_config_module("jobs.conf", version_base="1.3"):
+        config = to_app(compose("pretrain", list(settings)))
+    if not isinstance(config, PretrainApp):
+        raise TypeError(f"{settings} make no pretraining")
+    network = SimCLR(config.model, NUM_BANDS)
+    weights = sum(weight.numel() for weight in network.parameters())
+    return Plan(gpus, config, weights, inputs, read_constants())
+
+
+def read_constants() -> Constants:
+    """Read what the benchmarks have left in ``results``."""
+    report, startup = _results("constants"), _results("startup")
+    claims = {claim["text"]: claim["value"] for claim in report["claims"] + startup["claims"]}
+    (save,) = (timing for timing in report["timings"] if timing["name"] == SAVE)
+    return Constants(
+        patch_bytes=claims[PATCH],
+        save_mib_s=save["amount"] / statistics.median(save["wall_s"]),
+        state_share={one.value: claims[STATE.format(one.value)] for one in MEASURED},
+        rank_bytes=claims[RANK],
+        sent=claims[SENT],
+        hop_s=claims[HOP],
+        files=claims[OPENED],
+        loaded_mb=claims[LOADED],
+        start_s=claims[WHOLE.format(RESUMED)],
+    )
+
+
+def _results(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
