@@ -8,7 +8,11 @@ from jobs.sweep import SWEEP, naming
 from simclr.config import require
 
 # Options that people know from other commands, and what they are called here.
-SPELLINGS = {"--dry-run": "cluster.dry_run=true", "dry_run=true": "cluster.dry_run=true"}
+SPELLINGS = {
+    "--dry-run": "cluster.dry_run=true",
+    "dry_run=true": "cluster.dry_run=true",
+    "--all-checkpoints": "all_checkpoints=true",
+}
 
 # Settings of hydra-submitit-launcher, and what they are called here if otherwise.
 LAUNCHER = "hydra.launcher."

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.figures.canvas import COLORS, Axes, canvas
+from jobs.figures.cells import number_of
 
 Result = Mapping[str, Any]  # one row of an evaluation: an encoder under a protocol
 
@@ -56,7 +57,7 @@ def draw_classes(
         first, *others = results
         _bars(axes, [first["classes"]["f1"][number] for number in order], first["encoder"])
         for number, other in enumerate(others, start=1):
-            values = [_value(other["classes"]["f1"][row]["value"]) for row in order]
+            values = [number_of(other["classes"]["f1"][row]["value"]) for row in order]
             style: dict[str, Any] = {"color": COLORS[number], "marker": _MARKERS[number]}
             axes.plot(values, range(len(order)), linestyle="", label=other["encoder"], **style)
         names = [f"{_short(classes[row])} ({positives[row]})" for row in order]
@@ -164,7 +165,7 @@ def _points(axes: Axes, results: Sequence[Result], encoders: Sequence[str], scor
 def _band(
     axes: Axes, places: Sequence[float], scores: Sequence[Result], label: str, number: int
 ) -> None:
-    value, low, high = ([_value(one[key]) for one in scores] for key in ("value", "low", "high"))
+    value, low, high = ([number_of(one[key]) for one in scores] for key in ("value", "low", "high"))
     color = COLORS[number % len(COLORS)]
     axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
     axes.plot(places, value, color=color, marker=_MARKERS[number % len(_MARKERS)], label=label)
@@ -179,10 +180,11 @@ def _bars(axes: Axes, scores: Sequence[Result], label: str) -> None:
 
 def _reliability(above: Axes, below: Axes, one: Result, number: int) -> None:
     curve = one["reliability"]
-    counts = np.array([_value(count) for count in curve["counts"]])
+    counts = np.array([number_of(count) for count in curve["counts"]])
     enough = counts >= _FEWEST * counts.sum()
     claimed, came_true = (
-        np.array([_value(value) for value in curve[name]]) for name in ("probability", "frequency")
+        np.array([number_of(value) for value in curve[name]])
+        for name in ("probability", "frequency")
     )
     style: dict[str, Any] = {"color": COLORS[number], "marker": _MARKERS[number], "markersize": 5}
     above.plot(claimed[enough], came_true[enough], label=one["protocol"], **style)
@@ -211,13 +213,9 @@ def _interval(score: Result) -> tuple[float, NDArray[np.float64]]:
 
     A percentile interval need not hold the value itself: matplotlib refuses what is negative.
     """
-    value = _value(score["value"])
-    ends = [[value - _value(score["low"])], [_value(score["high"]) - value]]
+    value = number_of(score["value"])
+    ends = [[value - number_of(score["low"])], [number_of(score["high"]) - value]]
     return value, np.maximum(ends, 0)
-
-
-def _value(number: float | None) -> float:
-    return float("nan") if number is None else float(number)  # null: the score does not exist
 
 
 def _short(name: str) -> str:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from io import StringIO
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from jobs.figures import charts
+from jobs.figures.cells import ENDS, Rows, cell, score_cells, write_csv
 from jobs.figures.charts import Result, spoken
+from jobs.figures.checkpoints import add_checkpoints
 from jobs.figures.page import Page
-from preprocess.shards.atomic import write_text
+from simclr.evaluate.choice import JSON_NAME as CHECKPOINTS_JSON
 from simclr.evaluate.report import FOLDER_NAME, JSON_NAME, Evaluation, read_report
 from simclr.evaluate.setting import PRETRAINED
 from simclr.evaluate.table import score_table, title
 
 PAGE_NAME = "evaluation.html"
-_ENDS = ("value", "low", "high")
 # What is drawn where only one protocol has room: the reference of the field first.
 _PREFERRED = "linear probe"
 _CURVE = ("counts", "probability", "frequency")
-
-Rows = Iterable[Sequence[object]]
 
 
 def write_evaluation_page(run_dir: Path) -> Path:
@@ -29,7 +26,8 @@ def write_evaluation_page(run_dir: Path) -> Path:
 
     Pictures and their numbers lie in ``RUN/evaluation/TASK-FINGERPRINT``, under the same names.
     """
-    evaluations = read_report(run_dir / JSON_NAME)
+    report = run_dir / JSON_NAME
+    evaluations = read_report(report) if report.exists() else []
     page = Page(f"Evaluation of {run_dir.resolve().name}")
     for one in evaluations:
         name = f"{one['task']['name']}-{one['shards']['fingerprint']}"
@@ -39,21 +37,23 @@ def write_evaluation_page(run_dir: Path) -> Path:
         page.table(*_shown_scores(one))
         for part in (_fractions, _classes, _confusion, _reliability, _map):
             part(page, folder, one)
+    for path in sorted((run_dir / FOLDER_NAME).glob(f"*/{CHECKPOINTS_JSON}")):
+        add_checkpoints(page, run_dir, path)
     return page.write(run_dir / PAGE_NAME)
 
 
 def _fractions(page: Page, folder: Path, one: Evaluation) -> None:
     path = charts.draw_fractions(folder / "scores.png", one["results"], one["headline"])
     page.picture(path, f"{spoken(one['headline'])} of encoders and controls, 95 % intervals.")
-    header = ("protocol", "encoder", "fraction", "score", *_ENDS, "by_seed")
-    _write_csv(folder / "scores.csv", header, _score_rows(one["results"]))
+    header = ("protocol", "encoder", "fraction", "score", *ENDS, "by_seed")
+    write_csv(folder / "scores.csv", header, _score_rows(one["results"]))
 
 
 def _score_rows(results: Iterable[Result]) -> Iterator[Sequence[object]]:
     for row in results:
         for score, found in row["scores"].items():
             seeds = " ".join("" if value is None else str(value) for value in found["by_seed"])
-            yield (*_who(row), score, *_cells(found), seeds)
+            yield (*_who(row), score, *score_cells(found), seeds)
 
 
 def _classes(page: Page, folder: Path, one: Evaluation) -> None:
@@ -61,13 +61,13 @@ def _classes(page: Page, folder: Path, one: Evaluation) -> None:
     path = charts.draw_classes(folder / "classes.png", drawn, task["classes"], task["positives"])
     page.picture(path, f"F1 of each class, {drawn[0]['protocol']}; the commonest class above.")
     rows = (
-        (*_who(row), name, score, *_cells(found))
+        (*_who(row), name, score, *score_cells(found))
         for row in one["results"]
         for score, by_class in row["classes"].items()
         for name, found in zip(task["classes"], by_class, strict=True)
     )
-    header = ("protocol", "encoder", "fraction", "class", "score", *_ENDS)
-    _write_csv(folder / "classes.csv", header, rows)
+    header = ("protocol", "encoder", "fraction", "class", "score", *ENDS)
+    write_csv(folder / "classes.csv", header, rows)
 
 
 def _confusion(page: Page, folder: Path, one: Evaluation) -> None:
@@ -77,7 +77,7 @@ def _confusion(page: Page, folder: Path, one: Evaluation) -> None:
     path = charts.draw_confusion(folder / "confusion.png", first["confusion"], classes)
     page.picture(path, f"Truth and answers of the {_named(first)}; test patches of all seeds.")
     rows = ((name, *counts) for name, counts in zip(classes, first["confusion"], strict=True))
-    _write_csv(folder / "confusion.csv", ("truth", *classes), rows)
+    write_csv(folder / "confusion.csv", ("truth", *classes), rows)
 
 
 def _reliability(page: Page, folder: Path, one: Evaluation) -> None:
@@ -86,11 +86,11 @@ def _reliability(page: Page, folder: Path, one: Evaluation) -> None:
     page.picture(path, "Can a stated probability be believed? Bins with 1 % of all claims or more.")
     rows = ((*_who(row), *cells) for row in drawn for cells in _bins(row["reliability"]))
     header = ("protocol", "encoder", "fraction", "from", "to", "claims", "probability", "frequency")
-    _write_csv(folder / "reliability.csv", header, rows)
+    write_csv(folder / "reliability.csv", header, rows)
 
 
 def _bins(curve: Result) -> Iterator[tuple[object, ...]]:
-    values = ([_cell(value) for value in curve[key]] for key in _CURVE)
+    values = ([cell(value) for value in curve[key]] for key in _CURVE)
     # there is one edge more than bins
     return zip(curve["edges"][:-1], curve["edges"][1:], *values, strict=True)
 
@@ -106,7 +106,7 @@ def _map(page: Page, folder: Path, one: Evaluation) -> None:
         (x, y, names[number])
         for (x, y), number in zip(points["points"], points["classes"], strict=True)
     )
-    _write_csv(folder / "map.csv", ("first_axis", "second_axis", "class"), rows)
+    write_csv(folder / "map.csv", ("first_axis", "second_axis", "class"), rows)
 
 
 def _shown_scores(one: Evaluation) -> tuple[Sequence[str], Rows]:
@@ -133,19 +133,3 @@ def _who(row: Result) -> tuple[object, ...]:
 
 def _named(row: Result) -> str:
     return f"{row['encoder']} encoder, {row['protocol']}"
-
-
-def _cells(found: Result) -> tuple[object, ...]:
-    return tuple(_cell(found[key]) for key in _ENDS)
-
-
-def _cell(number: float | None) -> object:
-    return "" if number is None else number  # a score that does not exist is an empty cell
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Rows) -> None:
-    text = StringIO()
-    writer: Callable[[Sequence[object]], object] = csv.writer(text, lineterminator="\n").writerow
-    for row in (header, *rows):
-        writer(row)
-    write_text(path, text.getvalue())

@@ -30,9 +30,9 @@ HELP = Help(
         "step": "checkpoint to score; 0 takes the newest valid one",
         "split": "given: that of the shards; drawn: blocks of ground, for each seed",
         "balanced": "of a yes or no: keep as many of both; nature is not balanced",
-        "controls": "put encoders that learnt nothing into the table",
+        "all_checkpoints": "score every checkpoint on validation instead, and name the best",
         "test_time": "average over the 8 turns and flips of a patch. Further: batch_size, "
-        "neighbours, bootstrap, finetune.*",
+        "controls, neighbours, bootstrap, finetune.*",
     },
     output="evaluation.json, .md and .html in the run folder, figures and their numbers as CSV in "
     "evaluation/; stdout shows the table.",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from simclr.evaluate.candidates import Candidate
-from simclr.evaluate.config import Protocol
+from simclr.evaluate.config import CHEAP, Protocol
 from simclr.evaluate.fractions import label_subset
 from simclr.evaluate.setting import Setting
 from simclr.evaluate.splits import Split
@@ -38,7 +38,7 @@ class Attempt:
     @property
     def is_finetune(self) -> bool:
         """Whether a network is trained."""
-        return self.protocol not in (Protocol.knn, Protocol.probe)
+        return self.protocol not in CHEAP
 
 
 def list_attempts(setting: Setting, candidates: Sequence[Candidate]) -> list[Attempt]:
@@ -53,7 +53,7 @@ def list_attempts(setting: Setting, candidates: Sequence[Candidate]) -> list[Att
         for fraction in sorted(set(config.fractions), reverse=True)
         for protocol in config.protocols
         for candidate in candidates
-        if candidate.network is not None or protocol in (Protocol.knn, Protocol.probe)
+        if candidate.network is not None or protocol in CHEAP
         for seed, split in _splits_of(setting, candidate, protocol, fraction)
     ]
 
@@ -67,5 +67,5 @@ def _splits_of(
     ]
     if candidate.seed is not None:
         return [pair for pair in pairs if pair[0] == candidate.seed]
-    trained = protocol not in (Protocol.knn, Protocol.probe)
+    trained = protocol not in CHEAP
     return pairs if setting.splits.redrawn or fraction < 1 or trained else pairs[:1]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from simclr.evaluate.ranking import FloatArray, Indices, Weights
 
 CONFIDENCE = 0.95
+BOOTSTRAP_SEED = 0
 # A percentile interval over fewer blocks is too narrow to be believed.
 MIN_BLOCKS = 20
 _CHUNK_ELEMENTS = 1 << 22

@@ -5,6 +5,7 @@ Every candidate sees the same views, normalised with the statistics of the shard
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from simclr.checkpoint.manifest import CHECKPOINTS
+from simclr.checkpoint.manifest import CHECKPOINTS, STATE_NAME
 from simclr.checkpoint.pretrained import Pretrained, load_pretrained
 from simclr.config import ModelConfig, require
 from simclr.evaluate.config import EvaluateConfig, Protocol
@@ -38,17 +39,23 @@ class Candidate:
     Attributes:
         encoder: its name.
         seed: that made it; None where no seed plays a part.
-        embed: views (B, C, S, S) to features (B, D), in evaluation mode.
+        embed: views (B, C, S, S) to features (B, D), in evaluation mode; None where its features
+            are stored and nothing is to be trained.
+        weights: checksum of the weights that it was loaded from, if any.
+        checkpoint: name of the run's checkpoint that it is, if any.
     """
 
     encoder: str
     seed: int | None
-    embed: Embedder
+    embed: Embedder | None
+    weights: str = ""
+    checkpoint: str = ""
 
     @property
     def features_name(self) -> str:
-        """Name of its features."""
-        return self.encoder if self.seed is None else f"{self.encoder} {self.seed}"
+        """Name of its features; those of a checkpoint serve all evaluations of the run."""
+        plain = self.encoder if self.seed is None else f"{self.encoder} {self.seed}"
+        return self.checkpoint or plain
 
     @property
     def network(self) -> nn.Module | None:
@@ -72,11 +79,17 @@ def open_candidates(
     """
     model, bands = pretrained.config.model, pretrained.config.data.bands
     others = [
-        Candidate(name, None, open_encoder(path, bands, device))
+        Candidate(name, None, open_encoder(path, bands, device), _fingerprint(path))
         for name, path in _named(config.others).items()
     ]
     controls = _controls(model, len(bands), config.seeds, device) if config.controls else []
-    return [Candidate(PRETRAINED, None, pretrained.encoder), *others, *controls]
+    return [of_checkpoint(PRETRAINED, pretrained), *others, *controls]
+
+
+def of_checkpoint(name: str, pretrained: Pretrained) -> Candidate:
+    """Return the encoder of a checkpoint as a row of this name."""
+    weights = str(pretrained.manifest.files[STATE_NAME]["sha256"])
+    return Candidate(name, None, pretrained.encoder, weights, pretrained.checkpoint.name)
 
 
 def open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:
@@ -110,6 +123,14 @@ def _controls(
         ),
         Candidate(IMAGE_STATISTICS, None, image_statistics),
     ]
+
+
+def _fingerprint(other: Path) -> str:
+    """Return what changes when the weights of another encoder do."""
+    inside = (path for path in other.rglob("*") if path.suffix in (".pt", ".safetensors"))
+    files = [other] if other.is_file() else sorted(inside)
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _named(others: Sequence[str]) -> dict[str, Path]:

@@ -47,6 +47,7 @@ class Difference:
     """How far an encoder is ahead of a control in one score.
 
     Attributes:
+        encoder: in question.
         control, protocol, fraction, score: what is compared.
         over_samples: interval over resamples of the test blocks, paired.
         over_seeds: Student's interval over seeds, corrected for overlapping test sets; without
@@ -55,6 +56,7 @@ class Difference:
         resolved: whether every interval there is excludes zero.
     """
 
+    encoder: str
     control: str
     protocol: str
     fraction: float
@@ -155,6 +157,7 @@ def _difference(row: Row, control: Row, score: str, test_to_train: float) -> Dif
     known = [over_samples] if len(by_seed) == 1 else [over_samples, over_seeds]
     resolved = all(interval.excludes_zero for interval in known)
     return Difference(
+        row.encoder,
         control.encoder,
         row.protocol,
         row.fraction,

@@ -19,6 +19,10 @@ class Protocol(Enum):
     finetune_all = "fine-tune all"
 
 
+# They fit a classifier to stored features; all others train a network.
+CHEAP = (Protocol.knn, Protocol.probe)
+
+
 class SplitRule(Enum):
     """``given``: the split that the shards carry; ``drawn``: blocks of ground for each seed."""
 
@@ -77,6 +81,8 @@ class EvaluateConfig:
         balanced: of a yes or no: leave out as many of the commoner answer as it takes to have as
             many of both in every split. The study of 2021 did; nature does not.
         step: checkpoint to evaluate; 0 takes the newest valid one.
+        all_checkpoints: score every checkpoint on the validation split instead, and name the
+            best; the test split is left alone.
         protocols: how encoders are asked; controls are asked the same. Fine-tuning trains whole
             networks, several for each seed: ask for it where there is a GPU, or time.
         fractions: shares of the training labels, nested, stratified and drawn by seed.
@@ -98,6 +104,7 @@ class EvaluateConfig:
     task: str = ""
     balanced: bool = False
     step: int = 0
+    all_checkpoints: bool = False
     protocols: list[Protocol] = field(default_factory=lambda: [Protocol.probe, Protocol.knn])
     fractions: list[float] = field(default_factory=lambda: [1.0])
     others: list[str] = field(default_factory=list)
@@ -122,6 +129,25 @@ class EvaluateConfig:
             f"fractions is {self.fractions}; give shares in (0, 1], fractions=[0.01,0.1,1]",
         )
         require(self.step >= 0, f"step is {self.step}; give 0 for the newest, or a saved step")
+        if self.all_checkpoints:
+            self._require_a_choice()
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; give 1 or more")
         require(self.neighbours >= 1, f"neighbours is {self.neighbours}; give 1 or more")
         require(self.bootstrap >= 100, f"bootstrap is {self.bootstrap}; give 100 or more")
+
+    def _require_a_choice(self) -> None:
+        """Refuse what makes no sense when all checkpoints are scored."""
+        require(
+            self.step == 0,
+            f"step is {self.step} and all_checkpoints is true; leave one of them out",
+        )
+        trained = [one.name for one in self.protocols if one not in CHEAP]
+        require(
+            not trained,
+            f"protocols holds {', '.join(trained)}; all_checkpoints=true asks by probe and knn, "
+            "protocols=[probe,knn]",
+        )
+        require(
+            len(self.fractions) == 1,
+            f"fractions is {self.fractions}; all_checkpoints=true takes one share, fractions=[1]",
+        )

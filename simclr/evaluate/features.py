@@ -8,7 +8,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +35,15 @@ class FeatureCache:
 
     Attributes:
         folder: where the files lie; each network has one, so that disk use stays bounded.
-        origin: everything the features depend on but the network's name: checkpoint, shards,
-            samples, bands, view size, versions.
+        origin: everything the features depend on but the network itself: shards, samples,
+            bands, view size, versions.
+        weights: by name, checksum of the weights that a network was loaded from; none for those
+            that a seed makes.
     """
 
     folder: Path
     origin: Mapping[str, object]
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """Return the file of a network."""
@@ -96,7 +99,8 @@ class FeatureCache:
         return self.path(name).with_suffix(f".part-{rank:04d}.npy")
 
     def _key(self, name: str) -> str:
-        text = json.dumps({**self.origin, "network": name}, sort_keys=True)
+        own = {"network": name, "weights": self.weights.get(name, "")}
+        text = json.dumps({**self.origin, **own}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -9,6 +9,9 @@ import torch.distributed as dist
 
 from simclr.world import World
 
+# Ranks wait for the slowest of their trials, not for a step: a day.
+TIMEOUT_S = 24 * 3600
+
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 

@@ -8,6 +8,7 @@ from simclr.checkpoint.pretrained import Pretrained
 from simclr.corpus import Corpus
 from simclr.evaluate.bootstrap import Blocks
 from simclr.evaluate.config import EvaluateConfig
+from simclr.evaluate.ranking import Indices
 from simclr.evaluate.splits import Splits
 from simclr.evaluate.task import Task
 
@@ -33,3 +34,8 @@ class Setting:
     task: Task
     splits: Splits
     blocks: Blocks
+
+    @property
+    def tested(self) -> Indices:
+        """Samples (T,) that any seed tests, sorted: those that ``blocks`` speaks of."""
+        return self.splits.tested

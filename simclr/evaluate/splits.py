@@ -51,6 +51,11 @@ class Splits:
     leakage: float
     touching: float
 
+    @property
+    def tested(self) -> Indices:
+        """Samples (T,) that any seed tests, sorted."""
+        return np.unique(np.concatenate([split.test for split in self.by_seed]))
+
 
 def make_splits(task: Task, seeds: Sequence[int], rule: SplitRule = SplitRule.given) -> Splits:
     """Take the official split that the shards carry, else draw one for each seed.
@@ -78,6 +83,12 @@ def make_splits(task: Task, seeds: Sequence[int], rule: SplitRule = SplitRule.gi
     if named:
         origin += f"; the shards name only {', '.join(sorted(named))}"
     return _measured(task, splits, origin, redrawn=True)
+
+
+def on_validation(task: Task, splits: Splits) -> Splits:
+    """Return splits in which the validation samples are tested: the test samples stay unread."""
+    parts = tuple(Split(one.train, one.validation, one.validation) for one in splits.by_seed)
+    return _measured(task, parts, splits.origin, redrawn=splits.redrawn)
 
 
 def strata_of(truth: BoolArray, group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:

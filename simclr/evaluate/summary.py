@@ -32,19 +32,10 @@ def summarise(
     """
     differences = _differences(setting, rows)
     headline = SCORES[setting.task.kind][0]
-    pretrained = setting.pretrained
     return {
-        "simulated": setting.corpus.simulated or bool(pretrained.corpus["simulated"]),
-        "run": setting.config.run,
-        "checkpoint": pretrained.checkpoint.name,
-        "step": pretrained.step,
-        "encoder": pretrained.config.model.encoder.value,
-        "bands": list(setting.corpus.bands),
-        "task": _task(setting.task),
-        "shards": _shards(setting),
-        "split": _split(setting),
-        "protocol": _protocol(setting),
-        "headline": headline,
+        **facts(setting),
+        "checkpoint": setting.pretrained.checkpoint.name,
+        "step": setting.pretrained.step,
         "results": [_result(row, setting.task.kind) for row in rows],
         "differences": _plain_differences(differences),
         "findings": [finding(each) for each in differences if each.score == headline],
@@ -53,19 +44,40 @@ def summarise(
     }
 
 
-def _differences(setting: Setting, rows: Sequence[Row]) -> list[Difference]:
-    """Compare the pretrained encoder with every control under each protocol."""
+def facts(setting: Setting) -> dict[str, Any]:
+    """Return what was asked of which run on which patches."""
+    pretrained = setting.pretrained
+    return {
+        "simulated": setting.corpus.simulated or bool(pretrained.corpus["simulated"]),
+        "run": setting.config.run,
+        "encoder": pretrained.config.model.encoder.value,
+        "bands": list(setting.corpus.bands),
+        "task": _task(setting.task),
+        "shards": _shards(setting),
+        "split": _split(setting),
+        "protocol": _protocol(setting),
+        "headline": SCORES[setting.task.kind][0],
+    }
+
+
+def compare_with(setting: Setting, row: Row, other: Row) -> list[Difference]:
+    """Return the paired differences of two rows, their test sets correlated as the splits are."""
     ratio = 0.0
     if setting.splits.redrawn:
         split = setting.splits.by_seed[0]
         ratio = len(split.test) / len(split.train)
+    return compare(row, other, setting.task.kind, ratio)
+
+
+def _differences(setting: Setting, rows: Sequence[Row]) -> list[Difference]:
+    """Compare the pretrained encoder with every control under each protocol."""
     return [
         difference
         for row in rows
         for control in rows
         if row.encoder == PRETRAINED != control.encoder
         and (row.protocol, row.fraction) == (control.protocol, control.fraction)
-        for difference in compare(row, control, setting.task.kind, ratio)
+        for difference in compare_with(setting, row, control)
     ]
 
 
@@ -122,7 +134,8 @@ def _protocol(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _result(row: Row, kind: str) -> dict[str, Any]:
+def plain_scores(row: Row) -> dict[str, Any]:
+    """Return who a row is, what was chosen for it, and its scores with intervals."""
     return {
         "encoder": row.encoder,
         "protocol": row.protocol,
@@ -133,6 +146,12 @@ def _result(row: Row, kind: str) -> dict[str, Any]:
             name: {**_plain_interval(interval), "by_seed": _numbers(row.by_seed[name])}
             for name, interval in row.intervals.items()
         },
+    }
+
+
+def _result(row: Row, kind: str) -> dict[str, Any]:
+    return {
+        **plain_scores(row),
         "classes": {
             name: [_plain_interval(interval) for interval in intervals]
             for name, intervals in row.classes.items()
@@ -142,8 +161,10 @@ def _result(row: Row, kind: str) -> dict[str, Any]:
     }
 
 
-def _plain_difference(difference: Difference) -> dict[str, Any]:
+def plain_difference(difference: Difference) -> dict[str, Any]:
+    """Return a difference ready for JSON."""
     return {
+        "encoder": difference.encoder,
         "control": difference.control,
         "protocol": difference.protocol,
         "fraction": difference.fraction,
@@ -160,7 +181,7 @@ def _plain_differences(differences: Sequence[Difference]) -> list[dict[str, Any]
     families: dict[tuple[str, float, str], list[int]] = {}
     for number, one in enumerate(differences):
         families.setdefault((one.protocol, one.fraction, one.score), []).append(number)
-    plain = [_plain_difference(difference) for difference in differences]
+    plain = [plain_difference(difference) for difference in differences]
     for members in families.values():
         corrected = holm([differences[number].p_value for number in members])
         for number, value in zip(members, corrected, strict=True):

@@ -39,6 +39,40 @@ def text_table(evaluation: dict[str, Any]) -> str:
     )
 
 
+def choice_text(choice: dict[str, Any]) -> str:
+    """Return what a terminal shows of the scores of all checkpoints."""
+    mark = "SIMULATED PATCHES, " if choice["simulated"] else ""
+    counts = choice["split"]["counts"]
+    facts = [
+        f"{counts['train']} training and {counts['test']} validation patches",
+        f"split {choice['split']['origin']}",
+        f"seeds {', '.join(map(str, choice['split']['seeds']))}",
+    ]
+    lines = [f"{mark}{choice['task']['name']}, checkpoints on validation", *_wrapped(facts), ""]
+    lines += [*_aligned(choice_table(choice)), ""]
+    return "\n".join([*lines, *_wrapped([*choice["findings"], *choice["notes"]])]) + "\n"
+
+
+def choice_table(choice: dict[str, Any]) -> list[list[str]]:
+    """Return header and rows: a checkpoint each, then what stands beside them.
+
+    Scores are in percent with the ends of their intervals; of several kinds the headline.
+    """
+    results, headline = choice["results"], choice["headline"]
+    asked = list(dict.fromkeys(one["protocol"] for one in results))
+    scores = {
+        (one["encoder"], one["protocol"]): _interval(one["scores"][headline]) for one in results
+    }
+    losses = dict(zip(choice["steps"], choice["losses"], strict=True))
+    rows = [["", "loss", *(f"{protocol}: {_HEADINGS[headline]}" for protocol in asked)]]
+    for encoder, step in {one["encoder"]: one["step"] for one in results}.items():
+        loss = losses.get(step)
+        mark = " (best)" if step == choice["best"] else ""
+        shown = "" if loss is None else f"{loss:.4f}"
+        rows.append([encoder + mark, shown, *(scores.get((encoder, each), "") for each in asked)])
+    return rows
+
+
 def markdown(evaluation: dict[str, Any], level: int = 1) -> str:
     """Return one evaluation as a section of a page, under a heading of this level."""
     facts = [f"- {fact}" for fact in _facts(evaluation)]

@@ -11,9 +11,10 @@ from simclr.evaluate.bootstrap import Interval
 from simclr.evaluate.comparison import Difference, Row
 from simclr.evaluate.config import Protocol
 from simclr.evaluate.scores import SCORES
-from simclr.evaluate.setting import PRETRAINED, Setting
+from simclr.evaluate.setting import Setting
 
 MIN_SEEDS = 3
+_NAMED = 6  # checkpoints; of more the table tells
 
 
 def finding(difference: Difference) -> str:
@@ -27,9 +28,58 @@ def finding(difference: Difference) -> str:
     if not math.isnan(difference.over_seeds.low):
         ends += f", over seeds {_points(difference.over_seeds)}"
     return (
-        f"{difference.protocol}: {PRETRAINED} {verdict} {difference.control}, "
+        f"{difference.protocol}: {difference.encoder} {verdict} {difference.control}, "
         f"{difference.score.replace('_', ' ')} {100 * gap.value:+.1f} points {ends}"
     )
+
+
+def choice_findings(
+    best: Row, checkpoints: Sequence[Row], differences: Sequence[Difference]
+) -> list[str]:
+    """Say which checkpoint is best on validation, and beyond which others that can be told.
+
+    Args:
+        best: the one with the highest headline.
+        checkpoints: all of them under the protocol that chooses.
+        differences: of the best to every other row, in the headline.
+    """
+    names = {row.encoder for row in checkpoints}
+    rivals = [one for one in differences if one.control in names]
+    alike = [one.control for one in rivals if not one.resolved]
+    sentence = f"{best.protocol} on validation: {best.encoder} is best of {len(names)} checkpoints"
+    if alike:
+        sentence += f", and cannot be told from {len(alike)} of them"
+        sentence += f": {', '.join(alike)}" if len(alike) <= _NAMED else ""
+    return [sentence, *(finding(one) for one in differences if one.control not in names)]
+
+
+def choice_notes(setting: Setting, num_checkpoints: int) -> list[str]:
+    """Say what the scores of checkpoints are not."""
+    return [
+        "validation patches chose penalty and checkpoint: these scores flatter the best one; the "
+        "test split was left alone, and judges what was chosen here",
+        *(["one checkpoint leaves no choice; checkpoint.keep keeps more"] * (num_checkpoints < 2)),
+        *_near(setting, "validation"),
+    ]
+
+
+def _near(setting: Setting, split: str) -> list[str]:
+    """Say how close the scored patches are to training patches, and to each other."""
+    notes = []
+    leakage = setting.splits.leakage
+    if leakage > 0:
+        notes.append(f"{100 * leakage:.1f} % of the {split} patches lie at a training place")
+    near = setting.splits.touching
+    if near > 0:
+        notes.append(
+            f"{100 * near:.1f} % of the {split} patches touch a training patch on the ground"
+        )
+    if setting.blocks.unit == "patch":
+        notes.append(
+            "too few tiles or places are known to resample by; neighbouring patches count as "
+            "independent, so intervals may be too narrow"
+        )
+    return notes
 
 
 def _points(interval: Interval) -> str:
@@ -72,18 +122,7 @@ def limits(setting: Setting, differences: Sequence[Difference]) -> list[str]:
 
 def warnings(setting: Setting, rows: Sequence[Row]) -> list[str]:
     """Say what makes these figures look better, or narrower, than they are."""
-    notes = [_seen(setting)]
-    leakage = setting.splits.leakage
-    if leakage > 0:
-        notes.append(f"{100 * leakage:.1f} % of the test patches lie at a training place")
-    near = setting.splits.touching
-    if near > 0:
-        notes.append(f"{100 * near:.1f} % of the test patches touch a training patch on the ground")
-    if setting.blocks.unit == "patch":
-        notes.append(
-            "too few tiles or places are known to resample by; neighbouring patches count as "
-            "independent, so intervals may be too narrow"
-        )
+    notes = [_seen(setting), *_near(setting, "test")]
     unsolved = sum(not trial.choices.get("converged", True) for row in rows for trial in row.trials)
     if unsolved:
         notes.append(f"{unsolved} of the chosen probes had not converged")

@@ -80,7 +80,7 @@ def cached(folder, weights="a", num_samples=7):
         passes.append(1)
         return torch.split(make_views(num_samples)[rows], 3)
 
-    cache = FeatureCache(folder, {"weights": weights, "bands": ("B02",)})
+    cache = FeatureCache(folder, {"bands": ("B02",)}, {"random encoder 0": weights})
     networks = {"random encoder 0": nn.Flatten().eval()}
     store_features(cache, networks, views, num_samples, ALONE, progress=False)
     return cache.stored("random encoder 0", num_samples), len(passes)
