@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from jobs.sweep import SWEEP, naming
 from simclr.config import require
@@ -26,6 +27,7 @@ LAUNCHER_SETTINGS = {
     **dict.fromkeys(("signal_delay_s", "setup"), ""),
 }
 
+CONFIG_DIR = frozenset({"--config-dir", "-cd"})
 HELP = frozenset({"--help", "-h"})
 
 # hydra's, of which its own parser says more than a line when one is misspelt
@@ -35,8 +37,7 @@ _WITH_VALUE = {
     "-c": ("job", "hydra", "all"),
     "--package": (),
     "-p": (),
-    "--config-dir": (),
-    "-cd": (),
+    **dict.fromkeys(CONFIG_DIR, ()),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
     "-i": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }
@@ -55,6 +56,7 @@ def understood(arguments: Sequence[str]) -> list[str]:
         if word.startswith("-"):
             options += _option(word, words)
         else:
+            require(not word.startswith("="), f"{word!r} has no key in front; write key=value")
             settings.append(_of_launcher(word) if word.startswith(LAUNCHER) else word)
     return [*options, *settings, *(naming(settings) if SWEEP & set(options) else [])]
 
@@ -69,6 +71,8 @@ def _option(word: str, following: Iterator[str]) -> list[str]:
         "--dry-run; settings have no dashes: key=value",
     )
     value = value if equals else next(following, "")
+    if name in CONFIG_DIR:
+        return [name, config_dir(value)]
     allowed = _WITH_VALUE[name]
     require(bool(value), f"{name} needs a value: {name} {allowed[0] if allowed else 'VALUE'}")
     require(
@@ -76,6 +80,20 @@ def _option(word: str, following: Iterator[str]) -> list[str]:
         f"{name} is {value!r}; choose one of {', '.join(allowed)}",
     )
     return [name, value]
+
+
+def config_dir(folder: str) -> str:
+    """Return the folder given by ``--config-dir``.
+
+    Raises:
+        ValueError: it is none; hydra would only warn, or say so in its own words.
+    """
+    require(
+        Path(folder or "/dev/null").is_dir(),
+        f"--config-dir is {folder!r}, which is no folder; give the one in which cluster/mine.yaml "
+        "or recipe/ours.yaml lies",
+    )
+    return folder
 
 
 def _of_launcher(word: str) -> str:

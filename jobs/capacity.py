@@ -45,8 +45,8 @@ class NodeKind:
     limit_min: int | None
 
 
-def check_capacity(cluster: ClusterConfig) -> None:
-    """Refuse what the nodes of the partition do not have.
+def check_capacity(cluster: ClusterConfig) -> str:
+    """Refuse what the nodes of the partition do not have; return why if Slurm did not tell.
 
     Raises:
         ValueError: with the setting, its value, and what there is.
@@ -54,10 +54,10 @@ def check_capacity(cluster: ClusterConfig) -> None:
     try:
         kinds = parse_nodes(slurm.call(["sinfo", "-h", "-o", _FORMAT]))
     except slurm.SlurmError as error:
-        _log.warning("%s; the cluster's size was not checked", error)
-        return
+        return str(error)
     if kinds:
         _check_partition(cluster, kinds)
+    return ""
 
 
 def largest_array() -> int | None:

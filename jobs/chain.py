@@ -9,9 +9,10 @@ from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_module
 
+from jobs.arguments import CONFIG_DIR, config_dir
 from jobs.cluster import ClusterConfig, Executor
 from jobs.done import is_done
-from jobs.explain import explain
+from jobs.explain import explain, nearest
 from jobs.launch import dispatch
 from jobs.runfolder import read_submission
 from jobs.schema import narrow, register, to_app
@@ -105,9 +106,11 @@ def split_stages(arguments: Sequence[str]) -> list[Words]:
         ValueError: no verb is named.
     """
     starts = [k for k, word in enumerate(arguments) if word in TASKS]
+    words = [word for word in arguments if not word.startswith("-") and "=" not in word]
     require(
         bool(starts),
-        f"no stage is named; give verbs with their settings: {', '.join(TASKS)}",
+        f"no stage is named; {nearest(words[0], [*TASKS]) if words else ''}give verbs with their "
+        f"settings: {', '.join(TASKS)}",
     )
     common = arguments[: starts[0]]
     ends = [*starts[1:], len(arguments)]
@@ -128,13 +131,18 @@ def _key(word: str) -> str:
 
 
 def _compose(words: Words) -> Any:
-    # what ``--config-dir`` means to a verb
-    folders = [w.partition("=")[2] for w in words.arguments if w.startswith("--config-dir=")]
-    settings = [w for w in words.arguments if not w.startswith("--config-dir=")]
+    folders = [w.partition("=")[2] for w in words.arguments if _key(w) in CONFIG_DIR]
+    settings = [w for w in words.arguments if _key(w) not in CONFIG_DIR]
     wrong = [word for word in settings if word.startswith("-") or "=" not in word]
-    require(not wrong, f"{words.verb}: {' '.join(wrong)!r} is no setting; write key=value")
+    require(
+        not wrong,
+        f"{words.verb}: {' '.join(wrong)!r} is no setting; write key=value, and options in front "
+        "of the first verb: --config-dir=DIR, --dry-run",
+    )
     if folders:
-        settings.append(f"hydra.searchpath=['file://{Path(folders[-1]).absolute()}']")
+        # what ``--config-dir`` means to a verb
+        folder = Path(config_dir(folders[-1])).absolute()
+        settings.append(f"hydra.searchpath=['file://{folder}']")
     try:
         with initialize_config_module("jobs.conf", version_base="1.3"):
             return to_app(compose(words.verb, overrides=settings))

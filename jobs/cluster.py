@@ -83,6 +83,9 @@ class ClusterConfig:
         for name in ("nodes", "tasks_per_node", "cpus_per_task", "parts", "parallel_parts"):
             value = getattr(self, name)
             require(value >= 1, f"cluster.{name} is {value}; give 1 or more")
+        for name in ("gpus_per_node", "memory_gb", "signal_delay_s"):
+            least = getattr(self, name) or 0
+            require(least >= 0, f"cluster.{name} is {least}; give 0 or more")
         _check_shell(self)
         if self.executor is Executor.slurm:
             _check_slurm(self)
@@ -126,6 +129,11 @@ def _check_shell(cluster: ClusterConfig) -> None:
 
 
 def _check_slurm(cluster: ClusterConfig) -> None:
+    after = cluster.after or ""
+    require(
+        re.fullmatch(r"(\w+(:\w+)*)?", after) is not None,
+        f"cluster.after is {after!r}; give job numbers: cluster.after=12, or 12:13",
+    )
     delay, limit = cluster.signal_delay_s, cluster.time_min * 60
     # Slurm looks at time limits every 30 s and may warn up to 60 s early: too near the limit, a
     # job would be warned as soon as it starts, and be requeued for ever.

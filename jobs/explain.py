@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from jobs.help import choices
-from jobs.schema import APPS, SOURCES, App
+from jobs.schema import APPS, App
 
 FAILED, WRONG_USE = 1, 2
 MAX_LINE = 600  # torch appends the frames of its C++ side
@@ -33,6 +33,14 @@ _WANTED = {
     "'list' to string": "give one value, without brackets",
     "'dict' to string": "give one value, without braces",
 }
+_LESS_TRAINING = (
+    "lower data.global_batch_size or augment.view_size_px, or set precision=bfloat16 and "
+    "model.activation_checkpointing=true"
+)
+_LESS = {"pretrain": _LESS_TRAINING, "study": _LESS_TRAINING, "evaluate": "lower batch_size"}
+# Of CPU and GPU: torch has a class of its own for the latter alone.
+_NO_MEMORY = re.compile("out of memory|[Cc]an't allocate memory")
+
 # The usual causes of the system's own errors, for people who do not know its words.
 _CURES = {
     errno.ENOENT: "correct the path",
@@ -57,12 +65,21 @@ def explain(error: Exception, verb: str) -> tuple[str, int]:
     if isinstance(error, ValueError):
         return _one_line(str(error)), WRONG_USE
     line = _one_line(str(error))[:MAX_LINE]
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(line):
+        return _out_of_memory(line, verb), FAILED
     if isinstance(error, OSError):
         return _of_system(error) or line, FAILED
     # Errors that we raise on purpose have types and words of their own.
     if isinstance(error, RuntimeError) and _is_ours(error):
         return line, FAILED
     return f"{type(error).__name__}: {line}; debug=true shows where", FAILED
+
+
+def _out_of_memory(line: str, verb: str) -> str:
+    """Return how much was asked for, if the words tell, and what asks for less."""
+    amount = re.search(r"allocate ([\d.]+ \w+)", line)
+    wanted = f" for {amount[1]} more" if amount else ""
+    return f"out of memory{wanted}; {_LESS.get(verb, 'ask for less')}"
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:
@@ -79,9 +96,12 @@ def _explain_settings(error: Exception, verb: str) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return _wrong_value(cause)
     if isinstance(error, OverrideParseException):
-        reason = str(error).partition("\n")[0]
-        cure = "write key=value; put values with special signs in quotes: 'output=\"a (b)\"'"
-        return f"{error.override!r} is no setting ({reason}); {cure}"
+        cure = "write key=value without spaces; put values with special signs in quotes"
+        return f"{error.override!r} is no setting; {cure}: 'output=\"a (b)\"'"
+    several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'", str(error))
+    if several:
+        key, values = several.groups()
+        return f"{key} is {values}; several values need -m, a run for each; a list is [{values}]"
     return _unknown_choice(str(error)) or _of_file(str(error), verb) or _one_line(str(error))
 
 
@@ -109,7 +129,7 @@ def _unknown_key(
     *parents, last = (full_key or str(cause.full_key or cause.key)).split(".")
     chosen = cause.object_type
     # the schema of the chosen source, not only what all sources have
-    level = chosen if chosen in SOURCES.values() else _class_at(APPS[verb], parents)
+    level = chosen if is_dataclass(chosen) else _class_at(APPS[verb], parents)
     if level is None:
         key = ".".join([*parents, last])
         return f"{key} is no setting yet; a plus adds it: +{key}=..."

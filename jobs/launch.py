@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from jobs.done import Marking, is_done
 from jobs.submit import SCRATCH, interpreter, scratch_lines, script, submit
 from jobs.tasks.task import Task
 from jobs.watch import watch
+from simclr.config import require
 
 # submitit ends local jobs after this; a training has its own end.
 _LOCAL_LIMIT_MIN = 60 * 24 * 365
@@ -52,6 +54,7 @@ def dispatch(task: Task, cluster: ClusterConfig, *, in_sweep: bool = False) -> s
         ValueError: the task cannot be done there; nothing has been started.
         RuntimeError: it was started and failed.
     """
+    _check_interpreter(cluster)
     task.prepare(cluster)
     if in_sweep and is_done(task):
         return f"{task.folder.parent}: done before, with the same settings"
@@ -64,6 +67,16 @@ def dispatch(task: Task, cluster: ClusterConfig, *, in_sweep: bool = False) -> s
         _collected.get().extend(Request(member, needs) for member in members)
         return ""
     return submit_all(members, task.folder, needs)
+
+
+def _check_interpreter(cluster: ClusterConfig) -> None:
+    """Refuse a Python that is not there; of other machines and of images nothing is known here."""
+    if cluster.executor is Executor.local and cluster.python and not cluster.container:
+        require(
+            shutil.which(cluster.python) is not None,
+            f"cluster.python is {cluster.python}, which is no program of this machine; leave it "
+            "out to take this interpreter",
+        )
 
 
 def submit_all(members: list[Task], folder: Path, needs: ClusterConfig) -> str:

@@ -5,6 +5,7 @@ Each verb has one top-level class: the settings of the work, flat, and beside th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, cast
 
@@ -134,11 +135,23 @@ def to_app(config: DictConfig) -> App:
         ValueError: a value is refused; the message says which and the cure.
         OmegaConfBaseException: a value is missing or cannot be resolved.
     """
+    _refuse_endless(OmegaConf.to_container(config), "")
     try:
         return cast(App, OmegaConf.to_object(config))
     except AttributeError as error:
         # ``++key=`` adds what the schema does not know; the dataclass has no place for it
         raise ValueError(f"{error}; leave it out: --help lists the settings") from error
+
+
+def _refuse_endless(plain: Any, key: str) -> None:
+    """Refuse ``inf`` and ``nan`` anywhere: they pass comparisons, and no setting means them."""
+    if isinstance(plain, dict | list):
+        entries = plain.items() if isinstance(plain, dict) else enumerate(plain)
+        for name, value in entries:
+            inner = f"{key}[{name}]" if isinstance(plain, list) else f"{key}.{name}"
+            _refuse_endless(value, inner.removeprefix("."))
+    elif isinstance(plain, float) and not math.isfinite(plain):
+        raise ValueError(f"{key} is {plain}; give a number")
 
 
 def narrow(app: Any, kind: type[_Config]) -> _Config:

@@ -84,8 +84,16 @@ def call(arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{' '.join(arguments)} gave no answer in {timeout_s:.0f} s") from None
     if done.returncode:
-        raise SlurmError(f"{' '.join(arguments)} failed: {done.stderr.strip() or done.stdout}")
+        raise SlurmError(f"{' '.join(arguments)} failed: {in_a_line(done.stderr or done.stdout)}")
     return done.stdout
+
+
+def in_a_line(complaint: str) -> str:
+    """Return Slurm's words in one line, without the command's name before each of them."""
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    # a Slurm that cannot be reached tells of every attempt; only the last line says what it means
+    fatal = [line for line in lines if ": fatal: " in line]
+    return "; ".join(re.sub(r"^\w+: (?:error|fatal): ", "", line) for line in fatal or lines)
 
 
 def show_job(job_id: str) -> JobState:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def submit(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> st
         ValueError: the job cannot be, or one is at work there already; nothing was submitted.
         SlurmError: Slurm refused it.
     """
-    _check(tasks, cluster)
+    untold = _check(tasks, cluster)
     code = take_snapshot(folder.parent / "code")
     arrays = _cut(tasks, largest_array())
     # as many at the same time as were asked for, in all arrays together
@@ -51,6 +52,8 @@ def submit(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> st
         # members of a packing array share a folder; its record is that of the whole array
         shared = len(tasks) > 1 and all(other.folder == task.folder for other in tasks)
         write_submission(task.folder, entry if not shared else replace(entry, job_id=",".join(ids)))
+    if untold:
+        _log.warning("%s; the cluster's size was not checked", untold)
     job_id, log = ":".join(ids), jobs[0].paths.stderr
     _log.info("submitted job %s; simclr-status and squeue show how it fares, log %s", job_id, log)
     return job_id
@@ -129,16 +132,18 @@ def live_job(folder: Path, verb: str) -> slurm.JobState | None:
     return next((job for job in jobs if not job.is_final), None)
 
 
-def _check(tasks: Sequence[Marking], cluster: ClusterConfig) -> None:
+def _check(tasks: Sequence[Marking], cluster: ClusterConfig) -> str:
+    """Refuse what cannot be; return why the nodes could not be asked for, if so."""
     if not slurm.is_available():
         raise ValueError(
             "cluster.executor is slurm but this machine has no sbatch; go to a login node, or use "
             "cluster=laptop or cluster=here"
         )
-    check_capacity(cluster)
+    untold = check_capacity(cluster)
     for folder in {task.folder for task in tasks}:
         _writable_in_script(folder.absolute())
         refuse_second(folder, tasks[0].verb)
+    return untold
 
 
 def _writable_in_script(folder: Path) -> Path:
@@ -166,9 +171,16 @@ def _sbatch(
         )
         executor.update_parameters(**slurm_options(cluster, tasks[0].verb, code))
         try:
-            return list(executor.submit_array(tasks))
+            with redirect_stderr(io.StringIO()):  # submitit prints the error that it raises
+                return list(executor.submit_array(tasks))
         except FailedJobError as error:
-            raise slurm.SlurmError(f"sbatch refused the job: {error}") from error
+            said = slurm.in_a_line(str(error))
+            away = ": fatal: " in str(error)
+            raise slurm.SlurmError(
+                f"Slurm cannot be reached from here ({said}); simclr-doctor looks for the cause"
+                if away
+                else f"sbatch refused the job: {said}"
+            ) from error
 
 
 def _further(cluster: ClusterConfig) -> dict[str, Any]:

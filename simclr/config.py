@@ -41,6 +41,8 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         require(self.timeout_s > 0, f"world.timeout_s is {self.timeout_s}; give seconds above 0")
+        threads = self.threads_per_rank
+        require(threads >= 0, f"world.threads_per_rank is {threads}; give 0 for all, or a number")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,6 +124,8 @@ class AugmentConfig:
             0 <= self.band_drop <= 0.5,
             f"augment.band_drop is {self.band_drop}; give a chance from 0 to 0.5",
         )
+        size = self.view_size_px
+        require(size >= 0, f"augment.view_size_px is {size}; give 0 for the patch's, or pixels")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -174,6 +178,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         rate = self.learning_rate
         require(rate > 0, f"optim.learning_rate is {rate}; give a value above 0")
+        size = self.reference_batch_size
+        require(size >= 1, f"optim.reference_batch_size is {size}; give pairs, 1 or more")
+        # at 1 a velocity never fades, and above it grows for ever
+        require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; give 0 to below 1")
         require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; give >= 0")
         require(self.warmup_epochs >= 0, f"optim.warmup_epochs is {self.warmup_epochs}; give >= 0")
         require(self.decay_steps >= 0, f"optim.decay_steps is {self.decay_steps}; give >= 0")

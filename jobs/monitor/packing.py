@@ -11,7 +11,7 @@ from pathlib import Path
 from jobs.runfolder import JOB_FOLDER, read_submission
 from jobs.slurm import JobState
 from preprocess.plan import PLAN_NAME, WORK_FOLDER
-from preprocess.shards.manifest import MANIFEST_NAME
+from preprocess.shards.manifest import MANIFEST_NAME, read_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,14 @@ def describe_packing(folder: Path, jobs: Mapping[str, JobState]) -> PackingRecor
     done, planned = _shards(folder)
     alive = any(not job.is_final for job in members.values())
     is_complete = (folder / MANIFEST_NAME).exists()
+    damage = _damage(folder) if is_complete else ""
     state, action = _verdict(folder, failed, is_complete=is_complete, alive=alive)
+    if damage:
+        state, _, action = damage.partition("; ")
     return PackingRecord(
         shards=str(folder),
         state=state,
-        needs_person=bool(failed) and not is_complete,
+        needs_person=bool(damage) or (bool(failed) and not is_complete),
         action=action,
         job_id=array,
         members=dict(Counter(job.state.lower() for job in members.values())),
@@ -95,6 +98,15 @@ def _verdict(folder: Path, failed: list[str], *, is_complete: bool, alive: bool)
     if failed:
         return f"{len(failed)} members failed", again
     return "not complete", "the same command packs what is missing"
+
+
+def _damage(folder: Path) -> str:
+    """Return what is wrong with the manifest, and the cure; empty if it can be read."""
+    try:
+        read_manifest(folder)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _has_failed(job: JobState) -> bool:

@@ -108,7 +108,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error})") from error
+        raise ValueError(
+            f"{path} is not readable JSON ({error}); remove it, and the same simclr-pack makes it "
+            "again from the shards"
+        ) from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path} is not a manifest of {FORMAT}")
     if data["format_version"] != FORMAT_VERSION:

@@ -120,6 +120,10 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(bool(self.seeds), "seeds is empty; give at least one, seeds=[0]")
         require(
+            all(0 <= seed < 2**63 for seed in self.seeds),
+            f"seeds is {self.seeds}; give whole numbers from 0 to 2^63 - 1",
+        )
+        require(
             len(set(self.seeds)) == len(self.seeds),
             f"seeds is {self.seeds}; a seed given twice is no second opinion, leave it out",
         )
@@ -133,7 +137,10 @@ class EvaluateConfig:
             self._require_a_choice()
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; give 1 or more")
         require(self.neighbours >= 1, f"neighbours is {self.neighbours}; give 1 or more")
-        require(self.bootstrap >= 100, f"bootstrap is {self.bootstrap}; give 100 or more")
+        require(
+            100 <= self.bootstrap <= 1_000_000,
+            f"bootstrap is {self.bootstrap}; give 100 to 1,000,000",
+        )
 
     def _require_a_choice(self) -> None:
         """Refuse what makes no sense when all checkpoints are scored."""

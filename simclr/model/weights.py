@@ -9,6 +9,7 @@ it is.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,8 @@ def adapt_kernel(
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     require(path.is_file(), f"model.weights {path} is not a file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file  # an extra that only such files need
-
-        content: Mapping[str, Any] = load_file(path)
-    else:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+    content = _content(path)
+    require(isinstance(content, Mapping), f"model.weights {path} holds no weights by name")
     for name in _INSIDE:
         if isinstance(content.get(name), Mapping):
             content = content[name]
@@ -91,6 +88,22 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         for name, value in named.items()
         if isinstance(value, torch.Tensor) and not name.startswith("fc.")
     }
+
+
+def _content(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file  # an extra that only such files need
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    # torch has no class of its own for this, and words of many lines
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"model.weights {path} cannot be read; give a .safetensors, or a .pt that holds "
+            "nothing but tensors"
+        ) from error
 
 
 def _require_equal_shapes(

@@ -55,6 +55,12 @@ def test_a_chain_goes_on_where_it_was_and_what_comes_after_a_change_is_done_agai
     [
         ([], "no stage is named; give verbs with their settings: pack,"),
         (["cluster=here"], "no stage is named"),
+        (["pretain", "epochs=1"], "no stage is named; did you mean pretrain? give verbs"),
+        (["--config-dir=nowhere", "pack"], "--config-dir is 'nowhere', which is no folder"),
+        (
+            ["--config-dir", "mine", "pack", "-m"],
+            "'mine -m' is no setting; write key=value",
+        ),
         (["pack"], "pack: source is missing"),
         (["export", "output=x"], "export: run is empty"),
         (["verify", "shard=x"], "verify: shard is no setting; did you mean shards?"),

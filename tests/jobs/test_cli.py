@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import resource
 import subprocess
 import sys
 import typing
 
+import numpy as np
 import pytest
+import torch
 
 from jobs import cli
 from jobs.explain import explain
@@ -94,6 +97,21 @@ def test_a_new_key_of_an_open_part_is_shown_how_to_add(refused):
         (["run_dir=r"], "shards is empty"),
         (["run_dir=r", "shards=[nowhere]"], "nowhere holds no manifest.json"),
         (["cluster.nodes=2"], "only slurm reaches other machines"),
+        (["loss.temperature=inf"], "loss.temperature is inf; give a number"),
+        (["data.weights=[1,nan]"], "data.weights[1] is nan; give a number"),
+        (["optim.momentum=1"], "optim.momentum is 1.0; give 0 to below 1"),
+        (["optim.reference_batch_size=0"], "optim.reference_batch_size is 0; give pairs"),
+        (["augment.view_size_px=-1"], "augment.view_size_px is -1; give 0 for the patch's"),
+        (["world.threads_per_rank=-1"], "world.threads_per_rank is -1; give 0 for all"),
+        (["cluster.memory_gb=-4"], "cluster.memory_gb is -4.0; give 0 or more"),
+        (["cluster.gpus_per_node=-1"], "cluster.gpus_per_node is -1; give 0 or more"),
+        (["cluster=slurm_example", "cluster.after=a b"], "cluster.after is 'a b'; give job num"),
+        (["cluster=laptop", "cluster.python=/no"], "cluster.python is /no, which is no program"),
+        (["optim.learning_rate=1,2"], "optim.learning_rate is 1,2; several values need -m, a run"),
+        (["recipe", "=", "laptop"], "'=' has no key in front; write key=value"),
+        (["recipe"], "'recipe' is no setting; write key=value without spaces"),
+        (["--config-dir=nowhere"], "--config-dir is 'nowhere', which is no folder; give the one"),
+        (["--config-dir="], "--config-dir is '', which is no folder"),
     ],
 )
 def test_wrong_use_of_pretrain_is_one_line_with_the_value_and_the_cure(refused, arguments, told):
@@ -107,6 +125,7 @@ def test_wrong_use_of_pretrain_is_one_line_with_the_value_and_the_cure(refused, 
         (["source=eurosat", "source.root=no where", "output=o"], "source.root is no where, which"),
         (["source=eurosat", "output=o"], "source.root is empty"),
         (["source=eurosat", "source.root=."], "output is empty"),
+        (["source=safe_l2a", "source.select.start=x"], "source.select has: boxes, date_from"),
     ],
 )
 def test_wrong_use_of_pack_is_one_line_with_the_value_and_the_cure(refused, arguments, told):
@@ -127,6 +146,30 @@ def test_a_wrong_file_of_settings_is_named_with_what_is_wrong_in_it(refused, tmp
     (tmp_path / "cluster" / "mine.yaml").write_text(text)
     line = refused("pretrain", "--config-dir=.", "cluster=mine", "run_dir=r", "shards=[a]")
     assert told in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["seeds=[-1]"], "seeds is [-1]; give whole numbers from 0 to 2^63 - 1"),
+        (["seeds=[1,1]"], "a seed given twice is no second opinion"),
+        (["bootstrap=99999999999999"], "bootstrap is 99999999999999; give 100 to 1,000,000"),
+        (["fractions=[nan]"], "fractions[0] is nan; give a number"),
+    ],
+)
+def test_wrong_use_of_evaluate_is_one_line_with_the_value_and_the_cure(refused, arguments, told):
+    assert told in refused("evaluate", "run=r", "shards=s", "task=t", *arguments)
+
+
+def test_what_no_memory_can_hold_is_told_with_what_asks_for_less():
+    for ask in (lambda: torch.empty(10**15), lambda: np.empty(10**15)):
+        with pytest.raises((RuntimeError, MemoryError)) as raised:
+            ask()
+        line, code = explain(raised.value, "pretrain")
+        assert re.match(r"out of memory for [\d.]+ \w+ more; lower data.global_batch_size", line)
+        assert code == 1
+    cuda = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
+    assert explain(cuda, "evaluate")[0] == "out of memory for 20.00 MiB more; lower batch_size"
 
 
 def test_wrong_use_leaves_nothing_behind(refused, tmp_path):

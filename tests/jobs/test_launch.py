@@ -270,13 +270,29 @@ def test_a_machine_without_slurm_is_told_so(training, monkeypatch):
         dispatch(Pretrain(training), ClusterConfig(executor=Executor.slurm))
 
 
-def test_a_refused_submission_is_told_in_slurms_words(training, tmp_path, monkeypatch):
-    for name, body in {"sbatch": "echo 'Invalid account' >&2; exit 1", "srun": "true"}.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+@pytest.mark.parametrize(
+    ("complaint", "told"),
+    [
+        ("sbatch: error: Invalid account", "sbatch refused the job: Invalid account"),
+        (
+            "sbatch: error: no DNS\nsbatch: fatal: no configuration",
+            "Slurm cannot be reached from here (no configuration); simclr-doctor looks for the "
+            "cause",
+        ),
+    ],
+)
+def test_a_refused_submission_is_told_in_slurms_words_once(
+    training, tmp_path, monkeypatch, capfd, caplog, complaint, told
+):
+    for name in ("sbatch", "srun", "sinfo", "scontrol"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{complaint}' >&2\nexit 1\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(slurm.SlurmError, match="Invalid account"):
+    with pytest.raises(slurm.SlurmError) as raised:
         dispatch(Pretrain(training), ClusterConfig(executor=Executor.slurm))
+    assert str(raised.value) == told
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(("devices", "count"), [("", 0), ("0", 1), ("0,GPU-8a", 2)])

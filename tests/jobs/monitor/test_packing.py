@@ -53,3 +53,15 @@ def test_a_packing_at_work_needs_nobody(packed):
     record = describe_packing(packed, members("RUNNING"))
     assert (record.state, record.needs_person, record.action) == ("packing", False, "")
     assert describe_packing(packed, {}).state == "not complete"
+
+
+def test_a_damaged_manifest_is_seen_and_the_cure_that_is_named_cures(packed):
+    (packed / "manifest.json").write_text('{"format":')
+    record = describe_packing(packed, {})
+    assert record.needs_person
+    assert "is not readable JSON" in record.state
+    assert record.action == "remove it, and the same simclr-pack makes it again from the shards"
+    (packed / "manifest.json").unlink()
+    source = SimulatedConfig(root=str(packed.parent / "rasters"), num_patches=4, bands=["B02"])
+    pack(PackConfig(source=source, output=str(packed), shard_size_mib=0.01), progress=False)
+    assert not describe_packing(packed, {}).needs_person

@@ -72,3 +72,14 @@ def test_files_that_do_not_fit_are_refused_with_the_cure(published, tmp_path):
     torch.save({"head.weight": torch.zeros(1)}, tmp_path / "head.pt")
     with pytest.raises(ValueError, match=r"has no conv1\.weight"):
         start_from(fresh(RGB), tmp_path / "head.pt", RGB, [])
+    torch.save(torch.zeros(1), tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="holds no weights by name"):
+        start_from(fresh(RGB), tmp_path / "bare.pt", RGB, [])
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize("content", [b"", b'{"format": 1}', b"PK\x03\x04 cut off", bytes(64)])
+def test_what_is_no_file_of_weights_is_refused_in_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read; give a \.safetensors, or a \.pt"):
+        start_from(fresh(RGB), tmp_path / name, RGB, [])
