@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 from rich.console import Console
 from rich.table import Table
@@ -19,8 +21,27 @@ _LABEL = 11  # columns of the words in front of a line
 
 def print_records(runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> None:
     """Print a block for a single run, else a line each and below what a person should do."""
-    width = None if sys.stdout.isatty() else _WIDE
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    _print(_console(sys.stdout, None if sys.stdout.isatty() else _WIDE), runs, packings)
+
+
+def picture_of(runs: Sequence[RunRecord], packings: Sequence[PackingRecord], title: str) -> str:
+    """Return what ``print_records`` prints as an SVG of a terminal, as wide as its longest line."""
+    text = io.StringIO()
+    _print(_console(text, _WIDE), runs, packings)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    console = _console(io.StringIO(), max(map(len, lines)), record=True)
+    console.print("\n".join(lines), soft_wrap=True)
+    return console.export_svg(title=title)
+
+
+def _console(file: IO[str], width: int | None, *, record: bool = False) -> Console:
+    # A path may look like markup or hold a colon between words: it is shown as it is.
+    return Console(
+        file=file, width=width, record=record, highlight=False, markup=False, emoji=False
+    )
+
+
+def _print(console: Console, runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> None:
     if len(runs) == 1:
         _print_lines(console, run_lines(runs[0]))
     elif runs:
@@ -112,7 +133,7 @@ def _attempt_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
     for attempt in record.attempts:
         steps = [str(s) for s in (attempt.first_step, attempt.last_step) if s is not None]
         span = f"steps {' to '.join(steps)}, " if steps else ""
-        where = f"{attempt.num_ranks} ranks on {attempt.nodes}"
+        where = f"{attempt.num_ranks} rank{'s' * (attempt.num_ranks != 1)} on {attempt.nodes}"
         lasted = f" for {duration(attempt.end - attempt.start)}" if attempt.end else ""
         how = attempt.cause or attempt.outcome
         if attempt.lost_steps:

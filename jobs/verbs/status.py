@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -14,8 +15,9 @@ from jobs.arguments import HELP as HELP_OPTIONS
 from jobs.monitor.ask import INTERVAL_S, Asker
 from jobs.monitor.packing import PackingRecord, describe_packing, is_packing, packing_job
 from jobs.monitor.records import RunRecord, describe, find_runs, jobs_of
-from jobs.monitor.table import print_records
+from jobs.monitor.table import picture_of, print_records
 from jobs.runfolder import CONFIG_NAME
+from preprocess.shards.atomic import write_text
 
 REFRESH_S = 5.0  # of the runs' own files; Slurm is asked less often
 _CLEAR = "\x1b[H\x1b[2J"  # to the top left corner, and nothing below
@@ -31,11 +33,13 @@ Examples:
   simclr-status --watch runs/first   again and again, until Ctrl-C or the run needs nobody
   simclr-status --json               for programs
   simclr-status --report runs/first  one HTML page: curves, attempts on a time line, probe
+  simclr-status --picture=now.svg    what is shown, for a page or a mail
 
 Options:
   --watch[=SECONDS]  show again every 5 s; Slurm is asked every SECONDS (30), not oftener than 10
   --json             records as JSON
   --report           write RUN/report.html for each run and name it
+  --picture=FILE     write what is shown as an SVG picture, too
 
 A run that waits, trains, stopped or died is described from its own folder and, where there is
 Slurm, from squeue and sacct; neither is needed, nor is torch. One run alone has the checksums of
@@ -52,12 +56,14 @@ class Wish:
         folders: runs, packings, or folders of runs.
         as_json: for programs.
         report: write a page for each run.
+        picture: file for a picture of what is shown; empty for none.
         watch_s: ask Slurm so often and show again and again; 0 shows once.
     """
 
     folders: tuple[Path, ...]
     as_json: bool = False
     report: bool = False
+    picture: str = ""
     watch_s: float = 0.0
 
 
@@ -104,15 +110,19 @@ def parse(arguments: Sequence[str]) -> Wish:
     """
     options = {word for word in arguments if word.startswith("-") or word == "json=true"}
     watch = next((word for word in options if word.partition("=")[0] == "--watch"), "")
-    unknown = options - {"--json", "json=true", "--report", watch}
+    picture = next((word for word in options if word.startswith("--picture=")), "")
+    unknown = options - {"--json", "json=true", "--report", watch, picture}
     if unknown:
         raise ValueError(
-            f"{min(unknown)} is no option; there are --json, --watch[=SECONDS], --report"
+            f"{min(unknown)} is no option; there are --json, --watch[=SECONDS], --report, "
+            "--picture=FILE"
         )
     return Wish(
-        tuple(Path(word) for word in arguments if word not in options),
+        # named twice, as by a wildcard beside a name, is wanted once
+        tuple(dict.fromkeys(Path(word) for word in arguments if word not in options)),
         as_json=bool(options & {"--json", "json=true"}),
         report="--report" in options,
+        picture=picture.partition("=")[2],
         watch_s=_seconds(watch) if watch else 0.0,
     )
 
@@ -189,6 +199,10 @@ def _print(wish: Wish, shown: Shown) -> None:
         cli.say(json.dumps([asdict(record) for record in shown.all], indent=1))
     elif shown.runs or shown.packings:
         print_records(shown.runs, shown.packings)
+        if wish.picture:
+            title = shlex.join(["simclr-status", *map(str, wish.folders)])
+            svg = picture_of(shown.runs, shown.packings, title)
+            write_text(Path(wish.picture), svg)
     else:
         cli.say("no runs in ./runs; name run folders: simclr-status RUN ...")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
@@ -59,6 +60,20 @@ def test_programs_get_json(said, runs):
     code, out, _ = said("json=true", str(runs / "good"))
     (record,) = json.loads(out)
     assert (code, record["state"], record["needs_person"]) == (0, "finished", False)
+
+
+def test_a_picture_holds_every_word_that_is_printed(said, runs, tmp_path):
+    code, out, _ = said("--picture=now.svg", str(runs / "bad one"), str(runs / "good"))
+    assert code == 1
+    svg = ElementTree.parse(tmp_path / "now.svg")
+    drawn = "".join(svg.getroot().itertext()).replace("\N{NO-BREAK SPACE}", "")
+    assert "".join(out.split()) in "".join(drawn.split())
+    assert said("--picture", "runs")[0] == 2
+
+
+def test_a_run_named_twice_is_shown_once(said, runs):
+    once, twice = (said(*[str(runs / "good")] * times)[1] for times in (1, 2))
+    assert once == twice
 
 
 def test_nothing_to_show_is_said(said):
