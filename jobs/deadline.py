@@ -35,6 +35,7 @@ def deadline(budget_s: float, on_late: Callable[[str], object]) -> Iterator[None
     def watch() -> None:
         """Wait for the first stop, then for the end of the block or of the time."""
         while not over.is_set():
+            # several signals may have come at once, a byte each
             if _STOPS.intersection(os.read(reader, 64)) and not over.wait(budget_s):
                 on_late(f"not stopped {budget_s:.0f} s after the signal: at {whereabouts(main)}")
                 return
@@ -47,6 +48,6 @@ def deadline(budget_s: float, on_late: Callable[[str], object]) -> Iterator[None
         signal.set_wakeup_fd(previous)
         over.set()
         os.write(writer, b"\0")  # no signal has this number: it only wakes the thread
-        thread.join()
+        thread.join()  # before the pipe is closed: its number may be another file's soon
         os.close(reader)
         os.close(writer)

@@ -54,6 +54,7 @@ def dispatch(task: Task, cluster: ClusterConfig, *, in_sweep: bool = False) -> s
         ValueError: the task cannot be done there; nothing has been started.
         RuntimeError: it was started and failed.
     """
+    # All that can be refused is refused before the first file is written.
     _check_interpreter(cluster)
     task.prepare(cluster)
     if in_sweep and is_done(task):
@@ -107,6 +108,7 @@ def _run_here(task: Task, cluster: ClusterConfig) -> str:
     if cluster.dry_run:
         return f"{task.verb} would run in this process"
     if cluster.scratch:
+        # a batch script would have its shell do this
         os.environ[SCRATCH] = os.path.expandvars(cluster.scratch)
     return Marking(task)()
 

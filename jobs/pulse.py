@@ -50,6 +50,7 @@ class Pulse:
         self._ear = _Ear(self._folder / file_name((place.rank + 1) % place.num_ranks))
         self._over = threading.Event()
         self._main = threading.get_ident()
+        # a daemon: a write that hangs must not keep a process alive that is done
         self._thread = threading.Thread(target=self._live, name="pulse", daemon=True)
 
     def __enter__(self) -> Pulse:
@@ -78,6 +79,7 @@ class Pulse:
     def _live(self) -> None:
         while not self._over.wait(self._period_s):
             if self._beat("") and self._step is not None:
+                # who was away for three beats was suspended itself, and blames nobody for them
                 silent_s = self._ear.listen(3 * self._period_s)
                 if silent_s > self._silence_s and self._ear.misses():
                     self._on_silence(f"{self._ear.describe()} for {silent_s:.0f} s")
@@ -186,6 +188,7 @@ def described(pulse: dict[str, Any]) -> str:
 def whereabouts(thread: int) -> str:
     """Return the innermost line of our own code that a thread is in."""
     frame: FrameType | None = sys._current_frames().get(thread)
+    # of ours, not of torch: that every rank waits in a collective is no news
     while frame and not str(frame.f_globals.get("__name__", "")).startswith(_OURS):
         frame = frame.f_back
     if frame is None:

@@ -158,6 +158,7 @@ def end_process(code: int) -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
+    # Not sys.exit: submitit would catch it, and Python would wait for threads that hang.
     os._exit(code)
 
 
@@ -268,6 +269,7 @@ def _requeue(job_id: str) -> Decision:
 def _wait_for_decision(record: StopRecord | None) -> None:
     end = time.monotonic() + WAIT_S
     while time.monotonic() < end:
+        # With "stay" the one who asks sleeps on; who left now would end it, and the job.
         if record and record.decision() not in (None, Decision.stay):
             return
         time.sleep(0.1)

@@ -30,7 +30,7 @@ from simclr.preemption import Stop
 
 # Slurm kills the ranks of a step KillWait (30 s, at least 5) after one of them has died.
 WATCH_S = 2.5
-LAST_S = 20.0
+LAST_S = 20.0  # and asks for itself before that, should the run folder hang
 _SPEAKER = "speaker"
 _log = logging.getLogger("simclr")
 

@@ -80,12 +80,13 @@ class Loader:
             try:
                 for number in range(self._num_batches + ahead):
                     if number < self._num_batches:
+                        # in turn: the next one is what the consumer has just given back
                         slot = self._slots[number % len(self._slots)]
                         pending.append((slot, self._start_filling(pool, slot, number)))
                     if number >= ahead:
                         yield self._finish(*pending.popleft())
             finally:
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown(cancel_futures=True)  # what nobody will ask for is not read
 
     def _start_filling(
         self, pool: ThreadPoolExecutor, slot: _Slot, number: int
@@ -112,13 +113,14 @@ class _Slot:
     """Memory of one batch, allocated once, pinned where there is a GPU."""
 
     def __init__(self, corpus: Corpus, batch_size: int, device: torch.device) -> None:
-        self._pinned = device.type == "cuda"
+        self._pinned = device.type == "cuda"  # other memory is not copied beside the computation
         self._groups = {
             group.name: torch.empty(
                 (batch_size, *group.shape), dtype=torch.uint16, pin_memory=self._pinned
             )
             for group in corpus.groups
         }
+        # The same memory as numpy sees it: reads land in it without torch, and without a copy.
         self._views = {name: tensor.numpy() for name, tensor in self._groups.items()}
         self._copy = torch.cuda.Stream(device) if self._pinned else None  # type: ignore[no-untyped-call]
         self._copied: torch.cuda.Event | None = None
@@ -143,6 +145,7 @@ class _Slot:
         tensors = {name: tensor[: len(self._samples)] for name, tensor in self._groups.items()}
         extra = torch.from_numpy(self._extra)
         if self._copy is None:
+            # the slot itself: no copy, hence valid only until it is filled again
             source, sample_id, epoch = extra
             return Batch(tensors, source, sample_id, epoch, paired)
         with torch.cuda.stream(self._copy):
@@ -150,7 +153,8 @@ class _Slot:
             extra = extra.pin_memory().to(device, non_blocking=True)
         self._copied = self._copy.record_event()
         current = torch.cuda.current_stream(device)
-        current.wait_event(self._copied)
+        current.wait_event(self._copied)  # the GPU waits for its data, the host does not
+        # Or the allocator would hand this memory on while the computing stream still reads it.
         for tensor in (*moved.values(), extra):
             tensor.record_stream(current)
         source, sample_id, epoch = extra
@@ -174,6 +178,7 @@ def training_batches(  # noqa: PLR0913 - what a loader is made of
     """
 
     def plan(number: int) -> tuple[Samples, Samples]:
+        """Return the samples of the n-th batch from the first step on, and their epochs."""
         planned, epochs = order.plan(start_step + number)
         if seasons is None:
             return planned, epochs

@@ -24,6 +24,8 @@ from simclr.choices import LossName
 from simclr.collectives import gather_rows, rank
 from simclr.config import LossConfig
 
+# Rows of the similarity matrix at a time: beside 16,384 views a tile is 16 MB of float32, and the
+# memory of the loss no longer grows with the square of the batch.
 _TILE_ROWS = 256
 
 
@@ -63,9 +65,10 @@ class _Contrastive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, unit: torch.Tensor, temperature: float, decoupled: bool) -> torch.Tensor:
         """Gather all rows, then all rows' denominators: the only two collectives."""
-        everyone = gather_rows(unit)  # (M, D), rank by rank
+        everyone = gather_rows(unit)  # (M, D), rank by rank, M = 2B x ranks
         # A rank's own rows stand at rank * 2B in the gathered matrix.
         first = rank() * len(unit)
+        # The other view of row i is row i + B, counted round.
         positive = torch.roll(unit, len(unit) // 2, 0)
         similarity = (unit * positive).sum(1) / temperature  # (2B,), both views live on one rank
         negatives = _logsumexp_of_negatives(unit, everyone, temperature, first)
@@ -75,6 +78,7 @@ class _Contrastive(torch.autograd.Function):
             denominator = torch.logaddexp(negatives, similarity)
             # Beyond the threshold torch drops the 1 in log(1 + exp): its own 20 costs 2e-9.
             losses = F.softplus(negatives - similarity, threshold=60)
+        # What backward needs is O(M D): tiles of the (2B, M) matrix are made anew there.
         ctx.save_for_backward(
             unit, everyone, denominator, gather_rows(denominator), negatives - similarity
         )
@@ -93,13 +97,16 @@ class _Contrastive(torch.autograd.Function):
             # are all that the memory of this loss consists of.
             weights = torch.sub(tile, denominator[rows, None]).exp_()
             weights += tile.sub_(denominators).exp_()
-            gradient[rows] = weights @ everyone
+            gradient[rows] = weights @ everyone  # (T, M) @ (M, D)
+        # Either view of a pair pulls the other: with DCL by its full weight, with NT-Xent the less,
+        # the surer that view is of the pair already.
         if ctx.decoupled:
             pull = torch.full_like(margin, 2.0)
         else:
             missing = torch.sigmoid(margin)  # 1 - P(positive), without cancellation
             pull = missing + torch.roll(missing, half, 0)
         gradient -= pull[:, None] * torch.roll(unit, half, 0)
+        # The mean over 2B rows here and DDP's mean over ranks make the mean over all M views.
         return gradient * (upstream / (len(unit) * ctx.temperature)), None, None
 
 

@@ -15,6 +15,8 @@ import numpy.typing as npt
 Samples = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
 
+# Four rounds are enough for a Feistel network of strong round functions (Luby and Rackoff 1988);
+# ours has halves of ten bits for a million samples, and gets two more.
 _ROUNDS = 6
 _MIX = (np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53))
 _SHIFT = np.uint64(33)
@@ -84,6 +86,8 @@ class Order:
     def plan(self, step: int) -> tuple[Samples, Samples]:
         """Return this rank's samples at a step, and how often each was read before."""
         per_rank = self.global_batch_size // self.world_size
+        # Ranks take neighbouring slices of one global batch: another number of ranks cuts the same
+        # batch elsewhere.
         start = (step % self.steps_per_epoch) * self.global_batch_size + self.rank * per_rank
         positions = np.arange(start, start + per_rank, dtype=np.int64)
         epoch = self.epoch(step)
@@ -101,6 +105,7 @@ class Order:
             # Draws of a source are counted on through all epochs, and dealt out in passes.
             count = epoch * draws + turns[mine] - first_turn
             passes[mine] = count // size
+            # Another seed a source, or sources of one size would be dealt in the same order.
             samples[mine] = first_sample + _dealt(count, size, self.seed ^ (number + 1))
             first_turn, first_sample = first_turn + draws, first_sample + size
         return samples, passes
@@ -111,6 +116,7 @@ def shares(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
     exact = np.array(weights) / sum(weights) * sum(sizes)
     counts = np.floor(exact).astype(np.int64)
     missing = sum(sizes) - int(counts.sum())
+    # Stable: equal remainders go by position, not by the whim of a sort.
     counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
     return tuple(counts.tolist())
 
@@ -132,9 +138,11 @@ def permute(positions: Samples, num: int, seed: int, epoch: int) -> Samples:
     """
     if num == 1:
         return np.zeros_like(positions)
+    # Bits of each half. 4^half is below 4 num, so a walk takes less than four steps on average.
     half = np.uint64(max(1, ((num - 1).bit_length() + 1) // 2))
     keys = _round_keys(seed, epoch)
     values = _feistel(positions.astype(np.uint64), half, keys)
+    # A bijection of the larger range, followed until it comes back inside, is one of the smaller.
     while (outside := values >= num).any():
         values[outside] = _feistel(values[outside], half, keys)
     return values.astype(np.int64)
@@ -149,6 +157,7 @@ def _feistel(values: _Words, half: np.uint64, keys: _Words) -> _Words:
 
 
 def _round_keys(seed: int, epoch: int) -> _Words:
+    # The epoch is complemented, or seed 3 in epoch 5 would be seed 5 in epoch 3.
     # One-element arrays, since numpy warns of the intended overflow in scalars only.
     start = _mix(np.array([seed], np.uint64)) ^ _mix(np.array([~epoch & (2**64 - 1)], np.uint64))
     return _mix(start + _MIX[0] * np.arange(1, _ROUNDS + 1, dtype=np.uint64))

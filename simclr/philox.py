@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import torch
 
-_MASK = 0xFFFFFFFF
+_MASK = 0xFFFFFFFF  # words travel in int64: not every device computes with unsigned ones
+# The constants of the paper, of its four-word variant; the keys grow by the golden ratio and by
+# sqrt(3) - 1, as fractions of 2^32.
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
@@ -40,6 +42,7 @@ def uniforms(
 
     The epoch is one for all, or (N,).
     """
+    # A counter gives four words; its last word counts on where a view needs more.
     blocks = torch.arange((num + 3) // 4, device=sample_id.device)
     counter = sample_id.new_empty((len(sample_id), len(blocks), 4))
     counter[..., 0] = sample_id[:, None]

@@ -68,5 +68,7 @@ class PreemptionGuard:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        # A forked child has inherited this handler, and was not meant. The stronger word stays: a
+        # SIGTERM that follows the warning does not take it back.
         if os.getpid() == self._pid:
             self.requested = max(self.requested, self._NOTES[signal.Signals(number)])

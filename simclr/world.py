@@ -65,7 +65,8 @@ class World:
 
     def agree(self, value: int) -> int:
         """Return the largest value any rank brought; every rank must call it at the same step."""
-        # On the CPU group, so that a GPU is never waited for.
+        # On the CPU group, so that a GPU is never waited for. The cost is a ring of 2 (W - 1) hops,
+        # hidden behind the GPU up to some hundred ranks: docs/scale.md.
         return int(max_over_ranks(torch.tensor([value], dtype=torch.int32)).item())
 
 
@@ -163,5 +164,7 @@ def _device(wanted: Device, launch: Launch) -> torch.device:
 
 
 def _share_cores(threads: int, launch: Launch) -> None:
+    # Ranks of a node that each take all cores wait for one another; cores are those that the job
+    # was given, not those of the machine.
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads or max(1, cores // launch.local_world_size))

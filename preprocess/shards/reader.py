@@ -43,6 +43,7 @@ class ShardReader:
         self._opening = threading.Lock()
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, ShardEntry, ShardLayout]]:
+        # an open file means nothing in another process
         return ShardReader, (self.path.parent, self.entry, self.layout)
 
     @property
@@ -75,6 +76,7 @@ class ShardReader:
 
     def index(self, field: str) -> npt.NDArray[Any]:
         """Return one index field of all rows; text comes as ``str``."""
+        # Opened for the moment: a handle of HDF5 is safe neither across threads nor across forks.
         with open_shard(self.path) as file:
             values: npt.NDArray[Any] = file[f"{INDEX}/{field}"][()]
         return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values

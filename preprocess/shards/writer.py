@@ -112,6 +112,7 @@ def write_shard(
 
 
 def _write_file(path: Path, draft: _Draft, blocks: Iterable[Block], rows: int) -> None:
+    # A fixed version of the file format: a newer HDF5 would write other bytes for equal patches.
     # no lock: the name belongs to this process, and network file systems often refuse locks
     with h5py.File(path, "w", libver=("v110", "v110"), locking=False) as file:
         _write_pixels(file, draft, blocks, rows)
@@ -167,7 +168,7 @@ def _write_content(file: h5py.File, draft: _Draft) -> None:
     file.create_dataset(
         HISTOGRAM,
         data=draft.histogram,
-        chunks=(1, draft.histogram.shape[1]),
+        chunks=(1, draft.histogram.shape[1]),  # a band's counts without those of the others
         compression="gzip",
         shuffle=True,
         track_times=False,
@@ -235,7 +236,7 @@ def _note(patch: Patch, draft: _Draft) -> None:
 
 def _label_row(patch: Patch, label_set: LabelSet) -> npt.NDArray[np.uint8]:
     names = patch.labels.get(label_set.name)
-    if names is None:
+    if names is None:  # nobody has looked: another thing than none of the classes
         return np.full(len(label_set.classes), UNKNOWN_LABEL, np.uint8)
     unknown = set(names).difference(label_set.classes)
     if unknown or (label_set.kind == "single" and len(names) != 1):

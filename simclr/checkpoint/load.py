@@ -34,6 +34,7 @@ def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
     Raises:
         ValueError: there are checkpoints, and none is valid. Starting over would hide a loss.
     """
+    # By name, which sorts by step; `latest` is for people, and a kill may leave it behind.
     folders = sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN), reverse=True)
     for folder in folders:
         try:
@@ -58,6 +59,8 @@ def agreed_checkpoint(run_dir: Path, world: World) -> Path | None:
     Raises:
         ValueError: there are checkpoints and none is valid, or the folder cannot be changed.
     """
+    # One looks and tells: on a network file system ranks may see different folders for a while,
+    # and would go on from different steps.
     choice = ""
     if world.is_main:
         try:
@@ -87,6 +90,7 @@ def restore_rank(folder: Path, world: World) -> dict[str, Any]:
         _log.info("%s was saved by another number of ranks", folder.name)
         return {}
     path = folder / f"rank-{world.rank:04d}.pt"
+    # On the CPU, where states of generators belong, also those of a GPU.
     state = torch.load(path, map_location="cpu", weights_only=True)
     restore_random_state(state["random"])
     own: dict[str, Any] = state["own"]

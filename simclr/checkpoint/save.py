@@ -111,6 +111,8 @@ def write_checkpoint(
     name = ranks.told_by_main(f"{SAVING_PREFIX}{final.name}-{secrets.token_hex(4)}")
     folder = final.with_name(name)
     try:
+        # One action after the other, each awaited by all: whoever fails, nobody is left waiting in
+        # a collective, and all raise the same words.
         ranks.do_on_main(lambda: folder.mkdir(parents=True))
         ranks.do(lambda: _write_state(folder / f"rank-{ranks.world.rank:04d}.pt", snapshot.own))
         ranks.do_on_main(lambda: _write_state(folder / STATE_NAME, snapshot.shared))
@@ -129,6 +131,7 @@ def _publish(folder: Path, final: Path, about: CheckpointManifest, supervisor: S
         shutil.rmtree(folder)  # a restart may meet a step that is saved already
     else:
         publish(folder, final)
+    # for people and scripts; loading looks for the newest whole one itself
     write_text(final.parent / LATEST, final.name + "\n")
 
 
@@ -161,4 +164,5 @@ def _write_state(path: Path, state: dict[str, Any]) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
+    # Before the manifest vouches for it: after a crash a file may have its name and no content.
     fsync(path)

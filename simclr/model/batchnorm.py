@@ -32,9 +32,10 @@ class GroupBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise (B, C) or (B, C, H, W); in evaluation mode by the running statistics."""
         if not self.training or num_ranks(self.group) == 1:
-            return super().forward(input)
+            return super().forward(input)  # alone, torch's own kernel does the same, quicker
         self._check_input_dim(input)
         axes = [0, *range(2, input.dim())]
+        # E[x^2] - E[x]^2 below cancels: in half precision little would be left of it.
         values = input if input.dtype == torch.float64 else input.float()
         # Means, not sums: equal counts on all ranks, and nothing that grows with the batch.
         local = torch.stack([values.mean(axes), values.square().mean(axes)])  # (2, C)
@@ -43,7 +44,7 @@ class GroupBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._track(mean.detach(), variance.detach(), input.numel() // input.shape[1])
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
-        shape = (1, -1, *[1] * (input.dim() - 2))
+        shape = (1, -1, *[1] * (input.dim() - 2))  # (1, C) or (1, C, 1, 1)
         return torch.addcmul(shift.view(shape), values, scale.view(shape)).to(input.dtype)
 
     @torch.no_grad()
@@ -52,6 +53,8 @@ class GroupBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError("GroupBatchNorm needs running statistics and a fixed momentum")
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        # The running variance is the unbiased one, the variance that normalises is not: as torch's
+        # own BatchNorm has it, so that weights go both ways.
         total = count * num_ranks(self.group)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (total / max(total - 1, 1)), self.momentum)

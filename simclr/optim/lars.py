@@ -37,7 +37,7 @@ class LARS(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient; none if ``found_inf`` is set to 1."""
-        if closure is not None:
+        if closure is not None:  # it would run the collectives of the loss once more
             raise ValueError("LARS takes no closure")
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
@@ -48,6 +48,7 @@ class LARS(Optimizer):
         updates = [weight.grad for weight in weights if weight.grad is not None]
         if group["weight_decay"]:
             updates = list(torch._foreach_add(updates, weights, alpha=group["weight_decay"]))
+        # Not for biases and weights of BatchNorm, whose norms say nothing of a layer's scale.
         if group["adapt"]:
             updates = list(
                 torch._foreach_mul(updates, _trust_ratios(weights, updates, group["trust"]))
@@ -80,6 +81,7 @@ def _trust_ratios(
 ) -> list[torch.Tensor]:
     weight_norms = torch.stack(torch._foreach_norm(weights))
     update_norms = torch.stack(torch._foreach_norm(updates))
+    # With weights of zero the ratio would be 0, and they would stay so for ever.
     usable = (weight_norms > 0) & (update_norms > 0)
     ratios = torch.where(usable, trust * weight_norms / update_norms, 1.0)
     return list(ratios.unbind(0))
