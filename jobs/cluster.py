@@ -69,8 +69,9 @@ class ClusterConfig:
     parts: int = 1
     parallel_parts: int = 64
     requeue: bool = True
-    # The warning may come before Python listens; unblocked, it would kill a rank that imports.
-    wrapper: str = "env --block-signal=USR2"
+    # Signals may come before Python listens. Unblocked they would kill a rank that imports, and a
+    # job whose rank has died is not brought back.
+    wrapper: str = "env --block-signal=USR2,TERM"
     container: str = ""
     python: str | None = None
     setup: list[str] = field(default_factory=list)

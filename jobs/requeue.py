@@ -179,25 +179,36 @@ def hold(job_id: str, record: StopRecord, idle: int) -> Decision:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise ``Interrupted`` in the block at the first stop signal, and note later ones only.
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Note stop signals in the block; what is yielded, once called, raises the first of them.
 
-    SIGUSR2, which the launcher blocked until somebody listens, is let through.
+    To be called inside the ``try`` that catches ``Interrupted``: it lets SIGUSR2 and SIGTERM
+    through, which the launcher blocked until somebody listens, and one that came while Python was
+    still importing is delivered there and then. Raised outside, it would fail the job.
     """
-    listening = True
+    owner, noted, listening = os.getpid(), Stop.no, False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        """Leave the block, once, in the process that entered it."""
-        nonlocal listening
-        if listening and os.getpid() == owner:
+        """Note the signal, in the process that entered the block, and leave the block, once."""
+        nonlocal noted, listening
+        if os.getpid() != owner:
+            return
+        noted = noted or _NOTED[signal.Signals(number)]
+        if listening:
             listening = False
-            raise Interrupted(_NOTED[signal.Signals(number)])
+            raise Interrupted(noted)
 
-    owner = os.getpid()
+    def listen() -> None:
+        nonlocal listening
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTED)
+        listening = True  # first: what comes from here on raises by itself
+        if noted:
+            listening = False
+            raise Interrupted(noted)
+
     previous = {number: signal.signal(number, interrupt) for number in _NOTED}
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
-        yield
+        yield listen
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -211,8 +222,9 @@ def requeued_if_stopped() -> Iterator[Place]:
     if place.kind is not Kind.slurm:
         yield place
         return
-    with interruptible():
+    with interruptible() as listen:
         try:
+            listen()
             yield place
         except Interrupted as event:
             leave(place, event.stop)

@@ -54,8 +54,8 @@ class PreemptionGuard:
         if threading.current_thread() is threading.main_thread():
             for number in self._NOTES:
                 self._previous[number] = signal.signal(number, self._note)
-            # A launcher may have blocked the warning until somebody listens.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+            # A launcher may have blocked them until somebody listens.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._NOTES)
         return self
 
     def __exit__(

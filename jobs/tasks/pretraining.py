@@ -85,9 +85,10 @@ class Pretrain:
         """Train as one rank; return the last checkpoint's folder on the main one."""
         place = current_place()
         log_as(place, self.run_dir)
-        with interruptible(), saving_at_interrupt(place):
+        with interruptible() as listen, saving_at_interrupt(place):
             attempt = None
             try:
+                listen()
                 forget_results(place)
                 attempt = self._begin(place) if place.is_main else None
                 folder = self._train(place, attempt)

@@ -201,7 +201,7 @@ def test_slurm_is_asked_for_what_the_cluster_says():
 def test_python_runs_inside_the_wrapper_and_the_container():
     cluster = ClusterConfig(container="apptainer exec --nv i.sif", python="/opt/a b/python")
     assert python_command(cluster) == (
-        "env --block-signal=USR2 apptainer exec --nv i.sif '/opt/a b/python'"
+        "env --block-signal=USR2,TERM apptainer exec --nv i.sif '/opt/a b/python'"
     )
 
 
@@ -232,7 +232,7 @@ def test_the_script_for_slurm_is_complete(training, tmp_path, monkeypatch):
         "#SBATCH --open-mode=append",
         "#SBATCH --signal=USR2@120",
         "--kill-on-bad-exit=1",
-        "env --block-signal=USR2",
+        "env --block-signal=USR2,TERM",
         f"'{training.run_dir}/slurm'",
     ):
         assert line in text

@@ -202,8 +202,9 @@ def test_another_rank_waits_bounded_for_a_main_one_that_never_decides(leaving):
 
 def test_the_first_signal_interrupts_and_the_second_does_not():
     seen = []
-    with interruptible():
+    with interruptible() as listen:
         try:
+            listen()
             os.kill(os.getpid(), signal.SIGTERM)
             signal.sigtimedwait([], 0.1)
         except Interrupted as event:
@@ -213,15 +214,26 @@ def test_the_first_signal_interrupts_and_the_second_does_not():
     assert seen == [Stop.terminate]
 
 
-def test_a_warning_that_was_blocked_from_the_start_is_not_lost():
+def test_a_signal_before_anybody_listens_is_raised_where_somebody_does():
+    with interruptible() as listen:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        signal.sigtimedwait([], 0.1)
+        with pytest.raises(Interrupted) as event:
+            listen()
+    assert event.value.stop is Stop.warning
+
+
+@pytest.mark.parametrize(("name", "told"), [("SIGUSR2", "warning"), ("SIGTERM", "terminate")])
+def test_a_signal_that_was_blocked_from_the_start_lets_the_job_come_back(name, told):
     script = (
-        "import os, signal\n"
-        "os.kill(os.getpid(), signal.SIGUSR2)\n"
-        "from jobs.requeue import Interrupted, interruptible\n"
-        "try:\n"
-        "    with interruptible(): pass\n"
-        "except Interrupted as event: print(event.stop.name)\n"
+        "import os, signal, sys\n"
+        f"os.kill(os.getpid(), signal.{name})\n"
+        "from jobs import requeue\n"
+        "from jobs.place import Kind, Place\n"
+        "requeue.current_place = lambda: Place(Kind.slurm, '1')\n"
+        "requeue.leave = lambda place, stop: sys.exit(stop.name)\n"
+        "with requeue.requeued_if_stopped(): print('began')\n"
     )
-    command = ["env", "--block-signal=USR2", sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "warning\n"
+    command = ["env", "--block-signal=USR2,TERM", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", f"{told}\n")

@@ -46,14 +46,15 @@ def alone(script: str, *wrapper: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_warning_that_came_before_the_handler_is_not_lost():
-    script = """
+@pytest.mark.parametrize(("name", "told"), [("SIGUSR2", "warning"), ("SIGTERM", "terminate")])
+def test_a_signal_that_came_before_the_handler_is_not_lost(name, told):
+    script = f"""
 import os, signal
-os.kill(os.getpid(), signal.SIGUSR2)
+os.kill(os.getpid(), signal.{name})
 from simclr.preemption import PreemptionGuard
 with PreemptionGuard() as guard: print(guard.requested.name)
 """
-    assert alone(script, "env", "--block-signal=USR2") == "warning"
+    assert alone(script, "env", "--block-signal=USR2,TERM") == told
 
 
 def test_a_child_survives_the_signal_and_does_not_ask_for_a_stop():
