@@ -29,6 +29,7 @@ EVERY = 10  # steps between checkpoints
 SETTINGS = (f"checkpoint.every_steps={EVERY}", "checkpoint.keep=3", "world.timeout_s=20")
 ENDED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 LIMIT_S = 300  # for the run to get on after a blow
+MISSED_S = 120  # within which Slurm takes a silent node for lost: SlurmdTimeout and its rounds
 
 
 @dataclass
@@ -114,6 +115,8 @@ def take_a_node_down(victim: Victim) -> None:
 def lose_a_node(victim: Victim) -> None:
     node = victim.draw.choice(NODES[:2])
     victim.cluster.lose_node(node)
+    # Back at once, Slurm would miss nothing, and the ranks would train on.
+    wait_until(lambda: victim.state() != "RUNNING", "Slurm to miss a node", MISSED_S)
     victim.cluster.start_node(node)
 
 
