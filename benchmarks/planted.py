@@ -29,7 +29,7 @@ from report import RESULTS, origin
 from jobs.cluster import ClusterConfig
 from jobs.studies.arms import couplet_name
 from jobs.studies.config import StudyConfig, StudyName
-from jobs.studies.report import Findings, conclude
+from jobs.studies.findings import Findings, conclude
 from jobs.studies.run import run_study
 from jobs.studies.scores import read_table
 from preprocess.patch import Patch

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jobs.figures.canvas import COLORS, Axes, canvas
 from jobs.studies.analysis import Estimate
+from jobs.studies.learning import Moment
 
 _ROWS = ("brightness", "contrast", "gain", "speckle", "flip", "rotation", "shift", "zoom")
 _COLUMNS = ("blur", *_ROWS[:-1])
@@ -60,27 +61,81 @@ def draw_estimates(path: Path, estimates: Sequence[Estimate], label: str) -> Pat
     return path
 
 
-def draw_losses(path: Path, curves: Mapping[str, Sequence[dict[str, Any]]]) -> Path:
-    """Draw the loss of each arm against its progress, with the level of chance, ln(2N - 1).
+def draw_learning(path: Path, moments: Sequence[Moment]) -> Path:
+    """Draw each arm's loss, with the level of chance, and beside it its probe: means over seeds.
 
-    The loss is no measure of quality, and arms of other batch sizes have other chance levels.
+    Arms whose names begin alike share a colour. A cross is where projections had collapsed. The
+    loss is no measure of quality, and arms of other batch sizes have other chance levels.
     """
-    with canvas(path, 8, 5) as figure:
-        axes = figure.subplots()
-        for number, (name, records) in enumerate(curves.items()):
-            style = ("-", "--", ":")[number // len(COLORS) % 3]
-            share = [one["step"] / records[-1]["step"] for one in records]
-            losses = [one["loss"] for one in records]
-            color = COLORS[number % len(COLORS)]
-            axes.plot(share, losses, style, color=color, label=name, linewidth=1.2)
-        for chance in sorted({records[-1]["chance_level"] for records in curves.values()}):
-            axes.axhline(chance, color=_GREY, linestyle="--", linewidth=1)
-            axes.annotate(f"chance {chance:.2f}", (1, chance), ha="right", va="bottom", fontsize=8)
-        axes.set_xlabel("share of all steps")
-        axes.set_ylabel("contrastive loss (no measure of quality)")
-        axes.legend(fontsize=8, ncols=2)
-        axes.grid(alpha=0.3)
+    arms = list(dict.fromkeys(one.arm for one in moments))
+    with canvas(path, 13, 5) as figure:
+        left, right = figure.subplots(1, 2)
+        for arm, style in zip(arms, _styles(arms), strict=True):
+            own = [one for one in moments if one.arm == arm]
+            for axes, value in ((left, "loss"), (right, "probe")):
+                _curve(axes, own, value, {"label": arm, **style})
+        if any(one.collapsed for one in moments):
+            left.plot([], [], "x", color=COLORS[6], label="collapsed")
+        for chance in sorted({one.chance_level for one in moments}):
+            left.axhline(chance, color=_GREY, linestyle="--", linewidth=1)
+            text = f"chance: ln(2N - 1) = {chance:.2f}"
+            left.annotate(text, (1, chance), ha="right", va="bottom", fontsize=8)
+        left.set_ylabel("contrastive loss (no measure of quality)")
+        _name_probe(right, moments)
+        for axes in (left, right):
+            axes.set_xlabel("share of all steps")
+            axes.set_xlim(0, 1.02)
+            axes.grid(alpha=0.3)
+        handles, names = left.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside right center", fontsize=8)
     return path
+
+
+def _styles(arms: Sequence[str]) -> list[dict[str, Any]]:
+    """Return colour and dashes of each arm: colours for families, dashes within one."""
+    families = [arm.rpartition(" ")[0] or arm for arm in arms]
+    colors = list(dict.fromkeys(families))
+    seen = [families[:number].count(family) for number, family in enumerate(families)]
+    return [
+        {
+            "color": COLORS[colors.index(family) % len(COLORS)],
+            "linestyle": ("-", "--", ":", "-.")[(rank + colors.index(family) // len(COLORS)) % 4],
+        }
+        for family, rank in zip(families, seen, strict=True)
+    ]
+
+
+def _curve(axes: Axes, own: Sequence[Moment], value: str, style: Mapping[str, Any]) -> None:
+    """Draw the mean over seeds of an arm at each share of its steps, and what had collapsed."""
+    known: dict[float, list[float]] = {}
+    for one in own:
+        if not math.isnan(number := getattr(one, value)):
+            known.setdefault(one.share, []).append(number)
+    shares = sorted(known)
+    means = [float(np.mean(known[share])) for share in shares]
+    marker = "o" if value == "probe" else ""
+    axes.plot(shares, means, linewidth=1.3, marker=marker, markersize=3, **style)
+    fallen = {one.share for one in own if one.collapsed} & set(shares)
+    crosses = [(share, mean) for share, mean in zip(shares, means, strict=True) if share in fallen]
+    if crosses:
+        axes.plot(*zip(*crosses, strict=True), "x", color=style["color"], markersize=7)
+
+
+def _name_probe(axes: Axes, moments: Sequence[Moment]) -> None:
+    """Name what the probe tells, and draw what encoders reach that learnt nothing."""
+    headline = next((one.headline for one in moments if one.headline), "")
+    if not headline:
+        axes.text(0.5, 0.5, "not probed: monitor.shards", ha="center", transform=axes.transAxes)
+        axes.set_yticks([])
+        return
+    axes.set_ylabel(f"linear probe, validation labels: {headline.replace('_', ' ')}")
+    for name, style in (("random_encoder", ":"), ("image_statistics", "--")):
+        values = [getattr(one, name) for one in moments if not math.isnan(getattr(one, name))]
+        if values:
+            level = float(np.mean(values))
+            axes.axhline(level, color=COLORS[6], linestyle=style, linewidth=1)
+            text = name.replace("_", " ")
+            axes.annotate(text, (0.01, level), ha="left", va="bottom", fontsize=8)
 
 
 def _cells(estimates: Sequence[Estimate]) -> dict[frozenset[str], Estimate]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.studies.config import StudyConfig, StudyName
+from jobs.studies.length import count_patches, most_steps
 from simclr.augment.presets import NINE, USUAL_ORDER, Couplet
 from simclr.config import TrainConfig, require
 from simclr.settings import from_plain, to_plain
@@ -25,6 +26,9 @@ OPTIMIZER_RATES = {
 # The four arms that the study ran beside its couplets, by preset; the first is the reference.
 WHOLE = ("none", "all", "geometric", "pixel")
 RUNS = "runs"
+# Of these, curves of loss and probe are drawn. The others train on other views or on other labels.
+CURVES = (StudyName.optimizer, StudyName.rate, StudyName.batch_size, StudyName.temperature)
+PROBES = 10  # of a run, about
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,10 @@ def members_of(config: StudyConfig) -> list[Member]:
 
 def crossed(config: StudyConfig, arms: Sequence[Arm], seeds: Sequence[int]) -> list[Member]:
     """Return the pretrainings of some arms with some seeds, seed by seed."""
-    return [Member(arm.name, seed, _settings(config, arm, seed)) for seed in seeds for arm in arms]
+    members = [
+        Member(arm.name, seed, _settings(config, arm, seed)) for seed in seeds for arm in arms
+    ]
+    return _probed(config, members) if config.study in CURVES else members
 
 
 def check_count(config: StudyConfig, count: int) -> None:
@@ -128,6 +135,22 @@ def _settings(config: StudyConfig, arm: Arm, seed: int) -> TrainConfig:
             level = level[name]
         level[last] = value
     return from_plain(TrainConfig, plain)
+
+
+def _probed(config: StudyConfig, members: list[Member]) -> list[Member]:
+    """Let runs be probed on the way, unless the user has said how: a loss is no measure."""
+    if config.monitor.shards or not (config.shards and config.tasks):
+        return members
+    patches = count_patches(config.shards)
+
+    def probing(run: TrainConfig) -> TrainConfig:
+        """Probe so often, on the labels that the study scores."""
+        every = max(1, most_steps(run, patches) // PROBES)
+        labelled = config.labelled or config.shards[0]
+        held_out = replace(config.monitor, shards=labelled, task=config.tasks[0], every_steps=every)
+        return replace(run, monitor=held_out)
+
+    return [replace(one, run=probing(one.run)) for one in members]
 
 
 def _all_arms(config: StudyConfig) -> list[Arm]:

@@ -11,9 +11,9 @@ from jobs.cluster import ClusterConfig
 from jobs.done import is_done
 from jobs.studies.arms import Member
 from jobs.studies.config import StudyConfig
+from jobs.studies.length import count_patches, most_steps
 from jobs.tasks.pretraining import Pretrain
-from preprocess.shards.manifest import read_manifest
-from simclr.config import TrainConfig, require
+from simclr.config import require
 from simclr.metrics import METRICS_NAME, read_metrics
 
 
@@ -47,8 +47,8 @@ class Budget:
 def budget(config: StudyConfig, members: Sequence[Member], cluster: ClusterConfig) -> Budget:
     """Return what is left to pay of some runs of a study."""
     left = [member.run for member in members if not is_done(Pretrain(member.run))]
-    patches = sum(read_manifest(Path(folder)).rows for folder in config.shards)
-    pairs = sum(_pairs(run, patches) for run in left)
+    patches = count_patches(config.shards)
+    pairs = sum(most_steps(run, patches) * run.data.global_batch_size for run in left)
     shown = _rates(members)
     rate = statistics.median(shown) if shown else config.expected_rate
     hours = pairs / rate / 3600 * cluster.num_ranks
@@ -67,13 +67,6 @@ def check_budget(config: StudyConfig, cost: Budget) -> None:
         f"max_hours={cost.hours * 1.1:.2g}; cheaper are fewer arms=[...], seeds=[...], "
         "data.fraction or halving=true",
     )
-
-
-def _pairs(run: TrainConfig, patches: int) -> int:
-    # an upper bound: patches of other splits count here, and are not trained on
-    batch = run.data.global_batch_size
-    steps = run.epochs * (round(patches * run.data.fraction) // batch)
-    return min(steps, run.max_steps or steps) * batch
 
 
 def _rates(members: Sequence[Member]) -> list[float]:

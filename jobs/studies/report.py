@@ -3,103 +3,34 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.figures.page import Page
-from jobs.figures.studies import draw_couplets, draw_estimates, draw_losses
+from jobs.figures.studies import draw_couplets, draw_estimates, draw_learning
 from jobs.provenance import code_version
 from jobs.schema import to_yaml
-from jobs.studies import verdict
 from jobs.studies.analysis import (
     Estimate,
     Stability,
     arm_means,
     chance_of_bottom,
-    differences,
-    operation_effects,
-    stability,
 )
-from jobs.studies.arms import members_of
 from jobs.studies.bans import (
-    DERIVED,
     SCORES_NAME,
     SHARE,
     Bans,
     couplet_study,
-    derive,
-    judged_table,
     lowest_quarter,
 )
 from jobs.studies.config import StudyConfig, StudyName
-from jobs.studies.scores import Score, Table, read_table, to_csv
+from jobs.studies.findings import COUPLETS, Chance, Findings, findings
+from jobs.studies.learning import Moment, collapses
+from jobs.studies.scores import Score, Table, to_csv
 from preprocess.shards.atomic import write_text
 from simclr.augment.presets import BANNED
-from simclr.metrics import METRICS_NAME, read_metrics
 from simclr.settings import to_plain
 
 PAGE_NAME = "report.html"
-COUPLETS = (StudyName.augmentation, StudyName.published)
-
-
-@dataclass(frozen=True, slots=True)
-class Chance:
-    """How surely a couplet is among the lowest quarter.
-
-    Attributes:
-        arm: the couplet.
-        chance: share of draws of replicates in which it is.
-    """
-
-    arm: str
-    chance: float
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """All that is concluded from a table.
-
-    Attributes:
-        table: scores.
-        means: of arms.
-        against: differences to the reference arm, the first; empty with one arm or without it.
-        operations: effects of operations in couplets; empty in other studies.
-        ranks: how far the ranking can be trusted.
-        chances: of each couplet to be among the lowest quarter; empty in other studies.
-        score: which score the table holds.
-        halving: whether arms were given up on the way.
-        bans: what a first stage has banned; none in other studies.
-    """
-
-    table: Table
-    means: list[Estimate]
-    against: list[Estimate]
-    operations: list[Estimate]
-    ranks: Stability
-    chances: list[Chance]
-    score: str = "f1"
-    halving: bool = False
-    bans: Bans | None = None
-
-    @property
-    def sentences(self) -> list[str]:
-        """The verdict."""
-        reference = self.table.arms[0]
-        said = self._on_bans() + verdict.ranking(self.ranks, self.table)
-        if self.against:
-            said.append(verdict.effects(self.against, f"Arms against {reference}"))
-        if self.operations:
-            said.append(verdict.effects(self.operations, "Operations in couplets"))
-        if self.halving:
-            return [*said, verdict.halved(self.table.seeds)]
-        gaps = verdict.missing(self.table)
-        return [*said, gaps] if gaps else said
-
-    def _on_bans(self) -> list[str]:
-        if not self.bans:
-            return []
-        derived = next((one for one in self.against if one.name == DERIVED), None)
-        return verdict.pruning(self.bans, derived, self.table.seeds, self.score)
 
 
 def write_study(config: StudyConfig) -> str:
@@ -112,36 +43,15 @@ def write_study(config: StudyConfig) -> str:
     """
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    if config.study is StudyName.bans:
-        first = couplet_study(config)
-        if first:
-            write_study(first)
-        found = replace(conclude(config, judged_table(config)), bans=derive(config))
-    else:
-        found = conclude(config, read_table(config))
+    first = couplet_study(config) if config.study is StudyName.bans else None
+    if first:
+        write_study(first)
+    found = findings(config)
     _write_tables(folder, found)
     if config.study in COUPLETS:
         _write_recipe(folder, found)
     page = _page(config, folder, found).write(folder / PAGE_NAME)
     return "\n".join([*found.sentences, str(page)])
-
-
-def conclude(config: StudyConfig, table: Table) -> Findings:
-    """Return what a table of a study's scores allows to conclude."""
-    couplets = [name for name in table.arms if "+" in name] if config.study in COUPLETS else []
-    pairs = table.only(couplets) if couplets else table
-    # a study of couplets alone has no arm that the others could be compared with
-    has_reference = len(table.arms) > 1 and "+" not in table.arms[0]
-    return Findings(
-        table,
-        arm_means(table),
-        differences(table, table.arms[0]) if has_reference else [],
-        operation_effects(pairs) if couplets else [],
-        stability(pairs),
-        [Chance(*item) for item in chance_of_bottom(pairs, SHARE).items()] if couplets else [],
-        config.score,
-        config.halving,
-    )
 
 
 def _write_tables(folder: Path, found: Findings) -> None:
@@ -187,7 +97,8 @@ def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
         )
         page.heading(f"Against {found.table.arms[0]}")
         page.picture(path, "Paired by seed, 95 % intervals; red: beyond chance after Holm.")
-    _add_losses(page, config, folder)
+    if found.moments:
+        _add_learning(page, folder, found.moments)
     page.heading("Numbers").table(
         ("arm", "mean", "± (95 %)", "seeds"),
         [(one.name, f"{one.mean:.4f}", f"{one.half_width:.4f}", one.seeds) for one in found.means],
@@ -243,16 +154,10 @@ def _add_bans(page: Page, bans: Bans) -> None:
     )
 
 
-def _add_losses(page: Page, config: StudyConfig, folder: Path) -> None:
-    if config.study in (*COUPLETS, StudyName.bans, StudyName.labels):
-        return
-    first = {
-        member.arm: read_metrics(path)
-        for member in members_of(config)
-        if member.seed == config.seeds[0]
-        and (path := Path(member.run.run_dir, METRICS_NAME)).is_file()
-    }
-    curves = {name: records for name, records in first.items() if records}
-    if curves:
-        path = draw_losses(folder / "losses.png", curves)
-        page.heading("Losses").picture(path, f"Seed {config.seeds[0]}; compare arms by score.")
+def _add_learning(page: Page, folder: Path, moments: list[Moment]) -> None:
+    write_text(folder / "curves.csv", to_csv(moments, Moment))
+    path = draw_learning(folder / "curves.png", moments)
+    said = "Means over seeds; dashed on the left: chance; black on the right: encoders that learnt "
+    fallen = collapses(moments)
+    page.heading("Loss and probe").text(*filter(None, [fallen]))
+    page.picture(path, said + "nothing; crosses: projections had collapsed. Numbers: curves.csv.")

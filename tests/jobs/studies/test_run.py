@@ -17,7 +17,8 @@ from make_data import packed_arrays
 from jobs.cluster import ClusterConfig
 from jobs.schema import register, to_app
 from jobs.studies.config import StudyConfig, StudyName
-from jobs.studies.report import conclude, write_study
+from jobs.studies.findings import conclude
+from jobs.studies.report import write_study
 from jobs.studies.run import run_study
 from jobs.studies.scores import published, read_table, tabulate
 from simclr.choices import EncoderName
@@ -67,7 +68,9 @@ def test_a_study_leaves_a_page_pictures_and_every_number(study):
     assert (table.arms, table.labels, table.seeds) == (("0.0001", "0.05"), ("labels",), (0, 1))
     assert table.missing == []
     names = {"scores.csv", "arms.csv", "stability.csv", "differences.csv", "arms.png"}
-    assert names | {"losses.png", "report.html"} <= {path.name for path in folder.iterdir()}
+    assert names | {"curves.png", "curves.csv", "report.html"} <= {
+        path.name for path in folder.iterdir()
+    }
     assert len((folder / "scores.csv").read_text().splitlines()) == 1 + 4
 
 
