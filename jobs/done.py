@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ class Marking:
     def folder(self) -> Path:
         """The task's."""
         return Path(self.task.folder)
+
+    @property
+    def folders(self) -> Sequence[Path]:
+        """Of the runs that the task makes, where it makes several."""
+        return getattr(self.task, "folders", ())
 
     def __call__(self) -> str:
         """Do the work; of several processes the one that speaks for all leaves the mark."""

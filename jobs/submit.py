@@ -52,6 +52,8 @@ def submit(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> st
         # members of a packing array share a folder; its record is that of the whole array
         shared = len(tasks) > 1 and all(other.folder == task.folder for other in tasks)
         write_submission(task.folder, entry if not shared else replace(entry, job_id=",".join(ids)))
+        for folder_of_run in task.folders:
+            write_submission(folder_of_run, entry)
     if untold:
         _log.warning("%s; the cluster's size was not checked", untold)
     job_id, log = ":".join(ids), jobs[0].paths.stderr
@@ -140,7 +142,7 @@ def _check(tasks: Sequence[Marking], cluster: ClusterConfig) -> str:
             "cluster=laptop or cluster=here"
         )
     untold = check_capacity(cluster)
-    for folder in {task.folder for task in tasks}:
+    for folder in {folder for task in tasks for folder in (task.folder, *task.folders)}:
         _writable_in_script(folder.absolute())
         refuse_second(folder, tasks[0].verb)
     return untold

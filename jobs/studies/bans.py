@@ -151,8 +151,9 @@ def judging_arms(config: StudyConfig) -> list[Arm]:
         preset_arm("standard"),
         preset_arm("geometric_standard"),
     ]
-    wanted = chosen(config, [*arms, *couplets()])
-    return [arm for arm in arms if arm in wanted] or arms
+    wanted = [arm for arm in chosen(config, [*arms, *couplets()]) if arm in arms]
+    # whatever is asked for, the first stays: all differences are taken to it
+    return [arms[0], *(arm for arm in arms[1:] if arm in wanted)] if wanted else arms
 
 
 def judged_table(config: StudyConfig) -> Table:

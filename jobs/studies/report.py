@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jobs.figures.page import Page
 from jobs.figures.studies import draw_couplets, draw_estimates, draw_learning
-from jobs.provenance import code_version
+from jobs.provenance import provenance
 from jobs.schema import to_yaml
 from jobs.studies.analysis import (
     Estimate,
@@ -33,25 +35,30 @@ from simclr.settings import to_plain
 PAGE_NAME = "report.html"
 
 
-def write_study(config: StudyConfig) -> str:
+def write_study(config: StudyConfig, made_by: Mapping[str, Any] | None = None) -> str:
     """Write tables, pictures and the page of a study; return the verdict and where the page lies.
 
     A study of bans writes those of its couplets as well.
 
+    Args:
+        config: settings.
+        made_by: provenance; none takes that of this process.
+
     Raises:
         ValueError: no run has been scored yet.
     """
-    folder = Path(config.output)
+    folder, made_by = Path(config.output), made_by or provenance()
     folder.mkdir(parents=True, exist_ok=True)
     first = couplet_study(config) if config.study is StudyName.bans else None
     if first:
-        write_study(first)
+        write_study(first, made_by)
     found = findings(config)
     _write_tables(folder, found)
     if config.study in COUPLETS:
         _write_recipe(folder, found)
-    page = _page(config, folder, found).write(folder / PAGE_NAME)
-    return "\n".join([*found.sentences, str(page)])
+    page = _page(config, folder, found)
+    _add_origin(page, config, made_by)
+    return "\n".join([*found.sentences, str(page.write(folder / PAGE_NAME))])
 
 
 def _write_tables(folder: Path, found: Findings) -> None:
@@ -103,10 +110,22 @@ def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
         ("arm", "mean", "± (95 %)", "seeds"),
         [(one.name, f"{one.mean:.4f}", f"{one.half_width:.4f}", one.seeds) for one in found.means],
     )
-    page.text("The same in scores.csv, arms.csv and stability.csv beside this page.")
-    page.heading("How it was made").command(" ".join(sys.argv))
-    version = code_version(Path(__file__).parent)
-    return page.text(f"commit {version['commit']}").command(to_yaml(to_plain(config)))
+    return page.text("These and all other numbers are in the CSV files beside this page.")
+
+
+def _add_origin(page: Page, config: StudyConfig, made_by: Mapping[str, Any]) -> None:
+    """Append what it takes to make the study again."""
+    script, *words = made_by["command"]
+    verb = "simclr-study" if Path(script).stem == "study" else Path(script).name
+    commit, changed = made_by["code"]["commit"], made_by["code"]["changed"]
+    page.heading("How it was made")
+    page.command(f"cd {shlex.quote(made_by['folder'])}\n{shlex.join([verb, *words])}")
+    if commit:
+        page.text(f"Commit {commit}{', with changes' if changed else ''}.")
+    versions = ", ".join(f"{name} {number}" for name, number in made_by["versions"].items())
+    page.text(f"{made_by['time']}, Python {made_by['python']}; {versions}.")
+    page.text(f"Seeds {', '.join(map(str, config.seeds))}; all settings:")
+    page.command(to_yaml(to_plain(config)))
 
 
 def _add_couplets(page: Page, folder: Path, found: Findings, score: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.cluster import ClusterConfig, Executor
+from jobs.done import is_done
 from jobs.launch import collecting, dispatch
 from jobs.studies.arms import Member
 from jobs.studies.budget import budget, check_budget
@@ -16,9 +17,11 @@ from jobs.studies.rounds import due, foreseen
 from jobs.sweep import submit_members
 from jobs.tasks.pretraining import Pretrain
 from jobs.tasks.studies import Analyse, Score, ScoreConfig
+from jobs.tasks.together import Together, TogetherConfig
 from simclr.config import require
 from simclr.evaluate.config import EvaluateConfig
 
+T = TypeVar("T")
 _SOON = "JOB"  # stands for a job that a dry run does not submit
 _log = logging.getLogger("simclr")
 
@@ -45,21 +48,39 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
 
 
 def _run_rounds(config: StudyConfig, cluster: ClusterConfig) -> None:
-    """Make one run after the other, until their scores ask for no more."""
+    """Make one run after the other, or as many as share a job, until scores ask for no more."""
     done = 0
     while len(members := due(config)) > done:
-        for pretrain, score in list(zip(*_tasks(config, members), strict=True))[done:]:
-            done += 1
-            for task in (pretrain, score):  # scored at once: what is cut short has a report
-                said = dispatch(task, cluster, in_sweep=True).rpartition("\n")[2]
-                _log.info("%s %d of %d: %s", task.verb, done, len(members), said)
+        for group in batched(members[done:], config.runs_per_job):
+            for task in _trainings(config, group):
+                _log.info("%s: %s", task.verb, dispatch(task, cluster, in_sweep=True))
+            for member in group:  # scored at once: what is cut short has a report
+                score = Score(scoring(config, member, first=not done))
+                said = dispatch(score, cluster, in_sweep=True).rpartition("\n")[2]
+                done += 1
+                _log.info("%s %d of %d: %s", score.verb, done, len(members), said)
 
 
 def _tasks(config: StudyConfig, members: Sequence[Member]) -> list[Sequence[Any]]:
     return [
-        [Pretrain(member.run) for member in members],
+        _trainings(config, members),
         [Score(scoring(config, member, first=not k)) for k, member in enumerate(members)],
     ]
+
+
+def _trainings(config: StudyConfig, members: Sequence[Member]) -> list[Any]:
+    alone = [Pretrain(member.run) for member in members]
+    if config.runs_per_job == 1:
+        return alone
+    left = [task.config for task in alone if not is_done(task)]
+    groups = batched(left, config.runs_per_job)
+    return [Together(TogetherConfig(runs=group)) for group in groups]
+
+
+def batched(items: Sequence[T], size: int) -> list[list[T]]:
+    """Cut a sequence into lists of ``size``; the last may be shorter."""
+    # itertools.batched comes with Python 3.12
+    return [list(items[first : first + size]) for first in range(0, len(items), size)]
 
 
 def scoring(config: StudyConfig, member: Member, *, first: bool) -> ScoreConfig:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs.cluster import ClusterConfig
+from jobs.provenance import provenance
 from jobs.requeue import requeued_if_stopped
 from jobs.runfolder import JOB_FOLDER
 from jobs.studies.config import StudyConfig
@@ -57,9 +59,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Analyse:
-    """Write the report of a study from what its runs have reached so far."""
+    """Write the report of a study from what its runs have reached so far.
+
+    Attributes:
+        config: settings.
+        made_by: command, commit and versions of whoever asks: a job knows only its own, and runs
+            from a copy of the code without its history.
+    """
 
     config: StudyConfig
+    made_by: dict[str, Any] = field(default_factory=provenance)
 
     verb = "study"
     checkpoint = __submitit_checkpoint__ = again
@@ -79,4 +88,4 @@ class Analyse:
         with requeued_if_stopped():
             from jobs.studies.report import write_study
 
-            return write_study(self.config)
+            return write_study(self.config, self.made_by)

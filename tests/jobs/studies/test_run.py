@@ -29,7 +29,6 @@ from simclr.train import train
 HERE = ClusterConfig()
 # the patches of one split would not fill the smallest batch of study=batch_size
 ALL_SPLITS = DataConfig(splits=["train", "validation", "test"], bands=["B04", "B08"])
-THREE = ["flip+blur", "flip+gain", "shift+blur"]
 DRIVER = """
 import json, sys
 from jobs.cluster import ClusterConfig
@@ -162,8 +161,7 @@ def test_every_study_ends_with_a_page(study, tmp_path, name, others):
     config, _ = study
     plain = {"study": StudyName(name), "output": str(tmp_path), "seeds": [0], **others}
     said = run_study(replace(config, **plain), HERE)
-    assert "one seed" in said or name == "bans"
-    assert "nothing is known yet" not in said
+    assert "one seed" in said
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
