@@ -73,11 +73,11 @@ def test_trainings_that_are_stopped_together_come_back_and_end_as_if_alone(tmp_p
         assert driver.poll() is None
         time.sleep(0.05)
     driver.send_signal(signal.SIGTERM)  # to the one process that Slurm knows of, as scancel does
-    assert driver.wait(120) == 1
+    assert driver.wait(300) == 1
     stops = [events(run, "stop")[-1] for run in both]
     assert all(0 < stop["step"] < steps for stop in stops)
     assert not any(is_done(Pretrain(run)) for run in both)
-    assert start(both).wait(300) == 0
+    assert start(both).wait(600) == 0
     assert all(is_done(Pretrain(run)) for run in both)
     assert [len(events(run, "start")) for run in both] == [2, 2]
     alone = replace(both[1], run_dir=str(tmp_path / "alone"))
