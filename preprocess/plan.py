@@ -6,7 +6,6 @@ The plan is made once and kept beside the shards. Shard k always holds the refer
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from preprocess.selection import (
     write_dropped,
 )
 from preprocess.shards.atomic import atomic_path
+from preprocess.shards.checksums import sha256_of
 from preprocess.shards.layout import FORMAT_VERSION, ShardLayout
 from preprocess.sources.source import Source
 
@@ -206,13 +206,11 @@ def read_plan(output: Path) -> Plan:
     if not path.is_file():
         raise ValueError(f"{output} holds no {WORK_FOLDER}/{PLAN_NAME}; only packing can make it")
     with path.open("rb") as file:
-        fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0)
         head = json.loads(next(file))
         num_refs = sum(1 for _ in file)
     return Plan(
         path=path,
-        fingerprint=fingerprint,
+        fingerprint=sha256_of(path),
         settings=head["settings"],
         layout=ShardLayout.from_json(head["layout"]),
         simulated=head["simulated"],

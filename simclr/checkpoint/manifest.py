@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.shards.atomic import write_json
+from preprocess.shards.checksums import sha256_of
 
 FORMAT = "simclr-s2-checkpoint"
 FORMAT_VERSION = 1
@@ -17,8 +18,6 @@ MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.pt"
 FOLDER_PATTERN = "step-*"
 SAVING_PREFIX = ".saving-"  # no pattern that looks for checkpoints matches it
-
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +122,3 @@ def _verify_file(path: Path, expected: dict[str, Any]) -> None:
 def _digest(content: dict[str, Any]) -> str:
     """Return the sha256 of a manifest's content, whatever its layout on disk."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from preprocess.shards.atomic import fsync, publish, temporary_path
-from simclr.checkpoint.manifest import sha256_of
+from preprocess.shards.checksums import sha256_of
 from simclr.checkpoint.pretrained import load_pretrained
 from simclr.config import require
 from simclr.export.card import build_card, card_markdown

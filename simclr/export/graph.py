@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simclr.checkpoint.manifest import sha256_of
+from preprocess.shards.checksums import sha256_of
 from simclr.choices import ExportFormat, PatchUnit
 from simclr.export.inputs import Normalised, with_normalisation
 

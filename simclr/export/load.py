@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from preprocess.bands import canonical_names
-from simclr.checkpoint.manifest import sha256_of
+from preprocess.shards.checksums import sha256_of
 from simclr.checks import require
 from simclr.choices import EncoderName, PatchUnit, Stem
 from simclr.config import ModelConfig

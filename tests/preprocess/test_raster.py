@@ -34,6 +34,17 @@ def test_without_a_coordinate_system_the_epsg_is_zero_and_nothing_is_warned(tmp_
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("epsg", [32601, 32633, 32760, 3857, 4326, 3035, 3310, 27700, 2154])
+def test_the_keys_of_a_file_alone_tell_the_code_that_the_registry_tells(tmp_path, epsg):
+    path = write_geotiff(tmp_path / "a.tif", PIXELS, crs=f"EPSG:{epsg}")
+    with rasterio.open(path) as dataset:
+        expected = (dataset.crs.to_epsg(), tuple(dataset.transform)[:6])
+    with session():
+        raster = read_raster(path)
+    assert (raster.epsg, raster.transform) == expected
+    assert raster.epsg == epsg
+
+
 def test_a_nodata_tag_of_zero_changes_nothing(tmp_path):
     assert np.array_equal(
         read_raster(write_geotiff(tmp_path / "a.tif", PIXELS, nodata=0)).pixels, PIXELS
