@@ -44,8 +44,8 @@ class ClusterConfig:
             ``apptainer exec --nv image.sif``; empty for none.
         python: interpreter on the nodes, or in the container; none takes this one.
         setup: shell lines before the processes start: modules, environment.
-        scratch: folder on the disk of each node, which may hold variables of the job
-            (``/tmp/$SLURM_JOB_ID``); handed to the processes as ``SIMCLR_SCRATCH``.
+        scratch: folder on the disk of each node, which may hold variables of the job and of the
+            node (``/tmp/$SLURM_JOB_ID``); handed to the processes as ``SIMCLR_SCRATCH``.
         after: job, or jobs ``12:13``, that must have succeeded before this one starts.
         dry_run: print what would be submitted, and submit and write nothing; also ``--dry-run``.
         extra: further sbatch options by name, without dashes.

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from jobs.cluster import ClusterConfig, Executor
 from jobs.done import Marking, is_done
-from jobs.submit import SCRATCH, interpreter, scratch_lines, script, submit
+from jobs.staging import SCRATCH
+from jobs.submit import interpreter, scratch_lines, script, submit
 from jobs.tasks.task import Task
 from jobs.watch import watch
 from simclr.config import require
@@ -108,8 +109,7 @@ def _run_here(task: Task, cluster: ClusterConfig) -> str:
     if cluster.dry_run:
         return f"{task.verb} would run in this process"
     if cluster.scratch:
-        # a batch script would have its shell do this
-        os.environ[SCRATCH] = os.path.expandvars(cluster.scratch)
+        os.environ[SCRATCH] = cluster.scratch
     return Marking(task)()
 
 

@@ -22,9 +22,26 @@ from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read
 
 # One stream from a parallel file system is far slower than several; more gain nothing on one disk.
 NUM_STREAMS = 4
+SCRATCH = "SIMCLR_SCRATCH"  # what cluster.scratch says, for the processes of a job
 GIB = 2**30
 
 _log = logging.getLogger("simclr")
+
+
+def scratch_folder() -> str:
+    """Return the folder for copies on this node; empty if the cluster names none.
+
+    Raises:
+        ValueError: its name holds a variable that is not set on this node.
+    """
+    named = os.environ.get(SCRATCH, "")
+    folder = os.path.expandvars(named)
+    if "$" in folder:
+        raise ValueError(
+            f"cluster.scratch is {named}, of which {folder} is left on node {os.uname().nodename}; "
+            "name a variable that is set there, or export it in cluster.setup"
+        )
+    return folder
 
 
 @contextmanager

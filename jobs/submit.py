@@ -20,8 +20,8 @@ from jobs.cluster import PLAIN_OPTIONS, ClusterConfig
 from jobs.done import Marking
 from jobs.runfolder import Submission, read_submission, write_submission
 from jobs.snapshot import import_lines, take_snapshot
+from jobs.staging import SCRATCH
 
-SCRATCH = "SIMCLR_SCRATCH"
 _log = logging.getLogger("simclr")
 
 
@@ -95,8 +95,9 @@ def slurm_options(cluster: ClusterConfig, verb: str, code: Path) -> dict[str, An
 
 
 def scratch_lines(cluster: ClusterConfig) -> list[str]:
-    """Return the shell line that names the nodes' own disk; its variables are the job's."""
-    return [f'export {SCRATCH}="{cluster.scratch}"'] if cluster.scratch else []
+    """Return the shell line that hands on the name of the nodes' own disk, as it is given."""
+    # each process fills them in: what the first node's shell makes of them need not suit the others
+    return [f"export {SCRATCH}={shlex.quote(cluster.scratch)}"] if cluster.scratch else []
 
 
 def python_command(cluster: ClusterConfig) -> str:

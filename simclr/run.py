@@ -63,12 +63,13 @@ class Run:
         world: World,
         sinks: Sequence[Sink],
         supervisor: Supervisor | None = None,
+        copies: Sequence[str] = (),
     ) -> None:
         self.config, self.world = config, world
         self.run_dir = Path(config.run_dir)
         data = config.data
         self.corpus = open_corpus(
-            config.shards,
+            copies or config.shards,
             data.bands,
             data.splits,
             data.fraction,

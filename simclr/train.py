@@ -20,6 +20,7 @@ def train(
     sinks: Sequence[Sink] = (),
     launch: Launch | None = None,
     supervisor: Supervisor | None = None,
+    copies: Sequence[str] = (),
 ) -> Path:
     """Pretrain an encoder, or go on with it, and return the last checkpoint's folder.
 
@@ -31,6 +32,7 @@ def train(
         sinks: take the metric records of the main rank.
         launch: how this process was started.
         supervisor: of the launcher, on every rank; on the main one it may refuse checkpoints.
+        copies: folders that hold the same as ``config.shards`` and are read in their place.
 
     Raises:
         ValueError: settings, shards or run folder do not fit; the message says what and the cure.
@@ -42,7 +44,7 @@ def train(
     with (
         PreemptionGuard() as guard,
         open_world(config.world, launch) as world,
-        closing(Run(config, world, sinks, supervisor)) as run,
+        closing(Run(config, world, sinks, supervisor, copies)) as run,
     ):
         run.resume()
         while run.step < run.num_steps:

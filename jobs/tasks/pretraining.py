@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,8 +26,7 @@ from jobs.rescue import (
     who_is_lost,
 )
 from jobs.runfolder import JOB_FOLDER, freeze
-from jobs.staging import staged
-from jobs.submit import SCRATCH
+from jobs.staging import scratch_folder, staged
 from jobs.tasks.task import StoppedError, again
 from jobs.tracking import Tracking, sinks_of
 from preprocess.shards.manifest import read_manifest
@@ -119,15 +117,13 @@ class Pretrain:
         in_time = deadline(self.stop_budget_s, partial(abandoned, code=LATE))
         # ahead of the pulse and the ranks' first meeting: nodes copy for minutes, not in step
         with (
-            staged(
-                self.config.shards, os.environ.get(SCRATCH, ""), place.local_rank == 0
-            ) as copies,
+            staged(self.config.shards, scratch_folder(), place.local_rank == 0) as copies,
             Pulse(self.run_dir, place, silence_s, abandoned) as pulse,
             in_time if place.kind is Kind.slurm else nullcontext(),
         ):
             supervisor = Supervision(pulse, attempt)
-            config = replace(self.config, shards=copies)
-            return train(config, sinks, launch_of(place, self.token), supervisor)
+            # settings name the shards that were given: a copy is gone when the job has ended
+            return train(self.config, sinks, launch_of(place, self.token), supervisor, copies)
 
     def _draw(self) -> None:
         # Here, since matplotlib is slow to import and a login node only submits.

@@ -213,7 +213,7 @@ def test_a_job_waits_for_others_and_is_cancelled_with_them():
 
 def test_scratch_keeps_the_variables_of_the_job_for_the_node():
     setup = slurm_options(ClusterConfig(scratch="/tmp/$SLURM_JOB_ID"), "x", Path("c"))["setup"]
-    assert 'export SIMCLR_SCRATCH="/tmp/$SLURM_JOB_ID"' in setup
+    assert "export SIMCLR_SCRATCH='/tmp/$SLURM_JOB_ID'" in setup
 
 
 def test_a_dry_run_shows_the_script_and_writes_nothing(training):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.staging import copy_path, staged
+from jobs.staging import SCRATCH, copy_path, scratch_folder, staged
 from preprocess.config import PackConfig, SimulatedConfig
 from preprocess.pack import pack
 from preprocess.shards.manifest import read_manifest
@@ -138,3 +138,14 @@ def test_too_little_space_is_told_after_unused_copies_were_removed(tmp_path, mon
         ):
             pytest.fail("there is no space")
     assert (unused.exists(), used.exists()) == (False, True)
+
+
+def test_the_name_of_the_scratch_folder_is_understood_on_each_node(monkeypatch):
+    assert scratch_folder() == ""
+    monkeypatch.setenv(SCRATCH, "/local/it's/$SLURMD_NODENAME/${SLURM_JOB_ID}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "n2")
+    assert scratch_folder() == "/local/it's/n2/7"
+    monkeypatch.delenv("SLURMD_NODENAME")
+    with pytest.raises(ValueError, match=r"of which /local/it's/\$SLURMD_NODENAME/7 is left"):
+        scratch_folder()
