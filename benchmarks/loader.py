@@ -2,19 +2,24 @@
 
 Usage: python benchmarks/loader.py [NUM_PATCHES]. Simulated patches, warm in the page cache: what is
 measured is the software. Peers use two worker processes and keep them between epochs; all of them
-read the same patches, in a random order, into batches of 64.
+read the same patches, in a random order, into batches of 64. webdataset and mosaicml-streaming are
+run if they are there: pip install webdataset mosaicml-streaming.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import rasterio
 import torch
 from report import Claim, Report, alternate
@@ -28,7 +33,8 @@ from simclr.corpus import Corpus, open_corpus
 from simclr.loader import Loader
 from simclr.order import permute
 
-OURS, BARE = "this loader, 2 threads", "bare pread of the same bytes, 1 thread"
+OURS, ALONE = "this loader, 2 threads", "this loader, 1 thread"
+BARE, BOTH = "bare pread of the same bytes, 1 thread", "the same, 2 processes"
 BATCH, WORKERS = 64, 2
 CPU = torch.device("cpu")
 PATCH_BYTES = 160_000
@@ -41,40 +47,35 @@ Sample = dict[str, torch.Tensor]
 def main() -> None:
     """Measure, print, keep."""
     num_patches = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
-    report = Report(
-        "loader", "Random batches of patches", "patch", BARE, packages=("torch", "rasterio", "h5py")
-    )
+    packages = ("torch", "rasterio", "h5py", "webdataset", "mosaicml-streaming", "numpy")
+    report = Report("loader", "Random batches of patches", "patch", BARE, packages=packages)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         corpus = write(root, num_patches)
-        workers = {
-            "GeoTIFFs, DataLoader of 2 workers": GeoTiffs(root / "rasters"),
-            "a .npy a patch, DataLoader of 2 workers": Arrays(root / "arrays"),
-            "h5py, DataLoader of 2 workers": Hdf5(root / "shards"),
-        }
-        work: dict[str, Callable[[], object]] = {
-            OURS: lambda: drain(ours(corpus)),
-            BARE: lambda: bare(root / "shards", num_patches),
-        }
-        for name, data in workers.items():
-            loader = DataLoader(
-                data, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True
-            )
-            work[name] = lambda loader=loader: drain(loader)
-        amounts = dict.fromkeys(work, num_patches) | dict.fromkeys(
-            (OURS, BARE), EPOCHS * num_patches
-        )
-        timings = alternate(work, amounts, rounds=5)
+        others = peers(root)
+        with bare_on_two_cores(root / "shards", num_patches) as both:
+            fast: dict[str, Callable[[], object]] = {
+                OURS: lambda: drain(ours(corpus, 2)),
+                ALONE: lambda: drain(ours(corpus, 1)),
+                BARE: lambda: bare(root / "shards", num_patches),
+                BOTH: both,
+            }
+            slow = {name: partial(drain, loader) for name, loader in others.items()}
+            amounts = dict.fromkeys(slow, num_patches) | dict.fromkeys(fast, EPOCHS * num_patches)
+            timings = alternate(fast | slow, amounts, rounds=7)
         resumed = first_batch_s(corpus)
     report.timings += timings.values()
-    best = min(timings[OURS].times(timings[name]) for name in workers)
+    best = min(timings[OURS].times(timings[name]) for name in others)
+    limit = min(timings[BOTH].times(timings[name]) for name in others)
     report.claims += [
         Claim("times the rate of the best reader with worker processes", best, at_least=10),
+        Claim("times that best reader, if two cores did nothing but pread", limit),
         Claim("GB/s of this loader", timings[OURS].rate * PATCH_BYTES / 1e9, at_least=2.5),
         Claim("times the rate of bare pread", timings[OURS].times(timings[BARE]), at_least=0.7),
+        Claim("times the rate of bare pread on two cores", timings[OURS].times(timings[BOTH])),
         Claim("seconds to the first batch when resumed in a late epoch", resumed, at_most=1),
     ]
-    report.notes.append("absent, not run: webdataset, mosaicml-streaming")
+    report.notes.append(f"peers have {WORKERS} worker processes each")
     report.write()
 
 
@@ -93,7 +94,7 @@ def write(root: Path, num_patches: int) -> Corpus:
     return corpus
 
 
-def ours(corpus: Corpus) -> Loader:
+def ours(corpus: Corpus, num_threads: int) -> Loader:
     """Return our loader over some epochs in random order."""
     num = corpus.num_samples
     order = np.concatenate([permute(np.arange(num), num, 0, epoch) for epoch in range(EPOCHS)])
@@ -104,28 +105,37 @@ def ours(corpus: Corpus) -> Loader:
         num_batches=len(parts),
         batch_size=max(map(len, parts)),
         device=CPU,
-        num_threads=2,
+        num_threads=num_threads,
     )
 
 
-def drain(batches: Loader | DataLoader[Sample]) -> None:
+def drain(batches: Iterable[object]) -> None:
     """Take every batch."""
     for _ in batches:
         pass
 
 
-def bare(folder: Path, num_patches: int) -> None:
+def bare(folder: Path, num_patches: int, seed: int = 0) -> None:
     """Read as many bytes of the shards as our loader does, in pieces of a patch, at random."""
     descriptors = [os.open(path, os.O_RDONLY) for path in sorted(folder.glob("*.h5"))]
     # as much memory as our slots have: one buffer for all would never leave the processor's cache
     buffers = [memoryview(bytearray(PATCH_BYTES)) for _ in range(3 * BATCH)]
     sizes = [os.fstat(descriptor).st_size for descriptor in descriptors]
-    draws = np.random.default_rng(0).integers(0, min(sizes) - PATCH_BYTES, EPOCHS * num_patches)
+    draws = np.random.default_rng(seed).integers(0, min(sizes) - PATCH_BYTES, EPOCHS * num_patches)
     for number, offset in enumerate(draws.tolist()):
         into = buffers[number % len(buffers)]
         os.preadv(descriptors[number % len(descriptors)], [into], offset)
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+@contextmanager
+def bare_on_two_cores(folder: Path, num_patches: int) -> Iterator[Callable[[], object]]:
+    """Yield the same in two processes, half of the bytes each, which share nothing but memory."""
+    context = multiprocessing.get_context("forkserver")
+    with context.Pool(2) as pool:
+        work = [(folder, num_patches // 2, seed) for seed in range(2)]
+        yield lambda: pool.starmap(bare, work, chunksize=1)
 
 
 def first_batch_s(corpus: Corpus) -> float:
@@ -136,6 +146,55 @@ def first_batch_s(corpus: Corpus) -> float:
     loader = Loader(corpus, lambda _: rows, num_batches=1, batch_size=BATCH, device=CPU)
     next(iter(loader))
     return time.perf_counter() - start
+
+
+def peers(root: Path) -> dict[str, Iterable[object]]:
+    """Return readers with worker processes by name, those that can be imported."""
+    found: dict[str, Iterable[object]] = {}
+    plain = {
+        "GeoTIFFs, DataLoader": GeoTiffs(root / "rasters"),
+        "a .npy a patch, DataLoader": Arrays(root / "arrays"),
+        "h5py, DataLoader": Hdf5(root / "shards"),
+    }
+    for name, data in plain.items():
+        found[name] = DataLoader(
+            data, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True
+        )
+    for name, build in {"webdataset": _webdataset, "mosaicml-streaming": _streaming}.items():
+        with suppress(ImportError):
+            found[name] = build(root)
+    return found
+
+
+def _webdataset(root: Path) -> Iterable[object]:
+    """Return the patches from tar files: shards in random order, then a buffer of 256 patches."""
+    import webdataset
+
+    (root / "tars").mkdir()
+    with webdataset.ShardWriter(str(root / "tars" / "%04d.tar"), maxcount=64, verbose=0) as sink:
+        for path in sorted((root / "arrays").glob("*.npy")):
+            sink.write({"__key__": path.stem, "npy": path.read_bytes()})
+    tars = sorted(str(path) for path in (root / "tars").glob("*.tar"))
+    data = webdataset.WebDataset(tars, shardshuffle=len(tars)).shuffle(256).decode()
+    return DataLoader(
+        data.to_tuple("npy").map(_first), BATCH, num_workers=WORKERS, persistent_workers=True
+    )
+
+
+def _first(sample: tuple[npt.NDArray[np.uint16]]) -> torch.Tensor:
+    return torch.from_numpy(sample[0])
+
+
+def _streaming(root: Path) -> Iterable[object]:
+    """Return the patches from MDS shards, shuffled as streaming does by itself."""
+    import streaming
+
+    columns = {"pixels": f"ndarray:uint16:{PATCH_BYTES // 2}"}
+    with streaming.MDSWriter(out=str(root / "mds"), columns=columns, size_limit=8 << 20) as sink:
+        for path in sorted((root / "arrays").glob("*.npy")):
+            sink.write({"pixels": np.load(path)})
+    data = streaming.StreamingDataset(local=str(root / "mds"), shuffle=True, batch_size=BATCH)
+    return DataLoader(data, BATCH, num_workers=WORKERS, persistent_workers=True)
 
 
 class GeoTiffs(Dataset[Sample]):
