@@ -25,7 +25,7 @@ from preprocess.sources import open_source
 from preprocess.sources.simulated import write_tree
 
 OURS, BARE, TUNED = "pack", "bare rasterio loop", "the same loop, GDAL told what pack tells it"
-ROUNDS = 7
+ROUNDS = 5
 
 
 def main() -> None:
