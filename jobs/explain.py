@@ -96,13 +96,23 @@ def _explain_settings(error: Exception, verb: str) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return _wrong_value(cause)
     if isinstance(error, OverrideParseException):
-        cure = "write key=value without spaces; put values with special signs in quotes"
-        return f"{error.override!r} is no setting; {cure}: 'output=\"a (b)\"'"
+        return f"{error.override!r} is no setting; {_quoted(str(error.override))}"
     several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'", str(error))
     if several:
         key, values = several.groups()
         return f"{key} is {values}; several values need -m, a run for each; a list is [{values}]"
     return _unknown_choice(str(error)) or _of_file(str(error), verb) or _one_line(str(error))
+
+
+def _quoted(word: str) -> str:
+    """Return how a word that hydra cannot read is written so that it can, for a shell."""
+    key, equals, value = word.partition("=")
+    plain = bool(equals and value) and not re.search(r"""["'\\{}\[\]]""", value)
+    example = f'{key}="{value}"' if plain and re.fullmatch(r"[\w.]+", key) else 'output="a (b)"'
+    return (
+        "write key=value without spaces; values with special signs or letters stand in quotes: "
+        f"'{example}'"
+    )
 
 
 def _wrong_value(cause: OmegaConfBaseException) -> str:
@@ -116,6 +126,8 @@ def _of_kind(key: str, reason: str) -> str:
     wanted = next((cure for word, cure in _WANTED.items() if word in reason), "")
     if wanted and value:
         return f"{key} is {value[1] or value[2]}; {wanted}"
+    if "is not Optional" in reason:
+        return f"{key} is null; give a value, or leave it out"
     if "is not a subclass of" in reason:
         return f"{key} has settings of its own; give one of them: {key}.NAME=..."
     if "is not a ListConfig" in reason:
