@@ -32,7 +32,7 @@ from simclr.config import TrainConfig, require
 
 POLL_S = 0.2
 # A stop signal may come before Python listens; blocked, it waits until the training does.
-_COMMAND = ("env", "--block-signal=USR2", sys.executable, "-m", __name__)
+_COMMAND = ("env", "--block-signal=USR2,TERM", sys.executable, "-m", __name__)
 # What would make a training believe that it is a rank of this job.
 _OF_RANKS = ("SLURM_STEP_ID", "SLURM_PROCID", "SUBMITIT_EXECUTOR", "RANK", "WORLD_SIZE")
 _log = logging.getLogger("simclr")
@@ -99,9 +99,10 @@ class Together:
         place = current_place()
         log_as(place)
         left = [task for task in self.tasks if not is_done(task)]
-        with interruptible(), saving_at_interrupt(place):
+        with interruptible() as listen, saving_at_interrupt(place):
             forget_results(place)
             try:
+                listen()
                 codes = self._run(left)
             except Interrupted as event:
                 if place.kind is Kind.slurm:
