@@ -108,9 +108,9 @@ class Together:
                 if place.kind is Kind.slurm:
                     leave(place, event.stop, Stopped(left))
                 raise StoppedError("stopped, saved; the same command goes on from there") from None
-        failed = [task.config.run_dir for task, code in zip(left, codes, strict=True) if code]
+        failed = [_failure(task) for task, code in zip(left, codes, strict=True) if code]
         if failed:
-            raise RuntimeError(f"failed: {', '.join(failed)}; each has a log, logs/pretrain.log")
+            raise RuntimeError(f"failed: {'; '.join(failed)}")
         return "\n".join(task.config.run_dir for task in self.tasks)
 
     def _run(self, left: Sequence[Pretrain]) -> list[int]:
@@ -181,6 +181,13 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     while any(process.poll() is None for process in processes):
         time.sleep(POLL_S)
     return [process.returncode for process in processes]
+
+
+def _failure(task: Pretrain) -> str:
+    """Return a training's folder with its own last word; one that was killed has left none."""
+    events = read_attempts(task.run_dir)
+    words = events[-1].get("error", "") if events else ""
+    return f"{task.run_dir} ({words or 'it left no word; read the log of the job'})"
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]], budget_s: float) -> None:
