@@ -27,6 +27,7 @@ from jobs.place import Kind, Place
 from jobs.pulse import folder_of, missing_ranks
 from jobs.requeue import MAX_IDLE, RUN_AGAIN, Decision, deafen, end_process, hold, leave, settle
 from simclr.preemption import Stop
+from simclr.supervisor import LostPeerError
 
 # Slurm kills the ranks of a step KillWait (30 s, at least 5) after one of them has died.
 WATCH_S = 2.5
@@ -101,8 +102,6 @@ def lost_peer(event: BaseException | None) -> bool:
 
     The signal with which srun ends the ranks that are left may interrupt what was on its way.
     """
-    from simclr.world import LostPeerError
-
     while event is not None:
         if isinstance(event, LostPeerError):
             return True

@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 
+# Here, without torch: whoever catches it may have been stopped in the import of torch, which cannot
+# be begun a second time.
+class LostPeerError(RuntimeError):
+    """A collective failed because another rank is gone, or did not come in time."""
+
+
 class Supervisor(Protocol):
     """A launcher's side of a run; for launchers that may start a run twice, or watch its ranks."""
 

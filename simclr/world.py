@@ -20,13 +20,10 @@ import torch.distributed as dist
 from simclr.choices import Device
 from simclr.collectives import max_over_ranks
 from simclr.config import WorldConfig
+from simclr.supervisor import LostPeerError
 
 # What gloo and its sockets say when the other side has died, or does not answer.
 _PEER = re.compile(r"gloo|by peer|Broken pipe|[Tt]imed out|[Tt]imeout")
-
-
-class LostPeerError(RuntimeError):
-    """A collective failed because another rank is gone, or did not come in time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from jobs.place import Kind, Place, forget_results
 from jobs.requeue import Interrupted
 from jobs.rescue import clear, lost_peer, note_failure, speaks_first, told_by_a_peer
 from simclr.preemption import Stop
-from simclr.world import LostPeerError
+from simclr.supervisor import LostPeerError
 
 SPEAKING = """
 import sys
