@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.figures.canvas import COLORS, Axes, canvas
-from jobs.studies.analysis import Estimate
+from jobs.studies.analysis import Estimate, lowest_quarter
 from jobs.studies.learning import Moment
 
 _ROWS = ("brightness", "contrast", "gain", "speckle", "flip", "rotation", "shift", "zoom")
@@ -23,12 +23,12 @@ _PALE = "#444444"  # still readable on the darkest green
 def draw_couplets(
     path: Path, maps: Mapping[str, Sequence[Estimate]], clear: set[str], score: str
 ) -> Path:
-    """Draw a triangle of couplets for each title; cells in bold are told from ``none``.
+    """Draw a triangle of couplets for each title; the lowest quarter of each is framed.
 
     Args:
         path: PNG.
         maps: title to estimates, those of couplets are drawn.
-        clear: couplets that differ from the reference beyond chance.
+        clear: couplets of the first map that differ from the reference beyond chance, in bold.
         score: what is shown.
     """
     values = [one.mean for some in maps.values() for one in some if "+" in one.name]
@@ -36,7 +36,9 @@ def draw_couplets(
     with canvas(path, 6.2 * len(maps), 5.8) as figure:
         places = figure.subplots(1, len(maps), squeeze=False)[0]
         for axes, (title, estimates) in zip(places, maps.items(), strict=True):
-            image = _triangle(axes, _cells(estimates), (float(low), float(high)), clear)
+            told = clear if axes is places[0] else set()  # of the mean, not of one label set
+            image = _triangle(axes, _cells(estimates), (float(low), float(high)), told)
+            _frame(axes, lowest_quarter(estimates))
             axes.set_title(title)
         figure.colorbar(image, ax=places, shrink=0.7, label=score)
     return path
@@ -171,6 +173,17 @@ def _triangle(
     axes.set_yticks(range(len(_ROWS)), _ROWS)
     axes.spines[:].set_visible(False)
     return image
+
+
+def _frame(axes: Axes, couplets: Sequence[str]) -> None:
+    """Draw a frame around the cells of some couplets."""
+    side = 0.46  # of a cell that is 1 wide: neighbours keep a frame each
+    for name in couplets:
+        column, below = sorted(("blur", *_ROWS).index(one) for one in name.split("+"))
+        row = below - 1  # rows begin with the second operation
+        across = [column + side * sign for sign in (-1, 1, 1, -1, -1)]
+        down = [row + side * sign for sign in (-1, -1, 1, 1, -1)]
+        axes.plot(across, down, color=COLORS[1], linewidth=1.5)
 
 
 def _words(cell: Estimate) -> str:

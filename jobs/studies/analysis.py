@@ -18,6 +18,7 @@ from jobs.studies.scores import Grid, Table
 
 Array = NDArray[np.float64]
 CONFIDENCE = 0.95
+SHARE = 0.25  # of the couplets, that the study of 2021 left out
 RELIABLE = 0.8  # from here on a ranking is called resolved
 
 
@@ -116,7 +117,13 @@ def stability(table: Table) -> Stability:
 
 
 def spearman_brown(correlation: float, count: int) -> float:
-    """Return the reliability of the mean of ``count`` replicates (Spearman 1910, Brown 1910)."""
+    """Return the reliability of the mean of ``count`` replicates (Spearman 1910, Brown 1910).
+
+    It is 0 where replicates disagree, which their formula was not made for: at -1 and two of them
+    it would divide by zero.
+    """
+    if correlation <= 0:
+        return 0.0
     return count * correlation / (1 + (count - 1) * correlation)
 
 
@@ -129,7 +136,13 @@ def needed(correlation: float) -> float:
     return math.ceil(RELIABLE * (1 - correlation) / (correlation * (1 - RELIABLE)) - 1e-9)
 
 
-def chance_of_bottom(table: Table, share: float = 0.25, draws: int = 2000) -> dict[str, float]:
+def lowest_quarter(means: Sequence[Estimate]) -> list[str]:
+    """Return the couplets of the lowest quarter, the lowest first; other arms are left out."""
+    ranked = sorted((one for one in means if "+" in one.name), key=lambda one: one.mean)
+    return [one.name for one in ranked[: round(SHARE * len(ranked))]]
+
+
+def chance_of_bottom(table: Table, share: float = SHARE, draws: int = 2000) -> dict[str, float]:
     """Return for each arm how often it is among the lowest when replicates are drawn again.
 
     Replicates are seeds; with one seed the label sets, of which two give a coarse answer.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from jobs.studies.analysis import arm_means
+from jobs.studies.analysis import arm_means, lowest_quarter
 from jobs.studies.arms import (
     Arm,
     Member,
@@ -31,7 +31,6 @@ from simclr.config import require
 REFERENCE = "all 36 couplets"
 DERIVED = "derived bans"
 WAITING = "waiting"  # folder of the stand-in, which is never made
-SHARE = 0.25  # of the couplets, that the study of 2021 left out
 FEWEST = 2  # seeds on either side: one says nothing about chance
 COUPLETS = "couplets"  # folder of the first stage
 SCORES_NAME = "scores.csv"
@@ -53,13 +52,6 @@ class Bans:
     def in_2021(self) -> int:
         """How many of them the study of 2021 had banned as well."""
         return sum(frozenset(name.split("+")) in BANNED for name in self.banned)
-
-
-def lowest_quarter(table: Table) -> list[str]:
-    """Return the couplets of the lowest quarter by their means, the lowest first."""
-    pairs = [one for one in arm_means(table) if "+" in one.name]
-    ranked = sorted(pairs, key=lambda one: one.mean)
-    return [one.name for one in ranked[: round(SHARE * len(ranked))]]
 
 
 def couplet_study(config: StudyConfig) -> StudyConfig | None:
@@ -115,7 +107,7 @@ def derive(config: StudyConfig) -> Bans | None:
         scored = table.grid.shape[1:] == (len(first.tasks), len(first.seeds))
         if not scored or table.missing:
             return None
-    return Bans(table, tuple(lowest_quarter(table)))
+    return Bans(table, tuple(lowest_quarter(arm_means(table))))
 
 
 def bans_members(config: StudyConfig, *, foreseen: bool = False) -> list[Member]:

@@ -15,7 +15,7 @@ from jobs.studies.analysis import (
     stability,
 )
 from jobs.studies.arms import CURVES, members_of
-from jobs.studies.bans import DERIVED, SHARE, Bans, derive, judged_table
+from jobs.studies.bans import DERIVED, Bans, derive, judged_table
 from jobs.studies.config import StudyConfig, StudyName
 from jobs.studies.learning import SAME_LOSS, Moment, against_scores, moments_of
 from jobs.studies.scores import Table, read_table
@@ -115,7 +115,7 @@ def conclude(config: StudyConfig, table: Table) -> Findings:
         differences(table, table.arms[0]) if has_reference else [],
         operation_effects(pairs) if couplets else [],
         stability(pairs),
-        [Chance(*item) for item in chance_of_bottom(pairs, SHARE).items()] if couplets else [],
+        [Chance(*item) for item in chance_of_bottom(pairs).items()] if couplets else [],
         config.score,
         config.halving,
         same_loss=config.study in SAME_LOSS,

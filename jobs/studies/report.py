@@ -16,14 +16,9 @@ from jobs.studies.analysis import (
     Stability,
     arm_means,
     chance_of_bottom,
-)
-from jobs.studies.bans import (
-    SCORES_NAME,
-    SHARE,
-    Bans,
-    couplet_study,
     lowest_quarter,
 )
+from jobs.studies.bans import SCORES_NAME, Bans, couplet_study
 from jobs.studies.config import StudyConfig, StudyName
 from jobs.studies.findings import COUPLETS, Chance, Findings, findings
 from jobs.studies.learning import Moment, collapses
@@ -81,7 +76,7 @@ def _write_tables(folder: Path, found: Findings) -> None:
 
 def _write_recipe(folder: Path, found: Findings) -> None:
     """Leave the couplets above the lowest quarter as a recipe of the user's own."""
-    lowest = lowest_quarter(found.table)
+    lowest = lowest_quarter(found.means)
     left = [name for name in found.table.arms if "+" in name and name not in lowest]
     if left:
         head = "".join(f"# {sentence}\n" for sentence in found.sentences)
@@ -136,11 +131,13 @@ def _add_couplets(page: Page, folder: Path, found: Findings, score: str) -> None
     maps = {f"{whole}, {seeds}": arm_means(pairs)}
     for column, labels in enumerate(table.labels if len(table.labels) > 1 else ()):
         one = Table(pairs.arms, (labels,), pairs.seeds, pairs.grid[:, column : column + 1])
-        maps[labels] = arm_means(one)
+        maps[labels.replace("_", " ")] = arm_means(one)
     clear = {one.name for one in found.against if one.excludes_zero}
     path = draw_couplets(folder / "heatmap.png", maps, clear, score)
-    told = "; bold: told from none beyond chance" if found.against else ""
-    page.heading("Couplets").picture(path, f"Score, and half-width of its 95 % interval{told}.")
+    said = "Score, and half-width of its 95 % interval; framed: the lowest quarter"
+    if found.against:
+        said += "; bold on the left: told from none beyond chance"
+    page.heading("Couplets").picture(path, f"{said}.")
     if found.operations:
         path = draw_estimates(
             folder / "operations.png", found.operations, "score with it minus without"
@@ -155,7 +152,7 @@ def _add_couplets(page: Page, folder: Path, found: Findings, score: str) -> None
 
 
 def _add_bans(page: Page, bans: Bans) -> None:
-    chances = chance_of_bottom(bans.table, SHARE)
+    chances = chance_of_bottom(bans.table)
     page.heading(f"Couplets of seeds {', '.join(map(str, bans.table.seeds))}")
     page.table(
         ("couplet", "mean", "± (95 %)", "chance of the lowest quarter", "banned", "in 2021"),

@@ -152,7 +152,9 @@ def _f1(row: dict[str, str]) -> float:
 
 def _scores(config: StudyConfig, member: Member) -> list[Score]:
     folder = Path(member.run.run_dir, FOLDER_NAME)
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    # label sets in the order in which the user has named them
+    reports = [one for task in config.tasks for one in found if one["task"]["name"] == task]
     by_share = config.study is StudyName.labels
     return [
         Score(
@@ -162,7 +164,6 @@ def _scores(config: StudyConfig, member: Member) -> list[Score]:
             _value(row["scores"], config.score),
         )
         for report in reports
-        if report["task"]["name"] in config.tasks
         for row in report["results"]
         if (row["protocol"], row["encoder"]) == (config.protocol.value, "pretrained")
     ]

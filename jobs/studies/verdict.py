@@ -16,12 +16,17 @@ NUM_COUPLETS = math.comb(len(NINE), 2)
 def ranking(found: Stability, table: Table) -> list[str]:
     """Say whether the ranking of arms is resolved, and how many seeds would resolve it."""
     sentences = []
-    if len(table.labels) > 1:
-        sentences.append(
+    if not math.isnan(found.pearson_labels):
+        agree = (
             f"Label sets agree on the arms with Spearman {found.spearman_labels:.2f} and Pearson "
-            f"{found.pearson_labels:.2f}; as replicates, their mean has reliability "
-            f"{found.reliability_labels:.2f}."
+            f"{found.pearson_labels:.2f}"
         )
+        reliability = (
+            f"as replicates, their mean has reliability {found.reliability_labels:.2f}"
+            if found.pearson_labels > 0  # Spearman and Brown have no answer to others
+            else "no better than chance"
+        )
+        sentences.append(f"{agree}; {reliability}.")
     return [*sentences, _seeds(found, len(table.seeds))]
 
 
@@ -33,6 +38,8 @@ def effects(estimates: Sequence[Estimate], what: str) -> str:
     clear = [
         f"{one.name} {one.mean:+.3f} ± {one.half_width:.3f}" for one in tested if one.excludes_zero
     ]
+    if len(clear) == len(tested):
+        return f"{what}: beyond chance are all, {', '.join(clear)}."
     if not clear:
         return f"{what}: not conclusive, none of {len(tested)} differs from 0 beyond chance."
     return (

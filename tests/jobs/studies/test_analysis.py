@@ -10,9 +10,11 @@ import pytest
 from scipy import stats
 
 from jobs.studies.analysis import (
+    Estimate,
     arm_means,
     chance_of_bottom,
     differences,
+    lowest_quarter,
     needed,
     operation_effects,
     spearman_brown,
@@ -20,6 +22,7 @@ from jobs.studies.analysis import (
 )
 from jobs.studies.arms import couplet_name
 from jobs.studies.scores import Score, Table, published, tabulate
+from jobs.studies.verdict import effects, ranking
 from simclr.augment.presets import BANNED, NINE
 
 COUPLETS = [couplet_name(*pair) for pair in combinations(NINE, 2)]
@@ -47,8 +50,25 @@ def test_the_published_table_yields_its_known_correlations():
 
 
 def test_the_lowest_quarter_of_the_published_table_is_what_was_banned():
-    means = sorted(arm_means(tabulate(published())), key=lambda one: one.mean)
-    assert {frozenset(one.name.split("+")) for one in means[:9]} == BANNED
+    lowest = lowest_quarter(arm_means(tabulate(published())))
+    assert {frozenset(name.split("+")) for name in lowest} == BANNED
+
+
+def test_label_sets_that_disagree_are_said_to_and_given_no_reliability():
+    table = planted({"blur": -0.05})
+    table.grid[:, 1] = 1.6 - table.grid[:, 0]
+    found = stability(table)
+    assert found.pearson_labels == pytest.approx(-1)
+    said = ranking(found, table)[0]
+    assert "Pearson -1.00; no better than chance." in said
+    assert "reliability" in ranking(stability(planted({"blur": -0.05})), table)[0]
+
+
+def test_effects_that_are_all_beyond_chance_leave_no_others():
+    clear = [Estimate(name, 0.1, 0.01, 0.001, 5) for name in "ab"]
+    weak = Estimate("c", 0.1, 0.2, 0.5, 5)
+    assert "beyond chance are all, a +0.100 ± 0.010, b" in effects(clear, "Arms")
+    assert "not the other 1" in effects([*clear, weak], "Arms")
 
 
 def test_a_harmful_and_a_helpful_operation_are_found_and_no_other():
