@@ -20,7 +20,7 @@ class BatchReader:
     """Reads the rows of shards of one layout, numbered through from the first shard to the last.
 
     Between two reads a thread holds the interpreter's lock, and all other readers of the process
-    wait; therefore all that can be computed for a batch at once is, and the loop only reads.
+    wait; therefore all that can be computed for a batch at once is, before the first read.
 
     Raises:
         ValueError: the process may not hold as many files open as there are shards.
@@ -75,11 +75,14 @@ class BatchReader:
     ) -> None:
         size, view = self._groups[name].sample_bytes, buffer.data.cast("B")
         readers = [self._readers[shard] for shard in shards.tolist()]
+        descriptors = [reader.descriptor for reader in readers]
         offsets = (self._offsets[name][shards] + rows * size).tolist()
-        for reader, offset, start in zip(readers, offsets, (places * size).tolist(), strict=True):
-            part = view[start : start + size]
-            # the usual case in one call; what came short is read again with all care
-            if os.preadv(reader.descriptor, (part,), offset) != size:
+        parts = [(view[start : start + size],) for start in (places * size).tolist()]
+        # no line of Python between two reads: with two threads a fifth more patches than in a loop
+        lengths = list(map(os.preadv, descriptors, parts, offsets))
+        if lengths.count(size) < len(lengths):
+            # network file systems may return less than was asked for: all over, with all care
+            for reader, (part,), offset in zip(readers, parts, offsets, strict=True):
                 reader.read_bytes(part, offset)
 
 
