@@ -46,26 +46,26 @@ class Evaluate:
     def __call__(self) -> str:
         """Evaluate; return the table."""
         with requeued_if_stopped() as place:
-            path, table = self._score(place.is_main)
+            told = self._score(place.is_main)
             if place.is_main:
                 # Here, since matplotlib is slow to import and a login node only submits.
                 from jobs.figures.evaluation import write_evaluation_page
 
                 write_evaluation_page(Path(self.config.run))
-        return f"{table.rstrip()}\n\n{path}"
+        return told
 
-    def _score(self, progress: bool) -> tuple[Path, str]:
-        """Return where the scores lie, and the table of them."""
+    def _score(self, progress: bool) -> str:
+        """Return the table of scores, and where they lie."""
         if self.config.all_checkpoints:
             from simclr.evaluate.choice import choice_report, choose_checkpoint
 
             path = choose_checkpoint(self.config, progress)
-            return path, choice_report(path)
+            return f"{choice_report(path)}\n\n{path}"
         from simclr.evaluate.evaluate import evaluate
-        from simclr.evaluate.report import report_text
+        from simclr.evaluate.report import JSON_NAME, report_text
 
-        path = evaluate(self.config, progress)
-        return path, report_text(path)
+        table = report_text(evaluate(self.config, progress))
+        return f"{table}\n{Path(self.config.run, JSON_NAME)}"
 
 
 @dataclass(frozen=True)

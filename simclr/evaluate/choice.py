@@ -84,8 +84,7 @@ def choose_checkpoint(
         take_features(session, others)
         checkpoints = _take_checkpoints(session, saved.steps)
         trials = try_all(session, [*checkpoints, *others])
-        name = f"{setting.task.name}-{setting.corpus.fingerprint}"
-        path = run_dir / FOLDER_NAME / name / JSON_NAME
+        path = run_dir / FOLDER_NAME / setting.name / JSON_NAME
         if world.is_main:
             counts = resamples(setting.blocks, config.bootstrap, BOOTSTRAP_SEED)
             rows = score_trials(trials, setting.task.kind, setting.tested, counts)

@@ -10,7 +10,7 @@ from simclr.evaluate.candidates import open_candidates
 from simclr.evaluate.comparison import score_trials
 from simclr.evaluate.config import EvaluateConfig
 from simclr.evaluate.ranks import TIMEOUT_S, meet
-from simclr.evaluate.report import JSON_NAME, write_report
+from simclr.evaluate.report import own_path, write_report
 from simclr.evaluate.session import open_session
 from simclr.evaluate.summary import summarise
 from simclr.evaluate.trying import open_cache, take_features, try_all
@@ -28,7 +28,8 @@ def evaluate(config: EvaluateConfig, progress: bool = True, launch: Launch | Non
         launch: how this process was started among others; None for torchrun's, or for one alone.
 
     Returns:
-        The path of ``RUN/evaluation.json``; ``RUN/evaluation.md`` lies beside it.
+        The path of ``RUN/evaluation/TASK-FINGERPRINT.json``; ``RUN/evaluation.json`` and ``.md``
+        hold all evaluations of the run.
 
     Raises:
         ValueError: the run has no valid checkpoint, the shards lack a band or the task, or the
@@ -47,4 +48,4 @@ def evaluate(config: EvaluateConfig, progress: bool = True, launch: Launch | Non
             features = cache.stored(candidates[0].features_name, len(setting.task.ids))
             write_report(Path(config.run), summarise(setting, rows, features))
         meet(world)
-    return Path(config.run) / JSON_NAME
+    return own_path(Path(config.run), setting.name)

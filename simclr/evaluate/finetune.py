@@ -173,7 +173,8 @@ def _train(
     """Train for all steps of an attempt; return the state with the best validation score."""
     trained = _open(classifier, attempt.depth)
     groups = parameter_groups(classifier, attempt.config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=attempt.rate)
+    # fused: unfused, the update is a tenth of a step on a CPU
+    optimizer = torch.optim.AdamW(groups, lr=attempt.rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, attempt.share)
     best, state = -math.inf, classifier.state_dict()
     step_of_best, checks = 0, attempt.checks

@@ -24,18 +24,23 @@ def write_report(run_dir: Path, evaluation: Evaluation) -> Path:
     """Write one evaluation into a run folder, and all of that folder into evaluation.json and .md.
 
     Returns:
-        The path of evaluation.json.
+        The path of the file that holds this evaluation alone.
     """
     folder = run_dir / FOLDER_NAME
-    name = f"{evaluation['task']['name']}-{evaluation['shards']['fingerprint']}.json"
-    write_json(folder / name, evaluation)
+    own = own_path(run_dir, f"{evaluation['task']['name']}-{evaluation['shards']['fingerprint']}")
+    write_json(own, evaluation)
     evaluations = [
         json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
     ]
     write_text(run_dir / MARKDOWN_NAME, "\n".join(markdown(one) for one in evaluations))
     head = {"format": FORMAT, "format_version": FORMAT_VERSION}
     write_json(run_dir / JSON_NAME, {**head, "evaluations": evaluations})
-    return run_dir / JSON_NAME
+    return own
+
+
+def own_path(run_dir: Path, name: str) -> Path:
+    """Return the file of one evaluation: its name is ``TASK-FINGERPRINT``."""
+    return run_dir / FOLDER_NAME / f"{name}.json"
 
 
 def read_report(path: Path) -> list[Evaluation]:
@@ -53,5 +58,5 @@ def read_report(path: Path) -> list[Evaluation]:
 
 
 def report_text(path: Path) -> str:
-    """Return what a terminal shows of evaluation.json: a plain table for each task."""
-    return "\n".join(text_table(evaluation) for evaluation in read_report(path))
+    """Return what a terminal shows of one evaluation, from the file that holds it alone."""
+    return text_table(json.loads(path.read_text(encoding="utf-8")))

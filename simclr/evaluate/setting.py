@@ -36,6 +36,11 @@ class Setting:
     blocks: Blocks
 
     @property
+    def name(self) -> str:
+        """Under which everything of this task and these shards is kept."""
+        return f"{self.task.name}-{self.corpus.fingerprint}"
+
+    @property
     def tested(self) -> Indices:
         """Samples (T,) that any seed tests, sorted: those that ``blocks`` speaks of."""
         return self.splits.tested

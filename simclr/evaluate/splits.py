@@ -203,7 +203,8 @@ def _refuse_shared_samples(task: Task) -> None:
         shared = str(ids[counts > 1][0])
         found = ", ".join(sorted(pairs[1][pairs[0] == shared].tolist()))
         raise ValueError(
-            f"patch {shared} is in the splits {found}; a test patch must not be seen in training"
+            f"patch {shared} is in the splits {found}; a test patch must not be seen in "
+            "training: take it out of all lists but one, and pack again"
         )
 
 

@@ -32,13 +32,16 @@ def summarise(
     """
     differences = _differences(setting, rows)
     headline = SCORES[setting.task.kind][0]
+    several = set(setting.config.fractions) != {1.0}
     return {
         **facts(setting),
         "checkpoint": setting.pretrained.checkpoint.name,
         "step": setting.pretrained.step,
         "results": [_result(row, setting.task.kind) for row in rows],
         "differences": _plain_differences(differences),
-        "findings": [finding(each) for each in differences if each.score == headline],
+        "findings": [
+            finding(each, several=several) for each in differences if each.score == headline
+        ],
         "notes": [*limits(setting, differences), *warnings(setting, rows)],
         "map": None if features is None else feature_map(setting, features),
     }

@@ -130,7 +130,7 @@ def score_table(evaluation: dict[str, Any], names: list[str] | None = None) -> l
         names: scores to show; None shows all.
     """
     names = _score_names(evaluation) if names is None else names
-    several = len({result["fraction"] for result in evaluation["results"]}) > 1
+    several = {result["fraction"] for result in evaluation["results"]} != {1.0}
     rows = [["", *(_HEADINGS[name] for name in names)]]
     for result in evaluation["results"]:
         cells = [_interval(result["scores"][name]) for name in names]

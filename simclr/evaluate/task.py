@@ -67,7 +67,10 @@ def open_task(corpus: Corpus, name: str, *, balanced: bool = False) -> Task:
     label_set, labels = corpus.label_set(name), corpus.labels(name)
     known = ~(labels == UNKNOWN_LABEL).all(axis=1)
     if not known.any():
-        raise ValueError(f"none of the {len(labels)} patches has an answer in label set {name!r}")
+        raise ValueError(
+            f"none of the {len(labels)} patches has an answer in label set {name!r}; pack them "
+            "with labels, or name another task"
+        )
     _check_labels(label_set, labels[known])
     corpus.select(np.flatnonzero(known))
     kind, classes, truth = _as_asked(label_set, labels[known].astype(bool))

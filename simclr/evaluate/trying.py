@@ -36,7 +36,7 @@ def open_cache(session: Session, candidates: Sequence[Candidate]) -> FeatureCach
     setting, patches = session.setting, session.patches
     corpus, config = setting.corpus, setting.config
     return FeatureCache(
-        Path(config.run) / FOLDER_NAME / "features" / f"{setting.task.name}-{corpus.fingerprint}",
+        Path(config.run) / FOLDER_NAME / "features" / setting.name,
         {
             "version": FEATURES_VERSION,
             "torch": torch.__version__,

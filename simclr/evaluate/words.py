@@ -14,11 +14,16 @@ from simclr.evaluate.scores import SCORES
 from simclr.evaluate.setting import Setting
 
 MIN_SEEDS = 3
-_NAMED = 6  # checkpoints; of more the table tells
+_NAMED = 6  # of a list in a sentence; the table tells the rest
 
 
-def finding(difference: Difference) -> str:
-    """Say in a sentence whether the encoder is ahead of a control."""
+def finding(difference: Difference, *, several: bool = False) -> str:
+    """Say in a sentence whether the encoder is ahead of a control.
+
+    Args:
+        difference: of the two.
+        several: shares of the labels were asked for, so that each sentence names its own.
+    """
     gap = difference.over_samples
     if not difference.resolved:
         verdict = "cannot be told from"
@@ -27,8 +32,9 @@ def finding(difference: Difference) -> str:
     ends = _points(gap)
     if not math.isnan(difference.over_seeds.low):
         ends += f", over seeds {_points(difference.over_seeds)}"
+    labels = f", {100 * difference.fraction:g} % of the labels" if several else ""
     return (
-        f"{difference.protocol}: {difference.encoder} {verdict} {difference.control}, "
+        f"{difference.protocol}{labels}: {difference.encoder} {verdict} {difference.control}, "
         f"{difference.score.replace('_', ' ')} {100 * gap.value:+.1f} points {ends}"
     )
 
@@ -61,6 +67,24 @@ def choice_notes(setting: Setting, num_checkpoints: int) -> list[str]:
         *(["one checkpoint leaves no choice; checkpoint.keep keeps more"] * (num_checkpoints < 2)),
         *_near(setting, "validation"),
     ]
+
+
+def _absent(setting: Setting) -> list[str]:
+    """Name the classes that some split has no patch of."""
+    cost = {
+        "training": "no classifier can know them",
+        "test": "they have no score and stay out of all means",
+    }
+    notes = []
+    for part, words in cost.items():
+        rows = [one.train if part == "training" else one.test for one in setting.splits.by_seed]
+        lacking = ~np.all([setting.task.truth[those].any(axis=0) for those in rows], axis=0)
+        names = [setting.task.classes[number] for number in np.flatnonzero(lacking)]
+        if names:
+            more = f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+            shown = ", ".join(names[:_NAMED])
+            notes.append(f"classes without a {part} patch: {shown}{more}; {words}")
+    return notes
 
 
 def _near(setting: Setting, split: str) -> list[str]:
@@ -122,7 +146,7 @@ def limits(setting: Setting, differences: Sequence[Difference]) -> list[str]:
 
 def warnings(setting: Setting, rows: Sequence[Row]) -> list[str]:
     """Say what makes these figures look better, or narrower, than they are."""
-    notes = [_seen(setting), *_near(setting, "test")]
+    notes = [_seen(setting), *_absent(setting), *_near(setting, "test")]
     unsolved = sum(not trial.choices.get("converged", True) for row in rows for trial in row.trials)
     if unsolved:
         notes.append(f"{unsolved} of the chosen probes had not converged")

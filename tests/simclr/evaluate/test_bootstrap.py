@@ -70,6 +70,51 @@ def test_the_interval_of_an_accuracy_covers_the_truth_about_95_times_in_100():
     assert 0.91 <= covered / num_trials <= 0.98
 
 
+def clustered(rng, num_blocks, per_block):
+    """Answers (N, 1) to patches whose chance of being right, 0.7 on average, is that of a block."""
+    chance = rng.beta(2.1, 0.9, num_blocks).repeat(per_block)
+    return rng.random((len(chance), 1)) < chance[:, None]
+
+
+def test_intervals_by_block_cover_the_truth_where_those_by_patch_do_not():
+    rng = np.random.default_rng(1)
+    num_blocks, per_block, num_trials = 40, 10, 300
+    names = np.repeat([f"block-{i}" for i in range(num_blocks)], per_block)
+    units = {
+        "block": bootstrap.choose_blocks({"block": names}, len(names)),
+        "patch": patches(len(names)),
+    }
+    assert units["block"].unit == "block"
+    covered = dict.fromkeys(units, 0)
+    for trial in range(num_trials):
+        predicted = clustered(rng, num_blocks, per_block)
+        for unit, blocks in units.items():
+            chunks = bootstrap.resamples(blocks, 200, seed=trial)
+            drawn = np.concatenate(
+                [accuracy(np.ones_like(predicted), predicted, chunk) for chunk in chunks]
+            )
+            interval = bootstrap.percentile_interval(float(predicted.mean()), drawn)
+            covered[unit] += interval.low <= 0.7 <= interval.high
+    # percentiles of 40 blocks are a little narrow: Student's quantile alone would add 3 %
+    assert 0.90 <= covered["block"] / num_trials <= 0.98
+    assert covered["patch"] / num_trials < 0.80
+
+
+def test_two_encoders_of_equal_skill_are_told_apart_once_in_twenty():
+    rng = np.random.default_rng(2)
+    told, num_trials = 0, 300
+    for trial in range(num_trials):
+        hard = rng.random((200, 1))  # what one finds hard the other does too: a paired design
+        first, second = ((hard + rng.normal(0, 0.3, (200, 1))) < 0.7 for _ in range(2))
+        truth = np.ones_like(first)
+        chunks = list(bootstrap.resamples(patches(200), 300, seed=trial))
+        drawn = np.concatenate(
+            [accuracy(truth, first, chunk) - accuracy(truth, second, chunk) for chunk in chunks]
+        )
+        told += bootstrap.two_sided_p(drawn) < 0.05
+    assert 0.02 <= told / num_trials <= 0.09
+
+
 def test_the_corrected_interval_covers_the_difference_of_repeated_splits():
     # Two classifiers of equal skill, scored on five overlapping test halves of the same 200
     # samples: without the correction the interval would miss zero far more often than 1 in 20.

@@ -26,7 +26,7 @@ def evaluated(trained_run, tmp_path_factory):
     run = tmp_path_factory.mktemp("evaluated") / "run"
     shutil.copytree(trained_run.folder, run)
     config = settings(run, trained_run.shards)
-    evaluate(config, progress=False)
+    assert evaluate(config, progress=False) == own_path(config)
     return config
 
 
@@ -44,6 +44,11 @@ def settings(run, shards, **others):
 
 def report_path(config):
     return Path(config.run) / "evaluation.json"
+
+
+def own_path(config):
+    [path] = (Path(config.run) / "evaluation").glob("*.json")
+    return path
 
 
 def report(config):
@@ -85,13 +90,13 @@ def test_the_report_tells_what_was_scored(evaluated):
 def test_simulated_is_said_in_every_output(evaluated):
     [evaluation] = report(evaluated)
     assert evaluation["simulated"] is True
-    assert report_text(report_path(evaluated)).startswith("SIMULATED PATCHES")
+    assert report_text(own_path(evaluated)).startswith("SIMULATED PATCHES")
     page = (Path(evaluated.run) / "evaluation.md").read_text()
     assert page.startswith("# SIMULATED PATCHES, labels, step 2\n")
 
 
 def test_the_terminal_table_is_plain_and_names_all_rows(evaluated):
-    table = report_text(report_path(evaluated))
+    table = report_text(own_path(evaluated))
     assert table.isascii()
     for encoder in ("pretrained", *CONTROLS):
         assert f"linear probe: {encoder}" in table

@@ -63,6 +63,18 @@ def test_findings_say_ahead_behind_or_not_to_be_told_apart(setting):
     assert alike.startswith("linear probe: pretrained cannot be told from alike, accuracy +4.2")
 
 
+def test_a_finding_names_its_share_of_the_labels_where_not_all_had_all(setting):
+    config = dataclasses.replace(setting.config, fractions=[0.1, 1.0])
+    trials = [
+        dataclasses.replace(make_trial(setting, encoder, num_right), fraction=fraction)
+        for fraction in (0.1, 1.0)
+        for encoder, num_right in ((PRETRAINED, 16), ("weak", 4))
+    ]
+    few, every = summary(dataclasses.replace(setting, config=config), trials)["findings"]
+    assert few.startswith("linear probe, 10 % of the labels: pretrained is ahead of weak")
+    assert every.startswith("linear probe, 100 % of the labels: pretrained is ahead of weak")
+
+
 def test_the_report_says_which_difference_is_too_small_to_see(setting):
     trials = [make_trial(setting, PRETRAINED, 16), make_trial(setting, "other", 12)]
     result = summary(setting, trials)
