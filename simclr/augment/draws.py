@@ -90,6 +90,10 @@ class ViewParameters:
         """Return N."""
         return len(self.blur)
 
+    def part(self, views: slice) -> ViewParameters:
+        """Return the parameters of some of the views, without copying."""
+        return ViewParameters(**{one.name: getattr(self, one.name)[views] for one in fields(self)})
+
     def equals(self, other: ViewParameters) -> bool:
         """True if every parameter is the same to the last bit."""
         return all(

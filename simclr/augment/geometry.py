@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from simclr.augment import lists
 from simclr.augment.draws import ViewParameters
 from simclr.augment.presets import MOTIONS, Preset
 from simclr.choices import Rotation, Variant
@@ -48,15 +49,17 @@ class Frame:
         origin: where pixels come from: along axes, or (N, S, S, 2) points for free rotation.
         mixing: what is multiplied from the left to the rows' and columns' matrices: blur, and
             the maps after it; (N, S, S) each, or None.
+        mixed: (M,) which views ``mixing`` is for, then (M, S, S) each; None: for all.
     """
 
     origin: Axes | torch.Tensor
     mixing: tuple[torch.Tensor, torch.Tensor] | None
+    mixed: torch.Tensor | None = None
 
     def lay_out(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return a band group's patches as ``warp`` wants them, and its matrices R and C.
 
-        Patches are (N, n, c, n); the matrices' rows add up to 1.
+        Patches are (N, n, c, n) and may be overwritten; the matrices' rows add up to 1.
         """
         if isinstance(self.origin, torch.Tensor):
             patches = sample_points(patches, self.origin)
@@ -66,23 +69,32 @@ class Frame:
         rows = resampling(axes.rows, axes.scales[:, 0], native_px)
         columns = resampling(axes.columns, axes.scales[:, 1], native_px)
         if self.mixing is not None:
-            rows, columns = self.mixing[0] @ rows, self.mixing[1] @ columns
+            rows, columns = self._mix(self.mixing[0], rows), self._mix(self.mixing[1], columns)
         return columns_first(patches, axes.transposed), rows, columns
+
+    def _mix(self, mixing: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        if self.mixed is None:
+            return mixing @ matrix
+        matrix[self.mixed] = mixing @ matrix[self.mixed]
+        return matrix
 
 
 def frame_of(parameters: ViewParameters, preset: Preset, view_px: int) -> Frame:
     """Return the frame of N views of side ``view_px``."""
-    blur = None
-    if "blur" in preset.operations:
-        radius = 0 if preset.variant is Variant.corrected else _BLUR_TAPS_2021
-        blur = blur_matrix(parameters.blur, view_px, radius)
+    free = preset.rotation is Rotation.free and "rotation" in preset.operations
+    radius = 0 if preset.variant is Variant.corrected else _BLUR_TAPS_2021
+    may_blur, sigma = "blur" in preset.operations, parameters.blur
+    if may_blur and not free and preset.may_precede("blur", frozenset(MOTIONS)):
+        return _blurred_between(parameters, view_px, blur_matrix(sigma, view_px, radius))
+    mixed = lists.listed(sigma > 0) if may_blur and not free else None
+    sigma = sigma if mixed is None else sigma[mixed]
+    blur = blur_matrix(sigma, view_px, radius) if may_blur else None
     mixing = None if blur is None else (blur, blur)
-    if preset.rotation is Rotation.free and "rotation" in preset.operations:
+    if free:
         # A round blur commutes with turning, so it may always come last.
         return Frame(trace_points(parameters, view_px), mixing)
-    if blur is None or not preset.may_precede("blur", frozenset(MOTIONS)):
-        return Frame(trace_axes(parameters, view_px, torch.ones_like(parameters.wrap)), mixing)
-    return _blurred_between(parameters, view_px, blur)
+    axes = trace_axes(parameters, view_px, torch.ones_like(parameters.wrap))
+    return Frame(axes, mixing, mixed)
 
 
 def _blurred_between(parameters: ViewParameters, view_px: int, blur: torch.Tensor) -> Frame:
@@ -189,9 +201,13 @@ def resampling(place: torch.Tensor, scale: torch.Tensor, native_px: int) -> torc
 def columns_first(patches: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
     """Lay patches out for ``warp``: rows, bands, columns (N, n, C, n) to columns, bands, rows.
 
-    Of a transposed view, rows and columns have changed places already.
+    Of a transposed view, rows and columns have changed places already. May overwrite them.
     """
-    return torch.where(transposed[:, None, None, None], patches, patches.permute(0, 3, 2, 1))
+    exchanged = lists.listed(~transposed)
+    if exchanged is None:
+        return torch.where(transposed[:, None, None, None], patches, patches.permute(0, 3, 2, 1))
+    patches[exchanged] = patches[exchanged].permute(0, 3, 2, 1)
+    return patches
 
 
 def warp(patches: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -246,14 +262,15 @@ def blur_matrix(sigma: torch.Tensor, size_px: int, radius_px: int) -> torch.Tens
         size_px: length of the axis.
         radius_px: taps beyond it are cut; 0 cuts at 3 sigma, rounded up.
     """
-    index = torch.arange(size_px, device=sigma.device)
     radius = float(radius_px) if radius_px else (3 * sigma).ceil()[:, None]
     spread = 2 * sigma.clamp(min=1e-3)[:, None] ** 2
     distance = torch.arange(2 * size_px, device=sigma.device, dtype=torch.float32)
     taps = torch.exp(-(distance**2) / spread) * (distance <= radius)  # (N, 2 size), one side
-    # Reflection at both edges: pixel j also stands at -1 - j and at 2 n - 1 - j.
-    kernel = torch.zeros((), device=sigma.device)
-    for image in (index, -1 - index, 2 * size_px - 1 - index):
-        apart = (index[:, None] - image[None]).abs()
-        kernel = kernel + taps[:, apart.clamp(max=2 * size_px - 1)]
-    return kernel / kernel.sum(-1, keepdim=True)
+    # Entry i, j is a tap of |i - j|, and of i + j + 1 and 2 n - 1 - i - j, since pixel j also
+    # stands at -1 - j and at 2 n - 1 - j, mirrored at the edges. Windows along a line of taps are
+    # such matrices already: nothing is looked up.
+    line = torch.cat([taps[:, 1:size_px].flip(1), taps[:, :size_px]], 1)
+    direct = line.unfold(1, size_px, 1).flip(1)
+    upper = taps.unfold(1, size_px, 1)[:, 1:]
+    kernel = direct + upper + upper.flip(1, 2)
+    return kernel.div_(kernel.sum(-1, keepdim=True))

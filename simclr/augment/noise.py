@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from simclr.augment import lists
 from simclr.augment.draws import ViewParameters
 from simclr.choices import Variant
 from simclr.philox import philox
@@ -29,8 +30,8 @@ class Noise:
         where: torch.Tensor,
         level: torch.Tensor,
         turn: float = 0.0,
-    ) -> torch.Tensor:
-        """Return values (N, ...) with the noise of their views; the values may be overwritten.
+    ) -> None:
+        """Add to values (N, ...) the noise of their views, in place.
 
         Args:
             values: normalised.
@@ -44,12 +45,11 @@ class Noise:
         strength = (parameters.speckle if corrected else parameters.impulse).view(each) * where
         window = (parameters.noise_window + turn).remainder(1)
         level = level.expand(len(values), *level.shape[1:])
-        if values.device.type != "cpu":
-            return self._noisy(values, strength, level, window)
-        # To ask which views get any would make a GPU wait; a CPU saves most of the work.
-        rows = strength.flatten(1).any(1).nonzero().squeeze(1)
+        rows = lists.listed(strength.flatten(1).any(1))
+        if rows is None:
+            values.copy_(self._noisy(values, strength, level, window))
+            return
         values[rows] = self._noisy(values[rows], strength[rows], level[rows], window[rows])
-        return values
 
     def _noisy(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,11 @@ from simclr.philox import Epoch
 _NODATA = 0
 _NOTHING = Preset("none", Variant.corrected, {})
 _GOLDEN = 0.381966  # far from every simple fraction: the noise of band groups does not coincide
+
+
+# Views made at a time on a CPU: what is in work stays in its caches, and its memory is used again
+# instead of being asked of the system, which clears it first. On 128 views that was a third.
+_VIEWS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +89,39 @@ class ViewMaker:
 
         What the preset never draws is not computed.
         """
+        num, size = len(parameters), self.view_size_px
+        views = self._mean.new_empty(num, size, size, self._mean.shape[1])
+        for rows, samples in _chunks(num, len(batch.source), views.device):
+            some = Batch(
+                {name: stored[samples] for name, stored in batch.groups.items()},
+                batch.source[samples],
+                batch.sample_id[samples],
+                batch.epoch[samples],
+            )
+            self._make(views[rows], some, parameters.part(rows), preset)
+        return views.permute(0, 3, 1, 2)  # channels last in memory
+
+    def _make(
+        self, views: torch.Tensor, batch: Batch, parameters: ViewParameters, preset: Preset
+    ) -> None:
+        """Fill (N, S, S, C) with the views that the parameters describe."""
         frame = frame_of(parameters, preset, self.view_size_px)
         parts = [
             self._view_group(number, batch, parameters, preset, frame)
             for number in range(len(self._groups))
         ]
-        views = torch.cat([parts[number][..., run] for number, run in self._runs], 3)
+        channel = 0
+        for number, run in self._runs:
+            # Not torch.cat, which takes twice the time to interleave a few numbers at a time.
+            width = run.stop - run.start
+            views[..., channel : channel + width] = parts[number][..., run]
+            channel += width
         if self._noise and "speckle" in preset.operations:
             # A band that is dropped stays blank.
             last = ~parameters.noise_first[:, None, None, None]
             last = last & (parameters.keep[:, None, None] > 0)
             level = self._level(batch, parameters)[:, None, None]
-            views = self._noise.add(views, parameters, last, level)
-        return views.permute(0, 3, 1, 2)  # channels last in memory
+            self._noise.add(views, parameters, last, level)
 
     def _view_group(
         self, number: int, batch: Batch, parameters: ViewParameters, preset: Preset, frame: Frame
@@ -104,32 +130,47 @@ class ViewMaker:
         group = self._groups[number]
         level = self._level(batch, parameters)[:, group.channels]
         patches = self._normalise(batch, group)
-        patches = patches.repeat(len(level) // len(patches), 1, 1, 1)  # (N, n, c, n)
+        if len(patches) < len(level):
+            patches = patches.repeat(len(level) // len(patches), 1, 1, 1)  # (N, n, c, n)
         if self._noise and preset.may_precede("speckle", frozenset(OPERATIONS)):
             first = parameters.noise_first[:, None, None, None]
             around = level[:, None, :, None]
-            patches = self._noise.add(patches, parameters, first, around, number * _GOLDEN)
+            self._noise.add(patches, parameters, first, around, number * _GOLDEN)
         patches, rows, columns = frame.lay_out(patches)
         if preset.operations & LINES or preset.band_drop:
             # A line may be drawn before the warp, whose weights add up to one: fewer pixels.
             mean = _contrast_mean(patches, rows, columns, parameters.contrast_of_patch)
             old = preset.variant is not Variant.corrected
             slope, shift = band_lines(parameters, group.channels, mean, level, gain_on_z=old)
-            patches = torch.addcmul(shift[:, None, :, None], patches, slope[:, None, :, None])
+            patches = patches.mul_(slope[:, None, :, None]).add_(shift[:, None, :, None])
         return warp(patches, rows, columns)
 
     def _normalise(self, batch: Batch, group: _Group) -> torch.Tensor:
         """Return a group's selected bands as z-scores, nodata at 0, the mean: (B, n, c, n)."""
-        stored = batch.groups[group.name].to(torch.float32)[:, group.positions]
-        stored = stored.permute(0, 2, 1, 3)
+        stored = batch.groups[group.name][:, group.positions].permute(0, 2, 1, 3)
+        values = stored.to(torch.float32, memory_format=torch.contiguous_format)
         mean = self._mean[batch.source][:, None, group.channels, None]
         std = self._std[batch.source][:, None, group.channels, None]
-        return torch.where(stored == _NODATA, 0.0, (stored - mean) / std)
+        seen = values != _NODATA
+        return values.sub_(mean).div_(std).mul_(seen)
 
     def _level(self, batch: Batch, parameters: ViewParameters) -> torch.Tensor:
         """Return mean / std of every view's source, (N, C)."""
         copies = len(parameters) // len(batch.source)
         return (self._mean / self._std)[batch.source].repeat(copies, 1)
+
+
+def _chunks(
+    num_views: int, num_samples: int, device: torch.device
+) -> Iterator[tuple[slice, slice]]:
+    """Yield which views are made at a time, and the samples that they show."""
+    if device.type != "cpu":
+        yield slice(num_views), slice(num_samples)
+        return
+    for view in range(0, num_views, num_samples):
+        for first in range(0, num_samples, _VIEWS_AT_A_TIME):
+            last = min(first + _VIEWS_AT_A_TIME, num_samples)
+            yield slice(view + first, view + last), slice(first, last)
 
 
 def _contrast_mean(

@@ -30,7 +30,7 @@ def chain(*maps, wrap=False) -> ViewParameters:
 
 def apply(patches: torch.Tensor, parameters: ViewParameters, view_px: int, preset=NOTHING):
     frame = frame_of(parameters, preset, view_px)
-    laid, rows, columns = frame.lay_out(patches.permute(0, 2, 1, 3))
+    laid, rows, columns = frame.lay_out(patches.permute(0, 2, 1, 3).clone())
     return warp(laid, rows, columns).permute(0, 3, 1, 2)
 
 
@@ -149,7 +149,9 @@ def test_a_chain_of_maps_folds_at_every_map():
 
 def test_the_mean_of_a_view_is_known_before_it_is_made(patches):
     parameters = chain(((0.7, -0.4), (0.2, 0.3)))
-    laid, rows, columns = frame_of(parameters, NOTHING, 30).lay_out(patches.permute(0, 2, 1, 3))
+    laid, rows, columns = frame_of(parameters, NOTHING, 30).lay_out(
+        patches.permute(0, 2, 1, 3).clone()
+    )
     expected = apply(patches, parameters, 30).mean((2, 3))
     torch.testing.assert_close(mean_of_view(laid, rows.mean(1), columns.mean(1)), expected)
 

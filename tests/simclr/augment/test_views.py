@@ -6,6 +6,7 @@ import torch
 from make_data import packed_arrays
 
 from preprocess.bands import L2A_BANDS
+from simclr.augment import lists, views
 from simclr.augment.views import ViewMaker
 from simclr.choices import Rotation
 from simclr.config import AugmentConfig
@@ -76,6 +77,15 @@ def test_a_sample_gets_the_same_views_in_any_batch(corpus, batch, preset):
     alone = maker.two_views(part(batch, rows), epoch=2)
     both = torch.cat([rows, rows + 32])
     torch.testing.assert_close(alone, together[both], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_gpu_that_cannot_list_views_makes_the_same_ones(corpus, batch, preset, monkeypatch):
+    maker = ViewMaker(corpus, AugmentConfig(preset=preset), 3, CPU)
+    listed = maker.two_views(batch, epoch=1)
+    monkeypatch.setattr(lists, "listed", lambda flags: None)
+    monkeypatch.setattr(views, "_chunks", lambda *_: [(slice(64), slice(32))])
+    torch.testing.assert_close(maker.two_views(batch, epoch=1), listed, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
