@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from jobs.figures.page import Page
 from jobs.figures.shards import (
-    FALSE_COLOUR,
     TRUE_COLOUR,
     draw_classes,
     draw_histograms,
     draw_map,
     draw_sheet,
+    pictures_of,
     stretch,
 )
 from jobs.inspection import InspectConfig
@@ -26,6 +26,7 @@ from preprocess.shards.reader import open_shard
 from preprocess.statistics import empty_histogram
 
 PAGE_NAME = "shards.html"
+_TITLE = 24  # letters above a small picture
 Pixels = dict[str, NDArray[np.uint16]]
 
 
@@ -82,16 +83,21 @@ def _add_sheets(
 ) -> None:
     rows = spread(manifest.rows, config.patches)
     patches = [patch_of(readers, int(row)) for row in rows]
-    titles = [name[-24:] for _, name in patches]
-    sheets: Mapping[str, tuple[str, ...]] = {"true": TRUE_COLOUR, "false": FALSE_COLOUR}
+    titles = [_short(name) for _, name in patches]
     page.heading("Patches")
-    for name, bands in sheets.items():
-        if set(bands) <= set(manifest.layout.bands):
-            images = [stretch(pixels, bands, manifest) for pixels, _ in patches]
-            path = draw_sheet(output / f"{name}_colour.png", images, titles)
-            page.picture(path, f"{', '.join(bands)} as red, green, blue; nodata in magenta.")
+    for name, bands in pictures_of(manifest.layout.bands).items():
+        images = [stretch(pixels, bands, manifest) for pixels, _ in patches]
+        path = draw_sheet(output / f"{name}.png", images, titles)
+        spoken = ", ".join(dict.fromkeys(bands))
+        kind = "red, green, blue" if name != "grey" else "grey"
+        page.picture(path, f"{spoken} as {kind}; nodata in magenta.")
     if set(TRUE_COLOUR) - set(manifest.layout.bands):
         page.text("No picture in true colour: its bands were not packed.")
+
+
+def _short(name: str) -> str:
+    """Return the end of an id, which tells patches apart; the dots say that it began before."""
+    return name if len(name) <= _TITLE else f"…{name[1 - _TITLE :]}"
 
 
 def _add_statistics(page: Page, manifest: Manifest) -> None:

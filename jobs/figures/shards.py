@@ -13,6 +13,7 @@ from preprocess.shards import Manifest
 
 TRUE_COLOUR = ("B04", "B03", "B02")
 FALSE_COLOUR = ("B08", "B04", "B03")
+FALSE_COLOUR_COARSE = ("B8A", "B04", "B03")  # of products without a grid of 10 m
 _UNIT = 10_000  # stored values of a reflectance of 1
 _CLASSES = 30  # more bars than this cannot be read
 
@@ -37,6 +38,20 @@ def stretch(
     image: Image = np.stack(channels, axis=-1) ** 0.7  # land is dark: a gamma shows its shades
     image[np.any([patch[band] == 0 for band in bands], axis=0)] = (1, 0, 1)
     return image
+
+
+def pictures_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return bands for red, green, blue of the pictures that are possible; at least a grey one."""
+    wanted: dict[str, tuple[tuple[str, ...], ...]] = {
+        "true_colour": (TRUE_COLOUR,),
+        "false_colour": (FALSE_COLOUR, FALSE_COLOUR_COARSE),
+    }
+    possible = {
+        name: [triple for triple in triples if set(triple) <= set(bands)]
+        for name, triples in wanted.items()
+    }
+    found = {name: triples[0] for name, triples in possible.items() if triples}
+    return found or {"grey": (bands[0],) * 3}
 
 
 def draw_sheet(path: Path, images: Sequence[Image], titles: Sequence[str], width: int = 8) -> Path:

@@ -7,7 +7,7 @@ import pytest
 from make_data import packed_arrays, packed_simulated
 
 from jobs.figures.inspection import inspect_shards, patch_of, spread
-from jobs.figures.shards import TRUE_COLOUR, stretch
+from jobs.figures.shards import TRUE_COLOUR, pictures_of, stretch
 from jobs.figures.views import inspect_views
 from jobs.inspection import InspectConfig, What
 from jobs.schema import InspectApp
@@ -65,6 +65,23 @@ def test_patches_without_colours_or_places_still_have_a_page(tmp_path):
     config = InspectConfig(shards=str(shards))
     assert "No picture in true colour" in inspect_shards(config, tmp_path / "a").read_text()
     assert inspect_views(config, tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("bands", "pictures"),
+    [
+        (["B02", "B03", "B04", "B08", "B8A"], {"true_colour": "B04", "false_colour": "B08"}),
+        (["B03", "B04", "B8A"], {"false_colour": "B8A"}),
+        (["B02", "B04", "B08"], {"grey": "B02"}),
+    ],
+)
+def test_there_is_a_picture_of_whatever_bands_were_packed(tmp_path, bands, pictures):
+    assert {name: triple[0] for name, triple in pictures_of(bands).items()} == pictures
+    shards = packed_arrays(tmp_path / "shards", 4, bands=bands)
+    page = inspect_shards(InspectConfig(shards=str(shards)), tmp_path / "out").read_text()
+    for name, first in pictures.items():
+        assert (tmp_path / "out" / f"{name}.png").exists()
+        assert f"{first}" in page
 
 
 def test_the_verb_draws_the_views_of_training_beside_the_shards(folder):
