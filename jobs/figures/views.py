@@ -49,7 +49,8 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
     page = Page("What training sees").heading("One operation at a time")
     page.picture(path, "Each row is a patch, each column one operation with drawn parameters.")
     first, second = _views(corpus, config.augment, config.seed, batch)
-    path = _draw(output / "views.png", {"as packed": columns["as packed"], "1": first, "2": second})
+    views = {"as packed": columns["as packed"], "first view": first, "second view": second}
+    path = _draw(output / "views.png", views)
     page.heading(f"Two views: {config.augment.preset}")
     page.picture(path, "The two views that are to be recognised as one patch, in epoch 0.")
     return page.write(output / PAGE_NAME)

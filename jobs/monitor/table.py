@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import IO
@@ -15,6 +16,7 @@ from jobs.monitor.packing import PackingRecord
 from jobs.monitor.records import RunRecord
 
 _WIDE = 160  # columns where there is no terminal: nothing is cut in a log
+_PICTURE = 110  # columns of a picture: more would be too small to read on a page
 _COLUMNS = ("run", "state", "step", "patches/s", "left", "checkpoint", "attempt", "heartbeat")
 _LABEL = 11  # columns of the words in front of a line
 
@@ -25,12 +27,16 @@ def print_records(runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) 
 
 
 def picture_of(runs: Sequence[RunRecord], packings: Sequence[PackingRecord], title: str) -> str:
-    """Return what ``print_records`` prints as an SVG of a terminal, as wide as its longest line."""
+    """Return what ``print_records`` prints as an SVG of a terminal, with long lines broken."""
     text = io.StringIO()
-    _print(_console(text, _WIDE), runs, packings)
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    console = _console(io.StringIO(), max(map(len, lines)), record=True)
-    console.print("\n".join(lines), soft_wrap=True)
+    _print(_console(text, _PICTURE), runs, packings)
+    indent = " " * (_LABEL + 3)
+    lines = [
+        textwrap.fill(line, _PICTURE, subsequent_indent=indent)
+        for line in text.getvalue().splitlines()
+    ]
+    console = _console(io.StringIO(), _PICTURE, record=True)
+    console.print("\n".join(lines))
     return console.export_svg(title=title)
 
 

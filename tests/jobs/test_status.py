@@ -63,7 +63,7 @@ def test_programs_get_json(said, runs):
 
 
 def test_a_picture_holds_every_word_that_is_printed(said, runs, tmp_path):
-    code, out, _ = said("--picture=now.svg", str(runs / "bad one"), str(runs / "good"))
+    code, out, _ = said("--picture=now.svg", str(runs / "bad one"))
     assert code == 1
     svg = ElementTree.parse(tmp_path / "now.svg")
     drawn = "".join(svg.getroot().itertext()).replace("\N{NO-BREAK SPACE}", "")
