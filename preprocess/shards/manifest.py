@@ -114,12 +114,18 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path} is not a manifest of {FORMAT}")
-    if data["format_version"] != FORMAT_VERSION:
+    if data.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{path} is of format version {data['format_version']}, this program reads "
+            f"{path} is of format version {data.get('format_version')}, this program reads "
             f"{FORMAT_VERSION}; pack the source again"
         )
-    return _from_json(data)
+    try:
+        return _from_json(data)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it and give the command of packing again: it is "
+            "written anew when every shard has the checksum that packing noted"
+        ) from error
 
 
 def _from_json(data: dict[str, Any]) -> Manifest:

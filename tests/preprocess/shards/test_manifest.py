@@ -51,6 +51,16 @@ def test_what_is_no_manifest_is_refused(tmp_path, content, words):
         read_manifest(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "word", ["layout", "codec", "mean", "bands", "provenance", "format_version"]
+)
+def test_a_manifest_that_lost_a_word_is_refused_with_the_cure(tmp_path, word):
+    path = packed_arrays(tmp_path / "shards", 4) / "manifest.json"
+    path.write_text(path.read_text().replace(f'"{word}"', f'"{word}!"'))
+    with pytest.raises(ValueError, match=r"damaged \(.*remove it|pack the source again"):
+        read_manifest(path.parent)
+
+
 def test_an_absent_label_set_is_answered_with_those_there_are(folder):
     with pytest.raises(ValueError, match=r"'eurosat'.*they hold: labels"):
         read_manifest(folder).layout.label_set("eurosat")
