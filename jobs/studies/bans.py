@@ -32,7 +32,7 @@ REFERENCE = "all 36 couplets"
 DERIVED = "derived bans"
 WAITING = "waiting"  # folder of the stand-in, which is never made
 FEWEST = 2  # seeds on either side: one says nothing about chance
-COUPLETS = "couplets"  # folder of the first stage
+FIRST = "couplets"  # folder of the first stage
 SCORES_NAME = "scores.csv"
 
 
@@ -67,7 +67,7 @@ def couplet_study(config: StudyConfig) -> StudyConfig | None:
     return replace(
         config,
         study=StudyName.augmentation,
-        output=str(Path(config.output, COUPLETS)),
+        output=str(Path(config.output, FIRST)),
         # every other one: seeds that are added later change the side of none
         seeds=config.seeds[::2],
         arms=[name for name in names if name in config.arms] or names,

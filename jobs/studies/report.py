@@ -18,7 +18,7 @@ from jobs.studies.analysis import (
     chance_of_bottom,
     lowest_quarter,
 )
-from jobs.studies.bans import SCORES_NAME, Bans, couplet_study
+from jobs.studies.bans import FIRST, SCORES_NAME, Bans, couplet_study
 from jobs.studies.config import StudyConfig, StudyName
 from jobs.studies.findings import COUPLETS, Chance, Findings, findings
 from jobs.studies.learning import Moment, collapses
@@ -92,7 +92,7 @@ def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
         path = draw_estimates(folder / "arms.png", found.means, config.score)
         page.heading("Arms").picture(path, "Mean over label sets and seeds, 95 % intervals.")
     if found.bans:
-        _add_bans(page, found.bans)
+        _add_bans(page, found.bans, config.bans_from or str(Path(config.output, FIRST)))
     if found.against:
         path = draw_estimates(
             folder / "differences.png", found.against, f"difference in {config.score}"
@@ -151,9 +151,10 @@ def _add_couplets(page: Page, folder: Path, found: Findings, score: str) -> None
     )
 
 
-def _add_bans(page: Page, bans: Bans) -> None:
+def _add_bans(page: Page, bans: Bans, where: str) -> None:
     chances = chance_of_bottom(bans.table)
     page.heading(f"Couplets of seeds {', '.join(map(str, bans.table.seeds))}")
+    page.text(f"Their own report, with every number, is in {where}.")
     page.table(
         ("couplet", "mean", "± (95 %)", "chance of the lowest quarter", "banned", "in 2021"),
         [

@@ -67,7 +67,7 @@ def test_trainings_that_are_stopped_together_come_back_and_end_as_if_alone(tmp_p
     steps = 30
     both = runs(tmp_path, steps)
     driver = start(both)
-    end = time.monotonic() + 300
+    end = time.monotonic() + 900
     while not all(Path(run.run_dir, "metrics.jsonl").exists() for run in both):
         assert time.monotonic() < end
         assert driver.poll() is None
