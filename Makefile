@@ -28,7 +28,7 @@ test: lint slurm ## lint, types, layers and all tests; Slurm's packages come by 
 test-fast: $(DEVELOPMENT) ## the tests that take seconds
 	$(PYTEST) $(PARALLEL) -m "not slow and not slurm and not gpu and not exhaustive"
 
-test-slow: $(DEVELOPMENT) slurm ## the tests that take minutes: random kills, bit flips, chaos
+test-slow: $(DEVELOPMENT) slurm ## the tests that take minutes: flips in compressed shards, memory, chaos
 	$(PYTEST) -m exhaustive
 
 test-lowest: $(DEVELOPMENT) ## the fast tests with the oldest versions that setup.cfg allows; 6 GB
