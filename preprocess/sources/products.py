@@ -32,6 +32,7 @@ from preprocess.sources.scene import (
     tile_grid,
 )
 
+SIMULATED_PREFIX = "SIM_"  # of the names that source.form=safe gives
 OTHER_DATES = "acquired outside the dates"
 CLOUDY_PRODUCT = "cloud cover of the product"
 REPEATED = "another processing of the same acquisition is taken"
@@ -62,8 +63,9 @@ class Products:
 
     @property
     def simulated(self) -> bool:
-        """Measured by Sentinel-2."""
-        return False
+        """Measured by Sentinel-2, unless a product's name says that a program made it."""
+        paths = self.find(Path(self.config.root))
+        return any(Path(path).name.startswith(SIMULATED_PREFIX) for path in paths)
 
     def layout(self) -> ShardLayout:
         """Return the band groups, and what the scene classification says of each patch."""

@@ -75,6 +75,8 @@ def test_products_say_that_they_are_simulated_and_lie_on_their_tile(products):
             assert dataset.crs.to_epsg() == scene.tile.epsg
             assert (dataset.transform.c, dataset.transform.f) == (scene.tile.x, scene.tile.y)
     assert all("synthesised" in path.read_text() for path in products.rglob("*.xml"))
+    # nor do they pass for measured when they are read as products
+    assert open_source(SafeL2AConfig(root=str(products))).simulated
 
 
 @pytest.mark.slow
