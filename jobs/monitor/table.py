@@ -138,7 +138,8 @@ def _against_limit(record: RunRecord) -> str:
 def _attempt_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
     for attempt in record.attempts:
         steps = [str(s) for s in (attempt.first_step, attempt.last_step) if s is not None]
-        span = f"steps {' to '.join(steps)}, " if steps else ""
+        # one that died before it reached another step tells only where it began
+        span = {0: "", 1: "from step {}, ", 2: "steps {} to {}, "}[len(steps)].format(*steps)
         where = f"{attempt.num_ranks} rank{'s' * (attempt.num_ranks != 1)} on {attempt.nodes}"
         lasted = f" for {duration(attempt.end - attempt.start)}" if attempt.end else ""
         how = attempt.cause or attempt.outcome
