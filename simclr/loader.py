@@ -39,6 +39,11 @@ class Batch:
     epoch: torch.Tensor
     paired: bool = False
 
+    def part(self, samples: slice) -> Batch:
+        """Return some of the samples, without copying; which views they are for is lost."""
+        groups = {name: stored[samples] for name, stored in self.groups.items()}
+        return Batch(groups, self.source[samples], self.sample_id[samples], self.epoch[samples])
+
 
 class Loader:
     """Iterates over ``plan(0), plan(1), ...``; a batch is valid until the next one is asked for.

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from simclr.augment import lists
 from simclr.augment.draws import ViewParameters, draw
 from simclr.augment.geometry import Frame, frame_of, mean_of_view, warp
 from simclr.augment.noise import Noise
 from simclr.augment.presets import OPERATIONS, Preset, preset_of
 from simclr.augment.radiometry import LINES, band_lines
+from simclr.augment.threads import share_out
 from simclr.choices import Variant
 from simclr.config import AugmentConfig
 from simclr.corpus import Corpus
@@ -91,14 +93,16 @@ class ViewMaker:
         """
         num, size = len(parameters), self.view_size_px
         views = self._mean.new_empty(num, size, size, self._mean.shape[1])
-        for rows, samples in _chunks(num, len(batch.source), views.device):
-            some = Batch(
-                {name: stored[samples] for name, stored in batch.groups.items()},
-                batch.source[samples],
-                batch.sample_id[samples],
-                batch.epoch[samples],
-            )
-            self._make(views[rows], some, parameters.part(rows), preset)
+
+        @torch.no_grad()  # says nothing of other threads where it stands further out
+        def make(part: tuple[slice, slice]) -> None:
+            rows, samples = part
+            self._make(views[rows], batch.part(samples), parameters.part(rows), preset)
+
+        if lists.is_free(views.device):
+            share_out(make, _parts(num, len(batch.source)))
+        else:
+            make((slice(num), slice(len(batch.source))))
         return views.permute(0, 3, 1, 2)  # channels last in memory
 
     def _make(
@@ -160,13 +164,8 @@ class ViewMaker:
         return (self._mean / self._std)[batch.source].repeat(copies, 1)
 
 
-def _chunks(
-    num_views: int, num_samples: int, device: torch.device
-) -> Iterator[tuple[slice, slice]]:
+def _parts(num_views: int, num_samples: int) -> Iterator[tuple[slice, slice]]:
     """Yield which views are made at a time, and the samples that they show."""
-    if device.type != "cpu":
-        yield slice(num_views), slice(num_samples)
-        return
     for view in range(0, num_views, num_samples):
         for first in range(0, num_samples, _VIEWS_AT_A_TIME):
             last = min(first + _VIEWS_AT_A_TIME, num_samples)

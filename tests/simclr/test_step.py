@@ -79,8 +79,8 @@ def test_the_dispatch_mode_sees_a_host_that_waits():
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Take the way that a GPU takes: no lists of views, which only a CPU has for nothing."""
-    monkeypatch.setattr(lists, "listed", lambda flags: None)
+    """Take the way that a GPU takes: all views at once, and no lists of them."""
+    monkeypatch.setattr(lists, "is_free", lambda device: False)
 
 
 @pytest.mark.parametrize("variant", list(Variant))

@@ -6,7 +6,7 @@ import torch
 from make_data import packed_arrays
 
 from preprocess.bands import L2A_BANDS
-from simclr.augment import lists, views
+from simclr.augment import lists
 from simclr.augment.views import ViewMaker
 from simclr.choices import Rotation
 from simclr.config import AugmentConfig
@@ -79,12 +79,22 @@ def test_a_sample_gets_the_same_views_in_any_batch(corpus, batch, preset):
     torch.testing.assert_close(alone, together[both], rtol=1e-5, atol=1e-5)
 
 
+def test_views_are_the_same_to_the_last_bit_on_any_number_of_threads(corpus, batch):
+    maker = ViewMaker(corpus, AugmentConfig(), 3, CPU)
+    before, made = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        made.append(maker.two_views(batch, epoch=1))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert all(torch.equal(views, made[0]) for views in made[1:])
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_gpu_that_cannot_list_views_makes_the_same_ones(corpus, batch, preset, monkeypatch):
     maker = ViewMaker(corpus, AugmentConfig(preset=preset), 3, CPU)
     listed = maker.two_views(batch, epoch=1)
-    monkeypatch.setattr(lists, "listed", lambda flags: None)
-    monkeypatch.setattr(views, "_chunks", lambda *_: [(slice(64), slice(32))])
+    monkeypatch.setattr(lists, "is_free", lambda device: False)
     torch.testing.assert_close(maker.two_views(batch, epoch=1), listed, rtol=1e-5, atol=1e-5)
 
 

@@ -1,0 +1,35 @@
+"""Parts of a piece of work come in; when this returns, all are done, each by a single thread.
+
+Torch would share out every small operation among all threads and wait for the last of them each
+time. Parts of the work shared out instead wait once, and each is computed in the same order of sums
+whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+_Part = TypeVar("_Part")
+
+
+def share_out(work: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
+    """Do the work on every part, on as many threads as torch may use."""
+    num = torch.get_num_threads()
+    try:
+        # An exception in a thread is raised here.
+        list(_pool(num, os.getpid()).map(work, parts))
+    finally:
+        # A thread that starts later takes the number that was set last, by any thread.
+        torch.set_num_threads(num)
+
+
+@functools.cache
+def _pool(num: int, _: int) -> ThreadPoolExecutor:
+    """Return the threads of this process; after a fork the parent's would be missing."""
+    return ThreadPoolExecutor(num, "views", torch.set_num_threads, (1,))
