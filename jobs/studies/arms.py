@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
@@ -145,7 +146,7 @@ def _probed(config: StudyConfig, members: list[Member]) -> list[Member]:
 
     def probing(run: TrainConfig) -> TrainConfig:
         """Probe so often, on the labels that the study scores."""
-        every = max(1, most_steps(run, patches) // PROBES)
+        every = max(1, math.ceil(most_steps(run, patches) / PROBES))
         labelled = config.labelled or config.shards[0]
         held_out = replace(config.monitor, shards=labelled, task=config.tasks[0], every_steps=every)
         return replace(run, monitor=held_out)

@@ -108,9 +108,9 @@ class Together:
                 if place.kind is Kind.slurm:
                     leave(place, event.stop, Stopped(left))
                 raise StoppedError("stopped, saved; the same command goes on from there") from None
-        failed = [_failure(task) for task, code in zip(left, codes, strict=True) if code]
+        failed = [_why(task, code) for task, code in zip(left, codes, strict=True) if code]
         if failed:
-            raise RuntimeError(f"failed: {'; '.join(failed)}")
+            raise RuntimeError(f"{len(failed)} of {len(left)} failed: {'; '.join(failed)}")
         return "\n".join(task.config.run_dir for task in self.tasks)
 
     def _run(self, left: Sequence[Pretrain]) -> list[int]:
@@ -190,6 +190,13 @@ def _failure(task: Pretrain) -> str:
     return f"{task.run_dir} ({words or 'it left no word; read the log of the job'})"
 
 
+def _why(task: Pretrain, code: int) -> str:
+    """Name a training that has failed, with the reason that it has noted, if it could."""
+    last = read_attempts(task.run_dir)[-1:]
+    noted = [str(event["error"]) for event in last if event["event"] == "failed"]
+    return f"{task.config.run_dir}: {noted[0] if noted else f'ended with code {code}'}"
+
+
 def _stop(processes: Sequence[subprocess.Popen[bytes]], budget_s: float) -> None:
     """Let all save and end; those that cannot in time are left to the end of the block."""
     for process in processes:
@@ -208,6 +215,9 @@ def main() -> None:
     except StoppedError as stop:
         _log.info("%s", stop)
         raise SystemExit(RUN_AGAIN) from None
+    except Exception:
+        _log.exception("failed")  # into the run's own log: the others share standard error
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":
