@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.cluster import ClusterConfig, Executor
@@ -18,8 +19,9 @@ from jobs.sweep import submit_members
 from jobs.tasks.pretraining import Pretrain
 from jobs.tasks.studies import Analyse, Score, ScoreConfig
 from jobs.tasks.together import Together, TogetherConfig
+from preprocess.shards.manifest import read_manifest
 from simclr.config import require
-from simclr.evaluate.config import EvaluateConfig
+from simclr.evaluate.config import SCORES, EvaluateConfig
 
 T = TypeVar("T")
 _SOON = "JOB"  # stands for a job that a dry run does not submit
@@ -36,6 +38,8 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
         RuntimeError: a run failed.
     """
     _check(config)
+    if config.study is not StudyName.published and not cluster.after:  # a job before packs them
+        _check_scoring(config)
     members = due(config)
     if members:
         cost = budget(config, foreseen(config), cluster)  # of all rounds
@@ -110,6 +114,18 @@ def _check(config: StudyConfig) -> None:
             bool(config.tasks),
             "tasks is empty; name label sets of the shards: tasks=[irrigation_regular]",
         )
+
+
+def _check_scoring(config: StudyConfig) -> None:
+    """Refuse before hours of training what their scoring would refuse."""
+    layout = read_manifest(Path(config.labelled or config.shards[0])).layout
+    for task in config.tasks:
+        layout.label_set(task)
+    scores = sorted({name.removesuffix("_macro") for kind in SCORES.values() for name in kind})
+    require(
+        config.score.removesuffix("_macro") in scores,
+        f"score is {config.score}; give one of {', '.join(scores)}",
+    )
 
 
 def _submit(stages: Sequence[Sequence[Any]], cluster: ClusterConfig) -> list[str]:

@@ -21,10 +21,9 @@ from simclr.config import WorldConfig
 from simclr.evaluate.bootstrap import BOOTSTRAP_SEED, resamples
 from simclr.evaluate.candidates import Candidate, of_checkpoint, open_candidates
 from simclr.evaluate.comparison import Row, score_trials
-from simclr.evaluate.config import EvaluateConfig
+from simclr.evaluate.config import SCORES, EvaluateConfig
 from simclr.evaluate.ranks import TIMEOUT_S, meet
 from simclr.evaluate.report import FOLDER_NAME
-from simclr.evaluate.scores import SCORES
 from simclr.evaluate.session import Session, blocks_to_draw, open_session
 from simclr.evaluate.setting import Setting
 from simclr.evaluate.splits import on_validation

@@ -13,8 +13,9 @@ from simclr.evaluate.bootstrap import (
     repeated_split_interval,
     two_sided_p,
 )
+from simclr.evaluate.config import SCORES
 from simclr.evaluate.ranking import FloatArray, Indices, Weights
-from simclr.evaluate.scores import CLASS_SCORES, SCORES, Panel, plain, score_panel
+from simclr.evaluate.scores import CLASS_SCORES, Panel, plain, score_panel
 from simclr.evaluate.trials import Trial
 
 

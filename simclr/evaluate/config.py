@@ -23,6 +23,39 @@ class Protocol(Enum):
 CHEAP = (Protocol.knn, Protocol.probe)
 
 
+# The scores of each kind of task; the first is the headline, and choices on the validation split
+# go by it. ``single`` is one of three classes or more, ``multi`` any number of classes, and
+# ``binary`` yes or no, scored on the yes alone: at 2 % prevalence the no would drown it. The
+# balanced scores are those of the same predictions if as many patches were yes as no.
+CALIBRATION = ("calibration_error", "brier")
+SCORES = {
+    "single": (
+        "accuracy",
+        "f1_macro",
+        "average_precision_macro",
+        "roc_auc_macro",
+        *CALIBRATION,
+    ),
+    "binary": (
+        "average_precision",
+        "f1",
+        "roc_auc",
+        "accuracy",
+        "average_precision_balanced",
+        "f1_balanced",
+        *CALIBRATION,
+    ),
+    "multi": (
+        "average_precision_micro",
+        "average_precision_macro",
+        "f1_micro",
+        "f1_macro",
+        "roc_auc_macro",
+        *CALIBRATION,
+    ),
+}
+
+
 class SplitRule(Enum):
     """``given``: the split that the shards carry; ``drawn``: blocks of ground for each seed."""
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from simclr.evaluate.calibration import calibration_gaps, claims, squared_errors
+from simclr.evaluate.config import SCORES
 from simclr.evaluate.ranking import (
     BoolArray,
     FloatArray,
@@ -33,37 +34,6 @@ from simclr.evaluate.ranking import (
     tally,
 )
 
-# The scores of each kind of task; the first is the headline, and choices on the validation split
-# go by it. ``single`` is one of three classes or more, ``multi`` any number of classes, and
-# ``binary`` yes or no, scored on the yes alone: at 2 % prevalence the no would drown it. The
-# balanced scores are those of the same predictions if as many patches were yes as no.
-CALIBRATION = ("calibration_error", "brier")
-SCORES = {
-    "single": (
-        "accuracy",
-        "f1_macro",
-        "average_precision_macro",
-        "roc_auc_macro",
-        *CALIBRATION,
-    ),
-    "binary": (
-        "average_precision",
-        "f1",
-        "roc_auc",
-        "accuracy",
-        "average_precision_balanced",
-        "f1_balanced",
-        *CALIBRATION,
-    ),
-    "multi": (
-        "average_precision_micro",
-        "average_precision_macro",
-        "f1_micro",
-        "f1_macro",
-        "roc_auc_macro",
-        *CALIBRATION,
-    ),
-}
 CLASS_SCORES = ("average_precision", "f1", "roc_auc")
 NO_POSITIVE_THRESHOLD = 0.5
 
@@ -103,7 +73,7 @@ def score_panel(truth: BoolArray, answers: Answers, kind: str) -> Callable[[Weig
     Args:
         truth: (N, C), with C = 1 for ``binary``.
         answers: to be scored.
-        kind: of the task, see ``SCORES``.
+        kind: of the task, see ``simclr.evaluate.config.SCORES``.
     """
     scores, predicted = answers.scores, answers.predicted
     columns = [rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1])]

@@ -8,12 +8,12 @@ from typing import Any
 
 from simclr.evaluate.bootstrap import Interval, holm
 from simclr.evaluate.comparison import Difference, Row, compare
+from simclr.evaluate.config import SCORES
 from simclr.evaluate.features import Features
 from simclr.evaluate.knn import TEMPERATURE
 from simclr.evaluate.portrait import confusion, feature_map, reliability_of
 from simclr.evaluate.probe import PENALTIES
 from simclr.evaluate.ranking import FloatArray
-from simclr.evaluate.scores import SCORES
 from simclr.evaluate.setting import PRETRAINED, Setting
 from simclr.evaluate.task import Task
 from simclr.evaluate.words import finding, limits, warnings

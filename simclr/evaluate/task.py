@@ -24,7 +24,7 @@ class Task:
 
     Attributes:
         name: of the label set.
-        kind: ``single``, ``binary`` or ``multi``, see ``simclr.evaluate.scores.SCORES``.
+        kind: ``single``, ``binary`` or ``multi``, see ``simclr.evaluate.config.SCORES``.
         classes: C class names; of a binary task the yes alone, which is its second class.
         truth: (N, C).
         ids: (N,) unique within a source, here preceded by its name.

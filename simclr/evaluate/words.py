@@ -9,8 +9,7 @@ import numpy as np
 
 from simclr.evaluate.bootstrap import Interval
 from simclr.evaluate.comparison import Difference, Row
-from simclr.evaluate.config import Protocol
-from simclr.evaluate.scores import SCORES
+from simclr.evaluate.config import SCORES, Protocol
 from simclr.evaluate.setting import Setting
 
 MIN_SEEDS = 3

@@ -18,9 +18,10 @@ from simclr.augment.views import ViewMaker
 from simclr.collectives import copy_from_main_rank, from_main_rank, gather_rows
 from simclr.config import AugmentConfig, TrainConfig
 from simclr.corpus import Corpus, open_corpus
+from simclr.evaluate.config import SCORES
 from simclr.evaluate.controls import image_statistics, random_encoder
 from simclr.evaluate.features import Features
-from simclr.evaluate.scores import SCORES, plain, score_panel
+from simclr.evaluate.scores import plain, score_panel
 from simclr.evaluate.splits import Split, make_splits
 from simclr.evaluate.task import Task, open_task
 from simclr.evaluate.trials import Subject, Trial, try_knn, try_probe

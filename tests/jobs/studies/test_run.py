@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,23 @@ def test_the_published_study_leaves_its_couplets_as_a_recipe_that_pretraining_ta
         app = to_app(compose("pretrain", ["recipe=allowed", path]))
     assert app.augment.preset == "couplets"
     assert len(app.augment.couplets) == 27
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"tasks": ["corn"]}, "no label set 'corn' in these shards; they hold: labels"),
+        ({"score": "f2"}, "score is f2; give one of accuracy, average_precision, "),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_anything_is_trained(tmp_path, settings, told):
+    shards = packed_arrays(tmp_path / "shards", 12, size_px=12, native=False)
+    config = StudyConfig(
+        study=StudyName.rate, shards=[str(shards)], output=str(tmp_path / "out"), tasks=["labels"]
+    )
+    with pytest.raises(ValueError, match=re.escape(told)):
+        run_study(replace(config, **settings), HERE)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_without_scores_says_how_to_make_them(tmp_path):

@@ -9,12 +9,11 @@ import pytest
 from make_data import packed_arrays
 
 from simclr.checkpoint.manifest import read_checkpoint_manifest, write_manifest
-from simclr.evaluate.config import EvaluateConfig, FinetuneConfig, Protocol
+from simclr.evaluate.config import SCORES, EvaluateConfig, FinetuneConfig, Protocol
 from simclr.evaluate.controls import IMAGE_STATISTICS, RANDOM_CONVOLUTIONS, RANDOM_ENCODER
 from simclr.evaluate.evaluate import evaluate
 from simclr.evaluate.patches import Patches
 from simclr.evaluate.report import read_report, report_text
-from simclr.evaluate.scores import SCORES
 
 pytestmark = pytest.mark.slow
 CONTROLS = [RANDOM_ENCODER, RANDOM_CONVOLUTIONS, IMAGE_STATISTICS]
