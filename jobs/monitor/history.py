@@ -56,7 +56,10 @@ class AttemptRecord:
 
 
 def history(
-    events: Events, endings: Mapping[str, Sequence[Ending]] | None = None
+    events: Events,
+    endings: Mapping[str, Sequence[Ending]] | None = None,
+    *,
+    is_over: bool = False,
 ) -> list[AttemptRecord]:
     """Return the attempts in order.
 
@@ -64,10 +67,12 @@ def history(
         events: lines of ``attempts.jsonl``.
         endings: Slurm's accounts of its jobs, if there are any; they tell what a run that was
             killed could not write down.
+        is_over: the job of the last one has ended: without a word of its own it was lost.
     """
     numbered = [list(group) for _, group in itertools.groupby(events, lambda e: e["attempt"])]
     records = [
-        _record(group, is_last=group is numbered[-1], endings=endings or {}) for group in numbered
+        _record(group, may_run=group is numbered[-1] and not is_over, endings=endings or {})
+        for group in numbered
     ]
     following = [*zip(records[1:], numbered[1:], strict=True), (None, ())]
     return [
@@ -88,13 +93,13 @@ def cause_of_stop(event: Mapping[str, Any]) -> str:
 
 
 def _record(
-    group: Events, *, is_last: bool, endings: Mapping[str, Sequence[Ending]]
+    group: Events, *, may_run: bool, endings: Mapping[str, Sequence[Ending]]
 ) -> AttemptRecord:
     start, last = group[0], group[-1]
     outcome, cause = _outcome(last)
     if outcome == "running":
         accounted = _accounted(start, endings)
-        if accounted or not is_last:
+        if accounted or not may_run:
             outcome, cause = "lost", _loss(accounted)
     return AttemptRecord(
         number=start["attempt"],

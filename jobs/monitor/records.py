@@ -120,7 +120,7 @@ def describe(
     starts = [event for event in events if event["event"] == "start"]
     progress = read_progress(run_dir, starts[-1]["time"] if starts else 0.0, thorough=thorough)
     job = slurm.jobs.get(submission.job_id) if submission and _is_of(submission, starts) else None
-    attempts = history(events, slurm.endings)
+    attempts = history(events, slurm.endings, is_over=bool(job and job.is_final))
     verdict = judge(Facts(run_dir, job, events, attempts, progress, now))
     return RunRecord(
         str(run_dir),

@@ -224,6 +224,14 @@ def test_each_attempt_is_told_with_its_cause_also_one_that_left_no_word(run):
     assert without.attempts[1].cause == "killed, or its node was lost"
 
 
+def test_an_attempt_without_a_word_is_lost_once_its_job_has_ended(run):
+    happened(run, "start")
+    (alive,) = describe(run, {"12": JobState("12", "RUNNING")}, NOW).attempts
+    (over,) = describe(run, {"12": JobState("12", "FAILED")}, NOW).attempts
+    assert (alive.outcome, over.outcome) == ("running", "lost")
+    assert over.cause == "killed, or its node was lost"
+
+
 def test_what_an_attempt_has_lost_is_told_by_the_next_one(run):
     happened(run, "start")
     happened(run, "stop", step=15, signal="lost", decision="requeue", cause="lost rank 2")
