@@ -19,11 +19,18 @@ _Part = TypeVar("_Part")
 
 
 def share_out(work: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
-    """Do the work on every part, on as many threads as torch may use."""
+    """Do the work on every part, on as many threads as torch may use, without gradients."""
     num = torch.get_num_threads()
+    inference = torch.is_inference_mode_enabled()
+
+    def in_mode(part: _Part) -> None:
+        # Modes are a thread's own; outside of inference nothing made in it may be written to.
+        with torch.inference_mode(inference), torch.no_grad():
+            work(part)
+
     try:
         # An exception in a thread is raised here.
-        list(_pool(num, os.getpid()).map(work, parts))
+        list(_pool(num, os.getpid()).map(in_mode, parts))
     finally:
         # A thread that starts later takes the number that was set last, by any thread.
         torch.set_num_threads(num)

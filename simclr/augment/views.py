@@ -94,7 +94,6 @@ class ViewMaker:
         num, size = len(parameters), self.view_size_px
         views = self._mean.new_empty(num, size, size, self._mean.shape[1])
 
-        @torch.no_grad()  # says nothing of other threads where it stands further out
         def make(part: tuple[slice, slice]) -> None:
             rows, samples = part
             self._make(views[rows], batch.part(samples), parameters.part(rows), preset)
