@@ -7,9 +7,9 @@ itself. Only the process that started them speaks with Slurm, when all of them h
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -29,6 +29,7 @@ from jobs.requeue import RUN_AGAIN, Decision, Interrupted, interruptible, leave,
 from jobs.tasks.pretraining import Pretrain
 from jobs.tasks.task import StoppedError, again
 from simclr.config import TrainConfig, require
+from simclr.settings import from_plain, to_plain
 
 POLL_S = 0.2
 # A stop signal may come before Python listens; blocked, it waits until the training does.
@@ -165,8 +166,8 @@ def _started(tasks: Sequence[Pretrain]) -> Iterator[list[subprocess.Popen[bytes]
     try:
         for task in tasks:
             # no pipe: a process that a signal ends before it has read would break it
-            with tempfile.TemporaryFile() as file:
-                pickle.dump(task, file)
+            with tempfile.TemporaryFile("w+") as file:
+                json.dump(to_plain(task.config), file)
                 file.seek(0)
                 processes.append(subprocess.Popen(_COMMAND, stdin=file, env=environment))
         yield processes
@@ -181,13 +182,6 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     while any(process.poll() is None for process in processes):
         time.sleep(POLL_S)
     return [process.returncode for process in processes]
-
-
-def _failure(task: Pretrain) -> str:
-    """Return a training's folder with its own last word; one that was killed has left none."""
-    events = read_attempts(task.run_dir)
-    words = events[-1].get("error", "") if events else ""
-    return f"{task.run_dir} ({words or 'it left no word; read the log of the job'})"
 
 
 def _why(task: Pretrain, code: int) -> str:
@@ -209,9 +203,9 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]], budget_s: float) -> None
 
 def main() -> None:
     """Make the training that comes in on standard input; a process of ``Together``."""
-    task = pickle.load(sys.stdin.buffer)  # from the process that started this one
+    config = from_plain(TrainConfig, json.load(sys.stdin))
     try:
-        Marking(task)()
+        Marking(Pretrain(config))()
     except StoppedError as stop:
         _log.info("%s", stop)
         raise SystemExit(RUN_AGAIN) from None

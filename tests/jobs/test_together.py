@@ -90,7 +90,7 @@ def test_trainings_that_are_stopped_together_come_back_and_end_as_if_alone(tmp_p
 def test_the_failure_of_one_training_is_named_and_does_not_end_the_others(tmp_path):
     both = runs(tmp_path, 2)
     both[0].data.bands = ["B04", "B11"]  # of which the shards hold one
-    with pytest.raises(RuntimeError, match=r"^failed: .*run-0 \(ValueError: band B11 not in"):
+    with pytest.raises(RuntimeError, match=r"^1 of 2 failed: .*run-0: ValueError: band B11 not in"):
         dispatch(Together(TogetherConfig(runs=both)), HERE)
     assert is_done(Pretrain(both[1]))
 
