@@ -71,10 +71,10 @@ def _option(word: str, following: Iterator[str]) -> list[str]:
         "--dry-run; settings have no dashes: key=value",
     )
     value = value if equals else next(following, "")
-    if name in CONFIG_DIR:
-        return [name, config_dir(value)]
     allowed = _WITH_VALUE[name]
     require(bool(value), f"{name} needs a value: {name} {allowed[0] if allowed else 'VALUE'}")
+    if name in CONFIG_DIR:
+        return [name, config_dir(value)]
     require(
         not allowed or value in allowed,
         f"{name} is {value!r}; choose one of {', '.join(allowed)}",

@@ -114,7 +114,7 @@ def test_a_new_key_of_an_open_part_is_shown_how_to_add(refused):
         (["recipe", "=", "laptop"], "'=' has no key in front; write key=value"),
         (["recipe"], "'recipe' is no setting; write key=value without spaces"),
         (["--config-dir=nowhere"], "--config-dir is 'nowhere', which is no folder; give the one"),
-        (["--config-dir="], "--config-dir is '', which is no folder"),
+        (["--config-dir="], "--config-dir needs a value"),
     ],
 )
 def test_wrong_use_of_pretrain_is_one_line_with_the_value_and_the_cure(refused, arguments, told):

@@ -22,9 +22,11 @@ def test_members_are_named_by_their_swept_settings_alone():
     assert setting == "hydra.job.config.override_dirname.exclude_keys=[run_dir,x.y]"
 
 
-def test_options_may_stand_anywhere():
-    words = understood(["a=1", "-m", "b=1,2", "--config-dir", "x y", "--dry-run"])
-    assert words[:3] == ["-m", "--config-dir", "x y"]
+def test_options_may_stand_anywhere(tmp_path):
+    folder = tmp_path / "x y"
+    folder.mkdir()
+    words = understood(["a=1", "-m", "b=1,2", "--config-dir", str(folder), "--dry-run"])
+    assert words[:3] == ["-m", "--config-dir", str(folder)]
     assert words[3:6] == ["a=1", "b=1,2", "cluster.dry_run=true"]
 
 

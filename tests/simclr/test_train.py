@@ -183,7 +183,7 @@ def test_losses_agree_to_float32_rounding_as_long_as_weights_hardly_move(shards,
     optim = OptimConfig(name=OptimizerName.sgd, learning_rate=1e-8)
     curves = [losses_and_order(shards, tmp_path, n, optim, double=False)[0] for n in (1, 2, 4)]
     for curve in curves[1:]:
-        torch.testing.assert_close(curve, curves[0], rtol=5e-6, atol=0)
+        torch.testing.assert_close(curve, curves[0], rtol=1e-5, atol=0)
 
 
 @pytest.mark.slow
