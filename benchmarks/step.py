@@ -134,7 +134,7 @@ def torchgeo_step(run: Run, size: int) -> tuple[Callable[[], object], Callable[[
     def views() -> None:
         """Make both views as a step does."""
         with torch.no_grad():
-            task.augs(patches), task.augs(patches)
+            task.augmentations(patches), task.augmentations(patches)
 
     return step, views
 
