@@ -199,6 +199,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
             raise Interrupted(noted)
 
     def listen() -> None:
+        """Raise what was noted; from here on the handler raises."""
         nonlocal listening
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTED)
         listening = True  # first: what comes from here on raises by itself

@@ -37,7 +37,6 @@ _OPTIONS = {
     "GDAL_CACHEMAX": CACHE_BYTES,
 }
 
-
 Classes = npt.NDArray[np.uint8]
 
 
@@ -120,8 +119,11 @@ def read_raster(path: Path, window: tuple[int, int, int, int] | None = None) -> 
         PatchError: the file is missing, unreadable, truncated, not uint16, or marks nodata by
             another value than 0.
     """
-    with _errors_named(path), _opened(path) as dataset:
-        return _read(path, dataset, window)
+    with _errors_named(path), _open(path) as dataset:
+        _check_values(path, dataset, "uint16")
+        grid = _grid(dataset)
+        pixels = dataset.read(window=Window(*window) if window else None)
+        return Raster(pixels, _moved(grid.transform, *(window or (0, 0))[:2]), grid.epsg)
 
 
 def read_foreign(path: Path, window: tuple[int, int, int, int] | None = None) -> Foreign:
@@ -173,7 +175,7 @@ def read_coarse(path: Path, size_px: int) -> npt.NDArray[Any]:
     Raises:
         PatchError: the file is missing or unreadable.
     """
-    with _errors_named(path), _opened(path) as dataset:
+    with _errors_named(path), _open(path) as dataset:
         return np.asarray(dataset.read(1, out_shape=(size_px, size_px)))
 
 
@@ -183,7 +185,7 @@ def read_grid(path: Path) -> Grid:
     Raises:
         PatchError: the file is missing or unreadable.
     """
-    with _errors_named(path), _opened(path) as dataset:
+    with _errors_named(path), _open(path) as dataset:
         return _grid(dataset)
 
 
@@ -200,12 +202,6 @@ def to_degrees(
 def versions() -> dict[str, str]:
     """Return the versions of rasterio and GDAL."""
     return {"rasterio": rasterio.__version__, "gdal": rasterio.__gdal_version__}
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[rasterio.DatasetReader]:
-    with _open(path) as dataset:
-        yield dataset
 
 
 @lru_cache(maxsize=32)  # all bands of a product, and those of the next
@@ -236,15 +232,6 @@ def _errors_named(path: Path) -> Iterator[None]:
         raise PatchError(
             path, f"cannot be read as a raster ({error.__cause__ or error})"
         ) from error
-
-
-def _read(
-    path: Path, dataset: rasterio.DatasetReader, window: tuple[int, int, int, int] | None
-) -> Raster:
-    _check_values(path, dataset, "uint16")
-    grid = _grid(dataset)
-    pixels = dataset.read(window=Window(*window) if window else None)
-    return Raster(pixels, _moved(grid.transform, *(window or (0, 0))[:2]), grid.epsg)
 
 
 def _grid(dataset: rasterio.DatasetReader) -> Grid:

@@ -24,6 +24,7 @@ def share_out(work: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
     inference = torch.is_inference_mode_enabled()
 
     def in_mode(part: _Part) -> None:
+        """Work in the modes of the caller."""
         # Modes are a thread's own; outside of inference nothing made in it may be written to.
         with torch.inference_mode(inference), torch.no_grad():
             work(part)

@@ -95,6 +95,7 @@ class ViewMaker:
         views = self._mean.new_empty(num, size, size, self._mean.shape[1])
 
         def make(part: tuple[slice, slice]) -> None:
+            """Fill some rows of the views."""
             rows, samples = part
             self._make(views[rows], batch.part(samples), parameters.part(rows), preset)
 
