@@ -42,9 +42,9 @@ def kill_parts(rasters: Path, folder: Path, num_kills: int, seed: int) -> dict[s
         RuntimeError: an attacked pack differs from the undisturbed one, or shows a half file.
     """
     words = [str(word) for word in (rasters, folder, num_kills, seed)]
-    done = subprocess.run(
-        [sys.executable, __file__, *words], capture_output=True, text=True, check=False
-    )
+    # -P: else the folder of this file comes first, and its preprocess/ hides the package
+    program = [sys.executable, "-P", __file__]
+    done = subprocess.run([*program, *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"seed {seed}: {done.stderr}")
     hits: dict[str, int] = json.loads(done.stdout)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script it is started outside pytest, which knows the way
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from slurm.accounting import start_accounting
 from slurm.configuration import CLUSTER_NAME, NODES, write_configuration
