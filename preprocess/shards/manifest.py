@@ -13,6 +13,7 @@ from preprocess.shards.codec import NO_CODEC
 from preprocess.shards.layout import FORMAT, FORMAT_VERSION, UNIT, ShardLayout
 
 MANIFEST_NAME = "manifest.json"
+_CHECKSUM = "sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ class Manifest:
         head = {"format": FORMAT, "format_version": FORMAT_VERSION, "unit": UNIT}
         body = {**asdict(self), "layout": self.layout.to_json()}
         counts = {"rows": self.rows, "fingerprint": self.fingerprint}
-        write_json(folder / MANIFEST_NAME, {**head, **counts, **body})
+        data = {**head, **counts, **body}
+        write_json(folder / MANIFEST_NAME, {**data, _CHECKSUM: _checksum(data)})
         return folder / MANIFEST_NAME
 
 
@@ -100,7 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a packed source.
 
     Raises:
-        ValueError: there is none, or it is not ours, or it is of another format version.
+        ValueError: there is none, or it is not ours, damaged, or of another format version.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -120,12 +122,21 @@ def read_manifest(folder: Path) -> Manifest:
             f"{FORMAT_VERSION}; pack the source again"
         )
     try:
+        found = data.pop(_CHECKSUM)
+        if found != _checksum(data):
+            raise ValueError(f"its {_CHECKSUM} is not that of its content")
         return _from_json(data)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove it and give the command of packing again: it is "
             "written anew when every shard has the checksum that packing noted"
         ) from error
+
+
+def _checksum(data: dict[str, Any]) -> str:
+    """Return the SHA-256 of what a manifest says, however its JSON is laid out."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _from_json(data: dict[str, Any]) -> Manifest:

@@ -1,6 +1,7 @@
 """The manifest: what is written is read, and anything else is refused in plain words."""
 
 import json
+import random
 
 import pytest
 from make_data import packed_arrays
@@ -52,13 +53,28 @@ def test_what_is_no_manifest_is_refused(tmp_path, content, words):
 
 
 @pytest.mark.parametrize(
-    "word", ["layout", "codec", "mean", "bands", "provenance", "format_version"]
+    "word", ["layout", "codec", "mean", "bands", "provenance", "sha256", "format_version"]
 )
 def test_a_manifest_that_lost_a_word_is_refused_with_the_cure(tmp_path, word):
     path = packed_arrays(tmp_path / "shards", 4) / "manifest.json"
     path.write_text(path.read_text().replace(f'"{word}"', f'"{word}!"'))
     with pytest.raises(ValueError, match=r"damaged \(.*remove it|pack the source again"):
         read_manifest(path.parent)
+
+
+def test_no_flip_of_a_bit_changes_what_a_manifest_says(tmp_path):
+    path = packed_arrays(tmp_path / "shards", 4) / "manifest.json"
+    sound, written = read_manifest(path.parent), path.read_bytes()
+    dice, refused = random.Random(0), 0
+    for _ in range(300):
+        damaged = bytearray(written)
+        damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert read_manifest(path.parent) == sound  # white space for other white space
+        except ValueError:
+            refused += 1
+    assert refused > 200
 
 
 def test_an_absent_label_set_is_answered_with_those_there_are(folder):
