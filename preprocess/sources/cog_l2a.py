@@ -9,7 +9,6 @@ item's links are not used: they follow another layout of paths than the files.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -24,6 +23,7 @@ from preprocess.sources.names import iso_time
 from preprocess.sources.products import Products
 from preprocess.sources.safe_l2a import QUANTIFICATION
 from preprocess.sources.scene import Scene, product_groups
+from preprocess.sources.tree import files_below
 
 _SUFFIXES = (".tif", ".tiff")
 # S2A_29RKH_20200219_0_L2A: satellite, tile without a leading zero, day, sequence, level
@@ -54,8 +54,8 @@ def find_items(root: Path) -> list[str]:
     if _names_scene(whole.name):
         return [f"../{whole.name}"]
     found = [
-        Path(folder).relative_to(whole).as_posix()
-        for folder, _, names in os.walk(whole)
+        folder
+        for folder, names in files_below(whole)
         if _names_scene(Path(folder).name) and any(_band_in(name) for name in names)
     ]
     if not found:

@@ -6,13 +6,13 @@ but the band are one: ``a_B2.tif`` and ``a_B3.tif``, or ``a/B02.tif`` and ``a/B0
 
 from __future__ import annotations
 
-import os
 import re
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from preprocess.bands import canonical_name
 from preprocess.patch import PatchError
+from preprocess.sources.tree import files_below
 
 SUFFIXES = (".tif", ".tiff")
 MANY = "_*"  # ends the path of a patch whose files lie beside those of others
@@ -81,8 +81,7 @@ def _find_files(root: Path) -> list[str]:
     if not root.is_dir():
         raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
     found = []
-    for folder, _, names in os.walk(root):
-        inside = Path(folder).relative_to(root).as_posix()
+    for inside, names in files_below(root):
         prefix = "" if inside == "." else f"{inside}/"
         # text: as paths, half a million files would take half a gigabyte
         found += [prefix + name for name in names if name.lower().endswith(SUFFIXES)]

@@ -22,6 +22,7 @@ from preprocess.shards.layout import GroupLayout
 from preprocess.sources.names import iso_time
 from preprocess.sources.products import Products
 from preprocess.sources.scene import Scene, product_groups
+from preprocess.sources.tree import files_below
 
 METADATA_NAME = "MTD_MSIL2A.xml"
 _PRODUCT = re.compile(
@@ -97,7 +98,7 @@ def list_files(product: Path) -> list[str]:
         ValueError: it is a zip that cannot be read.
     """
     if product.is_dir():
-        return [path.relative_to(product).as_posix() for path in product.rglob("*.*")]
+        return [f"{folder}/{name}" for folder, names in files_below(product) for name in names]
     try:
         with zipfile.ZipFile(product) as archive:
             inside = archive.namelist()
