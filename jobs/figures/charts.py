@@ -18,7 +18,8 @@ Result = Mapping[str, Any]  # one row of an evaluation: an encoder under a proto
 _GREY = "#777777"
 _MARKERS = "osD^vP*X"
 _LONGEST = 34  # letters of a class name; more would leave no room for the picture
-_FEWEST = 0.01  # of all claims; the frequency among fewer is mostly noise
+# The frequency among fewer claims is mostly noise: of all claims, and in number.
+_FEWEST_SHARE, _FEWEST = 0.01, 5
 
 
 def draw_fractions(path: Path, results: Sequence[Result], score: str) -> Path:
@@ -181,7 +182,7 @@ def _bars(axes: Axes, scores: Sequence[Result], label: str) -> None:
 def _reliability(above: Axes, below: Axes, one: Result, number: int) -> None:
     curve = one["reliability"]
     counts = np.array([number_of(count) for count in curve["counts"]])
-    enough = counts >= _FEWEST * counts.sum()
+    enough = counts >= max(_FEWEST_SHARE * counts.sum(), _FEWEST)
     claimed, came_true = (
         np.array([number_of(value) for value in curve[name]])
         for name in ("probability", "frequency")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from uuid import uuid4
 
 from jobs.cluster import ClusterConfig
+from jobs.place import Place, launch_of
 from jobs.requeue import requeued_if_stopped
 from jobs.runfolder import JOB_FOLDER
 from jobs.tasks.task import again, alone
@@ -17,13 +19,18 @@ from simclr.export.config import ExportConfig
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score a run's encoder."""
+    """Score a run's encoder.
+
+    Attributes:
+        config: settings.
+        token: the same on all ranks that were started together.
+    """
 
     config: EvaluateConfig
+    token: str = field(default_factory=lambda: uuid4().hex)
 
     verb = "evaluate"
     checkpoint = __submitit_checkpoint__ = again
-    members = alone
 
     @property
     def folder(self) -> Path:
@@ -43,28 +50,33 @@ class Evaluate:
         if not cluster.after:
             read_manifest(Path(config.shards))
 
+    def members(self, cluster: ClusterConfig) -> tuple[list[Evaluate], ClusterConfig]:
+        """One job with the ranks of one node, which share features and fits."""
+        return [self], replace(cluster, nodes=1)
+
     def __call__(self) -> str:
-        """Evaluate; return the table."""
+        """Evaluate as one rank; return the table on the main one."""
         with requeued_if_stopped() as place:
-            told = self._score(place.is_main)
+            told = self._score(place)
             if place.is_main:
                 # Here, since matplotlib is slow to import and a login node only submits.
                 from jobs.figures.evaluation import write_evaluation_page
 
                 write_evaluation_page(Path(self.config.run))
-        return told
+        return told if place.is_main else ""
 
-    def _score(self, progress: bool) -> str:
+    def _score(self, place: Place) -> str:
         """Return the table of scores, and where they lie."""
+        launch = launch_of(place, self.token)
         if self.config.all_checkpoints:
             from simclr.evaluate.choice import choice_report, choose_checkpoint
 
-            path = choose_checkpoint(self.config, progress)
+            path = choose_checkpoint(self.config, place.is_main, launch)
             return f"{choice_report(path)}\n\n{path}"
         from simclr.evaluate.evaluate import evaluate
         from simclr.evaluate.report import JSON_NAME, report_text
 
-        table = report_text(evaluate(self.config, progress))
+        table = report_text(evaluate(self.config, place.is_main, launch))
         return f"{table}\n{Path(self.config.run, JSON_NAME)}"
 
 

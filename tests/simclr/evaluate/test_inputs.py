@@ -102,6 +102,16 @@ def test_partly_labelled_shards_are_scored_by_what_is_labelled(command, run):
     assert "9 patches without an answer were left out" in out
 
 
+def test_two_ranks_of_this_machine_find_the_same(command, run):
+    patches = [*dealt("field", 6, 3, 3), *dealt("forest", 7, 3, 3), *dealt("town", 5, 2, 2)]
+    command(*patches)
+    alone = scored(run)
+    code, out, err = command(*patches, cluster="laptop")
+    assert code == 0, err
+    assert out.count("SIMULATED PATCHES") == 1
+    assert scored(run) == alone
+
+
 def test_a_single_class_is_refused_by_name(refusal):
     line = refusal(*dealt("forest", 4, 2, 2))
     assert line.startswith("all 8 labelled patches are forest; ")
