@@ -1,6 +1,6 @@
 """Samples by number become batches on the device: threads read by offset into fixed slots.
 
-A thread that waits in ``pread`` holds neither the interpreter's lock nor HDF5's, so threads do
+A thread that reads holds neither the interpreter's lock nor HDF5's, so threads do
 what others start worker processes for, without copies, pickles or forked signal handlers.
 """
 
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -103,7 +104,8 @@ class Loader:
         slot.assign(self._corpus, samples, epochs)
         # Neighbours in the file are read by one thread, in file order.
         order = np.argsort(slot.sample_id, kind="stable")
-        parts = np.array_split(order, self._num_threads)
+        ends = [len(order) * part // self._num_threads for part in range(self._num_threads + 1)]
+        parts = [order[start:end] for start, end in pairwise(ends)]
         return [pool.submit(slot.fill, self._corpus, part) for part in parts if len(part)]
 
     def _finish(self, slot: _Slot, futures: list[Future[None]]) -> Batch:
@@ -147,7 +149,10 @@ class _Slot:
 
     def to(self, device: torch.device, paired: bool) -> Batch:
         """Return the batch on the device; a copy to a GPU runs beside the computation."""
-        tensors = {name: tensor[: len(self._samples)] for name, tensor in self._groups.items()}
+        num = len(self._samples)
+        tensors = {
+            name: held if len(held) == num else held[:num] for name, held in self._groups.items()
+        }
         extra = torch.from_numpy(self._extra)
         if self._copy is None:
             # the slot itself: no copy, hence valid only until it is filled again

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from preprocess.shards.aio import new_requests, read_many
 from preprocess.shards.codec import NO_CODEC
 from preprocess.shards.layout import PIXEL_DTYPE, GroupLayout
 from preprocess.shards.reader import ShardReader
@@ -19,8 +19,8 @@ OTHER_FILES = 256  # descriptors left for sockets, logs and libraries
 class BatchReader:
     """Reads the rows of shards of one layout, numbered through from the first shard to the last.
 
-    Between two reads a thread holds the interpreter's lock, and all other readers of the process
-    wait; therefore all that can be computed for a batch at once is, before the first read.
+    While a thread computes it holds the interpreter's lock, and all other readers of the process
+    wait; therefore all reads of a batch are prepared together and done in one call.
 
     Raises:
         ValueError: the process may not hold as many files open as there are shards.
@@ -60,30 +60,31 @@ class BatchReader:
         rows, plain = numbers - self._starts[shards], self._plain[shards]
         for name, buffer in buffers.items():
             _check_shape(self._groups[name], buffer)
-            self._read_plain(name, buffer, shards[plain], rows[plain], places[plain])
+        self._read_plain(buffers, shards[plain], rows[plain], places[plain])
         for shard, row, place in zip(shards[~plain], rows[~plain], places[~plain], strict=True):
             one = {name: buffer[place] for name, buffer in buffers.items()}
             self._readers[shard].read_into(int(row), one)
 
     def _read_plain(
         self,
-        name: str,
-        buffer: npt.NDArray[np.uint16],
+        buffers: Mapping[str, npt.NDArray[np.uint16]],
         shards: npt.NDArray[np.intp],
         rows: npt.NDArray[np.int64],
         places: npt.NDArray[np.int64],
     ) -> None:
-        size, view = self._groups[name].sample_bytes, buffer.data.cast("B")
         readers = [self._readers[shard] for shard in shards.tolist()]
-        descriptors = [reader.descriptor for reader in readers]
-        offsets = (self._offsets[name][shards] + rows * size).tolist()
-        parts = [(view[start : start + size],) for start in (places * size).tolist()]
-        # no line of Python between two reads: with two threads a fifth more patches than in a loop
-        lengths = list(map(os.preadv, descriptors, parts, offsets))
-        if lengths.count(size) < len(lengths):
-            # network file systems may return less than was asked for: all over, with all care
-            for reader, (part,), offset in zip(readers, parts, offsets, strict=True):
-                reader.read_bytes(part, offset)
+        descriptors = np.array([reader.descriptor for reader in readers], np.int64)
+        requests = new_requests(len(buffers), len(rows))
+        requests["descriptor"] = descriptors
+        for request, (name, buffer) in zip(requests, buffers.items(), strict=True):
+            request["size"] = size = self._groups[name].sample_bytes
+            request["address"] = buffer.ctypes.data + places * size
+            request["offset"] = self._offsets[name][shards] + rows * size
+        lengths = read_many(requests)
+        for group, i in np.argwhere(lengths != requests["size"]).tolist():
+            # network file systems may return less than was asked for; what has failed says here why
+            buffer = list(buffers.values())[group][places[i]]
+            readers[i].read_bytes(buffer.data.cast("B"), int(requests["offset"][group, i]))
 
 
 def _check_shape(group: GroupLayout, buffer: npt.NDArray[np.uint16]) -> None:

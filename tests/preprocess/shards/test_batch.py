@@ -1,5 +1,6 @@
 """Batches over many shards: every row in its place, whatever the codec; short files are errors."""
 
+import errno
 import os
 import resource
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from make_data import packed_arrays
 
-from preprocess.shards import BatchReader, open_readers, read_manifest
+from preprocess.shards import BatchReader, batch, open_readers, read_manifest
+from preprocess.shards.aio import read_many
 
 
 def readers_of(folder, num_patches, **settings):
@@ -35,6 +37,21 @@ def test_every_row_of_every_shard_arrives_in_its_place(readers):
     BatchReader(readers).read_into(numbers, buffers, numbers[::-1].copy())
     for number, place in zip(numbers, numbers[::-1], strict=True):
         assert all(np.array_equal(buffers[name][place], expected[number][name]) for name in buffers)
+
+
+@pytest.mark.parametrize("left", [slice(None), slice(None, None, 2)])
+def test_what_one_call_for_all_has_left_is_read_one_by_one(readers, monkeypatch, left):
+    def half(requests):
+        lengths = read_many(requests)
+        lengths[:, left] = -errno.EIO
+        buffers["b10"][left] = 0  # rows go into places of the same numbers
+        return lengths
+
+    expected, buffers = all_rows(readers), empty_batch(readers, 20)
+    monkeypatch.setattr(batch, "read_many", half)
+    BatchReader(readers).read_into(np.arange(20), buffers, np.arange(20))
+    for number, pixels in enumerate(expected):
+        assert all(np.array_equal(buffers[name][number], pixels[name]) for name in buffers)
 
 
 def test_compressed_and_plain_shards_may_be_mixed(tmp_path, readers):
