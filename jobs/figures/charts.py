@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from jobs.figures.canvas import COLORS, Axes, canvas
 from jobs.figures.cells import number_of
@@ -32,7 +33,7 @@ def draw_fractions(path: Path, results: Sequence[Result], score: str) -> Path:
     single = len({one["fraction"] for one in results}) == 1
     draw = _points if single else _curves
     with canvas(path, 3.2 + 3.2 * len(protocols), 4.2) as figure:
-        panels = figure.subplots(1, len(protocols), squeeze=False, sharey=True)[0]
+        panels = figure.subplots(1, len(protocols), squeeze=False, sharex=True, sharey=True)[0]
         for axes, protocol in zip(panels, protocols, strict=True):
             asked = [one for one in results if one["protocol"] == protocol]
             draw(axes, asked, encoders, score)
@@ -188,8 +189,18 @@ def _reliability(above: Axes, below: Axes, one: Result, number: int) -> None:
         for name in ("probability", "frequency")
     )
     style: dict[str, Any] = {"color": COLORS[number], "marker": _MARKERS[number], "markersize": 5}
-    above.plot(claimed[enough], came_true[enough], label=one["protocol"], **style)
+    shares = came_true[enough]
+    ends = np.array([_wilson(*pair) for pair in zip(shares, counts[enough], strict=True)])
+    bars = np.abs(ends.reshape(-1, 2).T - shares)
+    above.errorbar(claimed[enough], shares, bars, label=one["protocol"], **style)
     below.stairs(counts / counts.sum(), curve["edges"], color=COLORS[number], linewidth=1.5)
+
+
+def _wilson(share: float, count: float) -> tuple[float, float]:
+    """Return the 95 % interval of a share of independent trials (Wilson 1927)."""
+    test = binomtest(round(share * count), round(count))
+    low, high = test.proportion_ci(0.95, method="wilson")
+    return low, high
 
 
 def _name_axes(axes: Axes, variance: Sequence[float]) -> None:

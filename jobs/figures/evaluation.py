@@ -84,7 +84,9 @@ def _reliability(page: Page, folder: Path, one: Evaluation) -> None:
     drawn = [row for row in _most_labels(one) if row["encoder"] == PRETRAINED]
     path = charts.draw_reliability(folder / "reliability.png", drawn)
     page.picture(
-        path, "Can a stated probability be believed? Bins with 5 claims and 1 % of all, or more."
+        path,
+        "Can a stated probability be believed? Bins with 5 claims and 1 % of all, or more, and the "
+        "95 % interval of each share.",
     )
     rows = ((*_who(row), *cells) for row in drawn for cells in _bins(row["reliability"]))
     header = ("protocol", "encoder", "fraction", "from", "to", "claims", "probability", "frequency")
