@@ -29,7 +29,7 @@ from simclr.evaluate.features import Embedder
 from simclr.evaluate.setting import PRETRAINED
 from simclr.evaluate.weights import load_weights
 
-FROM_SCRATCH = "from scratch"
+FROM_SCRATCH = "training from scratch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Candidate:
         return self.embed if is_encoder and isinstance(self.embed, nn.Module) else None
 
     def name_under(self, protocol: Protocol) -> str:
-        """Return its name in a row; an untrained one trained in all parts is ``from scratch``."""
+        """Return its name in a row: an untrained one trained in all parts is ``FROM_SCRATCH``."""
         whole = protocol is Protocol.finetune_all and self.encoder == RANDOM_ENCODER
         return FROM_SCRATCH if whole else self.encoder
 

@@ -190,7 +190,7 @@ def test_fine_tuning_stands_beside_the_same_network_from_scratch_at_every_fracti
         (row["protocol"], row["fraction"], row["encoder"]): row for row in evaluation["results"]
     }
     for fraction in (0.25, 1.0):
-        assert ("fine-tune all", fraction, "from scratch") in rows
+        assert ("fine-tune all", fraction, "training from scratch") in rows
         assert ("fine-tune all", fraction, RANDOM_ENCODER) not in rows
         for protocol in ("fine-tune frozen", "fine-tune last stage"):
             assert (protocol, fraction, RANDOM_ENCODER) in rows
@@ -203,7 +203,7 @@ def test_fine_tuning_stands_beside_the_same_network_from_scratch_at_every_fracti
     compared = {
         (one["protocol"], one["fraction"], one["control"]) for one in evaluation["differences"]
     }
-    assert ("fine-tune all", 0.25, "from scratch") in compared
+    assert ("fine-tune all", 0.25, "training from scratch") in compared
     assert all(one["p_value"] <= one["p_holm"] <= 1 for one in evaluation["differences"])
     assert "validation split, also where few labels" in " ".join(evaluation["notes"])
     # as it was, for the tests that follow
