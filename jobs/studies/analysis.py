@@ -7,7 +7,7 @@ compared, and tests on many arms are corrected by Holm's procedure (1979).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +76,16 @@ def arm_means(table: Table) -> list[Estimate]:
 
 def differences(table: Table, reference: str) -> list[Estimate]:
     """Return each arm's difference to the reference arm, paired by seed."""
-    by_seed = _mean(table.grid, axis=1)
-    base = by_seed[table.arms.index(reference)]
-    others = [row for row, name in enumerate(table.arms) if name != reference]
-    found = [_estimate(table.arms[row], by_seed[row] - base, test=True) for row in others]
+    return paired(table, {name: (name, reference) for name in table.arms if name != reference})
+
+
+def paired(table: Table, pairs: Mapping[str, tuple[str, str]]) -> list[Estimate]:
+    """Return, under its name, the first arm of each pair minus the second, seed by seed."""
+    by_seed = dict(zip(table.arms, _mean(table.grid, axis=1), strict=True))
+    found = [
+        _estimate(name, by_seed[arm] - by_seed[other], test=True)
+        for name, (arm, other) in pairs.items()
+    ]
     return _corrected(found)
 
 

@@ -8,6 +8,8 @@ from enum import Enum
 from simclr.config import TrainConfig, require
 from simclr.evaluate.config import Protocol, SplitRule
 
+LABEL_SHARES = [0.01, 0.03, 0.1, 0.25, 0.5, 1.0]
+
 
 class StudyName(Enum):
     """What is varied; ``published`` only analyses the table of the SimCLR-S2 study (2021)."""
@@ -35,7 +37,8 @@ class StudyConfig(TrainConfig):
         tasks: label sets that are scored; arms are compared on the mean over them.
         seeds: of initialisation, order, draws and label subsets; an arm is run once for each.
         protocol: how encoders are scored.
-        fractions: shares of the training labels; several only in ``study=labels``.
+        fractions: shares of the training labels; several only in ``study=labels``. Empty takes
+            all labels, and in ``study=labels`` 1, 3, 10, 25, 50 and 100 %.
         split: where training, validation and test patches of the labelled shards come from.
         score: which score is compared: f1, average_precision, accuracy, ...; of several classes
             the mean over them.
@@ -60,7 +63,7 @@ class StudyConfig(TrainConfig):
     tasks: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     protocol: Protocol = Protocol.probe
-    fractions: list[float] = field(default_factory=lambda: [1.0])
+    fractions: list[float] = field(default_factory=list)
     split: SplitRule = SplitRule.given
     score: str = "f1"
     arms: list[str] = field(default_factory=list)
@@ -82,7 +85,7 @@ class StudyConfig(TrainConfig):
             f"seeds is {self.seeds}; give different ones, three or more: seeds=[0,1,2]",
         )
         require(
-            len(self.fractions) == 1 or self.study is StudyName.labels,
+            len(self.fractions) < 2 or self.study is StudyName.labels,
             f"fractions is {self.fractions}; several shares of the labels are study=labels",
         )
         kept = {StudyName.labels: "has one arm", StudyName.bans: "needs every couplet's score"}
@@ -96,3 +99,10 @@ class StudyConfig(TrainConfig):
         )
         for name in ("runs_per_job", "max_hours", "expected_rate", "died_after_steps"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give more than 0")
+
+    @property
+    def shares(self) -> list[float]:
+        """The shares of the training labels that are asked for."""
+        if self.fractions:
+            return self.fractions
+        return LABEL_SHARES if self.study is StudyName.labels else [1.0]

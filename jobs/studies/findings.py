@@ -19,6 +19,7 @@ from jobs.studies.bans import DERIVED, Bans, derive, judged_table
 from jobs.studies.config import StudyConfig, StudyName
 from jobs.studies.learning import SAME_LOSS, Moment, against_scores, moments_of
 from jobs.studies.scores import Table, read_table
+from jobs.studies.shares import advantages
 
 COUPLETS = (StudyName.augmentation, StudyName.published)
 
@@ -45,7 +46,7 @@ class Findings:
         means: of arms.
         against: differences to the reference arm, the first; empty with one arm or without it.
         operations: effects of operations in couplets; empty in other studies.
-        ranks: how far the ranking can be trusted.
+        ranks: how far the ranking can be trusted; none where arms are not ranked.
         chances: of each couplet to be among the lowest quarter; empty in other studies.
         score: which score the table holds.
         halving: whether arms were given up on the way.
@@ -58,7 +59,7 @@ class Findings:
     means: list[Estimate]
     against: list[Estimate]
     operations: list[Estimate]
-    ranks: Stability
+    ranks: Stability | None
     chances: list[Chance]
     score: str = "f1"
     halving: bool = False
@@ -67,12 +68,22 @@ class Findings:
     same_loss: bool = False
 
     @property
+    def compared(self) -> str:
+        """What ``against`` compares, in words."""
+        return (
+            f"Arms against {self.table.arms[0]}"
+            if self.ranks
+            else "Pretrained against the controls"
+        )
+
+    @property
     def sentences(self) -> list[str]:
         """The verdict."""
-        reference = self.table.arms[0]
-        said = self._on_bans() + verdict.ranking(self.ranks, self.table)
+        said = self._on_bans()
+        if self.ranks:
+            said += verdict.ranking(self.ranks, self.table)
         if self.against:
-            said.append(verdict.effects(self.against, f"Arms against {reference}"))
+            said.append(verdict.effects(self.against, self.compared))
         if self.operations:
             said.append(verdict.effects(self.operations, "Operations in couplets"))
         if self.same_loss and (chosen := against_scores(self.moments, self.means, self.score)):
@@ -105,6 +116,9 @@ def findings(config: StudyConfig) -> Findings:
 
 def conclude(config: StudyConfig, table: Table) -> Findings:
     """Return what a table of a study's scores allows to conclude."""
+    if config.study is StudyName.labels:
+        against = advantages(table)
+        return Findings(table, arm_means(table), against, [], None, [], config.score)
     couplets = [name for name in table.arms if "+" in name] if config.study in COUPLETS else []
     pairs = table.only(couplets) if couplets else table
     # a study of couplets alone has no arm that the others could be compared with

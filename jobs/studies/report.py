@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.figures.charts import draw_fractions
 from jobs.figures.page import Page
 from jobs.figures.studies import draw_couplets, draw_estimates, draw_learning
 from jobs.provenance import provenance
@@ -23,6 +24,7 @@ from jobs.studies.config import StudyConfig, StudyName
 from jobs.studies.findings import COUPLETS, Chance, Findings, findings
 from jobs.studies.learning import Moment, collapses
 from jobs.studies.scores import Score, Table, to_csv
+from jobs.studies.shares import by_share
 from preprocess.shards.atomic import write_text
 from simclr.augment.presets import BANNED
 from simclr.settings import to_plain
@@ -66,7 +68,8 @@ def _write_tables(folder: Path, found: Findings) -> None:
     ]
     write_text(folder / SCORES_NAME, to_csv(scores, Score))
     write_text(folder / "arms.csv", to_csv(found.means, Estimate))
-    write_text(folder / "stability.csv", to_csv([found.ranks], Stability))
+    if found.ranks:
+        write_text(folder / "stability.csv", to_csv([found.ranks], Stability))
     if found.against:
         write_text(folder / "differences.csv", to_csv(found.against, Estimate))
     if found.chances:
@@ -88,6 +91,11 @@ def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
     page = Page(f"Study: {config.study.value}").text(*found.sentences)
     if config.study in COUPLETS and found.chances:
         _add_couplets(page, folder, found, config.score)
+    elif config.study is StudyName.labels:
+        rows = by_share(found.table, config.score)
+        path = draw_fractions(folder / "shares.png", rows, config.score)
+        said = "Means over seeds, of pretraining and of the labels drawn; bands are 95 % intervals."
+        page.heading("Score against the share of the labels").picture(path, said)
     else:
         path = draw_estimates(folder / "arms.png", found.means, config.score)
         page.heading("Arms").picture(path, "Mean over label sets and seeds, 95 % intervals.")
@@ -97,7 +105,7 @@ def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
         path = draw_estimates(
             folder / "differences.png", found.against, f"difference in {config.score}"
         )
-        page.heading(f"Against {found.table.arms[0]}")
+        page.heading(found.compared)
         page.picture(path, "Paired by seed, 95 % intervals; red: beyond chance after Holm.")
     if found.moments:
         _add_learning(page, folder, found.moments)

@@ -20,6 +20,7 @@ from jobs.tasks.pretraining import Pretrain
 from jobs.tasks.studies import Analyse, Score, ScoreConfig
 from jobs.tasks.together import Together, TogetherConfig
 from preprocess.shards.manifest import read_manifest
+from simclr.checkpoint.manifest import CHECKPOINTS
 from simclr.config import require
 from simclr.evaluate.config import SCORES, EvaluateConfig
 
@@ -41,6 +42,8 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
     if config.study is not StudyName.published and not cluster.after:  # a job before packs them
         _check_scoring(config)
     members = due(config)
+    if members and not cluster.after:
+        _check_batch(members)
     if members:
         cost = budget(config, foreseen(config), cluster)  # of all rounds
         _log.info("%s", cost)
@@ -88,18 +91,22 @@ def batched(items: Sequence[T], size: int) -> list[list[T]]:
 
 
 def scoring(config: StudyConfig, member: Member, *, first: bool) -> ScoreConfig:
-    """Return how a run is scored; only the first has the controls, which are the same for all."""
-    run = member.run.run_dir
+    """Return how a run is scored.
+
+    Only the first has the controls, which are the same for all; but in a study of labels they are
+    what is compared, with each seed's labels.
+    """
+    run, controls = member.run.run_dir, first or config.study is StudyName.labels
     evaluations = [
         EvaluateConfig(
             run=run,
             shards=config.labelled or config.shards[0],
             task=task,
             protocols=[config.protocol],
-            fractions=config.fractions,
+            fractions=config.shares,
             seeds=[member.seed],
             split=config.split,
-            controls=first,
+            controls=controls,
         )
         for task in config.tasks
     ]
@@ -108,6 +115,10 @@ def scoring(config: StudyConfig, member: Member, *, first: bool) -> ScoreConfig:
 
 def _check(config: StudyConfig) -> None:
     require(bool(config.output), "output is empty; give a folder for the study: output=STUDY")
+    require(
+        not Path(config.output, CHECKPOINTS).exists(),
+        f"output is {config.output}, the folder of a run; give one of its own: output=STUDY",
+    )
     if config.study is not StudyName.published:
         require(bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]")
         require(
@@ -125,6 +136,22 @@ def _check_scoring(config: StudyConfig) -> None:
     require(
         config.score.removesuffix("_macro") in scores,
         f"score is {config.score}; give one of {', '.join(scores)}",
+    )
+
+
+def _check_batch(members: Sequence[Member]) -> None:
+    """Refuse a batch that no epoch fills, before the hours of the arms ahead of it."""
+    from simclr.corpus import open_corpus
+
+    largest = max(members, key=lambda one: one.run.data.global_batch_size)
+    data = largest.run.data
+    held = open_corpus(largest.run.shards, data.bands, data.splits, data.fraction).num_samples
+    fitting = [one.arm for one in members if one.run.data.global_batch_size <= held]
+    require(
+        largest.arm in fitting,
+        f"arm {largest.arm} has {data.global_batch_size} pairs a step but the selected shards hold "
+        f"{held} patches; give more shards, or leave it out: "
+        f"arms=[{','.join(dict.fromkeys(fitting))}]",
     )
 
 

@@ -20,6 +20,7 @@ from jobs.studies.config import StudyConfig, StudyName
 from simclr.config import require
 from simclr.evaluate.report import FOLDER_NAME
 
+PRETRAINED = "pretrained"
 Grid = NDArray[np.float64]  # (arms, label sets, seeds), NaN where a score is missing
 
 
@@ -68,6 +69,11 @@ class Table:
         """Return the table of some arms."""
         rows = [self.arms.index(name) for name in arms]
         return Table(tuple(arms), self.labels, self.seeds, self.grid[rows])
+
+
+def row_name(encoder: str, share: float) -> str:
+    """Return the name of a row of a study of labels: ``pretrained, 3 %``."""
+    return f"{encoder}, {100 * share:g} %"
 
 
 def tabulate(scores: Iterable[Score], arms: Sequence[str] = ()) -> Table:
@@ -158,12 +164,12 @@ def _scores(config: StudyConfig, member: Member) -> list[Score]:
     by_share = config.study is StudyName.labels
     return [
         Score(
-            f"{row['fraction']:g} of the labels" if by_share else member.arm,
+            row_name(row["encoder"], row["fraction"]) if by_share else member.arm,
             report["task"]["name"],
             member.seed,
             _value(row["scores"], config.score),
         )
         for report in reports
-        for row in report["results"]
-        if (row["protocol"], row["encoder"]) == (config.protocol.value, "pretrained")
+        for row in sorted(report["results"], key=lambda row: float(row["fraction"]))
+        if row["protocol"] == config.protocol.value and (by_share or row["encoder"] == PRETRAINED)
     ]

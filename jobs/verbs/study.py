@@ -28,7 +28,7 @@ HELP = Help(
         "seeds": "an arm is run once for each",
         "arms": "only these arms, by name; default all",
         "protocol": "how encoders are scored: probe, knn, finetune_all, ...",
-        "fractions": "share of the training labels; several with study=labels",
+        "fractions": "shares of the training labels; more than one with study=labels",
         "max_runs": "more pretrainings are refused",
         "max_hours": "a study that is expected to take more device hours is refused",
         "halving": "after each seed give up the lower half of the arms",

@@ -198,6 +198,27 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(tmp_path, s
     assert not (tmp_path / "out").exists()
 
 
+def test_a_batch_that_no_epoch_fills_is_refused_before_any_arm_is_trained(tmp_path):
+    shards = packed_arrays(tmp_path / "shards", 48, size_px=12, native=False)
+    config = StudyConfig(
+        study=StudyName.batch_size,
+        shards=[str(shards)],
+        output=str(tmp_path / "out"),
+        tasks=["labels"],
+        data=ALL_SPLITS,
+    )
+    told = r"arm 512 has 512 pairs a step but the selected shards hold 48 .* arms=\[32\]"
+    with pytest.raises(ValueError, match=told):
+        run_study(config, HERE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_is_not_written_into_the_folder_of_a_run(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="the folder of a run; give one of its own"):
+        run_study(StudyConfig(study=StudyName.published, output=str(tmp_path)), HERE)
+
+
 def test_a_study_without_scores_says_how_to_make_them(tmp_path):
     config = StudyConfig(study=StudyName.rate, output=str(tmp_path), tasks=["x"])
     with pytest.raises(ValueError, match="holds no scored run yet"):
