@@ -17,14 +17,17 @@ from preprocess.verify import verify
 REPOSITORY = Path(__file__).resolve().parents[2]
 _log = logging.getLogger(__name__)
 CHILD = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from preprocess.config import PackConfig, SimulatedConfig
 from preprocess.pack import pack
 root, output, part, parts, patches, shard_mib = sys.argv[1:]
 source = SimulatedConfig(root=root, num_patches=int(patches))
 config = PackConfig(source=source, output=output, shard_size_mib=float(shard_mib))
 pack(config, int(part), int(parts), progress=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# not ru_maxrss, which a child inherits from the larger process that started it
+status = Path("/proc/self/status").read_text()
+print(int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) // 1024)
 """
 
 
