@@ -53,13 +53,14 @@ class BatchReader:
             places: index into the batch of each row.
 
         Raises:
-            ValueError: a buffer is not of its group's shape.
+            ValueError: a buffer is not of its group's shape, or not contiguous.
+            IndexError: a batch has no such place.
             OSError: a file is missing or damaged, or shorter than the manifest says.
         """
         shards = np.searchsorted(self._ends, numbers, side="right")
         rows, plain = numbers - self._starts[shards], self._plain[shards]
         for name, buffer in buffers.items():
-            _check_shape(self._groups[name], buffer)
+            _check_buffer(self._groups[name], buffer, places)
         self._read_plain(buffers, shards[plain], rows[plain], places[plain])
         for shard, row, place in zip(shards[~plain], rows[~plain], places[~plain], strict=True):
             one = {name: buffer[place] for name, buffer in buffers.items()}
@@ -87,11 +88,21 @@ class BatchReader:
             readers[i].read_bytes(buffer.data.cast("B"), int(requests["offset"][group, i]))
 
 
-def _check_shape(group: GroupLayout, buffer: npt.NDArray[np.uint16]) -> None:
+def _check_buffer(
+    group: GroupLayout, buffer: npt.NDArray[np.uint16], places: npt.NDArray[np.int64]
+) -> None:
+    # the kernel writes to addresses: what does not fit would land in foreign memory
     if buffer.shape[1:] != group.shape or buffer.dtype != PIXEL_DTYPE:
         raise ValueError(
             f"buffer of {group.name} is {buffer.dtype} {buffer.shape}, "
             f"a batch of it is {PIXEL_DTYPE} (batch, {', '.join(map(str, group.shape))})"
+        )
+    if not (buffer.flags.c_contiguous and buffer.flags.writeable):
+        raise ValueError(f"buffer of {group.name} is not one writable piece of memory")
+    if places.min(initial=0) < 0 or places.max(initial=-1) >= len(buffer):
+        raise IndexError(
+            f"buffer of {group.name} has {len(buffer)} places, not those of {places.min()} to "
+            f"{places.max()}"
         )
 
 

@@ -78,6 +78,19 @@ def test_a_buffer_of_another_shape_or_type_is_refused(readers):
         batches.read_into(one, {"b10": wrong}, one)
 
 
+def test_nothing_is_written_outside_a_buffer(readers):
+    batches, one = BatchReader(readers), np.array([0])
+    scattered = np.zeros((2, *readers[0].layout.groups[0].shape, 2), np.uint16)[..., 0]
+    fixed = empty_batch(readers, 1)["b10"]
+    fixed.flags.writeable = False
+    for buffer in (scattered, fixed):
+        with pytest.raises(ValueError, match="not one writable piece"):
+            batches.read_into(one, {"b10": buffer}, one)
+    for place in (1, -1):
+        with pytest.raises(IndexError, match="has 1 places"):
+            batches.read_into(one, empty_batch(readers, 1), np.array([place]))
+
+
 def test_a_truncated_shard_is_an_error_not_garbage(readers):
     os.truncate(readers[0].path, readers[0].entry.offsets["b60"] + 10)
     with pytest.raises(OSError, match="truncated"):
