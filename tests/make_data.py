@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -18,6 +20,16 @@ from preprocess.shards.writer import ShardOrigin, write_shard
 from preprocess.summary import build_manifest
 
 V1_NAME = "S2A_MSIL2A_20170613T101031_{column}_{row}"
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a manifest says, as a program that was wrong would have written it."""
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    del data["sha256"]
+    change(data)
+    content = json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+    path.write_text(json.dumps({**data, "sha256": hashlib.sha256(content).hexdigest()}))
 
 
 def write_geotiff(path: Path, pixels: np.ndarray, *, resolution_m: float = 10.0, **profile) -> Path:

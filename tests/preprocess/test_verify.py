@@ -1,12 +1,11 @@
 """Verification: whatever is changed in a packed folder is found, named, and can be mended."""
 
-import json
 import shutil
 
 import h5py
 import numpy as np
 import pytest
-from make_data import packed_arrays
+from make_data import edit_manifest, packed_arrays
 
 from preprocess.config import VerifyConfig
 from preprocess.shards import read_manifest
@@ -79,13 +78,6 @@ def test_a_file_of_the_right_size_that_is_no_hdf5_is_named(packed):
     path.write_bytes(b"x" * path.stat().st_size)
     (problem,) = problems_of(packed, quick=True)
     assert "cannot be read as a shard" in problem.what
-
-
-def edit_manifest(folder, change):
-    path = folder / "manifest.json"
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
 
 
 def test_wrong_statistics_in_the_manifest_are_found(packed):
