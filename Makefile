@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow test-lowest lint audit bench map slurm chaos slurm-shell clean
+.PHONY: help demo test test-fast test-slow test-lowest lint audit bench slurm chaos slurm-shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -50,9 +50,6 @@ lint: $(DEVELOPMENT) ## ruff, mypy, import-linter
 
 bench: $(DEVELOPMENT) ## every claim of speed, with machine, versions and limit
 	@for file in $(filter-out $(patsubst %,benchmarks/%.py,report plan interruptions scale),$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
-
-map: ## docs/code-map.md: the sentence that each module opens with
-	@$(PYTHON) tests/code_map.py
 
 slurm: ## Slurm's Debian packages, if they are missing and this is root on Debian
 	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \

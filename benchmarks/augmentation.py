@@ -22,8 +22,8 @@ from preprocess.config import PackConfig, SimulatedConfig
 from preprocess.pack import pack
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig
-from simclr.corpus import open_corpus
-from simclr.loader import Batch, Loader
+from simclr.data.dataset import open_corpus
+from simclr.data.loader import Batch, Loader
 
 OURS = "this augmentation, standard"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -29,26 +29,26 @@ from ranks import in_world, run_ranks
 
 from preprocess.config import PackConfig, SimulatedConfig
 from preprocess.pack import pack
-from preprocess.shards.atomic import fsync
+from preprocess.shards.atomic_io import fsync
 from preprocess.shards.manifest import read_manifest
-from simclr.checkpoint.load import agreed_checkpoint, load_state
+from simclr.checkpoint.manager import Saver, agreed_checkpoint, load_state
 from simclr.checkpoint.manifest import STATE_NAME, CheckpointManifest
-from simclr.checkpoint.save import Saver
-from simclr.choices import EncoderName, OptimizerName
 from simclr.config import (
     AugmentConfig,
     CheckpointConfig,
     DataConfig,
+    EncoderName,
     ModelConfig,
     OptimConfig,
+    OptimizerName,
     TrainConfig,
 )
+from simclr.distributed import Launch, World, open_world
 from simclr.model.simclr import SimCLR
-from simclr.optim.build import build_optimizer
-from simclr.run import Run
+from simclr.optim import build_optimizer
+from simclr.preemption import Unsupervised
 from simclr.step import train_step
-from simclr.supervisor import Unsupervised
-from simclr.world import Launch, World, open_world
+from simclr.trainer import Run
 
 SAVE = "save: write, flush, checksum, publish"
 BARE = "write and flush the same bytes"
@@ -214,7 +214,7 @@ def _agreement(world: World) -> float:
 def opened() -> tuple[int, int]:
     """Return number and bytes of the files of Python and its libraries that a rank loads."""
     code = (
-        "import sys, pathlib, jobs.tasks.pretraining, simclr.train\n"
+        "import sys, pathlib, jobs.commands.pretrain, simclr.train\n"
         "lines = pathlib.Path('/proc/self/maps').read_text().splitlines()\n"
         "files = {line.split(maxsplit=5)[5] for line in lines if line.count('/')}\n"
         "modules = [vars(module) for module in list(sys.modules.values())]\n"

@@ -30,7 +30,7 @@ from preprocess.config import (
 from preprocess.labels import CLASSES_19
 from preprocess.plan import make_or_read_plan, read_plan
 from preprocess.sources import open_source
-from preprocess.sources.bigearthnet_v1 import TREE as V1_TREE
+from preprocess.sources.bigearthnet import TREE as V1_TREE
 from preprocess.sources.bigearthnet_v2 import TREE as V2_TREE
 
 NUM_PATCHES = 600_000

@@ -21,14 +21,13 @@ from report import Claim, Report, Timing
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from simclr.evaluate.bootstrap import choose_blocks, resamples
-from simclr.evaluate.comparison import Row, score_trials
-from simclr.evaluate.features import FeatureCache, Features
-from simclr.evaluate.leakage import Footprints
-from simclr.evaluate.probe import PENALTIES, choose_probe, standardisation
-from simclr.evaluate.splits import Split
-from simclr.evaluate.task import Task
-from simclr.evaluate.trials import Subject, try_knn, try_probe
+from simclr.evaluation.bootstrap import choose_blocks, resamples
+from simclr.evaluation.comparison import Row, score_trials
+from simclr.evaluation.features import FeatureCache, Features
+from simclr.evaluation.probes import PENALTIES, choose_probe, standardisation
+from simclr.evaluation.splits import Split
+from simclr.evaluation.task import Footprints, Task
+from simclr.evaluation.trials import Subject, try_knn, try_probe
 
 NUM_CLASSES, WIDTH, NEIGHBOURS, RESAMPLES = 10, 512, 20, 1000
 OURS, PEER = "probe, k-NN, all scores, intervals", "scikit-learn: probe and k-NN, no intervals"

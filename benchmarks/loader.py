@@ -28,9 +28,9 @@ from preprocess.bands import L2A_BANDS
 from preprocess.config import PackConfig, SimulatedConfig
 from preprocess.pack import pack
 from preprocess.shards.reader import open_shard
-from simclr.corpus import Corpus, open_corpus
-from simclr.loader import Loader
-from simclr.order import permute
+from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.loader import Loader
+from simclr.data.sampler import permute
 
 OURS, ALONE = "this loader, 2 threads", "this loader, 1 thread"
 RASTERS = "GeoTIFFs, DataLoader"

@@ -26,8 +26,8 @@ from interruptions import Habits
 from report import RESULTS
 from startup import RESUMED, WHOLE
 
-from jobs.schema import PretrainApp, register, to_app
-from simclr.choices import Precision
+from jobs.cli.schema import PretrainApp, register, to_app
+from simclr.config import Precision
 from simclr.model.simclr import SimCLR
 
 NUM_BANDS = 12

@@ -26,18 +26,25 @@ import numpy as np
 import numpy.typing as npt
 from report import RESULTS, origin
 
-from jobs.cluster import ClusterConfig
-from jobs.studies.arms import couplet_name
-from jobs.studies.config import StudyConfig, StudyName
-from jobs.studies.findings import Findings, conclude
-from jobs.studies.run import run_study
-from jobs.studies.scores import read_table
-from preprocess.patch import Patch
-from preprocess.shards.layout import GroupLayout, LabelSet, ShardLayout
+from jobs.commands.study import run_study
+from jobs.config import ClusterConfig, StudyConfig, StudyName
+from jobs.study.analysis import read_table
+from jobs.study.arms import couplet_name
+from jobs.study.report import Findings, conclude
+from preprocess.pack import build_manifest
+from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
+from preprocess.shards.patch import Patch
 from preprocess.shards.writer import ShardOrigin, write_shard
-from preprocess.summary import build_manifest
-from simclr.choices import Device, EncoderName, OptimizerName
-from simclr.config import DataConfig, LossConfig, ModelConfig, OptimConfig, WorldConfig
+from simclr.config import (
+    DataConfig,
+    Device,
+    EncoderName,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    WorldConfig,
+)
 
 HARMFUL, HELPFUL = "rotation", "shift"
 OPERATIONS = (HARMFUL, HELPFUL, "flip", "brightness")

@@ -24,14 +24,23 @@ from report import RESULTS, origin
 
 from preprocess.bands import L2A_BANDS
 from preprocess.land import ENDMEMBERS
-from preprocess.patch import Patch
-from preprocess.shards.layout import GroupLayout, LabelSet, ShardLayout
+from preprocess.pack import build_manifest
+from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
+from preprocess.shards.patch import Patch
 from preprocess.shards.writer import ShardOrigin, write_shard
-from preprocess.summary import build_manifest
-from simclr.choices import Device, EncoderName, OptimizerName
-from simclr.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig, WorldConfig
-from simclr.evaluate.config import EvaluateConfig
-from simclr.evaluate.evaluate import evaluate
+from simclr.config import (
+    DataConfig,
+    Device,
+    EncoderName,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    TrainConfig,
+    WorldConfig,
+)
+from simclr.evaluation.config import EvaluateConfig
+from simclr.evaluation.evaluate import evaluate
 from simclr.train import train
 
 Field = npt.NDArray[np.float64]

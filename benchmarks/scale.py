@@ -15,7 +15,7 @@ from pathlib import Path
 from interruptions import best_interval_s, mean_of_trials, overhead
 from plan import Constants, Inputs, Plan, plan_of, read_constants
 
-from jobs.pulse import period_s
+from jobs.slurm.heartbeat import period_s
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 # No recipe is made for 512: more than some 8,000 pairs a step bring nothing.

@@ -20,12 +20,11 @@ from report import Claim, Report, Timing, alternate
 
 from preprocess.config import PackConfig, SimulatedConfig
 from preprocess.pack import pack
-from simclr.choices import EncoderName
-from simclr.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
+from simclr.config import AugmentConfig, DataConfig, EncoderName, ModelConfig, TrainConfig
+from simclr.distributed import open_world
 from simclr.loss import contrastive_loss
-from simclr.run import Run
 from simclr.step import train_step
-from simclr.world import open_world
+from simclr.trainer import Run
 
 WHOLE, ALONE, PEER = "whole step", "model alone", "torchgeo's SimCLRTask"
 PEERS_VIEWS = "torchgeo's augmentation alone"

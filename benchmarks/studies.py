@@ -175,7 +175,7 @@ def undisturbed_is_equal(folder: Path) -> bool:
     """Make the study of rates here, without Slurm, and compare every table."""
     output = folder / "undisturbed"
     command = [*settings(folder, "rate"), f"output='{output}'"]
-    subprocess.run([sys.executable, "-m", "jobs.verbs.study", *command], check=True)
+    subprocess.run([sys.executable, "-m", "jobs.commands.study", *command], check=True)
     return all(filecmp.cmp(output / name, folder / "rate" / name, shallow=False) for name in TABLES)
 
 

@@ -30,9 +30,8 @@ class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes with
     ) -> Sequence[JobReturn]:
         """Compose all members, run those that need no Slurm, submit the others as one array."""
         # hydra imports this module for every hydra application of the environment
-        from jobs.cli import say
-        from jobs.launch import collecting
-        from jobs.sweep import submit_members
+        from jobs.cli.main import say
+        from jobs.launch import collecting, submit_members
 
         one_by_one = BasicLauncher()
         one_by_one.setup(

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.monitor.progress import read_progress
-from jobs.place import Place
-from jobs.requeue import Decision
-from jobs.snapshot import running_snapshot
-from preprocess.shards.atomic import write_json
+from jobs.code_snapshot import running_snapshot
+from jobs.slurm.environment import Place
+from jobs.slurm.preemption import Decision
+from jobs.status.progress import read_progress
+from preprocess.shards.atomic_io import write_json
 from simclr.checkpoint.manifest import CHECKPOINTS, FOLDER_PATTERN, step_of
 
 ATTEMPTS_NAME = "attempts.jsonl"
@@ -84,7 +84,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """One stop of a run, on each of its ranks; see ``jobs.requeue.StopRecord``.
+    """One stop of a run, on each of its ranks; see ``jobs.slurm.preemption.StopRecord``.
 
     Attributes:
         run_dir: run folder.

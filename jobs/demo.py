@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.shards import open_readers, read_manifest
-from simclr.metrics import METRICS_NAME, read_metrics
+from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 FOLDER = Path("demo")
 NUM_PATCHES = 640  # minutes on two cores; of a real root, too, only so many are taken
@@ -171,7 +171,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     command = [f"simclr-{verb}", *arguments]
     sys.stdout.write(f"\n$ {shlex.join(command)}\n")
     sys.stdout.flush()
-    module = [sys.executable, "-m", f"jobs.verbs.{verb}", *arguments]
+    module = [sys.executable, "-m", f"jobs.commands.{verb}", *arguments]
     return subprocess.run(module, check=False).returncode
 
 

@@ -21,7 +21,7 @@ def check_pair() -> str:
     """
     pair = f"torch {version('torch')} and torchvision {version('torchvision')}"
     try:
-        import_module("simclr.model.encoder")
+        import_module("simclr.model.simclr")
         torch = import_module("torch")
         torch.ops.torchvision.nms  # noqa: B018 - the operator that a wrong pair lacks
     except (ImportError, OSError, RuntimeError, AttributeError) as error:

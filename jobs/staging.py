@@ -16,8 +16,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from preprocess.progress import progress_of
-from preprocess.shards.atomic import TEMPORARY_SUFFIX, atomic_path
-from preprocess.shards.checksums import sha256_of
+from preprocess.shards.atomic_io import TEMPORARY_SUFFIX, atomic_path
+from preprocess.shards.format import sha256_of
 from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
 
 # One stream from a parallel file system is far slower than several; more gain nothing on one disk.

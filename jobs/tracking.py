@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simclr.metrics import Sink
+from simclr.monitoring.metrics import Sink
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from datetime import date
 from enum import Enum, StrEnum
+from typing import Any
 
 from preprocess.bands import canonical_name, canonical_names
 
@@ -278,3 +280,198 @@ class VerifyConfig:
 
     def __post_init__(self) -> None:
         require(self.threads >= 0, f"threads is {self.threads}; give 0 for all cores, or a number")
+
+
+# west, south, east, north; not list[float], as whole degrees come as int from the command line
+Box = list[Any]
+
+
+@dataclass(kw_only=True, slots=True)
+class SelectConfig:
+    """Which products and which ground are taken at all.
+
+    Attributes:
+        boxes: areas of interest; a patch belongs to one if its centre does. Empty takes all.
+        date_from: first day of acquisition, such as 2019-07-01; empty sets no bound.
+        date_to: last day of acquisition, itself included.
+        months: months of acquisition from 1 to 12; empty takes all.
+        max_scene_cloud: cloud cover of a whole product in percent; only a first sieve.
+        min_dates: patches of places seen on fewer days are dropped; 2 leaves seasonal pairs only.
+        one_owner: take ground where tiles or UTM zones overlap from one tile only.
+        exclude_lists: files naming ids or places to leave out, one a line, compared whole.
+        exclude_boxes: areas that no patch may touch.
+    """
+
+    boxes: list[Box] = field(default_factory=list)
+    date_from: str = ""
+    date_to: str = ""
+    months: list[int] = field(default_factory=list)
+    max_scene_cloud: float = 100.0
+    # counted in days, not products: a day may come in two processings, or from both sides of a cut
+    min_dates: int = 1
+    one_owner: bool = True
+    exclude_lists: list[str] = field(default_factory=list)
+    exclude_boxes: list[Box] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_boxes("source.select.boxes", self.boxes)
+        _check_boxes("source.select.exclude_boxes", self.exclude_boxes)
+        _check_day("source.select.date_from", self.date_from)
+        _check_day("source.select.date_to", self.date_to)
+        require(
+            not (self.date_to and self.date_from > self.date_to),
+            f"source.select.date_from {self.date_from} is after date_to {self.date_to}",
+        )
+        odd = [month for month in self.months if not 1 <= month <= 12]
+        require(not odd, f"source.select.months names {odd}; months count from 1 to 12")
+        require(
+            0 <= self.max_scene_cloud <= 100,
+            f"source.select.max_scene_cloud is {self.max_scene_cloud}; give 0 to 100 percent",
+        )
+        require(self.min_dates >= 1, f"source.select.min_dates is {self.min_dates}; give 1 or more")
+
+
+@dataclass(kw_only=True, slots=True)
+class FilterConfig:
+    """Which patches are good enough; shares of a patch's ground from 0 to 1.
+
+    Cloud, shadow and snow are what the scene classification map (SCL) says; a product without one
+    is judged by its nodata alone.
+
+    Attributes:
+        min_valid: least share that is not nodata.
+        max_cloud: most of medium and high cloud probability and thin cirrus (SCL 8, 9, 10).
+        max_shadow: most of cloud shadow (SCL 3).
+        max_snow: most of snow or ice (SCL 11).
+    """
+
+    # no nodata at all: an edge of the swath is the easiest thing to tell two views by
+    min_valid: float = 1.0
+    max_cloud: float = 0.05
+    max_shadow: float = 0.05
+    max_snow: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("min_valid", "max_cloud", "max_shadow", "max_snow"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"source.filter.{name} is {value}; give a share from 0 to 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class SplitConfig:
+    """Splits by geography: whole blocks of ground go to one split, on all dates.
+
+    Attributes:
+        block_km: side of a block; 0 leaves all patches without a split.
+        buffer_km: every patch keeps this far from ground of another split, else it is dropped.
+        validation: share of the blocks for validation.
+        test: share of the blocks for test; the rest is train.
+        seed: any other seed deals the blocks anew.
+    """
+
+    block_km: float = 0.0
+    buffer_km: float = 1.2
+    validation: float = 0.15
+    test: float = 0.15
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.block_km >= 0, f"source.split.block_km is {self.block_km}; give 0 or kilometres"
+        )
+        require(self.buffer_km >= 0, f"source.split.buffer_km is {self.buffer_km}; give 0 or more")
+        # a block narrower than that would have no patch that keeps its distance on both sides
+        least = 2 * self.buffer_km + 2.4
+        require(
+            self.block_km == 0 or self.block_km > least,
+            f"source.split.block_km is {self.block_km}, but a buffer of {self.buffer_km} km leaves "
+            f"no ground in blocks up to {least:g} km; give larger blocks or a smaller buffer",
+        )
+        shares = (self.validation, self.test)
+        require(
+            min(shares) >= 0 and sum(shares) < 1,
+            f"source.split.validation and test are {shares}; give shares with a sum below 1",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ProductsConfig(SourceConfig):
+    """What all sources of whole products have.
+
+    Attributes:
+        boa_offset: what must be added to the digital numbers, -1000 or 0. Leave it out where the
+            metadata or the product name tells; a declaration that they contradict is an error.
+        override_offset: take ``boa_offset`` even so.
+        select: which products and ground.
+        filter: which patches.
+        split: blocks of ground.
+    """
+
+    boa_offset: int | None = None
+    override_offset: bool = False
+    select: SelectConfig = field(default_factory=SelectConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+    def __post_init__(self) -> None:
+        SourceConfig.__post_init__(self)
+        require(
+            not (self.override_offset and self.boa_offset is None),
+            "source.override_offset is true, but source.boa_offset is not set; say the offset too",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class SafeL2AConfig(ProductsConfig):
+    """Sentinel-2 L2A products as ESA delivers them: SAFE folders, or those in a zip file.
+
+    Attributes:
+        root: a SAFE folder, a zip, or a folder with any number of them at any depth.
+        resolution_m: 0 reads every band at its native ground resolution; 20 or 60 reads all bands
+            as ESA resampled them to it.
+    """
+
+    kind: str = "safe_l2a"
+    resolution_m: int = 0
+
+    def __post_init__(self) -> None:
+        ProductsConfig.__post_init__(self)
+        require(
+            self.resolution_m in (0, 20, 60),
+            f"source.resolution_m is {self.resolution_m}; give 0 (native), 20 or 60",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class CogL2AConfig(ProductsConfig):
+    """Sentinel-2 L2A as cloud-optimised GeoTIFFs, one a band, in a folder a scene (Earth Search).
+
+    Attributes:
+        root: folder with any number of scenes at any depth.
+        decimation: by how much the publisher coarsened every band; 1 in the archive itself.
+    """
+
+    kind: str = "cog_l2a"
+    decimation: int = 1
+
+    def __post_init__(self) -> None:
+        ProductsConfig.__post_init__(self)
+        require(
+            self.decimation in (1, 2, 5, 10),
+            f"source.decimation is {self.decimation}; give 1, 2, 5 or 10",
+        )
+
+
+def _check_boxes(key: str, boxes: list[Box]) -> None:
+    for box in boxes:
+        require(
+            len(box) == 4 and -180 <= box[0] < box[2] <= 180 and -90 <= box[1] < box[3] <= 90,
+            f"{key} holds {box}; give [west, south, east, north] in degrees",
+        )
+
+
+def _check_day(key: str, day: str) -> None:
+    try:
+        date.fromisoformat(day or "2000-01-01")
+    except ValueError as error:
+        raise ValueError(f"{key} is {day!r}; give a day such as 2019-07-01") from error

@@ -6,27 +6,289 @@ absent, and the note that says so is written after it. The manifest is written l
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
 
 from preprocess import raster
 from preprocess.config import OnError, PackConfig
-from preprocess.finish import PackError, notes_of, origin_of, stop_above, write_manifest
-from preprocess.notes import ShardNote, read_note, remove_leftovers, shard_path, write_note
-from preprocess.patch import Patch, PatchError, PatchRef
-from preprocess.plan import Plan, make_or_read_plan
+from preprocess.plan import (
+    REJECTED_NAME,
+    WORK_FOLDER,
+    Plan,
+    Rejected,
+    make_or_read_plan,
+    rejection,
+    write_rejected,
+)
 from preprocess.progress import progress_of
-from preprocess.rejected import Rejected, rejection
-from preprocess.shards.codec import check_codec
-from preprocess.shards.layout import ShardLayout
-from preprocess.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
-from preprocess.shards.writer import write_shard
+from preprocess.selection import totals_of, write_table
+from preprocess.shards.atomic_io import is_abandoned, write_json
+from preprocess.shards.compression import check_codec
+from preprocess.shards.format import HISTOGRAM, INDEX, LABELS, UNKNOWN_LABEL, ShardLayout, sha256_of
+from preprocess.shards.manifest import (
+    MANIFEST_NAME,
+    BandStatistics,
+    Manifest,
+    ShardEntry,
+    read_manifest,
+)
+from preprocess.shards.patch import Patch, PatchError, PatchRef
+from preprocess.shards.reader import open_shard
+from preprocess.shards.statistics import Histogram, empty_histogram, summarise
+from preprocess.shards.writer import ShardOrigin, write_shard
 from preprocess.sources import open_source
-from preprocess.sources.source import Source
+from preprocess.sources.base import Source
 
 __all__ = ["PackError", "pack"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardNote:
+    """The outcome of one shard of a plan.
+
+    Attributes:
+        plan: fingerprint of the plan; a note of another plan counts for nothing.
+        entry: for the manifest; None when every patch was rejected, so that there is no file.
+        rejected: the patches left out.
+    """
+
+    plan: str
+    entry: ShardEntry | None
+    rejected: tuple[Rejected, ...]
+
+    def is_whole(self, output: Path, thorough: bool) -> bool:
+        """Say whether the file is there in full size; ``thorough`` compares its checksum too."""
+        if self.entry is None:
+            return True
+        path = output / self.entry.file
+        if not path.is_file() or path.stat().st_size != self.entry.size_bytes:
+            return False
+        return not thorough or sha256_of(path) == self.entry.sha256
+
+
+def shard_path(output: Path, shard: int) -> Path:
+    """Return the path of a shard; the number has five digits, so that names sort."""
+    return output / f"shard-{shard:05d}.h5"
+
+
+def write_note(output: Path, shard: int, note: ShardNote) -> None:
+    """Write the note of a shard; call it when the shard is in place."""
+    write_json(_note_path(output, shard), asdict(note))
+
+
+def read_note(output: Path, shard: int, plan: str) -> ShardNote | None:
+    """Return the note of a shard under a plan, or None if it has not been packed under it."""
+    path = _note_path(output, shard)
+    if not path.is_file():
+        return None
+    data = json.loads(path.read_bytes())
+    entry = ShardEntry(**data["entry"]) if data["entry"] else None
+    rejected = tuple(Rejected(**values) for values in data["rejected"])
+    return ShardNote(data["plan"], entry, rejected) if data["plan"] == plan else None
+
+
+def remove_leftovers(output: Path, shard: int | None = None) -> None:
+    """Remove temporary files of killed runs.
+
+    Those of processes that are gone from this machine; of a shard, if it is given, all: only one
+    part ever packs it.
+    """
+    for folder in (output, output / WORK_FOLDER):
+        for path in folder.glob(".*.tmp"):
+            own = shard is not None and shard_path(output, shard).stem in path.name
+            if own or is_abandoned(path):
+                path.unlink(missing_ok=True)
+
+
+def _note_path(output: Path, shard: int) -> Path:
+    return output / WORK_FOLDER / shard_path(output, shard).with_suffix(".json").name
+
+
+LabelCounts = dict[str, dict[str, int]]
+UNKNOWN = "unknown"
+_OF_PRODUCTS = ("product", "baseline", "offset", "offset_authority")
+
+SIMULATED_NOTICE = "simulated patches: synthesised by a program, never measured"
+
+
+def build_manifest(
+    folder: Path, origin: ShardOrigin, layout: ShardLayout, entries: Sequence[ShardEntry]
+) -> Manifest:
+    """Return the manifest of finished shards; writing it is left to the caller."""
+    provenance: dict[str, Any] = {"notice": SIMULATED_NOTICE} if origin.simulated else {}
+    return Manifest(
+        source=origin.source,
+        simulated=origin.simulated,
+        layout=layout,
+        shards=tuple(entries),
+        statistics=band_statistics(folder, entries, layout),
+        provenance={
+            **provenance,
+            "label_counts": label_counts(folder, entries, layout),
+            "products": products_of(folder, entries),
+        },
+    )
+
+
+def band_statistics(
+    folder: Path, entries: Sequence[ShardEntry], layout: ShardLayout
+) -> dict[str, BandStatistics]:
+    """Return exact statistics by band over all shards, from the histogram that each holds."""
+    total = empty_histogram(len(layout.bands))
+    for entry in entries:
+        with open_shard(folder / entry.file) as file:
+            total += file[HISTOGRAM][()]
+    return statistics_of(total, layout)
+
+
+def statistics_of(histogram: Histogram, layout: ShardLayout) -> dict[str, BandStatistics]:
+    """Return statistics by band from counts (bands of the layout, 65536)."""
+    return {band: summarise(counts) for band, counts in zip(layout.bands, histogram, strict=True)}
+
+
+def products_of(folder: Path, entries: Sequence[ShardEntry]) -> list[dict[str, Any]]:
+    """Return each product with its baseline, the offset applied, who decided it, and its rows."""
+    counts = Counter[tuple[Any, ...]]()
+    for entry in entries:
+        with open_shard(folder / entry.file) as file:
+            columns = [file[f"{INDEX}/{name}"][()].tolist() for name in _OF_PRODUCTS]
+        counts.update(zip(*columns, strict=True))
+    names = (*_OF_PRODUCTS, "rows")
+    return [
+        dict(zip(names, [*(_as_text(value) for value in key), rows], strict=True))
+        for key, rows in sorted(counts.items())
+    ]
+
+
+def _as_text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def label_counts(folder: Path, entries: Sequence[ShardEntry], layout: ShardLayout) -> LabelCounts:
+    """Return how many patches carry each class, and how many have no answer, by label set."""
+    counts = {
+        label_set.name: dict.fromkeys((*label_set.classes, UNKNOWN), 0)
+        for label_set in layout.label_sets
+    }
+    for entry in entries:
+        with open_shard(folder / entry.file) as file:
+            for label_set in layout.label_sets:
+                rows = file[f"{LABELS}/{label_set.name}"][()]
+                unknown = (rows == UNKNOWN_LABEL).all(axis=1)
+                numbers = [*rows[~unknown].sum(axis=0, dtype=int).tolist(), int(unknown.sum())]
+                for name, number in zip(counts[label_set.name], numbers, strict=True):
+                    counts[label_set.name][name] += number
+    return counts
+
+
+_NAMED = 5  # missing shards that an error lists by name
+
+
+class PackError(RuntimeError):
+    """Packing cannot be completed; what is whole so far stays and is used by the next run."""
+
+
+def finish(config: PackConfig) -> Manifest:
+    """Return the manifest of a source of which every shard is packed; write it if it is missing.
+
+    Raises:
+        PackError: shards are missing, or more inputs are bad than ``max_rejected`` tolerates.
+    """
+    plan = make_or_read_plan(config, open_source(config.source))
+    notes = notes_of(config, plan)
+    output = Path(config.output)
+    missing = [shard_path(output, number).name for number, note in enumerate(notes) if note is None]
+    if missing:
+        named = ", ".join(missing[:_NAMED]) + (" ..." if len(missing) > _NAMED else "")
+        raise PackError(
+            f"{len(missing)} of {plan.num_shards} shards are not packed ({named}): their parts "
+            "failed or were cancelled, and their logs say why; the same command packs only these"
+        )
+    if (output / MANIFEST_NAME).exists():
+        return read_manifest(output)
+    return write_manifest(config, plan, [note for note in notes if note])
+
+
+def notes_of(config: PackConfig, plan: Plan) -> list[ShardNote | None]:
+    """Return the notes of all shards of a plan; None where one is not packed or not there."""
+    output = Path(config.output)
+    notes = (read_note(output, number, plan.fingerprint) for number in range(plan.num_shards))
+    return [note if note and note.is_whole(output, thorough=False) else None for note in notes]
+
+
+def write_manifest(config: PackConfig, plan: Plan, notes: Sequence[ShardNote]) -> Manifest:
+    """Write the list of rejected patches, the table of dropped ones, and last the manifest.
+
+    Raises:
+        PackError: too many inputs are bad, or none is good.
+    """
+    output = Path(config.output)
+    rejected = plan.repeated() + tuple(item for note in notes for item in note.rejected)
+    stop_above(config, plan, rejected)
+    entries = tuple(note.entry for note in notes if note.entry)
+    if not entries:
+        raise PackError(f"no patch of {config.source.root} could be packed")
+    write_rejected(output / REJECTED_NAME, rejected)
+    manifest = build_manifest(output, origin_of(config, plan), plan.layout, entries)
+    manifest.provenance.update(_provenance(plan, rejected))
+    selection = plan.selection()
+    if selection:
+        write_table(output, selection)
+        manifest.provenance["selection"] = totals_of(selection)
+    manifest.write(output)
+    return manifest
+
+
+def stop_above(config: PackConfig, plan: Plan, rejected: Sequence[Rejected]) -> None:
+    """List what was rejected and give up if it is more than the settings tolerate.
+
+    Raises:
+        PackError: it is.
+    """
+    tolerated = int(config.max_rejected * plan.num_refs)
+    if len(rejected) <= tolerated:
+        return
+    path, last = Path(config.output) / REJECTED_NAME, rejected[-1]
+    write_rejected(path, rejected)
+    raise PackError(
+        f"{len(rejected)} of {plan.num_refs} patches are bad, max_rejected={config.max_rejected} "
+        f"tolerates {tolerated}; the last: {last.file}: {last.reason} (all in {path})"
+    )
+
+
+def origin_of(config: PackConfig, plan: Plan) -> ShardOrigin:
+    """Return what shards and manifest say of their source."""
+    return ShardOrigin(config.source.name, plan.simulated)
+
+
+def _provenance(plan: Plan, rejected: Sequence[Rejected]) -> dict[str, Any]:
+    reasons = Counter(item.reason for item in rejected)
+    return {
+        "settings": plan.settings,
+        "plan": plan.fingerprint,
+        "patches_found": plan.num_refs,
+        "patches_rejected": len(rejected),
+        "reasons_of_rejection": dict(sorted(reasons.items())),
+        "versions": {
+            "simclr-s2": version("simclr-s2"),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "h5py": h5py.__version__,
+            "hdf5": h5py.version.hdf5_version,
+            **raster.versions(),
+        },
+    }
+
 
 _log = logging.getLogger(__name__)
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from preprocess.config import OnError, PackConfig
-from preprocess.patch import PatchError, PatchRef
-from preprocess.rejected import Rejected, read_rejected, rejection, write_rejected
 from preprocess.selection import (
     DROPPED_NAME,
     Dropped,
@@ -27,10 +25,49 @@ from preprocess.selection import (
     totals_of,
     write_dropped,
 )
-from preprocess.shards.atomic import atomic_path
-from preprocess.shards.checksums import sha256_of
-from preprocess.shards.layout import FORMAT_VERSION, ShardLayout
-from preprocess.sources.source import Source
+from preprocess.shards.atomic_io import atomic_path, write_text
+from preprocess.shards.format import FORMAT_VERSION, ShardLayout, sha256_of
+from preprocess.shards.patch import PatchError, PatchRef
+from preprocess.sources.base import Source
+
+REJECTED_NAME = "rejected.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A patch that was left out.
+
+    Attributes:
+        id: of its reference.
+        file: at fault, relative to the root of the source.
+        reason: what is wrong with it.
+    """
+
+    id: str
+    file: str
+    reason: str
+
+
+def rejection(sample: str, error: PatchError, root: Path) -> Rejected:
+    """Return the line for an error; files below the root are told relative to it."""
+    file = Path(error.file)
+    relative = file.relative_to(root) if file.is_relative_to(root) else file
+    return Rejected(sample, relative.as_posix(), error.reason)
+
+
+def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected]
+    write_text(path, "".join(lines))
+
+
+def read_rejected(path: Path) -> tuple[Rejected, ...]:
+    """Return what ``write_rejected`` wrote; nothing if there is no such file."""
+    if not path.is_file():
+        return ()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(Rejected(**json.loads(line)) for line in lines)
+
 
 WORK_FOLDER = "packing"
 PLAN_NAME = "plan.jsonl"

@@ -20,8 +20,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform as reproject
 from rasterio.windows import Window
 
-from preprocess.patch import PatchError, Transform
-from preprocess.shards.layout import NODATA
+from preprocess.shards.format import NODATA
+from preprocess.shards.patch import PatchError, Transform
 
 # GDAL's own default is a twentieth of the machine's memory, whatever the job was granted. This much
 # holds the blocks that one column of patches crosses, in all bands of a product. In bytes: rasterio

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from preprocess.patch import PatchRef
-from preprocess.shards.atomic import write_text
+from preprocess.shards.atomic_io import write_text
+from preprocess.shards.patch import PatchRef
 
 KEPT = "kept"
 TABLE_NAME = "selection.csv"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from preprocess.bands import L2A_BANDS, native_groups
 from preprocess.land import CLASSES, TILES, Landscape, Tile, habits, mixtures, spectra
-from preprocess.shards.layout import SATURATED
+from preprocess.shards.format import SATURATED
 
 PATCH_PX = 120
 SIDE_PATCHES = 2

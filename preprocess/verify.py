@@ -6,21 +6,191 @@ recomputed is: checksums of files and samples, histograms, statistics, label cou
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
-from preprocess.config import VerifyConfig
-from preprocess.faults import content_faults, structure_faults
+import h5py
+import numpy as np
+
+from preprocess import raster
+from preprocess.config import SourceConfig, VerifyConfig
+from preprocess.pack import (
+    build_manifest,
+    label_counts,
+    read_note,
+    read_patch,
+    remove_leftovers,
+    shard_path,
+    statistics_of,
+)
+from preprocess.plan import WORK_FOLDER, Plan, read_plan
 from preprocess.progress import progress_of
-from preprocess.shards.codec import check_codec
+from preprocess.shards.atomic_io import publish
+from preprocess.shards.compression import check_codec
+from preprocess.shards.format import (
+    FACTS_CRC32,
+    FORMAT,
+    FORMAT_VERSION,
+    FRACTIONS,
+    HISTOGRAM,
+    INDEX,
+    INDEX_FIELDS,
+    LABELS,
+    PATCHES,
+    PIXEL_DTYPE,
+    UNKNOWN_LABEL,
+    ShardLayout,
+    crc32_by_row,
+    crc32_of,
+    facts_in,
+    sha256_of,
+)
 from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
-from preprocess.shards.reader import open_readers
-from preprocess.statistics import Histogram, empty_histogram
-from preprocess.summary import label_counts, statistics_of
+from preprocess.shards.patch import Patch, PatchError, PatchRef
+from preprocess.shards.reader import open_readers, open_shard
+from preprocess.shards.statistics import Histogram, empty_histogram
+from preprocess.shards.writer import (
+    Block,
+    ShardOrigin,
+    block_rows,
+    count_block,
+    offsets_in,
+    stored_block,
+    write_shard,
+)
+from preprocess.sources import SOURCES, open_source
+from preprocess.sources.base import Source
+
+# What h5py raises where a flipped bit has hit the structure of a file.
+_UNREADABLE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
+_CHANGED = "differs from its checksum"
+
+
+def structure_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
+    """Return what presence, size and tables of contents tell, without reading a pixel."""
+    if not path.is_file():
+        return ["is missing"]
+    size = path.stat().st_size
+    if size != entry.size_bytes:
+        return [f"has {size} bytes, the manifest says {entry.size_bytes}"]
+    try:
+        with open_shard(path) as file:
+            return [*_head_faults(file), *_table_faults(file, entry, layout)]
+    except _UNREADABLE as error:
+        return [f"cannot be read as a shard ({error})"]
+
+
+def content_faults(
+    path: Path, entry: ShardEntry, layout: ShardLayout
+) -> tuple[Histogram, list[str]]:
+    """Return the counts of the pixels, and what checksums and pixels tell.
+
+    A changed sample is named; a change elsewhere in the file shows in the file's checksum.
+    """
+    faults: list[str] = []
+    histogram = empty_histogram(len(layout.bands))
+    try:
+        with open_shard(path) as file:
+            faults.extend(_pixel_faults(file, entry, layout, histogram))
+            faults.extend(_fact_faults(file, layout))
+            faults.extend(_label_faults(file, layout))
+    except _UNREADABLE as error:
+        faults.append(f"cannot be read to its end ({error})")
+    if sha256_of(path) != entry.sha256:
+        place = "" if faults else f" in its structure, which concerns all {entry.rows} samples"
+        faults.append(f"differs from its SHA-256 in the manifest{place}")
+    return histogram, faults
+
+
+def _head_faults(file: h5py.File) -> Iterator[str]:
+    found = (file.attrs["format"], int(file.attrs["format_version"]))
+    if found != (FORMAT, FORMAT_VERSION):
+        yield f"is of format {found[0]} {found[1]}, not {FORMAT} {FORMAT_VERSION}"
+
+
+def _table_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> Iterator[str]:
+    rows = entry.rows
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{PATCHES}/{group.name}": (rows, *group.shape) for group in layout.groups
+    }
+    shapes |= {f"{LABELS}/{s.name}": (rows, len(s.classes)) for s in layout.label_sets}
+    shapes |= {f"{FRACTIONS}/{s.name}": (rows, len(s.classes)) for s in layout.fraction_sets}
+    shapes |= {f"{INDEX}/{name}": (rows,) for name in INDEX_FIELDS if name != "transform"}
+    shapes |= {f"{INDEX}/transform": (rows, 6), f"{INDEX}/{FACTS_CRC32}": (rows,)}
+    for name, shape in shapes.items():
+        if name not in file:
+            yield f"holds no {name}"
+        elif file[name].shape != shape:
+            yield f"{name} is of shape {file[name].shape}, the manifest says {shape}"
+        elif name.startswith(PATCHES) and file[name].dtype != PIXEL_DTYPE:
+            yield f"{name} is of type {file[name].dtype}, not {PIXEL_DTYPE}"
+    offsets = offsets_in(file, layout)
+    if offsets != entry.offsets:
+        yield f"pixels begin at {offsets}, the manifest says {entry.offsets}"
+
+
+def _pixel_faults(
+    file: h5py.File, entry: ShardEntry, layout: ShardLayout, histogram: Histogram
+) -> Iterator[str]:
+    """Yield the samples that differ from their checksum; count the pixels in ``histogram``."""
+    checksums = file[f"{INDEX}/crc32"][()]
+    sound = True
+    for row, block in _readable_blocks(file, layout, entry.rows):
+        if isinstance(block, OSError):
+            sound = False
+            yield f"sample {_name(file, row)} (row {row}) cannot be decoded ({block})"
+            continue
+        count_block(histogram, block, layout)
+        for place in range(len(next(iter(block.values())))):
+            sample = {name: pixels[place] for name, pixels in block.items()}
+            if crc32_of(sample, layout) != checksums[row + place]:
+                sound = False
+                yield f"sample {_name(file, row + place)} (row {row + place}) {_CHANGED}"
+    # counts of changed pixels would only repeat what is known
+    if sound and not np.array_equal(histogram, file[HISTOGRAM][()]):
+        yield f"{HISTOGRAM} differs from the pixels"
+
+
+def _readable_blocks(
+    file: h5py.File, layout: ShardLayout, rows: int
+) -> Iterator[tuple[int, Block | OSError]]:
+    """Yield first row and pixels of blocks; in the place of a sample without pixels, the error."""
+    for part in block_rows(rows):
+        try:
+            yield part.start, stored_block(file, layout, part)
+        except OSError:
+            # one damaged chunk hides all others of its block: sample by sample shows which it is
+            for row in range(part.start, part.stop):
+                try:
+                    yield row, stored_block(file, layout, slice(row, row + 1))
+                except OSError as error:
+                    yield row, error
+
+
+def _name(file: h5py.File, row: int) -> str:
+    return str(file[f"{INDEX}/id"][row].decode(errors="replace"))
+
+
+def _fact_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
+    changed = crc32_by_row(facts_in(file, layout)) != file[f"{INDEX}/{FACTS_CRC32}"][()]
+    for row in np.flatnonzero(changed).tolist():
+        yield f"what is known of sample {_name(file, row)} (row {row}) {_CHANGED}"
+
+
+def _label_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
+    for label_set in layout.label_sets:
+        rows = file[f"{LABELS}/{label_set.name}"][()]
+        answered = rows[(rows != UNKNOWN_LABEL).any(axis=1)]
+        single = label_set.kind == "single" and (answered.sum(axis=1) != 1).any()
+        if (answered > 1).any() or single:
+            yield f"{LABELS}/{label_set.name} holds rows that are no {label_set.kind} label"
+
 
 PACK_AGAIN = "repair=true packs it again from the source"
 SUM_UP_AGAIN = "repair=true sums the shards up again"
@@ -145,3 +315,101 @@ def _sum_problems(
         yield Problem(
             MANIFEST_NAME, f"sample {repeated[0]} is there twice", "pack into a new folder"
         )
+
+
+_log = logging.getLogger(__name__)
+
+
+class RepairError(RuntimeError):
+    """A shard cannot be brought back; it was left as it is."""
+
+
+def verify_and_repair(config: VerifyConfig, progress: bool = True) -> tuple[VerifyReport, int]:
+    """Check a packed folder, pack faulty shards again from their source, and check again.
+
+    Returns:
+        The last report, and the number of files that were written anew.
+
+    Raises:
+        ValueError: there is no packed folder, or it does not hold what packing noted of it.
+        RepairError: the source no longer gives the bytes that were packed.
+    """
+    report = verify(config, progress)
+    if report.ok:
+        return report, 0
+    folder = Path(config.shards)
+    manifest = read_manifest(folder)
+    files = {problem.file for problem in report.problems}
+    faulty = [entry for entry in manifest.shards if entry.file in files]
+    if faulty:
+        _pack_again(folder, manifest, faulty, config.root)
+    else:
+        _sum_up_again(folder, manifest)
+    return verify(config, progress), max(1, len(faulty))
+
+
+def _pack_again(folder: Path, manifest: Manifest, faulty: list[ShardEntry], root: str) -> None:
+    plan = read_plan(folder)
+    source_config = _source_of(plan.settings, root)
+    source = open_source(source_config)
+    by_name = {entry.file: entry for entry in faulty}
+    with raster.session():
+        for number, refs in plan.shards(0, 1):
+            entry = by_name.get(shard_path(folder, number).name)
+            if entry:
+                rejected = _rejected(folder, number, plan)
+                kept = [ref for ref in refs if ref.id not in rejected]
+                patches = _patches(source, source_config.root, plan, kept)
+                _replace(folder, manifest, entry, patches)
+
+
+def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Iterator[Patch]) -> None:
+    path = folder / WORK_FOLDER / "repaired" / entry.file
+    origin = ShardOrigin(manifest.source, manifest.simulated)
+    path.parent.mkdir(exist_ok=True)
+    try:
+        again = write_shard(path, manifest.layout, patches, entry.rows, origin, entry.codec)
+        if again != entry:
+            raise RepairError(
+                f"{entry.file} cannot be brought back: the source, or a library, no longer gives "
+                "the bytes that the manifest tells; pack into a new folder"
+            )
+        remove_leftovers(folder)
+        publish(path, folder / entry.file)
+    finally:
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+    _log.info("%s: packed again, equal to the byte", entry.file)
+
+
+def _patches(source: Source, root: str, plan: Plan, refs: list[PatchRef]) -> Iterator[Patch]:
+    for ref in refs:
+        try:
+            yield read_patch(source, ref, plan.layout, Path(root))
+        except PatchError as error:
+            raise RepairError(
+                f"a patch that was packed cannot be read any more: {error}"
+            ) from error
+
+
+def _rejected(folder: Path, number: int, plan: Plan) -> set[str]:
+    note = read_note(folder, number, plan.fingerprint)
+    if note is None:
+        raise ValueError(f"{folder} lost its notes on shard {number}; pack again")
+    return {item.id for item in note.rejected}
+
+
+def _source_of(settings: dict[str, Any], root: str) -> SourceConfig:
+    """Rebuild the settings of the source; the rasters may have moved to another root."""
+    hints = get_type_hints(SOURCES[settings["source.kind"]])
+    kinds = [kind for kind in hints.values() if isinstance(kind, type)]
+    kind = next(kind for kind in kinds if issubclass(kind, SourceConfig))
+    values = {entry.name: settings[f"source.{entry.name}"] for entry in fields(kind)}
+    return kind(**{**values, "root": root or values["root"]})
+
+
+def _sum_up_again(folder: Path, manifest: Manifest) -> None:
+    origin = ShardOrigin(manifest.source, manifest.simulated)
+    again = build_manifest(folder, origin, manifest.layout, manifest.shards)
+    replace(again, provenance={**manifest.provenance, **again.provenance}).write(folder)
+    _log.info("%s: summed up again from the shards", MANIFEST_NAME)

@@ -7,22 +7,214 @@ line, a Python prompt) gets a ``ValueError`` that names the value and the cure.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from preprocess.bands import L2A_BANDS, canonical_names
-from simclr.checks import require as require
-from simclr.choices import (
-    Device,
-    LossName,
-    OptimizerName,
-    Positives,
-    Precision,
-    RateScaling,
-    Rotation,
-    Schedule,
-    Variant,
-)
-from simclr.model.config import ModelConfig as ModelConfig
-from simclr.monitors.config import MonitorConfig as MonitorConfig
+
+
+class Device(Enum):
+    """Where tensors live; ``auto`` takes a GPU if there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(Enum):
+    """Number format of the encoder's forward pass; the loss is float32 in either case."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class EncoderName(Enum):
+    """ResNets of He et al. 2016 as torchvision builds them."""
+
+    resnet18 = "resnet18"
+    resnet34 = "resnet34"
+    resnet50 = "resnet50"
+    resnet101 = "resnet101"
+    resnet152 = "resnet152"
+
+
+class Stem(Enum):
+    """``standard``: 7x7 stride 2 and max pooling; ``small``: 3x3 stride 1, for patches <= 64 px."""
+
+    standard = "standard"
+    small = "small"
+
+
+class HeadName(Enum):
+    """Projection heads: the post's 1024-512-128 with ReLU; SimCLR's with BatchNorm."""
+
+    post = "post"
+    simclr2 = "simclr2"
+    simclr3 = "simclr3"
+
+
+class BatchNormGroup(Enum):
+    """Whose views BatchNorm joins while training: all ranks', those of a node, or its rank's."""
+
+    world = "world"
+    node = "node"
+    none = "none"
+
+
+class LossName(Enum):
+    """NT-Xent (SimCLR eq. 1) or decoupled contrastive learning (arXiv 2110.06848)."""
+
+    ntxent = "ntxent"
+    dcl = "dcl"
+
+
+class OptimizerName(Enum):
+    """Optimisers; ``lars`` is You et al. 2017 as SimCLR uses it."""
+
+    adam = "adam"
+    adamw = "adamw"
+    sgd = "sgd"
+    lars = "lars"
+
+
+class Schedule(Enum):
+    """Learning rate after warm-up: cosine to zero at the last step, or constant."""
+
+    cosine = "cosine"
+    constant = "constant"
+
+
+class RateScaling(Enum):
+    """How the learning rate follows the global batch, relative to ``reference_batch_size``."""
+
+    none = "none"
+    sqrt = "sqrt"
+    linear = "linear"
+
+
+class Variant(Enum):
+    """Parameters of the nine operations of the SimCLR-S2 study (2021).
+
+    ``literal`` repeats its last code, defects included; ``paper`` mends only zoom (no slivers of
+    the patch) and gain (no inverted sign); ``corrected`` gives each operation the physical meaning
+    of its name.
+    """
+
+    literal = "literal"
+    paper = "paper"
+    corrected = "corrected"
+
+
+class Positives(Enum):
+    """What a pair's two views show: ``same`` patch, or one place on two dates (``season``)."""
+
+    same = "same"
+    season = "season"
+
+
+class Rotation(Enum):
+    """``quarter``: by 90, 180 or 270 degrees; ``free``: by any angle, filled by reflection."""
+
+    quarter = "quarter"
+    free = "free"
+
+
+class ExportFormat(Enum):
+    """Files beside the weights: graphs that normalise inside, or a torch file for hub loaders."""
+
+    onnx = "onnx"
+    pt2 = "pt2"
+    pth = "pth"
+
+
+class PatchUnit(Enum):
+    """Values of patches: ready for the encoder; reflectance x 10000 as stored; reflectance."""
+
+    normalised = "normalised"
+    stored = "stored"
+    reflectance = "reflectance"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Encoder and projection head.
+
+    Attributes:
+        encoder: a torchvision ResNet.
+        stem: ``standard`` for patches of about 120 px, ``small`` for 64 px and less.
+        head: projection head, thrown away after pretraining.
+        projection_size: width of the projection z.
+        batchnorm: over which ranks BatchNorm takes its statistics: ``world``, ``node``, ``none``.
+        weights: file of encoder weights to start from, .safetensors or .pt, with torchvision's
+            names; empty starts untrained. Its first layer is adapted to ``data.bands``.
+        weights_bands: bands of that file's input channels, in their order; empty if unknown.
+        compile: compile the network with torch.compile (slower start, faster steps on a GPU).
+        activation_checkpointing: keep only the input of each residual block and compute the rest
+            again in backward: about a third more time, for batches that would not fit.
+    """
+
+    encoder: EncoderName = EncoderName.resnet50
+    stem: Stem = Stem.standard
+    head: HeadName = HeadName.simclr2
+    projection_size: int = 128
+    batchnorm: BatchNormGroup = BatchNormGroup.none
+    weights: str = ""
+    weights_bands: list[str] = field(default_factory=list)
+    compile: bool = False
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        self.weights_bands = canonical_names(self.weights_bands)
+        require(
+            self.projection_size >= 1,
+            f"model.projection_size is {self.projection_size}; give 1 or more",
+        )
+        require(
+            bool(self.weights) or not self.weights_bands,
+            "model.weights_bands names the bands of a file, and model.weights names none",
+        )
+        require(
+            not (self.compile and self.activation_checkpointing),
+            "model.compile and model.activation_checkpointing exclude each other: a compiled "
+            "network already decides what to compute again; switch one off",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class MonitorConfig:
+    """A labelled task on which the encoder is probed while it trains; it decides no weight.
+
+    Attributes:
+        shards: folder with labelled packed patches, held out from training; empty: no probing.
+        task: name of a label set in those shards: eurosat, bigearthnet19, ...
+        every_steps: steps between probes; the last step is always probed.
+        max_samples: labelled patches used at most, the same ones every time.
+        neighbours: neighbours of the k-NN classifier.
+    """
+
+    shards: str = ""
+    task: str = ""
+    every_steps: int = 500
+    max_samples: int = 4000
+    neighbours: int = 20
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.shards) == bool(self.task),
+            f"monitor.shards is {self.shards!r} and monitor.task is {self.task!r}; give both or "
+            "neither",
+        )
+        require(self.every_steps >= 1, f"monitor.every_steps is {self.every_steps}; give >= 1")
+        require(
+            self.max_samples >= 10,
+            f"monitor.max_samples is {self.max_samples}; a probe needs at least 10",
+        )
+        require(self.neighbours >= 1, f"monitor.neighbours is {self.neighbours}; give 1 or more")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from simclr.choices import LossName
-from simclr.collectives import gather_rows, rank
-from simclr.config import LossConfig
+from simclr.config import LossConfig, LossName
+from simclr.distributed import gather_rows, rank
 
 # Rows of the similarity matrix at a time: beside 16,384 views a tile is 16 MB of float32, and the
 # memory of the loss no longer grows with the square of the batch.

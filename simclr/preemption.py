@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from enum import IntEnum
 from types import FrameType, TracebackType
+from typing import Protocol
 
 _Handler = Callable[[int, FrameType | None], object] | int | None
 
@@ -72,3 +73,35 @@ class PreemptionGuard:
         # SIGTERM that follows the warning does not take it back.
         if os.getpid() == self._pid:
             self.requested = max(self.requested, self._NOTES[signal.Signals(number)])
+
+
+# Here, without torch: whoever catches it may have been stopped in the import of torch, which cannot
+# be begun a second time.
+class LostPeerError(RuntimeError):
+    """A collective failed because another rank is gone, or did not come in time."""
+
+
+class Supervisor(Protocol):
+    """A launcher's side of a run; for launchers that may start a run twice, or watch its ranks."""
+
+    def reached(self, step: int) -> None:
+        """Hear how many steps are done: before training, and after each; on every rank."""
+
+    def started(self, step: int) -> None:
+        """Hear at which step training begins, once the checkpoint is loaded; main rank only."""
+
+    def may_publish(self) -> None:
+        """Raise when another attempt has taken the run over; main rank, before it publishes."""
+
+
+class Unsupervised:
+    """Lets a run publish whatever it saves: nobody else is at work in its folder."""
+
+    def reached(self, step: int) -> None:
+        """Take no note."""
+
+    def started(self, step: int) -> None:
+        """Take no note."""
+
+    def may_publish(self) -> None:
+        """Allow it."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from simclr.choices import Precision
+from simclr.config import Precision
 from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import running_statistics
-from simclr.optim.build import set_rate, step_unless
+from simclr.optim import set_rate, step_unless
 
 if TYPE_CHECKING:
-    from simclr.loader import Batch
-    from simclr.run import Run
+    from simclr.data.loader import Batch
+    from simclr.trainer import Run
 
 
 @dataclass(frozen=True, slots=True)

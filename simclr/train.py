@@ -7,12 +7,11 @@ from contextlib import closing
 from pathlib import Path
 
 from simclr.config import TrainConfig, require
-from simclr.metrics import Sink
-from simclr.preemption import Preempted, PreemptionGuard, Stop
-from simclr.run import Run
+from simclr.distributed import Launch, open_world
+from simclr.monitoring.metrics import Sink
+from simclr.preemption import Preempted, PreemptionGuard, Stop, Supervisor
 from simclr.step import train_step
-from simclr.supervisor import Supervisor
-from simclr.world import Launch, open_world
+from simclr.trainer import Run
 
 
 def train(

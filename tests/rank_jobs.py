@@ -11,19 +11,27 @@ from ranks import CPU, in_world
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from simclr.augment.draws import ViewParameters
-from simclr.choices import BatchNormGroup, EncoderName, HeadName, LossName
-from simclr.collectives import average_gradients, group_of_node
-from simclr.config import CheckpointConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
+from simclr.augment.parameters import ViewParameters
+from simclr.config import (
+    BatchNormGroup,
+    CheckpointConfig,
+    DataConfig,
+    EncoderName,
+    HeadName,
+    LossConfig,
+    LossName,
+    ModelConfig,
+    TrainConfig,
+)
+from simclr.distributed import Launch, World, average_gradients, group_of_node
 from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import join_statistics
 from simclr.model.simclr import SimCLR
-from simclr.optim.build import build_optimizer
+from simclr.optim import build_optimizer
 from simclr.preemption import Preempted
-from simclr.run import Run
 from simclr.step import train_step
 from simclr.train import train
-from simclr.world import Launch, World
+from simclr.trainer import Run
 
 
 def agreed_value(launch: Launch) -> int:

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from simclr.choices import Device
-from simclr.config import WorldConfig
-from simclr.world import Launch, open_world
+from simclr.config import Device, WorldConfig
+from simclr.distributed import Launch, open_world
 
 # One server imports torch once; every rank of every test is forked from it in milliseconds.
 _context = multiprocessing.get_context("forkserver")

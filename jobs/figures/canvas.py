@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import csv
+import html
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, ListedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from preprocess.shards.atomic import atomic_path
+from preprocess.shards.atomic_io import atomic_path, write_text
 
 __all__ = [
     "COLORS",
@@ -42,3 +47,97 @@ def canvas(path: str | Path, width: float = 7.0, height: float = 4.5) -> Iterato
     # No software or date in the file: the same data give the same bytes.
     with atomic_path(Path(path)) as partial:
         figure.savefig(partial, format="png", dpi=_DPI, metadata={"Software": None})
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 70rem; margin: 2rem auto;
+       padding: 0 1rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+img { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption { color: #555 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid #ddd }
+pre { background: #f5f5f5; padding: .6rem .8rem; overflow-x: auto }
+.scroll { overflow-x: auto }
+"""
+
+
+class Page:
+    """One report under construction; each method appends a part and returns the page."""
+
+    def __init__(self, title: str) -> None:
+        """Begin a page with its title."""
+        self._title = html.escape(title)
+        self._parts: list[str] = [f"<h1>{self._title}</h1>"]
+
+    def heading(self, text: str) -> Page:
+        """Append a section heading."""
+        return self._append(f"<h2>{html.escape(text)}</h2>")
+
+    def text(self, *paragraphs: str) -> Page:
+        """Append paragraphs of plain text."""
+        return self._append(*(f"<p>{html.escape(text)}</p>" for text in paragraphs))
+
+    def command(self, text: str) -> Page:
+        """Append a command or a file's content as it is to be typed."""
+        return self._append(f"<pre>{html.escape(text)}</pre>")
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Page:
+        """Append a table; every cell is shown as ``str`` gives it."""
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>\n"
+            for row in rows
+        )
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return self._append(f'<div class="scroll">{table}</div>')
+
+    def picture(self, path: str | Path, caption: str) -> Page:
+        """Append a PNG file, held in the page itself so that the page can be mailed alone."""
+        data = base64.b64encode(Path(path).read_bytes()).decode("ascii")
+        text = html.escape(caption)
+        image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
+        return self._append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page whole and return its path."""
+        body = "\n".join(self._parts)
+        write_text(
+            Path(path),
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{self._title}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n",
+        )
+        return Path(path)
+
+    def _append(self, *parts: str) -> Page:
+        self._parts.extend(parts)
+        return self
+
+
+ENDS = ("value", "low", "high")
+
+Rows = Iterable[Sequence[object]]
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Rows) -> None:
+    """Write header and rows whole."""
+    text = StringIO()
+    writer: Callable[[Sequence[object]], object] = csv.writer(text, lineterminator="\n").writerow
+    for row in (header, *rows):
+        writer(row)
+    write_text(path, text.getvalue())
+
+
+def score_cells(found: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return a score and the ends of its interval."""
+    return tuple(cell(found[key]) for key in ENDS)
+
+
+def cell(number: float | None) -> object:
+    """Return a number; a score that does not exist is an empty cell."""
+    return "" if number is None else number
+
+
+def number_of(value: float | None) -> float:
+    """Return a number to be drawn: NaN, a gap, where it does not exist."""
+    return float("nan") if value is None else float(value)

@@ -1,15 +1,27 @@
-"""Packed shards come in; contact sheets, histograms, class counts and a map go out as PNG."""
+"""A packed folder comes in; one page goes out with all that a person would look at first."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from jobs.figures.canvas import COLORS, canvas
-from preprocess.shards import Manifest
+from jobs.config import InspectConfig
+from jobs.figures.canvas import COLORS, Page, canvas
+from preprocess import raster
+from preprocess.shards import Manifest, ShardReader, open_readers, read_manifest
+from preprocess.shards.format import HISTOGRAM
+from preprocess.shards.reader import open_shard
+from preprocess.shards.statistics import empty_histogram
+from simclr.augment.operations import OPERATIONS
+from simclr.augment.views import ViewMaker
+from simclr.config import AugmentConfig
+from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.loader import Batch, Loader
 
 TRUE_COLOUR = ("B04", "B03", "B02")
 FALSE_COLOUR = ("B08", "B04", "B03")
@@ -135,3 +147,194 @@ def draw_map(path: Path, places: NDArray[np.float64], splits: Sequence[str]) -> 
         axes.legend()
         axes.grid(alpha=0.3)
     return path
+
+
+PAGE_NAME = "shards.html"
+_TITLE = 24  # letters above a small picture
+Pixels = dict[str, NDArray[np.uint16]]
+
+
+def inspect_shards(config: InspectConfig, output: Path) -> Path:
+    """Write pictures of a packed folder and the page that holds them; return the page."""
+    folder = Path(config.shards)
+    manifest = read_manifest(folder)
+    readers = open_readers(folder, manifest)
+    output.mkdir(parents=True, exist_ok=True)
+    kind = "simulated patches" if manifest.simulated else "patches"
+    page = Page(f"Packed: {manifest.source}").text(
+        f"{manifest.rows} {kind} in {len(manifest.shards)} shards, "
+        f"{len(manifest.layout.bands)} bands."
+    )
+    _add_sheets(page, config, output, manifest, readers)
+    histogram = empty_histogram(len(manifest.layout.bands))
+    for reader in readers:
+        with open_shard(reader.path) as file:
+            histogram += file[HISTOGRAM][()]
+    path = draw_histograms(output / "histograms.png", histogram, manifest.layout.bands)
+    page.heading("Reflectance").picture(path, "All valid pixels, counted exactly.")
+    _add_statistics(page, manifest)
+    _add_classes(page, output, manifest)
+    _add_map(page, output, readers)
+    return page.write(output / PAGE_NAME)
+
+
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """Return ``count`` row numbers, evenly spread over all; fewer if there are not so many."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+
+
+def patch_of(readers: Sequence[ShardReader], row: int) -> tuple[Pixels, str]:
+    """Return the bands of a row of all shards, on the finest grid by repetition, and its id."""
+    for reader in readers:
+        if row < reader.entry.rows:
+            break
+        row -= reader.entry.rows
+    finest = reader.layout.groups[0].size_px
+    pixels, groups = {}, reader.read(row)
+    for group in reader.layout.groups:
+        times = finest // group.size_px
+        for band, plane in zip(group.bands, groups[group.name], strict=True):
+            pixels[band] = np.kron(plane, np.ones((times, times), np.uint16))
+    return pixels, str(reader.index("id")[row])
+
+
+def _add_sheets(
+    page: Page,
+    config: InspectConfig,
+    output: Path,
+    manifest: Manifest,
+    readers: Sequence[ShardReader],
+) -> None:
+    rows = spread(manifest.rows, config.patches)
+    patches = [patch_of(readers, int(row)) for row in rows]
+    titles = [_short(name) for _, name in patches]
+    page.heading("Patches")
+    for name, bands in pictures_of(manifest.layout.bands).items():
+        images = [stretch(pixels, bands, manifest) for pixels, _ in patches]
+        path = draw_sheet(output / f"{name}.png", images, titles)
+        spoken = ", ".join(dict.fromkeys(bands))
+        kind = "red, green, blue" if name != "grey" else "grey"
+        page.picture(path, f"{spoken} as {kind}; nodata in magenta.")
+    if set(TRUE_COLOUR) - set(manifest.layout.bands):
+        page.text("No picture in true colour: its bands were not packed.")
+
+
+def _short(name: str) -> str:
+    """Return the end of an id, which tells patches apart; the dots say that it began before."""
+    return name if len(name) <= _TITLE else f"…{name[1 - _TITLE :]}"
+
+
+def _add_statistics(page: Page, manifest: Manifest) -> None:
+    names = ("band", "mean", "std", "1 %", "99 %", "nodata")
+    rows = [
+        (
+            band,
+            f"{one.mean:.1f}",
+            f"{one.std:.1f}",
+            one.percentile_1,
+            one.percentile_99,
+            f"{one.nodata_fraction:.2%}",
+        )
+        for band, one in manifest.statistics.items()
+    ]
+    page.text("Stored values, reflectance x 10000:").table(names, rows)
+
+
+def _add_classes(page: Page, output: Path, manifest: Manifest) -> None:
+    for name, counts in manifest.provenance["label_counts"].items():
+        path = draw_classes(output / f"classes_{name}.png", counts, name)
+        page.heading(f"Classes: {name}").picture(path, "Patches that carry each class.")
+
+
+def _add_map(page: Page, output: Path, readers: Sequence[ShardReader]) -> None:
+    parts = [_places(reader) for reader in readers]
+    places = np.concatenate(parts)
+    known = ~np.isnan(places).any(axis=1)
+    page.heading("Places")
+    if not known.any():
+        page.text("No patch has a coordinate system: there is no map.")
+        return
+    splits = np.concatenate([reader.index("split") for reader in readers])
+    path = draw_map(output / "map.png", places[known], splits[known].tolist())
+    page.picture(path, f"{int(known.sum())} patches whose place is known, by split.")
+
+
+def _places(reader: ShardReader) -> NDArray[np.float64]:
+    """Return longitude and latitude of each row's centre, NaN where unknown: (rows, 2)."""
+    epsg, transform = reader.index("epsg"), reader.index("transform")
+    half = reader.layout.groups[0].size_px / 2
+    x = transform[:, 0] * half + transform[:, 1] * half + transform[:, 2]
+    y = transform[:, 3] * half + transform[:, 4] * half + transform[:, 5]
+    places = np.full((len(epsg), 2), np.nan)
+    for code in set(epsg.tolist()) - {0}:
+        rows = epsg == code
+        places[rows] = np.stack(raster.to_degrees(int(code), x[rows], y[rows]), axis=1)
+    return places
+
+
+PAGE_NAME_views = "augment.html"
+_CPU = torch.device("cpu")
+_MOST = 8  # more rows than this are too small to see
+_REACH = 2.5  # standard deviations between grey and black or white
+
+Views = NDArray[np.float32]  # (B, 3, S, S), normalised
+
+
+def inspect_views(config: InspectConfig, output: Path) -> Path:
+    """Draw patches x operations, and two views of each patch under the preset; return the page.
+
+    Raises:
+        ValueError: a setting of the augmentation is refused.
+    """
+    packed = read_manifest(Path(config.shards)).layout.bands
+    bands = list(TRUE_COLOUR if set(TRUE_COLOUR) <= set(packed) else packed[:1])
+    corpus = open_corpus([config.shards], bands)
+    batch = _batch(corpus, min(config.patches, _MOST))
+    output.mkdir(parents=True, exist_ok=True)
+    columns = {"as packed": ViewMaker(corpus, AugmentConfig(preset="none"), 0, _CPU).plain(batch)}
+    for name in OPERATIONS:
+        # the size and the variant are the user's; only the list is ours
+        single = replace(config.augment, preset="list", operations=[name], couplets=[])
+        columns[name] = _views(corpus, single, config.seed, batch)[0]
+    path = _draw(output / "operations.png", columns)
+    page = Page("What training sees").heading("One operation at a time")
+    page.picture(path, "Each row is a patch, each column one operation with drawn parameters.")
+    first, second = _views(corpus, config.augment, config.seed, batch)
+    views = {"as packed": columns["as packed"], "first view": first, "second view": second}
+    path = _draw(output / "views.png", views)
+    page.heading(f"Two views: {config.augment.preset}")
+    page.picture(path, "The two views that are to be recognised as one patch, in epoch 0.")
+    return page.write(output / PAGE_NAME_views)
+
+
+def _batch(corpus: Corpus, count: int) -> Batch:
+    rows = spread(corpus.num_samples, count)
+    loader = Loader(corpus, lambda _: rows, num_batches=1, batch_size=len(rows), device=_CPU)
+    return next(iter(loader))
+
+
+def _views(
+    corpus: Corpus, config: AugmentConfig, seed: int, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    views = ViewMaker(corpus, config, seed, _CPU).two_views(batch, 0)
+    return views[: len(views) // 2], views[len(views) // 2 :]
+
+
+def _draw(path: Path, columns: dict[str, torch.Tensor]) -> Path:
+    rows = len(next(iter(columns.values())))
+    with canvas(path, 1.25 * len(columns), 1.3 * rows + 0.3) as figure:
+        places = figure.subplots(rows, len(columns), squeeze=False)
+        for column, (name, views) in enumerate(columns.items()):
+            places[0, column].set_title(name, fontsize=8)
+            for row in range(rows):
+                places[row, column].imshow(_image(views[row]), interpolation="nearest")
+                places[row, column].set_axis_off()
+    return path
+
+
+def _image(view: torch.Tensor) -> NDArray[np.float32]:
+    """Return (S, S, 3) from 0 to 1 of a normalised view: its mean in grey, for all alike."""
+    channels = view if len(view) == 3 else view[:1].expand(3, -1, -1)
+    grey = (channels / (2 * _REACH) + 0.5).clamp(0, 1)
+    image: NDArray[np.float32] = grey.permute(1, 2, 0).numpy()
+    return image

@@ -1,7 +1,6 @@
 """The shard format: layout, manifest, reader and writer, the door through which simclr comes in."""
 
-from preprocess.shards.batch import BatchReader
-from preprocess.shards.layout import (
+from preprocess.shards.format import (
     NODATA,
     SATURATED,
     UNKNOWN_LABEL,
@@ -11,7 +10,7 @@ from preprocess.shards.layout import (
     ShardLayout,
 )
 from preprocess.shards.manifest import BandStatistics, Manifest, ShardEntry, read_manifest
-from preprocess.shards.reader import ShardReader, open_readers
+from preprocess.shards.reader import BatchReader, ShardReader, open_readers
 
 __all__ = [
     "NODATA",

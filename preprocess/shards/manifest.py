@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preprocess.shards.atomic import write_json
-from preprocess.shards.codec import NO_CODEC
-from preprocess.shards.layout import FORMAT, FORMAT_VERSION, UNIT, ShardLayout
+from preprocess.shards.atomic_io import write_json
+from preprocess.shards.compression import NO_CODEC
+from preprocess.shards.format import FORMAT, FORMAT_VERSION, UNIT, ShardLayout
 
 MANIFEST_NAME = "manifest.json"
 _CHECKSUM = "sha256"

@@ -13,11 +13,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.patch import Patch
-from preprocess.shards.atomic import atomic_path
-from preprocess.shards.checksums import crc32_by_row, crc32_of, facts_in, sha256_of
-from preprocess.shards.codec import NO_CODEC, storage_of
-from preprocess.shards.layout import (
+from preprocess.shards.atomic_io import atomic_path
+from preprocess.shards.compression import NO_CODEC, storage_of
+from preprocess.shards.format import (
     FACTS_CRC32,
     FORMAT,
     FORMAT_VERSION,
@@ -33,10 +31,15 @@ from preprocess.shards.layout import (
     FractionSet,
     LabelSet,
     ShardLayout,
+    crc32_by_row,
+    crc32_of,
+    facts_in,
+    sha256_of,
 )
 from preprocess.shards.manifest import ShardEntry
+from preprocess.shards.patch import Patch
 from preprocess.shards.reader import open_shard
-from preprocess.statistics import Histogram, count_values, empty_histogram
+from preprocess.shards.statistics import Histogram, count_values, empty_histogram
 
 # Samples held in memory at a time: 10 MB of BigEarthNet patches, enough to count values by the
 # million and to write in large pieces.

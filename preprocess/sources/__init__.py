@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from preprocess.config import SourceConfig
-from preprocess.sources.bigearthnet_v1 import BigEarthNetV1
+from preprocess.sources.base import Source
+from preprocess.sources.bigearthnet import BigEarthNetV1
 from preprocess.sources.bigearthnet_v2 import BigEarthNetV2
-from preprocess.sources.cog_l2a import cog_l2a
 from preprocess.sources.geotiff import Geotiff
-from preprocess.sources.safe_l2a import safe_l2a
+from preprocess.sources.safe import safe_l2a
 from preprocess.sources.simulated_safe import simulated
-from preprocess.sources.source import Source
+from preprocess.sources.stac_cog import cog_l2a
 
 # A new source is a file in this folder, its settings in preprocess.config, and a line here.
 SOURCES: dict[str, Callable[[Any], Source]] = {

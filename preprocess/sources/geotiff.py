@@ -7,28 +7,277 @@ rarely say; what they do say, by band names, product names and dark pixels, may 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from preprocess.bands import BANDS, native_groups
+import numpy as np
+
+from preprocess.bands import BANDS, canonical_name, native_groups
 from preprocess.config import GeotiffConfig
-from preprocess.harmonise import (
+from preprocess.radiometry import (
     DARK_BANDS,
+    Numbers,
     Offset,
     baseline_of,
     contradiction,
     decide,
     harmonise,
     offset_of,
+    to_digital_numbers,
 )
-from preprocess.patch import Labels, Patch, PatchError, PatchRef
-from preprocess.raster import session
-from preprocess.shards.layout import GroupLayout, LabelSet, ShardLayout
-from preprocess.sources.geotiff_files import bands_of, file_of, find_patches
-from preprocess.sources.geotiff_pixels import Pixels, patches_along, read_pixels
-from preprocess.sources.names import iso_time, read_exclusions
-from preprocess.sources.tables import LabelTable, read_label_table
+from preprocess.raster import Foreign, read_foreign, read_grid, session
+from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
+from preprocess.shards.patch import Labels, Patch, PatchError, PatchRef, Transform
+from preprocess.sources.base import files_below, iso_time, read_exclusions
+from preprocess.sources.label_table import LabelTable, read_label_table
+
+SUFFIXES = (".tif", ".tiff")
+MANY = "_*"  # ends the path of a patch whose files lie beside those of others
+_NAME = re.compile(r"(?:(?P<patch>.+)[_\-. ])?(?P<band>[^_\-. ]+)")
+
+Files = dict[str, list[str]]  # names by band
+
+
+def find_patches(root: Path, one_file_a_band: bool) -> list[tuple[str, str]]:
+    """Return id and path of every patch, sorted; an id is the path without what files differ in.
+
+    Raises:
+        ValueError: the root is not a folder, holds no GeoTIFF, or none that is named after a band.
+    """
+    files = _find_files(root)
+    if not one_file_a_band:
+        return sorted((path.rpartition(".")[0], path) for path in files)
+    patches = {}
+    for path in files:
+        folder, slash, name = path.rpartition("/")
+        patch, band = split_name(name.rpartition(".")[0])
+        if band:
+            whole = folder + slash + patch if patch else folder
+            # a folder of its own needs no mark, and cannot be confused with a prefix in it
+            patches[whole] = whole + MANY if patch else whole
+    if not patches:
+        raise ValueError(
+            f"no GeoTIFF in {root} is named after its band, as x_B2.tif or x/nir.tif are "
+            f"({files[0]} is not); if files hold several bands, name them in their order: "
+            "source.file_bands=[B02,B03,B04,B08] for example"
+        )
+    return sorted(patches.items())
+
+
+def bands_of(root: Path, patches: list[tuple[str, str]]) -> set[str]:
+    """Return the bands that any patch has a file of."""
+    return {band for _, path in patches for band in _files_of(root, path)}
+
+
+def file_of(root: Path, path: str, band: str) -> Path:
+    """Return the file of one band of a patch.
+
+    Raises:
+        PatchError: there is none, or more than one.
+    """
+    names = _files_of(root, path).get(band, [])
+    if len(names) != 1:
+        reason = f"holds {band} twice: {' and '.join(names)}" if names else f"{band} is missing"
+        raise PatchError(root / path, reason)
+    return _folder_of(root, path) / names[0]
+
+
+def split_name(stem: str) -> tuple[str, str]:
+    """Return what a file's name says of patch and canonical band; an empty band is none."""
+    found = _NAME.fullmatch(stem)
+    if found is None:
+        return stem, ""
+    try:
+        return found["patch"] or "", canonical_name(found["band"])
+    except ValueError:
+        return stem, ""  # a side file: a mask, a thumbnail
+
+
+def _find_files(root: Path) -> list[str]:
+    """Return all GeoTIFFs below a folder, relative to it."""
+    if not root.is_dir():
+        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
+    found = []
+    for inside, names in files_below(root):
+        prefix = "" if inside == "." else f"{inside}/"
+        # text: as paths, half a million files would take half a gigabyte
+        found += [prefix + name for name in names if name.lower().endswith(SUFFIXES)]
+    if not found:
+        raise ValueError(f"no GeoTIFF in {root}: sought files with {' or '.join(SUFFIXES)}")
+    return found
+
+
+def _files_of(root: Path, path: str) -> Files:
+    patch = PurePosixPath(path.removesuffix(MANY)).name if path.endswith(MANY) else ""
+    return _listing(_folder_of(root, path)).get(patch, {})
+
+
+def _folder_of(root: Path, path: str) -> Path:
+    return (root / path).parent if path.endswith(MANY) else root / path
+
+
+@lru_cache(maxsize=64)  # patches come in the order of their folders
+def _listing(folder: Path) -> dict[str, Files]:
+    """Return names by band by patch of one folder."""
+    # by name alone: a file of half a million is opened once it is read
+    held: dict[str, Files] = {}
+    for path in sorted(folder.iterdir()):
+        patch, band = split_name(path.stem)
+        if band and path.suffix.lower() in SUFFIXES:
+            held.setdefault(patch, {}).setdefault(band, []).append(path.name)
+    return held
+
+
+# EuroSAT's pixels measure 9.93 to 10.06 m; those of a Web Mercator export 8 m and less.
+_SLACK = 0.02
+# Named metres, which only at the equator are: a "10 m" pixel is 8 m wide in California.
+_WEB_MERCATOR = (3857, 3785, 900913)
+
+Window = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """What the files of a patch hold.
+
+    Attributes:
+        numbers: by band group, (bands, size_px, size_px) uint16 digital numbers, 0 for nodata.
+        transform: affine a b c d e f of the finest group.
+        epsg: of the coordinate system; 0 without one.
+    """
+
+    numbers: dict[str, Numbers]
+    transform: Transform
+    epsg: int
+
+
+def read_pixels(config: GeotiffConfig, ref: PatchRef, groups: tuple[GroupLayout, ...]) -> Pixels:
+    """Read one patch.
+
+    Raises:
+        PatchError: a file is missing, unreadable, of another size, lies elsewhere than the others,
+            or holds what cannot be reflectances.
+    """
+    numbers: dict[str, Numbers] = {}
+    first: Foreign | None = None
+    for group in groups:
+        parts = []
+        for path, bands in _files(config, ref, group):
+            foreign = _read_file(config, path, bands, ref, group)
+            first = first or foreign
+            _check_corner(path, foreign, first)
+            parts.append(_numbers(config, path, foreign, bands or config.file_bands, group))
+        numbers[group.name] = np.concatenate(parts)
+    if first is None:
+        raise PatchError(ref.path, "has no band to read")
+    return Pixels(numbers, first.transform, first.epsg)
+
+
+def patches_along(path: Path, size_px: int) -> tuple[int, int]:
+    """Return how many whole patches lie in a row and in a column of a file; at least one.
+
+    Raises:
+        PatchError: the file cannot be opened.
+    """
+    grid = read_grid(path)
+    # one too small is one patch, which reading will refuse by its name
+    return max(1, grid.width // size_px), max(1, grid.height // size_px)
+
+
+def _files(
+    config: GeotiffConfig, ref: PatchRef, group: GroupLayout
+) -> list[tuple[Path, tuple[str, ...]]]:
+    """Return files with the bands that are in them; no bands means the declared ones."""
+    root = Path(config.root)
+    if config.file_bands:
+        return [(root / ref.path, ())]
+    return [(file_of(root, ref.path, band), (band,)) for band in group.bands]
+
+
+def _read_file(
+    config: GeotiffConfig, path: Path, bands: Sequence[str], ref: PatchRef, group: GroupLayout
+) -> Foreign:
+    expected = bands or config.file_bands
+    foreign = read_foreign(path, _window(ref, group) if config.cut else None)
+    count, height, width = foreign.pixels.shape
+    if count != len(expected):
+        raise PatchError(path, f"has {count} band(s), {_declared(bands)} {len(expected)}")
+    if (height, width) != (group.size_px, group.size_px):
+        larger = min(height, width) >= group.size_px and not config.cut
+        hint = "; source.cut=true cuts larger files" if larger else ""
+        asked = f"source.size_px asks for {group.size_px} in {group.name}"
+        raise PatchError(path, f"is {width} x {height} pixels, {asked}{hint}")
+    _check_names(path, foreign.names, expected)
+    if not config.any_grid:
+        _check_grid(path, foreign, group.ground_resolution_m)
+    return foreign
+
+
+def _declared(bands: Sequence[str]) -> str:
+    return "its name tells of" if bands else "source.file_bands names"
+
+
+def _window(ref: PatchRef, group: GroupLayout) -> Window:
+    column, row = map(int, ref.id.rsplit("_", 2)[1:])
+    # column and row count patches, so coarser groups of the same patch begin at the same corner
+    return column * group.size_px, row * group.size_px, group.size_px, group.size_px
+
+
+def _numbers(
+    config: GeotiffConfig, path: Path, foreign: Foreign, held: Sequence[str], group: GroupLayout
+) -> Numbers:
+    channels = [number for number, band in enumerate(held) if band in group.bands]
+    # the files' order, then the layout's
+    channels.sort(key=lambda number: group.bands.index(held[number]))
+    marks = [_mark(config, held[number], foreign.nodata[number]) for number in channels]
+    try:
+        return to_digital_numbers(foreign.pixels[channels], marks, config.values)
+    except ValueError as error:
+        raise PatchError(path, str(error)) from error
+
+
+def _mark(config: GeotiffConfig, band: str, tagged: float | None) -> float | None:
+    """Return what marks nodata in a band: the setting for it, for all bands, or the file's tag."""
+    for_all = tagged if config.nodata is None else config.nodata
+    return config.nodata_by_band.get(band, for_all)
+
+
+def _check_names(path: Path, names: Sequence[str], expected: Sequence[str]) -> None:
+    """Compare what a file says of its bands with what is declared, where it says anything."""
+    for number, (name, band) in enumerate(zip(names, expected, strict=True), start=1):
+        try:
+            stated = canonical_name(name)
+        except ValueError:
+            continue  # a description of another kind
+        if stated != band:
+            raise PatchError(path, f"calls its band {number} {name}, declared is {band}")
+
+
+def _check_grid(path: Path, foreign: Foreign, size_m: float) -> None:
+    if not foreign.epsg:
+        return  # says nothing of metres
+    a, b, _, d, e, _ = foreign.transform
+    if foreign.epsg in _WEB_MERCATOR:
+        seen = f"lies in EPSG {foreign.epsg} (Web Mercator), whose metres are not the ground's"
+    elif b or d or abs(a / size_m - 1) > _SLACK or abs(e / -size_m - 1) > _SLACK:
+        seen = f"has pixels of {a:g} x {e:g} units of EPSG {foreign.epsg}, not of {size_m:g} m"
+    else:
+        return
+    raise PatchError(
+        path,
+        f"{seen}; export in the UTM zone, or set source.ground_resolution_m to what a pixel is on "
+        "the ground and source.any_grid=true",
+    )
+
+
+def _check_corner(path: Path, foreign: Foreign, first: Foreign) -> None:
+    corners = [(found.epsg, found.transform[2], found.transform[5]) for found in (foreign, first)]
+    if corners[0] != corners[1]:
+        # bands of two scenes under one name
+        raise PatchError(path, f"begins at EPSG, x, y {corners[0]}, the first band at {corners[1]}")
+
 
 _PRODUCT = re.compile(
     r"(?:S2[ABC]|SIM)_MSIL[12][AC]_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})_[\dT]+"

@@ -20,12 +20,11 @@ import numpy.typing as npt
 
 from preprocess.bands import L2A_BANDS, native_groups
 from preprocess.config import SimulatedConfig
-from preprocess.grid import PATCH_SIDE_M
-from preprocess.patch import Patch, PatchRef
 from preprocess.progress import progress_of
 from preprocess.raster import wkt_of
-from preprocess.shards.atomic import is_abandoned, temporary_path, write_json, write_text
-from preprocess.shards.layout import ShardLayout
+from preprocess.shards.atomic_io import is_abandoned, temporary_path, write_json, write_text
+from preprocess.shards.format import ShardLayout
+from preprocess.shards.patch import Patch, PatchRef
 from preprocess.simulation import (
     MAX_PATCHES,
     PATCH_PX,
@@ -39,9 +38,10 @@ from preprocess.simulation import (
     observe,
     scene_of,
 )
-from preprocess.sources.bigearthnet_v1 import TREE, layout_of, patch_folders, read_patch, tree_of
-from preprocess.sources.names import read_splits
+from preprocess.sources.base import read_splits
+from preprocess.sources.bigearthnet import TREE, layout_of, patch_folders, read_patch, tree_of
 from preprocess.template import simulated_template
+from preprocess.tiling import PATCH_SIDE_M
 
 MARKER = "SIMULATED.json"
 NOTICE = "These patches were synthesised by a program. They show no place on Earth."

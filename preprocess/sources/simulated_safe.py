@@ -16,17 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.bands import BANDS, L2A_BANDS, native_groups
-from preprocess.config import SimulatedConfig, SimulatedForm
-from preprocess.grid import PATCH_SIDE_M, place_name
-from preprocess.harmonise import offset_of
+from preprocess.config import SafeL2AConfig, SelectConfig, SimulatedConfig, SimulatedForm
 from preprocess.land import CLASSES, Tile
-from preprocess.patch import Patch, PatchRef
-from preprocess.product_config import SafeL2AConfig, SelectConfig
 from preprocess.progress import progress_of
+from preprocess.radiometry import offset_of
 from preprocess.raster import write_raster
 from preprocess.selection import Dropped
-from preprocess.shards.atomic import temporary_path, write_json
-from preprocess.shards.layout import ShardLayout
+from preprocess.shards.atomic_io import temporary_path, write_json
+from preprocess.shards.format import ShardLayout
+from preprocess.shards.patch import Patch, PatchRef
 from preprocess.simulation import (
     NUM_REGIONS,
     PATCHES_PER_SCENE,
@@ -36,11 +34,11 @@ from preprocess.simulation import (
     make_land,
     observe,
 )
-from preprocess.sources.products import Products
-from preprocess.sources.safe_l2a import METADATA_NAME, QUANTIFICATION, safe_l2a
-from preprocess.sources.scene import SCL
+from preprocess.sources.base import Source
+from preprocess.sources.l2a import SCL, Products
+from preprocess.sources.safe import METADATA_NAME, QUANTIFICATION, safe_l2a
 from preprocess.sources.simulated import MARKER, NOTICE, Simulated, is_complete, settle
-from preprocess.sources.source import Source
+from preprocess.tiling import PATCH_SIDE_M, place_name
 
 _VERSION = 1  # another number means other pixels for the same seed
 _TILE_M = 109_800

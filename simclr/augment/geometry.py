@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from simclr.augment import lists
-from simclr.augment.draws import ViewParameters
-from simclr.augment.presets import MOTIONS, Preset
-from simclr.choices import Rotation, Variant
+from simclr.augment import parallel as lists
+from simclr.augment.operations import MOTIONS, Preset
+from simclr.augment.parameters import ViewParameters
+from simclr.config import Rotation, Variant
 
 _BLUR_TAPS_2021 = 2  # the 2021 code used five taps whatever the sigma
 

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from simclr.augment import lists
-from simclr.augment.draws import ViewParameters, draw
+from simclr.augment import parallel as lists
 from simclr.augment.geometry import Frame, frame_of, mean_of_view, warp
-from simclr.augment.noise import Noise
-from simclr.augment.presets import OPERATIONS, Preset, preset_of
-from simclr.augment.radiometry import LINES, band_lines
-from simclr.augment.threads import share_out
-from simclr.choices import Variant
-from simclr.config import AugmentConfig
-from simclr.corpus import Corpus
-from simclr.loader import Batch
+from simclr.augment.operations import OPERATIONS, Preset, preset_of
+from simclr.augment.parallel import share_out
+from simclr.augment.parameters import ViewParameters, draw
+from simclr.augment.photometric import LINES, Noise, band_lines
+from simclr.config import AugmentConfig, Variant
+from simclr.data.dataset import Corpus
+from simclr.data.loader import Batch
 from simclr.philox import Epoch
 
 _NODATA = 0

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocess.shards.atomic import write_json
-from preprocess.shards.checksums import sha256_of
+from preprocess.shards.atomic_io import write_json
+from preprocess.shards.format import sha256_of
 
 FORMAT = "simclr-s2-checkpoint"
 FORMAT_VERSION = 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simclr.checkpoint.load import load_state, newest_valid
+from simclr.checkpoint.manager import load_state, newest_valid
 from simclr.checkpoint.manifest import (
     CHECKPOINTS,
     FOLDER_PATTERN,
@@ -19,8 +19,8 @@ from simclr.checkpoint.manifest import (
     verify,
 )
 from simclr.config import TrainConfig
-from simclr.model.encoder import build_encoder
-from simclr.settings import from_plain
+from simclr.config_io import from_plain
+from simclr.model.simclr import build_encoder
 
 
 @dataclass(frozen=True, slots=True)

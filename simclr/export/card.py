@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.bands import BANDS
-from preprocess.shards.layout import NODATA, UNIT
+from preprocess.shards.format import NODATA, UNIT
 from simclr.checkpoint.pretrained import Pretrained
-from simclr.choices import Stem
-from simclr.evaluate.table import markdown
-from simclr.model.encoder import WIDTHS
-from simclr.settings import to_plain
+from simclr.config import Stem
+from simclr.config_io import to_plain
+from simclr.evaluation.report import markdown
+from simclr.model.simclr import WIDTHS
 
 FORMAT = "simclr-s2-encoder"
 FORMAT_VERSION = 1

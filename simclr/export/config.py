@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simclr.choices import ExportFormat
+from simclr.config import ExportFormat
 
 
 @dataclass(kw_only=True, slots=True)

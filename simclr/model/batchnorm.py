@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simclr.collectives import Group, num_ranks, sum_over_ranks
+from simclr.distributed import Group, num_ranks, sum_over_ranks
 
 
 class GroupBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -1,17 +1,99 @@
-"""Encoder and projection head as one network: views in, (h, z) out."""
+"""Settings and ranks come in; the same network on every rank, ready to be trained, goes out."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from torchvision.models import resnet
 
-from simclr.choices import BatchNormGroup
-from simclr.collectives import Group
-from simclr.config import ModelConfig
-from simclr.model.batchnorm import join_statistics
-from simclr.model.encoder import WIDTHS, build_encoder
-from simclr.model.head import build_head
-from simclr.model.recompute import recompute_blocks
+from simclr.config import BatchNormGroup, HeadName, ModelConfig, Precision, Stem, TrainConfig
+from simclr.distributed import Group, World, average_gradients, group_of_node
+from simclr.model.batchnorm import frozen_statistics, join_statistics
+
+WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
+
+
+def build_encoder(config: ModelConfig, num_bands: int) -> nn.Module:
+    """Build an untrained encoder whose output is h, (B, width) float32.
+
+    Parameter names are torchvision's, so that weights load into a plain
+    ``torchvision.models.resnet50()`` with a first layer of ``num_bands`` channels and ``fc`` set
+    to ``nn.Identity()``. Initialisation follows torch's global generator.
+    """
+    encoder: nn.Module = getattr(resnet, config.encoder.value)(weights=None)
+    if config.stem is Stem.small:
+        first = nn.Conv2d(num_bands, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        encoder.maxpool = nn.Identity()
+    else:
+        first = nn.Conv2d(num_bands, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
+    encoder.conv1 = first
+    encoder.fc = nn.Identity()
+    return encoder
+
+
+def build_head(name: HeadName, width: int, projection_size: int) -> nn.Module:
+    """Build an untrained projection head."""
+    if name is HeadName.post:
+        # The head of the 2021 study: no normalisation between the layers.
+        return nn.Sequential(
+            nn.Linear(width, 1024),
+            nn.ReLU(inplace=True),
+            nn.Linear(1024, 512),
+            nn.ReLU(inplace=True),
+            nn.Linear(512, projection_size),
+        )
+    hidden = 1 if name is HeadName.simclr2 else 2
+    layers: list[nn.Module] = []
+    for _ in range(hidden):
+        # BatchNorm brings its own bias.
+        layers += [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(True)]
+    return nn.Sequential(*layers, nn.Linear(width, projection_size, bias=False))
+
+
+_Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
+
+
+def recompute_blocks(encoder: nn.Module) -> None:
+    """Let every residual block of a torchvision ResNet be computed again in backward.
+
+    Names and values of parameters stay. Weights and running statistics come out the same to the
+    last bit as without it.
+    """
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        for block in encoder.get_submodule(stage).children():
+            block.forward = _recomputed(block, block.forward)
+
+
+def _recomputed(
+    block: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def run(x: torch.Tensor) -> torch.Tensor:
+        """Compute the block, to be computed again in backward."""
+        if not torch.is_grad_enabled():
+            return forward(x)
+        result: torch.Tensor = checkpoint(
+            forward,
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing in a block draws
+            context_fn=partial(_contexts, block),
+        )
+        return result
+
+    return run
+
+
+def _contexts(block: nn.Module) -> _Contexts:
+    # Without this the second pass would move the running statistics a second time.
+    return nullcontext(), frozen_statistics(block)
 
 
 class SimCLR(nn.Module):
@@ -41,3 +123,45 @@ class SimCLR(nn.Module):
         """Return representations h (2B, width) and projections z (2B, projection_size)."""
         h = self.encoder(views)
         return h, self.head(h)
+
+
+def build_model(
+    config: TrainConfig, num_bands: int, view_size_px: int, world: World
+) -> DistributedDataParallel:
+    """Return the network on every rank with equal weights, ready to average gradients."""
+    node: Group = None
+    if config.model.batchnorm is BatchNormGroup.node:
+        node = group_of_node(world.node)
+    torch.manual_seed(config.seed)
+    network = SimCLR(config.model, num_bands, node).to(world.device)
+    network = network.to(memory_format=torch.channels_last)
+    initial = copy.deepcopy(network.state_dict())
+    if config.model.compile:
+        network.compile()
+    model = average_gradients(network, half=config.gradient_precision is Precision.bfloat16)
+    # A compiled network is compiled for a number of views; then it had better be the true one.
+    pairs = config.data.global_batch_size // world.size if config.model.compile else 1
+    shape = (2 * pairs, num_bands, view_size_px, view_size_px)
+    with torch.autocast(
+        world.device.type,
+        dtype=torch.bfloat16,
+        enabled=config.precision is Precision.bfloat16,
+    ):
+        _settle_buckets(model, shape, world.device)
+    network.load_state_dict(initial)
+    return model
+
+
+def _settle_buckets(
+    model: DistributedDataParallel, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """Let DDP do now what it does in its first backward passes: arrange its gradient buckets.
+
+    The arrangement decides the order of sums. Were it left to the first real step, a resumed run
+    would take that step in another order than an unbroken one, and differ in the last bits.
+    """
+    views = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
+    for _ in range(2):
+        _, projections = model(views)
+        projections.float().sum().backward()
+    model.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simclr.checks import require
+from simclr.config import require
 
 _FIRST = "conv1.weight"
 _INSIDE = ("encoder", "state_dict", "model")  # keys under which files keep the weights

@@ -16,8 +16,8 @@ from jobs.attempts import (
     read_attempts,
     saved_step,
 )
-from jobs.place import Kind, Place
-from jobs.requeue import Decision
+from jobs.slurm.environment import Kind, Place
+from jobs.slurm.preemption import Decision
 
 PLACE = Place(Kind.slurm, "7", restarts=1, num_ranks=2)
 

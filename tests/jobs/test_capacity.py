@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.capacity import check_capacity, largest_array, parse_nodes
-from jobs.cluster import ClusterConfig, Executor
+from jobs.config import ClusterConfig, Executor
+from jobs.slurm.submit import check_capacity, largest_array, parse_nodes
 
 # sinfo -h -o "%P|%D|%c|%m|%G|%l"; the forms of %G are those of the gres.conf page
 NODES = """\

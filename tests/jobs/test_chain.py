@@ -7,8 +7,8 @@ import sys
 import pytest
 from make_data import packed_arrays
 
-from jobs.chain import plan, run_chain, split_stages
-from jobs.verbs import chain
+from jobs.commands import chain
+from jobs.commands.chain import plan, run_chain, split_stages
 
 
 def test_settings_in_front_are_for_all_and_a_stages_own_come_first():

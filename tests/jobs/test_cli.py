@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import cli
-from jobs.explain import explain
-from jobs.help import choices, default_of, render
-from jobs.schema import APPS, SOURCES
-from jobs.verbs import evaluate, export, inspect, pack, pretrain, study, verify
+from jobs.cli import main as cli
+from jobs.cli.errors import explain
+from jobs.cli.help import choices, default_of, render
+from jobs.cli.schema import APPS, SOURCES
+from jobs.commands import evaluate, export, inspect, pack, pretrain, study, verify
 
 VERBS = {
     "pack": pack,
@@ -34,7 +34,7 @@ HELPS = {verb: module.HELP for verb, module in VERBS.items()}
 
 def simclr(verb: str, *arguments: str, **options: typing.Any) -> subprocess.CompletedProcess[str]:
     """Run a verb as a command."""
-    command = [sys.executable, "-m", f"jobs.verbs.{verb}", *arguments]
+    command = [sys.executable, "-m", f"jobs.commands.{verb}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
@@ -246,7 +246,7 @@ def test_examples_of_the_help_compose(verb, example, monkeypatch, capsys):
 def test_a_login_node_answers_quickly_and_without_torch(arguments, tmp_path):
     script = (
         "import sys\n"
-        "from jobs.verbs.pretrain import main\n"
+        "from jobs.commands.pretrain import main\n"
         "try: main()\n"
         "finally: assert 'torch' not in sys.modules\n"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.cluster import ClusterConfig, Executor, check_batch
+from jobs.config import ClusterConfig, Executor, check_batch
 
 
 def slurm(**settings: object) -> ClusterConfig:

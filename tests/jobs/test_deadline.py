@@ -11,13 +11,13 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from jobs.deadline import LATE, deadline
+from jobs.slurm.heartbeat import LATE, deadline
 
 # A main thread in a system call that the kernel starts again after a signal, as a write to a hung
 # disk is: Python's own handler does not run before it returns.
 HANGING = """
 import ctypes, os, signal, sys
-from jobs.deadline import LATE, deadline
+from jobs.slurm.heartbeat import LATE, deadline
 def late(words):
     print(words, flush=True)
     os._exit(LATE)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from make_data import bigearthnet_v1, packed_arrays
 
 from jobs import demo
-from jobs.provenance import code_version
+from jobs.run_dir import code_version
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\n\r"), min_size=1))

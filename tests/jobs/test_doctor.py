@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import doctor
-from jobs.doctor import Level, examine, file_system, parse_settings
+from jobs.commands import doctor
+from jobs.commands.doctor import Level, examine, file_system, parse_settings
 
 MOUNTS = """\
 /dev/vda1 / ext4 rw 0 0
@@ -81,7 +81,7 @@ def test_a_broken_pair_is_a_failure(monkeypatch):
 
 def test_options_are_refused_in_one_line():
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.verbs.doctor", "--fast"],
+        [sys.executable, "-m", "jobs.commands.doctor", "--fast"],
         capture_output=True,
         text=True,
         check=False,

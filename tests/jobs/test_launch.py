@@ -15,18 +15,25 @@ from pathlib import Path
 import pytest
 from make_data import packed_arrays
 
-from jobs import launch, slurm, watch
-from jobs.cluster import ClusterConfig, Executor
-from jobs.launch import dispatch, num_gpus
-from jobs.schema import narrow
-from jobs.submit import python_command, slurm_options
-from jobs.tasks.packing import Pack, Verify
-from jobs.tasks.pretraining import Pretrain
-from jobs.tasks.task import StoppedError
-from jobs.watch import JobError, last_exception, log_lines
+from jobs import launch
+from jobs import launch as watch
+from jobs.cli.schema import narrow
+from jobs.command import StoppedError
+from jobs.commands.pack import Pack, Verify
+from jobs.commands.pretrain import Pretrain
+from jobs.config import ClusterConfig, Executor
+from jobs.launch import JobError, dispatch, last_exception, log_lines, num_gpus
+from jobs.slurm import client as slurm
+from jobs.slurm.submit import python_command, slurm_options
 from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
-from simclr.choices import EncoderName
-from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, ModelConfig, TrainConfig
+from simclr.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    DataConfig,
+    EncoderName,
+    ModelConfig,
+    TrainConfig,
+)
 
 LOCAL = ClusterConfig(executor=Executor.local, tasks_per_node=2)
 
@@ -121,7 +128,7 @@ def wait_for_ranks(config: TrainConfig) -> list[int]:
 
 def command(config: TrainConfig, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "jobs.verbs.pretrain", "recipe=laptop"),
+        *(sys.executable, "-m", "jobs.commands.pretrain", "recipe=laptop"),
         f"shards=['{config.shards[0]}']",
         f"run_dir='{config.run_dir}'",
         *("max_steps=2000", "epochs=1000", "data.bands=[B02,B04]", "data.global_batch_size=8"),
@@ -317,7 +324,7 @@ def test_more_ranks_than_gpus_run_on_the_cpu_and_say_so(monkeypatch, caplog):
         ),
         (
             'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x()\n'
-            "jobs.tasks.task.StoppedError: stopped\nfor two lines\n",
+            "jobs.command.StoppedError: stopped\nfor two lines\n",
             ("StoppedError", "stopped\nfor two lines"),
         ),
         ("", ("error", "no traceback")),

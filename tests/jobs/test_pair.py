@@ -29,6 +29,6 @@ def test_a_pair_that_does_not_import_is_named_with_the_cure(monkeypatch, capsys)
 
 
 def test_a_failed_import_is_no_success(monkeypatch):
-    monkeypatch.setitem(sys.modules, "simclr.model.encoder", None)
+    monkeypatch.setitem(sys.modules, "simclr.model.simclr", None)
     with pytest.raises(RuntimeError, match="do not belong together"):
         pair.check_pair()

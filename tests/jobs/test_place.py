@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import place as places
-from jobs import slurm
-from jobs.place import Kind, current_place, expand_counts, launch_of, port_of
+from jobs.slurm import client as slurm
+from jobs.slurm import environment as places
+from jobs.slurm.environment import Kind, current_place, expand_counts, launch_of, port_of
 
 STEP = {
     "SLURM_JOB_ID": "77",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from jobs.requeue import Decision, Kind, Place, Stop, leave
+from jobs.slurm.preemption import Decision, Kind, Place, Stop, leave
 
 RUNNING = "JobState=RUNNING Restarts=2 PreemptTime=None"
 PREEMPTED = "JobState=RUNNING Restarts=2 PreemptTime=2026-11-28T12:00:00"

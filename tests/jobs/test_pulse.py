@@ -14,16 +14,16 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from jobs.place import Kind, Place
-from jobs.pulse import Pulse, described, folder_of, missing_ranks, whereabouts
+from jobs.slurm.environment import Kind, Place
+from jobs.slurm.heartbeat import Pulse, described, folder_of, missing_ranks, whereabouts
 
 SILENCE_S = 4.0  # more than the three beats within which an ear counts anew
 
 RANK = """
 import sys, time
 from pathlib import Path
-from jobs.place import Kind, Place
-from jobs.pulse import Pulse
+from jobs.slurm.environment import Kind, Place
+from jobs.slurm.heartbeat import Pulse
 place = Place(Kind.slurm, "7", rank=int(sys.argv[2]), num_ranks=2, node="node-b")
 with Pulse(Path(sys.argv[1]), place, 600, print) as pulse:
     pulse.reached(17)
@@ -154,7 +154,7 @@ def test_the_rank_that_is_behind_the_others_is_named(tmp_path):
 
 
 def test_the_place_of_a_thread_is_a_line_of_our_own_code():
-    assert whereabouts(threading.get_ident()).startswith("pulse.py:")
+    assert whereabouts(threading.get_ident()).startswith("heartbeat.py:")
     assert whereabouts(0) == "no line of ours"
 
 

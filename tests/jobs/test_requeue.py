@@ -10,10 +10,11 @@ from itertools import product
 
 import pytest
 
-from jobs import requeue, slurm
-from jobs.place import Kind, Place
-from jobs.requeue import Decision, Interrupted, decide, interruptible, settle
-from jobs.slurm import JobState
+from jobs.slurm import client as slurm
+from jobs.slurm import preemption as requeue
+from jobs.slurm.client import JobState
+from jobs.slurm.environment import Kind, Place
+from jobs.slurm.preemption import Decision, Interrupted, decide, interruptible, settle
 from simclr.preemption import Stop
 
 ENDING = ("COMPLETING", "PENDING", "CANCELLED", "FAILED", "NODE_FAIL", "A_STATE_TO_COME")
@@ -229,7 +230,7 @@ def test_a_signal_that_was_blocked_from_the_start_lets_the_job_come_back(name, t
         "import os, signal, sys\n"
         f"os.kill(os.getpid(), signal.{name})\n"
         "from jobs import requeue\n"
-        "from jobs.place import Kind, Place\n"
+        "from jobs.slurm.environment import Kind, Place\n"
         "requeue.current_place = lambda: Place(Kind.slurm, '1')\n"
         "requeue.leave = lambda place, stop: sys.exit(stop.name)\n"
         "with requeue.requeued_if_stopped(): print('began')\n"

@@ -10,17 +10,16 @@ import pytest
 from conftest import REPOSITORY
 
 from jobs.attempts import Attempt, read_attempts
-from jobs.place import Kind, Place, forget_results
-from jobs.requeue import Interrupted
-from jobs.rescue import clear, lost_peer, note_failure, speaks_first, told_by_a_peer
-from simclr.preemption import Stop
-from simclr.supervisor import LostPeerError
+from jobs.slurm.environment import Kind, Place, forget_results
+from jobs.slurm.lost_rank import clear, lost_peer, note_failure, speaks_first, told_by_a_peer
+from jobs.slurm.preemption import Interrupted
+from simclr.preemption import LostPeerError, Stop
 
 SPEAKING = """
 import sys
 from pathlib import Path
-from jobs.place import Kind, Place
-from jobs.rescue import speaks_first
+from jobs.slurm.environment import Kind, Place
+from jobs.slurm.lost_rank import speaks_first
 print(speaks_first(Path(sys.argv[1]), Place(Kind.slurm, "7", rank=int(sys.argv[2]), num_ranks=6)))
 """
 
@@ -28,8 +27,8 @@ ABANDONING = """
 import sys
 from pathlib import Path
 from jobs.attempts import Attempt
-from jobs.place import Place
-from jobs.rescue import abandon
+from jobs.slurm.environment import Place
+from jobs.slurm.lost_rank import abandon
 place = Place(num_ranks=2)
 Attempt(Path(sys.argv[1]), place)
 abandon(Path(sys.argv[1]), place, "rank 1 is silent")
@@ -37,8 +36,8 @@ abandon(Path(sys.argv[1]), place, "rank 1 is silent")
 
 HANGING = """
 import sys, time
-from jobs.place import Place
-from jobs.rescue import end_anyway
+from jobs.slurm.environment import Place
+from jobs.slurm.lost_rank import end_anyway
 end_anyway(Place(), 76, 0.2)
 time.sleep(60)
 """

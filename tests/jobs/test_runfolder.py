@@ -6,13 +6,7 @@ import json
 
 import pytest
 
-from jobs.runfolder import (
-    Submission,
-    freeze,
-    frozen_config,
-    read_submission,
-    write_submission,
-)
+from jobs.run_dir import Submission, freeze, frozen_config, read_submission, write_submission
 from simclr.config import OptimConfig, TrainConfig
 
 

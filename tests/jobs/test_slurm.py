@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import slurm
+from jobs.slurm import client as slurm
 
 # scontrol -o show job, shortened; fields and their order as the release prints them
 RUNNING_20_11 = (

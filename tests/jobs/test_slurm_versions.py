@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 
-from jobs import slurm
-from jobs.accounting import endings, parse_endings
-from jobs.monitor.reasons import why_waiting
+from jobs.slurm import client as slurm
+from jobs.slurm.client import endings, parse_endings
+from jobs.status.run_status import why_waiting
 
 _HEAD = "UserId=ann(1000) GroupId=ann(1000) MCS_label=N/A Priority=9 Nice=0 Account=a QOS=normal"
 _TAIL = "Command=/home/ann/x.sh WorkDir=/home/ann StdErr=/runs/a run/err StdIn=/dev/null"

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from jobs import snapshot
-from jobs.snapshot import PACKAGES, import_lines, take_snapshot
+from jobs import code_snapshot as snapshot
+from jobs.code_snapshot import PACKAGES, import_lines, take_snapshot
 
 
 @pytest.fixture

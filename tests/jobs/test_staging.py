@@ -25,7 +25,7 @@ jobs.staging._copy_shard = lambda *args: (copied.append(1), copy(*args))[1]
 with jobs.staging.staged([sys.argv[1]], sys.argv[2], progress=False) as (folder,):
     print(len(copied), flush=True)
     sys.stdin.read()
-    from simclr.corpus import open_corpus
+    from simclr.data.dataset import open_corpus
     open_corpus([folder], ["B02"])
 """
 

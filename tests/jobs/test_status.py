@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 import pytest
 
 from jobs.attempts import Attempt
-from jobs.monitor.table import duration
-from jobs.place import Place
-from jobs.runfolder import Submission, freeze, write_submission
-from jobs.verbs import status
+from jobs.commands import status
+from jobs.run_dir import Submission, freeze, write_submission
+from jobs.slurm.environment import Place
+from jobs.status.render import duration
 from simclr.config import TrainConfig
 
 

@@ -12,9 +12,8 @@ from hydra.plugins.launcher import Launcher
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from make_data import packed_arrays
 
-from jobs.arguments import understood
-from jobs.schema import APPS, register
-from jobs.sweep import naming
+from jobs.cli.options import naming, understood
+from jobs.cli.schema import APPS, register
 
 
 def test_members_are_named_by_their_swept_settings_alone():
@@ -70,7 +69,12 @@ def test_the_settings_of_the_launcher_mean_those_of_the_cluster():
 def test_a_sweep_that_is_started_again_does_only_what_is_missing(tmp_path):
     for name in ("one", "two"):
         packed_arrays(tmp_path / name, 4, bands=["B02"])
-    command = [sys.executable, "-m", "jobs.verbs.verify", f"shards={tmp_path}/one,{tmp_path}/two"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.commands.verify",
+        f"shards={tmp_path}/one,{tmp_path}/two",
+    ]
 
     def said(*more: str) -> list[str]:
         done = subprocess.run(

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 from make_data import packed_arrays
 
-from jobs import requeue
-from jobs.cluster import ClusterConfig
+from jobs.command import StoppedError
+from jobs.commands import pretrain as pretraining
+from jobs.commands.evaluate import Evaluate, Export
+from jobs.commands.pack import Pack, Verify, VerifyError
+from jobs.commands.pretrain import Pretrain
+from jobs.config import ClusterConfig
 from jobs.launch import dispatch
-from jobs.place import Kind, Place
-from jobs.requeue import Interrupted
-from jobs.tasks import pretraining
-from jobs.tasks.encoders import Evaluate, Export
-from jobs.tasks.packing import Pack, Verify, VerifyError
-from jobs.tasks.pretraining import Pretrain
-from jobs.tasks.task import StoppedError
+from jobs.slurm import preemption as requeue
+from jobs.slurm.environment import Kind, Place
+from jobs.slurm.preemption import Interrupted
 from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
 from simclr.config import TrainConfig
-from simclr.evaluate.config import EvaluateConfig
+from simclr.evaluation.config import EvaluateConfig
 from simclr.export.config import ExportConfig
 from simclr.preemption import Preempted, Stop
 
@@ -151,7 +151,7 @@ def test_a_sweep_gives_each_member_a_folder_of_its_own(tmp_path):
     output = tmp_path / "packed"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "jobs.verbs.pack", "-m", "source=simulated"),
+            *(sys.executable, "-m", "jobs.commands.pack", "-m", "source=simulated"),
             f"source.root={tmp_path}/rasters-${{source.seed}}",
             f"output={output}",
             "source.num_patches=2",

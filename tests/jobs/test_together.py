@@ -15,19 +15,18 @@ from pathlib import Path
 import pytest
 from make_data import packed_arrays
 
-from jobs.cluster import ClusterConfig, Executor
-from jobs.done import is_done
+from jobs.commands.pretrain import Pretrain
+from jobs.commands.together import Stopped, Together, TogetherConfig
+from jobs.config import ClusterConfig, Executor
 from jobs.launch import dispatch
-from jobs.requeue import MAX_IDLE
-from jobs.tasks.pretraining import Pretrain
-from jobs.tasks.together import Stopped, Together, TogetherConfig
-from simclr.choices import EncoderName
-from simclr.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
+from jobs.run_dir import is_done
+from jobs.slurm.preemption import MAX_IDLE
+from simclr.config import AugmentConfig, DataConfig, EncoderName, ModelConfig, TrainConfig
 
 HERE = ClusterConfig()
 DRIVER = """
 import pickle, sys
-from jobs.cluster import ClusterConfig
+from jobs.config import ClusterConfig
 from jobs.launch import dispatch
 dispatch(pickle.load(sys.stdin.buffer), ClusterConfig())
 """

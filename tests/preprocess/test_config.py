@@ -9,14 +9,15 @@ import pytest
 from preprocess.config import (
     BigEarthNetV1Config,
     BigEarthNetV2Config,
+    CogL2AConfig,
     GeotiffConfig,
     OnError,
     PackConfig,
+    SafeL2AConfig,
     SimulatedConfig,
     SourceConfig,
     VerifyConfig,
 )
-from preprocess.product_config import CogL2AConfig, SafeL2AConfig
 from preprocess.sources import SOURCES, open_source
 
 SOURCE_CONFIGS = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from preprocess.grid import SIDE, TileGrid, is_corner_of_tile, shares_of, zone_bounds
+from preprocess.tiling import SIDE, TileGrid, is_corner_of_tile, shares_of, zone_bounds
 
 
 def test_corners_in_the_metadata_of_real_products_are_corners_of_tiles(real_data):

@@ -6,7 +6,7 @@ import rasterio
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
-from preprocess.harmonise import baseline_of, contradiction, decide, harmonise, offset_of
+from preprocess.radiometry import baseline_of, contradiction, decide, harmonise, offset_of
 
 PAIR = {
     "S2A_MSIL2A_20220706T085611_N0400_R007_T33NZA_20220706T153419": -1000,

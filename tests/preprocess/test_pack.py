@@ -23,10 +23,9 @@ from preprocess.config import (
     PackConfig,
     SimulatedConfig,
 )
-from preprocess.notes import remove_leftovers
-from preprocess.pack import PackError, pack
-from preprocess.patch import PatchError
+from preprocess.pack import PackError, pack, remove_leftovers
 from preprocess.shards import open_readers, read_manifest
+from preprocess.shards.patch import PatchError
 from preprocess.verify import VerifyConfig, verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]

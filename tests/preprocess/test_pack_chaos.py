@@ -9,8 +9,7 @@ import pytest
 from killed_parts import digests, kill_parts
 
 from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
-from preprocess.finish import PackError, finish
-from preprocess.pack import pack
+from preprocess.pack import PackError, finish, pack
 from preprocess.sources import open_source
 from preprocess.verify import verify
 

@@ -7,8 +7,8 @@ import pytest
 import rasterio
 from make_data import write_geotiff
 
-from preprocess.patch import PatchError
 from preprocess.raster import read_raster, session, versions
+from preprocess.shards.patch import PatchError
 from preprocess.template import simulated_template
 
 PIXELS = np.arange(2 * 6 * 8, dtype=np.uint16).reshape(2, 6, 8)

@@ -8,9 +8,8 @@ import pytest
 from make_data import bigearthnet_v1, class_folders, write_geotiff
 
 from preprocess.config import BigEarthNetV1Config, GeotiffConfig, OnError, PackConfig, VerifyConfig
-from preprocess.finish import PackError
-from preprocess.pack import pack
-from preprocess.patch import PatchError
+from preprocess.pack import PackError, pack
+from preprocess.shards.patch import PatchError
 from preprocess.verify import verify
 
 BANDS = ["B02", "B03", "B04", "B08"]

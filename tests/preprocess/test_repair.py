@@ -8,9 +8,9 @@ from make_data import bigearthnet_v1, edit_manifest, write_geotiff
 
 from preprocess.config import BigEarthNetV1Config, PackConfig, VerifyConfig
 from preprocess.pack import pack
-from preprocess.repair import RepairError, verify_and_repair
 from preprocess.shards import open_readers, read_manifest
-from preprocess.shards.codec import CODECS
+from preprocess.shards.compression import CODECS
+from preprocess.verify import RepairError, verify_and_repair
 
 BANDS = ["B02", "B05", "B09"]
 

@@ -9,7 +9,7 @@ import pytest
 from make_data import packed_simulated
 
 from preprocess.shards import open_readers, read_manifest
-from preprocess.shards.layout import INDEX_FIELDS
+from preprocess.shards.format import INDEX_FIELDS
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "shard-format.md").read_text()
 

@@ -5,8 +5,8 @@ from math import cos, hypot, radians
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.product_config import SplitConfig
-from preprocess.split import KM_PER_DEGREE, block_and_split, block_of, split_of
+from preprocess.config import SplitConfig
+from preprocess.tiling import KM_PER_DEGREE, block_and_split, block_of, split_of
 
 CONFIG = SplitConfig(block_km=12, buffer_km=1.2, validation=0.3, test=0.3)
 VALLEY = st.tuples(st.floats(-122.5, -119), st.floats(35, 40))

@@ -6,7 +6,7 @@ from make_data import packed_arrays
 
 from preprocess.bands import L2A_BANDS
 from preprocess.shards import open_readers, read_manifest
-from simclr.corpus import open_corpus
+from simclr.data.dataset import open_corpus
 
 
 @pytest.fixture(scope="module")

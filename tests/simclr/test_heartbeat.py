@@ -5,8 +5,8 @@ import time
 
 from ranks import CPU
 
-from simclr.heartbeat import beat
-from simclr.world import open_world
+from simclr.distributed import open_world
+from simclr.trainer import beat
 
 
 def test_a_heartbeat_names_rank_step_and_time(tmp_path):

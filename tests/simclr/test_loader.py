@@ -6,9 +6,9 @@ import torch
 from make_data import packed_arrays
 
 from preprocess.bands import L2A_BANDS
-from simclr.corpus import open_corpus
-from simclr.loader import Loader, sequential_batches, training_batches
-from simclr.order import Order
+from simclr.data.dataset import open_corpus
+from simclr.data.loader import Loader, sequential_batches, training_batches
+from simclr.data.sampler import Order
 
 CPU = torch.device("cpu")
 

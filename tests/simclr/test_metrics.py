@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from simclr.metrics import JsonLines, LogLines, ProgressBar, read_metrics, screen
+from simclr.monitoring.metrics import JsonLines, LogLines, ProgressBar, read_metrics, screen
 
 
 def record(step: int, **values):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simclr.order import Order, permute, shares
+from simclr.data.sampler import Order, permute, shares
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,14 +15,13 @@ from preprocess.bands import L2A_BANDS
 from preprocess.config import PackConfig, SimulatedConfig, SimulatedForm
 from preprocess.pack import pack
 from simclr.augment.views import ViewMaker
-from simclr.checkpoint.load import newest_valid
-from simclr.choices import Positives
-from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, TrainConfig
-from simclr.corpus import Corpus, open_corpus
-from simclr.loader import training_batches
-from simclr.order import Order
+from simclr.checkpoint.manager import newest_valid
+from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, Positives, TrainConfig
+from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.loader import training_batches
+from simclr.data.sampler import Order
+from simclr.data.temporal_pairs import seasons_of
 from simclr.preemption import Preempted
-from simclr.seasons import seasons_of
 from simclr.train import train
 
 CPU = torch.device("cpu")

@@ -2,16 +2,16 @@
 
 import pytest
 
-from simclr.choices import Stem
 from simclr.config import (
     CheckpointConfig,
     DataConfig,
     LossConfig,
     ModelConfig,
+    Stem,
     TrainConfig,
     WorldConfig,
 )
-from simclr.settings import config_hash, differing_settings, from_plain, to_plain
+from simclr.config_io import config_hash, differing_settings, from_plain, to_plain
 
 
 def test_plain_settings_come_back_as_they_were():

@@ -9,13 +9,21 @@ from rank_jobs import small_run
 from ranks import CPU
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simclr.augment import lists
-from simclr.augment.presets import NINE
-from simclr.choices import BatchNormGroup, EncoderName, OptimizerName, Precision, Variant
-from simclr.config import AugmentConfig, ModelConfig, OptimConfig
-from simclr.run import Run
+from simclr.augment import parallel as lists
+from simclr.augment.operations import NINE
+from simclr.config import (
+    AugmentConfig,
+    BatchNormGroup,
+    EncoderName,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    Precision,
+    Variant,
+)
+from simclr.distributed import open_world
 from simclr.step import train_step
-from simclr.world import open_world
+from simclr.trainer import Run
 
 # What must know a value on the host: item, bool, nonzero, and indexing by a mask, which counts it.
 WAITING = {

@@ -15,7 +15,7 @@ from rank_jobs import small_run, train_small
 from ranks import results_of, run_ranks, start_ranks
 from slurm.runs import differing
 
-from simclr.checkpoint.load import newest_valid
+from simclr.checkpoint.manager import newest_valid
 
 pytestmark = pytest.mark.slow
 

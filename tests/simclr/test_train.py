@@ -14,16 +14,25 @@ from rank_jobs import first_losses, order_and_draws, small_run, train_small
 from ranks import CPU, results_of, run_ranks, start_ranks
 
 from preprocess.bands import L2A_BANDS
-from simclr.checkpoint.load import newest_valid
+from simclr.checkpoint.manager import newest_valid
 from simclr.checkpoint.manifest import read_checkpoint_manifest
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.choices import BatchNormGroup, EncoderName, OptimizerName, Positives
-from simclr.config import CheckpointConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from simclr.corpus import open_corpus
-from simclr.identity import refuse_other_run
-from simclr.metrics import read_metrics
+from simclr.config import (
+    BatchNormGroup,
+    CheckpointConfig,
+    DataConfig,
+    EncoderName,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    Positives,
+    TrainConfig,
+)
+from simclr.data.dataset import open_corpus
+from simclr.monitoring.metrics import read_metrics
 from simclr.preemption import Preempted
 from simclr.train import train
+from simclr.trainer import refuse_other_run
 
 STEPS = 16  # 64 patches, half of them for training, 8 a step, 4 epochs
 

@@ -4,7 +4,7 @@ import pytest
 from rank_jobs import agreed_value
 from ranks import CPU, run_ranks
 
-from simclr.world import Launch, launch_from_environment, open_world
+from simclr.distributed import Launch, launch_from_environment, open_world
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",

@@ -68,7 +68,7 @@ class Run:
 def verb(name: str, *arguments: str, cluster: Cluster) -> subprocess.CompletedProcess[str]:
     """Run a verb as a user on the login node would."""
     return subprocess.run(
-        [sys.executable, "-m", f"jobs.verbs.{name}", *arguments],
+        [sys.executable, "-m", f"jobs.commands.{name}", *arguments],
         env={**os.environ, **cluster.environment},
         capture_output=True,
         text=True,

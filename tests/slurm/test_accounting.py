@@ -11,7 +11,7 @@ from slurm import accounting
 from slurm.cluster import running_cluster
 from slurm.runs import preempt, submit, verb, wait_for_step
 
-from jobs.accounting import parse_endings
+from jobs.slurm.client import parse_endings
 
 pytestmark = [pytest.mark.slurm, pytest.mark.exhaustive]
 

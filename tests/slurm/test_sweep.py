@@ -30,7 +30,7 @@ def checkout(repository, tmp_path):
 
 def sweep(cluster, checkout, shards, folder, *arguments):
     settings = [word for word in SETTINGS if not word.startswith(("data.bands", "max_steps"))]
-    command = ["-m", "jobs.verbs.pretrain", *settings, *ALONE, *arguments]
+    command = ["-m", "jobs.commands.pretrain", *settings, *ALONE, *arguments]
     return subprocess.run(
         [sys.executable, *command, f"shards=['{shards}']", f"run_dir='{folder}'"],
         env={**os.environ, **cluster.environment, "PYTHONPATH": str(checkout)},
@@ -44,7 +44,7 @@ def sweep(cluster, checkout, shards, folder, *arguments):
 
 def edit(checkout):
     """Break every module that a member runs, and a value that it was composed from."""
-    for name in ("jobs/tasks/pretraining.py", "simclr/train.py", "simclr/step.py"):
+    for name in ("jobs/commands/pretrain.py", "simclr/train.py", "simclr/step.py"):
         (checkout / name).write_text("raise SystemExit('edited')\n")
     (checkout / "jobs/conf/recipe/laptop.yaml").write_text(
         "# @package _global_\nepochs: nonsense\n"
@@ -79,7 +79,7 @@ def test_members_come_back_with_the_code_and_settings_they_were_submitted_with(
         [
             sys.executable,
             "-m",
-            "jobs.verbs.status",
+            "jobs.commands.status",
             "--json",
             *(str(run.folder) for run in (good, bad)),
         ],

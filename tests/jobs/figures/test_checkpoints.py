@@ -8,7 +8,7 @@ import json
 import matplotlib.image
 
 from jobs.figures.evaluation import write_evaluation_page
-from simclr.evaluate.choice import FORMAT, FORMAT_VERSION
+from simclr.evaluation.checkpoint_selection import FORMAT, FORMAT_VERSION
 
 
 def result(encoder, step, protocol, value):

@@ -5,7 +5,7 @@ import json
 import matplotlib.image
 import pytest
 
-from jobs.figures.curves import draw_curves
+from jobs.figures.run_report import draw_curves
 
 RECORD = {
     "learning_rate": 1e-3,

@@ -8,8 +8,8 @@ import matplotlib.image
 import pytest
 
 from jobs.figures.evaluation import write_evaluation_page
-from preprocess.shards.atomic import write_json
-from simclr.evaluate.report import FORMAT, FORMAT_VERSION
+from preprocess.shards.atomic_io import write_json
+from simclr.evaluation.report import FORMAT, FORMAT_VERSION
 
 SCORE = {"value": 0.5, "low": 0.4, "high": 0.6, "by_seed": [0.5]}
 ABSENT = {"value": None, "low": None, "high": None, "by_seed": [None]}

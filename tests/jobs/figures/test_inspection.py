@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 from make_data import packed_arrays, packed_simulated
 
-from jobs.figures.inspection import inspect_shards, patch_of, spread
-from jobs.figures.shards import TRUE_COLOUR, pictures_of, stretch
-from jobs.figures.views import inspect_views
-from jobs.inspection import InspectConfig, What
-from jobs.schema import InspectApp
-from jobs.verbs.inspect import work
+from jobs.cli.schema import InspectApp
+from jobs.commands.inspect import work
+from jobs.config import InspectConfig, What
+from jobs.figures.shards import (
+    TRUE_COLOUR,
+    inspect_shards,
+    inspect_views,
+    patch_of,
+    pictures_of,
+    spread,
+    stretch,
+)
 from preprocess.config import BigEarthNetV1Config, PackConfig
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest

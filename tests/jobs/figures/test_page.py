@@ -1,8 +1,7 @@
 from html.parser import HTMLParser
 from pathlib import Path
 
-from jobs.figures.canvas import canvas
-from jobs.figures.page import Page
+from jobs.figures.canvas import Page, canvas
 
 
 class _Reader(HTMLParser):

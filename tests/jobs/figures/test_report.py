@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from jobs.figures.report import write_report
-from jobs.monitor.records import describe
-from jobs.runfolder import freeze
+from jobs.figures.run_report import write_report
+from jobs.run_dir import freeze
+from jobs.status.run_status import describe
 from simclr.config import TrainConfig
 
 NOW = 1_800_000_000.0

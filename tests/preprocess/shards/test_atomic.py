@@ -2,7 +2,7 @@
 
 import pytest
 
-from preprocess.shards.atomic import atomic_path, write_json, write_text
+from preprocess.shards.atomic_io import atomic_path, write_json, write_text
 
 
 def write_and_fail(path):

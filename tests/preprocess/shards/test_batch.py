@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from make_data import packed_arrays
 
-from preprocess.shards import BatchReader, batch, open_readers, read_manifest
+from preprocess.shards import BatchReader, open_readers, read_manifest
+from preprocess.shards import reader as batch
 from preprocess.shards.aio import read_many
 
 

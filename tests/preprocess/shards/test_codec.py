@@ -6,9 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from preprocess.patch import Patch
 from preprocess.shards import GroupLayout, ShardLayout, ShardReader
-from preprocess.shards.codec import (
+from preprocess.shards.compression import (
     CODECS,
     NO_CODEC,
     check_codec,
@@ -16,6 +15,7 @@ from preprocess.shards.codec import (
     decode,
     storage_of,
 )
+from preprocess.shards.patch import Patch
 from preprocess.shards.reader import open_shard
 from preprocess.shards.writer import ShardOrigin, write_shard
 
@@ -127,7 +127,7 @@ def test_a_codec_that_does_not_exist_is_answered_with_those_that_do():
 
 
 def test_a_missing_plugin_is_named_with_the_extra_to_install(monkeypatch):
-    from preprocess.shards import codec
+    from preprocess.shards import compression as codec
 
     real = builtins.__import__
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from preprocess.patch import Patch
 from preprocess.shards import FractionSet, GroupLayout, LabelSet, ShardLayout, ShardReader
+from preprocess.shards.patch import Patch
 from preprocess.shards.writer import BLOCK_ROWS, ShardOrigin, write_shard
 
 LAYOUT = ShardLayout(

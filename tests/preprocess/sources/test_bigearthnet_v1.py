@@ -10,10 +10,10 @@ import rasterio
 from make_data import bigearthnet_v1, write_geotiff
 
 from preprocess.config import BigEarthNetV1Config
-from preprocess.patch import PatchError
+from preprocess.shards.patch import PatchError
 from preprocess.sources import open_source
-from preprocess.sources.bigearthnet_v1 import _PATCH
-from preprocess.sources.names import read_names, read_splits
+from preprocess.sources.base import read_names, read_splits
+from preprocess.sources.bigearthnet import _PATCH
 from preprocess.sources.simulated import write_tree
 
 

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 import rasterio
 
-from preprocess.config import BigEarthNetV1Config, BigEarthNetV2Config, GeotiffConfig, PackConfig
+from preprocess.config import (
+    BigEarthNetV1Config,
+    BigEarthNetV2Config,
+    CogL2AConfig,
+    FilterConfig,
+    GeotiffConfig,
+    PackConfig,
+    SafeL2AConfig,
+    SelectConfig,
+)
 from preprocess.pack import pack
-from preprocess.product_config import CogL2AConfig, FilterConfig, SafeL2AConfig, SelectConfig
 from preprocess.shards import open_readers, read_manifest
 
 EUROSAT = [

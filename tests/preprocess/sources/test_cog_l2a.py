@@ -2,7 +2,7 @@
 
 import pytest
 
-from preprocess.sources.cog_l2a import claims_of
+from preprocess.sources.stac_cog import claims_of
 
 
 def item_of(**properties):

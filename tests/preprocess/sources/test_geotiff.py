@@ -8,8 +8,8 @@ import rasterio
 from make_data import class_folders, write_geotiff
 
 from preprocess.config import GeotiffConfig, Values
-from preprocess.patch import PatchError
 from preprocess.shards import LabelSet
+from preprocess.shards.patch import PatchError
 from preprocess.sources import open_source
 
 # EuroSAT MS stores B8A last.

@@ -5,20 +5,20 @@ import pytest
 import rasterio
 from make_products import safe_product, zipped
 
-from preprocess.config import PackConfig
-from preprocess.harmonise import harmonise
-from preprocess.pack import pack
-from preprocess.patch import PatchError, PatchRef
-from preprocess.product_config import (
+from preprocess.config import (
     CogL2AConfig,
     FilterConfig,
+    PackConfig,
     SafeL2AConfig,
     SelectConfig,
     SplitConfig,
 )
+from preprocess.pack import pack
+from preprocess.radiometry import harmonise
 from preprocess.raster import session, to_degrees
 from preprocess.selection import Dropped
 from preprocess.shards import open_readers, read_manifest
+from preprocess.shards.patch import PatchError, PatchRef
 from preprocess.sources import open_source
 
 # every one reads whole tiles, most for a second or two

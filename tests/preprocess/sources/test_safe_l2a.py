@@ -4,8 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from preprocess.harmonise import baseline_of, offset_of
-from preprocess.sources.safe_l2a import offset_in
+from preprocess.radiometry import baseline_of, offset_of
+from preprocess.sources.safe import offset_in
 
 
 def metadata_of(real_data):

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import rasterio
 
-from preprocess.config import PackConfig, SimulatedConfig, SimulatedForm
+from preprocess.config import (
+    PackConfig,
+    SafeL2AConfig,
+    SelectConfig,
+    SimulatedConfig,
+    SimulatedForm,
+    SplitConfig,
+)
 from preprocess.pack import pack
-from preprocess.patch import PatchRef
-from preprocess.product_config import SafeL2AConfig, SelectConfig, SplitConfig
 from preprocess.shards import open_readers, read_manifest
+from preprocess.shards.patch import PatchRef
 from preprocess.simulation import Scene, make_land, observe
 from preprocess.sources import open_source
 from preprocess.sources.simulated import MARKER

@@ -11,7 +11,7 @@ import yaml
 
 from preprocess.config import PackConfig
 from preprocess.pack import pack
-from preprocess.rejected import read_rejected
+from preprocess.plan import read_rejected
 from preprocess.shards import open_readers, read_manifest
 from preprocess.sources import SOURCES
 

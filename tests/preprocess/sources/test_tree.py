@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.config import GeotiffConfig
-from preprocess.product_config import CogL2AConfig
+from preprocess.config import CogL2AConfig, GeotiffConfig
 from preprocess.sources import open_source
-from preprocess.sources.safe_l2a import list_files
-from preprocess.sources.tree import files_below
+from preprocess.sources.base import files_below
+from preprocess.sources.safe import list_files
 
 NOBODY = 65534
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from simclr.augment.draws import draw
-from simclr.augment.presets import BANNED, NINE, Preset, allowed_couplets, preset_of
-from simclr.choices import Rotation, Variant
-from simclr.config import AugmentConfig
+from simclr.augment.operations import BANNED, NINE, Preset, allowed_couplets, preset_of
+from simclr.augment.parameters import draw
+from simclr.config import AugmentConfig, Rotation, Variant
 
 BANDS = 3
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simclr.augment.draws import ViewParameters, draw
 from simclr.augment.geometry import blur_matrix, frame_of, mean_of_view, trace_axes, warp
-from simclr.augment.presets import Preset
-from simclr.choices import Rotation, Variant
+from simclr.augment.operations import Preset
+from simclr.augment.parameters import ViewParameters, draw
+from simclr.config import Rotation, Variant
 
 NOTHING = Preset("none", Variant.corrected, {})
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from simclr.augment.noise import NOISE_VALUES, noise_table, noise_windows, salted, speckled
+from simclr.augment.photometric import NOISE_VALUES, noise_table, noise_windows, salted, speckled
 
 MEAN, STD = 1200.0, 400.0
 

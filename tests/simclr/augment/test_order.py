@@ -9,13 +9,13 @@ import torch
 from make_data import packed_arrays
 from scipy import ndimage
 
-from simclr.augment.draws import ViewParameters, draw
-from simclr.augment.noise import noise_table, noise_windows
-from simclr.augment.presets import GEOMETRIC, NINE, preset_of
+from simclr.augment.operations import GEOMETRIC, NINE, preset_of
+from simclr.augment.parameters import ViewParameters, draw
+from simclr.augment.photometric import noise_table, noise_windows
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig
-from simclr.corpus import Corpus, open_corpus
-from simclr.loader import Batch, sequential_batches
+from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.loader import Batch, sequential_batches
 
 CPU = torch.device("cpu")
 SIDE, SEED, NUM = 24, 5, 4

@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "adding-an-augmentation.md"
 PROGRAM = """
 import torch
-from simclr.augment.draws import draw
+from simclr.augment.parameters import draw
 from simclr.augment.geometry import frame_of, warp
-from simclr.augment.presets import preset_of
+from simclr.augment.operations import preset_of
 from simclr.config import AugmentConfig
 
 preset = preset_of(AugmentConfig(preset="list", operations=["stretch", "gain"]))

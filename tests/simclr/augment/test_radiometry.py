@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from simclr.augment.draws import ViewParameters, draw
-from simclr.augment.presets import Preset
-from simclr.augment.radiometry import band_lines
-from simclr.choices import Variant
+from simclr.augment.operations import Preset
+from simclr.augment.parameters import ViewParameters, draw
+from simclr.augment.photometric import band_lines
+from simclr.config import Variant
 
 MEAN, STD = 1200.0, 400.0
 LEVEL = torch.full((1, 2), MEAN / STD)

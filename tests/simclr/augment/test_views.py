@@ -6,12 +6,11 @@ import torch
 from make_data import packed_arrays
 
 from preprocess.bands import L2A_BANDS
-from simclr.augment import lists
+from simclr.augment import parallel as lists
 from simclr.augment.views import ViewMaker
-from simclr.choices import Rotation
-from simclr.config import AugmentConfig
-from simclr.corpus import open_corpus
-from simclr.loader import Batch, sequential_batches
+from simclr.config import AugmentConfig, Rotation
+from simclr.data.dataset import open_corpus
+from simclr.data.loader import Batch, sequential_batches
 
 CPU = torch.device("cpu")
 PRESETS = [

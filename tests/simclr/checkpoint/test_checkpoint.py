@@ -9,15 +9,19 @@ import pytest
 import torch
 from ranks import CPU
 
-from simclr.checkpoint import retention
-from simclr.checkpoint.load import agreed_checkpoint, newest_valid, restore_rank
+from simclr.checkpoint import manager as retention
+from simclr.checkpoint.manager import (
+    CheckpointError,
+    Saver,
+    agreed_checkpoint,
+    newest_valid,
+    restore_rank,
+)
 from simclr.checkpoint.manifest import CheckpointManifest, folder_name, verify
-from simclr.checkpoint.save import Saver
-from simclr.checkpoint.together import CheckpointError
 from simclr.config import CheckpointConfig, TrainConfig
-from simclr.settings import config_hash, to_plain
-from simclr.supervisor import Supervisor, Unsupervised
-from simclr.world import open_world
+from simclr.config_io import config_hash, to_plain
+from simclr.distributed import open_world
+from simclr.preemption import Supervisor, Unsupervised
 
 
 @pytest.fixture
@@ -113,9 +117,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     "point",
-    ["torch.save", "simclr.checkpoint.save.fsync", "simclr.checkpoint.save.write_manifest",
-     "simclr.checkpoint.save.publish", "simclr.checkpoint.save.write_text",
-     "simclr.checkpoint.save.prune"],
+    ["torch.save", "simclr.checkpoint.manager.fsync", "simclr.checkpoint.manager.write_manifest",
+     "simclr.checkpoint.manager.publish", "simclr.checkpoint.manager.write_text",
+     "simclr.checkpoint.manager.prune"],
 )  # fmt: skip
 def test_a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint(
     run_dir, world, point, monkeypatch

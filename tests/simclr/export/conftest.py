@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simclr.choices import ExportFormat
+from simclr.config import ExportFormat
 from simclr.export.config import ExportConfig
 from simclr.export.export import export
 

@@ -15,15 +15,14 @@ from torch import nn
 
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.choices import EncoderName, ExportFormat
-from simclr.config import AugmentConfig, ModelConfig
-from simclr.corpus import open_corpus
-from simclr.export import graph as module
+from simclr.config import AugmentConfig, EncoderName, ExportFormat, ModelConfig
+from simclr.data.dataset import open_corpus
+from simclr.data.loader import Loader
+from simclr.export import export as module
 from simclr.export.config import ExportConfig
 from simclr.export.export import export
 from simclr.export.load import load_encoder, read_card
-from simclr.loader import Loader
-from simclr.model.encoder import build_encoder
+from simclr.model.simclr import build_encoder
 
 BANDS = ["B04", "B03", "B02", "B08"]
 CPU = torch.device("cpu")
@@ -106,7 +105,7 @@ def test_the_card_lists_the_files_with_checksum_and_input(exported_formats):
 @pytest.mark.slow
 def test_another_process_writes_the_same_bytes(exported_formats, trained_run):
     arguments = [f"run={trained_run.folder}", f"output={exported_formats}"]
-    code = "import sys; from jobs.verbs.export import main; main()"
+    code = "import sys; from jobs.commands.export import main; main()"
     command = [sys.executable, "-c", code, *arguments, "formats=[pth,pt2,onnx]"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr  # an output with other bytes is refused

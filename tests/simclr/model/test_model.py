@@ -12,11 +12,9 @@ from ranks import run_ranks
 from torch import nn
 from torchvision.models import resnet18
 
-from simclr.choices import EncoderName, HeadName, Stem
-from simclr.config import ModelConfig
+from simclr.config import EncoderName, HeadName, ModelConfig, Stem
 from simclr.model.batchnorm import GroupBatchNorm, join_statistics
-from simclr.model.encoder import WIDTHS, build_encoder
-from simclr.model.simclr import SimCLR
+from simclr.model.simclr import WIDTHS, SimCLR, build_encoder
 
 
 @pytest.mark.parametrize("name", list(EncoderName))

@@ -3,10 +3,9 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simclr.choices import EncoderName, OptimizerName
-from simclr.config import ModelConfig, OptimConfig
-from simclr.model.encoder import build_encoder
-from simclr.optim.build import build_optimizer, step_unless
+from simclr.config import EncoderName, ModelConfig, OptimConfig, OptimizerName
+from simclr.model.simclr import build_encoder
+from simclr.optim import build_optimizer, step_unless
 
 
 class Calls(TorchDispatchMode):

@@ -6,11 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from simclr.choices import OptimizerName, RateScaling, Schedule
-from simclr.config import OptimConfig
-from simclr.optim.build import build_optimizer, parameter_groups, set_rate
-from simclr.optim.lars import LARS
-from simclr.optim.schedule import learning_rate, peak_rate
+from simclr.config import OptimConfig, OptimizerName, RateScaling, Schedule
+from simclr.optim import LARS, build_optimizer, learning_rate, parameter_groups, peak_rate, set_rate
 
 
 def test_the_cosine_starts_at_the_peak_and_ends_next_to_zero():

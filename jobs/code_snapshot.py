@@ -1,0 +1,105 @@
+"""The code that a job runs: our three packages come in, a copy that nobody edits goes out.
+
+A job may wait for days and come back many times. It imports from its copy, so that an edited
+checkout, or another branch, changes neither queued jobs nor those that are requeued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from jobs.run_dir import changes, code_version
+from preprocess.shards.atomic_io import publish, temporary_path, write_json, write_text
+
+PACKAGES = ("jobs", "simclr", "preprocess")
+ORIGIN_NAME = "origin.json"
+CHANGES_NAME = "changes.diff"
+_LEFT_OUT = ("__pycache__", ".mypy_cache", ".ruff_cache")
+
+
+def take_snapshot(folder: Path) -> Path:
+    """Copy the packages below a folder and return the copy, ``folder/<digest>``.
+
+    The same code is kept once; another state of it lies beside it, so that a job that was
+    submitted earlier finds what it was submitted with. Beside the packages stand the commit and
+    what differs from it.
+    """
+    files = {str(name): path for name, path in _files()}
+    target = folder.absolute() / _digest(files)
+    if not target.exists():
+        partial = temporary_path(target)
+        shutil.rmtree(partial, ignore_errors=True)  # of a submission that was cut short
+        _copy(files, partial)
+        _describe(partial)
+        _put(partial, target)
+    return target
+
+
+def import_lines(code: Path) -> list[str]:
+    """Return the shell lines after which Python imports from a snapshot, and from there alone."""
+    return [
+        # Where it was empty no colon may stay at the end: it would name the current folder.
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        # ``python -m`` looks into the current folder first, which may be the checkout itself.
+        "export PYTHONSAFEPATH=1",
+    ]
+
+
+def running_snapshot() -> str:
+    """Return the digest of the snapshot that this process imports from, or nothing."""
+    root = _package_folder("jobs").parent
+    return root.name if (root / ORIGIN_NAME).exists() else ""
+
+
+def _files() -> Iterator[tuple[Path, Path]]:
+    """Yield every file of the packages: its name in the copy, and where it lies."""
+    for package in PACKAGES:
+        root = _package_folder(package)
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and not set(_LEFT_OUT) & set(path.parts):
+                yield path.relative_to(root.parent), path
+
+
+def _package_folder(package: str) -> Path:
+    spec = find_spec(package)
+    if spec is None or not spec.origin:
+        raise RuntimeError(f"the package {package} has no folder to copy")
+    return Path(spec.origin).parent
+
+
+def _digest(files: dict[str, Path]) -> str:
+    total = hashlib.sha256()
+    for name, path in files.items():
+        # Lengths keep the end of one file apart from the beginning of the next.
+        content = path.read_bytes()
+        total.update(f"{name}\0{len(content)}\0".encode())
+        total.update(content)
+    return total.hexdigest()[:16]
+
+
+def _copy(files: dict[str, Path], folder: Path) -> None:
+    for name, path in files.items():
+        copy = folder / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def _describe(folder: Path) -> None:
+    checkout = _package_folder("jobs").parent
+    write_json(folder / ORIGIN_NAME, {"folder": str(checkout), **code_version(checkout)})
+    write_text(folder / CHANGES_NAME, changes(checkout))
+
+
+def _put(partial: Path, target: Path) -> None:
+    try:
+        publish(partial, target)
+    except OSError:
+        # Another submission was quicker with the same code; a folder is not replaced.
+        shutil.rmtree(partial)
+        if not target.exists():
+            raise

@@ -1,0 +1,283 @@
+"""``simclr-doctor``: looks at a machine before work is entrusted to it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+from jobs.cli import main as cli
+from jobs.pair import check_pair
+from jobs.slurm import client as slurm
+
+LIBRARIES = ("rasterio", "h5py", "submitit", "hydra-core", "hydra-submitit-launcher")
+MIB = 1 << 20
+_PROBE_BYTES = 64 * MIB
+_LEAST_FREE_GIB = 20  # a pack of BigEarthNet takes 90, a run with its checkpoints a few
+_SLOW_MIB_PER_S = 50  # below, a checkpoint of ResNet-152 takes longer than a warning lasts
+_NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse")
+
+
+class Level(Enum):
+    """How a finding weighs; ``fail`` is the only one that stops work."""
+
+    ok = "ok"
+    warn = "warn"
+    fail = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: how it weighs.
+        what: what was found, with its value.
+        cure: what to do; empty if nothing.
+    """
+
+    level: Level
+    what: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        cure = f"; {self.cure}" if self.cure else ""
+        return f"{self.level.value:<5} {self.what}{cure}"
+
+
+def examine(folders: list[Path]) -> Iterator[Finding]:
+    """Look at Python, libraries, GPUs and Slurm, then at each folder; yield as it goes."""
+    yield _python()
+    yield from map(_library, LIBRARIES)
+    yield _pair()
+    yield _gpus()
+    yield from _slurm()
+    for folder in folders:
+        yield from _folder(folder)
+
+
+def _python() -> Finding:
+    return Finding(Level.ok, f"Python {'.'.join(map(str, sys.version_info[:3]))}")
+
+
+def _library(name: str) -> Finding:
+    module = {"hydra-core": "hydra", "hydra-submitit-launcher": "hydra_plugins"}.get(name, name)
+    try:
+        import_module(module)
+        return Finding(Level.ok, f"{name} {version(name)}")
+    except ImportError as error:
+        return Finding(Level.fail, f"{name} cannot be imported ({error})", f"pip install {name}")
+
+
+def _pair() -> Finding:
+    try:
+        return Finding(Level.ok, check_pair())
+    except RuntimeError as error:
+        return Finding(Level.fail, str(error))
+
+
+def _gpus() -> Finding:
+    try:
+        import torch
+    except ImportError:
+        return Finding(Level.warn, "no torch, so nothing is known of GPUs")
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
+        return Finding(
+            Level.warn,
+            f"no GPU that torch can use here (torch is {built})",
+            "right for a login node; on a node with GPUs look at nvidia-smi and the driver",
+        )
+    names = {torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())}
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    return Finding(Level.ok, f"{torch.cuda.device_count()} x {', '.join(names)}, NCCL {nccl}")
+
+
+def _slurm() -> Iterator[Finding]:
+    if not slurm.is_available():
+        yield Finding(
+            Level.warn, "no Slurm here", "cluster=laptop works; for Slurm go to a login node"
+        )
+        return
+    try:
+        yield Finding(Level.ok, slurm.call(["sinfo", "--version"]).strip())
+        settings = parse_settings(slurm.call(["scontrol", "show", "config"]))
+        partitions = slurm.call(["sinfo", "-h", "-o", "%P"]).split()
+    except slurm.SlurmError as error:
+        said = " ".join(str(error).split())
+        yield Finding(Level.warn, f"Slurm does not answer ({said})", "go to a login node of it")
+        return
+    yield Finding(Level.ok, f"partitions: {', '.join(partitions)}")
+    for name, judge in _JUDGES.items():
+        if name in settings:
+            yield judge(settings[name])
+
+
+def parse_settings(text: str) -> dict[str, str]:
+    """Return the settings that ``scontrol show config`` prints."""
+    return {name: value.strip() for name, value in re.findall(r"^(\w+)\s*= (.*)$", text, re.M)}
+
+
+def _requeue(value: str) -> Finding:
+    if value == "1":
+        return Finding(Level.ok, "JobRequeue=1: preempted jobs come back")
+    return Finding(
+        Level.warn,
+        f"JobRequeue={value}: jobs come back only if they ask for it",
+        "cluster.requeue=true, the default, does",
+    )
+
+
+def _kill_wait(value: str) -> Finding:
+    seconds = re.match(r"\d+", value)
+    if seconds and int(seconds[0]) >= 30:
+        return Finding(Level.ok, f"KillWait={value}")
+    return Finding(
+        Level.warn,
+        f"KillWait={value}: so long after the first signal a job is killed",
+        "give saving its time before: cluster.signal_delay_s=120",
+    )
+
+
+def _preemption(value: str) -> Finding:
+    return Finding(Level.ok, f"PreemptMode={value}")
+
+
+def _array(value: str) -> Finding:
+    return Finding(Level.ok, f"MaxArraySize={value}: larger sweeps go into several arrays")
+
+
+def _warning(value: str) -> Finding:
+    if "preempt_send_user_signal" in value:
+        return Finding(Level.ok, "preempt_send_user_signal: preempted jobs are warned at once")
+    return Finding(
+        Level.warn,
+        "preempt_send_user_signal is not set: a preempted job hears SIGTERM alone",
+        "jobs save at SIGTERM too; the partition's GraceTime is all the time they have",
+    )
+
+
+_JUDGES: dict[str, Callable[[str], Finding]] = {
+    "JobRequeue": _requeue,
+    "KillWait": _kill_wait,
+    "PreemptMode": _preemption,
+    "MaxArraySize": _array,
+    "SlurmctldParameters": _warning,
+}
+
+
+def _folder(folder: Path) -> Iterator[Finding]:
+    if not folder.is_dir():
+        there = folder.exists()
+        cure = "name the folder it lies in" if there else f"mkdir -p {shlex.quote(str(folder))}"
+        yield Finding(Level.fail, f"{folder} is no folder", cure)
+        return
+    kind = file_system(folder, Path("/proc/mounts").read_text(encoding="utf-8"))
+    free = shutil.disk_usage(folder).free / (1 << 30)
+    level = Level.ok if free >= _LEAST_FREE_GIB else Level.warn
+    yield Finding(level, f"{folder}: {kind}, {free:.0f} GiB free")
+    if kind == "tmpfs":
+        yield Finding(Level.warn, f"{folder} lies in memory", "it is gone with the node")
+    elif not kind.startswith(_NETWORK):
+        yield Finding(
+            Level.warn, f"{folder} may be this machine's own", "runs need a folder all nodes see"
+        )
+    try:
+        yield from _try_writing(folder)
+    except OSError as error:
+        yield Finding(Level.fail, f"{folder} cannot be written ({error})", "choose another folder")
+
+
+def file_system(folder: Path, mounts: str) -> str:
+    """Return the type of the file system of a folder, from the text of ``/proc/mounts``."""
+    path = str(folder.resolve())
+    best, kind = "", "unknown"
+    for line in mounts.splitlines():
+        _, place, found, *_ = line.split()
+        place = place.replace("\\040", " ")  # how the kernel writes a space
+        inside = path == place or path.startswith(place.rstrip("/") + "/")
+        if inside and len(place) >= len(best):
+            best, kind = place, found
+    return kind
+
+
+def _try_writing(folder: Path) -> Iterator[Finding]:
+    first, second = (folder / f".simclr-doctor-{os.getpid()}-{k}" for k in (1, 2))
+    try:
+        start = time.monotonic()
+        with first.open("wb") as file:
+            for _ in range(_PROBE_BYTES // MIB):
+                file.write(os.urandom(MIB))
+            file.flush()
+            os.fsync(file.fileno())
+            speed = _PROBE_BYTES / MIB / (time.monotonic() - start)
+            yield _locks(folder, file.fileno())
+        first.replace(second)
+    finally:
+        first.unlink(missing_ok=True)
+        second.unlink(missing_ok=True)
+    slow = speed < _SLOW_MIB_PER_S
+    cure = "raise cluster.signal_delay_s, so that a checkpoint fits into the warning"
+    yield Finding(
+        Level.warn if slow else Level.ok,
+        f"{folder}: writes and renames, {speed:.0f} MiB/s with fsync",
+        cure if slow else "",
+    )
+
+
+def _locks(folder: Path, descriptor: int) -> Finding:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return Finding(
+            Level.ok, f"{folder}: no file locks ({error}); none are needed, HDF5 is told so"
+        )
+    return Finding(Level.ok, f"{folder}: file locks work")
+
+
+HELP = """\
+simclr-doctor: look at this machine and say what to mend: Python, libraries, the pair of torch and
+torchvision, GPUs, Slurm and its settings; and whether folders suit shards and runs.
+
+Examples:
+  simclr-doctor                         the machine alone
+  simclr-doctor /scratch/me             and a folder: type of file system, space, speed, locks
+  srun -N1 --gpus=1 simclr-doctor       a node with GPUs, from a login node
+
+Each folder is written 64 MiB, which are removed again.
+
+Output:
+  a line for each finding, ok, warn or FAIL, with what mends it.
+
+Exit codes: 0 nothing failed, 1 something did, 2 wrong use."""
+
+
+def main() -> None:
+    """Console script."""
+    arguments = sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        cli.say(HELP)
+        raise SystemExit(cli.DONE)
+    options = [word for word in arguments if word.startswith("-")]
+    if options:
+        sys.stderr.write(f"simclr-doctor: {options[0]} is no option; name folders\n")
+        raise SystemExit(cli.WRONG_USE)
+    failed = False
+    for finding in examine([Path(word) for word in arguments]):
+        cli.say(str(finding))
+        failed = failed or finding.level is Level.fail
+    raise SystemExit(cli.FAILED if failed else cli.DONE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""``simclr-pretrain``: shards become an encoder."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+from uuid import uuid4
+
+from jobs.attempts import Attempt, Stopping, saved_step
+from jobs.cli import main as cli
+from jobs.cli.help import Help
+from jobs.cli.schema import PretrainApp, narrow
+from jobs.command import StoppedError, again
+from jobs.config import ClusterConfig, check_batch
+from jobs.launch import dispatch
+from jobs.run_dir import JOB_FOLDER, freeze
+from jobs.slurm.environment import Kind, Place, current_place, forget_results, launch_of, log_as
+from jobs.slurm.heartbeat import LATE, Pulse, deadline
+from jobs.slurm.lost_rank import (
+    abandon,
+    clear,
+    hold_if_futile,
+    lost_peer,
+    note_failure,
+    told_by_a_peer,
+    who_is_lost,
+)
+from jobs.slurm.preemption import (
+    Decision,
+    Interrupted,
+    deafen,
+    interruptible,
+    leave,
+    saving_at_interrupt,
+)
+from jobs.staging import scratch_folder, staged
+from jobs.tracking import Tracking, sinks_of
+from preprocess.shards.manifest import read_manifest
+from simclr.config import TrainConfig, require
+from simclr.preemption import Preempted
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Pretrain an encoder, or go on with a run.
+
+    Attributes:
+        config: settings.
+        token: the same on all ranks that were started together.
+        tracking: where metrics go beside the run folder.
+        stop_budget_s: what saving may take of the time between a stop signal and the end.
+    """
+
+    config: TrainConfig
+    token: str = field(default_factory=lambda: uuid4().hex)
+    tracking: Tracking = Tracking.none
+    stop_budget_s: float = 90.0
+
+    verb = "pretrain"
+    checkpoint = __submitit_checkpoint__ = again
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run_dir)
+
+    @property
+    def folder(self) -> Path:
+        """Inside the run folder."""
+        return self.run_dir / JOB_FOLDER
+
+    def prepare(self, cluster: ClusterConfig) -> None:
+        """Check shards and batch, and freeze the settings in the run folder."""
+        config = self.config
+        require(bool(config.run_dir), "run_dir is empty; give a folder for the run: run_dir=RUN")
+        require(bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]")
+        for shards in [] if cluster.after else config.shards:  # a job before this one packs them
+            read_manifest(Path(shards))
+        check_batch(config.data.global_batch_size, cluster)
+        if current_place().is_main and not cluster.dry_run:
+            freeze(self.run_dir, config)
+
+    def members(self, cluster: ClusterConfig) -> tuple[list[Pretrain], ClusterConfig]:
+        """One job with all ranks."""
+        # a quarter of the warning is left to ask Slurm, and to end
+        return [replace(self, stop_budget_s=0.75 * cluster.signal_delay_s)], cluster
+
+    def __call__(self) -> str:
+        """Train as one rank; return the last checkpoint's folder on the main one."""
+        place = current_place()
+        log_as(place, self.run_dir)
+        with interruptible() as listen, saving_at_interrupt(place):
+            attempt = None
+            try:
+                listen()
+                forget_results(place)
+                attempt = self._begin(place) if place.is_main else None
+                folder = self._train(place, attempt)
+            except BaseException as event:
+                deafen()
+                self._end(place, attempt, event)
+                raise
+            if attempt:
+                attempt.note("finished", checkpoint=folder.name)
+                self._draw()
+        return str(folder) if place.is_main else ""
+
+    def _begin(self, place: Place) -> Attempt:
+        clear(self.run_dir, place)
+        attempt = Attempt(self.run_dir, place)
+        hold_if_futile(attempt, place)
+        return attempt
+
+    def _train(self, place: Place, attempt: Attempt | None) -> Path:
+        from simclr.train import train
+
+        tracked = sinks_of(self.tracking, self.run_dir) if place.is_main else []
+        sinks = [attempt, *tracked] if attempt else tracked
+        abandoned = partial(abandon, self.run_dir, place)
+        # Half the time that a collective waits, so that the silent rank is named before the others
+        # give up; longer than network file systems keep what they have read of a file.
+        silence_s = min(120.0, self.config.world.timeout_s / 2)
+        in_time = deadline(self.stop_budget_s, partial(abandoned, code=LATE))
+        # ahead of the pulse and the ranks' first meeting: nodes copy for minutes, not in step
+        with (
+            staged(self.config.shards, scratch_folder(), place.local_rank == 0) as copies,
+            Pulse(self.run_dir, place, silence_s, abandoned) as pulse,
+            in_time if place.kind is Kind.slurm else nullcontext(),
+        ):
+            supervisor = Supervision(pulse, attempt)
+            # settings name the shards that were given: a copy is gone when the job has ended
+            return train(self.config, sinks, launch_of(place, self.token), supervisor, copies)
+
+    def _draw(self) -> None:
+        # Here, since matplotlib is slow to import and a login node only submits.
+        from jobs.figures.run_report import draw_curves
+
+        draw_curves(self.run_dir)
+
+    def _end(self, place: Place, attempt: Attempt | None, event: BaseException) -> None:
+        """Leave a job that comes back; else note why the attempt has failed."""
+        if lost_peer(event):
+            words = f"lost {who_is_lost(self.run_dir, place)} ({event})"
+            if told_by_a_peer(self.run_dir, place):
+                return  # a rank that failed by itself would fail again
+            if place.kind is Kind.slurm:
+                abandon(self.run_dir, place, words)
+            event = RuntimeError(words)
+        elif isinstance(event, Preempted | Interrupted):
+            self._stop(place, attempt, event)
+        note_failure(self.run_dir, place, event)
+
+    def _stop(
+        self, place: Place, attempt: Attempt | None, event: Preempted | Interrupted
+    ) -> NoReturn:
+        step = event.step if isinstance(event, Preempted) else saved_step(self.run_dir)
+        number = attempt.number if attempt else None
+        record = Stopping(self.run_dir, place, number, step, event.stop.name)
+        if place.kind is Kind.slurm:
+            leave(place, event.stop, record)
+        record.decided(Decision.quit)
+        raise StoppedError(f"stopped, saved at step {step}; the same command goes on from there")
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a launcher hears and answers, on every rank; see ``simclr.preemption.Supervisor``.
+
+    Attributes:
+        pulse: of this rank.
+        attempt: on the main rank.
+    """
+
+    pulse: Pulse
+    attempt: Attempt | None
+
+    def reached(self, step: int) -> None:
+        """Let the pulse tell the step."""
+        self.pulse.reached(step)
+
+    def started(self, step: int) -> None:
+        """Note where training begins."""
+        if self.attempt:
+            self.attempt.started(step)
+
+    def may_publish(self) -> None:
+        """Look at the fence.
+
+        Raises:
+            SupersededError: a later attempt has begun.
+        """
+        if self.attempt:
+            self.attempt.may_publish()
+
+
+HELP = Help(
+    sentence="pretrain an encoder by SimCLR, or go on with a run; on Slurm print the job id "
+    "and return.",
+    examples=(
+        "simclr-pretrain recipe=laptop shards=[shards] run_dir=runs/first",
+        "simclr-pretrain recipe=laptop shards=[shards] run_dir=runs/two cluster=laptop",
+        "simclr-pretrain recipe=paper shards=[shards] run_dir=runs/paper cluster=slurm_example",
+    ),
+    groups=("recipe", "cluster"),
+    settings={
+        "shards": "folders with packed sources, a list: shards=[a,b]",
+        "run_dir": "folder of the run; give it again to go on",
+        "epochs": "passes over the samples",
+        "max_steps": "stop after so many steps; 0 means no limit",
+        "data.global_batch_size": "pairs a step, over all ranks",
+        "data.bands": "input bands of the encoder, in order",
+        "data.positives": "two views of the same patch, or of one place on two dates: season",
+        "model.encoder": "resnet18, 34, 50, 101 or 152",
+        "optim.learning_rate": "peak rate at optim.reference_batch_size pairs",
+        "loss.temperature": "divides the similarities",
+        "monitor.shards": "labelled shards to probe on while training, with monitor.task",
+        "tracking": "none or tensorboard, beside metrics.jsonl",
+    },
+    output="run_dir holds config.yaml, provenance.json, attempts.jsonl, metrics.jsonl, "
+    "curves.png, checkpoints and logs; simclr-status reads them. stdout names the last "
+    "checkpoint, or the job id. A recipe sets many of the values above; --cfg job shows the "
+    "outcome.",
+)
+
+
+def work(app: PretrainApp, member: str | None) -> str:
+    """Train, or submit the training; return the checkpoint or the job."""
+    config = narrow(app, TrainConfig)
+    config.run_dir = member or config.run_dir
+    task = Pretrain(config, tracking=app.tracking)
+    return dispatch(task, app.cluster, in_sweep=member is not None)
+
+
+def main() -> None:
+    """Console script."""
+    cli.main("pretrain", work, HELP)
+
+
+if __name__ == "__main__":
+    main()

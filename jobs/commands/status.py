@@ -1,0 +1,210 @@
+"""``simclr-status``: how runs and packings fare, in plain words."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jobs.cli import main as cli
+from jobs.cli.options import HELP as HELP_OPTIONS
+from jobs.run_dir import CONFIG_NAME
+from jobs.status.packing import PackingRecord, describe_packing, is_packing, packing_job
+from jobs.status.render import picture_of, print_records
+from jobs.status.run_status import INTERVAL_S, Asker, RunRecord, describe, find_runs, jobs_of
+from preprocess.shards.atomic_io import write_text
+
+REFRESH_S = 5.0  # of the runs' own files; Slurm is asked less often
+_CLEAR = "\x1b[H\x1b[2J"  # to the top left corner, and nothing below
+
+HELP = """\
+simclr-status: say how runs and packings fare: state and why, progress, restarts and their
+causes, last checkpoint, work at risk, next action.
+
+Examples:
+  simclr-status                      every run in ./runs
+  simclr-status runs/first           one run, in full
+  simclr-status runs/sweep shards/v1 the runs of a sweep, the members of a packing array
+  simclr-status --watch runs/first   again and again, until Ctrl-C or the run needs nobody
+  simclr-status --json               for programs
+  simclr-status --report runs/first  one HTML page: curves, attempts on a time line, probe
+  simclr-status --picture=now.svg    what is shown, for a page or a mail
+
+Options:
+  --watch[=SECONDS]  show again every 5 s; Slurm is asked every SECONDS (30), not oftener than 10
+  --json             records as JSON
+  --report           write RUN/report.html for each run and name it
+  --picture=FILE     write what is shown as an SVG picture, too
+
+A run that waits, trains, stopped or died is described from its own folder and, where there is
+Slurm, from squeue and sacct; neither is needed, nor is torch. One run alone has the checksums of
+its newest checkpoint compared (verified); of several, only the sizes (whole).
+
+Exit codes: 0 all is well, 1 a run needs a person, 2 wrong use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was asked for.
+
+    Attributes:
+        folders: runs, packings, or folders of runs.
+        as_json: for programs.
+        report: write a page for each run.
+        picture: file for a picture of what is shown; empty for none.
+        watch_s: ask Slurm so often and show again and again; 0 shows once.
+    """
+
+    folders: tuple[Path, ...]
+    as_json: bool = False
+    report: bool = False
+    picture: str = ""
+    watch_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What was found.
+
+    Attributes:
+        runs: records of runs.
+        packings: records of packings.
+    """
+
+    runs: list[RunRecord]
+    packings: list[PackingRecord]
+
+    @property
+    def all(self) -> list[RunRecord | PackingRecord]:
+        """Runs, then packings."""
+        return [*self.runs, *self.packings]
+
+    @property
+    def needs_person(self) -> bool:
+        """True when anything does."""
+        return any(record.needs_person for record in self.all)
+
+
+def main() -> None:
+    """Console script."""
+    arguments = sys.argv[1:]
+    if HELP_OPTIONS & set(arguments):
+        cli.say(HELP)
+        raise SystemExit(cli.DONE)
+    found: list[Shown] = []
+    code = cli.guarded("status", lambda: found.append(show(parse(arguments))))
+    needed = any(shown.needs_person for shown in found)
+    raise SystemExit(code or (cli.FAILED if needed else cli.DONE))
+
+
+def parse(arguments: Sequence[str]) -> Wish:
+    """Return what the arguments ask for.
+
+    Raises:
+        ValueError: an option is unknown, or its value is.
+    """
+    options = {word for word in arguments if word.startswith("-") or word == "json=true"}
+    watch = next((word for word in options if word.partition("=")[0] == "--watch"), "")
+    picture = next((word for word in options if word.startswith("--picture=")), "")
+    unknown = options - {"--json", "json=true", "--report", watch, picture}
+    if unknown:
+        raise ValueError(
+            f"{min(unknown)} is no option; there are --json, --watch[=SECONDS], --report, "
+            "--picture=FILE"
+        )
+    return Wish(
+        # named twice, as by a wildcard beside a name, is wanted once
+        tuple(dict.fromkeys(Path(word) for word in arguments if word not in options)),
+        as_json=bool(options & {"--json", "json=true"}),
+        report="--report" in options,
+        picture=picture.partition("=")[2],
+        watch_s=_seconds(watch) if watch else 0.0,
+    )
+
+
+def show(wish: Wish) -> Shown:
+    """Print how the named runs and packings fare, once or again and again, and return it.
+
+    Raises:
+        ValueError: a folder is neither.
+    """
+    asker = Asker(wish.watch_s or INTERVAL_S)
+    while wish.watch_s:
+        shown = look(wish, asker)
+        sys.stdout.write(_CLEAR if sys.stdout.isatty() else "")
+        _print(wish, shown)
+        if all(record.state == "finished" for record in shown.runs) or shown.needs_person:
+            return shown
+        time.sleep(REFRESH_S)
+    shown = look(wish, asker)
+    _print(wish, shown)
+    return shown
+
+
+def look(wish: Wish, asker: Asker) -> Shown:
+    """Return how things fare now.
+
+    Raises:
+        ValueError: a folder is neither run nor packing, nor holds runs.
+    """
+    runs, packings = _sorted(wish.folders)
+    job_ids = [job for run in runs for job in jobs_of(run)]
+    word = asker.word([*job_ids, *(job for folder in packings for job in packing_job(folder))])
+    # Checksums of one checkpoint are worth reading it; those of many would keep the disk busy.
+    thorough = len(runs) == 1 and not wish.watch_s
+    return Shown(
+        [describe(run, word, thorough=thorough) for run in runs],
+        [describe_packing(folder, word.jobs) for folder in packings],
+    )
+
+
+def _sorted(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    runs: list[Path] = [] if folders else find_runs(Path("runs"))
+    packings: list[Path] = []
+    for folder in folders:
+        inside = find_runs(folder)
+        if (folder / CONFIG_NAME).exists():
+            runs.append(folder)
+        elif is_packing(folder):
+            packings.append(folder)
+        elif inside:
+            runs += inside
+        else:
+            raise ValueError(
+                f"{folder} is no run folder: it has no {CONFIG_NAME}; nor does it hold shards"
+            )
+    return runs, packings
+
+
+def _seconds(option: str) -> float:
+    text = option.partition("=")[2] or str(INTERVAL_S)
+    if not text.replace(".", "", 1).isdigit() or float(text) < 10:
+        raise ValueError(f"{option} is no interval; give seconds, 10 or more: --watch=60")
+    return float(text)
+
+
+def _print(wish: Wish, shown: Shown) -> None:
+    if wish.report:
+        # Here, since matplotlib is slow to import and a status should be quick.
+        from jobs.figures.run_report import write_report
+
+        for record in shown.runs:
+            cli.say(str(write_report(record)))
+    elif wish.as_json:
+        cli.say(json.dumps([asdict(record) for record in shown.all], indent=1))
+    elif shown.runs or shown.packings:
+        print_records(shown.runs, shown.packings)
+        if wish.picture:
+            title = shlex.join(["simclr-status", *map(str, wish.folders)])
+            svg = picture_of(shown.runs, shown.packings, title)
+            write_text(Path(wish.picture), svg)
+    else:
+        cli.say("no runs in ./runs; name run folders: simclr-status RUN ...")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,419 @@
+"""``simclr-study``: arms x seeds become a report that says what may be concluded."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from jobs.cli import main as cli
+from jobs.cli.help import Help
+from jobs.cli.schema import StudyApp, narrow
+from jobs.command import again, alone
+from jobs.commands.evaluate import Evaluate
+from jobs.commands.pretrain import Pretrain
+from jobs.commands.together import Together, TogetherConfig
+from jobs.config import ClusterConfig, Executor, StudyConfig, StudyName
+from jobs.launch import collecting, dispatch, submit_members
+from jobs.run_dir import JOB_FOLDER, is_done, provenance
+from jobs.slurm.preemption import requeued_if_stopped
+from jobs.study.analysis import scores_of, tabulate
+from jobs.study.arms import Member, count_patches, members_of, most_steps
+from jobs.study.bans import bans_members
+from preprocess.shards.manifest import read_manifest
+from simclr.checkpoint.manifest import CHECKPOINTS
+from simclr.config import require
+from simclr.evaluation.config import SCORES, EvaluateConfig
+from simclr.monitoring.metrics import METRICS_NAME, read_metrics
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoreConfig:
+    """One run of a study, and all that it is scored on.
+
+    Attributes:
+        run: run folder.
+        evaluations: one for each label set.
+    """
+
+    run: str
+    evaluations: list[EvaluateConfig] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score one run on every label set of a study."""
+
+    config: ScoreConfig
+
+    verb = "evaluate"
+    checkpoint = __submitit_checkpoint__ = again
+    members = alone
+
+    @property
+    def folder(self) -> Path:
+        """Inside the run folder."""
+        return Path(self.config.run, JOB_FOLDER)
+
+    def prepare(self, cluster: ClusterConfig) -> None:
+        """Check each evaluation."""
+        for config in self.config.evaluations:
+            Evaluate(config).prepare(cluster)
+
+    def __call__(self) -> str:
+        """Evaluate on one label set after the other; return the run folder."""
+        for config in self.config.evaluations:
+            Evaluate(config)()
+        return self.config.run
+
+
+@dataclass(frozen=True)
+class Analyse:
+    """Write the report of a study from what its runs have reached so far.
+
+    Attributes:
+        config: settings.
+        made_by: command, commit and versions of whoever asks: a job knows only its own, and runs
+            from a copy of the code without its history.
+    """
+
+    config: StudyConfig
+    made_by: dict[str, Any] = field(default_factory=provenance)
+
+    verb = "study"
+    checkpoint = __submitit_checkpoint__ = again
+    members = alone
+
+    @property
+    def folder(self) -> Path:
+        """Inside the study's folder."""
+        return Path(self.config.output, JOB_FOLDER)
+
+    def prepare(self, cluster: ClusterConfig) -> None:
+        """Ask for a folder."""
+        require(bool(self.config.output), "output is empty; give a folder: output=STUDY")
+
+    def __call__(self) -> str:
+        """Analyse; return the verdict and where the report lies."""
+        with requeued_if_stopped():
+            from jobs.study.report import write_study
+
+            return write_study(self.config, self.made_by)
+
+
+FEWEST = 2  # arms that are always left, the reference among them
+
+
+def due(config: StudyConfig) -> list[Member]:
+    """Return the runs that may be made or have been; those of later rounds wait for scores.
+
+    Raises:
+        ValueError: the study cannot be.
+    """
+    return _members(config, foreseen=False)
+
+
+def foreseen(config: StudyConfig) -> list[Member]:
+    """Return the runs that are due, and for those that will be, others that cost as much.
+
+    Raises:
+        ValueError: the study cannot be.
+    """
+    return _members(config, foreseen=True)
+
+
+def _members(config: StudyConfig, *, foreseen: bool) -> list[Member]:
+    if config.study is StudyName.bans:
+        return bans_members(config, foreseen=foreseen)
+    members = members_of(config)
+    if not config.halving:
+        return members
+    names = list(dict.fromkeys(member.arm for member in members))
+    left, chosen = names, list[Member]()
+    for seed in config.seeds:
+        chosen += [one for one in members if one.seed == seed and one.arm in left]
+        ranked = _ranked(config, chosen, left) or (left if foreseen else [])
+        if not ranked:
+            break
+        # whatever its score, the first arm stays: all differences are taken to it
+        others = [name for name in ranked if name != names[0]]
+        left = [names[0], *others[: max(FEWEST, len(left) // 2) - 1]]
+    return chosen
+
+
+def _ranked(config: StudyConfig, members: list[Member], arms: list[str]) -> list[str]:
+    """Return arms from the best to the worst, or nothing as long as one of their runs has none."""
+    scores = scores_of(config, members)
+    if len(scores) < len(members) * len(config.tasks):
+        return []
+    table = tabulate([score for score in scores if score.arm in arms], arms)
+    means = np.nanmean(table.grid, axis=(1, 2))
+    return [arms[row] for row in np.argsort(-means, kind="stable")]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the runs that are left will take.
+
+    Attributes:
+        runs: how many are left.
+        pairs: patches that they train on, each seen twice.
+        rate: pairs a second of one job.
+        measured: whether runs of this study have shown the rate; else it is ``expected_rate``.
+        hours: of one device, over all runs.
+    """
+
+    runs: int
+    pairs: int
+    rate: float
+    measured: bool
+    hours: float
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        known = "measured" if self.measured else "expected_rate; a first run will measure it"
+        return (
+            f"{self.runs} runs of {self.pairs:,} pairs together are left: about {self.hours:.2g} "
+            f"device hours at {self.rate:,.0f} pairs/s ({known})"
+        )
+
+
+def budget(config: StudyConfig, members: Sequence[Member], cluster: ClusterConfig) -> Budget:
+    """Return what is left to pay of some runs of a study."""
+    left = [member.run for member in members if not is_done(Pretrain(member.run))]
+    patches = count_patches(config.shards)
+    pairs = sum(most_steps(run, patches) * run.data.global_batch_size for run in left)
+    shown = _rates(members)
+    rate = statistics.median(shown) if shown else config.expected_rate
+    hours = pairs / rate / 3600 * cluster.num_ranks
+    return Budget(len(left), pairs, rate, bool(shown), hours)
+
+
+def check_budget(config: StudyConfig, cost: Budget) -> None:
+    """Ask before a study costs more than ``max_hours``.
+
+    Raises:
+        ValueError: it would; the message names the ways out.
+    """
+    require(
+        cost.hours <= config.max_hours,
+        f"{cost}; more than max_hours={config.max_hours:g}. If that is wanted, say "
+        f"max_hours={cost.hours * 1.1:.2g}; cheaper are fewer arms=[...], seeds=[...], "
+        "data.fraction or halving=true",
+    )
+
+
+def _rates(members: Sequence[Member]) -> list[float]:
+    """Return the pairs a second of each run at its latest record; the first ones warm up."""
+    paths = [Path(member.run.run_dir, METRICS_NAME) for member in members]
+    records = [read_metrics(path) for path in paths if path.is_file()]
+    return [float(lines[-1]["patches_per_s"]) for lines in records if lines]
+
+
+T = TypeVar("T")
+_SOON = "JOB"  # stands for a job that a dry run does not submit
+_log = logging.getLogger("simclr")
+
+
+def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
+    """Run what is missing of a study; return the verdict, or on Slurm the jobs.
+
+    The same call again leaves out what is done, and numbers do not depend on how often it was cut.
+
+    Raises:
+        ValueError: the study cannot be; nothing was started.
+        RuntimeError: a run failed.
+    """
+    _check(config)
+    if config.study is not StudyName.published and not cluster.after:  # a job before packs them
+        _check_scoring(config)
+    members = due(config)
+    if members and not cluster.after:
+        _check_batch(members)
+    if members:
+        cost = budget(config, foreseen(config), cluster)  # of all rounds
+        _log.info("%s", cost)
+        check_budget(config, cost)
+    if cluster.executor is Executor.slurm:
+        return "\n".join(_submit([*_tasks(config, members), [Analyse(config)]], cluster))
+    _run_rounds(config, cluster)
+    return dispatch(Analyse(config), replace(cluster, executor=Executor.here, tasks_per_node=1))
+
+
+def _run_rounds(config: StudyConfig, cluster: ClusterConfig) -> None:
+    """Make one run after the other, or as many as share a job, until scores ask for no more."""
+    done = 0
+    while len(members := due(config)) > done:
+        for group in batched(members[done:], config.runs_per_job):
+            for task in _trainings(config, group):
+                _log.info("%s: %s", task.verb, dispatch(task, cluster, in_sweep=True))
+            for member in group:  # scored at once: what is cut short has a report
+                score = Score(scoring(config, member, first=not done))
+                said = dispatch(score, cluster, in_sweep=True).rpartition("\n")[2]
+                done += 1
+                _log.info("%s %d of %d: %s", score.verb, done, len(members), said)
+
+
+def _tasks(config: StudyConfig, members: Sequence[Member]) -> list[Sequence[Any]]:
+    return [
+        _trainings(config, members),
+        [Score(scoring(config, member, first=not k)) for k, member in enumerate(members)],
+    ]
+
+
+def _trainings(config: StudyConfig, members: Sequence[Member]) -> list[Any]:
+    alone = [Pretrain(member.run) for member in members]
+    if config.runs_per_job == 1:
+        return alone
+    left = [task.config for task in alone if not is_done(task)]
+    groups = batched(left, config.runs_per_job)
+    return [Together(TogetherConfig(runs=group)) for group in groups]
+
+
+def batched(items: Sequence[T], size: int) -> list[list[T]]:
+    """Cut a sequence into lists of ``size``; the last may be shorter."""
+    # itertools.batched comes with Python 3.12
+    return [list(items[first : first + size]) for first in range(0, len(items), size)]
+
+
+def scoring(config: StudyConfig, member: Member, *, first: bool) -> ScoreConfig:
+    """Return how a run is scored.
+
+    Only the first has the controls, which are the same for all; but in a study of labels they are
+    what is compared, with each seed's labels.
+    """
+    run, controls = member.run.run_dir, first or config.study is StudyName.labels
+    evaluations = [
+        EvaluateConfig(
+            run=run,
+            shards=config.labelled or config.shards[0],
+            task=task,
+            protocols=[config.protocol],
+            fractions=config.shares,
+            seeds=[member.seed],
+            split=config.split,
+            controls=controls,
+        )
+        for task in config.tasks
+    ]
+    return ScoreConfig(run=run, evaluations=evaluations)
+
+
+def _check(config: StudyConfig) -> None:
+    require(bool(config.output), "output is empty; give a folder for the study: output=STUDY")
+    require(
+        not Path(config.output, CHECKPOINTS).exists(),
+        f"output is {config.output}, the folder of a run; give one of its own: output=STUDY",
+    )
+    if config.study is not StudyName.published:
+        require(bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]")
+        require(
+            bool(config.tasks),
+            "tasks is empty; name label sets of the shards: tasks=[irrigation_regular]",
+        )
+
+
+def _check_scoring(config: StudyConfig) -> None:
+    """Refuse before hours of training what their scoring would refuse."""
+    layout = read_manifest(Path(config.labelled or config.shards[0])).layout
+    for task in config.tasks:
+        layout.label_set(task)
+    scores = sorted({name.removesuffix("_macro") for kind in SCORES.values() for name in kind})
+    require(
+        config.score.removesuffix("_macro") in scores,
+        f"score is {config.score}; give one of {', '.join(scores)}",
+    )
+
+
+def _check_batch(members: Sequence[Member]) -> None:
+    """Refuse a batch that no epoch fills, before the hours of the arms ahead of it."""
+    from simclr.data.dataset import open_corpus
+
+    largest = max(members, key=lambda one: one.run.data.global_batch_size)
+    data = largest.run.data
+    held = open_corpus(largest.run.shards, data.bands, data.splits, data.fraction).num_samples
+    fitting = [one.arm for one in members if one.run.data.global_batch_size <= held]
+    require(
+        largest.arm in fitting,
+        f"arm {largest.arm} has {data.global_batch_size} pairs a step but the selected shards hold "
+        f"{held} patches; give more shards, or leave it out: "
+        f"arms=[{','.join(dict.fromkeys(fitting))}]",
+    )
+
+
+def _submit(stages: Sequence[Sequence[Any]], cluster: ClusterConfig) -> list[str]:
+    """Submit each stage as an array that waits for the one before; return a line for each."""
+    lines, after = [], cluster.after
+    for name, tasks in zip(("pretrain", "score", "report"), stages, strict=True):
+        waiting = _after(cluster, after) if after else cluster
+        jobs = [dispatch(tasks[0], waiting)] if name == "report" else _array(tasks, waiting)
+        if not jobs:
+            lines.append(f"{name:<9} done before, with the same settings")
+            continue
+        said = f", after {after}" if after else ""
+        text = "\n".join(jobs)
+        lines.append(f"{name}{said}\n{text}" if cluster.dry_run else f"{name:<9} job {text}{said}")
+        after = _SOON if cluster.dry_run else ":".join(jobs)
+    return lines
+
+
+def _array(tasks: Sequence[Any], cluster: ClusterConfig) -> list[str]:
+    with collecting() as requests:
+        for task in tasks:
+            dispatch(task, cluster, in_sweep=True)
+    return submit_members(requests)
+
+
+def _after(cluster: ClusterConfig, jobs: str) -> ClusterConfig:
+    # afterany: what one failed run lacks is named in the report, the others are scored all the same
+    return replace(cluster, after=jobs, extra={**cluster.extra, "dependency": f"afterany:{jobs}"})
+
+
+HELP = Help(
+    sentence="pretrain and score every arm of a study with several seeds, and report what may be "
+    "concluded; run again, it does what is missing.",
+    examples=(
+        "simclr-study study=published output=studies/2021",
+        "simclr-study study=rate recipe=laptop shards=[shards] tasks=[eurosat] output=rates",
+        "simclr-study study=augmentation shards=[shards] tasks=[eurosat] output=couplets",
+    ),
+    groups=("recipe", "scale", "cluster"),
+    settings={
+        "study": "augmentation (36 couplets and four controls), bans, optimizer, rate, labels, "
+        "batch_size, temperature; published analyses the table of 2021",
+        "output": "folder for runs, tables and report",
+        "shards": "folders with packed sources to pretrain on",
+        "labelled": "folder with labelled shards to score on; default the first of shards",
+        "tasks": "label sets that are scored",
+        "seeds": "an arm is run once for each",
+        "arms": "only these arms, by name; default all",
+        "protocol": "how encoders are scored: probe, knn, finetune_all, ...",
+        "fractions": "shares of the training labels; more than one with study=labels",
+        "max_runs": "more pretrainings are refused",
+        "max_hours": "a study that is expected to take more device hours is refused",
+        "halving": "after each seed give up the lower half of the arms",
+    },
+    output="report.html, pictures and every number as CSV in output; a study of augmentation "
+    "leaves its couplets as a recipe: --config-dir=OUTPUT recipe=allowed. All settings of "
+    "simclr-pretrain are those of every arm. stdout tells the verdict, or the jobs.",
+)
+
+
+def work(app: StudyApp, member: str | None) -> str:
+    """Run what is missing, or submit it; return the verdict or the jobs."""
+    require(member is None, "a study is a sweep itself; name one study, without -m")
+    return run_study(narrow(app, StudyConfig), app.cluster)
+
+
+def main() -> None:
+    """Console script."""
+    cli.main("study", work, HELP)
+
+
+if __name__ == "__main__":
+    main()

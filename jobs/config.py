@@ -1,0 +1,299 @@
+"""Where work runs and with what: resources come in as settings, checked before anything starts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+
+from simclr.config import AugmentConfig, TrainConfig, require
+from simclr.evaluation.config import Protocol, SplitRule
+
+# What sbatch takes under the same name.
+PLAIN_OPTIONS = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "wckey")
+
+
+class Executor(Enum):
+    """``here``: in this process; ``local``: processes of this machine; ``slurm``: a batch job."""
+
+    here = "here"
+    local = "local"
+    slurm = "slurm"
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """A place to run, and the resources to ask it for.
+
+    Attributes:
+        executor: here, local or slurm.
+        nodes: machines of one job.
+        tasks_per_node: processes on each of them: for training one rank a GPU; for packing on one
+            machine, parts that pack side by side.
+        gpus_per_node: GPUs of each node; none asks Slurm for none, and takes what there is locally.
+        cpus_per_task: CPU cores of each process.
+        memory_gb: memory of a node; none leaves it to the partition.
+        time_min: time limit in minutes; Slurm only.
+        signal_delay_s: how long before the time limit the job is warned.
+        partition: and account, qos, constraint, nodelist, exclude, wckey: as sbatch takes them;
+            none leaves the option out.
+        parts: members of a job array that packs.
+        parallel_parts: members that may run at the same time.
+        requeue: let Slurm start the job again after preemption or the loss of a node.
+        wrapper: command in front of each process; it must end in running its arguments.
+        container: command that runs Python in a container, between wrapper and Python:
+            ``apptainer exec --nv image.sif``; empty for none.
+        python: interpreter on the nodes, or in the container; none takes this one.
+        setup: shell lines before the processes start: modules, environment.
+        scratch: folder on the disk of each node, which may hold variables of the job and of the
+            node (``/tmp/$SLURM_JOB_ID``); handed to the processes as ``SIMCLR_SCRATCH``.
+        after: job, or jobs ``12:13``, that must have succeeded before this one starts.
+        dry_run: print what would be submitted, and submit and write nothing; also ``--dry-run``.
+        extra: further sbatch options by name, without dashes.
+    """
+
+    executor: Executor = Executor.here
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus_per_node: int | None = None
+    cpus_per_task: int = 1
+    memory_gb: float | None = None
+    time_min: int = 1440
+    signal_delay_s: int = 120
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    wckey: str | None = None
+    parts: int = 1
+    parallel_parts: int = 64
+    requeue: bool = True
+    # Signals may come before Python listens. Unblocked they would kill a rank that imports, and a
+    # job whose rank has died is not brought back.
+    wrapper: str = "env --block-signal=USR2,TERM"
+    container: str = ""
+    python: str | None = None
+    setup: list[str] = field(default_factory=list)
+    scratch: str | None = None
+    after: str | None = None
+    dry_run: bool = False
+    extra: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "tasks_per_node", "cpus_per_task", "parts", "parallel_parts"):
+            value = getattr(self, name)
+            require(value >= 1, f"cluster.{name} is {value}; give 1 or more")
+        for name in ("gpus_per_node", "memory_gb", "signal_delay_s"):
+            least = getattr(self, name) or 0
+            require(least >= 0, f"cluster.{name} is {least}; give 0 or more")
+        _check_shell(self)
+        if self.executor is Executor.slurm:
+            _check_slurm(self)
+        else:
+            require(
+                self.nodes == 1,
+                f"cluster.nodes is {self.nodes} but cluster.executor is {self.executor.value}; "
+                "only slurm reaches other machines",
+            )
+        require(
+            self.executor is not Executor.here or self.tasks_per_node == 1,
+            f"cluster.tasks_per_node is {self.tasks_per_node} but this process is one; "
+            "use cluster=laptop for several processes on this machine",
+        )
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of one job."""
+        return self.nodes * self.tasks_per_node
+
+
+# Plain characters, variables as $NAME or ${NAME}; nothing that a shell would run.
+_SCRATCH = re.compile(r"([^$`\"\\\n]|\$\w+|\$\{\w+\})*")
+
+
+def _check_shell(cluster: ClusterConfig) -> None:
+    """Refuse values that would be more than a value in a batch script."""
+    scratch = cluster.scratch or ""
+    require(
+        _SCRATCH.fullmatch(scratch) is not None,
+        f"cluster.scratch is {scratch!r}; give a path, in which only $NAME and ${{NAME}} stand "
+        "for something else",
+    )
+    options = {name: getattr(cluster, name) or "" for name in PLAIN_OPTIONS} | cluster.extra
+    for name, value in options.items():
+        # A second line would leave the comment that #SBATCH is, and be run.
+        require(
+            bool(re.fullmatch(r"[\w-]+", name)) and str(value).isprintable(),
+            f"cluster option {name!r} is {str(value)!r}; give one line of plain characters",
+        )
+
+
+def _check_slurm(cluster: ClusterConfig) -> None:
+    after = cluster.after or ""
+    require(
+        re.fullmatch(r"(\w+(:\w+)*)?", after) is not None,
+        f"cluster.after is {after!r}; give job numbers: cluster.after=12, or 12:13",
+    )
+    delay, limit = cluster.signal_delay_s, cluster.time_min * 60
+    # Slurm looks at time limits every 30 s and may warn up to 60 s early: too near the limit, a
+    # job would be warned as soon as it starts, and be requeued for ever.
+    require(
+        delay + 60 < limit,
+        f"cluster.signal_delay_s is {delay} and the time limit {limit} s; give a limit more than "
+        f"60 s above the delay: cluster.time_min={delay // 60 + 3}",
+    )
+    gpus = cluster.gpus_per_node
+    require(
+        not gpus or cluster.tasks_per_node <= gpus,
+        f"cluster.tasks_per_node is {cluster.tasks_per_node} but a node has {gpus} GPUs; "
+        f"one process per GPU: cluster.tasks_per_node={gpus}",
+    )
+
+
+def check_batch(global_batch_size: int, cluster: ClusterConfig) -> None:
+    """Refuse a batch that the ranks cannot share equally.
+
+    Raises:
+        ValueError: with the nearest sizes that can be shared.
+    """
+    ranks = cluster.num_ranks
+    below = global_batch_size - global_batch_size % ranks
+    choices = f"{below} or {below + ranks}" if below else f"{ranks}"
+    require(
+        below == global_batch_size,
+        f"data.global_batch_size is {global_batch_size} but {ranks} ranks need a multiple of "
+        f"{ranks}; use {choices}",
+    )
+
+
+class What(Enum):
+    """``shards``: what was packed; ``augment``: what training makes of it."""
+
+    shards = "shards"
+    augment = "augment"
+
+
+@dataclass(kw_only=True, slots=True)
+class InspectConfig:
+    """Pictures of packed patches, or of the views that are made of them.
+
+    Attributes:
+        what: shards or augment.
+        shards: packed folder.
+        output: folder for pictures and page; empty takes ``SHARDS/inspection``.
+        patches: how many patches are shown, evenly spread over the shards.
+        seed: of the operations, for augment.
+        augment: for augment: its preset is shown beside each single operation.
+    """
+
+    what: What = What.shards
+    shards: str = ""
+    output: str = ""
+    patches: int = 24
+    seed: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        require(1 <= self.patches <= 400, f"patches is {self.patches}; give 1 to 400")
+
+
+LABEL_SHARES = [0.01, 0.03, 0.1, 0.25, 0.5, 1.0]
+
+
+class StudyName(Enum):
+    """What is varied; ``published`` only analyses the table of the SimCLR-S2 study (2021)."""
+
+    augmentation = "augmentation"
+    bans = "bans"
+    optimizer = "optimizer"
+    rate = "rate"
+    labels = "labels"
+    batch_size = "batch_size"
+    temperature = "temperature"
+    published = "published"
+
+
+@dataclass(kw_only=True, slots=True)
+class StudyConfig(TrainConfig):
+    """A study: arms x seeds, each pretrained and scored in the same way.
+
+    The settings of a pretraining are those of every arm; ``run_dir`` and ``seed`` are the study's.
+
+    Attributes:
+        study: what is varied.
+        output: folder for the runs, the tables and the report.
+        labelled: folder with labelled shards to score on; empty takes the first of ``shards``.
+        tasks: label sets that are scored; arms are compared on the mean over them.
+        seeds: of initialisation, order, draws and label subsets; an arm is run once for each.
+        protocol: how encoders are scored.
+        fractions: shares of the training labels; several only in ``study=labels``. Empty takes
+            all labels, and in ``study=labels`` 1, 3, 10, 25, 50 and 100 %.
+        split: where training, validation and test patches of the labelled shards come from.
+        score: which score is compared: f1, average_precision, accuracy, ...; of several classes
+            the mean over them.
+        arms: only these arms, by name; empty runs all.
+        max_runs: more pretrainings than this are refused, lest a typing error costs a week.
+        max_hours: a study that is expected to take more hours of one device is refused.
+        expected_rate: pairs a second of one job, until a run of the study has measured it; a
+            ResNet-50 on patches of 120 pixels makes some 500 on most GPUs, and more on new ones.
+        runs_per_job: trainings that one job makes side by side on its device, each a process; they
+            must fit into its memory together. For small networks, which leave most of it idle.
+        halving: after each seed give up the lower half of the arms; the report says so. On Slurm
+            the same command starts the next round when one is scored.
+        bans_from: of study=bans: folder of a study of augmentation, whose couplets decide what is
+            banned; empty makes one with half of the seeds. The other seeds test the bans.
+        died_after_steps: of the arm ``sgd 2021`` of study=optimizer: the step from which its
+            learning rate is zero.
+    """
+
+    study: StudyName = StudyName.augmentation
+    output: str = ""
+    labelled: str = ""
+    tasks: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    protocol: Protocol = Protocol.probe
+    fractions: list[float] = field(default_factory=list)
+    split: SplitRule = SplitRule.given
+    score: str = "f1"
+    arms: list[str] = field(default_factory=list)
+    max_runs: int = 200
+    max_hours: float = 24.0
+    expected_rate: float = 500.0
+    runs_per_job: int = 1
+    halving: bool = False
+    bans_from: str = ""
+    died_after_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        require(
+            not self.run_dir, f"run_dir is {self.run_dir}; a study names its runs, give output="
+        )
+        require(
+            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
+            f"seeds is {self.seeds}; give different ones, three or more: seeds=[0,1,2]",
+        )
+        require(
+            len(self.fractions) < 2 or self.study is StudyName.labels,
+            f"fractions is {self.fractions}; several shares of the labels are study=labels",
+        )
+        kept = {StudyName.labels: "has one arm", StudyName.bans: "needs every couplet's score"}
+        require(
+            not self.halving or self.study not in kept,
+            f"halving is true; study={self.study.value} {kept.get(self.study)}: leave halving out",
+        )
+        require(
+            not self.bans_from or self.study is StudyName.bans,
+            f"bans_from is {self.bans_from}; only study=bans derives bans",
+        )
+        for name in ("runs_per_job", "max_hours", "expected_rate", "died_after_steps"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give more than 0")
+
+    @property
+    def shares(self) -> list[float]:
+        """The shares of the training labels that are asked for."""
+        if self.fractions:
+            return self.fractions
+        return LABEL_SHARES if self.study is StudyName.labels else [1.0]

@@ -1,0 +1,1 @@
+"""Slurm: queries, submission, the environment of a rank, preemption, heartbeats."""

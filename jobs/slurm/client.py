@@ -1,0 +1,290 @@
+"""Slurm's commands: argument lists go out, typed answers come in; unknown states stay unknown.
+
+Only formats that we ask for are parsed, and only the fields that every release since 20.11 has.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+TIMEOUT_S = 30
+
+FINAL = frozenset(
+    "COMPLETED FAILED CANCELLED TIMEOUT OUT_OF_MEMORY DEADLINE BOOT_FAIL".split()  # noqa: SIM905
+)
+
+# A field starts at the beginning or after a space; values may hold spaces and equal signs.
+_FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z:/]*)=")
+_DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
+_DISABLED = "presently disabled"  # said of a job without --requeue
+_QUEUE_FORMAT = "%i|%T|%S|%L|%N|%r"
+
+
+class SlurmError(RuntimeError):
+    """A command of Slurm failed, or did not answer in time."""
+
+
+class RefusedError(SlurmError):
+    """Slurm has understood, and will not do it however often it is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """What Slurm says of one job.
+
+    Attributes:
+        job_id: ``12``, or ``12_3`` in an array.
+        state: Slurm's word, RUNNING for example; never translated.
+        reason: why it waits, in Slurm's word.
+        preempted: a time of preemption is set.
+        restarts: how often it was requeued.
+        nodes: nodes of the job, as Slurm abbreviates them.
+        time_left: until the time limit, ``[days-]hours:minutes:seconds``.
+        start: when it started, or is expected to.
+        log: file that takes its standard error.
+    """
+
+    job_id: str
+    state: str
+    reason: str = ""
+    preempted: bool = False
+    restarts: int = 0
+    nodes: str = ""
+    time_left: str = ""
+    start: str = ""
+    log: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """True when the job cannot run again; an unknown state is not final."""
+        return self.state in FINAL
+
+
+def is_available() -> bool:
+    """Return whether this machine has Slurm's commands."""
+    return shutil.which("sbatch") is not None
+
+
+def call(arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
+    """Run one of Slurm's commands and return what it printed.
+
+    Raises:
+        SlurmError: it is missing, failed, or took too long.
+    """
+    try:
+        done = subprocess.run(
+            arguments, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except FileNotFoundError:
+        raise SlurmError(f"{arguments[0]} is not installed on this machine") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{' '.join(arguments)} gave no answer in {timeout_s:.0f} s") from None
+    if done.returncode:
+        raise SlurmError(f"{' '.join(arguments)} failed: {in_a_line(done.stderr or done.stdout)}")
+    return done.stdout
+
+
+def in_a_line(complaint: str) -> str:
+    """Return Slurm's words in one line, without the command's name before each of them."""
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    # a Slurm that cannot be reached tells of every attempt; only the last line says what it means
+    fatal = [line for line in lines if ": fatal: " in line]
+    return "; ".join(re.sub(r"^\w+: (?:error|fatal): ", "", line) for line in fatal or lines)
+
+
+def show_job(job_id: str) -> JobState:
+    """Ask ``scontrol`` for one job.
+
+    Raises:
+        SlurmError: there is no such job (any more), or no answer.
+    """
+    return parse_job(call(["scontrol", "-o", "show", "job", job_id]))
+
+
+def parse_job(text: str) -> JobState:
+    """Parse a line of ``scontrol -o show job``.
+
+    Raises:
+        SlurmError: it is no such line.
+    """
+    fields = _fields(text)
+    if "JobId" not in fields or "JobState" not in fields:
+        raise SlurmError(f"scontrol said {text.strip()[:80]!r}, not a job")
+    array, index = fields.get("ArrayJobId"), fields.get("ArrayTaskId", "")
+    nothing = ("", "None", "(null)", "Unknown", "N/A")
+    return JobState(
+        job_id=f"{array}_{index}" if array and index.isdigit() else fields["JobId"],
+        # "CANCELLED by 1000" appears in accounting only, "RUNNING" never has a second word
+        state=fields["JobState"].split()[0],
+        reason="" if fields.get("Reason") in nothing else fields.get("Reason", ""),
+        preempted=fields.get("PreemptTime", "") not in nothing,
+        restarts=int(fields.get("Restarts", "0") or 0),
+        nodes="" if fields.get("NodeList") in nothing else fields.get("NodeList", ""),
+        start="" if fields.get("StartTime") in nothing else fields.get("StartTime", ""),
+        log=fields.get("StdErr", ""),
+    )
+
+
+def queue(job_ids: Iterable[str]) -> dict[str, JobState]:
+    """Ask ``squeue`` for several jobs at once; those that Slurm has forgotten are left out.
+
+    Raises:
+        SlurmError: no answer.
+    """
+    wanted = sorted(set(job_ids))
+    if not wanted:
+        return {}
+    command = ["squeue", "-h", "-r", "-t", "all", "-o", _QUEUE_FORMAT, "-j", ",".join(wanted)]
+    try:
+        return parse_queue(call(command))
+    except SlurmError as error:
+        # said when the only job asked for is forgotten
+        if "Invalid job id" in str(error):
+            return {}
+        raise
+
+
+def parse_queue(text: str) -> dict[str, JobState]:
+    """Parse lines of our own ``squeue -o`` format; lines of another form are left out."""
+    states = {}
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split("|", 5)]
+        if len(parts) == 6 and parts[1]:
+            job_id, state, start, left, nodes, reason = parts
+            known = start if start != "N/A" else ""
+            why = reason if reason != "None" else ""
+            states[job_id] = JobState(job_id, state, why, nodes=nodes, time_left=left, start=known)
+    return states
+
+
+def seconds_of(duration: str) -> int | None:
+    """Return the seconds of ``[days-][hours:]minutes:seconds``; none for UNLIMITED and the like."""
+    found = _DURATION.fullmatch(duration)
+    if not found:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def requeue(job_id: str) -> bool:
+    """Requeue a running job; False when Slurm has done so already.
+
+    Raises:
+        RefusedError: the job may not be requeued, as it or the site has it.
+        SlurmError: no answer, or another trouble.
+    """
+    try:
+        call(["scontrol", "requeue", job_id])
+    except SlurmError as error:
+        if "pending execution" in str(error):
+            return False
+        if _DISABLED in str(error):
+            raise RefusedError(str(error)) from error
+        raise
+    return True
+
+
+def hold(job_id: str, reason: str) -> None:
+    """End a running job and keep it in the queue, held, until a person releases it.
+
+    Args:
+        job_id: of the job.
+        reason: shown as its comment by ``squeue -o %k`` and ``scontrol show job``.
+
+    Raises:
+        SlurmError: refused, or no answer.
+    """
+    # first: the hold ends the process that asks for it
+    call(["scontrol", "update", f"JobId={job_id}", f"Comment={reason}"])
+    call(["scontrol", "requeuehold", job_id])
+
+
+def host_names(node_list: str) -> list[str]:
+    """Expand ``n[1-3]`` to names.
+
+    Raises:
+        SlurmError: not a list of nodes, or no answer.
+    """
+    return call(["scontrol", "show", "hostnames", node_list]).split()
+
+
+def node_address(name: str) -> str:
+    """Return under which address Slurm itself reaches a node.
+
+    Raises:
+        SlurmError: no such node, or no answer.
+    """
+    return _fields(call(["scontrol", "-o", "show", "node", name])).get("NodeAddr", name)
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Split ``Key=value Key=value``; of a key that comes twice the first counts."""
+    parts = _FIELD.split(text.strip().split("\n", 1)[0])[1:]  # key, value, key, value, ...
+    fields: dict[str, str] = {}
+    for key, value in zip(parts[::2], parts[1::2], strict=True):
+        fields.setdefault(key, value.strip())
+    return fields
+
+
+_FIELDS = "JobID,State,ExitCode,Start,End,NodeList"
+# what sacct says where nobody keeps accounts: no fault of the job, and no word about it
+_NONE_KEPT = ("accounting storage is disabled", "not running a supported accounting_storage")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How one start of a job ended, or that it has not.
+
+    Attributes:
+        job_id: ``12``, or ``12_3`` in an array.
+        state: Slurm's word without additions: CANCELLED, not ``CANCELLED by 1000``.
+        exit_code: what the batch script left with, ``1:0``; the second number is a signal.
+        start: as Slurm writes it; empty when it never started.
+        end: as Slurm writes it; empty while it runs.
+        nodes: as Slurm abbreviates them.
+    """
+
+    job_id: str
+    state: str
+    exit_code: str
+    start: str
+    end: str
+    nodes: str
+
+
+def endings(job_ids: Iterable[str]) -> dict[str, list[Ending]]:
+    """Ask ``sacct`` for all starts of some jobs, in order; nothing where no accounts are kept.
+
+    Raises:
+        SlurmError: no answer.
+    """
+    wanted = sorted(set(job_ids))
+    if not wanted:
+        return {}
+    # -D: without it sacct hides every start but the last. -X: jobs, not their steps.
+    command = ["sacct", "-n", "-P", "-X", "-D", "-o", _FIELDS, "-j", ",".join(wanted)]
+    try:
+        return parse_endings(call(command))
+    except SlurmError as error:
+        if any(words in str(error) for words in (*_NONE_KEPT, "is not installed")):
+            return {}
+        raise
+
+
+def parse_endings(text: str) -> dict[str, list[Ending]]:
+    """Parse lines of our own ``sacct -P`` format; lines of another form are left out."""
+    found: dict[str, list[Ending]] = {}
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split("|")]
+        if len(parts) != _FIELDS.count(",") + 1 or not parts[1]:
+            continue
+        job_id, state, code, start, end, nodes = parts
+        known = ["" if time in ("Unknown", "None", "N/A") else time for time in (start, end)]
+        where = "" if nodes == "None assigned" else nodes
+        ending = Ending(job_id, state.split()[0].rstrip("+"), code, known[0], known[1], where)
+        found.setdefault(job_id, []).append(ending)
+    return found

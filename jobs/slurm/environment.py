@@ -1,0 +1,212 @@
+"""Which process of which job is this: a scheduler's variables come in, a place and a launch go out.
+
+``simclr`` knows no scheduler; here its words become the ``Launch`` that training takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.slurm import client as slurm
+
+if TYPE_CHECKING:
+    from simclr.distributed import Launch
+
+# Below the ports that Linux gives to outgoing connections (32768 up).
+_FIRST_PORT, _NUM_PORTS = 15000, 16000
+_ATTEMPTS_APART = 1009  # prime: neighbouring jobs, with many attempts each, do not meet
+
+
+class Kind(Enum):
+    """Who started this process: a person or torchrun, submitit on this machine, or Slurm."""
+
+    here = "here"
+    local = "local"
+    slurm = "slurm"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """This process among those that were started together.
+
+    Attributes:
+        kind: who started it.
+        job_id: of Slurm (``12`` or ``12_3``), or of submitit; empty here.
+        restarts: how often Slurm has requeued the job.
+        rank: of this process, from 0.
+        local_rank: on its node, from 0.
+        num_ranks: processes in all.
+        ranks_on_node: processes on this node.
+        node: of this process, as the scheduler calls it; else the name of the machine.
+        node_list: nodes, in Slurm's abbreviation.
+        log: file that takes standard error, if known.
+        array_index: of this job in its array, from 0.
+        array_size: jobs of the array.
+    """
+
+    kind: Kind = Kind.here
+    job_id: str = ""
+    restarts: int = 0
+    rank: int = 0
+    local_rank: int = 0
+    num_ranks: int = 1
+    ranks_on_node: int = 1
+    node: str = field(default_factory=socket.gethostname)
+    node_list: str = ""
+    log: str = ""
+    array_index: int = 0
+    array_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True on the process that writes what is written once."""
+        return self.rank == 0
+
+
+def current_place(environment: Mapping[str, str] = os.environ) -> Place:
+    """Read where this process runs from its environment."""
+    if environment.get("SUBMITIT_EXECUTOR") == "local":
+        return _local_place(environment)
+    # A step, not merely a job: a batch script or a shell of salloc is no rank.
+    if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
+        return _slurm_place(environment)
+    if "RANK" not in environment:
+        return Place()
+    # torchrun's; simclr reads the rest
+    size = int(environment.get("WORLD_SIZE", 1))
+    return Place(rank=int(environment["RANK"]), num_ranks=size)
+
+
+def launch_of(place: Place, token: str) -> Launch | None:
+    """Return how the ranks of a place meet; None leaves it to torchrun's variables, or to one rank.
+
+    Args:
+        place: of this process.
+        token: the same in all processes that were started together, and in no others.
+
+    Raises:
+        SlurmError: Slurm does not say where the first node is.
+    """
+    from simclr.distributed import Launch
+
+    if place.kind is Kind.here:
+        return None
+    if place.kind is Kind.local:
+        # Not in the run folder: network file systems may lack the locks that this file needs.
+        meeting = f"file://{Path(tempfile.gettempdir(), f'simclr-{token}')}"
+    else:
+        host = _address(slurm.host_names(place.node_list)[0]) if place.num_ranks > 1 else ""
+        meeting = f"tcp://{host}:{port_of(place.job_id, place.restarts)}"
+    return Launch(
+        rank=place.rank,
+        local_rank=place.local_rank,
+        world_size=place.num_ranks,
+        local_world_size=place.ranks_on_node,
+        init_method=meeting,
+    )
+
+
+def port_of(job_id: str, restarts: int) -> int:
+    """Return the port where the ranks of one attempt meet; another attempt has another one.
+
+    A rank of a former attempt may still be alive and must not be met.
+    """
+    number = int(re.sub(r"\D", "", job_id) or 0)
+    return _FIRST_PORT + (number * _ATTEMPTS_APART + restarts) % _NUM_PORTS
+
+
+def forget_results(place: Place) -> None:
+    """Remove what an earlier start of this job left as this rank's result, whole or half.
+
+    submitit believes a result that is there, and fails to write one beside a half-written one.
+    """
+    if place.log:
+        for left in Path(place.log).parent.glob(f"{place.job_id}_{place.rank}_result.pkl*"):
+            left.unlink()
+
+
+def expand_counts(text: str) -> list[int]:
+    """Expand Slurm's ``2(x3),1`` to ``[2, 2, 2, 1]``."""
+    counts: list[int] = []
+    for part in text.split(","):
+        number, _, times = part.strip(")").partition("(x")
+        counts += [int(number)] * int(times or 1)
+    return counts
+
+
+def _local_place(environment: Mapping[str, str]) -> Place:
+    job_id, rank = environment["SUBMITIT_LOCAL_JOB_ID"], environment["SUBMITIT_LOCAL_GLOBALID"]
+    size = int(environment["SUBMITIT_LOCAL_NTASKS"])
+    log = _submitit_log(environment, job_id)
+    return Place(Kind.local, job_id, 0, int(rank), int(rank), size, size, log=log)
+
+
+def _slurm_place(environment: Mapping[str, str]) -> Place:
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    index = environment.get("SLURM_ARRAY_TASK_ID")
+    # The raw number of an array's last member is that of the whole array.
+    job_id = f"{array}_{index}" if array else environment["SLURM_JOB_ID"]
+    counts = expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    node = int(environment.get("SLURM_NODEID", 0))
+    return Place(
+        kind=Kind.slurm,
+        job_id=job_id,
+        restarts=int(environment.get("SLURM_RESTART_COUNT", 0)),
+        rank=int(environment["SLURM_PROCID"]),
+        local_rank=int(environment.get("SLURM_LOCALID", 0)),
+        num_ranks=int(environment.get("SLURM_STEP_NUM_TASKS", sum(counts))),
+        ranks_on_node=counts[node] if node < len(counts) else 1,
+        node=environment.get("SLURMD_NODENAME") or socket.gethostname(),
+        node_list=environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "")),
+        log=_submitit_log(environment, job_id),
+        array_index=int(index or 0),
+        array_size=int(environment.get("SLURM_ARRAY_TASK_MAX", 0)) + 1,
+    )
+
+
+def _submitit_log(environment: Mapping[str, str], job_id: str) -> str:
+    folder = environment.get("SUBMITIT_FOLDER")
+    return str(Path(folder, f"{job_id}_0_log.err")) if folder else ""
+
+
+def _address(host: str) -> str:
+    """Return the name of a node if it can be resolved, else the address that Slurm uses."""
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror:
+        return slurm.node_address(host)  # clouds often give nodes no name
+    return host
+
+
+LOG_NAME = "logs/pretrain.log"  # of a run that trains here, where no scheduler keeps one
+
+
+def log_as(place: Place, run_dir: Path | None = None) -> None:
+    """Show log lines on stderr; of the main rank all, of others warnings only.
+
+    Here, where no scheduler keeps a log, lines go to a file of the run folder as well.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if run_dir and place.kind is Kind.here and place.is_main:
+        path = run_dir / LOG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(path))
+    logging.basicConfig(
+        level=logging.INFO if place.is_main else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=handlers,
+        force=True,
+    )
+    # submitit has a handler of its own, and words that say nothing about the work
+    logging.getLogger("submitit").propagate = False

@@ -1,0 +1,333 @@
+"""Tasks and a cluster come in; a job of Slurm goes out, with the code that it will run."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.code_snapshot import import_lines, take_snapshot
+from jobs.config import PLAIN_OPTIONS, ClusterConfig
+from jobs.run_dir import Marking, Submission, read_submission, write_submission
+from jobs.slurm import client as slurm
+from jobs.staging import SCRATCH
+from simclr.config import require
+
+# partition (default marked by *), nodes, cores, MiB, generic resources, time limit
+_FORMAT = "%P|%D|%c|%m|%G|%l"
+# gpu:4, gpu:a100:4, gpu:a100:4(S:0-1), gpu:1g.5gb:7, gpu:tesla:2K does not occur for GPUs
+_GPUS = re.compile(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKind:
+    """Equal nodes of a partition.
+
+    Attributes:
+        partition: its name.
+        is_default: jobs that name no partition go there.
+        nodes: how many there are.
+        cores: of each node.
+        memory_mib: of each node.
+        gpus: of each node.
+        limit_min: longest job, minutes; none for no limit.
+    """
+
+    partition: str
+    is_default: bool
+    nodes: int
+    cores: int
+    memory_mib: int
+    gpus: int
+    limit_min: int | None
+
+
+def check_capacity(cluster: ClusterConfig) -> str:
+    """Refuse what the nodes of the partition do not have; return why if Slurm did not tell.
+
+    Raises:
+        ValueError: with the setting, its value, and what there is.
+    """
+    try:
+        kinds = parse_nodes(slurm.call(["sinfo", "-h", "-o", _FORMAT]))
+    except slurm.SlurmError as error:
+        return str(error)
+    if kinds:
+        _check_partition(cluster, kinds)
+    return ""
+
+
+def largest_array() -> int | None:
+    """Return how many members Slurm takes in one job array; None if it does not say."""
+    try:
+        settings = slurm.call(["scontrol", "show", "config"])
+    except slurm.SlurmError:
+        return None
+    # The setting is one more than the highest index, and indices begin at 0.
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", settings, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+def parse_nodes(text: str) -> list[NodeKind]:
+    """Parse lines of our own ``sinfo -o`` format; lines of another form are left out."""
+    kinds = []
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split("|")]
+        numbers = [re.match(r"\d+", part) for part in parts[1:4]]  # 16+: nodes that differ
+        if len(parts) == 6 and all(numbers):
+            nodes, cores, memory = (int(number[0]) for number in numbers if number)
+            name, gpus = parts[0], sum(map(int, _GPUS.findall(parts[4])))
+            kinds.append(
+                NodeKind(
+                    name.rstrip("*"),
+                    name.endswith("*"),
+                    nodes,
+                    cores,
+                    memory,
+                    gpus,
+                    _minutes(slurm.seconds_of(parts[5])),
+                )
+            )
+    return kinds
+
+
+def _check_partition(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
+    names = sorted({kind.partition for kind in kinds})
+    # sbatch takes several partitions, and starts the job in the first that has room
+    wanted = (cluster.partition or "").split(",") if cluster.partition else []
+    unknown = [name for name in wanted if name not in names]
+    require(
+        not unknown,
+        f"cluster.partition is {cluster.partition}, but there is no {', '.join(unknown)}; "
+        f"choose one of {', '.join(names)}",
+    )
+    mine = [k for k in kinds if (k.partition in wanted if wanted else k.is_default)]
+    if mine:
+        _check_nodes(cluster, mine)
+
+
+def _check_nodes(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
+    gib = max(k.memory_mib for k in kinds) / 1024
+    where = f"partition {' or '.join(sorted({kind.partition for kind in kinds}))}"
+    cores = cluster.tasks_per_node * cluster.cpus_per_task
+    needs = (
+        ("gpus_per_node", cluster.gpus_per_node or 0, max(k.gpus for k in kinds), "GPUs a node"),
+        ("tasks_per_node x cpus_per_task", cores, max(k.cores for k in kinds), "cores a node"),
+        (
+            "memory_gb",
+            cluster.memory_gb or 0,
+            gib,
+            "GiB a node",
+        ),
+        ("nodes", cluster.nodes, sum(k.nodes for k in kinds), "nodes"),
+    )
+    for key, asked, there, unit in needs:
+        require(
+            asked <= there,
+            f"cluster.{key} is {asked} but {where} has {there:g} {unit}; give at most {there:g}",
+        )
+    limits = [kind.limit_min for kind in kinds]
+    longest = None if None in limits else max(limit for limit in limits if limit is not None)
+    require(
+        longest is None or cluster.time_min <= longest,
+        f"cluster.time_min is {cluster.time_min} but {where} ends jobs after {longest}; give at "
+        f"most {longest}: the run is requeued at its limit and goes on",
+    )
+
+
+def _minutes(seconds: int | None) -> int | None:
+    return None if seconds is None else seconds // 60
+
+
+_log = logging.getLogger("simclr")
+
+
+def submit(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> str:
+    """Submit a job, or an array of one member a task, without waiting; return the job id.
+
+    More members than Slurm takes in one array go into several; their ids are joined by colons, as
+    dependencies of further jobs are written.
+
+    Args:
+        tasks: of one verb.
+        folder: takes scripts, pickles and logs; the code lies beside it.
+        cluster: what each member asks for.
+
+    Raises:
+        ValueError: the job cannot be, or one is at work there already; nothing was submitted.
+        SlurmError: Slurm refused it.
+    """
+    untold = _check(tasks, cluster)
+    code = take_snapshot(folder.parent / "code")
+    arrays = _cut(tasks, largest_array())
+    # as many at the same time as were asked for, in all arrays together
+    abreast = replace(cluster, parallel_parts=max(1, cluster.parallel_parts // len(arrays)))
+    jobs = [job for array in arrays for job in _sbatch(array, folder, abreast, code)]
+    ids = list(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs))
+    for task, job in zip(tasks, jobs, strict=True):
+        entry = Submission(job.job_id, task.verb, sys.argv, time.time(), str(job.paths.stderr))
+        # members of a packing array share a folder; its record is that of the whole array
+        shared = len(tasks) > 1 and all(other.folder == task.folder for other in tasks)
+        write_submission(task.folder, entry if not shared else replace(entry, job_id=",".join(ids)))
+        for folder_of_run in task.folders:
+            write_submission(folder_of_run, entry)
+    if untold:
+        _log.warning("%s; the cluster's size was not checked", untold)
+    job_id, log = ":".join(ids), jobs[0].paths.stderr
+    _log.info("submitted job %s; simclr-status and squeue show how it fares, log %s", job_id, log)
+    return job_id
+
+
+def script(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> str:
+    """Return the script that ``submit`` would hand to sbatch; nothing is written."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    folder = _writable_in_script(folder.absolute())
+    options = slurm_options(cluster, tasks[0].verb, folder.parent / "code" / "DIGEST")
+    options |= {"map_count": len(tasks)} if len(tasks) > 1 else {}
+    command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return str(_make_sbatch_string(command=command, folder=folder, **options))
+
+
+def slurm_options(cluster: ClusterConfig, verb: str, code: Path) -> dict[str, Any]:
+    """Return what submitit's Slurm executor is asked for."""
+    options: dict[str, Any] = {
+        "job_name": f"simclr-{verb}",
+        "time": cluster.time_min,
+        "nodes": cluster.nodes,
+        "ntasks_per_node": cluster.tasks_per_node,
+        "cpus_per_task": cluster.cpus_per_task,
+        "gpus_per_node": cluster.gpus_per_node,
+        "mem": None if cluster.memory_gb is None else f"{round(cluster.memory_gb * 1024)}M",
+        "signal_delay_s": cluster.signal_delay_s,
+        # ours last: a module that sets PYTHONPATH must not come before the code of the job
+        "setup": [*cluster.setup, *scratch_lines(cluster), *import_lines(code)],
+        "array_parallelism": cluster.parallel_parts,
+        "additional_parameters": _further(cluster),
+        # A dead rank ends the others; srun of 22.05 to 23.02 does not take the cores from the job.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_task}"],
+    }
+    # None for wckey too: submitit's own default is refused where wckeys are checked
+    return options | {name: getattr(cluster, name) for name in PLAIN_OPTIONS}
+
+
+def scratch_lines(cluster: ClusterConfig) -> list[str]:
+    """Return the shell line that hands on the name of the nodes' own disk, as it is given."""
+    # each process fills them in: what the first node's shell makes of them need not suit the others
+    return [f"export {SCRATCH}={shlex.quote(cluster.scratch)}"] if cluster.scratch else []
+
+
+def python_command(cluster: ClusterConfig) -> str:
+    """Return the command that runs Python on a node: wrapper, container, interpreter."""
+    # The wrapper outside: what starts a container would die of a warning as well.
+    parts = (cluster.wrapper, cluster.container, interpreter(cluster))
+    return " ".join(part for part in parts if part)
+
+
+def interpreter(cluster: ClusterConfig) -> str:
+    """Return the Python that runs the work, quoted for a shell."""
+    return shlex.quote(cluster.python or sys.executable)
+
+
+def refuse_second(folder: Path, verb: str) -> None:
+    """Refuse to submit for a folder in which a job of the verb is still at work, or waiting.
+
+    Raises:
+        ValueError: with the job and the cure.
+    """
+    job = live_job(folder, verb)
+    if job:
+        raise ValueError(
+            f"job {job.job_id} ({verb}, {job.state}) is at work in {folder.parent}; wait for it, "
+            f"or scancel {job.job_id} first"
+        )
+
+
+def live_job(folder: Path, verb: str) -> slurm.JobState | None:
+    """Return the job that was submitted for a folder, if it has not ended."""
+    earlier = read_submission(folder, verb)
+    if earlier is None or not slurm.is_available():
+        return None
+    jobs = slurm.queue([earlier.job_id]).values()
+    return next((job for job in jobs if not job.is_final), None)
+
+
+def _check(tasks: Sequence[Marking], cluster: ClusterConfig) -> str:
+    """Refuse what cannot be; return why the nodes could not be asked for, if so."""
+    if not slurm.is_available():
+        raise ValueError(
+            "cluster.executor is slurm but this machine has no sbatch; go to a login node, or use "
+            "cluster=laptop or cluster=here"
+        )
+    untold = check_capacity(cluster)
+    for folder in {folder for task in tasks for folder in (task.folder, *task.folders)}:
+        _writable_in_script(folder.absolute())
+        refuse_second(folder, tasks[0].verb)
+    return untold
+
+
+def _writable_in_script(folder: Path) -> Path:
+    """Refuse a folder whose name would end an ``#SBATCH`` line and begin a command."""
+    if "\n" in str(folder) or "\r" in str(folder):
+        raise ValueError(f"the folder {str(folder)!r} has a line break in it; Slurm takes none")
+    return folder
+
+
+def _cut(tasks: Sequence[Marking], limit: int | None) -> list[Sequence[Marking]]:
+    """Cut tasks into arrays that Slurm takes."""
+    size = limit or len(tasks)
+    return [tasks[first : first + size] for first in range(0, len(tasks), size)]
+
+
+def _sbatch(
+    tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig, code: Path
+) -> list[Any]:
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    with _outside_jobs():
+        executor = submitit.SlurmExecutor(
+            str(folder.absolute()), max_num_timeout=1000, python=python_command(cluster)
+        )
+        executor.update_parameters(**slurm_options(cluster, tasks[0].verb, code))
+        try:
+            with redirect_stderr(io.StringIO()):  # submitit prints the error that it raises
+                return list(executor.submit_array(tasks))
+        except FailedJobError as error:
+            said = slurm.in_a_line(str(error))
+            away = ": fatal: " in str(error)
+            raise slurm.SlurmError(
+                f"Slurm cannot be reached from here ({said}); simclr-doctor looks for the cause"
+                if away
+                else f"sbatch refused the job: {said}"
+            ) from error
+
+
+def _further(cluster: ClusterConfig) -> dict[str, Any]:
+    # submitit never writes requeue, and without it a preempted job is not started again
+    options: dict[str, Any] = {"requeue": True} if cluster.requeue else {}
+    if cluster.after:
+        # A job whose forerunner has failed would wait for ever.
+        options |= {"dependency": f"afterok:{cluster.after}", "kill-on-invalid-dep": "yes"}
+    return options | cluster.extra
+
+
+@contextmanager
+def _outside_jobs() -> Iterator[None]:
+    """Hide a surrounding job's variables: a job submitted from a job would inherit its size."""
+    from submitit.helpers import clean_env
+
+    configuration = os.environ.get("SLURM_CONF")
+    with clean_env():
+        if configuration:  # no property of a job: it says where Slurm is
+            os.environ["SLURM_CONF"] = configuration
+        yield

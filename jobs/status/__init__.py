@@ -1,0 +1,1 @@
+"""What simclr-status reports."""

@@ -1,0 +1,124 @@
+"""How a packing fares: its plan, its shards and Slurm's word on its array come in, words go out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.run_dir import JOB_FOLDER, read_submission
+from jobs.slurm.client import JobState
+from preprocess.plan import PLAN_NAME, WORK_FOLDER
+from preprocess.shards.manifest import MANIFEST_NAME, read_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class PackingRecord:
+    """How a packing fares.
+
+    Attributes:
+        shards: output folder.
+        state: in plain words.
+        needs_person: True when it will not go on or end by itself.
+        action: what to do next; empty when nothing.
+        job_id: of the array, if there is one.
+        members: Slurm's states of the array's members, with their number.
+        failed: members that failed, as scontrol knows them.
+        num_done: shards in place.
+        num_shards: of the whole plan; 0 before there is one.
+        log: where the members write.
+    """
+
+    shards: str
+    state: str
+    needs_person: bool = False
+    action: str = ""
+    job_id: str = ""
+    members: dict[str, int] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    num_done: int = 0
+    num_shards: int = 0
+    log: str = ""
+
+
+def is_packing(folder: Path) -> bool:
+    """Say whether something is or was packed into a folder."""
+    return (folder / WORK_FOLDER).is_dir() or (folder / MANIFEST_NAME).exists()
+
+
+def packing_job(folder: Path) -> list[str]:
+    """Return the job that was submitted for a packing, if any."""
+    submission = read_submission(folder / WORK_FOLDER / JOB_FOLDER, "pack")
+    return [submission.job_id] if submission else []
+
+
+def describe_packing(folder: Path, jobs: Mapping[str, JobState]) -> PackingRecord:
+    """Return how a packing fares.
+
+    Args:
+        folder: for shards.
+        jobs: Slurm's word on the members of its array, ``12_0``, ``12_1``, ...
+    """
+    submission = read_submission(folder / WORK_FOLDER / JOB_FOLDER, "pack")
+    array = submission.job_id if submission else ""
+    arrays = array.split(",")  # more members than fit into one array lie in several
+    members = {name: job for name, job in jobs.items() if name.partition("_")[0] in arrays}
+    failed = sorted(name for name, job in members.items() if _has_failed(job))
+    done, planned = _shards(folder)
+    alive = any(not job.is_final for job in members.values())
+    is_complete = (folder / MANIFEST_NAME).exists()
+    damage = _damage(folder) if is_complete else ""
+    state, action = _verdict(folder, failed, is_complete=is_complete, alive=alive)
+    if damage:
+        state, _, action = damage.partition("; ")
+    return PackingRecord(
+        shards=str(folder),
+        state=state,
+        needs_person=bool(damage) or (bool(failed) and not is_complete),
+        action=action,
+        job_id=array,
+        members=dict(Counter(job.state.lower() for job in members.values())),
+        failed=failed,
+        num_done=done,
+        num_shards=planned,
+        log=submission.log if submission else "",
+    )
+
+
+def _verdict(folder: Path, failed: list[str], *, is_complete: bool, alive: bool) -> tuple[str, str]:
+    if is_complete:
+        return "packed", f"simclr-verify shards={folder}"
+    again = "read their logs; the same command packs what is missing"
+    if alive:
+        return f"packing; {len(failed)} members failed" if failed else "packing", again * bool(
+            failed
+        )
+    if failed:
+        return f"{len(failed)} members failed", again
+    return "not complete", "the same command packs what is missing"
+
+
+def _damage(folder: Path) -> str:
+    """Return what is wrong with the manifest, and the cure; empty if it can be read."""
+    try:
+        read_manifest(folder)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _has_failed(job: JobState) -> bool:
+    return job.is_final and job.state != "COMPLETED"
+
+
+def _shards(folder: Path) -> tuple[int, int]:
+    """Count the shards in place, and those of the plan."""
+    done = sum(1 for _ in folder.glob("shard-*.h5"))
+    plan = folder / WORK_FOLDER / PLAN_NAME
+    if not plan.exists():
+        return done, done
+    with plan.open("rb") as file:
+        rows = int(json.loads(next(file))["rows_per_shard"])
+        return done, -(-sum(1 for _ in file) // rows)

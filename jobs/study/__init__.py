@@ -1,0 +1,1 @@
+"""Studies: arms times seeds, and their report."""

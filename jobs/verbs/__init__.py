@@ -1,1 +1,0 @@
-"""One module per console script: configuration to task to dispatch."""

@@ -1,0 +1,200 @@
+"""The shard format in words of Python: band groups, label sets, data set names, dtypes.
+
+A shard is one HDF5 file. ``patches/<group>`` holds the pixels of one native resolution as
+``(rows, bands, size_px, size_px)`` little-endian uint16, contiguous unless compressed;
+``index/<field>`` holds one value a row; ``labels/<set>`` holds ``(rows, classes)`` uint8,
+``fractions/<set>`` float32; ``statistics/histogram`` counts the stored values of each band.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+FORMAT = "simclr-s2-shard"
+FORMAT_VERSION = 1
+UNIT = "reflectance x 10000, offset removed"
+NODATA = 0  # never a reflectance: a dark pixel is clipped at 1 when an offset is removed
+SATURATED = 65535  # as delivered by ESA; left out of statistics
+PIXEL_DTYPE = np.dtype("<u2")
+NUM_PIXEL_VALUES = 65536
+
+UNKNOWN_LABEL = 255  # a whole row of it: this patch has no answer in this label set
+
+PATCHES, INDEX, LABELS, FRACTIONS = "patches", "index", "labels", "fractions"
+HISTOGRAM = "statistics/histogram"
+
+# Text is stored as fixed-width bytes: variable-length strings live in a heap that a checksum of
+# the data set does not cover. "S" takes the width of the longest value in the shard.
+INDEX_FIELDS: dict[str, str] = {
+    "id": "S",  # unique within the source
+    "path": "S",  # file or folder it was read from, relative to the root of the source
+    "product": "S",  # the ESA product or scene the patch was cut from, if known
+    "tile": "S",  # MGRS tile, five characters, if known
+    "place": "S",  # ground cell: the same on every date, equal text is equal ground
+    "block": "S",  # ground that splits keep whole, of all dates and tiles; empty without blocks
+    "acquired": "S",  # ISO 8601, UTC, if known
+    "split": "S",  # train, validation, test, or empty
+    "baseline": "S",  # processing baseline, "02.06", if known
+    "offset": "<i2",  # added to the digital number while packing
+    "offset_authority": "S",  # who decided: xml, name, user, source
+    "epsg": "<i4",  # 0 when the file has no coordinate system
+    "transform": "<f8",  # (rows, 6): affine a b c d e f of the finest group, in CRS units
+    "valid_fraction": "<f4",  # share of pixels of the finest group that are not nodata
+    "crc32": "<u4",  # zlib.crc32 over the pixels of all groups, in layout order
+}
+# Beside these: zlib.crc32 over the row in all index fields, label sets and fraction sets.
+FACTS_CRC32 = "facts_crc32"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLayout:
+    """Bands that share one grid.
+
+    Attributes:
+        name: data set name, ``b10`` for 10 m.
+        bands: canonical band names in channel order.
+        size_px: side of the square patch in pixels.
+        ground_resolution_m: side of a pixel in metres, as stored.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    size_px: int
+    ground_resolution_m: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one sample: (bands, size_px, size_px)."""
+        return (len(self.bands), self.size_px, self.size_px)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample in this group."""
+        # plain ints: asked for with every read, where numpy's product took half the time
+        return len(self.bands) * self.size_px**2 * PIXEL_DTYPE.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """Class names of one labelling of the patches; order always travels as names.
+
+    Attributes:
+        name: ``bigearthnet19``, ``irrigation_regular``, ``eurosat``, ...
+        kind: ``single`` (exactly one class a patch) or ``multi`` (any number).
+        classes: class names in column order.
+    """
+
+    name: str
+    kind: str
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("single", "multi"):
+            raise ValueError(f"label set {self.name}: kind is {self.kind!r}, not single or multi")
+
+
+@dataclass(frozen=True, slots=True)
+class FractionSet:
+    """Shares of a patch's ground by class: cover of a map, or what a scene classification saw.
+
+    Attributes:
+        name: ``corine``, ``scl``, ...
+        classes: class names in column order.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLayout:
+    """What every sample of a source looks like: band groups, finest first, labels, fractions."""
+
+    groups: tuple[GroupLayout, ...]
+    label_sets: tuple[LabelSet, ...] = ()
+    fraction_sets: tuple[FractionSet, ...] = ()
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """All bands, group by group."""
+        return tuple(band for group in self.groups for band in group.bands)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Pixel bytes of one sample over all groups (160,000 for BigEarthNet)."""
+        return sum(group.sample_bytes for group in self.groups)
+
+    def label_set(self, name: str) -> LabelSet:
+        """Return a label set by name.
+
+        Raises:
+            ValueError: there is none of that name; the message lists those there are.
+        """
+        for candidate in self.label_sets:
+            if candidate.name == name:
+                return candidate
+        names = ", ".join(labels.name for labels in self.label_sets) or "none: unlabelled patches"
+        raise ValueError(f"no label set {name!r} in these shards; they hold: {names}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ShardLayout:
+        """Rebuild from ``to_json``."""
+        return cls(
+            groups=tuple(
+                GroupLayout(**{**group, "bands": tuple(group["bands"])}) for group in data["groups"]
+            ),
+            label_sets=tuple(
+                LabelSet(**{**labels, "classes": tuple(labels["classes"])})
+                for labels in data["label_sets"]
+            ),
+            fraction_sets=tuple(
+                FractionSet(fractions["name"], tuple(fractions["classes"]))
+                for fractions in data.get("fraction_sets", ())
+            ),
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32_of(pixels: Mapping[str, npt.NDArray[np.uint16]], layout: ShardLayout) -> int:
+    """Return the checksum of one sample: its groups one after the other, in layout order."""
+    checksum = 0
+    for group in layout.groups:
+        checksum = zlib.crc32(np.ascontiguousarray(pixels[group.name]).data, checksum)
+    return checksum
+
+
+def facts_in(file: h5py.File, layout: ShardLayout) -> Iterable[npt.NDArray[Any]]:
+    """Yield all that an open shard holds by row beside pixels, in the order of its checksum."""
+    names = [f"{INDEX}/{name}" for name in INDEX_FIELDS]
+    names += [f"{LABELS}/{labels.name}" for labels in layout.label_sets]
+    names += [f"{FRACTIONS}/{shares.name}" for shares in layout.fraction_sets]
+    return (file[name][()] for name in names)
+
+
+def crc32_by_row(columns: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.uint32]:
+    """Return a checksum a row over columns (rows, ...): the row's bytes, column after column."""
+    checksums: list[int] = []
+    for column in columns:
+        # bytes as stored: text keeps its padding, numbers are little-endian in memory and file
+        data = np.ascontiguousarray(column).reshape(len(column), -1).view(np.uint8)
+        before = checksums or [0] * len(data)
+        checksums = [zlib.crc32(row.data, old) for row, old in zip(data, before, strict=True)]
+    return np.array(checksums, "<u4")

@@ -1,0 +1,245 @@
+"""BigEarthNet v1: the flat tree of patch folders comes in, references and labelled patches go out.
+
+The format is described in Sumbul et al., "BigEarthNet: A Large-Scale Benchmark Archive for Remote
+Sensing Image Understanding" (IGARSS 2019) and in the archive's own documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.bands import L2A_BANDS, native_groups
+from preprocess.config import BigEarthNetV1Config
+from preprocess.labels import BIGEARTHNET19, BIGEARTHNET43, EXTENDED, REGULAR, labels_of_43
+from preprocess.raster import Raster, read_raster
+from preprocess.shards.format import GroupLayout, ShardLayout
+from preprocess.shards.patch import Labels, Patch, PatchError, PatchRef, Transform
+from preprocess.sources.base import read_exclusions, read_splits
+from preprocess.tiling import PATCH_SIDE_M, place_name
+
+
+def band_groups(bands: Iterable[str]) -> tuple[GroupLayout, ...]:
+    """Return the native band groups of 1.2 km patches; no bands means all twelve.
+
+    Raises:
+        ValueError: a band does not exist after atmospheric correction.
+    """
+    wanted = list(bands) or list(L2A_BANDS)
+    # B10 is a band of the instrument, but no L2A product has it
+    foreign = [name for name in wanted if name not in L2A_BANDS]
+    if foreign:
+        raise ValueError(
+            f"source.bands names {foreign[0]}, which BigEarthNet does not hold; "
+            f"it holds {', '.join(L2A_BANDS)}"
+        )
+    return tuple(
+        GroupLayout(name, tuple(members), PATCH_SIDE_M // int(name[1:]), float(name[1:]))
+        for name, members in native_groups(wanted).items()
+    )
+
+
+def read_band_files(
+    folder: Path, groups: tuple[GroupLayout, ...]
+) -> tuple[dict[str, npt.NDArray[np.uint16]], Transform, int]:
+    """Read ``<folder>/<folder name>_<band>.tif`` of every band.
+
+    Files are opened by name: side files in the folder must not count as bands.
+
+    Returns:
+        Pixels (bands, size_px, size_px) by group, transform of the finest group, EPSG code.
+
+    Raises:
+        PatchError: a band is missing, unreadable, of another size, or lies elsewhere than the
+            first band.
+    """
+    paths = {band: folder / f"{folder.name}_{band}.tif" for g in groups for band in g.bands}
+    rasters = {band: read_raster(path) for band, path in paths.items()}
+    # v1 files carry their own grid each; nothing else says that they show the same ground
+    first = rasters[groups[0].bands[0]]
+    pixels = {}
+    for group in groups:
+        for band in group.bands:
+            _check_fits(paths[band], rasters[band], group, first)
+        pixels[group.name] = np.concatenate([rasters[band].pixels for band in group.bands])
+    return pixels, first.transform, first.epsg
+
+
+def place_of(tile: str, patch_id: str) -> str:
+    """Return the ground cell: tile, column and row, the same in v1, v2 and on every date."""
+    column, row = patch_id.rsplit("_", 2)[1:]
+    # as numbers: v1 writes 4_55 where v2 writes 04_55
+    return place_name(tile, int(column), int(row))
+
+
+def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Raster) -> None:
+    expected = (1, group.size_px, group.size_px)
+    if raster.pixels.shape != expected:
+        raise PatchError(
+            path,
+            f"is {_spoken(raster.pixels.shape)}, {group.bands[0]} and its group are "
+            f"{_spoken(expected)}",
+        )
+    if raster.epsg != first.epsg or _corner(raster) != _corner(first):
+        raise PatchError(
+            path,
+            f"lies at EPSG {raster.epsg} {_corner(raster)}, the first band of the patch at "
+            f"EPSG {first.epsg} {_corner(first)}",
+        )
+
+
+def _corner(raster: Raster) -> tuple[float, float]:
+    # resolutions differ between bands, the upper left corner must not
+    return raster.transform[2], raster.transform[5]
+
+
+def _spoken(shape: tuple[int, ...]) -> str:
+    bands, height, width = shape
+    return f"{bands} band(s) of {width} x {height} pixels"
+
+
+TREE = "BigEarthNet-v1.0"
+# A tenth of the archive has times of five digits, from which a zero was lost somewhere inside:
+# they identify, but are no clock times.
+_PATCH = re.compile(r"(?:S2[ABC]|SIM)_MSIL2A_\d{8}T\d{5,6}_(?P<column>\d{1,2})_(?P<row>\d{1,2})")
+# By pattern, not by position: the short times move everything behind them.
+_TILE = re.compile(r"_T(\d{2}[A-Z]{3})_")
+_BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
+
+
+@dataclass(frozen=True, slots=True)
+class BigEarthNetV1:
+    """The source ``bigearthnet_v1``."""
+
+    config: BigEarthNetV1Config
+
+    @property
+    def simulated(self) -> bool:
+        """Measured by Sentinel-2."""
+        return False
+
+    def layout(self) -> ShardLayout:
+        """Return native band groups and the four labellings."""
+        return layout_of(self.config.bands)
+
+    def discover(self) -> Iterator[PatchRef]:
+        """Yield the patch folders, with splits from the lists and without the excluded."""
+        config = self.config
+        splits = read_splits(
+            {
+                "train": config.train_list,
+                "validation": config.validation_list,
+                "test": config.test_list,
+            }
+        )
+        excluded = read_exclusions(config.exclude_lists)
+        names = [name for name in patch_folders(Path(config.root)) if name.startswith("S2")]
+        if not names:
+            raise ValueError(_nothing_found(Path(config.root)))
+        for name in names:
+            if name not in excluded:
+                yield PatchRef(name, name, splits.get(name, ""))
+
+    def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
+        """Read band files and labels of one folder."""
+        return read_patch(tree_of(Path(self.config.root)), ref, layout)
+
+
+def layout_of(bands: list[str]) -> ShardLayout:
+    """Return the layout of a v1 tree for a choice of bands; an empty choice means all."""
+    return ShardLayout(band_groups(bands), (BIGEARTHNET43, BIGEARTHNET19, REGULAR, EXTENDED))
+
+
+def tree_of(root: Path) -> Path:
+    """Return the folder with the patch folders: the root, or the tree's usual name in it."""
+    return root / TREE if (root / TREE).is_dir() else root
+
+
+def patch_folders(root: Path) -> list[str]:
+    """Return the sorted names of all patch folders.
+
+    Raises:
+        ValueError: the root is not a folder.
+    """
+    if not root.is_dir():
+        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
+    with os.scandir(tree_of(root)) as entries:
+        # the name decides: asking the file system what each of 590,326 entries is takes minutes
+        return sorted(entry.name for entry in entries if _PATCH.fullmatch(entry.name))
+
+
+def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
+    """Read one patch folder of a v1 tree.
+
+    Raises:
+        PatchError: a band file or the JSON is missing, unreadable or contradicts the format.
+    """
+    folder = tree / ref.path
+    pixels, transform, epsg = read_band_files(folder, layout.groups)
+    path = folder / f"{folder.name}_labels_metadata.json"
+    metadata = _read_json(path)
+    # an L1C product: the authors ran sen2cor themselves, so no L2A name and no offset exists
+    product = metadata["tile_source"]
+    tile = _TILE.search(product)
+    baseline = _BASELINE.search(product)
+    return Patch(
+        id=ref.id,
+        pixels=pixels,
+        labels=_labels(path, metadata["labels"]),
+        product=product,
+        tile=tile[1] if tile else "",
+        place=place_of(tile[1], ref.id) if tile else "",
+        # from the JSON: the time in the name may have lost a digit
+        acquired=_acquired(path, metadata["acquisition_date"]),
+        split=ref.split,
+        baseline=f"{baseline[1]}.{baseline[2]}" if baseline else "",
+        epsg=epsg,
+        transform=transform,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        metadata = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise PatchError(path, "missing") from None
+    except ValueError as error:
+        raise PatchError(path, f"not readable JSON ({error})") from error
+    expected = {"labels": list, "tile_source": str, "acquisition_date": str}
+    for key, kind in expected.items():
+        if not isinstance(metadata, dict) or not isinstance(metadata.get(key), kind):
+            raise PatchError(path, f"key {key!r} is missing or of another type")
+    return dict(metadata)
+
+
+def _labels(path: Path, names: list[str]) -> Labels:
+    try:
+        return labels_of_43(names)
+    except ValueError as error:
+        raise PatchError(path, str(error)) from error
+
+
+def _acquired(path: Path, text: str) -> str:
+    try:
+        return datetime.strptime(text, "%Y-%m-%d %H:%M:%S").isoformat() + "Z"
+    except ValueError as error:
+        raise PatchError(path, f"acquisition_date is {text!r}, not a date and a time") from error
+
+
+def _nothing_found(root: Path) -> str:
+    simulated = patch_folders(root)[:1]
+    if simulated:
+        return f"{root} holds simulated patches ({simulated[0]}); pack them with source=simulated"
+    return (
+        f"no patch folder in {tree_of(root)}: sought names such as "
+        "S2A_MSIL2A_20170613T101031_87_48; point source.root at BigEarthNet-v1.0"
+    )

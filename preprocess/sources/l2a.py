@@ -1,0 +1,478 @@
+"""Whole products on the grid of their tile: settings come in, chosen squares and patches go out.
+
+Two passes: over products (date, cloud cover, processing), then over the squares of each (place,
+nodata, clouds, shadow, snow). What is left out is yielded with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.bands import L2A_BANDS, canonical_names, native_groups
+from preprocess.config import FilterConfig, ProductsConfig, SelectConfig
+from preprocess.radiometry import Offset, contradiction, decide, harmonise
+from preprocess.raster import (
+    Classes,
+    Raster,
+    read_classes,
+    read_coarse,
+    read_grid,
+    read_raster,
+    read_window,
+    session,
+)
+from preprocess.selection import Dropped
+from preprocess.shards.format import NODATA, FractionSet, GroupLayout, ShardLayout
+from preprocess.shards.patch import Fractions, Patch, PatchError, PatchRef, Transform
+from preprocess.sources.base import read_exclusions
+from preprocess.tiling import (
+    EXCLUDED_LIST,
+    PATCH_SIDE_M,
+    SIDE,
+    Flags,
+    Ground,
+    TileGrid,
+    ground_of,
+    is_corner_of_tile,
+    place_name,
+    shares_of,
+    window_of,
+)
+
+# Classes 0 to 11 of the scene classification map (Sentinel-2 L2A product definition).
+SCL = FractionSet(
+    "scl",
+    (
+        "no data", "saturated or defective", "dark area", "cloud shadow", "vegetation",
+        "not vegetated", "water", "unclassified", "cloud, medium probability",
+        "cloud, high probability", "thin cirrus", "snow or ice",
+    ),
+)  # fmt: skip
+_TILE_M = 109_800
+_COARSE_PX = 1830  # 60 m pixels over a tile
+_EDGE_PX = 4  # how far the wavelets of JPEG 2000 carry nodata into its coarse levels
+
+Numbers = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One product: a tile at a time.
+
+    Attributes:
+        path: folder or file, relative to the root.
+        product: its name.
+        tile: MGRS tile.
+        acquired: ISO 8601, UTC; a day if no more is known.
+        baseline: processing baseline, if known.
+        bands: raster by band, at the ground resolution that is to be read.
+        outline: a raster of the coarsest resolution there is: its zeros are nodata.
+        dark: rasters in which dark pixels are looked for, by band, as coarse as there are.
+        scl: the scene classification map, if there is one.
+        scl_m: its ground resolution in metres.
+        claims: what each authority says of the offset, strongest first.
+        cloud_percent: of the whole product, if known.
+    """
+
+    path: str
+    product: str
+    tile: str
+    acquired: str
+    baseline: str
+    bands: dict[str, Path]
+    outline: Path | None
+    dark: dict[str, Path]
+    scl: Path | None = None
+    scl_m: int = 20
+    claims: dict[str, int | None] = field(default_factory=dict)
+    cloud_percent: float | None = None
+
+    @property
+    def day(self) -> str:
+        """Date of acquisition, ``2019-07-01``."""
+        return self.acquired[:10]
+
+
+def product_groups(
+    bands: list[str], factor: int = 1, resolution_m: int = 0
+) -> tuple[GroupLayout, ...]:
+    """Return band groups of 1.2 km patches of L2A products.
+
+    Args:
+        bands: wanted bands; none means all there are.
+        factor: how much coarser than native the files are.
+        resolution_m: read all bands at this ground resolution; 0 reads native ones.
+
+    Raises:
+        ValueError: no L2A product has a band, or not at that resolution.
+    """
+    # ESA delivers B08 at 10 m only; B8A takes its place at 20 and 60 m
+    held = [name for name in L2A_BANDS if not (resolution_m and name == "B08")]
+    wanted = canonical_names(bands or held)
+    foreign = [name for name in wanted if name not in held]
+    if foreign:
+        raise ValueError(
+            f"source.bands names {foreign[0]}, which these products do not hold; they hold "
+            f"{', '.join(held)}"
+        )
+    native = {f"b{resolution_m}": wanted} if resolution_m else native_groups(wanted)
+    groups = []
+    for name, members in native.items():
+        size_m = int(name[1:]) * factor
+        groups.append(
+            GroupLayout(f"b{size_m}", tuple(members), PATCH_SIDE_M // size_m, float(size_m))
+        )
+    return tuple(groups)
+
+
+def refuse_incomplete(scene: Scene, groups: tuple[GroupLayout, ...]) -> None:
+    """Ask for a raster of every band.
+
+    Raises:
+        ValueError: one is not among the files of the product.
+    """
+    for group in groups:
+        for band in group.bands:
+            if band not in scene.bands:
+                raise ValueError(
+                    f"{scene.path} holds no {band} at {group.ground_resolution_m:g} m; complete "
+                    "the product, remove it, or name the bands to pack: source.bands=[...]"
+                )
+
+
+def tile_grid(scene: Scene, groups: tuple[GroupLayout, ...]) -> TileGrid:
+    """Return the squares of a product's tile, from the corner of its own first band.
+
+    Raises:
+        PatchError: that file cannot be opened, or is not a whole tile at the resolution expected.
+    """
+    group = groups[0]
+    path = scene.bands[group.bands[0]]
+    # from pixels, not from the name: squares must lie where the file's own grid has them
+    found = read_grid(path)
+    size_px = _TILE_M / group.ground_resolution_m
+    a, b, x, d, e, y = found.transform
+    square = (a, b, d, e) == (group.ground_resolution_m, 0, 0, -group.ground_resolution_m)
+    if not square or (found.width, found.height) != (size_px, size_px):
+        raise PatchError(
+            path,
+            f"has {found.width} x {found.height} pixels of {a:g} m, a tile has {size_px:g} of "
+            f"{group.ground_resolution_m:g} m",
+        )
+    if not is_corner_of_tile(x, y):
+        raise PatchError(path, f"begins at {x:.0f}, {y:.0f}, which is no corner of an MGRS tile")
+    return TileGrid(scene.tile, found.epsg, x, y)
+
+
+def doubt(scene: Scene, offset: Offset) -> str:
+    """Say how the darkest pixels of a product contradict its offset; empty if they do not."""
+    classes = read_classes(scene.scl) if scene.scl else None
+    # Every third pixel of 20 m is the middle of a 60 m one. An overview would not do: JPEG 2000
+    # averages the numbers of classes, and cloud next to shadow becomes water.
+    thinned = None if classes is None else classes[1::3, 1::3]
+    size_px = _COARSE_PX if thinned is None else thinned.shape[0]
+    pixels = {band: without_edges(read_coarse(path, size_px)) for band, path in scene.dark.items()}
+    found = contradiction(offset.value, pixels, thinned)
+    return found and (
+        f"{scene.product}: the offset is {offset.value} by {offset.authority}, but {found}"
+    )
+
+
+def without_edges(pixels: Numbers) -> Numbers:
+    """Return digital numbers with what lies next to nodata set to nodata too.
+
+    The coarse levels of JPEG 2000 are averages: along an edge of nodata they are darker than any
+    ground, which would speak against an offset.
+    """
+    near = pixels == NODATA
+    for _ in range(_EDGE_PX):
+        for axis in (0, 1):
+            near |= np.roll(near, 1, axis) | np.roll(near, -1, axis)
+    return np.where(near, np.uint16(NODATA), pixels)
+
+
+def read_square(
+    scene: Scene, ref: PatchRef, groups: tuple[GroupLayout, ...], offset: Offset
+) -> Patch:
+    """Read one square of a product's grid as stored values.
+
+    Raises:
+        PatchError: a file is unreadable, or its grid is not that of the first band.
+    """
+    column, row = square_of(ref.id)
+    rasters = _read_bands(scene, groups, (column, row))
+    first = rasters[groups[0].bands[0]]
+    pixels = {
+        group.name: harmonise(
+            np.concatenate([rasters[band].pixels for band in group.bands]), offset.value
+        )
+        for group in groups
+    }
+    return Patch(
+        id=ref.id,
+        pixels=pixels,
+        fractions=_fractions(scene, column, row),
+        product=scene.product,
+        tile=scene.tile,
+        place=place_name(scene.tile, column, row),
+        block=ref.block,
+        acquired=scene.acquired,
+        split=ref.split,
+        baseline=scene.baseline,
+        offset=offset.value,
+        offset_authority=offset.authority,
+        epsg=first.epsg,
+        transform=first.transform,
+    )
+
+
+def square_of(patch_id: str) -> tuple[int, int]:
+    """Return column and row in the tile from the end of an id."""
+    column, row = patch_id.rsplit("_", 2)[1:]
+    return int(column), int(row)
+
+
+def scl_shares(classes: Classes) -> npt.NDArray[np.float32]:
+    """Return the share of each of the twelve classes of a scene classification map."""
+    # minlength: classes that are absent have a column too
+    counts = np.bincount(classes.ravel(), minlength=len(SCL.classes))
+    return np.asarray(counts[: len(SCL.classes)] / classes.size, np.float32)
+
+
+def _read_bands(
+    scene: Scene, groups: tuple[GroupLayout, ...], square: tuple[int, int]
+) -> dict[str, Raster]:
+    rasters: dict[str, Raster] = {}
+    for group in groups:
+        window = window_of(*square, int(group.ground_resolution_m))
+        for band in group.bands:
+            path = scene.bands[band]
+            raster = rasters[band] = read_window(path, window)
+            if raster.pixels.shape != (1, group.size_px, group.size_px):
+                raise PatchError(path, f"ends inside the square {square}: not a whole tile")
+            _check_place(path, raster, group.ground_resolution_m, rasters[groups[0].bands[0]])
+    return rasters
+
+
+def _check_place(path: Path, raster: Raster, size_m: float, first: Raster) -> None:
+    expected: Transform = (size_m, 0, first.transform[2], 0, -size_m, first.transform[5])
+    if raster.transform != expected or raster.epsg != first.epsg:
+        raise PatchError(
+            path,
+            f"a square lies at EPSG {raster.epsg} {raster.transform}, expected is EPSG "
+            f"{first.epsg} {expected} as in the first band",
+        )
+
+
+def _fractions(scene: Scene, column: int, row: int) -> Fractions:
+    if scene.scl is None:
+        return {}
+    return {SCL.name: scl_shares(read_classes(scene.scl, window_of(column, row, scene.scl_m)))}
+
+
+SIMULATED_PREFIX = "SIM_"  # of the names that source.form=safe gives
+OTHER_DATES = "acquired outside the dates"
+CLOUDY_PRODUCT = "cloud cover of the product"
+REPEATED = "another processing of the same acquisition is taken"
+TOO_FEW_DATES = "places seen on too few dates"
+NO_DATA, CLOUD, SHADOW, SNOW = "nodata", "cloud", "cloud shadow", "snow"
+_CLOUD_CLASSES, _SHADOW_CLASS, _SNOW_CLASS = (8, 9, 10), 3, 11  # SCL
+
+_log = logging.getLogger(__name__)
+
+Groups = tuple[GroupLayout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """A source of products.
+
+    Attributes:
+        config: what is selected.
+        groups: band groups of a patch.
+        find: returns the paths of all products under a root, relative to it.
+        describe: reads what is known of one product: root, path, band groups.
+    """
+
+    config: ProductsConfig
+    groups: Groups
+    find: Callable[[Path], list[str]]
+    describe: Callable[[Path, str, Groups], Scene]
+
+    @property
+    def simulated(self) -> bool:
+        """Measured by Sentinel-2, unless a product's name says that a program made it."""
+        paths = self.find(Path(self.config.root))
+        return any(Path(path).name.startswith(SIMULATED_PREFIX) for path in paths)
+
+    def layout(self) -> ShardLayout:
+        """Return the band groups, and what the scene classification says of each patch."""
+        return ShardLayout(self.groups, fraction_sets=(SCL,))
+
+    def discover(self) -> Iterator[PatchRef | Dropped]:
+        """Yield wanted squares in the order of their ids, and between them what is dropped."""
+        root = Path(self.config.root)
+        paths = self.find(root)
+        with session():
+            scenes = [self.describe(root, path, self.groups) for path in paths]
+            chosen, dropped = choose_scenes(scenes, self.config.select)
+            yield from dropped
+            yield from self._squares(chosen)
+
+    def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
+        """Read one square."""
+        # described anew (and remembered there): a part of an array has only the plan's references
+        scene = self.describe(Path(self.config.root), ref.path, layout.groups)
+        return read_square(scene, ref, layout.groups, self._offset(scene))
+
+    def _offset(self, scene: Scene) -> Offset:
+        config = self.config
+        return decide(scene.product, scene.claims, config.boa_offset, config.override_offset)
+
+    def _listen_to_pixels(self, scene: Scene) -> None:
+        found = doubt(scene, self._offset(scene))
+        if found and self.config.override_offset:
+            _log.warning("%s; source.override_offset is true, so it is taken all the same", found)
+        elif found:
+            raise ValueError(
+                f"{found}; correct or set source.boa_offset, with source.override_offset=true if "
+                "the pixels mislead"
+            )
+
+    def _squares(self, scenes: list[Scene]) -> Iterator[PatchRef | Dropped]:
+        excluded = read_exclusions(self.config.select.exclude_lists)
+        grounds: dict[TileGrid, Ground] = {}
+        found: list[tuple[Scene, Ground, Flags]] = []
+        for scene in scenes:
+            refuse_incomplete(scene, self.groups)
+            grid = tile_grid(scene, self.groups)
+            if grid not in grounds:
+                grounds[grid] = ground_of(grid, self.config, excluded)
+            ground = grounds[grid]
+            good = np.ones((SIDE, SIDE), bool)
+            for reason, bad in self._reasons(scene, ground, excluded):
+                yield from _drop(scene, reason, good & bad)
+                good &= ~bad
+            found.append((scene, ground, good))
+        yield from _references(found, self.config.select.min_dates)
+
+    def _reasons(
+        self, scene: Scene, ground: Ground, excluded: set[str]
+    ) -> Iterator[tuple[str, Flags]]:
+        """Yield what speaks against squares of a product, the reasons without pixels first."""
+        yield from ground.unwanted.items()
+        yield EXCLUDED_LIST, _listed(scene, excluded)
+        if np.any(list(ground.unwanted.values()), axis=0).all():
+            return  # no pixel need be read of a tile without wanted ground
+        self._listen_to_pixels(scene)
+        yield from filter_reasons(scene, self.config.filter)
+
+
+def choose_scenes(scenes: list[Scene], select: SelectConfig) -> tuple[list[Scene], list[Dropped]]:
+    """Return the products to cut, in the order of their names, and the others with the reason."""
+    # among all that are there, so that a clouded newest processing is not replaced by an older one
+    chosen, dropped = [], []
+    newest = _newest_processing(scenes)
+    for scene in sorted(scenes, key=lambda scene: scene.product + "_"):
+        reason = _against(scene, select)
+        if not reason and scene.baseline != newest[scene.tile, scene.acquired]:
+            reason = REPEATED
+        if reason:
+            dropped.append(Dropped(scene.path, reason))
+        else:
+            chosen.append(scene)
+    return chosen, dropped
+
+
+def filter_reasons(scene: Scene, limits: FilterConfig) -> Iterator[tuple[str, Flags]]:
+    """Yield squares that pixels speak against: nodata first, then cloud, shadow and snow."""
+    valid = np.ones((SIDE, SIDE), np.float32)
+    if scene.outline:
+        valid = shares_of(read_raster(scene.outline).pixels[0] != NODATA)
+    if scene.scl is None:
+        yield NO_DATA, valid < limits.min_valid
+        return
+    classes = read_classes(scene.scl)
+    # a pixel may be missing in some bands only; the classification then has no answer for it
+    yield NO_DATA, np.minimum(valid, 1 - shares_of(classes == 0)) < limits.min_valid
+    # limits are on shares of all ground: what is both nodata and cloud cannot be
+    yield CLOUD, shares_of(np.isin(classes, _CLOUD_CLASSES)) > limits.max_cloud
+    yield SHADOW, shares_of(classes == _SHADOW_CLASS) > limits.max_shadow
+    yield SNOW, shares_of(classes == _SNOW_CLASS) > limits.max_snow
+
+
+def _against(scene: Scene, select: SelectConfig) -> str:
+    """Say why a product is not wanted; empty if it is."""
+    early = bool(select.date_from) and scene.day < select.date_from
+    late = bool(select.date_to) and scene.day > select.date_to
+    if early or late or (select.months and int(scene.day[5:7]) not in select.months):
+        return OTHER_DATES
+    if select.max_scene_cloud < 100:
+        if scene.cloud_percent is None:
+            raise ValueError(
+                f"{scene.path}: no metadata tells the cloud cover of the product; set "
+                "source.select.max_scene_cloud=100, patches are judged one by one all the same"
+            )
+        if scene.cloud_percent > select.max_scene_cloud:
+            return f"{CLOUDY_PRODUCT} above {select.max_scene_cloud:g} %"
+    return ""
+
+
+def _newest_processing(scenes: list[Scene]) -> dict[tuple[str, str], str]:
+    """Return the highest baseline of every acquisition of a tile.
+
+    Archives hold scenes in two processings: two files, one look of the satellite. As a pair of
+    dates they would teach nothing but the difference between two versions of a program.
+    """
+    newest: dict[tuple[str, str], str] = {}
+    for scene in scenes:
+        key = (scene.tile, scene.acquired)
+        newest[key] = max(newest.get(key, scene.baseline), scene.baseline, key=_esa_first)
+    return newest
+
+
+def _esa_first(baseline: str) -> str:
+    # 99.99 is somebody's own run of the processor, which ESA's own goes before
+    return "" if baseline == "99.99" else baseline
+
+
+def _references(
+    found: list[tuple[Scene, Ground, Flags]], min_dates: int
+) -> Iterator[PatchRef | Dropped]:
+    """Yield the good squares of all products whose places were seen on enough days."""
+    # days, not times: two granules of one overpass are no two dates
+    seen = {(place, scene.day) for scene, _, good in found for place in _places(scene, good)}
+    days = Counter(place for place, _ in seen)
+    for scene, ground, good in found:
+        rare = np.zeros((SIDE, SIDE), bool)
+        for column, row in np.argwhere(good).tolist():
+            rare[column, row] = days[place_name(scene.tile, column, row)] < min_dates
+        yield from _drop(scene, TOO_FEW_DATES, rare)
+        for column, row in np.argwhere(good & ~rare).tolist():
+            block, split = ground.block(column, row)
+            patch_id = f"{scene.product}_{column:02d}_{row:02d}"
+            yield PatchRef(patch_id, scene.path, split=split, block=block)
+
+
+def _places(scene: Scene, chosen: Flags) -> tuple[str, ...]:
+    return tuple(place_name(scene.tile, *square) for square in np.argwhere(chosen).tolist())
+
+
+def _drop(scene: Scene, reason: str, dropped: Flags) -> Iterator[Dropped]:
+    if dropped.any():
+        yield Dropped(scene.path, reason, _places(scene, dropped))
+
+
+def _listed(scene: Scene, excluded: set[str]) -> Flags:
+    """Say of each square whether a list names its id; places are judged with the ground."""
+    listed = np.zeros((SIDE, SIDE), bool)
+    for column, row in np.ndindex(SIDE, SIDE) if excluded else ():
+        listed[column, row] = f"{scene.product}_{column:02d}_{row:02d}" in excluded
+    return listed

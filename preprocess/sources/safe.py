@@ -1,0 +1,188 @@
+"""Sentinel-2 L2A products as ESA delivers them: SAFE folders or zips come in, scenes go out.
+
+Layout and names follow the Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD): rasters
+lie in ``GRANULE/*/IMG_DATA/R10m|R20m|R60m``, each band at its native and at coarser resolutions,
+10,980, 5,490 and 1,830 pixels a side, without a nodata tag: 0 is no data, 65535 saturated.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from xml.etree import ElementTree
+
+from preprocess.config import SafeL2AConfig
+from preprocess.radiometry import DARK_BANDS, baseline_of, offset_of
+from preprocess.raster import IN_ZIP
+from preprocess.shards.format import GroupLayout
+from preprocess.sources.base import files_below, iso_time
+from preprocess.sources.l2a import Products, Scene, product_groups
+
+METADATA_NAME = "MTD_MSIL2A.xml"
+_PRODUCT = re.compile(
+    r"(?P<product>(?:S2[ABC]|SIM)_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})"
+    r"_\d{8}T\d{6})"
+)
+_RASTER = re.compile(r"_(?P<band>B\d[\dA]|SCL)_(?P<resolution>10|20|60)m\.(?:jp2|tif)$")
+QUANTIFICATION = 10000  # digital numbers per unit of reflectance, in every product so far
+
+
+def safe_l2a(config: SafeL2AConfig) -> Products:
+    """Return the source ``safe_l2a``."""
+    groups = product_groups(config.bands, resolution_m=config.resolution_m)
+    return Products(config, groups, find_products, describe_product)
+
+
+def find_products(root: Path) -> list[str]:
+    """Return the paths of all products under a root, or of the root itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not root.is_dir():
+        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
+    if _PRODUCT.match(root.absolute().name):
+        return [f"../{root.absolute().name}"]
+    found = [path.relative_to(root).as_posix() for path in _walk(root)]
+    if not found:
+        raise ValueError(
+            f"no L2A product in {root}: sought folders or zip files such as "
+            "S2A_MSIL2A_20221005T115411_N0400_R023_T29UNU_20221005T164454.SAFE"
+        )
+    return sorted(found)
+
+
+@lru_cache(maxsize=256)  # else looked at anew for every patch
+def describe_product(root: Path, path: str, groups: tuple[GroupLayout, ...]) -> Scene:
+    """Return what is known of a product: from its name, its metadata and the names of its files.
+
+    Raises:
+        ValueError: product or metadata are not readable, or name several offsets.
+    """
+    product = root / path
+    name = _PRODUCT.match(product.name)
+    if name is None:
+        raise ValueError(f"{product} is not named as an L2A product")
+    names = list_files(product)
+    rasters = dict(_rasters(product, names))
+    claims, cloud_percent = _read_metadata(product, names)
+    baseline = baseline_of(name["product"])
+    # 20 m is where ESA makes it; the 60 m one is a copy
+    scl_m = max((size for band, size in rasters if band == "SCL" and size <= 20), default=60)
+    return Scene(
+        path=path,
+        product=name["product"],
+        tile=name["tile"],
+        acquired=iso_time(name["time"]),
+        baseline=baseline,
+        bands=_wanted(rasters, groups),
+        outline=next(filter(None, (_any_band(rasters, size) for size in (60, 20, 10))), None),
+        dark={band: dark for band in DARK_BANDS if (dark := _coarsest(rasters, band))},
+        scl=rasters.get(("SCL", scl_m)),
+        scl_m=scl_m,
+        claims={"xml": claims, "name": offset_of(baseline)},
+        cloud_percent=cloud_percent,
+    )
+
+
+def list_files(product: Path) -> list[str]:
+    """Return the names of all files in a product, relative to it.
+
+    Raises:
+        ValueError: it is a zip that cannot be read.
+    """
+    if product.is_dir():
+        return [f"{folder}/{name}" for folder, names in files_below(product) for name in names]
+    try:
+        with zipfile.ZipFile(product) as archive:
+            inside = archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{product} cannot be read as a zip ({error}); fetch it again") from error
+    return [name for name in inside if not name.endswith("/")]
+
+
+def offset_in(root: ElementTree.Element) -> int:
+    """Return the offset that a product's XML states: that of all bands, or 0 if it names none.
+
+    Up to baseline 03.01 there is no such node; from 04.00 on there is one for each of the 13 bands
+    of the instrument, B10 counted.
+
+    Raises:
+        ValueError: bands have different offsets, or the quantification value is not 10000.
+    """
+    # searched by local name: the namespaces of the schema changed between baselines
+    values = {int(node.text or "") for node in root.iter("BOA_ADD_OFFSET")}
+    if len(values) > 1:
+        raise ValueError(f"bands have different offsets {sorted(values)}, which no shard can hold")
+    quantification = root.findtext(".//BOA_QUANTIFICATION_VALUE", "10000")
+    if float(quantification) != QUANTIFICATION:
+        raise ValueError(f"BOA_QUANTIFICATION_VALUE is {quantification}, not {QUANTIFICATION}")
+    return values.pop() if values else 0
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield products below a folder; products themselves are not entered."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            # not entered: a product holds hundreds of files, a whole archive millions
+            if _PRODUCT.match(entry.name) and (entry.is_dir() or entry.name.endswith(".zip")):
+                yield Path(entry.path)
+            elif entry.is_dir():
+                yield from _walk(Path(entry.path))
+
+
+def _rasters(product: Path, names: list[str]) -> Iterator[tuple[tuple[str, int], Path]]:
+    """Yield every raster by band and ground resolution in metres."""
+    # braces: the name of the zip ends where GDAL would otherwise have to try
+    base = Path(f"{IN_ZIP}{{{product.absolute()}}}") if product.is_file() else product
+    for name in names:
+        found = _RASTER.search(name)
+        if found:
+            yield (found["band"], int(found["resolution"])), base / name
+
+
+def _wanted(
+    rasters: dict[tuple[str, int], Path], groups: tuple[GroupLayout, ...]
+) -> dict[str, Path]:
+    return {
+        band: rasters[band, int(group.ground_resolution_m)]
+        for group in groups
+        for band in group.bands
+        if (band, int(group.ground_resolution_m)) in rasters
+    }
+
+
+def _any_band(rasters: dict[tuple[str, int], Path], resolution_m: int) -> Path | None:
+    return next(
+        (path for (name, size), path in rasters.items() if name != "SCL" and size == resolution_m),
+        None,
+    )
+
+
+def _coarsest(rasters: dict[tuple[str, int], Path], band: str) -> Path | None:
+    sizes = [size for name, size in rasters if name == band]
+    return rasters[band, max(sizes)] if sizes else None
+
+
+def _read_metadata(product: Path, names: list[str]) -> tuple[int | None, float | None]:
+    """Return offset and cloud cover in percent; None for what no metadata tells."""
+    (name,) = [name for name in names if PurePosixPath(name).name == METADATA_NAME][:1] or ("",)
+    if not name:
+        return None, None
+    try:
+        root = ElementTree.fromstring(_read_file(product, name))
+        cloud = root.findtext(".//Cloud_Coverage_Assessment")
+        return offset_in(root), float(cloud) if cloud else None
+    except (ElementTree.ParseError, ValueError) as error:
+        raise ValueError(f"{product / name} is not the metadata of a product ({error})") from error
+
+
+def _read_file(product: Path, name: str) -> bytes:
+    if product.is_dir():
+        return (product / name).read_bytes()
+    with zipfile.ZipFile(product) as archive:
+        return archive.read(name)

@@ -1,0 +1,445 @@
+"""The state of all ranks becomes a checkpoint folder that is never seen half-written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import secrets
+import shutil
+import socket
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from preprocess.shards.atomic_io import fsync, publish, write_json, write_text
+from simclr.checkpoint.manifest import (
+    CHECKPOINTS,
+    FOLDER_PATTERN,
+    SAVING_PREFIX,
+    STATE_NAME,
+    CheckpointManifest,
+    describe_files,
+    folder_name,
+    read_checkpoint_manifest,
+    verify,
+    write_manifest,
+)
+from simclr.config import CheckpointConfig
+from simclr.distributed import World, from_main_rank
+from simclr.preemption import Supervisor
+
+BEST_NAME = "best.json"
+
+_REMOVING_PREFIX = ".removing-"
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The checkpoint that a probe liked most.
+
+    Attributes:
+        step: optimizer steps done.
+        score: of the probe; larger is better.
+        probe: what was measured, ``k-NN macro average precision`` for example.
+    """
+
+    step: int
+    score: float
+    probe: str
+
+
+def pin(run_dir: Path, step: int, score: float, probe: str) -> None:
+    """Keep the checkpoint of a step until a better one is pinned; main rank only.
+
+    The contrastive loss is no reason to pin: it falls while representations get worse.
+    """
+    write_json(run_dir / CHECKPOINTS / BEST_NAME, asdict(Best(step, score, probe)))
+
+
+def best(run_dir: Path) -> Best | None:
+    """Return what is pinned, if its checkpoint is there; damage to the note unpins it."""
+    try:
+        text = (run_dir / CHECKPOINTS / BEST_NAME).read_text(encoding="utf-8")
+        found = Best(**json.loads(text))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return found if (run_dir / CHECKPOINTS / folder_name(found.step)).is_dir() else None
+
+
+def prune(run_dir: Path, keep: int, best_step: int | None = None) -> None:
+    """Remove all checkpoints but the newest ``keep``, at least two, and that of ``best_step``."""
+    folders = sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN))
+    # One alone may turn out damaged, and there would be nothing to go back to.
+    for folder in folders[: -max(keep, 2)]:
+        if best_step is None or folder.name != folder_name(best_step):
+            discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """Take a checkpoint out of the readers' sight, then away: a kill between leaves no half one."""
+    doomed = folder.with_name(f"{_REMOVING_PREFIX}{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)  # a namesake that a killed attempt left
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def sweep(run_dir: Path) -> None:
+    """Remove what killed attempts left half done; before an attempt picks its checkpoint.
+
+    A former attempt may still live, on a node that the scheduler has lost. Without its folder it
+    cannot rename it to a checkpoint; a folder that it makes later is stopped by the fence.
+    """
+    for prefix in (_REMOVING_PREFIX, SAVING_PREFIX):
+        for left in (run_dir / CHECKPOINTS).glob(f"{prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)  # its owner may be removing it as well
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one rank knows at a step boundary.
+
+    Attributes:
+        shared: equal on all ranks; the main one writes it.
+        own: this rank's alone, with its generators.
+        about: origin of the checkpoint, without its files yet.
+    """
+
+    shared: dict[str, Any]
+    own: dict[str, Any]
+    about: CheckpointManifest
+
+
+def take(
+    shared: dict[str, Any], own: dict[str, Any], about: CheckpointManifest, *, copy: bool
+) -> Snapshot:
+    """Return the state of this moment.
+
+    Args:
+        shared: tensors and plain types, nested in dictionaries and lists.
+        own: this rank's, likewise.
+        about: origin of the checkpoint.
+        copy: take tensors to host memory, apart from those that the next step changes.
+    """
+    snapshot = Snapshot(shared, {"own": own, "random": random_state()}, about)
+    if not copy:
+        return snapshot
+    return Snapshot(copied(snapshot.shared), copied(snapshot.own), about)
+
+
+def copied(tree: Any) -> Any:
+    """Copy all tensors of a nested state to host memory."""
+    if isinstance(tree, torch.Tensor):
+        # not .cpu(): on the CPU that would be the very tensor that the next step changes
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(copied(value) for value in tree)
+    return tree
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of every generator of this process.
+
+    Nothing in a step draws from them; they are saved so that code added to a run (a dropout in a
+    head) resumes as well.
+    """
+    numpy_state = np.random.get_state(legacy=False)
+    if not isinstance(numpy_state, dict):
+        raise TypeError("numpy returned a legacy state")
+    version, words, gauss = random.getstate()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": {
+            # torch reads no uint32 back on every release; the words fit into int64
+            "keys": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+            "position": int(numpy_state["state"]["pos"]),
+        },
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set every generator of this process to what ``random_state`` returned."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    keys = state["numpy"]["keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, state["numpy"]["position"], 0, 0.0))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be saved, on whichever rank; older ones are as they were."""
+
+
+class Together:
+    """The ranks of a run while they save.
+
+    They speak through a group of their own: a save beside the training loop must not meet the
+    loop's collectives, which follow another order on every rank.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        # the stubs of torch know a second type, of ranks that stay outside; none does here
+        self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
+
+    def do(self, action: Callable[[], object]) -> None:
+        """Run an action on every rank and wait for all.
+
+        Raises:
+            CheckpointError: it failed somewhere; raised on all ranks, with the words of the first.
+        """
+        failure = None
+        try:
+            action()
+        except Exception as error:  # the peers would wait for ever; raised below
+            failure = error
+        troubles = [text for text in self._gathered(self._in_words(failure)) if text]
+        if troubles:
+            raise CheckpointError(troubles[0]) from failure
+
+    def do_on_main(self, action: Callable[[], object]) -> None:
+        """Run an action on the main rank only, and let all ranks wait for it."""
+        self.do(action if self.world.is_main else _nothing)
+
+    def told_by_main(self, text: str) -> str:
+        """Return rank 0's text on every rank."""
+        return self._gathered(text)[0]
+
+    def _gathered(self, text: str) -> list[str]:
+        if self._group is None:
+            return [text]
+        texts = [""] * self.world.size
+        dist.all_gather_object(texts, text, group=self._group)
+        return texts
+
+    def _in_words(self, failure: Exception | None) -> str:
+        if failure is None:
+            return ""
+        return f"rank {self.world.rank} on {socket.gethostname()}: {failure}"
+
+
+def _nothing() -> None:
+    """Take part in a step without anything to do."""
+
+
+LATEST = "latest"
+
+_log = logging.getLogger("simclr")
+
+
+class Saver:
+    """Saves the checkpoints of a run one after the other, in the training loop or beside it.
+
+    Every rank must call its methods at the same steps.
+    """
+
+    def __init__(
+        self, run_dir: Path, world: World, config: CheckpointConfig, supervisor: Supervisor
+    ) -> None:
+        self._run_dir, self._keep, self._supervisor = run_dir, config.keep, supervisor
+        self._together = Together(world)
+        self._beside = ThreadPoolExecutor(1, "save") if config.asynchronous else None
+        self._under_way: Future[None] | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """True when the save beside the loop has ended, and not well."""
+        save = self._under_way
+        return save is not None and save.done() and save.exception() is not None
+
+    def save(self, state: dict[str, Any], own: dict[str, Any], about: CheckpointManifest) -> Path:
+        """Save this step, after the one before; return the folder it will have.
+
+        Each rank writes its ``own`` state with its generators, rank 0 the shared ``state``. An
+        asynchronous save takes copies and returns; ``wait`` tells that it is done.
+
+        Raises:
+            CheckpointError: this save failed, or the one before it, on any rank.
+        """
+        self.wait()
+        snapshot = take(state, own, about, copy=self._beside is not None)
+        if self._beside is None:
+            self._write(snapshot)
+        else:
+            self._under_way = self._beside.submit(self._write, snapshot)
+        return self._run_dir / CHECKPOINTS / folder_name(about.step)
+
+    def wait(self) -> None:
+        """Wait for the save under way.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        save, self._under_way = self._under_way, None
+        if save is not None:
+            save.result()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            write_checkpoint(self._run_dir, snapshot, self._together, self._supervisor)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"step {snapshot.about.step} could not be saved in {self._run_dir / CHECKPOINTS}: "
+                f"{error}; older checkpoints are untouched, the same command goes on from them"
+            ) from error.__cause__
+        pinned = best(self._run_dir)
+        step = pinned.step if pinned else None
+        self._together.do_on_main(lambda: prune(self._run_dir, self._keep, step))
+
+
+def write_checkpoint(
+    run_dir: Path, snapshot: Snapshot, ranks: Together, supervisor: Supervisor
+) -> None:
+    """Write, then publish; every rank calls it at the same step.
+
+    Only when all files are on the device does rank 0 write the manifest, ask the supervisor,
+    rename the folder to its name and move ``latest``. A kill at any moment leaves older ones alone.
+
+    Raises:
+        CheckpointError: a rank could not write, or the supervisor refused.
+    """
+    final = run_dir / CHECKPOINTS / folder_name(snapshot.about.step)
+    # A name of its own: a former attempt that still lives may be saving the same step.
+    name = ranks.told_by_main(f"{SAVING_PREFIX}{final.name}-{secrets.token_hex(4)}")
+    folder = final.with_name(name)
+    try:
+        # One action after the other, each awaited by all: whoever fails, nobody is left waiting in
+        # a collective, and all raise the same words.
+        ranks.do_on_main(lambda: folder.mkdir(parents=True))
+        ranks.do(lambda: _write_state(folder / f"rank-{ranks.world.rank:04d}.pt", snapshot.own))
+        ranks.do_on_main(lambda: _write_state(folder / STATE_NAME, snapshot.shared))
+        ranks.do_on_main(lambda: _publish(folder, final, snapshot.about, supervisor))
+    except CheckpointError:
+        if ranks.world.is_main:
+            shutil.rmtree(folder, ignore_errors=True)  # make room again
+        raise
+
+
+def _publish(folder: Path, final: Path, about: CheckpointManifest, supervisor: Supervisor) -> None:
+    write_manifest(folder, replace(about, files=describe_files(folder)))
+    # After the folder was made, not before: see retention.sweep.
+    supervisor.may_publish()
+    if _is_whole(final):
+        shutil.rmtree(folder)  # a restart may meet a step that is saved already
+    else:
+        publish(folder, final)
+    # for people and scripts; loading looks for the newest whole one itself
+    write_text(final.parent / LATEST, final.name + "\n")
+
+
+def _is_whole(final: Path) -> bool:
+    """Say whether a checkpoint stands under its name already; set a damaged one aside."""
+    if not final.exists():
+        return False
+    try:
+        verify(final)
+    except ValueError as error:
+        _log.warning("checkpoint replaced: %s", error)
+        rename_bad(final)
+        return False
+    return True
+
+
+def rename_bad(folder: Path) -> None:
+    """Rename a damaged checkpoint out of the readers' sight; a person may want to look at it."""
+    name = f"bad-{folder.name}"
+    taken = len(list(folder.parent.glob(f"{name}*")))
+    folder.rename(folder.with_name(f"{name}-{taken}" if taken else name))
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    try:
+        # Through a file of Python's: torch's own says of a full disk that a position is unexpected.
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+    # Before the manifest vouches for it: after a crash a file may have its name and no content.
+    fsync(path)
+
+
+def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
+    """Return the newest checkpoint whose every byte matches its manifest, or None.
+
+    Args:
+        run_dir: run folder.
+        set_aside: rename damaged checkpoints to ``bad-...``; only the run itself may do so.
+
+    Raises:
+        ValueError: there are checkpoints, and none is valid. Starting over would hide a loss.
+    """
+    # By name, which sorts by step; `latest` is for people, and a kill may leave it behind.
+    folders = sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN), reverse=True)
+    for folder in folders:
+        try:
+            verify(folder)
+        except ValueError as error:
+            _log.warning("checkpoint passed over: %s", error)
+            if set_aside:
+                rename_bad(folder)
+        else:
+            return folder
+    if folders:
+        raise ValueError(
+            f"none of the {len(folders)} checkpoints in {run_dir / CHECKPOINTS} is valid; "
+            "remove the folder to start over, or restore one"
+        )
+    return None
+
+
+def agreed_checkpoint(run_dir: Path, world: World) -> Path | None:
+    """Return the checkpoint that rank 0 found, on every rank.
+
+    Raises:
+        ValueError: there are checkpoints and none is valid, or the folder cannot be changed.
+    """
+    # One looks and tells: on a network file system ranks may see different folders for a while,
+    # and would go on from different steps.
+    choice = ""
+    if world.is_main:
+        try:
+            sweep(run_dir)
+            found = newest_valid(run_dir, set_aside=True)
+            choice = str(found) if found else ""
+        except (OSError, ValueError) as error:
+            choice = f"!{error}"  # the other ranks wait for an answer, whatever it is
+    choice = from_main_rank(choice)
+    if choice.startswith("!"):
+        raise ValueError(choice[1:])
+    return Path(choice) if choice else None
+
+
+def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
+    """Load the state that all ranks share; only tensors and plain types are unpickled."""
+    state: dict[str, Any] = torch.load(folder / STATE_NAME, map_location=device, weights_only=True)
+    return state
+
+
+def restore_rank(folder: Path, world: World) -> dict[str, Any]:
+    """Restore this rank's generators and return its own state.
+
+    A checkpoint saved by another number of ranks has none that would fit: the state is empty.
+    """
+    if read_checkpoint_manifest(folder).world_size != world.size:
+        _log.info("%s was saved by another number of ranks", folder.name)
+        return {}
+    path = folder / f"rank-{world.rank:04d}.pt"
+    # On the CPU, where states of generators belong, also those of a GPU.
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    restore_random_state(state["random"])
+    own: dict[str, Any] = state["own"]
+    return own

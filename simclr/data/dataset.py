@@ -1,0 +1,217 @@
+"""Packed sources become one indexed collection of samples: manifests in, sample numbers out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.shards import (
+    BatchReader,
+    GroupLayout,
+    LabelSet,
+    Manifest,
+    ShardReader,
+    open_readers,
+    read_manifest,
+)
+from simclr.data.sampler import permute
+
+
+class Corpus:
+    """All samples a run may read; sample ``i`` of ``num_samples`` is found in O(log shards).
+
+    Attributes:
+        manifests: one a packed source.
+        bands: selected bands, the channels of a view in this order.
+        groups: band groups that hold a selected band, finest first.
+        sample_id: (num_samples,) int64, position among all packed rows; subsets keep it.
+        source: (num_samples,) int64, index into ``manifests``.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], manifests: Sequence[Manifest], bands: Sequence[str]
+    ) -> None:
+        self.manifests = tuple(manifests)
+        self.bands = tuple(bands)
+        self.groups = _needed_groups(manifests, bands)
+        self._readers: list[ShardReader] = []
+        rows_of_source = []
+        for folder, manifest in zip(folders, manifests, strict=True):
+            self._readers += open_readers(folder, manifest)
+            rows_of_source.append(manifest.rows)
+        self._batches = BatchReader(self._readers)
+        self.sample_id = np.arange(sum(rows_of_source), dtype=np.int64)
+        self.source = np.repeat(np.arange(len(manifests), dtype=np.int64), rows_of_source)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of selected samples."""
+        return len(self.sample_id)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of selected samples of each source."""
+        return tuple(np.bincount(self.source, minlength=len(self.manifests)).tolist())
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the packed sources."""
+        return tuple(manifest.source for manifest in self.manifests)
+
+    @property
+    def simulated(self) -> bool:
+        """True if any source was synthesised rather than measured."""
+        return any(manifest.simulated for manifest in self.manifests)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with any packed byte, or the order of sources."""
+        text = ":".join(manifest.fingerprint for manifest in self.manifests)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def normalisation(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Mean and standard deviation per source and selected band, in stored values."""
+        return {
+            manifest.source: {
+                band: {
+                    "mean": manifest.statistics[band].mean,
+                    "std": manifest.statistics[band].std,
+                }
+                for band in self.bands
+            }
+            for manifest in self.manifests
+        }
+
+    def read_into(
+        self,
+        samples: npt.NDArray[np.int64],
+        buffers: Mapping[str, npt.NDArray[np.uint16]],
+        places: npt.NDArray[np.int64],
+    ) -> None:
+        """Read the pixels of samples into places of a batch, from any thread.
+
+        Args:
+            samples: their numbers; in ascending order files are read in one direction.
+            buffers: (batch, bands, size_px, size_px) uint16 of each group to read.
+            places: index into the batch of each sample.
+        """
+        self._batches.read_into(self.sample_id[samples], buffers, places)
+
+    def index(self, field: str) -> npt.NDArray[Any]:
+        """Return an index field of the selected samples (see ``preprocess.shards.format``)."""
+        parts = [reader.index(field) for reader in self._readers]
+        return np.concatenate(parts)[self.sample_id]
+
+    def places(self) -> npt.NDArray[np.int64]:
+        """Return the number of each selected sample's place, in order of their first samples.
+
+        Equal ground has one number, whatever the date and the source. A sample that does not name
+        its place is one of its own.
+        """
+        names = self.index("place")
+        _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+        first_of = np.where(names == "", np.arange(len(names)), first[inverse])
+        return np.unique(first_of, return_inverse=True)[1].astype(np.int64)
+
+    def label_set(self, name: str) -> LabelSet:
+        """Return the class names of a label set, equal in all sources.
+
+        Raises:
+            ValueError: a source lacks it, or the sources disagree on its classes.
+        """
+        found = [manifest.layout.label_set(name) for manifest in self.manifests]
+        if any(labels != found[0] for labels in found):
+            raise ValueError(f"label set {name!r} differs between {', '.join(self.sources)}")
+        return found[0]
+
+    def labels(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return labels of the selected samples: (num_samples, classes), 255 where unknown."""
+        self.label_set(name)
+        parts = [reader.labels(name) for reader in self._readers]
+        return np.concatenate(parts)[self.sample_id]
+
+    def select(self, chosen: npt.NDArray[np.int64]) -> None:
+        """Keep only these samples, given by their present numbers."""
+        self.sample_id = self.sample_id[chosen]
+        self.source = self.source[chosen]
+
+    def thin(self, fraction: float, seed: int, *, whole_places: bool = False) -> None:
+        """Keep this share of the samples, or of the places; the same ones for the same seed."""
+        unit = self.places() if whole_places else np.arange(self.num_samples, dtype=np.int64)
+        num = int(unit.max(initial=-1)) + 1
+        kept = permute(np.arange(round(fraction * num), dtype=np.int64), num, seed, epoch=0)
+        self.select(np.flatnonzero(np.isin(unit, kept)))
+
+
+def open_corpus(
+    shards: Sequence[str],
+    bands: Sequence[str],
+    splits: Sequence[str] | None = None,
+    fraction: float = 1.0,
+    seed: int = 0,
+    *,
+    whole_places: bool = False,
+) -> Corpus:
+    """Open packed sources as one corpus.
+
+    Args:
+        shards: folders, each with a manifest.
+        bands: canonical names of the bands to read.
+        splits: splits to keep; None keeps all, an empty name stands for patches without one.
+        fraction: share of the kept samples, the same subset for the same seed.
+        seed: chooses the subset.
+        whole_places: the fraction is one of the places, each with all its dates.
+
+    Raises:
+        ValueError: a folder is not packed, sources differ in grid or share a name, a band is
+            missing, or nothing is left.
+    """
+    if not shards:
+        raise ValueError("shards is empty; give at least one packed folder, shards=[DIR]")
+    folders = [Path(folder) for folder in shards]
+    manifests = [read_manifest(folder) for folder in folders]
+    _refuse_repeated_sources(manifests)
+    corpus = Corpus(folders, manifests, bands)
+    if splits is not None:
+        corpus.select(np.flatnonzero(np.isin(corpus.index("split"), list(splits))))
+    if fraction < 1:
+        corpus.thin(fraction, seed, whole_places=whole_places)
+    if not corpus.num_samples:
+        raise ValueError(
+            f"no patches left in {', '.join(corpus.sources)} with splits {list(splits or [])} "
+            f"and fraction {fraction}; patches without a split need an empty name: ['']"
+        )
+    return corpus
+
+
+def _needed_groups(manifests: Sequence[Manifest], bands: Sequence[str]) -> tuple[GroupLayout, ...]:
+    first = manifests[0]
+    for manifest in manifests:
+        if manifest.layout.groups != first.layout.groups:
+            raise ValueError(
+                f"{first.source} and {manifest.source} differ in bands or patch size; "
+                "pretrain on sources of one layout, or pack one of them again"
+            )
+    missing = [band for band in bands if band not in first.layout.bands]
+    if missing:
+        raise ValueError(
+            f"band {', '.join(missing)} not in the shards of {first.source}; they hold "
+            f"{', '.join(first.layout.bands)}; set data.bands"
+        )
+    return tuple(group for group in first.layout.groups if set(group.bands) & set(bands))
+
+
+def _refuse_repeated_sources(manifests: Sequence[Manifest]) -> None:
+    names = [manifest.source for manifest in manifests]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"source {name!r} is given {names.count(name)} times; normalisation goes by "
+                "source name, so pack one with another source.name"
+            )

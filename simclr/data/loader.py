@@ -1,0 +1,220 @@
+"""Samples by number become batches on the device: threads read by offset into fixed slots.
+
+A thread that reads holds neither the interpreter's lock nor HDF5's, so threads do
+what others start worker processes for, without copies, pickles or forked signal handlers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from simclr.data.dataset import Corpus
+from simclr.data.sampler import Order, Samples
+from simclr.data.temporal_pairs import Seasons
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples as stored, on the device.
+
+    Attributes:
+        groups: per band group (B, bands, size_px, size_px) uint16.
+        source: (B,) int64, index of each sample's source.
+        sample_id: (B,) int64.
+        epoch: (B,) int64, how often each sample was read before.
+        paired: the first half is for first views, the second half for second views; otherwise
+            both views of a pair come from one sample.
+    """
+
+    groups: dict[str, torch.Tensor]
+    source: torch.Tensor
+    sample_id: torch.Tensor
+    epoch: torch.Tensor
+    paired: bool = False
+
+    def part(self, samples: slice) -> Batch:
+        """Return some of the samples, without copying; which views they are for is lost."""
+        groups = {name: stored[samples] for name, stored in self.groups.items()}
+        return Batch(groups, self.source[samples], self.sample_id[samples], self.epoch[samples])
+
+
+class Loader:
+    """Iterates over ``plan(0), plan(1), ...``; a batch is valid until the next one is asked for.
+
+    Args:
+        corpus: where the samples are.
+        plan: the samples of the n-th batch, at most ``batch_size``, and the epoch of each; or
+            the samples alone, in epoch 0.
+        num_batches: how many batches there are.
+        batch_size: samples a slot holds.
+        device: where batches go.
+        num_threads: reader threads.
+        num_slots: batches read ahead, at least 2: one is in use while the next is filled.
+        paired: what the plan gives are samples for first views, then as many for second views.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of a loader, each given once
+        self,
+        corpus: Corpus,
+        plan: Callable[[int], Samples | tuple[Samples, Samples]],
+        *,
+        num_batches: int,
+        batch_size: int,
+        device: torch.device,
+        num_threads: int = 2,
+        num_slots: int = 3,
+        paired: bool = False,
+    ) -> None:
+        self._corpus, self._plan, self._num_batches = corpus, plan, num_batches
+        self._device, self._num_threads = device, num_threads
+        self._slots = [_Slot(corpus, batch_size, device) for _ in range(num_slots)]
+        self._paired = paired
+        self.wait_s = 0.0  # time the consumer stood still, summed over batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="loader") as pool:
+            pending: deque[tuple[_Slot, list[Future[None]]]] = deque()
+            ahead = len(self._slots) - 1  # one slot stays with the consumer
+            try:
+                for number in range(self._num_batches + ahead):
+                    if number < self._num_batches:
+                        # in turn: the next one is what the consumer has just given back
+                        slot = self._slots[number % len(self._slots)]
+                        pending.append((slot, self._start_filling(pool, slot, number)))
+                    if number >= ahead:
+                        yield self._finish(*pending.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)  # what nobody will ask for is not read
+
+    def _start_filling(
+        self, pool: ThreadPoolExecutor, slot: _Slot, number: int
+    ) -> list[Future[None]]:
+        planned = self._plan(number)
+        samples, epochs = (
+            planned if isinstance(planned, tuple) else (planned, np.zeros_like(planned))
+        )
+        slot.assign(self._corpus, samples, epochs)
+        # Neighbours in the file are read by one thread, in file order.
+        order = np.argsort(slot.sample_id, kind="stable")
+        ends = [len(order) * part // self._num_threads for part in range(self._num_threads + 1)]
+        parts = [order[start:end] for start, end in pairwise(ends)]
+        return [pool.submit(slot.fill, self._corpus, part) for part in parts if len(part)]
+
+    def _finish(self, slot: _Slot, futures: list[Future[None]]) -> Batch:
+        start = time.perf_counter()
+        for future in futures:
+            future.result()
+        self.wait_s += time.perf_counter() - start
+        return slot.to(self._device, self._paired)
+
+
+class _Slot:
+    """Memory of one batch, allocated once, pinned where there is a GPU."""
+
+    def __init__(self, corpus: Corpus, batch_size: int, device: torch.device) -> None:
+        self._pinned = device.type == "cuda"  # other memory is not copied beside the computation
+        self._groups = {
+            group.name: torch.empty(
+                (batch_size, *group.shape), dtype=torch.uint16, pin_memory=self._pinned
+            )
+            for group in corpus.groups
+        }
+        # The same memory as numpy sees it: reads land in it without torch, and without a copy.
+        self._views = {name: tensor.numpy() for name, tensor in self._groups.items()}
+        self._copy = torch.cuda.Stream(device) if self._pinned else None  # type: ignore[no-untyped-call]
+        self._copied: torch.cuda.Event | None = None
+        self._samples = np.empty(0, np.int64)
+        self.sample_id = np.empty(0, np.int64)
+        self._extra = np.empty((3, 0), np.int64)
+
+    def assign(self, corpus: Corpus, samples: Samples, epochs: Samples) -> None:
+        """Take the numbers of the samples that this memory is to hold."""
+        self._samples = samples
+        self.sample_id = corpus.sample_id[samples]
+        self._extra = np.stack([corpus.source[samples], self.sample_id, epochs])
+
+    def fill(self, corpus: Corpus, positions: Samples) -> None:
+        """Read the samples at these places of the batch; run by a reader thread."""
+        if self._copied is not None:
+            self._copied.synchronize()  # the last copy out of this memory must be over
+        corpus.read_into(self._samples[positions], self._views, positions)
+
+    def to(self, device: torch.device, paired: bool) -> Batch:
+        """Return the batch on the device; a copy to a GPU runs beside the computation."""
+        num = len(self._samples)
+        tensors = {
+            name: held if len(held) == num else held[:num] for name, held in self._groups.items()
+        }
+        extra = torch.from_numpy(self._extra)
+        if self._copy is None:
+            # the slot itself: no copy, hence valid only until it is filled again
+            source, sample_id, epoch = extra
+            return Batch(tensors, source, sample_id, epoch, paired)
+        with torch.cuda.stream(self._copy):
+            moved = {name: part.to(device, non_blocking=True) for name, part in tensors.items()}
+            extra = extra.pin_memory().to(device, non_blocking=True)
+        self._copied = self._copy.record_event()
+        current = torch.cuda.current_stream(device)
+        current.wait_event(self._copied)  # the GPU waits for its data, the host does not
+        # Or the allocator would hand this memory on while the computing stream still reads it.
+        for tensor in (*moved.values(), extra):
+            tensor.record_stream(current)
+        source, sample_id, epoch = extra
+        return Batch(moved, source, sample_id, epoch, paired)
+
+
+def training_batches(  # noqa: PLR0913 - what a loader is made of
+    corpus: Corpus,
+    order: Order,
+    seasons: Seasons | None = None,
+    *,
+    start_step: int,
+    num_steps: int,
+    device: torch.device,
+    num_threads: int,
+    num_slots: int,
+) -> Loader:
+    """Return the loader of a rank from ``start_step`` up to ``num_steps``.
+
+    With ``seasons`` the order is one of places, and a batch holds two samples of each.
+    """
+
+    def plan(number: int) -> tuple[Samples, Samples]:
+        """Return the samples of the n-th batch from the first step on, and their epochs."""
+        planned, epochs = order.plan(start_step + number)
+        if seasons is None:
+            return planned, epochs
+        return np.concatenate(seasons.pairs(planned, epochs)), np.tile(epochs, 2)
+
+    pairs = order.global_batch_size // order.world_size
+    return Loader(
+        corpus,
+        plan,
+        num_batches=num_steps - start_step,
+        batch_size=2 * pairs if seasons else pairs,
+        device=device,
+        num_threads=num_threads,
+        num_slots=num_slots,
+        paired=seasons is not None,
+    )
+
+
+def sequential_batches(corpus: Corpus, batch_size: int, device: torch.device) -> Loader:
+    """Return a loader that reads every sample once, in order; the last batch may be shorter."""
+    return Loader(
+        corpus,
+        lambda number: np.arange(
+            number * batch_size, min((number + 1) * batch_size, corpus.num_samples)
+        ),
+        num_batches=-(-corpus.num_samples // batch_size),
+        batch_size=min(batch_size, corpus.num_samples),
+        device=device,
+    )

@@ -1,0 +1,300 @@
+"""The ranks of a run: who am I, on which device, and what do all of us agree on.
+
+Launchers speak torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``,
+``MASTER_PORT``) or hand a ``Launch`` over; nothing here knows a scheduler.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from simclr.config import Device, WorldConfig
+from simclr.preemption import LostPeerError
+
+Group = dist.ProcessGroup | None
+
+# all_gather_into_tensor became an alias of all_gather_single after torch 2.13.
+_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+# broadcast_buffers was renamed in torch 2.15.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+
+
+def average_gradients(network: nn.Module, *, half: bool = False) -> DistributedDataParallel:
+    """Wrap a network so that backward leaves the mean gradient of all ranks on each of them.
+
+    Running statistics are left to each rank: only rank 0's are saved, and they decide no weight.
+
+    Args:
+        network: equal on every rank.
+        half: let gradients travel as bfloat16, half the bytes and eight bits of each number.
+    """
+    buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
+    model = DistributedDataParallel(
+        network, gradient_as_bucket_view=True, static_graph=True, **buffers
+    )
+    if half and num_ranks() > 1:
+        model.register_comm_hook(None, bf16_compress_hook)
+    return model
+
+
+def num_ranks(group: Group = None) -> int:
+    """Return the number of ranks in a group; of all without one; 1 without a process group."""
+    return dist.get_world_size(group) if dist.is_initialized() else 1
+
+
+def group_of_node(node: str) -> Group:
+    """Return the group of the ranks that share a node; every rank must call it.
+
+    Nodes are told apart by name, not by counting ranks: a scheduler may deal ranks to nodes in
+    turn.
+    """
+    if num_ranks() == 1:
+        return None
+    nodes: list[str] = [""] * num_ranks()
+    dist.all_gather_object(nodes, node)
+    # A group is made by all ranks together, also by those that stay outside.
+    groups: dict[str, Any] = {
+        name: dist.new_group([rank for rank, other in enumerate(nodes) if other == name])
+        for name in sorted(set(nodes))
+    }
+    mine: Group = groups[node]
+    return mine
+
+
+def rank() -> int:
+    """Return the number of this rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Concatenate the rows of all ranks in rank order: (R, ...) to (W * R, ...).
+
+    Every rank must bring the same shape. No gradient flows through this call.
+    """
+    if num_ranks() == 1:
+        return rows
+    gathered = rows.new_empty((num_ranks() * rows.shape[0], *rows.shape[1:]))
+    _gather_single(gathered, rows.contiguous())
+    return gathered
+
+
+def sum_over_ranks(values: torch.Tensor, group: Group = None) -> torch.Tensor:
+    """Add a tensor over the ranks of a group, of all without one, in place and return it."""
+    if num_ranks(group) > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.SUM, group=group)
+    return values
+
+
+def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Take the elementwise maximum over all ranks in place and return it."""
+    if num_ranks() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def from_main_rank(text: str) -> str:
+    """Return rank 0's text on every rank."""
+    if num_ranks() == 1:
+        return text
+    box = [text]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def copy_from_main_rank(tensors: Sequence[torch.Tensor]) -> None:
+    """Overwrite tensors on every other rank by rank 0's."""
+    if num_ranks() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def barrier() -> None:
+    """Wait until every rank has come here."""
+    max_over_ranks(torch.zeros(1, dtype=torch.int32))
+
+
+# What gloo and its sockets say when the other side has died, or does not answer.
+_PEER = re.compile(r"gloo|by peer|Broken pipe|[Tt]imed out|[Tt]imeout")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a launcher started this process.
+
+    Attributes:
+        rank: of this process among all, from 0.
+        local_rank: of this process on its node, from 0.
+        world_size: number of processes.
+        local_world_size: number of processes on this node.
+        init_method: where the ranks meet: ``tcp://host:port``, ``file:///path`` or ``env://``.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    init_method: str = "env://"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    node: str
+
+    @property
+    def is_main(self) -> bool:
+        """True on the rank that writes what is written once."""
+        return self.rank == 0
+
+    def agree(self, value: int) -> int:
+        """Return the largest value any rank brought; every rank must call it at the same step."""
+        # On the CPU group, so that a GPU is never waited for. The cost is a ring of 2 (W - 1) hops,
+        # hidden behind the GPU up to some hundred ranks: docs/scale.md.
+        return int(max_over_ranks(torch.tensor([value], dtype=torch.int32)).item())
+
+
+def launch_from_environment() -> Launch:
+    """Read torchrun's variables; a process without them is a world of one.
+
+    Raises:
+        ValueError: some of the variables are set and others are missing.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    present = [name for name in names if name in os.environ]
+    if not present:
+        return Launch()
+    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"{', '.join(present)} set but {', '.join(missing)} missing; start the ranks with "
+            "torchrun, or unset them for a single process"
+        )
+    size = int(os.environ["WORLD_SIZE"])
+    return Launch(
+        rank=int(os.environ["RANK"]),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        world_size=size,
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", size)),
+    )
+
+
+@contextmanager
+def open_world(config: WorldConfig, launch: Launch | None = None) -> Iterator[World]:
+    """Join the process group for the time of the block.
+
+    Raises:
+        LostPeerError: another rank did not come, or went away in the block.
+    """
+    launch = launch or launch_from_environment()
+    device = _device(config.device, launch)
+    _share_cores(config.threads_per_rank, launch)
+    try:
+        _join(config, launch, device)
+        try:
+            yield World(
+                launch.rank, launch.local_rank, launch.world_size, device, socket.gethostname()
+            )
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if launch.world_size > 1 and _is_of_a_peer(error):
+            raise LostPeerError(f"another rank is gone, or too late: {_plain(error)}") from error
+        raise
+
+
+def _join(config: WorldConfig, launch: Launch, device: torch.device) -> None:
+    timeout = timedelta(seconds=config.timeout_s)
+    # Tensors on the CPU travel by gloo, also beside nccl: agreements must not wait for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if launch.world_size == 1:
+        # No port, no file: nothing to collide with. The stubs of torch do not list this store.
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return
+    dist.init_process_group(
+        backend,
+        init_method=launch.init_method,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timeout,
+    )
+
+
+def _plain(error: RuntimeError) -> str:
+    """Return gloo's words without its source file in front and its advice behind."""
+    return re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0]
+
+
+def _is_of_a_peer(error: RuntimeError) -> bool:
+    """Say whether a collective failed for want of a peer; gloo has no class for it, but words."""
+    return isinstance(error, dist.DistError) or bool(_PEER.search(str(error)))
+
+
+def _device(wanted: Device, launch: Launch) -> torch.device:
+    if wanted is Device.cpu or (wanted is Device.auto and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("world.device is cuda but torch sees no GPU; use world.device=cpu")
+    # A scheduler may show each task all GPUs of the node or its own one only.
+    index = launch.local_rank if torch.cuda.device_count() > 1 else 0
+    if index >= torch.cuda.device_count():
+        raise ValueError(
+            f"local rank {launch.local_rank} has no GPU of its own: torch sees "
+            f"{torch.cuda.device_count()}; start one process per GPU"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _share_cores(threads: int, launch: Launch) -> None:
+    # Ranks of a node that each take all cores wait for one another; cores are those that the job
+    # was given, not those of the machine.
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads or max(1, cores // launch.local_world_size))
+
+
+# Ranks wait for the slowest of their trials, not for a step: a day.
+TIMEOUT_S = 24 * 3600
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def dealt(items: Sequence[_Item], work: Callable[[_Item], _Result], world: World) -> list[_Result]:
+    """Return ``work(item)`` of every item; each rank does every ``size``-th of them."""
+    own = [work(item) for item in items[world.rank :: world.size]]
+    if world.size == 1:
+        return own
+    parts: list[Any] = [None] * world.size
+    dist.all_gather_object(parts, own)
+    return [parts[number % world.size][number // world.size] for number in range(len(items))]
+
+
+def meet(world: World) -> None:
+    """Wait until every rank is here."""
+    if world.size > 1:
+        world.agree(0)

@@ -1,0 +1,1 @@
+"""Evaluation of encoders: k-NN, linear probes and fine-tuning beside untrained controls."""

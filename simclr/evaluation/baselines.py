@@ -1,0 +1,197 @@
+"""A run and further encoders come in; all that stands in the table goes out: encoders and controls.
+
+Every candidate sees the same views, normalised with the statistics of the shards at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from simclr.checkpoint.manifest import CHECKPOINTS, STATE_NAME
+from simclr.checkpoint.pretrained import Pretrained, load_pretrained
+from simclr.config import ModelConfig, require
+from simclr.evaluation.config import EvaluateConfig, Protocol
+from simclr.evaluation.features import Embedder
+from simclr.evaluation.session import PRETRAINED
+from simclr.evaluation.weights import load_weights
+from simclr.model.simclr import build_encoder
+
+RANDOM_ENCODER = "random encoder"
+RANDOM_CONVOLUTIONS = "random convolutions"
+IMAGE_STATISTICS = "image statistics"
+
+NUM_FILTERS = 256
+PERCENTILES = (0.1, 0.5, 0.9)
+_PERCENTILE_STEP_PX = 4  # a sixteenth of the pixels orders a band as well, and much faster
+
+
+def random_encoder(
+    config: ModelConfig, num_bands: int, seed: int, device: torch.device
+) -> nn.Module:
+    """Build the run's architecture with random weights, in evaluation mode.
+
+    Its BatchNorm has never seen a batch, so it passes activations through unchanged.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = build_encoder(config, num_bands)
+    return encoder.to(device).eval().requires_grad_(False)
+
+
+class RandomConvolutions(nn.Module):
+    """One layer of Gaussian 3x3 filters of stride 2, both signs rectified, averaged over the view.
+
+    Views (B, C, H, W) to (B, 512). The idea is that of Rolf et al. 2021 (MOSAIKS,
+    doi 10.1038/s41467-021-24638-z), with filters drawn rather than cut from patches.
+    """
+
+    def __init__(self, num_bands: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.filters = nn.Conv2d(num_bands, NUM_FILTERS, kernel_size=3, stride=2)
+        scale = 1 / math.sqrt(self.filters.weight[0].numel())
+        nn.init.normal_(self.filters.weight, std=scale, generator=generator)
+        nn.init.uniform_(self.filters.get_parameter("bias"), -1, 1, generator=generator)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Return (B, 512) features."""
+        response = self.filters(views)
+        return torch.cat([response.relu(), (-response).relu()], dim=1).mean(dim=(2, 3))
+
+
+def random_convolutions(num_bands: int, seed: int, device: torch.device) -> nn.Module:
+    """Build random convolution features, in evaluation mode."""
+    return RandomConvolutions(num_bands, seed).to(device).eval().requires_grad_(False)
+
+
+def image_statistics(views: Tensor) -> Tensor:
+    """Return mean, standard deviation and 10, 50, 90 % percentiles of every band: (B, 5 C)."""
+    pixels = views.flatten(2)
+    sparse = views[:, :, ::_PERCENTILE_STEP_PX, ::_PERCENTILE_STEP_PX].flatten(2)
+    ordered = sparse.sort(dim=2).values
+    ranks = [round(share * (ordered.shape[2] - 1)) for share in PERCENTILES]
+    moments = torch.stack([pixels.mean(dim=2), pixels.std(dim=2, correction=0)], dim=2)
+    return torch.cat([moments, ordered[:, :, ranks]], dim=2).flatten(1)
+
+
+FROM_SCRATCH = "training from scratch"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A row of the table.
+
+    Attributes:
+        encoder: its name.
+        seed: that made it; None where no seed plays a part.
+        embed: views (B, C, S, S) to features (B, D), in evaluation mode; None where its features
+            are stored and nothing is to be trained.
+        weights: checksum of the weights that it was loaded from, if any.
+        checkpoint: name of the run's checkpoint that it is, if any.
+    """
+
+    encoder: str
+    seed: int | None
+    embed: Embedder | None
+    weights: str = ""
+    checkpoint: str = ""
+
+    @property
+    def features_name(self) -> str:
+        """Name of its features; those of a checkpoint serve all evaluations of the run."""
+        plain = self.encoder if self.seed is None else f"{self.encoder} {self.seed}"
+        return self.checkpoint or plain
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The encoder, if it is one that can be trained; statistics and filters cannot."""
+        is_encoder = isinstance(self.embed, nn.Module) and self.encoder != RANDOM_CONVOLUTIONS
+        return self.embed if is_encoder and isinstance(self.embed, nn.Module) else None
+
+    def name_under(self, protocol: Protocol) -> str:
+        """Return its name in a row: an untrained one trained in all parts is ``FROM_SCRATCH``."""
+        whole = protocol is Protocol.finetune_all and self.encoder == RANDOM_ENCODER
+        return FROM_SCRATCH if whole else self.encoder
+
+
+def open_candidates(
+    config: EvaluateConfig, pretrained: Pretrained, device: torch.device
+) -> list[Candidate]:
+    """Return the encoder, the others that the settings name, and the controls, in this order.
+
+    Raises:
+        ValueError: another encoder cannot be loaded, or does not read the run's bands.
+    """
+    model, bands = pretrained.config.model, pretrained.config.data.bands
+    others = [
+        Candidate(name, None, open_encoder(path, bands, device), _fingerprint(path))
+        for name, path in _named(config.others).items()
+    ]
+    controls = _controls(model, len(bands), config.seeds, device) if config.controls else []
+    return [of_checkpoint(PRETRAINED, pretrained), *others, *controls]
+
+
+def of_checkpoint(name: str, pretrained: Pretrained) -> Candidate:
+    """Return the encoder of a checkpoint as a row of this name."""
+    weights = str(pretrained.manifest.files[STATE_NAME]["sha256"])
+    return Candidate(name, None, pretrained.encoder, weights, pretrained.checkpoint.name)
+
+
+def open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:
+    """Load an encoder from a run folder or a file of weights.
+
+    Raises:
+        ValueError: there is neither, or it reads other bands.
+    """
+    if not (path / CHECKPOINTS).is_dir():
+        return load_weights(path, bands, device)
+    run = load_pretrained(path, device)
+    require(
+        run.config.data.bands == list(bands),
+        f"{path} was trained on {', '.join(run.config.data.bands)}, the run on {', '.join(bands)}; "
+        "evaluate it by itself",
+    )
+    return run.encoder
+
+
+def _controls(
+    model: ModelConfig, num_bands: int, seeds: Sequence[int], device: torch.device
+) -> list[Candidate]:
+    return [
+        *(
+            Candidate(RANDOM_ENCODER, seed, random_encoder(model, num_bands, seed, device))
+            for seed in seeds
+        ),
+        *(
+            Candidate(RANDOM_CONVOLUTIONS, seed, random_convolutions(num_bands, seed, device))
+            for seed in seeds
+        ),
+        Candidate(IMAGE_STATISTICS, None, image_statistics),
+    ]
+
+
+def _fingerprint(other: Path) -> str:
+    """Return what changes when the weights of another encoder do."""
+    inside = (path for path in other.rglob("*") if path.suffix in (".pt", ".safetensors"))
+    files = [other] if other.is_file() else sorted(inside)
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _named(others: Sequence[str]) -> dict[str, Path]:
+    """Return a name for each path: its last part, with its parent where two are alike."""
+    paths = [Path(other) for other in others]
+    names = [path.stem for path in paths]
+    named = {
+        name if names.count(name) == 1 else f"{path.parent.name}/{name}": path
+        for name, path in zip(names, paths, strict=True)
+    }
+    reserved = {PRETRAINED, RANDOM_ENCODER, RANDOM_CONVOLUTIONS, IMAGE_STATISTICS, FROM_SCRATCH}
+    return {f"{name} (other)" if name in reserved else name: path for name, path in named.items()}

@@ -1,0 +1,192 @@
+"""The settings of an evaluation, each value with its unit; checked when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from simclr.config import Precision, require
+
+
+class Protocol(Enum):
+    """How an encoder is asked; ``finetune_...`` names what is trained beside the classifier."""
+
+    knn = "k-NN"
+    probe = "linear probe"
+    finetune_frozen = "fine-tune frozen"
+    finetune_last_stage = "fine-tune last stage"
+    finetune_all = "fine-tune all"
+
+
+# They fit a classifier to stored features; all others train a network.
+CHEAP = (Protocol.knn, Protocol.probe)
+
+
+# The scores of each kind of task; the first is the headline, and choices on the validation split
+# go by it. ``single`` is one of three classes or more, ``multi`` any number of classes, and
+# ``binary`` yes or no, scored on the yes alone: at 2 % prevalence the no would drown it. The
+# balanced scores are those of the same predictions if as many patches were yes as no.
+CALIBRATION = ("calibration_error", "brier")
+SCORES = {
+    "single": (
+        "accuracy",
+        "f1_macro",
+        "average_precision_macro",
+        "roc_auc_macro",
+        *CALIBRATION,
+    ),
+    "binary": (
+        "average_precision",
+        "f1",
+        "roc_auc",
+        "accuracy",
+        "average_precision_balanced",
+        "f1_balanced",
+        *CALIBRATION,
+    ),
+    "multi": (
+        "average_precision_micro",
+        "average_precision_macro",
+        "f1_micro",
+        "f1_macro",
+        "roc_auc_macro",
+        *CALIBRATION,
+    ),
+}
+
+
+class SplitRule(Enum):
+    """``given``: the split that the shards carry; ``drawn``: blocks of ground for each seed."""
+
+    given = "given"
+    drawn = "drawn"
+
+
+@dataclass(kw_only=True, slots=True)
+class FinetuneConfig:
+    """How a network is trained on labels: pretrained and untrained ones alike.
+
+    Attributes:
+        epochs: passes over the labelled patches.
+        max_steps: optimizer steps at most; a large training set ends here.
+        batch_size: patches a step.
+        learning_rates: peak rates of AdamW; the one with the best validation score counts.
+        weight_decay: off for biases and normalisation weights.
+        checks: how often the validation score is taken; the best of these states counts.
+        symmetries: turn and flip the training patches at random.
+        precision: number format of the forward pass.
+    """
+
+    epochs: int = 50
+    max_steps: int = 5000
+    batch_size: int = 64
+    learning_rates: list[float] = field(default_factory=lambda: [1e-3, 3e-4])
+    weight_decay: float = 1e-2
+    checks: int = 10
+    symmetries: bool = True
+    precision: Precision = Precision.float32
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "checks"):
+            value = getattr(self, name)
+            require(value >= 1, f"finetune.{name} is {value}; give 1 or more")
+        size = self.batch_size
+        require(size >= 2, f"finetune.batch_size is {size}; BatchNorm needs 2 patches or more")
+        rates = self.learning_rates
+        require(
+            bool(rates) and min(rates) > 0,
+            f"finetune.learning_rates is {rates}; give at least one, all above 0",
+        )
+        require(
+            self.weight_decay >= 0, f"finetune.weight_decay is {self.weight_decay}; give 0 or more"
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig:
+    """An evaluation of a run's encoder on labelled shards.
+
+    Attributes:
+        run: run folder; its newest valid checkpoint is evaluated.
+        shards: folder with labelled packed patches.
+        task: name of a label set in the shards: eurosat, bigearthnet19, irrigation_regular, ...
+        balanced: of a yes or no: leave out as many of the commoner answer as it takes to have as
+            many of both in every split. The study of 2021 did; nature does not.
+        step: checkpoint to evaluate; 0 takes the newest valid one.
+        all_checkpoints: score every checkpoint on the validation split instead, and name the
+            best; the test split is left alone.
+        protocols: how encoders are asked; controls are asked the same. Fine-tuning trains whole
+            networks, several for each seed: ask for it where there is a GPU, or time.
+        fractions: shares of the training labels, nested, stratified and drawn by seed.
+        others: further encoders for the same table: run folders, exports, or files of weights
+            with torchvision's names (.pt, .pth, .safetensors).
+        controls: put untrained encoders and image statistics into the table. Off only where the
+            same table holds them elsewhere, as in a study.
+        split: where training, validation and test patches come from.
+        seeds: seeds of drawn splits, label subsets and untrained controls.
+        batch_size: patches per forward pass.
+        neighbours: neighbours of the k-NN classifier.
+        bootstrap: resamples for the 95 % intervals.
+        test_time: average each patch's features or answers over its 8 turns and flips.
+        finetune: how networks are trained on labels.
+    """
+
+    run: str = ""
+    shards: str = ""
+    task: str = ""
+    balanced: bool = False
+    step: int = 0
+    all_checkpoints: bool = False
+    protocols: list[Protocol] = field(default_factory=lambda: [Protocol.probe, Protocol.knn])
+    fractions: list[float] = field(default_factory=lambda: [1.0])
+    others: list[str] = field(default_factory=list)
+    controls: bool = True
+    split: SplitRule = SplitRule.given
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    batch_size: int = 256
+    neighbours: int = 20
+    bootstrap: int = 1000
+    test_time: bool = False
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    def __post_init__(self) -> None:
+        require(bool(self.seeds), "seeds is empty; give at least one, seeds=[0]")
+        require(
+            all(0 <= seed < 2**63 for seed in self.seeds),
+            f"seeds is {self.seeds}; give whole numbers from 0 to 2^63 - 1",
+        )
+        require(
+            len(set(self.seeds)) == len(self.seeds),
+            f"seeds is {self.seeds}; a seed given twice is no second opinion, leave it out",
+        )
+        require(bool(self.protocols), "protocols is empty; give at least one, protocols=[probe]")
+        require(
+            bool(self.fractions) and all(0 < share <= 1 for share in self.fractions),
+            f"fractions is {self.fractions}; give shares in (0, 1], fractions=[0.01,0.1,1]",
+        )
+        require(self.step >= 0, f"step is {self.step}; give 0 for the newest, or a saved step")
+        if self.all_checkpoints:
+            self._require_a_choice()
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; give 1 or more")
+        require(self.neighbours >= 1, f"neighbours is {self.neighbours}; give 1 or more")
+        require(
+            100 <= self.bootstrap <= 1_000_000,
+            f"bootstrap is {self.bootstrap}; give 100 to 1,000,000",
+        )
+
+    def _require_a_choice(self) -> None:
+        """Refuse what makes no sense when all checkpoints are scored."""
+        require(
+            self.step == 0,
+            f"step is {self.step} and all_checkpoints is true; leave one of them out",
+        )
+        trained = [one.name for one in self.protocols if one not in CHEAP]
+        require(
+            not trained,
+            f"protocols holds {', '.join(trained)}; all_checkpoints=true asks by probe and knn, "
+            "protocols=[probe,knn]",
+        )
+        require(
+            len(self.fractions) == 1,
+            f"fractions is {self.fractions}; all_checkpoints=true takes one share, fractions=[1]",
+        )

@@ -1,0 +1,304 @@
+"""A corpus and frozen networks come in; one feature row for each sample and network goes out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from preprocess.shards.atomic_io import atomic_path
+from simclr.augment.views import ViewMaker
+from simclr.data.dataset import Corpus
+from simclr.data.loader import Loader
+from simclr.data.sampler import permute
+from simclr.distributed import World, from_main_rank, meet
+from simclr.evaluation.metrics import BoolArray, Indices
+from simclr.philox import uniforms
+
+Features = npt.NDArray[np.float32]
+Embedder = Callable[[Tensor], Tensor]  # (B, C, H, W) float32 -> (B, D)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCache:
+    """Features kept in a folder, one file for each network.
+
+    Attributes:
+        folder: where the files lie; each network has one, so that disk use stays bounded.
+        origin: everything the features depend on but the network itself: shards, samples,
+            bands, view size, versions.
+        weights: by name, checksum of the weights that a network was loaded from; none for those
+            that a seed makes.
+    """
+
+    folder: Path
+    origin: Mapping[str, object]
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        """Return the file of a network."""
+        return self.folder / (re.sub(r"[^\w.()-]", "-", name) + ".npz")
+
+    def read(self, name: str, num_samples: int) -> Features | None:
+        """Return stored features (num_samples, D), or None if there are none of this origin.
+
+        The stored key and zip's checksums hold the file to its origin. A damaged file is named
+        in the log and treated as absent, since features can be taken again.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            return None
+        try:
+            # opened here: np.load leaves a damaged file open
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                key, features = str(stored["key"]), stored["features"]
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+            _log.warning("%s is damaged (%s); its features are taken again", path, error)
+            return None
+        return features if key == self._key(name) and len(features) == num_samples else None
+
+    def write(self, name: str, features: Features) -> None:
+        """Store features (N, D) float32 atomically."""
+        with atomic_path(self.path(name)) as temporary, temporary.open("wb") as file:
+            np.savez(file, key=np.array(self._key(name)), features=features)
+
+    def stored(self, name: str, num_samples: int) -> Features:
+        """Return stored features (num_samples, D).
+
+        Raises:
+            ValueError: there are none, or not of this origin.
+        """
+        features = self.read(name, num_samples)
+        if features is None:
+            raise ValueError(f"{self.path(name)} has been removed or changed; evaluate again")
+        return features
+
+    def write_part(self, name: str, rank: int, features: Features) -> None:
+        """Store the rows that one rank took, in any order of ranks."""
+        with atomic_path(self._part(name, rank)) as temporary, temporary.open("wb") as file:
+            np.save(file, features)
+
+    def join(self, name: str, num_parts: int) -> None:
+        """Make one file of the parts of all ranks, in the order of ranks."""
+        parts = [self._part(name, rank) for rank in range(num_parts)]
+        self.write(name, np.concatenate([np.load(part) for part in parts]))
+        for part in parts:
+            part.unlink()
+
+    def _part(self, name: str, rank: int) -> Path:
+        return self.path(name).with_suffix(f".part-{rank:04d}.npy")
+
+    def _key(self, name: str) -> str:
+        own = {"network": name, "weights": self.weights.get(name, "")}
+        text = json.dumps({**self.origin, **own}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def store_features(
+    cache: FeatureCache,
+    embedders: Mapping[str, Embedder],
+    views: Callable[[Indices], Iterable[Tensor]],
+    num_samples: int,
+    world: World,
+    *,
+    progress: bool,
+) -> None:
+    """Leave the features of every network in the cache; every rank takes a share of the samples.
+
+    Shares are stretches without overlap or padding, joined in order: the stored rows are those
+    that one rank alone would have stored.
+
+    Args:
+        cache: where features of earlier evaluations lie, on storage that all ranks see.
+        embedders: networks or functions by name.
+        views: starts a pass over the samples of the given numbers, see ``extract_features``.
+        num_samples: N.
+        world: all ranks must call this together.
+        progress: draw a bar while features are taken.
+    """
+    # one rank looks, since two might see different states of a network file system
+    lacking = [name for name in embedders if cache.read(name, num_samples) is None]
+    names = json.loads(from_main_rank(json.dumps(lacking)))
+    if not names:
+        return
+    own = np.array_split(np.arange(num_samples), world.size)[world.rank]
+    missing = {name: embedders[name] for name in names}
+    taken = extract_features(missing, views(own), len(own), progress=progress) if len(own) else {}
+    for name, features in taken.items():
+        cache.write_part(name, world.rank, features)
+    meet(world)
+    if world.is_main:
+        for name in names:
+            cache.join(name, min(world.size, num_samples))
+    meet(world)
+
+
+def extract_features(
+    embedders: Mapping[str, Embedder],
+    views: Iterable[Tensor],
+    num_samples: int,
+    *,
+    progress: bool,
+) -> dict[str, Features]:
+    """Read every view once and embed it with every network.
+
+    A module must be in evaluation mode: BatchNorm would otherwise mix the samples of a batch, and
+    a feature would depend on its neighbours.
+
+    Args:
+        embedders: networks or functions by name.
+        views: batches (B, C, H, W) float32, normalised, in the order of the samples.
+        num_samples: N, for the bar.
+        progress: draw a bar; it is drawn on a terminal only.
+
+    Returns:
+        (N, D) float32 by name.
+
+    Raises:
+        ValueError: a module is in training mode, or a feature is not finite.
+    """
+    for name, embedder in embedders.items():
+        if isinstance(embedder, nn.Module) and any(part.training for part in embedder.modules()):
+            raise ValueError(f"{name} is in training mode; call its eval() before taking features")
+    rows: dict[str, list[Features]] = {name: [] for name in embedders}
+    # disable=None asks tqdm to be silent where stderr is no terminal
+    hidden = None if progress else True
+    with (
+        torch.inference_mode(),
+        tqdm(total=num_samples, desc="features", unit="patch", disable=hidden) as bar,
+    ):
+        for batch in views:
+            for name, embedder in embedders.items():
+                rows[name].append(embedder(batch).float().cpu().numpy())
+            bar.update(len(batch))
+    return {name: _joined(name, parts) for name, parts in rows.items()}
+
+
+def _joined(name: str, parts: list[Features]) -> Features:
+    features = np.concatenate(parts)
+    bad = ~np.isfinite(features).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"{int(bad.sum())} of {len(features)} features of {name} are not finite; the network "
+            "diverged or its input is damaged"
+        )
+    return features
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """Labelled samples of a corpus as a network sees them: normalised, on one grid.
+
+    Attributes:
+        corpus: where they are.
+        maker: makes plain views.
+        rows: (n,) their numbers in the corpus.
+        truth: (N, C) of all samples of the corpus.
+        kind: of the task: ``single``, ``binary`` or ``multi``.
+        device: where views are made.
+    """
+
+    corpus: Corpus
+    maker: ViewMaker
+    rows: Indices
+    truth: BoolArray
+    kind: str
+    device: torch.device
+
+    @property
+    def view_shape(self) -> tuple[int, int, int]:
+        """Shape of a view: (C, S, S)."""
+        size_px = self.maker.view_size_px
+        return (len(self.corpus.bands), size_px, size_px)
+
+    def only(self, rows: Indices) -> Patches:
+        """Return some samples of the same corpus."""
+        return replace(self, rows=rows)
+
+    def in_order(self, batch_size: int) -> Iterator[Tensor]:
+        """Yield the views of every sample once, in order: (B, C, S, S) float32."""
+        count = -(-len(self.rows) // batch_size)
+        for batch in self._loader(np.array_split(self.rows, max(count, 1))):
+            yield self.maker.plain(batch)
+
+    def shuffled(
+        self, batch_size: int, num_steps: int, seed: int
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Yield epoch, sample ids (B,), views (B, C, S, S) and truth (B, C) for each step.
+
+        An epoch shows every sample once. No batch is smaller than ``batch_size`` unless there are
+        fewer samples: a last batch of one would leave BatchNorm without statistics.
+        """
+        per_epoch = steps_per_epoch(len(self.rows), batch_size)
+        plan = [
+            part
+            for epoch in range(-(-num_steps // per_epoch))
+            for part in np.array_split(self._permuted(seed, epoch), per_epoch)
+        ][:num_steps]
+        for step, batch in enumerate(self._loader(plan)):
+            truth = torch.from_numpy(self.truth[plan[step]]).to(self.device)
+            yield step // per_epoch, batch.sample_id, self.maker.plain(batch), truth
+
+    def _permuted(self, seed: int, epoch: int) -> Indices:
+        positions = np.arange(len(self.rows), dtype=np.int64)
+        return self.rows[permute(positions, len(self.rows), seed, epoch)]
+
+    def _loader(self, plan: list[Indices]) -> Loader:
+        return Loader(
+            self.corpus,
+            lambda number: plan[number],
+            num_batches=len(plan),
+            batch_size=max(map(len, plan)),
+            device=self.device,
+        )
+
+
+def steps_per_epoch(num_samples: int, batch_size: int) -> int:
+    """Return how many batches of at least ``batch_size`` samples an epoch has."""
+    return max(1, num_samples // batch_size)
+
+
+NUM_SYMMETRIES = 8
+
+
+def turned(views: Tensor, symmetry: Tensor) -> Tensor:
+    """Return views (B, C, S, S), each under its own symmetry (B,) in [0, 8)."""
+    transpose, rows, columns = (
+        (symmetry // step % 2).bool()[:, None, None, None] for step in (4, 2, 1)
+    )
+    views = torch.where(transpose, views.transpose(2, 3), views)
+    views = torch.where(rows, views.flip(2), views)
+    return torch.where(columns, views.flip(3), views)
+
+
+def draw_symmetries(seed: int, epoch: int, sample_id: Tensor) -> Tensor:
+    """Return one of the 8 symmetries for each sample (B,): a function of its arguments alone."""
+    drawn = uniforms(seed, epoch, sample_id, torch.zeros_like(sample_id), 1)[:, 0]
+    return (drawn * NUM_SYMMETRIES).long()
+
+
+def averaged(network: Embedder) -> Embedder:
+    """Return a network whose output is the mean over the 8 symmetries of a view."""
+
+    def embed(views: Tensor) -> Tensor:
+        """Return (B, D), eight times as dear as one pass."""
+        total: Tensor = sum(  # type: ignore[assignment]
+            network(turned(views, torch.full((len(views),), k, device=views.device)))
+            for k in range(NUM_SYMMETRIES)
+        )
+        return total / NUM_SYMMETRIES
+
+    return embed

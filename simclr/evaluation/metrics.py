@@ -1,0 +1,455 @@
+"""Truth and class scores of a whole test set come in; all scores of its kind of task go out.
+
+Nothing here averages over batches. Every score takes ``weights``, an (R, N) table of how often
+each of N samples counts in each of R weightings: one row of ones gives the plain score, the counts
+of a bootstrap give its distribution, and neither needs another sort.
+
+A score that does not exist is NaN and stays out of macro means: AP of a class without a positive,
+ROC-AUC of a class without a positive or without a negative, F1 of a class that is neither present
+nor predicted. Otherwise the definitions are scikit-learn's, ties included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from simclr.evaluation.config import SCORES
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+Weights = npt.NDArray[Any]  # (R, N) counts, or shares where a prevalence is corrected
+Indices = npt.NDArray[np.intp]
+ScoreArray = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Binary decisions in descending order of score; of equal scores, all or none are taken.
+
+    G groups of equal scores hold a positive.
+
+    Attributes:
+        samples: (M,) sample of each decision.
+        segments: (2G + 1,) starts in ``samples``: what lies before a group, the group, and so on
+            in turn; the last segment is what follows the last group.
+        positives: (P,) sample of each positive decision, in the same order.
+        groups: (G,) starts in ``positives``.
+        values: (G,) score of each group.
+    """
+
+    samples: Indices
+    segments: Indices
+    positives: Indices
+    groups: Indices
+    values: ScoreArray
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Sums of weights down a ranking for R weightings, each (G, R) float64, ``total`` (R,).
+
+    Attributes:
+        hits: positives of the group.
+        hits_through: positives down to the end of the group.
+        seen_before: decisions above the group.
+        seen_through: decisions down to its end.
+        total: all decisions.
+    """
+
+    hits: Tensor
+    hits_through: Tensor
+    seen_before: Tensor
+    seen_through: Tensor
+    total: Tensor
+
+
+def rank(truth: BoolArray, scores: ScoreArray) -> Ranking:
+    """Rank the decisions of one class (N,), or of all classes together (N, C), by score.
+
+    Raises:
+        ValueError: shapes differ, or a score is not a number.
+    """
+    _check(truth, scores)
+    num_classes = truth.size // max(len(truth), 1)
+    order = np.argsort(-scores.ravel(), kind="stable")
+    values, hit = scores.ravel()[order], truth.ravel()[order]
+    starts = np.flatnonzero(np.diff(values, prepend=np.nan) != 0)
+    ends = np.append(starts, len(values))[1:]
+    hits = np.add.reduceat(hit, starts, dtype=np.intp) if len(starts) else starts
+    held = hits > 0
+    starts, ends, hits = starts[held], ends[held], hits[held]
+    samples = order // num_classes
+    return Ranking(
+        samples,
+        segments=np.append(0, np.stack([starts, ends], axis=1).ravel()),
+        positives=samples[hit],
+        groups=np.cumsum(hits) - hits,
+        values=values[starts],
+    )
+
+
+def tally(weights: Weights) -> Tensor:
+    """Return weights (R, N) as (N, R): a row of all weightings for each sample.
+
+    Counts become float32, which is exact below 2^24 a sum; anything else stays float64.
+    """
+    kind = np.float32 if np.issubdtype(weights.dtype, np.integer) else np.float64
+    return torch.from_numpy(np.ascontiguousarray(weights.T, dtype=kind))
+
+
+def running(ranking: Ranking, weighed: Tensor) -> Running:
+    """Sum weights (N, R) down a ranking."""
+    seen = _sums(weighed, ranking.samples, ranking.segments).double().cumsum(dim=0)
+    hits = _sums(weighed, ranking.positives, ranking.groups).double()
+    return Running(hits, hits.cumsum(dim=0), seen[:-1:2], seen[1::2], seen[-1])
+
+
+def average_precision(sums: Running) -> FloatArray:
+    """Return the step-wise area under precision and recall: (R,); NaN without a positive."""
+    # above the first decision that counts, 0 / 0 would stand for a precision nobody asks for
+    precision = sums.hits_through / sums.seen_through.where(sums.seen_through > 0, 1.0)
+    return _array((sums.hits * precision).sum(dim=0) / sums.hits.sum(dim=0))
+
+
+def roc_auc(sums: Running) -> FloatArray:
+    """Return the chance that a positive outranks a negative, a tie counting half: (R,)."""
+    above = sums.seen_before - (sums.hits_through - sums.hits)
+    through = sums.seen_through - sums.hits_through
+    positives = sums.hits.sum(dim=0)
+    negatives = sums.total - positives
+    won = (sums.hits * (negatives - (above + through) / 2)).sum(dim=0)
+    return _array(won / (positives * negatives))
+
+
+def f1_by_group(sums: Running) -> FloatArray:
+    """Return F1 of saying yes down to the end of each group: (G, R)."""
+    return _array(2 * sums.hits_through / (sums.seen_through + sums.hits.sum(dim=0)))
+
+
+def _sums(weighed: Tensor, samples: Indices, starts: Indices) -> Tensor:
+    """Return (S, R) sums of the rows of weights over consecutive stretches of samples."""
+    if len(samples) == 0:
+        return weighed.new_zeros(len(starts), weighed.shape[1])
+    # reads each row once, in order, and writes only the sums: no (M, R) table is ever made
+    return functional.embedding_bag(
+        torch.from_numpy(samples), weighed, torch.from_numpy(starts), mode="sum"
+    )
+
+
+def _array(values: Tensor) -> FloatArray:
+    return np.asarray(values.numpy(), np.float64)
+
+
+def _check(truth: BoolArray, scores: ScoreArray) -> None:
+    if truth.shape != scores.shape:
+        raise ValueError(f"truth is {truth.shape} and scores are {scores.shape}; give equal shapes")
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are not a number")
+
+
+# Guo et al. 2017 (arXiv 1706.04599) and most since.
+NUM_BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What was claimed with which probability: (N, K), K = 1 for one answer a sample.
+
+    Attributes:
+        probability: in [0, 1].
+        right: whether it was so.
+    """
+
+    probability: FloatArray
+    right: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Claims by probability, in bins of equal width.
+
+    Attributes:
+        edges: (NUM_BINS + 1,).
+        counts: (NUM_BINS,) claims.
+        probability: (NUM_BINS,) their mean; NaN in an empty bin.
+        frequency: (NUM_BINS,) share of them that was right.
+    """
+
+    edges: FloatArray
+    counts: FloatArray
+    probability: FloatArray
+    frequency: FloatArray
+
+
+def claims(truth: BoolArray, scores: ScoreArray, kind: str) -> Claims:
+    """Return the claims of scores (N, C): the best class of a ``single`` task, else every yes."""
+    probability = scores.astype(np.float64)
+    if kind != "single":
+        return Claims(probability, truth)
+    best = probability.argmax(axis=1)[:, None]
+    return Claims(
+        np.take_along_axis(probability, best, axis=1), np.take_along_axis(truth, best, axis=1)
+    )
+
+
+def reliability(made: Claims) -> Reliability:
+    """Return how often claims of about one probability came true."""
+    bins = _bins(made.probability).ravel()
+    counts = np.bincount(bins, minlength=NUM_BINS).astype(np.float64)
+    sums = np.bincount(bins, made.probability.ravel(), NUM_BINS)
+    hits = np.bincount(bins, made.right.ravel().astype(float), NUM_BINS)
+    filled = np.where(counts > 0, counts, np.nan)
+    return Reliability(_edges(), counts, sums / filled, hits / filled)
+
+
+def calibration_gaps(made: Claims) -> Tensor:
+    """Return (NUM_BINS, N) float64: what each sample adds to the gap of each bin.
+
+    The expected calibration error of a weighting is the sum of the absolute weighted gaps over
+    the weight of all claims: bins with many claims count more.
+    """
+    gaps = torch.zeros(NUM_BINS, len(made.right), dtype=torch.float64)
+    difference = torch.from_numpy(made.probability - made.right)
+    for column, bins in enumerate(_bins(made.probability).T):
+        rows = torch.from_numpy(bins.copy())
+        gaps[rows, torch.arange(len(rows))] += difference[:, column]
+    return gaps
+
+
+def squared_errors(truth: BoolArray, scores: ScoreArray, kind: str) -> Tensor:
+    """Return the Brier score of each sample, (N,) float64.
+
+    Brier's own (1950) for ``single``: the sum over classes, from 0 to 2. The mean over decisions
+    otherwise, from 0 to 1.
+    """
+    squares = torch.from_numpy((scores.astype(np.float64) - truth) ** 2)
+    return squares.sum(dim=1) if kind == "single" else squares.mean(dim=1)
+
+
+def _edges() -> FloatArray:
+    return np.linspace(0, 1, NUM_BINS + 1)
+
+
+def _bins(probability: FloatArray) -> Indices:
+    """Return the bin of each probability; 1 belongs to the last one."""
+    return np.clip(np.digitize(probability, _edges()) - 1, 0, NUM_BINS - 1)
+
+
+CLASS_SCORES = ("average_precision", "f1", "roc_auc")
+NO_POSITIVE_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Scores of R weightings.
+
+    Attributes:
+        overall: by name, each (R,).
+        classes: by name, each (R, C).
+    """
+
+    overall: dict[str, FloatArray]
+    classes: dict[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a classifier said of N samples.
+
+    Attributes:
+        scores: (N, C).
+        predicted: (N, C) decisions.
+        predicted_balanced: (N, C) decisions for a world of as many yes as no; of a ``binary``
+            task only.
+    """
+
+    scores: ScoreArray
+    predicted: BoolArray
+    predicted_balanced: BoolArray | None = None
+
+
+def score_panel(truth: BoolArray, answers: Answers, kind: str) -> Callable[[Weights], Panel]:
+    """Return a function from weights (R, N) to the scores of a kind; it sorts only here.
+
+    Args:
+        truth: (N, C), with C = 1 for ``binary``.
+        answers: to be scored.
+        kind: of the task, see ``simclr.evaluation.config.SCORES``.
+    """
+    scores, predicted = answers.scores, answers.predicted
+    columns = [rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1])]
+    pooled = rank(truth, scores) if kind == "multi" else None
+    calibrated = _calibration(truth, scores, kind)
+
+    def score(weights: Weights) -> Panel:
+        """Return all scores of these weightings."""
+        weighed = tally(weights)
+        classes = _by_class(columns, truth, predicted, weighed)
+        overall = {name: macro(values) for name, values in classes.items()}
+        overall |= {f"{name}_macro": values for name, values in overall.items()}
+        overall["accuracy"] = _accuracy(truth, predicted, weighed)
+        overall |= calibrated(weighed)
+        if pooled is not None:
+            overall["average_precision_micro"] = average_precision(running(pooled, weighed))
+            overall["f1_micro"] = f1_micro(truth, predicted, weights)
+        if kind == "binary":
+            overall |= _balanced(columns[0], truth, answers, weighed)
+        return Panel({name: overall[name] for name in SCORES[kind]}, classes)
+
+    return score
+
+
+def headline(truth: BoolArray, scores: ScoreArray, kind: str) -> float:
+    """Return the first score of a kind of task, by which choices are made; -inf if undefined."""
+    weights = plain(len(truth))
+    if kind == "single":
+        value = accuracy(truth, decide(scores, kind, NO_POSITIVE_THRESHOLD), weights)
+    else:  # of one column, the pooled ranking is the ranking
+        value = average_precision(running(rank(truth, scores), tally(weights)))
+    return float(np.nan_to_num(value[0], nan=-np.inf))
+
+
+def accuracy(truth: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
+    """Return the share of samples whose whole row is right: (R,), from (N, C) one-hot rows."""
+    return _accuracy(truth, predicted, tally(weights))
+
+
+def f1(truth: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
+    """Return F1 of each class: (R, C); NaN where a class is neither present nor predicted."""
+    return _f1(truth, predicted, tally(weights))
+
+
+def f1_micro(truth: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
+    """Return F1 over all decisions of all classes together: (R,)."""
+    hits, marked = _f1_counts(truth, predicted, tally(weights))
+    return _quotient(2 * hits.sum(dim=0), marked.sum(dim=0))
+
+
+def macro(values: FloatArray) -> FloatArray:
+    """Return the mean over classes that have a value: (R, C) -> (R,); NaN where none has."""
+    defined = ~np.isnan(values)
+    total = torch.from_numpy(np.where(defined, values, 0.0).sum(axis=1))
+    return _quotient(total, torch.from_numpy(defined.sum(axis=1)))
+
+
+def best_thresholds(
+    truth: BoolArray, scores: ScoreArray, weights: FloatArray | None = None
+) -> FloatArray:
+    """Return for each class the threshold with the highest F1 of ``score >= it``: (C,).
+
+    Thresholds are scores of the validation split, the highest one among equals. A class without a
+    positive takes the one that is best for all classes together; 0.5 where no class has any.
+
+    Args:
+        truth: (N, C).
+        scores: (N, C).
+        weights: (N,) how much each sample counts; None counts all alike.
+    """
+    counts = plain(len(truth)) if weights is None else weights[None]
+    together = _best(rank(truth, scores), counts, NO_POSITIVE_THRESHOLD)
+    columns = (rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1]))
+    return np.array([_best(column, counts, together) for column in columns])
+
+
+def balancing_weights(truth: BoolArray) -> FloatArray:
+    """Return weights (N,) under which the yes of truth (N, 1) weigh as much as the no."""
+    positive = truth[:, 0]
+    negatives = max(int((~positive).sum()), 1)
+    return np.where(positive, 1.0, positive.sum() / negatives)
+
+
+def decide(scores: ScoreArray, kind: str, thresholds: FloatArray | float) -> BoolArray:
+    """Return (N, C) decisions: the best class of a ``single`` task, else ``>= threshold``."""
+    if kind != "single":
+        return np.asarray(scores >= thresholds)
+    chosen = scores.argmax(axis=1)
+    return np.asarray(np.arange(scores.shape[1]) == chosen[:, None])
+
+
+def plain(num_samples: int) -> Weights:
+    """Return the one weighting in which every sample counts once: (1, N)."""
+    return np.ones((1, num_samples), np.int32)
+
+
+def _by_class(
+    columns: list[Ranking], truth: BoolArray, predicted: BoolArray, weighed: Tensor
+) -> dict[str, FloatArray]:
+    sums = [running(column, weighed) for column in columns]
+    return {
+        "average_precision": np.stack([average_precision(one) for one in sums], axis=1),
+        "f1": _f1(truth, predicted, weighed),
+        "roc_auc": np.stack([roc_auc(one) for one in sums], axis=1),
+    }
+
+
+def _balanced(
+    column: Ranking, truth: BoolArray, answers: Answers, weighed: Tensor
+) -> dict[str, FloatArray]:
+    """Return AP and F1 if as many samples were yes as no: each no counts less, none is dropped."""
+    even = weighed.double() * torch.from_numpy(balancing_weights(truth))[:, None]
+    chosen = answers.predicted_balanced
+    decided = answers.predicted if chosen is None else chosen
+    return {
+        "average_precision_balanced": average_precision(running(column, even)),
+        "f1_balanced": _f1(truth, decided, even)[:, 0],
+    }
+
+
+def _calibration(
+    truth: BoolArray, scores: ScoreArray, kind: str
+) -> Callable[[Tensor], dict[str, FloatArray]]:
+    made = claims(truth, scores, kind)
+    gaps, squares = calibration_gaps(made), squared_errors(truth, scores, kind)
+    num_claims = made.right.shape[1]
+
+    def score(weighed: Tensor) -> dict[str, FloatArray]:
+        """Return expected calibration error and Brier score."""
+        total = weighed.sum(dim=0).double()
+        error = (gaps.to(weighed.dtype) @ weighed).abs().sum(dim=0)
+        return {
+            "calibration_error": _quotient(error, num_claims * total),
+            "brier": _quotient(squares.to(weighed.dtype) @ weighed, total),
+        }
+
+    return score
+
+
+def _best(ranking: Ranking, counts: Weights, otherwise: float) -> float:
+    if len(ranking.values) == 0:
+        return otherwise
+    # F1 only falls between two positives, so its maximum is at the group of a positive
+    by_group = f1_by_group(running(ranking, tally(counts)))
+    return float(ranking.values[np.argmax(by_group[:, 0])])
+
+
+def _accuracy(truth: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
+    right = torch.from_numpy((truth == predicted).all(axis=1))
+    return _quotient(right.to(weighed.dtype) @ weighed, weighed.sum(dim=0))
+
+
+def _f1(truth: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
+    hits, marked = _f1_counts(truth, predicted, weighed)
+    return _quotient(2 * hits, marked).T
+
+
+def _f1_counts(truth: BoolArray, predicted: BoolArray, weighed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return true positives, and positives plus predictions: both (C, R)."""
+
+    def total(marks: BoolArray) -> Tensor:
+        """Return the weight of the marked samples of each class."""
+        return torch.from_numpy(marks.T.astype(np.float32)).to(weighed.dtype) @ weighed
+
+    return total(truth & predicted), total(truth) + total(predicted)
+
+
+def _quotient(above: Tensor, below: Tensor) -> FloatArray:
+    """Divide in float64; 0 / 0 is NaN, a score that does not exist."""
+    return np.asarray((above.double() / below.double()).numpy())

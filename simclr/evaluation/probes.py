@@ -1,0 +1,320 @@
+"""Labelled features come in; a linear probe with its penalty chosen on validation goes out.
+
+Single labels: multinomial logistic regression. Several labels: one logistic regression a class.
+Features are standardised on the training split; the loss is the mean negative log-likelihood plus
+``penalty / 2`` times the squared weights, the intercepts free. That is scikit-learn's
+``LogisticRegression`` with ``C = 1 / (penalty * N)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+GRADIENT_TOLERANCE = 1e-5
+MAX_STEPS = 100
+_MAX_PRODUCTS = 200  # conjugate gradients of one step
+_MAX_HALVINGS = 30
+# Of elements times classes. Below, float64 and one thread: a step costs less than waking a second
+# one. Above, float32, whose rounding stays a hundred times below the tolerance.
+_LARGE = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Where the solver stands.
+
+    Attributes:
+        weight: (r + 1, C); the last row is the intercept, which no penalty touches.
+        logits: (N, C).
+        loss: (C,) of each class, or the same total in every column if classes hang together.
+    """
+
+    weight: Tensor
+    logits: Tensor
+    loss: Tensor
+
+
+class Likelihood:
+    """Mean negative log-likelihood with an L2 penalty, solved for one penalty after the other.
+
+    Each solution is the start of the next one. ``single``: multinomial. ``multi``: one regression
+    a class, all at once.
+    """
+
+    def __init__(self, features: Tensor, truth: Tensor, kind: str) -> None:
+        """Take standardised features (N, D) float64 and truth (N, C) bool."""
+        variance, axes = _principal_axes(features)
+        large = len(features) * axes.shape[1] * truth.shape[1] > _LARGE
+        self._kind, self._axes = kind, axes
+        self._type = torch.float32 if large else torch.float64
+        ones = features.new_ones(len(features), 1)
+        self._features = torch.cat([features @ axes, ones], dim=1).to(self._type)
+        self._curvature = torch.cat([variance, ones[0]]).to(self._type)[:, None]
+        self._truth = truth.to(self._type)
+        self._weight = self._features.new_zeros(axes.shape[1] + 1, truth.shape[1])
+
+    def solve(self, penalty: float) -> tuple[Tensor, Tensor, bool]:
+        """Return weight (D, C), intercept (C,), both float64, and whether the gradient vanished."""
+        with _threads_that_pay(self._features.numel() * self._truth.shape[1]):
+            point, converged = self._descend(self._penalties(penalty))
+        self._weight = point.weight
+        exact = point.weight.double()
+        return self._axes @ exact[:-1], exact[-1], converged
+
+    def _descend(self, penalties: Tensor) -> tuple[_Point, bool]:
+        point = self._point(self._weight, penalties)
+        for _ in range(MAX_STEPS):
+            share = self._share(point.logits)
+            gradient = self._features.T @ ((share - self._truth) / len(share))
+            gradient += penalties * point.weight
+            steepest = float(gradient.abs().max())
+            if steepest <= GRADIENT_TOLERANCE:
+                return point, True
+            step = self._newton_step(gradient, share, penalties, min(0.1, steepest**0.5))
+            moved = self._move(point, step, penalties)
+            if moved is None:  # rounding leaves no way down
+                return point, steepest <= 10 * GRADIENT_TOLERANCE
+            point = moved
+        return point, False
+
+    def _newton_step(
+        self, gradient: Tensor, share: Tensor, penalties: Tensor, accuracy: float
+    ) -> Tensor:
+        """Solve Hessian x step = -gradient by preconditioned conjugate gradients, (r + 1, C)."""
+        # the Hessian's diagonal if the axes were independent of the answers
+        scale = 1 / (self._curvature * (share * (1 - share)).mean(dim=0) + penalties + 1e-12)
+        step, residual = torch.zeros_like(gradient), -gradient
+        direction = scale * residual
+        size = first = self._sum(residual * direction)
+        for _ in range(_MAX_PRODUCTS):
+            bent = self._times_hessian(direction, share) + penalties * direction
+            length = size / self._sum(direction * bent).clamp_min(torch.finfo(bent.dtype).tiny)
+            step, residual = step + length * direction, residual - length * bent
+            sought = scale * residual
+            before, size = size, self._sum(residual * sought)
+            if bool((size <= accuracy**2 * first).all()):
+                break
+            direction = sought + size / before.clamp_min(torch.finfo(bent.dtype).tiny) * direction
+        return step
+
+    def _move(self, point: _Point, step: Tensor, penalties: Tensor) -> _Point | None:
+        """Go the step, each class as far of it as its loss falls; None if none falls."""
+        length = torch.ones_like(point.loss, dtype=step.dtype)  # losses are float64 always
+        for _ in range(_MAX_HALVINGS):
+            there = self._point(point.weight + length * step, penalties)
+            worse = there.loss > point.loss
+            if not worse.any():
+                return there if bool((there.loss < point.loss).any()) else None
+            length = torch.where(worse, length / 2, length)
+        return None
+
+    def _point(self, weight: Tensor, penalties: Tensor) -> _Point:
+        logits = self._features @ weight
+        # summed in float64: near the minimum two losses differ in their last digits only
+        if self._kind == "single":
+            losses = functional.cross_entropy(logits, self._truth, reduction="none")
+            loss = losses.double().mean().expand(weight.shape[1])
+        else:
+            losses = functional.binary_cross_entropy_with_logits(
+                logits, self._truth, reduction="none"
+            )
+            loss = losses.double().mean(dim=0)
+        return _Point(weight, logits, loss + self._sum((penalties / 2 * weight**2).double()))
+
+    def _share(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=1) if self._kind == "single" else logits.sigmoid()
+
+    def _times_hessian(self, direction: Tensor, share: Tensor) -> Tensor:
+        change = self._features @ direction
+        if self._kind == "single":
+            change = change - (share * change).sum(dim=1, keepdim=True)
+            return self._features.T @ (share * change / len(share))
+        return self._features.T @ (share * (1 - share) * change / len(share))
+
+    def _sum(self, products: Tensor) -> Tensor:
+        """Return (C,) sums: of each class where classes are separate problems, else of all."""
+        sums = products.sum(dim=0)
+        return sums if self._kind == "multi" else sums.sum().expand(len(sums))
+
+    def _penalties(self, penalty: float) -> Tensor:
+        penalties = torch.full_like(self._curvature, penalty)
+        penalties[-1] = 0
+        return penalties
+
+
+@contextmanager
+def _threads_that_pay(products: int) -> Iterator[None]:
+    """Use one thread for the time of the block, unless there is work for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if products > _LARGE else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return variances (r,) and orthonormal axes (D, r) that span the rows of (N, D) features."""
+    num_samples, width = features.shape
+    if num_samples < width:  # cheaper, and the directions left out have weight 0 at the optimum
+        _, singular, rows = torch.linalg.svd(features, full_matrices=False)
+        return singular.square() / num_samples, rows.T
+    variance, axes = torch.linalg.eigh(features.T @ features / num_samples)
+    return variance.clamp_min(0), axes
+
+
+# The published grid, strongest first: every fit starts where the stronger one ended.
+PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+# The search ends after this many weaker penalties that do no better: past its optimum a path only
+# overfits, and its last fits cost as much as all others.
+PATIENCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A fitted linear classifier on standardised features.
+
+    Attributes:
+        mean, scale: (D,) float64 standardisation, from the training split.
+        weight: (D, C) float64; columns of classes without a choice are 0.
+        intercept: (C,) float64; -inf for a class never seen, inf for one seen in every sample.
+        kind: ``single`` or ``multi``.
+        penalty: the one it was fitted with.
+        converged: whether the gradient vanished before the iterations ended.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    intercept: Tensor
+    kind: str
+    penalty: float
+    converged: bool
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Return probabilities (N, C) float64 of features (N, D)."""
+        logits = ((features.double() - self.mean) / self.scale) @ self.weight + self.intercept
+        return logits.softmax(dim=1) if self.kind == "single" else logits.sigmoid()
+
+
+def fit_probes(
+    features: Tensor, truth: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
+) -> list[Probe]:
+    """Fit a probe for every penalty, see ``probe_path``."""
+    return list(probe_path(features, truth, kind, penalties))
+
+
+def probe_path(
+    features: Tensor, truth: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
+) -> Iterator[Probe]:
+    """Fit probes one after the other, each when it is asked for.
+
+    Args:
+        features: (N, D) of the training split.
+        truth: (N, C) bool; one true class a row if ``kind`` is ``single``.
+        kind: ``single`` or ``multi``.
+        penalties: strengths of the L2 penalty, strongest first.
+
+    Raises:
+        ValueError: there is nothing to tell apart, because no class is both present and absent.
+    """
+    mean, scale = standardisation(features)
+    present, absent = truth.any(dim=0), (~truth).any(dim=0)
+    learnable = present if kind == "single" else present & absent
+    if not (present & absent).any():
+        raise ValueError(
+            f"all {len(truth)} training patches have the same labels; a probe needs two classes"
+        )
+    likelihood = Likelihood((features.double() - mean) / scale, truth[:, learnable], kind)
+    constant = torch.where(present, torch.inf, -torch.inf).double()
+    for penalty in penalties:
+        weight, intercept, converged = likelihood.solve(penalty)
+        full = weight.new_zeros(features.shape[1], truth.shape[1])
+        full[:, learnable] = weight
+        offset = constant.clone()
+        offset[learnable] = intercept
+        yield Probe(mean, scale, full, offset, kind, penalty, converged)
+
+
+def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of features (N, D), each (D,) float64.
+
+    The deviation of a constant feature is infinite: divided by it, the feature says nothing, not
+    even about a sample in which it differs.
+    """
+    exact = features.double()
+    mean, scale = exact.mean(dim=0), exact.std(dim=0, correction=0)
+    # Rounding makes a constant feature vary a little; divided by that, it would be loud noise.
+    return mean, torch.where(scale > 1e-9 * (1 + mean.abs()), scale, torch.inf)
+
+
+def choose_probe(probes: Iterable[Probe], score: Callable[[Probe], float]) -> Probe:
+    """Return the probe with the highest validation score; among equals the strongest penalty.
+
+    Of a path, no more probes are asked for once ``PATIENCE`` since the best one were worse.
+
+    Raises:
+        ValueError: there is no probe to choose from.
+    """
+    best, highest, waited = None, -float("inf"), 0
+    for probe in probes:
+        found = score(probe)
+        if best is None or (found, probe.penalty) > (highest, best.penalty):
+            best, highest, waited = probe, found, 0
+        elif found < highest:  # on a plateau the end of the path may still be worth its price
+            waited += 1
+        if waited == PATIENCE:
+            break
+    if best is None:
+        raise ValueError("no penalty is given; a probe is chosen among at least one")
+    return best
+
+
+TEMPERATURE = 0.07  # Wu et al. 2018 (arXiv 1805.01978), section 3.4, and most since
+_BLOCK_ELEMENTS = 1 << 25
+
+
+def knn_scores(features: Tensor, truth: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
+    """Score each query by its nearest features in cosine similarity.
+
+    A neighbour votes for each of its classes with weight exp(similarity / 0.07); the votes of a
+    query are divided by the sum of its weights, so that scores lie in [0, 1] for single and for
+    multiple labels alike. Similarities are computed block by block: memory does not grow with the
+    product of features and queries.
+
+    Args:
+        features: (N, D) float32, as the encoder gives them.
+        truth: (N, C) bool.
+        queries: (M, D) float32.
+        num_neighbours: k; with fewer features than that, all of them vote.
+
+    Returns:
+        (M, C) float32.
+
+    Raises:
+        ValueError: there is no feature to be near to.
+    """
+    if len(features) == 0:
+        raise ValueError("k-NN has no labelled features to look among")
+    unit, votes = functional.normalize(features, dim=1), truth.to(features.dtype)
+    rows = max(1, _BLOCK_ELEMENTS // len(features))
+    return torch.cat(
+        [
+            _vote(functional.normalize(block, dim=1) @ unit.T, votes, num_neighbours)
+            for block in torch.split(queries, rows)
+        ]
+    )
+
+
+def _vote(similarity: Tensor, votes: Tensor, num_neighbours: int) -> Tensor:
+    """Return (m, C) scores from similarities (m, N) and the votes (N, C) of all features."""
+    nearest, index = similarity.topk(min(num_neighbours, similarity.shape[1]), dim=1)
+    weights = functional.softmax(nearest / TEMPERATURE, dim=1)
+    scores = torch.einsum("mk,mkc->mc", weights, votes[index])
+    return scores.clamp_(0, 1)  # a sum of rounded weights may exceed 1 by an ulp

@@ -1,0 +1,249 @@
+"""Labelled samples come in; training, validation and test indices go out, with their leakage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from simclr.evaluation.config import SplitRule
+from simclr.evaluation.metrics import BoolArray, Indices
+from simclr.evaluation.task import Task, Texts, ground_blocks, touching
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+BLOCK_SIDE_M = 10_000.0
+
+# Places of one stratum are dealt round and round like this: 50 % train, 20 % validation, 30 %
+# test of every ten; of two a class has one to learn from and one to be tested on.
+_DEAL = (TRAIN, TEST, VALIDATION, TRAIN, TEST, TRAIN, VALIDATION, TRAIN, TEST, TRAIN)
+_DEAL_TRAIN = (TRAIN, TRAIN, VALIDATION)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Indices of the labelled samples in each part."""
+
+    train: Indices
+    validation: Indices
+    test: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """One split for each seed, and where it comes from.
+
+    Attributes:
+        by_seed: the split of each seed; the same one for all seeds unless ``redrawn``.
+        redrawn: whether every seed draws its own test set.
+        origin: one sentence for the report.
+        leakage: share of test samples whose place also is a training place; NaN where the places
+            of the test samples are unknown.
+        touching: share of test samples that share ground or an edge with a training sample; NaN
+            where it is not known where patches lie.
+    """
+
+    by_seed: tuple[Split, ...]
+    redrawn: bool
+    origin: str
+    leakage: float
+    touching: float
+
+    @property
+    def tested(self) -> Indices:
+        """Samples (T,) that any seed tests, sorted."""
+        return np.unique(np.concatenate([split.test for split in self.by_seed]))
+
+
+def make_splits(task: Task, seeds: Sequence[int], rule: SplitRule = SplitRule.given) -> Splits:
+    """Take the official split that the shards carry, else draw one for each seed.
+
+    A drawn split is stratified by the rarest class of each place and keeps a place whole, since
+    another date of a training place is no test. If the shards name training and test patches
+    but no validation patches, a third of the training places is drawn for validation.
+
+    With ``SplitRule.drawn``, squares of ground 10 km wide are kept whole, whatever split the
+    shards carry, and training patches that touch a test or validation patch are left out.
+
+    Raises:
+        ValueError: a sample is in two splits, a split stays empty, or blocks of ground are asked
+            for where it is not known where patches lie.
+    """
+    if rule is SplitRule.drawn:
+        return _drawn_blocks(task, seeds)
+    named = set(np.unique(task.given_splits).tolist()) - {""}
+    if {TRAIN, TEST} <= named:
+        return _official(task, seeds, named)
+    everything = np.arange(len(task.ids))
+    names = [_deal(task, everything, _whole(task), _DEAL, seed) for seed in seeds]
+    splits = tuple(_indices(part) for part in names)
+    origin = "drawn for each seed: 50 % train, 20 % validation, 30 % test, places kept whole"
+    if named:
+        origin += f"; the shards name only {', '.join(sorted(named))}"
+    return _measured(task, splits, origin, redrawn=True)
+
+
+def on_validation(task: Task, splits: Splits) -> Splits:
+    """Return splits in which the validation samples are tested: the test samples stay unread."""
+    parts = tuple(Split(one.train, one.validation, one.validation) for one in splits.by_seed)
+    return _measured(task, parts, splits.origin, redrawn=splits.redrawn)
+
+
+def strata_of(truth: BoolArray, group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Return for each group of samples (N,) the rank of its rarest class, C where it has none."""
+    rarity = np.argsort(np.argsort(truth.sum(axis=0), kind="stable"))
+    num_classes = truth.shape[1]
+    rarest = np.where(truth, rarity, num_classes).min(axis=1)
+    strata = np.full(int(group.max()) + 1, num_classes)
+    np.minimum.at(strata, group, rarest)
+    return strata
+
+
+def _official(task: Task, seeds: Sequence[int], named: set[str]) -> Splits:
+    _refuse_shared_samples(task)
+    names, origin = task.given_splits, "official split of the shards"
+    if VALIDATION not in named:
+        names = _draw_validation(task, seeds[0])
+        origin += f"; a third of its training places drawn for validation with seed {seeds[0]}"
+    split = _indices(names)
+    return _measured(task, (split,) * len(seeds), origin, redrawn=False)
+
+
+def _draw_validation(task: Task, seed: int) -> Texts:
+    train = np.flatnonzero(task.given_splits == TRAIN)
+    drawn = task.given_splits.astype("U10")
+    drawn[train] = _deal(task, train, _whole(task), _DEAL_TRAIN, seed)
+    return drawn
+
+
+def _drawn_blocks(task: Task, seeds: Sequence[int]) -> Splits:
+    if (task.blocks != "").all():
+        blocks, origin = task.blocks, "blocks of ground as the shards name them"
+    elif task.ground.known:
+        blocks = ground_blocks(task.ground, BLOCK_SIDE_M)
+        origin = f"squares of ground {BLOCK_SIDE_M / 1000:.0f} km wide"
+    else:
+        raise ValueError(
+            "split is drawn, but it is not known where all patches lie; use split=given, or pack "
+            "files with a coordinate system"
+        )
+    everything = np.arange(len(task.ids))
+    splits = tuple(
+        _with_buffer(task, _indices(_deal(task, everything, blocks, _DEAL, seed))) for seed in seeds
+    )
+    parts = (splits[0].train, splits[0].validation, splits[0].test)
+    left_out = len(everything) - sum(map(len, parts))
+    words = (
+        f"drawn for each seed: {len(np.unique(blocks))} {origin}, kept whole; {left_out} training "
+        "patches that touch others left out"
+    )
+    return _measured(task, splits, words, redrawn=True)
+
+
+def _with_buffer(task: Task, split: Split) -> Split:
+    """Leave out training samples that touch a validation or test sample."""
+    if not task.ground.known:
+        return split
+    others = np.concatenate([split.validation, split.test])
+    train = split.train[~touching(task.ground, split.train, others)]
+    if len(train) == 0:
+        raise ValueError(
+            "every training patch touches a test or validation patch; the ground is too small to "
+            "be split by blocks, use split=given"
+        )
+    return Split(train, split.validation, split.test)
+
+
+def _measured(task: Task, splits: tuple[Split, ...], origin: str, *, redrawn: bool) -> Splits:
+    first, near = splits[0], float("nan")
+    if task.ground.known:
+        near = float(touching(task.ground, first.test, first.train).mean())
+    return Splits(splits, redrawn, origin, _leakage(first, task.places), near)
+
+
+def _whole(task: Task) -> Texts:
+    """Return what a drawn split keeps whole: a place; a sample without one stands alone."""
+    return np.where(task.places == "", task.ids, task.places)
+
+
+def _deal(task: Task, samples: Indices, whole: Texts, pattern: tuple[str, ...], seed: int) -> Texts:
+    """Return the split (n,) of each of the given samples.
+
+    What ``whole`` (N,) names alike is kept together, shuffled and dealt by its stratum.
+    """
+    _, group = np.unique(whole[samples], return_inverse=True)
+    strata = strata_of(task.truth[samples], group)
+    order = np.random.default_rng(seed).permutation(len(strata))
+    order = order[np.argsort(strata[order], kind="stable")]
+    ordered = strata[order]
+    turn = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    dealt = np.empty(len(strata), "U10")
+    dealt[order] = np.array(pattern)[turn % len(pattern)]
+    return dealt[group]
+
+
+def _indices(names: Texts) -> Split:
+    parts = {name: np.flatnonzero(names == name) for name in (TRAIN, VALIDATION, TEST)}
+    empty = [name for name, part in parts.items() if len(part) == 0]
+    if empty:
+        counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+        raise ValueError(
+            f"{len(names)} labelled patches give {counts}; each part needs at least one, so "
+            "label more patches, or fewer classes"
+        )
+    return Split(parts[TRAIN], parts[VALIDATION], parts[TEST])
+
+
+def _refuse_shared_samples(task: Task) -> None:
+    pairs = np.unique(np.stack([task.ids, task.given_splits]), axis=1)
+    ids, counts = np.unique(pairs[0], return_counts=True)
+    if (counts > 1).any():
+        shared = str(ids[counts > 1][0])
+        found = ", ".join(sorted(pairs[1][pairs[0] == shared].tolist()))
+        raise ValueError(
+            f"patch {shared} is in the splits {found}; a test patch must not be seen in "
+            "training: take it out of all lists but one, and pack again"
+        )
+
+
+def _leakage(split: Split, places: Texts) -> float:
+    tested = places[split.test]
+    if (tested == "").any():
+        return float("nan")
+    return float(np.isin(tested, places[split.train]).mean())
+
+
+def label_subset(truth: BoolArray, train: Indices, fraction: float, seed: int) -> Indices:
+    """Return a share of the training samples, sorted; a larger share holds the smaller ones.
+
+    Strata are the rarest class of each sample. Every stratum keeps one sample at least, so that a
+    small share still has each class to learn from; it may then be larger than asked for.
+
+    Args:
+        truth: (N, C) of all samples.
+        train: (n,) the training samples.
+        fraction: in (0, 1].
+        seed: draws the order in which samples join.
+    """
+    if fraction >= 1:
+        return train
+    order = np.random.default_rng(seed).permutation(len(train))
+    strata = strata_of(truth[train][order], np.arange(len(train)))
+    place, sizes = _places(strata)
+    first = place == 0
+    # by how far down its stratum a sample stands, and the first of every stratum before all
+    joining = np.lexsort((sizes, place / sizes, ~first))
+    count = max(round(fraction * len(train)), int(first.sum()))
+    return np.sort(train[order[joining[:count]]])
+
+
+def _places(strata: Indices) -> tuple[Indices, Indices]:
+    """Return for each sample its place in its stratum, from 0, and the stratum's size."""
+    by_stratum = np.argsort(strata, kind="stable")
+    ordered = strata[by_stratum]
+    starts = np.searchsorted(ordered, ordered)
+    place, sizes = np.empty_like(starts), np.empty_like(starts)
+    place[by_stratum] = np.arange(len(strata)) - starts
+    sizes[by_stratum] = np.searchsorted(ordered, ordered, side="right") - starts
+    return place, sizes

@@ -1,0 +1,224 @@
+"""A corpus and the name of a label set come in; the labelled samples and their truth go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.shards import UNKNOWN_LABEL, LabelSet
+from simclr.data.dataset import Corpus
+from simclr.evaluation.metrics import BoolArray, FloatArray, Indices
+
+_TOLERANCE = 1e-3  # of a side: coordinates written as text lose their last digits
+
+
+@dataclass(frozen=True, slots=True)
+class Footprints:
+    """The ground of N square patches, all of about one size.
+
+    Attributes:
+        epsg: (N,) coordinate system; 0 without one.
+        left, top: (N,) upper left corner, in its units.
+        side: of a patch, in the same units.
+    """
+
+    epsg: npt.NDArray[np.int32]
+    left: FloatArray
+    top: FloatArray
+    side: float
+
+    @property
+    def known(self) -> bool:
+        """Whether every patch has a place on the ground."""
+        return bool(len(self.epsg)) and bool((self.epsg != 0).all()) and self.side > 0
+
+
+def footprints(corpus: Corpus) -> Footprints:
+    """Read where the patches of a corpus lie."""
+    transform = corpus.index("transform").astype(np.float64).reshape(-1, 6)
+    side = float(np.abs(transform[:, 0]).max(initial=0.0)) * corpus.groups[0].size_px
+    return Footprints(corpus.index("epsg"), transform[:, 2], transform[:, 5], side)
+
+
+def ground_blocks(ground: Footprints, side_m: float) -> npt.NDArray[np.str_]:
+    """Return the name of the square of ground, ``side_m`` wide, in which each patch begins."""
+    columns = np.floor(ground.left / side_m).astype(np.int64)
+    rows = np.floor(ground.top / side_m).astype(np.int64)
+    return np.array(
+        [f"{epsg}/{x}/{y}" for epsg, x, y in zip(ground.epsg, columns, rows, strict=True)],
+        dtype=np.str_,
+    )
+
+
+def touching(ground: Footprints, queries: Indices, others: Indices) -> BoolArray:
+    """Return for each query (n,) whether it shares ground or an edge with one of the others.
+
+    Patches of different coordinate systems never touch here, although zones meet on the ground.
+    """
+    cells = np.stack(
+        [
+            ground.epsg.astype(np.int64),
+            np.floor(ground.left / ground.side).astype(np.int64),
+            np.floor(ground.top / ground.side).astype(np.int64),
+        ],
+        axis=1,
+    )
+    _, cell = np.unique(cells, axis=0, return_inverse=True)
+    order = others[np.argsort(cell[others], kind="stable")]
+    found = np.zeros(len(queries), bool)
+    # patches that touch are at most one cell apart
+    for step in ((x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)):
+        start, count = _members(cells[order], cells[queries] + np.array([0, *step]))
+        for k in range(int(count.max(initial=0))):
+            asked = np.flatnonzero((count > k) & ~found)
+            found[asked] |= _meet(ground, queries[asked], order[start[asked] + k])
+    return found
+
+
+def _members(held: Indices, sought: Indices) -> tuple[Indices, Indices]:
+    """Return first place and number of the rows of ``held`` (sorted) that equal each sought row."""
+    names = np.unique(np.concatenate([held, sought]), axis=0, return_inverse=True)[1].ravel()
+    own, other = names[: len(held)], names[len(held) :]
+    start = np.searchsorted(own, other, side="left")
+    return start, np.searchsorted(own, other, side="right") - start
+
+
+def _meet(ground: Footprints, first: Indices, second: Indices) -> BoolArray:
+    reach = ground.side * (1 + _TOLERANCE)
+    across = np.abs(ground.left[first] - ground.left[second]) <= reach
+    along = np.abs(ground.top[first] - ground.top[second]) <= reach
+    return np.asarray(across & along)
+
+
+Texts = npt.NDArray[np.str_]
+
+# The subset is part of the task, not of a trial: every seed sees the same patches.
+_BALANCE_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is asked of N labelled samples, in the order of their corpus.
+
+    Attributes:
+        name: of the label set.
+        kind: ``single``, ``binary`` or ``multi``, see ``simclr.evaluation.config.SCORES``.
+        classes: C class names; of a binary task the yes alone, which is its second class.
+        truth: (N, C).
+        ids: (N,) unique within a source, here preceded by its name.
+        places: (N,) ground cell, empty where unknown.
+        blocks: (N,) ground that splits keep whole, empty where the source has none.
+        tiles: (N,) MGRS tile, empty where unknown.
+        ground: where the patches lie.
+        given_splits: (N,) split that the shards carry, empty where none.
+        num_unlabelled: samples of the shards that have no answer in this label set.
+        num_surplus: labelled samples left out so that both answers are as common.
+    """
+
+    name: str
+    kind: str
+    classes: tuple[str, ...]
+    truth: BoolArray
+    ids: Texts
+    places: Texts
+    blocks: Texts
+    tiles: Texts
+    ground: Footprints
+    given_splits: Texts
+    num_unlabelled: int
+    num_surplus: int = 0
+
+
+def open_task(corpus: Corpus, name: str, *, balanced: bool = False) -> Task:
+    """Read a label set, and leave only its labelled samples in the corpus.
+
+    Args:
+        corpus: loses every sample that is no part of the task.
+        name: of the label set.
+        balanced: of a yes or no: keep as many of both in every split.
+
+    Raises:
+        ValueError: there is no such label set, nothing is labelled, all labels are the same, a
+            row is not what the kind of the label set allows, or a task that is no yes or no is
+            to be balanced.
+    """
+    label_set, labels = corpus.label_set(name), corpus.labels(name)
+    known = ~(labels == UNKNOWN_LABEL).all(axis=1)
+    if not known.any():
+        raise ValueError(
+            f"none of the {len(labels)} patches has an answer in label set {name!r}; pack them "
+            "with labels, or name another task"
+        )
+    _check_labels(label_set, labels[known])
+    corpus.select(np.flatnonzero(known))
+    kind, classes, truth = _as_asked(label_set, labels[known].astype(bool))
+    num_surplus = 0
+    if balanced:
+        kept = _as_many_of_both(name, kind, truth, corpus.index("split"))
+        num_surplus = len(truth) - len(kept)
+        corpus.select(kept)
+        truth = truth[kept]
+    sources = np.array(corpus.sources)[corpus.source]
+    return Task(
+        f"{name}-balanced" if balanced else name,
+        kind,
+        classes,
+        truth,
+        ids=np.char.add(np.char.add(sources, "/"), corpus.index("id")),
+        places=corpus.index("place"),
+        blocks=corpus.index("block"),
+        tiles=corpus.index("tile"),
+        ground=footprints(corpus),
+        given_splits=corpus.index("split"),
+        num_unlabelled=int((~known).sum()),
+        num_surplus=num_surplus,
+    )
+
+
+def _check_labels(label_set: LabelSet, labels: npt.NDArray[np.uint8]) -> None:
+    if labels.max() > 1:
+        raise ValueError(
+            f"label set {label_set.name!r} holds {labels.max()}; a labelled patch has 0 or 1 for "
+            "every class, an unlabelled one 255 for all"
+        )
+    if label_set.kind == "single" and (labels.sum(axis=1) != 1).any():
+        raise ValueError(
+            f"label set {label_set.name!r} is of kind single, but "
+            f"{int((labels.sum(axis=1) != 1).sum())} patches have no class or several"
+        )
+    if (labels == labels[0]).all():
+        present = [c for c, one in zip(label_set.classes, labels[0], strict=True) if one]
+        raise ValueError(
+            f"all {len(labels)} labelled patches are {', '.join(present) or 'without a class'}; "
+            f"label set {label_set.name!r} needs two different answers to be a task"
+        )
+
+
+def _as_asked(label_set: LabelSet, truth: BoolArray) -> tuple[str, tuple[str, ...], BoolArray]:
+    """Return kind, classes and truth; two exclusive classes become one yes or no."""
+    if label_set.kind == "single" and len(label_set.classes) == 2:
+        return "binary", label_set.classes[1:], truth[:, 1:]
+    if label_set.kind == "multi" and len(label_set.classes) == 1:
+        return "binary", label_set.classes, truth
+    return label_set.kind, label_set.classes, truth
+
+
+def _as_many_of_both(name: str, kind: str, truth: BoolArray, splits: Texts) -> Indices:
+    """Return the samples to keep, sorted: in each split as many yes as no, the same every time."""
+    if kind != "binary":
+        raise ValueError(
+            f"label set {name!r} is no yes or no and cannot be balanced; leave task.balanced out"
+        )
+    random = np.random.default_rng(_BALANCE_SEED)
+    kept = []
+    for split in np.unique(splits):
+        inside = splits == split
+        answers = [np.flatnonzero(inside & (truth[:, 0] == answer)) for answer in (False, True)]
+        fewer = min(map(len, answers))
+        kept += [random.permutation(rows)[:fewer] for rows in answers]
+    chosen = np.sort(np.concatenate(kept))
+    if len(chosen) == 0:
+        raise ValueError(f"no split of label set {name!r} holds both answers; nothing is left")
+    return chosen

@@ -1,0 +1,219 @@
+"""Metric records come in; a warning in words goes out when a run has ceased to learn."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from simclr.config import BatchNormGroup, ModelConfig
+from simclr.distributed import sum_over_ranks
+from simclr.model.simclr import SimCLR
+
+COLLAPSED_DEVIATION = 0.2
+COLLAPSED_COSINE = 0.9
+STUCK_DISTANCE = 0.02
+STUCK_STEPS = 200
+
+_log = logging.getLogger("simclr")
+
+
+class Alarm:
+    """Says once that something is wrong, and again only after it had been well in between.
+
+    Args:
+        warmup_steps: steps of which a loss at chance level proves nothing.
+    """
+
+    def __init__(self, warmup_steps: int) -> None:
+        self._warmup_steps = warmup_steps
+        self._at_chance_since: int | None = None
+        self._rung = False
+
+    def watch(self, record: dict[str, Any]) -> None:
+        """Take a record and warn if need be."""
+        words = collapse_in_words(record) or self._stuck_in_words(record)
+        if words and not self._rung:
+            _log.warning(words)
+        self._rung = bool(words)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: a run stuck before a restart is stuck after it."""
+        return {"at_chance_since": self._at_chance_since, "rung": self._rung}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._at_chance_since, self._rung = state["at_chance_since"], state["rung"]
+
+    def _stuck_in_words(self, record: dict[str, Any]) -> str:
+        step, distance = record["step"], abs(record["loss"] - record["chance_level"])
+        # A loss that does not exist (all steps skipped) is no loss at chance level.
+        if step <= self._warmup_steps or not distance < STUCK_DISTANCE:
+            self._at_chance_since = None
+            return ""
+        if self._at_chance_since is None:
+            self._at_chance_since = step
+        if step - self._at_chance_since < STUCK_STEPS:
+            return ""
+        return (
+            f"loss is stuck at {record['chance_level']:.3f}, the logarithm of the number of "
+            f"candidates, from step {self._at_chance_since} to step {step}: nothing is learnt; "
+            "change optim.learning_rate, or let augment.preset change less"
+        )
+
+
+def collapse_in_words(record: dict[str, Any]) -> str:
+    """Return a warning if the numbers of an interval show a collapse, else an empty text."""
+    deviation, cosine = record["deviation"], record["mean_cosine"]
+    if deviation >= COLLAPSED_DEVIATION or cosine <= COLLAPSED_COSINE:
+        return ""
+    return (
+        f"projections have collapsed at step {record['step']:.0f}: deviation {deviation:.3f} "
+        f"(1 is healthy), mean cosine {cosine:.3f} (0 is healthy); lower optim.learning_rate or "
+        "add warm-up"
+    )
+
+
+class Skips:
+    """Counts skipped steps on the device, so that no step waits for it.
+
+    The flag comes from the averaged gradient, which is the same on all ranks: they agree without
+    another collective.
+
+    Args:
+        device: where the flags live.
+        limit: skipped steps in a row that end the run.
+    """
+
+    def __init__(self, device: torch.device, limit: int) -> None:
+        self._limit = limit
+        # in all, in a row up to now, most in a row since the last look
+        self._counts = torch.zeros(3, dtype=torch.int64, device=device)
+
+    def count(self, skip: torch.Tensor) -> None:
+        """Count one step; ``skip`` is a float scalar, 1 if its update was left out."""
+        flag = skip.long()
+        total, streak, worst = self._counts.unbind(0)
+        streak.add_(1).mul_(flag)
+        total.add_(flag)
+        torch.maximum(worst, streak, out=worst)
+
+    def total(self) -> int:
+        """Return the number of skipped steps so far; waits for the device."""
+        return int(self._counts[0])
+
+    def end_if_many(self, step: int) -> None:
+        """Look whether too many followed each other since the last look; waits for the device.
+
+        Raises:
+            ValueError: they did.
+        """
+        worst = int(self._counts[2])
+        self._counts[2] = self._counts[1]
+        if worst >= self._limit:
+            raise ValueError(
+                f"no finite gradient in {worst} steps one after another, up to step {step}; lower "
+                "optim.learning_rate or add optim.warmup_epochs, and start in another run_dir: "
+                "what was saved before is whole"
+            )
+
+    def in_a_row(self) -> int:
+        """Return how many of the latest steps were skipped; waits for the device."""
+        return int(self._counts[1])
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"counts": self._counts.cpu()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._counts.copy_(state["counts"])
+
+
+@torch.no_grad()
+def spread(projections: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what one rank's rows say, as tensors on the device.
+
+    deviation: mean over dimensions of the standard deviation of unit projections, times sqrt(D);
+    1 for directions spread evenly, 0 when all are equal. mean_cosine: over all distinct rows; near
+    0, or 1 when all are equal. alignment and uniformity: Wang and Isola 2020 (arXiv 2005.10242),
+    eq. 1 with alpha 2 and eq. 2 with t 2; evenly spread directions have uniformity -4 + 8 / D.
+    """
+    unit = F.normalize(projections.float(), dim=1)
+    num, width = unit.shape
+    first, second = unit.chunk(2)
+    total = unit.sum(0)
+    return {
+        "deviation": unit.std(0).mean() * math.sqrt(width),
+        "mean_cosine": (total @ total - num) / (num * (num - 1)),
+        "alignment": (first - second).square().sum(1).mean(),
+        "uniformity": _uniformity(unit),
+    }
+
+
+def _uniformity(unit: torch.Tensor) -> torch.Tensor:
+    num = len(unit)
+    # |a - b|^2 = 2 - 2 a.b for unit rows; logsumexp, since exp(-8) summed in float32 loses digits
+    logits = (4 * (unit @ unit.T) - 4).fill_diagonal_(-math.inf)
+    return torch.logsumexp(logits.flatten(), 0) - math.log(num * (num - 1))
+
+
+def effective_ranks(rows: torch.Tensor) -> dict[str, float]:
+    """Return RankMe of all ranks' rows (N, D), as they are and centred; waits for the device.
+
+    RankMe (Garrido et al. 2023, arXiv 2210.02885, eq. 1) is the exponential of the entropy of the
+    singular values, between 1 and D, and at most N. A common offset of all rows hides their spread
+    from the first number, hence the second. Rows are brought to unit length.
+    """
+    return ranks_of_moments(sum_over_ranks(moments(rows)))
+
+
+@torch.no_grad()
+def moments(rows: torch.Tensor) -> torch.Tensor:
+    """Return products, sums and count of unit rows (N, D) as one (D + 1, D + 1) float64 matrix."""
+    # float64: squaring halves the digits, and small singular values are what is being counted
+    unit = F.normalize(rows.double(), dim=1)
+    extended = torch.cat([unit, unit.new_ones(len(unit), 1)], dim=1)
+    return extended.T @ extended
+
+
+def ranks_of_moments(table: torch.Tensor) -> dict[str, float]:
+    """Return RankMe from ``moments``, summed over whatever holds rows."""
+    table = table.cpu()
+    products, total, num = table[:-1, :-1], table[-1, :-1], table[-1, -1]
+    return {
+        "rank_me": _rank_me(products),
+        "rank_me_centred": _rank_me(products - torch.outer(total, total) / num),
+    }
+
+
+def _rank_me(products: torch.Tensor) -> float:
+    if not products.isfinite().all():
+        return math.nan  # projections of a skipped step; the solver would raise
+    # Rounding leaves negative eigenvalues where there is nothing.
+    singular = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
+    share = singular / singular.sum().clamp(min=torch.finfo(products.dtype).tiny)
+    return math.exp(-float((share * torch.log(share + 1e-7)).sum()))
+
+
+_VIEWS = 2
+
+
+def flop_per_view(config: ModelConfig, num_bands: int, view_size_px: int) -> float:
+    """Count the floating-point operations of forward and backward for one view.
+
+    Counted on shapes alone, so it costs neither memory nor arithmetic. What activation
+    checkpointing computes twice counts once: it is no progress.
+    """
+    plain = replace(config, batchnorm=BatchNormGroup.none, activation_checkpointing=False)
+    with torch.device("meta"):
+        network = SimCLR(plain, num_bands)
+        views = torch.empty(_VIEWS, num_bands, view_size_px, view_size_px)
+    with FlopCounterMode(display=False) as counter:
+        network(views)[1].sum().backward()
+    return float(counter.get_total_flops()) / _VIEWS

@@ -1,0 +1,159 @@
+"""An encoder in training and held-out labelled shards come in; probe scores go out.
+
+The classifiers are those of the final evaluation, chosen and scored on the validation split; the
+test split is never looked at, or it could not judge the checkpoint chosen here. Order, splits and
+samples are fixed, and nothing is drawn: weights come out the same with and without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from simclr.augment.views import ViewMaker
+from simclr.config import AugmentConfig, TrainConfig
+from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.loader import Loader
+from simclr.data.sampler import Samples, permute
+from simclr.distributed import World, copy_from_main_rank, from_main_rank, gather_rows
+from simclr.evaluation.baselines import image_statistics, random_encoder
+from simclr.evaluation.config import SCORES
+from simclr.evaluation.features import Features
+from simclr.evaluation.metrics import plain, score_panel
+from simclr.evaluation.splits import Split, make_splits
+from simclr.evaluation.task import Task, open_task
+from simclr.evaluation.trials import Subject, Trial, try_knn, try_probe
+from simclr.model.batchnorm import running_statistics
+from simclr.monitoring.health import moments, ranks_of_moments
+
+Embedder = Callable[[torch.Tensor], torch.Tensor]
+
+_BATCH_SIZE = 256
+_SEED = 0  # of a drawn split and of the random control
+_ENCODER = "encoder"
+
+
+class OnlineProbe:
+    """Scores an encoder on part of a labelled task; all ranks share the forward passes.
+
+    Attributes:
+        headline: key of the score by which checkpoints are chosen.
+
+    Raises:
+        ValueError: the shards lack a band or the task, or the labels make no task.
+    """
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self._config, self._world = config, world
+        corpus, self._task, self._split = _held_out(config)
+        # 0 keeps the grid of the patches, as in the final evaluation
+        augment = AugmentConfig(preset="none", view_size_px=config.augment.view_size_px)
+        self._maker = ViewMaker(corpus, augment, 0, world.device)
+        self._corpus = corpus
+        self.headline = f"probe/{SCORES[self._task.kind][0]}"
+
+    def score(self, encoder: nn.Module) -> dict[str, float]:
+        """Return k-NN and linear-probe scores and RankMe of h, equal on all ranks.
+
+        Every rank must call it at the same step. The encoder is left in training mode, as found.
+        """
+        # Each rank has running statistics of its own; rank 0's are those that are saved.
+        copy_from_main_rank(running_statistics(encoder))
+        encoder.eval()
+        features = self._features({_ENCODER: encoder})[_ENCODER]
+        encoder.train()
+        return self._told_by_main(lambda: self._scores(features))
+
+    def controls(self) -> dict[str, float]:
+        """Return the headline of encoders that learnt nothing, equal on all ranks."""
+        config, device = self._config, self._world.device
+        untrained = random_encoder(config.model, len(self._corpus.bands), _SEED, device)
+        features = self._features(
+            {"random_encoder": untrained, "image_statistics": image_statistics}
+        )
+        return self._told_by_main(
+            lambda: {f"controls/{name}": self._headline(rows) for name, rows in features.items()}
+        )
+
+    def _features(self, embedders: Mapping[str, Embedder]) -> dict[str, Features]:
+        """Embed all samples: each rank a part, then every rank has (N, D) of each embedder."""
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in embedders}
+        with torch.no_grad():
+            for batch in self._batches():
+                views = self._maker.plain(batch)
+                for name, embed in embedders.items():
+                    rows[name].append(embed(views).float())
+            joined = {name: gather_rows(torch.cat(parts)) for name, parts in rows.items()}
+        num = self._corpus.num_samples
+        return {name: part[:num].cpu().numpy() for name, part in joined.items()}
+
+    def _batches(self) -> Loader:
+        num, ranks = self._corpus.num_samples, self._world.size
+        share = -(-num // ranks)
+        # Ranks bring equal numbers of rows; what is too many repeats the last sample.
+        own = np.arange(share, dtype=np.int64) + self._world.rank * share
+        own = np.minimum(own, num - 1)
+        parts = np.array_split(own, -(-share // _BATCH_SIZE))
+        return Loader(
+            self._corpus,
+            parts.__getitem__,
+            num_batches=len(parts),
+            batch_size=len(parts[0]),
+            device=self._world.device,
+        )
+
+    def _told_by_main(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        # Fitting takes one rank; the others wait, and learn the numbers bit for bit.
+        text = json.dumps(measure()) if self._world.is_main else ""
+        told: dict[str, float] = json.loads(from_main_rank(text))
+        return told
+
+    def _scores(self, features: Features) -> dict[str, float]:
+        subject = Subject(_ENCODER, _SEED, features)
+        neighbours = self._config.monitor.neighbours
+        trials = {
+            "knn": try_knn(subject, self._task, self._split, neighbours),
+            "probe": try_probe(subject, self._task, self._split),
+        }
+        ranks = ranks_of_moments(moments(torch.from_numpy(features)))
+        return {
+            **{f"held_out/{name}": value for name, value in ranks.items()},
+            **{
+                f"{name}/{score}": value
+                for name, trial in trials.items()
+                for score, value in _panel(trial, self._task).items()
+            },
+        }
+
+    def _headline(self, features: Features) -> float:
+        subject = Subject(_ENCODER, _SEED, features)
+        trial = try_probe(subject, self._task, self._split)
+        return _panel(trial, self._task)[SCORES[self._task.kind][0]]
+
+
+def _held_out(config: TrainConfig) -> tuple[Corpus, Task, Split]:
+    """Return training and validation samples of the task, at most ``max_samples``."""
+    corpus = open_corpus([config.monitor.shards], config.data.bands)
+    whole = make_splits(open_task(corpus, config.monitor.task), [_SEED]).by_seed[0]
+    rows = np.sort(np.concatenate([whole.train, whole.validation]))
+    positions = np.arange(min(config.monitor.max_samples, len(rows)), dtype=np.int64)
+    chosen: Samples = np.sort(rows[permute(positions, len(rows), _SEED, epoch=0)])
+    corpus.select(chosen)
+    train, validation = (
+        np.flatnonzero(np.isin(chosen, part)) for part in (whole.train, whole.validation)
+    )
+    return corpus, open_task(corpus, config.monitor.task), Split(train, validation, validation)
+
+
+def _panel(trial: Trial, task: Task) -> dict[str, float]:
+    panel = score_panel(trial.truth, trial.answers, task.kind)(plain(len(trial.truth)))
+    return {name: float(value[0]) for name, value in panel.overall.items()}
+
+
+def open_probe(config: TrainConfig, world: World) -> OnlineProbe | None:
+    """Return the held-out probe that the settings ask for, or None."""
+    return OnlineProbe(config, world) if config.monitor.shards else None

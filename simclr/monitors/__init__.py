@@ -1,1 +1,0 @@
-"""Numbers that tell a falling loss from learning."""

@@ -1,0 +1,179 @@
+"""Settings and a network become an optimiser with the right parameter groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from simclr.config import OptimConfig, OptimizerName, RateScaling, Schedule
+
+
+class LARS(Optimizer):
+    """SGD with momentum whose step in each tensor follows the ratio of norms.
+
+    For each tensor, with u = gradient + weight_decay * w and q = trust * |w| / |u| (1 if either
+    norm is 0, or if the group is not adapted): v = momentum * v + q * u; w -= lr * v. The rate is
+    outside the momentum, as in SimCLR's reference. Every operation runs over all tensors of a
+    group at once, and q never leaves the device.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        trust: float = 0.001,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "trust": trust,
+            "weight_decay": 0.0,
+            "adapt": True,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient; none if ``found_inf`` is set to 1."""
+        if closure is not None:  # it would run the collectives of the loss once more
+            raise ValueError("LARS takes no closure")
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._update(group, weights)
+
+    def _update(self, group: dict[str, Any], weights: list[torch.Tensor]) -> None:
+        updates = [weight.grad for weight in weights if weight.grad is not None]
+        if group["weight_decay"]:
+            updates = list(torch._foreach_add(updates, weights, alpha=group["weight_decay"]))
+        # Not for biases and weights of BatchNorm, whose norms say nothing of a layer's scale.
+        if group["adapt"]:
+            updates = list(
+                torch._foreach_mul(updates, _trust_ratios(weights, updates, group["trust"]))
+            )
+        # The kernel of SGD does the rest in one pass over memory, and looks at found_inf there.
+        torch._fused_sgd_(
+            weights,
+            updates,
+            [self._momentum(weight) for weight in weights],
+            weight_decay=0.0,
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+            found_inf=getattr(self, "found_inf", None),
+        )
+
+    def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
+        state = self.state[weight]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight)
+        momentum: torch.Tensor = state["momentum"]
+        return momentum
+
+
+def _trust_ratios(
+    weights: list[torch.Tensor], updates: list[torch.Tensor], trust: float
+) -> list[torch.Tensor]:
+    weight_norms = torch.stack(torch._foreach_norm(weights))
+    update_norms = torch.stack(torch._foreach_norm(updates))
+    # With weights of zero the ratio would be 0, and they would stay so for ever.
+    usable = (weight_norms > 0) & (update_norms > 0)
+    ratios = torch.where(usable, trust * weight_norms / update_norms, 1.0)
+    return list(ratios.unbind(0))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return two groups: matrices and kernels with decay; biases and norms without.
+
+    The ``adapt`` key tells LARS to leave the second group's rate alone.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {
+            "params": [parameter for parameter in trained if parameter.ndim > 1],
+            "weight_decay": weight_decay,
+            "adapt": True,
+        },
+        {
+            "params": [parameter for parameter in trained if parameter.ndim <= 1],
+            "weight_decay": 0.0,
+            "adapt": False,
+        },
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, rate: float) -> torch.optim.Optimizer:
+    """Return the optimiser that the settings name, at a peak rate.
+
+    All of them are fused: one kernel a group, which can leave out a step on the device's word.
+    """
+    groups = parameter_groups(model, config.weight_decay)
+    if config.name is OptimizerName.lars:
+        return LARS(groups, lr=rate, momentum=config.momentum)
+    if config.name is OptimizerName.sgd:
+        return _sgd(groups, rate, config.momentum)
+    if config.name is OptimizerName.adamw:
+        return torch.optim.AdamW(groups, lr=rate, fused=True)
+    return torch.optim.Adam(groups, lr=rate, fused=True)
+
+
+def _sgd(groups: list[dict[str, Any]], rate: float, momentum: float) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=True)
+    if momentum:
+        # torch leaves them uninitialised until the first step, which may be skipped.
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
+    """Move the weights, or leave them and all moments as they are where ``skip`` is 1.
+
+    ``skip`` is a float32 scalar on the device of the weights; nobody waits for its value. It takes
+    the way that torch made for its loss scaler.
+    """
+    optimizer.found_inf = skip  # type: ignore[attr-defined]
+    optimizer.step()
+
+
+def peak_rate(config: OptimConfig, global_batch_size: int) -> float:
+    """Return the highest rate, scaled to the global batch in pairs."""
+    ratio = global_batch_size / config.reference_batch_size
+    factor = {
+        RateScaling.none: 1.0,
+        RateScaling.sqrt: math.sqrt(ratio),
+        RateScaling.linear: ratio,
+    }[config.scaling]
+    return config.learning_rate * factor
+
+
+def learning_rate(step: int, num_steps: int, warmup_steps: int, config: OptimConfig) -> float:
+    """Return the rate as a share of the peak in [0, 1] for a step in [0, num_steps).
+
+    Linear warm-up reaches 1 at the last warm-up step; the cosine would reach 0 one step after the
+    last (Loshchilov and Hutter 2017, without restarts).
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if config.schedule is Schedule.constant:
+        return 1.0
+    decay_steps = config.decay_steps or max(1, num_steps - warmup_steps)
+    # a cosine would rise again after its end
+    progress = min(1.0, (step - warmup_steps) / decay_steps)
+    return (1 + math.cos(math.pi * progress)) / 2

@@ -1,1 +1,0 @@
-"""Optimisers, parameter groups and the learning rate as a function of the step."""

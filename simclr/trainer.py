@@ -1,0 +1,347 @@
+"""A configuration becomes a run: everything that lives from the first step to the last."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simclr.augment.views import ViewMaker
+from simclr.checkpoint.manager import Saver, agreed_checkpoint, load_state, pin, restore_rank
+from simclr.checkpoint.manifest import (
+    CheckpointManifest,
+    folder_name,
+    read_checkpoint_manifest,
+    step_of,
+)
+from simclr.config import Positives, TrainConfig
+from simclr.config_io import binding_settings, config_hash, differing_settings, from_plain, to_plain
+from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.loader import Batch, Loader, training_batches
+from simclr.data.sampler import Order, shares
+from simclr.data.temporal_pairs import Seasons, seasons_of
+from simclr.distributed import World
+from simclr.loss import chance_level
+from simclr.model.simclr import SimCLR, build_model
+from simclr.model.weights import start_from
+from simclr.monitoring.logger import Watch
+from simclr.monitoring.metrics import Sink
+from simclr.optim import build_optimizer, learning_rate, peak_rate
+from simclr.preemption import Stop, Supervisor, Unsupervised
+from simclr.step import Outcome
+
+
+def about_checkpoint(
+    config: TrainConfig, corpus: dict[str, Any], world: World, step: int, num_steps: int
+) -> CheckpointManifest:
+    """Return the manifest of a checkpoint to be saved, without its files."""
+    return CheckpointManifest(
+        step=step,
+        num_steps=num_steps,
+        world_size=world.size,
+        config=to_plain(config),
+        config_hash=config_hash(config),
+        corpus=corpus,
+        torch=torch.__version__,
+        files={},
+    )
+
+
+def describe_corpus(corpus: Corpus, view_size_px: int) -> dict[str, Any]:
+    """Return what a checkpoint remembers of its training patches."""
+    return {
+        "sources": list(corpus.sources),
+        "simulated": corpus.simulated,
+        "fingerprint": corpus.fingerprint,
+        "num_samples": corpus.num_samples,
+        "bands": list(corpus.bands),
+        "view_size_px": view_size_px,
+        "normalisation": corpus.normalisation,
+    }
+
+
+def refuse_other_run(config: TrainConfig, corpus: Corpus, manifest: CheckpointManifest) -> None:
+    """Let a run go on from a checkpoint of its own only.
+
+    Raises:
+        ValueError: the checkpoint has other settings or other shards; the message says which.
+    """
+    if manifest.config_hash != config_hash(config):
+        # A checkpoint from before a setting was introduced has its default, and another hash.
+        before = binding_settings(from_plain(TrainConfig, manifest.config))
+        lines = differing_settings(before, binding_settings(config))
+        if lines:
+            raise ValueError(
+                f"run_dir {config.run_dir} holds a run of other settings ({'; '.join(lines)}); "
+                "give another run_dir, or the settings it was started with"
+            )
+    if manifest.corpus["fingerprint"] != corpus.fingerprint:
+        raise ValueError(
+            f"run_dir {config.run_dir} was trained on other shards (fingerprint "
+            f"{manifest.corpus['fingerprint']}, now {corpus.fingerprint}); give another run_dir"
+        )
+
+
+def beat(run_dir: Path, world: World, step: int) -> None:
+    """Replace this rank's heartbeat file.
+
+    Not flushed to the device: a heartbeat that a crash of the node loses says what is true.
+    """
+    path = run_dir / "heartbeats" / f"rank-{world.rank:04d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"rank": world.rank, "step": step, "time": time.time(), "node": world.node}
+    record["pid"] = os.getpid()
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record), encoding="utf-8")
+    temporary.replace(path)
+
+
+_log = logging.getLogger("simclr")
+
+
+class Run:
+    """State of a pretraining run on one rank.
+
+    Attributes:
+        config: settings.
+        world: this rank among all.
+        corpus: samples.
+        seasons: the samples by place and date, if the two views of a pair show two dates.
+        order: which samples, or places, at which step.
+        views: makes two views of a batch.
+        model: encoder and head, wrapped for gradient averaging.
+        optimizer: with one rate for all groups.
+        step: optimizer steps done.
+        num_steps: steps of the whole run.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        sinks: Sequence[Sink],
+        supervisor: Supervisor | None = None,
+        copies: Sequence[str] = (),
+    ) -> None:
+        self.config, self.world = config, world
+        self.run_dir = Path(config.run_dir)
+        data = config.data
+        self.corpus = open_corpus(
+            copies or config.shards,
+            data.bands,
+            data.splits,
+            data.fraction,
+            config.seed,
+            whole_places=data.positives is Positives.season,
+        )
+        self.seasons = None
+        if data.positives is Positives.season:
+            self.seasons = seasons_of(self.corpus, config.seed, weighted=bool(data.weights))
+        self.order = order_of(config, self.corpus, world, self.seasons)
+        self.views = ViewMaker(self.corpus, config.augment, config.seed, world.device)
+        self.model = build_model(config, len(data.bands), self.views.view_size_px, world)
+        self._peak_rate = peak_rate(config.optim, data.global_batch_size)
+        self.optimizer = build_optimizer(self.model, config.optim, self._peak_rate)
+        self.step = 0
+        self.num_steps = count_steps(config, self.order.steps_per_epoch)
+        self._warmup_steps = round(config.optim.warmup_epochs * self.order.steps_per_epoch)
+        self._watch = Watch(config, world, self.views.view_size_px, self._warmup_steps, sinks)
+        self._supervisor = supervisor or Unsupervised()
+        self._saver = Saver(self.run_dir, world, config.checkpoint, self._supervisor)
+        self._saved: Path | None = None
+        self._is_best = False
+
+    @property
+    def network(self) -> SimCLR:
+        """Encoder and head, without the wrapper."""
+        network: SimCLR = self.model.module
+        return network
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the step to come."""
+        share = learning_rate(self.step, self.num_steps, self._warmup_steps, self.config.optim)
+        return self._peak_rate * share
+
+    def resume(self) -> None:
+        """Go on from the newest valid checkpoint; none means step 0.
+
+        Raises:
+            ValueError: the checkpoint belongs to other settings or other shards.
+        """
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        folder = agreed_checkpoint(self.run_dir, self.world)
+        if folder is None:
+            self._begin()
+        else:
+            self._restore(folder)
+        if self.world.is_main:
+            self._watch.rewind(self.step)
+            if self.seasons:
+                held, num = self.seasons.num_seasonal, self.seasons.num_places
+                _log.info("positives are seasons: %d of %d places have two dates", held, num)
+            self._supervisor.started(self.step)
+        self.loader = self._loader()
+        self.batches: Iterator[Batch] = iter(self.loader)
+        self._supervisor.reached(self.step)
+        beat(self.run_dir, self.world, self.step)
+
+    def observe(self, outcome: Outcome) -> None:
+        """Count a step's outcome; at the end of an interval, tell the sinks and the heartbeat.
+
+        Raises:
+            ValueError: too many steps one after another had no finite gradient.
+        """
+        self._watch.add(outcome)
+        self._supervisor.reached(self.step)
+        if self._watch.is_due(self.step, self.num_steps):
+            beat(self.run_dir, self.world, self.step)
+            self._is_best = self._watch.report(
+                self._place(), self.loader.wait_s, self.network.encoder
+            )
+
+    def checkpoint_is_due(self) -> bool:
+        """True at every ``checkpoint.every_steps``, and when the held-out probe is at its best."""
+        return self._is_best or self.step % self.config.checkpoint.every_steps == 0
+
+    def save(self) -> Path:
+        """Save this step on all ranks, unless it is saved already; return the newest folder.
+
+        Behind a skipped step nothing is saved: the weights may be what makes the loss infinite,
+        and saving them would push the last good ones out.
+
+        Raises:
+            ValueError: the latest step was skipped, and there is no earlier checkpoint.
+            CheckpointError: this save failed, or the one before it.
+        """
+        if self._saved is not None and self._saved.name == folder_name(self.step):
+            return self._saved
+        if self._watch.is_sound():
+            self._saved = self._saver.save(self._state(), self._watch.own_state(), self._about())
+            self._pin_if_best()
+        elif self._saved is None:
+            raise ValueError(
+                f"step {self.step} had no finite gradient and nothing was saved before; lower "
+                f"optim.learning_rate ({self.config.optim.learning_rate})"
+            )
+        else:
+            _log.warning("step %d had no finite gradient and is not saved", self.step)
+        return self._saved
+
+    def leave(self) -> int:
+        """Save this step if it is sound, wait for the save, and return the step to come back to.
+
+        Behind a skipped step that is an earlier one, 0 if none was saved. No reason to fail:
+        whether a stop meets a skipped step is chance, and the next attempt takes the same steps.
+
+        Raises:
+            CheckpointError: this save failed, or the one before it.
+        """
+        if self._watch.is_sound():
+            self.save()
+        else:
+            _log.warning("step %d had no finite gradient and is not saved", self.step)
+        self.close()  # nothing to come back to before it is whole
+        return step_of(self._saved) if self._saved else 0
+
+    @property
+    def trouble(self) -> Stop:
+        """``unsaved`` once a save beside the loop has failed, on this rank."""
+        return Stop.unsaved if self._saver.has_failed else Stop.no
+
+    def close(self) -> None:
+        """Wait for the save beside the loop, which still uses the process group.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        self._saver.wait()
+
+    def _begin(self) -> None:
+        model = self.config.model
+        if model.weights:
+            start_from(
+                self.network.encoder, Path(model.weights), self.corpus.bands, model.weights_bands
+            )
+
+    def _restore(self, folder: Path) -> None:
+        manifest = read_checkpoint_manifest(folder)
+        refuse_other_run(self.config, self.corpus, manifest)
+        state = load_state(folder, self.world.device)
+        self.network.encoder.load_state_dict(state["encoder"])
+        self.network.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._watch.load_state(state["watch"], restore_rank(folder, self.world))
+        self.step, self._saved = manifest.step, folder
+        _log.info("resumed at step %d of %d from %s", self.step, self.num_steps, folder.name)
+
+    def _state(self) -> dict[str, Any]:
+        """Return what all ranks share."""
+        return {
+            "encoder": self.network.encoder.state_dict(),
+            "head": self.network.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "watch": self._watch.state(),
+        }
+
+    def _about(self) -> CheckpointManifest:
+        corpus = describe_corpus(self.corpus, self.views.view_size_px)
+        return about_checkpoint(self.config, corpus, self.world, self.step, self.num_steps)
+
+    def _pin_if_best(self) -> None:
+        if self._is_best and self.world.is_main:
+            pin(self.run_dir, self.step, self._watch.best_score, self._watch.headline)
+        self._is_best = False
+
+    def _place(self) -> dict[str, Any]:
+        """Return where the run stands, for a metric record."""
+        return {
+            "step": self.step,
+            "num_steps": self.num_steps,
+            "epoch": self.order.epoch(self.step - 1),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "chance_level": chance_level(self.order.global_batch_size, self.config.loss),
+        }
+
+    def _loader(self) -> Loader:
+        data = self.config.data
+        return training_batches(
+            self.corpus,
+            self.order,
+            self.seasons,
+            start_step=self.step,
+            num_steps=self.num_steps,
+            device=self.world.device,
+            num_threads=data.num_threads,
+            num_slots=data.num_slots,
+        )
+
+
+def order_of(
+    config: TrainConfig, corpus: Corpus, world: World, seasons: Seasons | None = None
+) -> Order:
+    """Return the order on this rank: of samples, or of places if pairs show two dates."""
+    data = config.data
+    sizes = seasons.sizes if seasons else corpus.sizes
+    return Order(
+        sum(sizes),
+        data.global_batch_size,
+        config.seed,
+        world.rank,
+        world.size,
+        sizes,
+        shares(sizes, data.weights) if data.weights else (),
+        "places" if seasons else "patches",
+    )
+
+
+def count_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Return the steps of the whole run."""
+    steps = config.epochs * steps_per_epoch
+    return min(steps, config.max_steps) if config.max_steps else steps

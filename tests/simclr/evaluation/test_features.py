@@ -1,0 +1,112 @@
+"""Features are taken once, each from its own patch alone, and stored ones are trusted on proof."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from simclr.config import EncoderName, ModelConfig, Stem
+from simclr.distributed import World
+from simclr.evaluation.baselines import random_encoder
+from simclr.evaluation.features import FeatureCache, extract_features, store_features
+
+CPU = torch.device("cpu")
+
+
+def make_views(num_samples=7):
+    return torch.randn(num_samples, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def small_encoder(seed=0):
+    config = ModelConfig(encoder=EncoderName.resnet18, stem=Stem.small)
+    return random_encoder(config, 4, seed, CPU)
+
+
+def take(embedder, views, batch_size):
+    batches = torch.split(views, batch_size)
+    return extract_features({"net": embedder}, batches, len(views), progress=False)["net"]
+
+
+def test_a_feature_does_not_depend_on_the_batch_it_is_in():
+    encoder, views = small_encoder(), make_views()
+    together, alone = take(encoder, views, 7), take(encoder, views, 1)
+    assert together.shape == (7, 512)
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_in_training_mode_stops():
+    encoder = small_encoder()
+    encoder.layer1[0].bn1.train()
+    with pytest.raises(ValueError, match="net is in training mode"):
+        take(encoder, make_views(), 7)
+
+
+def test_a_feature_that_is_not_finite_stops():
+    views = make_views()
+    views[3] = torch.nan
+    with pytest.raises(ValueError, match="1 of 7 features of net are not finite"):
+        take(lambda batch: batch.flatten(1), views, 2)
+
+
+def test_one_pass_serves_all_networks():
+    views = make_views()
+    passes = []
+
+    def once():
+        passes.append(1)
+        return iter(torch.split(views, 3))
+
+    networks = {"sum": lambda batch: batch.sum((2, 3)), "flat": nn.Flatten().eval()}
+    features = extract_features(networks, once(), 7, progress=False)
+    np.testing.assert_array_equal(features["flat"], views.flatten(1).numpy())
+    assert features["sum"].shape == (7, 4)
+    assert passes == [1]
+
+
+ALONE = World(0, 0, 1, torch.device("cpu"), "here")
+
+
+def cached(folder, weights="a", num_samples=7):
+    """Load features through a cache; return them and how many passes that took."""
+    passes = []
+
+    def views(rows):
+        passes.append(1)
+        return torch.split(make_views(num_samples)[rows], 3)
+
+    cache = FeatureCache(folder, {"bands": ("B02",)}, {"random encoder 0": weights})
+    networks = {"random encoder 0": nn.Flatten().eval()}
+    store_features(cache, networks, views, num_samples, ALONE, progress=False)
+    return cache.stored("random encoder 0", num_samples), len(passes)
+
+
+def test_features_of_the_same_origin_are_read_and_of_another_taken_again(tmp_path):
+    first, passes = cached(tmp_path)
+    assert passes == 1
+    again, passes = cached(tmp_path)
+    assert passes == 0
+    np.testing.assert_array_equal(again, first)
+    assert cached(tmp_path, weights="b")[1] == 1
+    assert cached(tmp_path, weights="b", num_samples=6)[1] == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_damaged_features_are_named_and_taken_again(tmp_path, caplog, damage):
+    first, _ = cached(tmp_path)
+    path = next(tmp_path.iterdir())
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    path.write_bytes({"truncate": data[:-100], "flip": data, "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        again, passes = cached(tmp_path)
+    assert passes == 1
+    assert path.name in caplog.text
+    np.testing.assert_array_equal(again, first)
+    assert cached(tmp_path)[1] == 0

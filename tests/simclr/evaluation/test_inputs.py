@@ -1,0 +1,170 @@
+"""Labelled shards of every odd kind: the command answers, or refuses in a line with the cure."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from jobs.commands import evaluate as verb
+from preprocess.pack import build_manifest
+from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
+from preprocess.shards.patch import Patch
+from preprocess.shards.writer import ShardOrigin, write_shard
+from simclr.evaluation.report import read_report
+
+pytestmark = pytest.mark.slow
+
+BANDS = ("B02", "B03", "B04", "B08")
+CLASSES = ("field", "forest", "town")
+LAYOUT = ShardLayout(
+    (GroupLayout("b10", BANDS, 12, 10.0),), (LabelSet("covers", "single", CLASSES),)
+)
+
+
+@pytest.fixture(scope="module")
+def run(trained_run, tmp_path_factory):
+    """Return a copy of the trained run, to be written into."""
+    folder = tmp_path_factory.mktemp("inputs") / "run"
+    shutil.copytree(trained_run.folder, folder)
+    return folder
+
+
+@pytest.fixture
+def command(run, tmp_path, monkeypatch, capsys):
+    """Return a function that scores patches given as (class, split[, id]); code, stdout, stderr."""
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+
+    def score(*patches, **settings):
+        shards = pack(tmp_path / "shards", patches)
+        options = {"seeds": "[0,1]", "bootstrap": 100, **settings}
+        words = [f"run={run}", f"shards={shards}", "task=covers"]
+        words += [f"{name}={value}" for name, value in options.items()]
+        monkeypatch.setattr(sys, "argv", ["simclr-evaluate", *words])
+        with pytest.raises(SystemExit) as ended:
+            verb.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return score
+
+
+@pytest.fixture
+def refusal(command):
+    """Return a function that scores patches and returns the one line that refuses them."""
+
+    def refused(*patches, **settings):
+        code, out, line = command(*patches, **settings)
+        assert (code, out, line.count("\n")) == (2, "", 1), line
+        return line.removeprefix("simclr-evaluate: ")
+
+    return refused
+
+
+def pack(folder, patches):
+    """Pack patches (class or None, split, id) whose brightness tells the class."""
+    random = np.random.default_rng(0)
+    drafts = [
+        Patch(
+            id=name[0] if name else f"P-{number:04d}",
+            pixels={"b10": random.integers(100, 900, (4, 12, 12)).astype(np.uint16)},
+            labels={} if label is None else {"covers": (label,)},
+            split=split,
+        )
+        for number, (label, split, *name) in enumerate(patches)
+    ]
+    for draft, (label, *_) in zip(drafts, patches, strict=True):
+        draft.pixels["b10"] += np.uint16(1000 * (CLASSES.index(label) if label else 3))
+    origin = ShardOrigin("odd", simulated=True)
+    entry = write_shard(folder / "shard-00000.h5", LAYOUT, drafts, len(drafts), origin)
+    build_manifest(folder, origin, LAYOUT, [entry]).write(folder)
+    return folder
+
+
+def dealt(label, train, validation, test):
+    """Return patches of a class, so many in each split."""
+    counts = Counter(train=train, validation=validation, test=test)
+    return [(label, split) for split in counts.elements()]
+
+
+def test_unlabelled_shards_are_refused(refusal):
+    line = refusal(*[(None, "train")] * 4)
+    assert line.startswith("none of the 4 patches has an answer in label set 'covers'; ")
+
+
+def test_partly_labelled_shards_are_scored_by_what_is_labelled(command, run):
+    patches = [*dealt("field", 6, 3, 3), *dealt("forest", 6, 3, 3), *dealt(None, 5, 2, 2)]
+    code, out, err = command(*patches)
+    assert code == 0, err
+    assert "24 labelled patches: 12 train, 6 validation, 6 test" in out
+    assert "9 patches without an answer were left out" in out
+
+
+def test_two_ranks_of_this_machine_find_the_same(command, run):
+    patches = [*dealt("field", 6, 3, 3), *dealt("forest", 7, 3, 3), *dealt("town", 5, 2, 2)]
+    command(*patches)
+    alone = scored(run)
+    code, out, err = command(*patches, cluster="laptop")
+    assert code == 0, err
+    assert out.count("SIMULATED PATCHES") == 1
+    assert scored(run) == alone
+
+
+def test_a_single_class_is_refused_by_name(refusal):
+    line = refusal(*dealt("forest", 4, 2, 2))
+    assert line.startswith("all 8 labelled patches are forest; ")
+    assert "needs two different answers" in line
+
+
+def test_five_patches_are_scored_and_the_table_says_how_few_they_are(command):
+    code, out, err = command(*[("field", ""), ("forest", "")] * 2, ("field", ""))
+    assert code == 0, err
+    assert "5 labelled patches: 2 train, 1 validation, 2 test" in out
+
+
+def test_one_patch_a_class_is_too_few(refusal):
+    line = refusal(*[(name, "") for name in CLASSES])
+    assert line.startswith("3 labelled patches give 3 train, 0 validation, 0 test; each part needs")
+
+
+def test_blocks_of_ground_need_places(refusal):
+    line = refusal(*[("field", "train"), ("forest", "validation")] * 3, split="drawn")
+    assert "it is not known where all patches lie; use split=given" in line
+
+
+def test_a_class_absent_from_the_test_has_no_score_and_is_left_out_of_means(command, run):
+    patches = [*dealt("field", 6, 3, 4), *dealt("forest", 6, 3, 4), *dealt("town", 3, 2, 0)]
+    code, out, err = command(*patches)
+    assert code == 0, err
+    assert "classes without a test patch: town; they have no score" in out
+    row = scored(run)["results"][0]
+    assert row["classes"]["average_precision"][2]["value"] is None
+
+
+def test_a_class_absent_from_training_is_told_and_never_answered_by_the_probe(command, run):
+    patches = [*dealt("field", 6, 3, 4), *dealt("forest", 6, 3, 4), *dealt("town", 0, 2, 4)]
+    code, out, err = command(*patches)
+    assert code == 0, err
+    assert "classes without a training patch: town; no classifier can know them" in out
+    confusion = np.array(scored(run)["results"][0]["confusion"])
+    assert confusion[:, 2].sum() == 0
+    assert confusion[2].sum() == 4
+
+
+def test_training_patches_of_one_class_are_refused(refusal):
+    line = refusal(*dealt("field", 6, 0, 0), *dealt("forest", 0, 3, 3))
+    assert line.startswith("all 6 training patches have the same labels")
+
+
+def test_an_id_in_two_splits_is_refused(refusal):
+    patches = [*dealt("field", 4, 2, 2), *dealt("forest", 4, 2, 2)]
+    line = refusal(*patches, ("field", "train", "twin"), ("field", "test", "twin"))
+    assert line.startswith("patch odd/twin is in the splits test, train; ")
+
+
+def scored(run):
+    """Return the evaluation that was written."""
+    [evaluation] = read_report(run / "evaluation.json")
+    return evaluation

@@ -1,0 +1,118 @@
+"""Splits are stratified, seeded, and keep places whole; shared samples stop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from simclr.evaluation.splits import make_splits
+from simclr.evaluation.task import Footprints, Task
+
+
+def make_task(truth, places=None, given=None, ids=None, ground=None):
+    num_samples = len(truth)
+    blank = np.full(num_samples, "")
+    blank_corner = (np.zeros(num_samples), np.zeros(num_samples))
+    return Task(
+        name="land",
+        kind="single",
+        classes=tuple(f"class {c}" for c in range(truth.shape[1])),
+        truth=truth.astype(bool),
+        ids=np.array([f"s/{i}" for i in range(num_samples)]) if ids is None else np.array(ids),
+        places=blank if places is None else np.array(places),
+        blocks=blank,
+        tiles=blank,
+        ground=ground or Footprints(np.zeros(num_samples, np.int32), *blank_corner, 0.0),
+        given_splits=blank if given is None else np.array(given),
+        num_unlabelled=0,
+    )
+
+
+def balanced(num_classes=10, per_class=20):
+    return np.repeat(np.eye(num_classes), per_class, axis=0)
+
+
+def parts(split):
+    return split.train, split.validation, split.test
+
+
+def test_a_drawn_split_is_stratified_and_holds_every_sample_once():
+    truth = balanced()
+    for split in make_splits(make_task(truth), [0, 1, 2]).by_seed:
+        joined = np.sort(np.concatenate(parts(split)))
+        np.testing.assert_array_equal(joined, np.arange(200))
+        for part, expected in zip(parts(split), (10, 4, 6), strict=True):
+            np.testing.assert_array_equal(truth[part].sum(axis=0), expected)
+
+
+def test_the_seed_alone_decides_a_drawn_split():
+    task = make_task(balanced())
+    first, again, other = (make_splits(task, [seed]).by_seed[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.test, again.test)
+    assert set(first.test) != set(other.test)
+
+
+def test_dates_of_one_place_stay_together():
+    places = np.repeat([f"cell-{i}" for i in range(40)], 5)
+    splits = make_splits(make_task(balanced(), places=places), [0, 1])
+    for split in splits.by_seed:
+        cells = [set(places[part]) for part in parts(split)]
+        assert sum(map(len, cells)) == len(set.union(*cells))
+    assert splits.leakage == 0
+
+
+def test_the_rarest_class_of_several_decides_the_stratum():
+    truth = np.zeros((100, 2))
+    truth[:, 0] = 1
+    truth[:10, 1] = 1  # rare, and always beside the common class
+    split = make_splits(make_task(truth), [0]).by_seed[0]
+    assert [int(truth[part, 1].sum()) for part in parts(split)] == [5, 2, 3]
+
+
+def test_official_splits_are_taken_as_they_are_and_the_rest_is_left_out():
+    given = ["train"] * 4 + ["validation"] * 2 + ["test"] * 3 + [""]
+    splits = make_splits(make_task(balanced(2, 5), given=given), [0, 1])
+    assert not splits.redrawn
+    assert splits.origin == "official split of the shards"
+    for split in splits.by_seed:
+        np.testing.assert_array_equal(split.train, np.arange(4))
+        np.testing.assert_array_equal(split.test, [6, 7, 8])
+    assert np.isnan(splits.leakage)
+
+
+def test_leakage_is_the_share_of_test_samples_at_a_training_place():
+    given = ["train"] * 5 + ["validation"] + ["test"] * 4
+    places = ["a", "b", "c", "d", "e", "f", "a", "b", "x", "y"]
+    splits = make_splits(make_task(balanced(2, 5), places, given), [0])
+    assert splits.leakage == 0.5
+
+
+def test_missing_validation_is_drawn_from_official_training_patches_only():
+    given = ["train", "train", "train", "test", "test"] * 6
+    splits = make_splits(make_task(balanced(2, 15), given=given), [0])
+    split = splits.by_seed[0]
+    official = np.array(given)
+    assert set(official[split.train]) == set(official[split.validation]) == {"train"}
+    np.testing.assert_array_equal(split.test, np.flatnonzero(official == "test"))
+    assert len(split.validation) == 6
+    assert "a third of its training places" in splits.origin
+
+
+def test_shards_that_name_only_training_patches_are_split_anew_and_the_report_says_so():
+    splits = make_splits(make_task(balanced(), given=["train"] * 200), [0])
+    assert splits.redrawn
+    assert "the shards name only train" in splits.origin
+
+
+def test_a_sample_in_two_splits_stops():
+    given = ["train"] * 5 + ["validation"] + ["test"] * 4
+    ids = ["s/a", *(f"s/{i}" for i in range(8)), "s/a"]
+    with pytest.raises(ValueError, match="patch s/a is in the splits test, train"):
+        make_splits(make_task(balanced(2, 5), given=given, ids=ids), [0])
+
+
+def test_five_samples_of_two_classes_can_be_split_and_of_five_classes_cannot():
+    split = make_splits(make_task(np.eye(2)[[0, 0, 0, 1, 1]]), [0]).by_seed[0]
+    assert [len(part) for part in parts(split)] == [2, 1, 2]
+    with pytest.raises(ValueError, match="5 train, 0 validation, 0 test"):
+        make_splits(make_task(np.eye(5)), [0])

@@ -1,0 +1,120 @@
+"""The words of a report follow from its figures."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from simclr.checkpoint.pretrained import load_pretrained
+from simclr.data.dataset import open_corpus
+from simclr.evaluation.bootstrap import choose_blocks, resamples
+from simclr.evaluation.comparison import score_trials
+from simclr.evaluation.config import EvaluateConfig
+from simclr.evaluation.metrics import Answers
+from simclr.evaluation.session import PRETRAINED, Setting
+from simclr.evaluation.splits import make_splits
+from simclr.evaluation.summary import summarise
+from simclr.evaluation.task import open_task
+from simclr.evaluation.trials import PROBE, Trial
+
+
+@pytest.fixture
+def setting(trained_run):
+    """What an evaluation of the run on its own shards fixes before anything is scored."""
+    corpus = open_corpus([str(trained_run.shards)], ["B04", "B03", "B02", "B08"])
+    task = open_task(corpus, "labels")
+    splits = make_splits(task, [0])
+    config = EvaluateConfig(run="run", shards="shards", task="labels", seeds=[0])
+    pretrained = load_pretrained(trained_run.folder, torch.device("cpu"))
+    blocks = choose_blocks({}, len(splits.by_seed[0].test))
+    return Setting(config, pretrained, corpus, task, splits, blocks)
+
+
+def make_trial(setting, encoder, num_right, **choices):
+    """A trial that is right on the first ``num_right`` of the 24 test patches."""
+    test = setting.splits.by_seed[0].test
+    truth = setting.task.truth[test]
+    predicted = np.roll(truth, 1, axis=1)
+    predicted[:num_right] = truth[:num_right]
+    return Trial(
+        encoder, PROBE, 0, test, truth, Answers(predicted.astype(float), predicted), choices
+    )
+
+
+def summary(setting, trials):
+    tested = setting.splits.by_seed[0].test
+    counts = resamples(setting.blocks, 200, seed=0)
+    return summarise(setting, score_trials(trials, setting.task.kind, tested, counts))
+
+
+def test_findings_say_ahead_behind_or_not_to_be_told_apart(setting):
+    trials = [
+        make_trial(setting, PRETRAINED, 16),
+        make_trial(setting, "weak", 4),
+        make_trial(setting, "strong", 24),
+        make_trial(setting, "alike", 15),
+    ]
+    ahead, behind, alike = summary(setting, trials)["findings"]
+    assert ahead.startswith("linear probe: pretrained is ahead of weak, accuracy +50.0 points [+")
+    assert behind.startswith("linear probe: pretrained is behind strong, accuracy -33.3 points [-")
+    assert alike.startswith("linear probe: pretrained cannot be told from alike, accuracy +4.2")
+
+
+def test_a_finding_names_its_share_of_the_labels_where_not_all_had_all(setting):
+    config = dataclasses.replace(setting.config, fractions=[0.1, 1.0])
+    trials = [
+        dataclasses.replace(make_trial(setting, encoder, num_right), fraction=fraction)
+        for fraction in (0.1, 1.0)
+        for encoder, num_right in ((PRETRAINED, 16), ("weak", 4))
+    ]
+    few, every = summary(dataclasses.replace(setting, config=config), trials)["findings"]
+    assert few.startswith("linear probe, 10 % of the labels: pretrained is ahead of weak")
+    assert every.startswith("linear probe, 100 % of the labels: pretrained is ahead of weak")
+
+
+def test_the_report_says_which_difference_is_too_small_to_see(setting):
+    trials = [make_trial(setting, PRETRAINED, 16), make_trial(setting, "other", 12)]
+    result = summary(setting, trials)
+    gap = result["differences"][0]["over_samples"]
+    half = 50 * (gap["high"] - gap["low"])
+    assert f"a difference below about {half:.1f} points" in " ".join(result["notes"])
+
+
+def test_equal_answers_are_no_proof_of_equality(setting):
+    trials = [make_trial(setting, PRETRAINED, 16), make_trial(setting, "other", 16)]
+    notes = " ".join(summary(setting, trials)["notes"])
+    assert "12.5 points of difference stay possible" in notes
+
+
+def test_whatever_flatters_the_figures_is_noted(setting):
+    leaky = dataclasses.replace(
+        setting,
+        splits=dataclasses.replace(setting.splits, leakage=0.25),
+        task=dataclasses.replace(setting.task, num_unlabelled=7),
+    )
+    trials = [
+        make_trial(leaky, PRETRAINED, 16, converged=False),
+        make_trial(leaky, "other", 12, converged=True),
+    ]
+    notes = " ".join(summary(leaky, trials)["notes"])
+    for words in (
+        "25.0 % of the test patches lie at a training place",
+        "neighbouring patches count as independent",
+        "1 of the chosen probes had not converged",
+        "7 patches without an answer were left out",
+        "1 seed(s)",
+    ):
+        assert words in notes
+
+
+def test_what_does_not_exist_is_null_and_no_number(setting):
+    unknown = dataclasses.replace(
+        setting, splits=dataclasses.replace(setting.splits, leakage=float("nan"))
+    )
+    trials = [make_trial(unknown, PRETRAINED, 16), make_trial(unknown, "other", 12)]
+    result = summary(unknown, trials)
+    assert result["split"]["leakage"] is None
+    assert result["differences"][0]["over_seeds"]["low"] is None  # a single seed
