@@ -229,7 +229,7 @@ def test_a_signal_that_was_blocked_from_the_start_lets_the_job_come_back(name, t
     script = (
         "import os, signal, sys\n"
         f"os.kill(os.getpid(), signal.{name})\n"
-        "from jobs import requeue\n"
+        "from jobs.slurm import preemption as requeue\n"
         "from jobs.slurm.environment import Kind, Place\n"
         "requeue.current_place = lambda: Place(Kind.slurm, '1')\n"
         "requeue.leave = lambda place, stop: sys.exit(stop.name)\n"
