@@ -16,8 +16,9 @@ More:
   -m key=a,b         run once for each value, in folders of their own
   debug=true         show where an error came from
 
-Exit codes: 0 done or submitted, 1 the work failed, 2 wrong use; inside a job also
-75, stopped and saved: run again. Errors are one line on stderr."""
+Exit codes: 0 done or submitted, 1 the work failed, 2 wrong use;
+inside a job also 75, stopped and saved: run again.
+Errors are one line on stderr."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,30 +197,34 @@ def _at_work(stage: Stage) -> str:
 
 
 HELP = """\
-simclr-chain: run several verbs in order; on Slurm, submit them as jobs that wait for one
-another, and return.
+simclr-chain: run several verbs in order; on Slurm, submit them as jobs that
+wait for one another, and return.
 
 Examples:
-  simclr-chain pack source=bigearthnet_v2 source.root=BigEarthNet output=shards \\
+  simclr-chain pack source=bigearthnet_v2 source.root=BigEarthNet \\
+               output=shards \\
                pretrain recipe=recommended run_dir=runs/first \\
                evaluate task=bigearthnet19 \\
                export output=encoder
-  simclr-chain --config-dir=$HOME/clusters cluster=mine pretrain shards=[shards] \\
-               run_dir=runs/two export output=encoder
-  simclr-chain --dry-run cluster=slurm_example pack ... cluster=slurm_cpu_example pretrain ...
+  simclr-chain --config-dir=$HOME/clusters cluster=mine \\
+               pretrain shards=[shards] run_dir=runs/two export output=encoder
+  simclr-chain --dry-run cluster=slurm_example \\
+               pack ... cluster=slurm_cpu_example pretrain ...
 
-Each verb is followed by its own settings, the same as those of simclr-VERB. Settings in front of
-the first verb are for all. What an earlier verb leaves behind is read by the later ones: shards,
-run and output folders need to be named once. All settings are checked before the first verb starts.
+Each verb is followed by its own settings, the same as those of simclr-VERB.
+Settings in front of the first verb are for all. What an earlier verb leaves
+behind is read by the later ones: shards, run and output folders need to be
+named once. All settings are checked before the first verb starts.
 
-The same command again goes on: what is done is left out, and jobs that are queued are kept. If a
-job fails, Slurm cancels those that wait for it.
+The same command again goes on: what is done is left out, and jobs that are
+queued are kept. If a job fails, Slurm cancels those that wait for it.
 
 Output:
-  a line for each verb: what it did, or its job; simclr-status shows how it fares.
+  a line for each verb: what it did, or its job; simclr-status shows how it
+  fares.
 
-Exit codes: 0 done or submitted, 1 the work failed, 2 wrong use; inside a job also
-75, stopped and saved: run again."""
+Exit codes: 0 done or submitted, 1 the work failed, 2 wrong use;
+inside a job also 75, stopped and saved: run again."""
 
 
 def main() -> None:

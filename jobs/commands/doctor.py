@@ -246,13 +246,14 @@ def _locks(folder: Path, descriptor: int) -> Finding:
 
 
 HELP = """\
-simclr-doctor: look at this machine and say what to mend: Python, libraries, the pair of torch and
-torchvision, GPUs, Slurm and its settings; and whether folders suit shards and runs.
+simclr-doctor: look at this machine and say what to mend: Python, libraries,
+the pair of torch and torchvision, GPUs, Slurm and its settings; and whether
+folders suit shards and runs.
 
 Examples:
-  simclr-doctor                         the machine alone
-  simclr-doctor /scratch/me             and a folder: type of file system, space, speed, locks
-  srun -N1 --gpus=1 simclr-doctor       a node with GPUs, from a login node
+  simclr-doctor                     the machine alone
+  simclr-doctor /scratch/me         and a folder: space, speed, locks
+  srun -N1 --gpus=1 simclr-doctor   a node with GPUs, from a login node
 
 Each folder is written 64 MiB, which are removed again.
 

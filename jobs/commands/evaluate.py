@@ -122,7 +122,7 @@ HELP = Help(
     examples=(
         "simclr-evaluate run=runs/first shards=shards task=bigearthnet19",
         "simclr-evaluate run=runs/first shards=shards/eurosat task=eurosat",
-        "simclr-evaluate run=runs/first shards=shards task=eurosat protocols=[finetune_all]",
+        "simclr-evaluate run=runs/first shards=shards task=eurosat protocols=[knn]",
     ),
     settings={
         "run": "run folder; its newest valid checkpoint is scored",

@@ -177,8 +177,8 @@ HELP = Help(
     sentence="pack Sentinel-2 rasters into shards with a manifest; run again, it goes on.",
     examples=(
         "simclr-pack source=simulated source.root=rasters output=shards",
-        "simclr-pack source=bigearthnet_v1 source.root=BigEarthNet-v1.0 output=shards/v1",
-        "simclr-pack source=eurosat source.root=EuroSAT_MS output=shards/eurosat cluster=laptop",
+        "simclr-pack source=bigearthnet_v1 source.root=BigEarthNet-v1.0 output=v1",
+        "simclr-pack source=eurosat source.root=EuroSAT_MS output=shards cluster=laptop",
     ),
     groups=("source", "cluster"),
     settings={

@@ -202,7 +202,7 @@ HELP = Help(
     examples=(
         "simclr-pretrain recipe=laptop shards=[shards] run_dir=runs/first",
         "simclr-pretrain recipe=laptop shards=[shards] run_dir=runs/two cluster=laptop",
-        "simclr-pretrain recipe=paper shards=[shards] run_dir=runs/paper cluster=slurm_example",
+        "simclr-pretrain recipe=paper shards=[v1] run_dir=runs/3 cluster=slurm_example",
     ),
     groups=("recipe", "cluster"),
     settings={

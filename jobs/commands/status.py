@@ -22,27 +22,29 @@ REFRESH_S = 5.0  # of the runs' own files; Slurm is asked less often
 _CLEAR = "\x1b[H\x1b[2J"  # to the top left corner, and nothing below
 
 HELP = """\
-simclr-status: say how runs and packings fare: state and why, progress, restarts and their
-causes, last checkpoint, work at risk, next action.
+simclr-status: say how runs and packings fare: state and why, progress,
+restarts and their causes, last checkpoint, work at risk, next action.
 
 Examples:
   simclr-status                      every run in ./runs
   simclr-status runs/first           one run, in full
-  simclr-status runs/sweep shards/v1 the runs of a sweep, the members of a packing array
-  simclr-status --watch runs/first   again and again, until Ctrl-C or the run needs nobody
+  simclr-status runs/sweep shards/v1 a sweep, and a packing array
+  simclr-status --watch runs/first   again and again until Ctrl-C or the end
   simclr-status --json               for programs
-  simclr-status --report runs/first  one HTML page: curves, attempts on a time line, probe
+  simclr-status --report runs/first  one HTML page: curves, attempts, probe
   simclr-status --picture=now.svg    what is shown, for a page or a mail
 
 Options:
-  --watch[=SECONDS]  show again every 5 s; Slurm is asked every SECONDS (30), not oftener than 10
+  --watch[=SECONDS]  show again every 5 s; Slurm is asked every SECONDS (30),
+                     10 or more
   --json             records as JSON
   --report           write RUN/report.html for each run and name it
   --picture=FILE     write what is shown as an SVG picture, too
 
-A run that waits, trains, stopped or died is described from its own folder and, where there is
-Slurm, from squeue and sacct; neither is needed, nor is torch. One run alone has the checksums of
-its newest checkpoint compared (verified); of several, only the sizes (whole).
+A run that waits, trains, stopped or died is described from its own folder and,
+where there is Slurm, from squeue and sacct; neither is needed, nor is torch.
+One run alone has the checksums of its newest checkpoint compared (verified); of
+several, only the sizes (whole).
 
 Exit codes: 0 all is well, 1 a run needs a person, 2 wrong use."""
 

@@ -379,8 +379,8 @@ HELP = Help(
     "concluded; run again, it does what is missing.",
     examples=(
         "simclr-study study=published output=studies/2021",
-        "simclr-study study=rate recipe=laptop shards=[shards] tasks=[eurosat] output=rates",
-        "simclr-study study=augmentation shards=[shards] tasks=[eurosat] output=couplets",
+        "simclr-study study=rate recipe=laptop shards=[v1] tasks=[eurosat] output=out",
+        "simclr-study study=augmentation shards=[shards] tasks=[eurosat] output=out",
     ),
     groups=("recipe", "scale", "cluster"),
     settings={

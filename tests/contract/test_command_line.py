@@ -63,7 +63,6 @@ def test_help_shows_examples_and_exit_codes_and_writes_nothing(command, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(reason="one to ten lines of each page are longer")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_fits_80_columns(command, tmp_path):
     assert [line for line in help_of(command, tmp_path).splitlines() if len(line) > 80] == []
