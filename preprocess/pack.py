@@ -28,10 +28,11 @@ from preprocess.plan import (
     Rejected,
     make_or_read_plan,
     rejection,
+    totals_of,
     write_rejected,
+    write_table,
 )
 from preprocess.progress import progress_of
-from preprocess.selection import totals_of, write_table
 from preprocess.shards.atomic_io import is_abandoned, write_json
 from preprocess.shards.compression import check_codec
 from preprocess.shards.format import HISTOGRAM, INDEX, LABELS, UNKNOWN_LABEL, ShardLayout, sha256_of

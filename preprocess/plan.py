@@ -6,31 +6,29 @@ The plan is made once and kept beside the shards. Shard k always holds the refer
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from preprocess.config import OnError, PackConfig
-from preprocess.selection import (
-    DROPPED_NAME,
-    Dropped,
-    Selection,
-    kept,
-    read_dropped,
-    selection_of,
-    spoken,
-    totals_of,
-    write_dropped,
-)
 from preprocess.shards.atomic_io import atomic_path, write_text
 from preprocess.shards.format import FORMAT_VERSION, ShardLayout, sha256_of
-from preprocess.shards.patch import PatchError, PatchRef
+from preprocess.shards.patch import Dropped, PatchError, PatchRef
 from preprocess.sources.base import Source
 
 REJECTED_NAME = "rejected.jsonl"
+KEPT = "kept"
+TABLE_NAME = "selection.csv"
+DROPPED_NAME = "dropped.jsonl"
+
+# Kept and dropped patches by product and reason; a product dropped whole counts as one.
+Selection = dict[str, Counter[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +65,64 @@ def read_rejected(path: Path) -> tuple[Rejected, ...]:
         return ()
     lines = path.read_text(encoding="utf-8").splitlines()
     return tuple(Rejected(**json.loads(line)) for line in lines)
+
+
+def kept(stream: Iterable[PatchRef | Dropped], dropped: list[Dropped]) -> Iterator[PatchRef]:
+    """Yield the references of a stream; what is dropped goes to the list."""
+    for item in stream:
+        if isinstance(item, Dropped):
+            dropped.append(item)
+        else:
+            yield item
+
+
+def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
+    """Write one line of JSON for each product and reason."""
+    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in dropped]
+    write_text(path, "".join(lines))
+
+
+def read_dropped(path: Path) -> list[Dropped]:
+    """Return what ``write_dropped`` wrote; nothing if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [Dropped(**json.loads(line)) for line in file]
+
+
+def selection_of(dropped: Sequence[Dropped], refs: Iterable[PatchRef]) -> Selection:
+    """Return the table of a plan; it is empty where nothing was dropped."""
+    table: Selection = {}
+    for item in dropped:
+        table.setdefault(item.product, Counter())[item.reason] += max(1, len(item.places))
+    for ref in refs if table else ():
+        table.setdefault(ref.path, Counter())[KEPT] += 1
+    return table
+
+
+def totals_of(selection: Selection) -> dict[str, int]:
+    """Return counts by reason over all products, kept first, then the most frequent."""
+    total = sum(selection.values(), Counter[str]())
+    kept = {KEPT: total.pop(KEPT, 0)} if selection else {}
+    return kept | dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+
+def spoken(totals: dict[str, int]) -> str:
+    """Return the counts of what was left out in words; empty if nothing was."""
+    reasons = [f"{reason} {count}" for reason, count in totals.items() if reason != KEPT]
+    return f"left out by choice: {', '.join(reasons)}" if reasons else ""
+
+
+def write_table(output: Path, selection: Selection) -> None:
+    """Write the table as CSV: a line a product, a column a reason, a last line of sums."""
+    totals = totals_of(selection)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["product", *totals])
+    for product in sorted(selection):
+        writer.writerow([product, *(selection[product][reason] for reason in totals)])
+    writer.writerow(["all", *totals.values()])
+    write_text(output / TABLE_NAME, text.getvalue())
 
 
 WORK_FOLDER = "packing"

@@ -14,8 +14,7 @@ from jobs.launch import dispatch
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.preemption import requeued_if_stopped
 from preprocess.config import PackConfig, VerifyConfig
-from preprocess.plan import REJECTED_NAME
-from preprocess.selection import spoken
+from preprocess.plan import REJECTED_NAME, spoken
 from preprocess.shards.compression import check_codec
 from preprocess.shards.manifest import Manifest, read_manifest
 from simclr.config import require

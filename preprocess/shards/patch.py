@@ -65,6 +65,21 @@ class PatchRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Dropped:
+    """Patches of one product that were left out for one reason: a choice, not an error.
+
+    Attributes:
+        product: file or folder of it, as in ``PatchRef.path``.
+        reason: a phrase, the same for all that it applies to.
+        places: their ground cells; empty if the product as a whole was dropped.
+    """
+
+    product: str
+    reason: str
+    places: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Patch:
     """One patch as it is stored.
 

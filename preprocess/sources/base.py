@@ -9,9 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from preprocess.selection import Dropped
 from preprocess.shards.format import ShardLayout
-from preprocess.shards.patch import Patch, PatchRef
+from preprocess.shards.patch import Dropped, Patch, PatchRef
 
 
 class Source(Protocol):

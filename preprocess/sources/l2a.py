@@ -28,9 +28,8 @@ from preprocess.raster import (
     read_window,
     session,
 )
-from preprocess.selection import Dropped
 from preprocess.shards.format import NODATA, FractionSet, GroupLayout, ShardLayout
-from preprocess.shards.patch import Fractions, Patch, PatchError, PatchRef, Transform
+from preprocess.shards.patch import Dropped, Fractions, Patch, PatchError, PatchRef, Transform
 from preprocess.sources.base import read_exclusions
 from preprocess.tiling import (
     EXCLUDED_LIST,

@@ -21,10 +21,9 @@ from preprocess.land import CLASSES, Tile
 from preprocess.progress import progress_of
 from preprocess.radiometry import offset_of
 from preprocess.raster import write_raster
-from preprocess.selection import Dropped
 from preprocess.shards.atomic_io import temporary_path, write_json
 from preprocess.shards.format import ShardLayout
-from preprocess.shards.patch import Patch, PatchRef
+from preprocess.shards.patch import Dropped, Patch, PatchRef
 from preprocess.simulation import (
     NUM_REGIONS,
     PATCHES_PER_SCENE,

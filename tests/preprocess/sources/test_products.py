@@ -16,9 +16,8 @@ from preprocess.config import (
 from preprocess.pack import pack
 from preprocess.radiometry import harmonise
 from preprocess.raster import session, to_degrees
-from preprocess.selection import Dropped
 from preprocess.shards import open_readers, read_manifest
-from preprocess.shards.patch import PatchError, PatchRef
+from preprocess.shards.patch import Dropped, PatchError, PatchRef
 from preprocess.sources import open_source
 
 # every one reads whole tiles, most for a second or two
