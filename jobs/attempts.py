@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.code_snapshot import running_snapshot
-from jobs.slurm.environment import Place
+from jobs.slurm.environment import RankEnvironment
 from jobs.slurm.preemption import Decision
 from jobs.status.progress import read_progress
 from preprocess.shards.atomic_io import write_json
@@ -32,7 +32,7 @@ class SupersededError(RuntimeError):
     """A later attempt has taken the run over; this one must not publish anything."""
 
 
-class Attempt:
+class RunAttempt:
     """One start of a run, on its main process: notes what happens, and fences off older ones.
 
     Ranks of a node that Slurm has lost may train on beside their successors, and must not publish.
@@ -42,7 +42,7 @@ class Attempt:
         number: from 1.
     """
 
-    def __init__(self, run_dir: Path, place: Place) -> None:
+    def __init__(self, run_dir: Path, env: RankEnvironment) -> None:
         self.run_dir = run_dir
         earlier = read_attempts(run_dir)
         self.number = 1 + max((event["attempt"] for event in earlier), default=0)
@@ -50,7 +50,7 @@ class Attempt:
         self._reached = _reached(run_dir, earlier)
         self._mark = {"attempt": self.number, "host": socket.gethostname(), "time": time.time()}
         write_json(run_dir / FENCE_NAME, self._mark)
-        self.note("start", **_described(place))
+        self.note("start", **_described(env))
 
     def write(self, record: dict[str, Any]) -> None:
         """Take a metric record; it is only an occasion to look at the fence.
@@ -88,7 +88,7 @@ class Stopping:
 
     Attributes:
         run_dir: run folder.
-        place: of this rank.
+        env: of this rank.
         attempt: its number, on the rank that writes the stop down; none elsewhere.
         step: optimizer steps done and saved.
         signal: what the ranks were told; ``lost`` when one of them is gone.
@@ -96,7 +96,7 @@ class Stopping:
     """
 
     run_dir: Path
-    place: Place
+    env: RankEnvironment
     attempt: int | None
     step: int
     signal: str
@@ -104,7 +104,7 @@ class Stopping:
 
     def idle_attempts(self) -> int:
         """Count the latest attempts of the job in a row that saved nothing, this one included."""
-        return idle_attempts(read_attempts(self.run_dir), self.place.job_id, self.step)
+        return idle_attempts(read_attempts(self.run_dir), self.env.job_id, self.step)
 
     def decided(self, decision: Decision, reason: str = "") -> None:
         """Note the stop with what was decided; on the rank that speaks for all only."""
@@ -113,12 +113,12 @@ class Stopping:
         facts: dict[str, object] = {"step": self.step, "signal": self.signal}
         cause = "; ".join(filter(None, (self.cause, reason)))
         facts |= {"decision": decision.value} | ({"cause": cause} if cause else {})
-        note(self.run_dir, self.attempt, "stop", **facts, **_origin(self.place))
+        note(self.run_dir, self.attempt, "stop", **facts, **_origin(self.env))
 
     def decision(self) -> Decision | None:
         """Return what was decided for this start of the job, once it is."""
         for event in reversed(read_attempts(self.run_dir)):
-            if event["event"] == "stop" and _origin(self.place).items() <= event.items():
+            if event["event"] == "stop" and _origin(self.env).items() <= event.items():
                 return Decision(event["decision"])
         return None
 
@@ -153,10 +153,10 @@ def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
     return events
 
 
-def number_of(events: Sequence[Mapping[str, Any]], place: Place) -> int | None:
+def number_of(events: Sequence[Mapping[str, Any]], env: RankEnvironment) -> int | None:
     """Return the number of this process' attempt; none if a later one has begun, or none yet."""
     starts = [event for event in events if event["event"] == "start"]
-    if starts and _origin(place).items() <= starts[-1].items():
+    if starts and _origin(env).items() <= starts[-1].items():
         return int(starts[-1]["attempt"])
     return None
 
@@ -198,18 +198,18 @@ def _reached(run_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> int:
     return read_progress(run_dir, starts[-1]).step if starts else 0
 
 
-def _origin(place: Place) -> dict[str, object]:
-    return {"job_id": place.job_id, "restarts": place.restarts}
+def _origin(env: RankEnvironment) -> dict[str, object]:
+    return {"job_id": env.job_id, "restarts": env.restarts}
 
 
-def _described(place: Place) -> dict[str, object]:
+def _described(env: RankEnvironment) -> dict[str, object]:
     return {
-        "place": place.kind.value,
-        **_origin(place),
-        "num_ranks": place.num_ranks,
-        "nodes": place.node_list or socket.gethostname(),
+        "launcher": env.launcher.value,
+        **_origin(env),
+        "num_ranks": env.num_ranks,
+        "nodes": env.node_list or socket.gethostname(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "log": place.log,
+        "log": env.log,
         "code": running_snapshot(),
     }

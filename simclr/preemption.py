@@ -13,13 +13,13 @@ from typing import Protocol
 _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
-class Stop(IntEnum):
+class StopReason(IntEnum):
     """What a rank has been told; the largest over all ranks counts."""
 
-    no = 0
-    unsaved = 1  # nobody asks to stop, but a checkpoint beside the loop could not be saved
-    terminate = 2  # SIGTERM: cancelled, requeued by hand, or preempted without a warning
-    warning = 3  # SIGUSR2: the scheduler announces the end, for the time limit or preemption
+    NONE = 0
+    SAVE_FAILED = 1  # nobody asks to stop, but a checkpoint beside the loop could not be saved
+    SIGTERM = 2  # SIGTERM: cancelled, requeued by hand, or preempted without a warning
+    SIGUSR2 = 3  # SIGUSR2: the scheduler announces the end, for the time limit or preemption
 
 
 class Preempted(Exception):  # noqa: N818 - it reports an event, not an error
@@ -30,7 +30,7 @@ class Preempted(Exception):  # noqa: N818 - it reports an event, not an error
         stop: what the ranks had been told.
     """
 
-    def __init__(self, step: int, stop: Stop) -> None:
+    def __init__(self, step: int, stop: StopReason) -> None:
         super().__init__(f"asked to stop ({stop.name}); saved at step {step}")
         self.step = step
         self.stop = stop
@@ -44,10 +44,10 @@ class PreemptionGuard:
     where Python installs no handlers, the guard never asks for a stop.
     """
 
-    _NOTES = {signal.SIGUSR2: Stop.warning, signal.SIGTERM: Stop.terminate}  # noqa: RUF012
+    _NOTES = {signal.SIGUSR2: StopReason.SIGUSR2, signal.SIGTERM: StopReason.SIGTERM}  # noqa: RUF012
 
     def __init__(self) -> None:
-        self.requested = Stop.no
+        self.requested = StopReason.NONE
         self._pid = os.getpid()
         self._previous: dict[int, _Handler] = {}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from simclr.config import TrainConfig, require
 from simclr.distributed import Launch, open_world
 from simclr.monitoring.metrics import Sink
-from simclr.preemption import Preempted, PreemptionGuard, Stop, Supervisor
+from simclr.preemption import Preempted, PreemptionGuard, StopReason, Supervisor
 from simclr.step import train_step
 from simclr.trainer import Run
 
@@ -49,7 +49,7 @@ def train(
         while run.step < run.num_steps:
             run.observe(train_step(run, next(run.batches)))
             # all ranks leave at the same step
-            stop = Stop(world.agree(max(guard.requested, run.trouble)))
+            stop = StopReason(world.agree(max(guard.requested, run.trouble)))
             if stop:
                 raise Preempted(run.leave(), stop)
             if run.checkpoint_is_due():

@@ -33,7 +33,7 @@ from simclr.model.weights import start_from
 from simclr.monitoring.logger import Watch
 from simclr.monitoring.metrics import Sink
 from simclr.optim import build_optimizer, learning_rate, peak_rate
-from simclr.preemption import Stop, Supervisor, Unsupervised
+from simclr.preemption import StopReason, Supervisor, Unsupervised
 from simclr.step import Outcome
 
 
@@ -251,9 +251,9 @@ class Run:
         return step_of(self._saved) if self._saved else 0
 
     @property
-    def trouble(self) -> Stop:
+    def trouble(self) -> StopReason:
         """``unsaved`` once a save beside the loop has failed, on this rank."""
-        return Stop.unsaved if self._saver.has_failed else Stop.no
+        return StopReason.SAVE_FAILED if self._saver.has_failed else StopReason.NONE
 
     def close(self) -> None:
         """Wait for the save beside the loop, which still uses the process group.

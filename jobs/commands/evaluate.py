@@ -13,7 +13,7 @@ from jobs.command import again, alone
 from jobs.config import ClusterConfig
 from jobs.launch import dispatch
 from jobs.run_dir import JOB_FOLDER
-from jobs.slurm.environment import Place, launch_of
+from jobs.slurm.environment import RankEnvironment, launch_of
 from jobs.slurm.preemption import requeued_if_stopped
 from preprocess.shards.manifest import read_manifest
 from simclr.config import require
@@ -60,27 +60,27 @@ class Evaluate:
 
     def __call__(self) -> str:
         """Evaluate as one rank; return the table on the main one."""
-        with requeued_if_stopped() as place:
-            told = self._score(place)
-            if place.is_main:
+        with requeued_if_stopped() as env:
+            told = self._score(env)
+            if env.is_main:
                 # Here, since matplotlib is slow to import and a login node only submits.
                 from jobs.figures.evaluation import write_evaluation_page
 
                 write_evaluation_page(Path(self.config.run))
-        return told if place.is_main else ""
+        return told if env.is_main else ""
 
-    def _score(self, place: Place) -> str:
+    def _score(self, env: RankEnvironment) -> str:
         """Return the table of scores, and where they lie."""
-        launch = launch_of(place, self.token)
+        launch = launch_of(env, self.token)
         if self.config.all_checkpoints:
             from simclr.evaluation.checkpoint_selection import choice_report, choose_checkpoint
 
-            path = choose_checkpoint(self.config, place.is_main, launch)
+            path = choose_checkpoint(self.config, env.is_main, launch)
             return f"{choice_report(path)}\n\n{path}"
         from simclr.evaluation.evaluate import evaluate
         from simclr.evaluation.report import JSON_NAME, report_text
 
-        table = report_text(evaluate(self.config, place.is_main, launch))
+        table = report_text(evaluate(self.config, env.is_main, launch))
         return f"{table}\n{Path(self.config.run, JSON_NAME)}"
 
 

@@ -30,7 +30,7 @@ class Pack:
 
     Attributes:
         config: what is packed, and where to.
-        part: number of this part and of all; None: every process finds its own from its place, as
+        part: number of this part and of all; None: every process finds its own from its env, as
             members of an array that plain sbatch started do.
     """
 
@@ -69,14 +69,14 @@ class Pack:
 
     def __call__(self) -> str:
         """Pack this process' part."""
-        with requeued_if_stopped() as place:
+        with requeued_if_stopped() as env:
             from preprocess.pack import pack
 
             part, num_parts = self.part or (
-                place.array_index * place.num_ranks + place.rank,
-                place.array_size * place.num_ranks,
+                env.array_index * env.num_ranks + env.rank,
+                env.array_size * env.num_ranks,
             )
-            manifest = pack(self.config, part, num_parts, place.is_main)
+            manifest = pack(self.config, part, num_parts, env.is_main)
         # the part that ends last speaks for all
         return _summary(self.config, manifest) if manifest else ""
 
@@ -150,14 +150,14 @@ class Verify:
 
     def __call__(self) -> str:
         """Verify, and repair if asked to; raise ``VerifyError`` if problems are left."""
-        with requeued_if_stopped() as place:
+        with requeued_if_stopped() as env:
             from preprocess.verify import verify, verify_and_repair
 
             mended = 0
             if self.config.repair:
-                report, mended = verify_and_repair(self.config, place.is_main)
+                report, mended = verify_and_repair(self.config, env.is_main)
             else:
-                report = verify(self.config, place.is_main)
+                report = verify(self.config, env.is_main)
         if not report.ok:
             raise VerifyError(
                 f"{self.config.shards}: {len(report.problems)} problems: "

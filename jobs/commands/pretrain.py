@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 from uuid import uuid4
 
-from jobs.attempts import Attempt, Stopping, saved_step
+from jobs.attempts import RunAttempt, Stopping, saved_step
 from jobs.cli import main as cli
 from jobs.cli.help import Help
 from jobs.cli.schema import PretrainApp, narrow
@@ -17,7 +17,14 @@ from jobs.command import StoppedError, again
 from jobs.config import ClusterConfig, check_batch
 from jobs.launch import dispatch
 from jobs.run_dir import JOB_FOLDER, freeze
-from jobs.slurm.environment import Kind, Place, current_place, forget_results, launch_of, log_as
+from jobs.slurm.environment import (
+    Launcher,
+    RankEnvironment,
+    current_rank,
+    forget_results,
+    launch_of,
+    log_as,
+)
 from jobs.slurm.heartbeat import LATE, Pulse, deadline
 from jobs.slurm.lost_rank import (
     abandon,
@@ -80,7 +87,7 @@ class Pretrain:
         for shards in [] if cluster.after else config.shards:  # a job before this one packs them
             read_manifest(Path(shards))
         check_batch(config.data.global_batch_size, cluster)
-        if current_place().is_main and not cluster.dry_run:
+        if current_rank().is_main and not cluster.dry_run:
             freeze(self.run_dir, config)
 
     def members(self, cluster: ClusterConfig) -> tuple[list[Pretrain], ClusterConfig]:
@@ -90,49 +97,49 @@ class Pretrain:
 
     def __call__(self) -> str:
         """Train as one rank; return the last checkpoint's folder on the main one."""
-        place = current_place()
-        log_as(place, self.run_dir)
-        with interruptible() as listen, saving_at_interrupt(place):
+        env = current_rank()
+        log_as(env, self.run_dir)
+        with interruptible() as listen, saving_at_interrupt(env):
             attempt = None
             try:
                 listen()
-                forget_results(place)
-                attempt = self._begin(place) if place.is_main else None
-                folder = self._train(place, attempt)
+                forget_results(env)
+                attempt = self._begin(env) if env.is_main else None
+                folder = self._train(env, attempt)
             except BaseException as event:
                 deafen()
-                self._end(place, attempt, event)
+                self._end(env, attempt, event)
                 raise
             if attempt:
                 attempt.note("finished", checkpoint=folder.name)
                 self._draw()
-        return str(folder) if place.is_main else ""
+        return str(folder) if env.is_main else ""
 
-    def _begin(self, place: Place) -> Attempt:
-        clear(self.run_dir, place)
-        attempt = Attempt(self.run_dir, place)
-        hold_if_futile(attempt, place)
+    def _begin(self, env: RankEnvironment) -> RunAttempt:
+        clear(self.run_dir, env)
+        attempt = RunAttempt(self.run_dir, env)
+        hold_if_futile(attempt, env)
         return attempt
 
-    def _train(self, place: Place, attempt: Attempt | None) -> Path:
+    def _train(self, env: RankEnvironment, attempt: RunAttempt | None) -> Path:
         from simclr.train import train
 
-        tracked = sinks_of(self.tracking, self.run_dir) if place.is_main else []
+        tracked = sinks_of(self.tracking, self.run_dir) if env.is_main else []
         sinks = [attempt, *tracked] if attempt else tracked
-        abandoned = partial(abandon, self.run_dir, place)
+        abandoned = partial(abandon, self.run_dir, env)
         # Half the time that a collective waits, so that the silent rank is named before the others
         # give up; longer than network file systems keep what they have read of a file.
         silence_s = min(120.0, self.config.world.timeout_s / 2)
         in_time = deadline(self.stop_budget_s, partial(abandoned, code=LATE))
         # ahead of the pulse and the ranks' first meeting: nodes copy for minutes, not in step
         with (
-            staged(self.config.shards, scratch_folder(), place.local_rank == 0) as copies,
-            Pulse(self.run_dir, place, silence_s, abandoned) as pulse,
-            in_time if place.kind is Kind.slurm else nullcontext(),
+            staged(self.config.shards, scratch_folder(), env.local_rank == 0) as copies,
+            Pulse(self.run_dir, env, silence_s, abandoned) as pulse,
+            in_time if env.launcher is Launcher.slurm else nullcontext(),
         ):
             supervisor = Supervision(pulse, attempt)
             # settings name the shards that were given: a copy is gone when the job has ended
-            return train(self.config, sinks, launch_of(place, self.token), supervisor, copies)
+            return train(self.config, sinks, launch_of(env, self.token), supervisor, copies)
 
     def _draw(self) -> None:
         # Here, since matplotlib is slow to import and a login node only submits.
@@ -140,27 +147,27 @@ class Pretrain:
 
         draw_curves(self.run_dir)
 
-    def _end(self, place: Place, attempt: Attempt | None, event: BaseException) -> None:
+    def _end(self, env: RankEnvironment, attempt: RunAttempt | None, event: BaseException) -> None:
         """Leave a job that comes back; else note why the attempt has failed."""
         if lost_peer(event):
-            words = f"lost {who_is_lost(self.run_dir, place)} ({event})"
-            if told_by_a_peer(self.run_dir, place):
+            words = f"lost {who_is_lost(self.run_dir, env)} ({event})"
+            if told_by_a_peer(self.run_dir, env):
                 return  # a rank that failed by itself would fail again
-            if place.kind is Kind.slurm:
-                abandon(self.run_dir, place, words)
+            if env.launcher is Launcher.slurm:
+                abandon(self.run_dir, env, words)
             event = RuntimeError(words)
         elif isinstance(event, Preempted | Interrupted):
-            self._stop(place, attempt, event)
-        note_failure(self.run_dir, place, event)
+            self._stop(env, attempt, event)
+        note_failure(self.run_dir, env, event)
 
     def _stop(
-        self, place: Place, attempt: Attempt | None, event: Preempted | Interrupted
+        self, env: RankEnvironment, attempt: RunAttempt | None, event: Preempted | Interrupted
     ) -> NoReturn:
         step = event.step if isinstance(event, Preempted) else saved_step(self.run_dir)
         number = attempt.number if attempt else None
-        record = Stopping(self.run_dir, place, number, step, event.stop.name)
-        if place.kind is Kind.slurm:
-            leave(place, event.stop, record)
+        record = Stopping(self.run_dir, env, number, step, event.stop.name)
+        if env.launcher is Launcher.slurm:
+            leave(env, event.stop, record)
         record.decided(Decision.quit)
         raise StoppedError(f"stopped, saved at step {step}; the same command goes on from there")
 
@@ -175,7 +182,7 @@ class Supervision:
     """
 
     pulse: Pulse
-    attempt: Attempt | None
+    attempt: RunAttempt | None
 
     def reached(self, step: int) -> None:
         """Let the pulse tell the step."""

@@ -25,7 +25,7 @@ from jobs.command import StoppedError, again
 from jobs.commands.pretrain import Pretrain
 from jobs.config import ClusterConfig
 from jobs.run_dir import Marking, is_done
-from jobs.slurm.environment import Kind, current_place, forget_results, log_as
+from jobs.slurm.environment import Launcher, current_rank, forget_results, log_as
 from jobs.slurm.preemption import (
     RUN_AGAIN,
     Decision,
@@ -103,17 +103,17 @@ class Together:
 
     def __call__(self) -> str:
         """Train all; return the run folders."""
-        place = current_place()
-        log_as(place)
+        env = current_rank()
+        log_as(env)
         left = [task for task in self.tasks if not is_done(task)]
-        with interruptible() as listen, saving_at_interrupt(place):
-            forget_results(place)
+        with interruptible() as listen, saving_at_interrupt(env):
+            forget_results(env)
             try:
                 listen()
                 codes = self._run(left)
             except Interrupted as event:
-                if place.kind is Kind.slurm:
-                    leave(place, event.stop, Stopped(left))
+                if env.launcher is Launcher.slurm:
+                    leave(env, event.stop, Stopped(left))
                 raise StoppedError("stopped, saved; the same command goes on from there") from None
         failed = [_why(task, code) for task, code in zip(left, codes, strict=True) if code]
         if failed:

@@ -27,7 +27,7 @@ _FIRST_PORT, _NUM_PORTS = 15000, 16000
 _ATTEMPTS_APART = 1009  # prime: neighbouring jobs, with many attempts each, do not meet
 
 
-class Kind(Enum):
+class Launcher(Enum):
     """Who started this process: a person or torchrun, submitit on this machine, or Slurm."""
 
     here = "here"
@@ -36,7 +36,7 @@ class Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankEnvironment:
     """This process among those that were started together.
 
     Attributes:
@@ -54,7 +54,7 @@ class Place:
         array_size: jobs of the array.
     """
 
-    kind: Kind = Kind.here
+    launcher: Launcher = Launcher.here
     job_id: str = ""
     restarts: int = 0
     rank: int = 0
@@ -73,25 +73,25 @@ class Place:
         return self.rank == 0
 
 
-def current_place(environment: Mapping[str, str] = os.environ) -> Place:
+def current_rank(environment: Mapping[str, str] = os.environ) -> RankEnvironment:
     """Read where this process runs from its environment."""
     if environment.get("SUBMITIT_EXECUTOR") == "local":
-        return _local_place(environment)
+        return _local_rank(environment)
     # A step, not merely a job: a batch script or a shell of salloc is no rank.
     if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
-        return _slurm_place(environment)
+        return _slurm_rank(environment)
     if "RANK" not in environment:
-        return Place()
+        return RankEnvironment()
     # torchrun's; simclr reads the rest
     size = int(environment.get("WORLD_SIZE", 1))
-    return Place(rank=int(environment["RANK"]), num_ranks=size)
+    return RankEnvironment(rank=int(environment["RANK"]), num_ranks=size)
 
 
-def launch_of(place: Place, token: str) -> Launch | None:
+def launch_of(env: RankEnvironment, token: str) -> Launch | None:
     """Return how the ranks of a place meet; None leaves it to torchrun's variables, or to one rank.
 
     Args:
-        place: of this process.
+        env: of this process.
         token: the same in all processes that were started together, and in no others.
 
     Raises:
@@ -99,19 +99,19 @@ def launch_of(place: Place, token: str) -> Launch | None:
     """
     from simclr.distributed import Launch
 
-    if place.kind is Kind.here:
+    if env.launcher is Launcher.here:
         return None
-    if place.kind is Kind.local:
+    if env.launcher is Launcher.local:
         # Not in the run folder: network file systems may lack the locks that this file needs.
         meeting = f"file://{Path(tempfile.gettempdir(), f'simclr-{token}')}"
     else:
-        host = _address(slurm.host_names(place.node_list)[0]) if place.num_ranks > 1 else ""
-        meeting = f"tcp://{host}:{port_of(place.job_id, place.restarts)}"
+        host = _address(slurm.host_names(env.node_list)[0]) if env.num_ranks > 1 else ""
+        meeting = f"tcp://{host}:{port_of(env.job_id, env.restarts)}"
     return Launch(
-        rank=place.rank,
-        local_rank=place.local_rank,
-        world_size=place.num_ranks,
-        local_world_size=place.ranks_on_node,
+        rank=env.rank,
+        local_rank=env.local_rank,
+        world_size=env.num_ranks,
+        local_world_size=env.ranks_on_node,
         init_method=meeting,
     )
 
@@ -125,13 +125,13 @@ def port_of(job_id: str, restarts: int) -> int:
     return _FIRST_PORT + (number * _ATTEMPTS_APART + restarts) % _NUM_PORTS
 
 
-def forget_results(place: Place) -> None:
+def forget_results(env: RankEnvironment) -> None:
     """Remove what an earlier start of this job left as this rank's result, whole or half.
 
     submitit believes a result that is there, and fails to write one beside a half-written one.
     """
-    if place.log:
-        for left in Path(place.log).parent.glob(f"{place.job_id}_{place.rank}_result.pkl*"):
+    if env.log:
+        for left in Path(env.log).parent.glob(f"{env.job_id}_{env.rank}_result.pkl*"):
             left.unlink()
 
 
@@ -144,22 +144,22 @@ def expand_counts(text: str) -> list[int]:
     return counts
 
 
-def _local_place(environment: Mapping[str, str]) -> Place:
+def _local_rank(environment: Mapping[str, str]) -> RankEnvironment:
     job_id, rank = environment["SUBMITIT_LOCAL_JOB_ID"], environment["SUBMITIT_LOCAL_GLOBALID"]
     size = int(environment["SUBMITIT_LOCAL_NTASKS"])
     log = _submitit_log(environment, job_id)
-    return Place(Kind.local, job_id, 0, int(rank), int(rank), size, size, log=log)
+    return RankEnvironment(Launcher.local, job_id, 0, int(rank), int(rank), size, size, log=log)
 
 
-def _slurm_place(environment: Mapping[str, str]) -> Place:
+def _slurm_rank(environment: Mapping[str, str]) -> RankEnvironment:
     array = environment.get("SLURM_ARRAY_JOB_ID")
     index = environment.get("SLURM_ARRAY_TASK_ID")
     # The raw number of an array's last member is that of the whole array.
     job_id = f"{array}_{index}" if array else environment["SLURM_JOB_ID"]
     counts = expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     node = int(environment.get("SLURM_NODEID", 0))
-    return Place(
-        kind=Kind.slurm,
+    return RankEnvironment(
+        launcher=Launcher.slurm,
         job_id=job_id,
         restarts=int(environment.get("SLURM_RESTART_COUNT", 0)),
         rank=int(environment["SLURM_PROCID"]),
@@ -191,18 +191,18 @@ def _address(host: str) -> str:
 LOG_NAME = "logs/pretrain.log"  # of a run that trains here, where no scheduler keeps one
 
 
-def log_as(place: Place, run_dir: Path | None = None) -> None:
+def log_as(env: RankEnvironment, run_dir: Path | None = None) -> None:
     """Show log lines on stderr; of the main rank all, of others warnings only.
 
     Here, where no scheduler keeps a log, lines go to a file of the run folder as well.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if run_dir and place.kind is Kind.here and place.is_main:
+    if run_dir and env.launcher is Launcher.here and env.is_main:
         path = run_dir / LOG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(path))
     logging.basicConfig(
-        level=logging.INFO if place.is_main else logging.WARNING,
+        level=logging.INFO if env.is_main else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
         handlers=handlers,

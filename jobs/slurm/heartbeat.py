@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from jobs.slurm.environment import Place
+from jobs.slurm.environment import RankEnvironment
 
 FOLDER_NAME = "pulses"
 # One rank a second and file, up to this many files a second for all ranks together.
@@ -36,27 +36,31 @@ class Pulse:
 
     Args:
         run_dir: run folder.
-        place: of this rank.
+        env: of this rank.
         silence_s: without a pulse for so long, a rank is taken for hung.
         on_silence: called once, from a thread, with words on the silent rank.
     """
 
     def __init__(
-        self, run_dir: Path, place: Place, silence_s: float, on_silence: Callable[[str], object]
+        self,
+        run_dir: Path,
+        env: RankEnvironment,
+        silence_s: float,
+        on_silence: Callable[[str], object],
     ) -> None:
-        self._folder, self._place = folder_of(run_dir, place), place
+        self._folder, self._env = folder_of(run_dir, env), env
         self._silence_s, self._on_silence = silence_s, on_silence
-        self._period_s = period_s(place.num_ranks)
+        self._period_s = period_s(env.num_ranks)
         self._step: int | None = None
         self._beats = 0
-        self._ear = _Ear(self._folder / file_name((place.rank + 1) % place.num_ranks))
+        self._ear = _Ear(self._folder / file_name((env.rank + 1) % env.num_ranks))
         self._over = threading.Event()
         self._main = threading.get_ident()
         # a daemon: a write that hangs must not keep a process alive that is done
         self._thread = threading.Thread(target=self._live, name="pulse", daemon=True)
 
     def __enter__(self) -> Pulse:
-        if self._place.num_ranks > 1:
+        if self._env.num_ranks > 1:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._thread.start()
         return self
@@ -92,8 +96,8 @@ class Pulse:
         """Write this rank's pulse; a rank that cannot is in no position to judge others."""
         self._beats += 1
         record = {
-            "rank": self._place.rank,
-            "node": self._place.node,
+            "rank": self._env.rank,
+            "node": self._env.node,
             "pid": os.getpid(),
             "step": self._step,
             "at": whereabouts(self._main),
@@ -102,7 +106,7 @@ class Pulse:
         }
         # Replaced, not rewritten: who reads it sees one beat or the next. Closed each time, as
         # network file systems show a file to other nodes when it is closed.
-        path = self._folder / file_name(self._place.rank)
+        path = self._folder / file_name(self._env.rank)
         temporary = path.with_suffix(".tmp")
         try:
             temporary.write_text(json.dumps(record), encoding="utf-8")
@@ -148,9 +152,9 @@ class _Ear:
         return f"{described(_parsed(self._heard))}, has had no pulse"
 
 
-def folder_of(run_dir: Path, place: Place) -> Path:
+def folder_of(run_dir: Path, env: RankEnvironment) -> Path:
     """Return where one start of a job keeps its pulses, apart from those of ranks left behind."""
-    return run_dir / FOLDER_NAME / f"{place.job_id or 'here'}-{place.restarts}"
+    return run_dir / FOLDER_NAME / f"{env.job_id or 'here'}-{env.restarts}"
 
 
 def file_name(rank: int) -> str:
@@ -158,16 +162,16 @@ def file_name(rank: int) -> str:
     return f"rank-{rank:04d}.json"
 
 
-def missing_ranks(run_dir: Path, place: Place, watch_s: float) -> str:
+def missing_ranks(run_dir: Path, env: RankEnvironment, watch_s: float) -> str:
     """Watch all pulses for a while and say who is silent, or else who is behind the others.
 
     Args:
         run_dir: run folder.
-        place: of this rank.
+        env: of this rank.
         watch_s: for how long; two beats at least, or nothing can be said.
     """
-    folder = folder_of(run_dir, place)
-    paths = [folder / file_name(rank) for rank in range(place.num_ranks) if rank != place.rank]
+    folder = folder_of(run_dir, env)
+    paths = [folder / file_name(rank) for rank in range(env.num_ranks) if rank != env.rank]
     before = {path: read_text(path) for path in paths}
     time.sleep(watch_s)
     after = {path: _parsed(read_text(path)) for path in paths}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from jobs.attempts import (
-    Attempt,
+    RunAttempt,
     Stopping,
     idle_attempts,
     note,
@@ -23,7 +23,7 @@ from jobs.attempts import (
     saved_step,
 )
 from jobs.slurm import client as slurm
-from jobs.slurm.environment import Kind, Place
+from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.heartbeat import folder_of, missing_ranks
 from jobs.slurm.preemption import (
     MAX_IDLE,
@@ -35,7 +35,7 @@ from jobs.slurm.preemption import (
     leave,
     settle,
 )
-from simclr.preemption import LostPeerError, Stop
+from simclr.preemption import LostPeerError, StopReason
 
 # Slurm kills the ranks of a step KillWait (30 s, at least 5) after one of them has died.
 WATCH_S = 2.5
@@ -44,39 +44,42 @@ _SPEAKER = "speaker"
 _log = logging.getLogger("simclr")
 
 
-def abandon(run_dir: Path, place: Place, cause: str, code: int = RUN_AGAIN) -> NoReturn:
+def abandon(run_dir: Path, env: RankEnvironment, cause: str, code: int = RUN_AGAIN) -> NoReturn:
     """End this process, whose run cannot go on, so that the job comes back as long as that helps.
 
     Outside Slurm nobody would start it again: the cause is noted, and the process fails.
 
     Args:
         run_dir: run folder.
-        place: of this process.
+        env: of this process.
         cause: in words.
         code: that it leaves with, in a job of Slurm.
     """
     deafen()
     _log.error("%s", cause)
-    end_anyway(place, code)
-    speaks, number = speaks_first(run_dir, place), number_of(read_attempts(run_dir), place)
-    if place.kind is not Kind.slurm:
+    end_anyway(env, code)
+    speaks, number = speaks_first(run_dir, env), number_of(read_attempts(run_dir), env)
+    if env.launcher is not Launcher.slurm:
         if speaks and number:
             note(run_dir, number, "failed", error=cause)
         end_process(1)
     step = saved_step(run_dir)
-    record = Stopping(run_dir, place, number if speaks else None, step, "lost", cause)
+    record = Stopping(run_dir, env, number if speaks else None, step, "lost", cause)
     # As after a warning: it may come back if Slurm has nothing else in mind with it.
-    leave(place, Stop.warning, record, speaks=speaks and number is not None, code=code)
+    leave(env, StopReason.SIGUSR2, record, speaks=speaks and number is not None, code=code)
 
 
-def end_anyway(place: Place, code: int, after_s: float = LAST_S) -> None:
+def end_anyway(env: RankEnvironment, code: int, after_s: float = LAST_S) -> None:
     """End this process after a while, whatever hangs: it may be the run folder itself."""
 
     def end() -> None:
         """Ask to come back without a look at the folder."""
         try:
-            if place.kind is Kind.slurm and settle(place, Stop.warning) is Decision.requeue:
-                slurm.requeue(place.job_id)
+            if (
+                env.launcher is Launcher.slurm
+                and settle(env, StopReason.SIGUSR2) is Decision.requeue
+            ):
+                slurm.requeue(env.job_id)
         finally:
             os._exit(code)
 
@@ -85,9 +88,9 @@ def end_anyway(place: Place, code: int, after_s: float = LAST_S) -> None:
     timer.start()
 
 
-def speaks_first(run_dir: Path, place: Place) -> bool:
+def speaks_first(run_dir: Path, env: RankEnvironment) -> bool:
     """Return True in the first process of this start of the job that asks, False in all others."""
-    folder = folder_of(run_dir, place)
+    folder = folder_of(run_dir, env)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # the one thing that file systems let only one process do
@@ -96,13 +99,13 @@ def speaks_first(run_dir: Path, place: Place) -> bool:
         return False
     except OSError as error:
         _log.warning("nothing can be written in %s: %s", run_dir, error)
-        return place.is_main
+        return env.is_main
     return True
 
 
-def who_is_lost(run_dir: Path, place: Place) -> str:
+def who_is_lost(run_dir: Path, env: RankEnvironment) -> str:
     """Name the ranks that this one misses, as far as their pulses tell."""
-    return missing_ranks(run_dir, place, WATCH_S) or "no rank has fallen silent or behind"
+    return missing_ranks(run_dir, env, WATCH_S) or "no rank has fallen silent or behind"
 
 
 def lost_peer(event: BaseException | None) -> bool:
@@ -117,24 +120,24 @@ def lost_peer(event: BaseException | None) -> bool:
     return False
 
 
-def note_failure(run_dir: Path, place: Place, error: BaseException) -> None:
+def note_failure(run_dir: Path, env: RankEnvironment, error: BaseException) -> None:
     """Note an error of this rank, unless another one has been quicker."""
-    number = number_of(read_attempts(run_dir), place)
-    if number and speaks_first(run_dir, place):
-        where = f"rank {place.rank} on {place.node}: " if place.num_ranks > 1 else ""
+    number = number_of(read_attempts(run_dir), env)
+    if number and speaks_first(run_dir, env):
+        where = f"rank {env.rank} on {env.node}: " if env.num_ranks > 1 else ""
         note(run_dir, number, "failed", error=f"{where}{type(error).__name__}: {error}")
 
 
-def told_by_a_peer(run_dir: Path, place: Place) -> bool:
+def told_by_a_peer(run_dir: Path, env: RankEnvironment) -> bool:
     """Say whether another rank has noted a failure of its own: then no rank is simply lost."""
     events = read_attempts(run_dir)
-    number = number_of(events, place)
+    number = number_of(events, env)
     return any(e["attempt"] == number and e["event"] == "failed" for e in events)
 
 
-def clear(run_dir: Path, place: Place) -> None:
+def clear(run_dir: Path, env: RankEnvironment) -> None:
     """Remove pulses and the word of earlier starts; main rank, before this one begins."""
-    own = folder_of(run_dir, place)
+    own = folder_of(run_dir, env)
     for folder in own.parent.glob("*"):
         if folder != own:
             # a rank that was left behind may still write there
@@ -142,12 +145,12 @@ def clear(run_dir: Path, place: Place) -> None:
     (own / _SPEAKER).unlink(missing_ok=True)
 
 
-def hold_if_futile(attempt: Attempt, place: Place) -> None:
+def hold_if_futile(attempt: RunAttempt, env: RankEnvironment) -> None:
     """Hold the job instead of training, if its last attempts came to nothing without a word."""
     events = [e for e in read_attempts(attempt.run_dir) if e["attempt"] != attempt.number]
     step = saved_step(attempt.run_dir)
-    idle = idle_attempts(events, place.job_id, step)
-    if place.kind is Kind.slurm and idle >= MAX_IDLE:
-        record = Stopping(attempt.run_dir, place, attempt.number, step, "none")
-        hold(place.job_id, record, idle)
+    idle = idle_attempts(events, env.job_id, step)
+    if env.launcher is Launcher.slurm and idle >= MAX_IDLE:
+        record = Stopping(attempt.run_dir, env, attempt.number, step, "none")
+        hold(env.job_id, record, idle)
         end_process(RUN_AGAIN)

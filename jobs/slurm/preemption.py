@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from jobs.slurm import client as slurm
-from jobs.slurm.environment import Kind, Place, current_place, log_as
-from simclr.preemption import Stop
+from jobs.slurm.environment import Launcher, RankEnvironment, current_rank, log_as
+from simclr.preemption import StopReason
 
 RUN_AGAIN = 75  # exit code inside a job: stopped, run me again; sysexits.h: temporary failure
 STAY_S = 90.0  # longer than any grace that ends such a stay; after it, leaving cannot do harm
@@ -29,7 +29,7 @@ SIGNALING_S = 3.0
 RETRIES = 3
 MAX_IDLE = 3  # attempts in a row that saved nothing; a fourth would only burn hours
 
-_NOTED = {signal.SIGUSR2: Stop.warning, signal.SIGTERM: Stop.terminate}
+_NOTED = {signal.SIGUSR2: StopReason.SIGUSR2, signal.SIGTERM: StopReason.SIGTERM}
 _log = logging.getLogger("simclr")
 
 
@@ -67,7 +67,7 @@ class Interrupted(BaseException):
         stop: what was told.
     """
 
-    def __init__(self, stop: Stop) -> None:
+    def __init__(self, stop: StopReason) -> None:
         super().__init__(stop.name)
         self.stop = stop
 
@@ -89,18 +89,20 @@ def decide(state: str, *, preempted: bool, warned: bool) -> Decision:
     return Decision.stay
 
 
-def settle(place: Place, stop: Stop, sleep: Callable[[float], None] = time.sleep) -> Decision:
+def settle(
+    env: RankEnvironment, stop: StopReason, sleep: Callable[[float], None] = time.sleep
+) -> Decision:
     """Ask Slurm until it is clear what to do; without any answer, stay."""
-    warned, waited, failures = stop is Stop.warning, 0.0, 0
+    warned, waited, failures = stop is StopReason.SIGUSR2, 0.0, 0
     while failures < RETRIES:
         try:
-            job = slurm.show_job(place.job_id)
+            job = slurm.show_job(env.job_id)
         except slurm.SlurmError as error:
             failures += 1
             _log.warning("%s", error)
             sleep(1.0)
             continue
-        if job.restarts != place.restarts:
+        if job.restarts != env.restarts:
             return Decision.quit  # it runs again already: requeueing would end our successor
         # A job that stays SIGNALING is running.
         state = "RUNNING" if waited >= SIGNALING_S else job.state
@@ -113,8 +115,8 @@ def settle(place: Place, stop: Stop, sleep: Callable[[float], None] = time.sleep
 
 
 def leave(
-    place: Place,
-    stop: Stop,
+    env: RankEnvironment,
+    stop: StopReason,
     record: StopRecord | None = None,
     *,
     speaks: bool | None = None,
@@ -126,15 +128,15 @@ def leave(
     in the next attempt.
 
     Args:
-        place: of this process.
+        env: of this process.
         stop: what the ranks were told.
         record: through which one rank tells the others its decision.
         speaks: whether it is this rank that asks Slurm; the main one if not said.
         code: that the process leaves with.
     """
     deafen()
-    if place.is_main if speaks is None else speaks:
-        decision = _carry_out(place, stop, record)
+    if env.is_main if speaks is None else speaks:
+        decision = _carry_out(env, stop, record)
         _log.info("stop (%s): %s", stop.name, decision.value)
         if decision is Decision.stay:
             time.sleep(STAY_S)
@@ -185,7 +187,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
     through, which the launcher blocked until somebody listens, and one that came while Python was
     still importing is delivered there and then. Raised outside, it would fail the job.
     """
-    owner, noted, listening = os.getpid(), Stop.no, False
+    owner, noted, listening = os.getpid(), StopReason.NONE, False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         """Note the signal, in the process that entered the block, and leave the block, once."""
@@ -215,23 +217,23 @@ def interruptible() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def requeued_if_stopped() -> Iterator[Place]:
+def requeued_if_stopped() -> Iterator[RankEnvironment]:
     """Run a block that may be cut anywhere; in a Slurm job, a stop signal requeues the job."""
-    place = current_place()
-    log_as(place)
-    if place.kind is not Kind.slurm:
-        yield place
+    env = current_rank()
+    log_as(env)
+    if env.launcher is not Launcher.slurm:
+        yield env
         return
     with interruptible() as listen:
         try:
             listen()
-            yield place
+            yield env
         except Interrupted as event:
-            leave(place, event.stop)
+            leave(env, event.stop)
 
 
 @contextmanager
-def saving_at_interrupt(place: Place) -> Iterator[None]:
+def saving_at_interrupt(env: RankEnvironment) -> Iterator[None]:
     """Let the first Ctrl-C in a terminal mean what SIGTERM means: save and stop."""
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -240,7 +242,7 @@ def saving_at_interrupt(place: Place) -> Iterator[None]:
         os.write(2, b"\nsaving; Ctrl-C again leaves at once\n")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if place.kind is not Kind.here:
+    if env.launcher is not Launcher.here:
         yield
         return
     previous: Callable[..., Any] | int | None = signal.signal(signal.SIGINT, ask)
@@ -250,14 +252,14 @@ def saving_at_interrupt(place: Place) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _carry_out(place: Place, stop: Stop, record: StopRecord | None) -> Decision:
-    decision = settle(place, stop)
+def _carry_out(env: RankEnvironment, stop: StopReason, record: StopRecord | None) -> Decision:
+    decision = settle(env, stop)
     if decision is Decision.requeue and record:
         idle = record.idle_attempts()
         if idle >= MAX_IDLE:
-            return hold(place.job_id, record, idle)
+            return hold(env.job_id, record, idle)
     if decision is Decision.requeue:
-        decision = _requeue(place.job_id)
+        decision = _requeue(env.job_id)
     if record:
         record.decided(decision)
     return decision

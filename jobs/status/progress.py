@@ -175,10 +175,10 @@ Events = Sequence[Mapping[str, Any]]
 
 # (what the ranks were told, what the main one decided) in a person's words
 _STOPS = {
-    ("warning", "requeue"): "warned of the time limit or preemption: saved, requeued",
-    ("warning", "quit"): "warned, and already ended by Slurm: saved",
-    ("terminate", "requeue"): "preempted: saved, requeued",
-    ("terminate", "quit"): "ended by Slurm (cancelled, requeued by hand, or node lost): saved",
+    ("SIGUSR2", "requeue"): "warned of the time limit or preemption: saved, requeued",
+    ("SIGUSR2", "quit"): "warned, and already ended by Slurm: saved",
+    ("SIGTERM", "requeue"): "preempted: saved, requeued",
+    ("SIGTERM", "quit"): "ended by Slurm (cancelled, requeued by hand, or node lost): saved",
 }
 _DECISIONS = {
     "hold": "held: three attempts in a row saved nothing",

@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from jobs.attempts import (
-    Attempt,
+    RunAttempt,
     Stopping,
     SupersededError,
     idle_attempts,
@@ -16,15 +16,15 @@ from jobs.attempts import (
     read_attempts,
     saved_step,
 )
-from jobs.slurm.environment import Kind, Place
+from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.preemption import Decision
 
-PLACE = Place(Kind.slurm, "7", restarts=1, num_ranks=2)
+PLACE = RankEnvironment(Launcher.slurm, "7", restarts=1, num_ranks=2)
 
 
 def test_attempts_are_counted_and_described(tmp_path):
-    Attempt(tmp_path, PLACE)
-    second = Attempt(tmp_path, PLACE)
+    RunAttempt(tmp_path, PLACE)
+    second = RunAttempt(tmp_path, PLACE)
     second.note("finished", checkpoint="step-000000005")
     events = read_attempts(tmp_path)
     assert [(event["attempt"], event["event"]) for event in events] == [
@@ -36,23 +36,23 @@ def test_attempts_are_counted_and_described(tmp_path):
 
 
 def test_a_line_cut_short_by_a_crash_is_passed_over(tmp_path):
-    Attempt(tmp_path, PLACE)
+    RunAttempt(tmp_path, PLACE)
     with (tmp_path / "attempts.jsonl").open("a") as file:
         file.write('{"attempt": 2, "ev')
     assert len(read_attempts(tmp_path)) == 1
 
 
 def test_an_attempt_that_was_overtaken_may_not_publish(tmp_path):
-    first = Attempt(tmp_path, PLACE)
+    first = RunAttempt(tmp_path, PLACE)
     first.write({"step": 1})
-    second = Attempt(tmp_path, PLACE)
+    second = RunAttempt(tmp_path, PLACE)
     with pytest.raises(SupersededError, match=r"attempt 2 on .* this is attempt 1"):
         first.write({"step": 2})
     second.write({"step": 2})
 
 
 def test_the_end_of_an_attempt_names_the_step_where_it_began(tmp_path):
-    attempt = Attempt(tmp_path, PLACE)
+    attempt = RunAttempt(tmp_path, PLACE)
     attempt.started(12)
     attempt.note("finished")
     start, training, finished = read_attempts(tmp_path)
@@ -63,12 +63,18 @@ def test_the_end_of_an_attempt_names_the_step_where_it_began(tmp_path):
 
 def test_other_ranks_read_the_decision_of_this_start_only(tmp_path):
     earlier = Stopping(
-        tmp_path, Place(Kind.slurm, "7"), Attempt(tmp_path, PLACE).number, 3, "warning"
+        tmp_path,
+        RankEnvironment(Launcher.slurm, "7"),
+        RunAttempt(tmp_path, PLACE).number,
+        3,
+        "SIGUSR2",
     )
     earlier.decided(Decision.requeue)
-    other_rank = Stopping(tmp_path, PLACE, None, 5, "warning")
+    other_rank = Stopping(tmp_path, PLACE, None, 5, "SIGUSR2")
     assert other_rank.decision() is None
-    Stopping(tmp_path, PLACE, Attempt(tmp_path, PLACE).number, 5, "warning").decided(Decision.quit)
+    Stopping(tmp_path, PLACE, RunAttempt(tmp_path, PLACE).number, 5, "SIGUSR2").decided(
+        Decision.quit
+    )
     assert other_rank.decision() is Decision.quit
 
 
@@ -97,23 +103,23 @@ def test_attempts_that_got_nothing_saved_are_counted_from_the_latest(attempts, i
 
 
 def test_the_next_attempt_tells_how_many_steps_were_lost(tmp_path):
-    Attempt(tmp_path, PLACE)
+    RunAttempt(tmp_path, PLACE)
     lines = [json.dumps({"step": step, "num_steps": 9, "time": 0.0}) for step in (6, 7)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    second = Attempt(tmp_path, PLACE)
+    second = RunAttempt(tmp_path, PLACE)
     second.started(5)
     assert read_attempts(tmp_path)[-1]["lost_steps"] == 2
 
 
 def test_a_rank_that_was_left_behind_has_no_attempt_to_speak_for(tmp_path):
-    first = Attempt(tmp_path, PLACE)
+    first = RunAttempt(tmp_path, PLACE)
     assert number_of(read_attempts(tmp_path), PLACE) == first.number
-    Attempt(tmp_path, Place(Kind.slurm, "7", restarts=2))
+    RunAttempt(tmp_path, RankEnvironment(Launcher.slurm, "7", restarts=2))
     assert number_of(read_attempts(tmp_path), PLACE) is None
 
 
 def test_a_file_that_cannot_grow_leaves_the_line_in_the_log(tmp_path, caplog):
-    attempt = Attempt(tmp_path, PLACE)
+    attempt = RunAttempt(tmp_path, PLACE)
     size = (tmp_path / "attempts.jsonl").stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.slurm import client as slurm
-from jobs.slurm import environment as places
-from jobs.slurm.environment import Kind, current_place, expand_counts, launch_of, port_of
+from jobs.slurm import environment
+from jobs.slurm.environment import Launcher, current_rank, expand_counts, launch_of, port_of
 
 STEP = {
     "SLURM_JOB_ID": "77",
@@ -23,25 +23,25 @@ STEP = {
 
 
 def test_a_process_that_a_person_started_is_here():
-    place = current_place({})
-    assert place.kind is Kind.here
-    assert place.is_main
-    assert launch_of(place, "token") is None
+    env = current_rank({})
+    assert env.launcher is Launcher.here
+    assert env.is_main
+    assert launch_of(env, "token") is None
 
 
 def test_a_second_process_of_torchrun_is_not_the_main_one():
-    assert not current_place({"RANK": "1", "WORLD_SIZE": "2"}).is_main
+    assert not current_rank({"RANK": "1", "WORLD_SIZE": "2"}).is_main
 
 
 def test_a_batch_script_is_no_rank():
     script = {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}
-    assert current_place(script).kind is Kind.here
+    assert current_rank(script).launcher is Launcher.here
 
 
 def test_a_task_of_a_step_knows_its_ranks():
-    place = current_place(STEP)
-    assert (place.kind, place.rank, place.local_rank) == (Kind.slurm, 3, 1)
-    assert (place.num_ranks, place.ranks_on_node, place.restarts) == (4, 2, 0)
+    env = current_rank(STEP)
+    assert (env.launcher, env.rank, env.local_rank) == (Launcher.slurm, 3, 1)
+    assert (env.num_ranks, env.ranks_on_node, env.restarts) == (4, 2, 0)
 
 
 def test_a_member_of_an_array_is_named_by_it_and_knows_its_part():
@@ -51,9 +51,9 @@ def test_a_member_of_an_array_is_named_by_it_and_knows_its_part():
         "SLURM_ARRAY_TASK_MAX": "6",
         "SLURM_RESTART_COUNT": "2",
     }
-    place = current_place({**STEP, **array})
-    assert (place.job_id, place.array_index, place.array_size) == ("70_6", 6, 7)
-    assert place.restarts == 2
+    env = current_rank({**STEP, **array})
+    assert (env.job_id, env.array_index, env.array_size) == ("70_6", 6, 7)
+    assert env.restarts == 2
 
 
 def test_ranks_of_submitit_meet_in_a_file_of_their_own():
@@ -64,9 +64,9 @@ def test_ranks_of_submitit_meet_in_a_file_of_their_own():
         "SUBMITIT_LOCAL_NTASKS": "2",
         "SUBMITIT_FOLDER": "/runs/a b/slurm",
     }
-    place = current_place(local)
-    assert place.log == "/runs/a b/slurm/5_0_log.err"
-    launch = launch_of(place, "token")
+    env = current_rank(local)
+    assert env.log == "/runs/a b/slurm/5_0_log.err"
+    launch = launch_of(env, "token")
     assert launch is not None
     assert (launch.rank, launch.world_size) == (1, 2)
     assert launch.init_method.startswith("file:///")
@@ -75,19 +75,19 @@ def test_ranks_of_submitit_meet_in_a_file_of_their_own():
 
 def test_ranks_of_slurm_meet_on_the_first_node_at_the_port_of_the_attempt(monkeypatch):
     monkeypatch.setattr(slurm, "host_names", lambda nodes: ["127.0.0.1", "127.0.0.2"])
-    launch = launch_of(current_place(STEP), "token")
+    launch = launch_of(current_rank(STEP), "token")
     assert launch is not None
     assert launch.init_method == f"tcp://127.0.0.1:{port_of('77', 0)}"
 
 
 def test_a_node_without_a_name_is_met_at_the_address_that_slurm_uses(monkeypatch):
     def fails(*_: object) -> None:
-        raise places.socket.gaierror
+        raise environment.socket.gaierror
 
-    monkeypatch.setattr(places.socket, "getaddrinfo", fails)
+    monkeypatch.setattr(environment.socket, "getaddrinfo", fails)
     monkeypatch.setattr(slurm, "host_names", lambda nodes: ["node-7"])
     monkeypatch.setattr(slurm, "node_address", lambda name: f"address-of-{name}")
-    launch = launch_of(current_place(STEP), "token")
+    launch = launch_of(current_rank(STEP), "token")
     assert launch is not None
     assert launch.init_method.startswith("tcp://address-of-node-7:")
 

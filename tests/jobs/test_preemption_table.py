@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from jobs.slurm.preemption import Decision, Kind, Place, Stop, leave
+from jobs.slurm.preemption import Decision, Launcher, RankEnvironment, StopReason, leave
 
 RUNNING = "JobState=RUNNING Restarts=2 PreemptTime=None"
 PREEMPTED = "JobState=RUNNING Restarts=2 PreemptTime=2026-11-28T12:00:00"
@@ -21,8 +21,8 @@ PAGE = [
     ("JobState={ending} Restarts=2 PreemptTime=None", "any", "quit"),
     ("JobState=RUNNING Restarts=3 PreemptTime=2026-11-28T12:00:00", "any", "quit"),
     (PREEMPTED, "any", "requeue"),
-    (RUNNING, "warning", "requeue"),
-    (RUNNING, "terminate", "stay"),
+    (RUNNING, "SIGUSR2", "requeue"),
+    (RUNNING, "SIGTERM", "stay"),
 ]
 ENDING = (
     *("CANCELLED", "COMPLETING", "PENDING", "REQUEUED", "PREEMPTED", "TIMEOUT"),
@@ -32,7 +32,7 @@ ROWS = [
     (answer.format(ending=state), stop, decision)
     for answer, signals, decision in PAGE
     for state in (ENDING if "{ending}" in answer else ("",))
-    for stop in (("warning", "terminate") if signals == "any" else (signals,))
+    for stop in (("SIGUSR2", "SIGTERM") if signals == "any" else (signals,))
 ]
 
 
@@ -96,7 +96,7 @@ esac
         (tmp_path / "scontrol").chmod(0o755)
         record = Record(idle)
         with pytest.raises(Left) as left:
-            leave(Place(Kind.slurm, "7", restarts=2), Stop[stop], record)
+            leave(RankEnvironment(Launcher.slurm, "7", restarts=2), StopReason[stop], record)
         ((decision, reason),) = record.noted
         calls = [line for line in asked.read_text().splitlines() if "show" not in line]
         return decision.value, reason, calls, left.value.args[0]
@@ -120,13 +120,13 @@ def test_these_are_the_rows_of_the_page():
     page = Path(REPOSITORY, "docs", "preemption.md").read_text()
     table = page.partition("| Slurm says | signal | decision |")[2].partition("\n\n")[0]
     rows = [line.split("|")[1:4] for line in table.splitlines()[2:]]
-    names = {"any": "any", "SIGUSR2": "warning", "SIGTERM alone": "terminate"}
+    names = {"any": "any", "SIGUSR2": "SIGUSR2", "SIGTERM alone": "SIGTERM"}
     assert [
         (names[told.strip()], re.match(r"\w+", decision.strip())[0]) for _, told, decision in rows
     ] == [(stop, decision) for _, stop, decision in PAGE]
 
 
-@pytest.mark.parametrize("stop", ["warning", "terminate"])
+@pytest.mark.parametrize("stop", ["SIGUSR2", "SIGTERM"])
 def test_a_job_that_saved_nothing_three_times_is_held_with_the_reason(end_of_a_job, stop):
     decision, reason, calls, code = end_of_a_job(PREEMPTED, stop=stop, idle=3)
     assert (decision, code) == ("hold", 75)
@@ -136,19 +136,19 @@ def test_a_job_that_saved_nothing_three_times_is_held_with_the_reason(end_of_a_j
 
 
 def test_a_job_that_may_not_be_requeued_is_left_at_once(end_of_a_job):
-    decision, _, calls, code = end_of_a_job(RUNNING, stop="warning", refuses=REFUSED)
+    decision, _, calls, code = end_of_a_job(RUNNING, stop="SIGUSR2", refuses=REFUSED)
     assert (decision, calls, code) == ("quit", ["requeue 7"], 75)
 
 
 @pytest.mark.parametrize(
     ("says", "stop", "decision"),
     [
-        ((SIGNALING, PREEMPTED), "terminate", "requeue"),
-        ((SIGNALING, "JobState=CANCELLED Restarts=2 PreemptTime=None"), "warning", "quit"),
-        (("SILENT", PREEMPTED), "terminate", "requeue"),
-        ((SIGNALING,), "terminate", "stay"),
-        ((SIGNALING,), "warning", "requeue"),
-        (("SILENT",), "warning", "stay"),
+        ((SIGNALING, PREEMPTED), "SIGTERM", "requeue"),
+        ((SIGNALING, "JobState=CANCELLED Restarts=2 PreemptTime=None"), "SIGUSR2", "quit"),
+        (("SILENT", PREEMPTED), "SIGTERM", "requeue"),
+        ((SIGNALING,), "SIGTERM", "stay"),
+        ((SIGNALING,), "SIGUSR2", "requeue"),
+        (("SILENT",), "SIGUSR2", "stay"),
     ],
 )
 def test_slurm_is_asked_until_its_answer_is_clear(end_of_a_job, says, stop, decision):

@@ -14,7 +14,7 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from jobs.slurm.environment import Kind, Place
+from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.heartbeat import Pulse, described, folder_of, missing_ranks, whereabouts
 
 SILENCE_S = 4.0  # more than the three beats within which an ear counts anew
@@ -22,18 +22,18 @@ SILENCE_S = 4.0  # more than the three beats within which an ear counts anew
 RANK = """
 import sys, time
 from pathlib import Path
-from jobs.slurm.environment import Kind, Place
+from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.heartbeat import Pulse
-place = Place(Kind.slurm, "7", rank=int(sys.argv[2]), num_ranks=2, node="node-b")
-with Pulse(Path(sys.argv[1]), place, 600, print) as pulse:
+env = RankEnvironment(Launcher.slurm, "7", rank=int(sys.argv[2]), num_ranks=2, node="node-b")
+with Pulse(Path(sys.argv[1]), env, 600, print) as pulse:
     pulse.reached(17)
     print("beating", flush=True)
     sys.stdin.read()
 """
 
 
-def place_of(rank: int) -> Place:
-    return Place(Kind.slurm, "7", rank=rank, num_ranks=2, node="node-a")
+def env_of(rank: int) -> RankEnvironment:
+    return RankEnvironment(Launcher.slurm, "7", rank=rank, num_ranks=2, node="node-a")
 
 
 @pytest.fixture
@@ -64,13 +64,13 @@ def heard(tmp_path):
         said.append(words)
         event.set()
 
-    with Pulse(tmp_path, place_of(0), SILENCE_S, say) as pulse:
+    with Pulse(tmp_path, env_of(0), SILENCE_S, say) as pulse:
         pulse.reached(17)
         yield said, event
 
 
 @pytest.mark.slow
-def test_a_stopped_rank_is_named_with_node_step_and_place(peer, heard):
+def test_a_stopped_rank_is_named_with_node_step_and_env(peer, heard):
     said, event = heard
     time.sleep(2.5)
     assert said == []
@@ -93,7 +93,7 @@ def test_a_rank_that_leaves_in_order_is_not_missed(peer, heard):
 
 def test_nobody_is_missed_before_all_have_met(tmp_path):
     said: list[str] = []
-    with Pulse(tmp_path, place_of(0), 0.5, said.append):
+    with Pulse(tmp_path, env_of(0), 0.5, said.append):
         time.sleep(2.5)  # it has not reached its first step: others may still be importing
     assert said == []
 
@@ -121,15 +121,15 @@ def test_a_rank_that_was_away_itself_begins_to_count_anew(tmp_path, peer):
 @pytest.mark.slow
 def test_a_rank_that_is_gone_is_told_from_one_that_is_behind(tmp_path, peer):
     time.sleep(1.5)
-    assert missing_ranks(tmp_path, place_of(0), 2.5) == ""
+    assert missing_ranks(tmp_path, env_of(0), 2.5) == ""
     peer.kill()
     peer.wait()
-    assert missing_ranks(tmp_path, place_of(0), 0.5).startswith("rank 1 on node-b, 17 steps done")
+    assert missing_ranks(tmp_path, env_of(0), 0.5).startswith("rank 1 on node-b, 17 steps done")
 
 
 def test_the_rank_that_is_behind_the_others_is_named(tmp_path):
-    place = Place(Kind.slurm, "7", rank=0, num_ranks=4)
-    folder = folder_of(tmp_path, place)
+    env = RankEnvironment(Launcher.slurm, "7", rank=0, num_ranks=4)
+    folder = folder_of(tmp_path, env)
     folder.mkdir(parents=True)
 
     def beat(rank: int, step: int) -> None:
@@ -146,7 +146,7 @@ def test_the_rank_that_is_behind_the_others_is_named(tmp_path):
     ranks.start()
     try:
         time.sleep(0.2)
-        found = missing_ranks(tmp_path, place, 0.5)
+        found = missing_ranks(tmp_path, env, 0.5)
     finally:
         over.set()
         ranks.join()

@@ -13,9 +13,9 @@ import pytest
 from jobs.slurm import client as slurm
 from jobs.slurm import preemption as requeue
 from jobs.slurm.client import JobState
-from jobs.slurm.environment import Kind, Place
+from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.preemption import Decision, Interrupted, decide, interruptible, settle
-from simclr.preemption import Stop
+from simclr.preemption import StopReason
 
 ENDING = ("COMPLETING", "PENDING", "CANCELLED", "FAILED", "NODE_FAIL", "A_STATE_TO_COME")
 
@@ -62,7 +62,7 @@ def answers(monkeypatch):
 def test_signaling_is_asked_again(answers):
     asked = answers(JobState("1", "SIGNALING"), JobState("1", "RUNNING", preempted=True))
     assert (
-        settle(Place(Kind.slurm, "1"), Stop.terminate, sleep=lambda seconds: None)
+        settle(RankEnvironment(Launcher.slurm, "1"), StopReason.SIGTERM, sleep=lambda seconds: None)
         is Decision.requeue
     )
     assert len(asked) == 2
@@ -71,18 +71,27 @@ def test_signaling_is_asked_again(answers):
 def test_a_job_that_stays_signaling_counts_as_running(answers):
     answers(JobState("1", "SIGNALING"))
     waited: list[float] = []
-    assert settle(Place(Kind.slurm, "1"), Stop.warning, sleep=waited.append) is Decision.requeue
+    assert (
+        settle(RankEnvironment(Launcher.slurm, "1"), StopReason.SIGUSR2, sleep=waited.append)
+        is Decision.requeue
+    )
     assert 2.9 <= sum(waited) <= 3.3
 
 
 def test_one_silence_of_the_controller_is_overheard(answers):
     answers(slurm.SlurmError("no answer"), JobState("1", "COMPLETING"))
-    assert settle(Place(Kind.slurm, "1"), Stop.warning, sleep=lambda seconds: None) is Decision.quit
+    assert (
+        settle(RankEnvironment(Launcher.slurm, "1"), StopReason.SIGUSR2, sleep=lambda seconds: None)
+        is Decision.quit
+    )
 
 
 def test_without_any_answer_the_rank_stays(answers):
     asked = answers(slurm.SlurmError("no answer"))
-    assert settle(Place(Kind.slurm, "1"), Stop.warning, sleep=lambda seconds: None) is Decision.stay
+    assert (
+        settle(RankEnvironment(Launcher.slurm, "1"), StopReason.SIGUSR2, sleep=lambda seconds: None)
+        is Decision.stay
+    )
     assert len(asked) == requeue.RETRIES
 
 
@@ -121,9 +130,11 @@ def leaving(monkeypatch):
     monkeypatch.setattr(requeue, "WAIT_S", 0.3)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
 
-    def leave(rank: int, stop: Stop, record: Record) -> int:
+    def leave(rank: int, stop: StopReason, record: Record) -> int:
         with pytest.raises(Left) as left:
-            requeue.leave(Place(Kind.slurm, "1", rank=rank, num_ranks=2), stop, record)
+            requeue.leave(
+                RankEnvironment(Launcher.slurm, "1", rank=rank, num_ranks=2), stop, record
+            )
         return left.value.args[0]
 
     yield leave
@@ -136,7 +147,7 @@ def test_the_main_rank_requeues_and_tells_the_others(leaving, answers, monkeypat
     requeued: list[str] = []
     monkeypatch.setattr(slurm, "requeue", lambda job_id: requeued.append(job_id) or True)
     record = Record()
-    assert leaving(0, Stop.warning, record) == 75
+    assert leaving(0, StopReason.SIGUSR2, record) == 75
     assert requeued == ["1"]
     assert record.told is Decision.requeue
 
@@ -145,7 +156,7 @@ def test_a_cancelled_job_is_left_without_a_requeue(leaving, answers, monkeypatch
     answers(JobState("1", "COMPLETING"))
     monkeypatch.setattr(slurm, "requeue", lambda job_id: pytest.fail("it would come back to life"))
     record = Record()
-    assert leaving(0, Stop.terminate, record) == 75
+    assert leaving(0, StopReason.SIGTERM, record) == 75
     assert record.told is Decision.quit
 
 
@@ -155,7 +166,7 @@ def test_three_attempts_without_progress_hold_the_job_with_a_reason(leaving, ans
     held: list[tuple[str, str]] = []
     monkeypatch.setattr(slurm, "hold", lambda job_id, reason: held.append((job_id, reason)))
     record = Record(idle=3)
-    leaving(0, Stop.warning, record)
+    leaving(0, StopReason.SIGUSR2, record)
     assert record.told is Decision.hold
     assert held == [("1", record.reason)]
     assert "3 attempts in a row saved nothing after step 12" in record.reason
@@ -165,7 +176,7 @@ def test_a_rank_that_was_left_behind_does_not_end_its_successor(leaving, answers
     answers(JobState("1", "RUNNING", restarts=1))
     monkeypatch.setattr(slurm, "requeue", lambda job_id: pytest.fail("the successor runs"))
     record = Record()
-    leaving(0, Stop.warning, record)
+    leaving(0, StopReason.SIGUSR2, record)
     assert record.told is Decision.quit
 
 
@@ -176,7 +187,7 @@ def test_a_job_that_may_not_be_requeued_is_left_at_once(leaving, answers, monkey
     answers(JobState("1", "RUNNING", preempted=True))
     monkeypatch.setattr(slurm, "requeue", refuse)
     record = Record()
-    leaving(0, Stop.warning, record)
+    leaving(0, StopReason.SIGUSR2, record)
     assert record.told is Decision.quit
 
 
@@ -188,17 +199,17 @@ def test_a_refused_requeue_lets_the_rank_stay(leaving, answers, monkeypatch):
     monkeypatch.setattr(slurm, "requeue", refuse)
     monkeypatch.setattr(requeue.time, "sleep", lambda seconds: None)
     record = Record()
-    leaving(0, Stop.warning, record)
+    leaving(0, StopReason.SIGUSR2, record)
     assert record.told is Decision.stay
 
 
 def test_another_rank_leaves_once_the_main_one_has_decided(leaving, monkeypatch):
     monkeypatch.setattr(requeue, "WAIT_S", 60.0)
-    assert leaving(1, Stop.warning, Record(decision=Decision.requeue)) == 75
+    assert leaving(1, StopReason.SIGUSR2, Record(decision=Decision.requeue)) == 75
 
 
 def test_another_rank_waits_bounded_for_a_main_one_that_never_decides(leaving):
-    assert leaving(1, Stop.warning, Record()) == 75
+    assert leaving(1, StopReason.SIGUSR2, Record()) == 75
 
 
 def test_the_first_signal_interrupts_and_the_second_does_not():
@@ -212,7 +223,7 @@ def test_the_first_signal_interrupts_and_the_second_does_not():
             seen.append(event.stop)
             os.kill(os.getpid(), signal.SIGUSR2)
             signal.sigtimedwait([], 0.1)
-    assert seen == [Stop.terminate]
+    assert seen == [StopReason.SIGTERM]
 
 
 def test_a_signal_before_anybody_listens_is_raised_where_somebody_does():
@@ -221,18 +232,18 @@ def test_a_signal_before_anybody_listens_is_raised_where_somebody_does():
         signal.sigtimedwait([], 0.1)
         with pytest.raises(Interrupted) as event:
             listen()
-    assert event.value.stop is Stop.warning
+    assert event.value.stop is StopReason.SIGUSR2
 
 
-@pytest.mark.parametrize(("name", "told"), [("SIGUSR2", "warning"), ("SIGTERM", "terminate")])
+@pytest.mark.parametrize(("name", "told"), [("SIGUSR2", "SIGUSR2"), ("SIGTERM", "SIGTERM")])
 def test_a_signal_that_was_blocked_from_the_start_lets_the_job_come_back(name, told):
     script = (
         "import os, signal, sys\n"
         f"os.kill(os.getpid(), signal.{name})\n"
         "from jobs.slurm import preemption as requeue\n"
-        "from jobs.slurm.environment import Kind, Place\n"
-        "requeue.current_place = lambda: Place(Kind.slurm, '1')\n"
-        "requeue.leave = lambda place, stop: sys.exit(stop.name)\n"
+        "from jobs.slurm.environment import Launcher, RankEnvironment\n"
+        "requeue.current_rank = lambda: RankEnvironment(Launcher.slurm, '1')\n"
+        "requeue.leave = lambda env, stop: sys.exit(stop.name)\n"
         "with requeue.requeued_if_stopped(): print('began')\n"
     )
     command = ["env", "--block-signal=USR2,TERM", sys.executable, "-c", script]

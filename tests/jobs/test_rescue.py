@@ -9,42 +9,43 @@ from collections import Counter
 import pytest
 from conftest import REPOSITORY
 
-from jobs.attempts import Attempt, read_attempts
-from jobs.slurm.environment import Kind, Place, forget_results
+from jobs.attempts import RunAttempt, read_attempts
+from jobs.slurm.environment import Launcher, RankEnvironment, forget_results
 from jobs.slurm.lost_rank import clear, lost_peer, note_failure, speaks_first, told_by_a_peer
 from jobs.slurm.preemption import Interrupted
-from simclr.preemption import LostPeerError, Stop
+from simclr.preemption import LostPeerError, StopReason
 
 SPEAKING = """
 import sys
 from pathlib import Path
-from jobs.slurm.environment import Kind, Place
+from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.lost_rank import speaks_first
-print(speaks_first(Path(sys.argv[1]), Place(Kind.slurm, "7", rank=int(sys.argv[2]), num_ranks=6)))
+env = RankEnvironment(Launcher.slurm, "7", rank=int(sys.argv[2]), num_ranks=6)
+print(speaks_first(Path(sys.argv[1]), env))
 """
 
 ABANDONING = """
 import sys
 from pathlib import Path
-from jobs.attempts import Attempt
-from jobs.slurm.environment import Place
+from jobs.attempts import RunAttempt
+from jobs.slurm.environment import RankEnvironment
 from jobs.slurm.lost_rank import abandon
-place = Place(num_ranks=2)
-Attempt(Path(sys.argv[1]), place)
-abandon(Path(sys.argv[1]), place, "rank 1 is silent")
+env = RankEnvironment(num_ranks=2)
+RunAttempt(Path(sys.argv[1]), env)
+abandon(Path(sys.argv[1]), env, "rank 1 is silent")
 """
 
 HANGING = """
 import sys, time
-from jobs.slurm.environment import Place
+from jobs.slurm.environment import RankEnvironment
 from jobs.slurm.lost_rank import end_anyway
-end_anyway(Place(), 76, 0.2)
+end_anyway(RankEnvironment(), 76, 0.2)
 time.sleep(60)
 """
 
 
-def place_of(rank: int = 0) -> Place:
-    return Place(Kind.slurm, "7", rank=rank, num_ranks=6, node="n")
+def env_of(rank: int = 0) -> RankEnvironment:
+    return RankEnvironment(Launcher.slurm, "7", rank=rank, num_ranks=6, node="n")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -73,9 +74,9 @@ def test_one_of_many_processes_speaks(tmp_path):
 
 
 def test_each_start_of_a_job_has_a_speaker_of_its_own(tmp_path):
-    assert speaks_first(tmp_path, place_of())
-    assert not speaks_first(tmp_path, place_of(1))
-    again = Place(Kind.slurm, "7", restarts=1, num_ranks=6)
+    assert speaks_first(tmp_path, env_of())
+    assert not speaks_first(tmp_path, env_of(1))
+    again = RankEnvironment(Launcher.slurm, "7", restarts=1, num_ranks=6)
     clear(tmp_path, again)
     assert speaks_first(tmp_path, again)
     assert [folder.name for folder in (tmp_path / "pulses").iterdir()] == ["7-1"]
@@ -83,8 +84,8 @@ def test_each_start_of_a_job_has_a_speaker_of_its_own(tmp_path):
 
 def test_where_nothing_can_be_written_the_main_rank_speaks(tmp_path, caplog):
     (tmp_path / "pulses").write_text("no folder")
-    assert speaks_first(tmp_path, place_of(0))
-    assert not speaks_first(tmp_path, place_of(1))
+    assert speaks_first(tmp_path, env_of(0))
+    assert not speaks_first(tmp_path, env_of(1))
     assert "nothing can be written" in caplog.text
 
 
@@ -93,7 +94,7 @@ def test_the_loss_of_a_peer_is_seen_behind_what_interrupted_it():
         try:
             raise LostPeerError("closed by peer")
         finally:
-            raise Interrupted(Stop.terminate)  # srun ends the ranks that are left
+            raise Interrupted(StopReason.SIGTERM)  # srun ends the ranks that are left
 
     with pytest.raises(Interrupted) as event:
         interrupted()
@@ -102,13 +103,13 @@ def test_the_loss_of_a_peer_is_seen_behind_what_interrupted_it():
 
 
 def test_the_first_rank_to_fail_is_the_one_that_is_noted(tmp_path):
-    Attempt(tmp_path, place_of())
-    assert not told_by_a_peer(tmp_path, place_of())
-    note_failure(tmp_path, place_of(3), ValueError("a bad shard"))
-    note_failure(tmp_path, place_of(0), RuntimeError("closed by peer"))
+    RunAttempt(tmp_path, env_of())
+    assert not told_by_a_peer(tmp_path, env_of())
+    note_failure(tmp_path, env_of(3), ValueError("a bad shard"))
+    note_failure(tmp_path, env_of(0), RuntimeError("closed by peer"))
     failed = [event["error"] for event in read_attempts(tmp_path) if event["event"] == "failed"]
     assert failed == ["rank 3 on n: ValueError: a bad shard"]
-    assert told_by_a_peer(tmp_path, place_of())
+    assert told_by_a_peer(tmp_path, env_of())
 
 
 def test_outside_slurm_the_cause_is_noted_and_the_process_fails(tmp_path):
@@ -123,10 +124,10 @@ def test_a_process_ends_even_if_the_run_folder_hangs():
 
 
 def test_results_of_an_earlier_start_are_forgotten_whole_or_half(tmp_path):
-    place = Place(Kind.slurm, "70_6", rank=1, log=str(tmp_path / "70_6_0_log.err"))
+    env = RankEnvironment(Launcher.slurm, "70_6", rank=1, log=str(tmp_path / "70_6_0_log.err"))
     gone = ("70_6_1_result.pkl", "70_6_1_result.pkl.save_tmp")
     kept = ("70_6_0_result.pkl", "70_1_result.pkl", "70_6_submitted.pkl")
     for name in (*gone, *kept):
         (tmp_path / name).write_text("")
-    forget_results(place)
+    forget_results(env)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from jobs.attempts import Attempt
+from jobs.attempts import RunAttempt
 from jobs.commands import status
 from jobs.run_dir import Submission, freeze, write_submission
-from jobs.slurm.environment import Place
+from jobs.slurm.environment import RankEnvironment
 from jobs.status.render import duration
 from simclr.config import TrainConfig
 
@@ -40,7 +40,7 @@ def runs(tmp_path):
     ):
         folder = tmp_path / "runs" / name
         freeze(folder, TrainConfig(run_dir=str(folder)))
-        Attempt(folder, Place()).note(event, **facts)
+        RunAttempt(folder, RankEnvironment()).note(event, **facts)
     return tmp_path / "runs"
 
 

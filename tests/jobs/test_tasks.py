@@ -18,13 +18,13 @@ from jobs.commands.pretrain import Pretrain
 from jobs.config import ClusterConfig
 from jobs.launch import dispatch
 from jobs.slurm import preemption as requeue
-from jobs.slurm.environment import Kind, Place
+from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.preemption import Interrupted
 from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
 from simclr.config import TrainConfig
 from simclr.evaluation.config import EvaluateConfig
 from simclr.export.config import ExportConfig
-from simclr.preemption import Preempted, Stop
+from simclr.preemption import Preempted, StopReason
 
 HERE = ClusterConfig()
 
@@ -38,7 +38,7 @@ def pretrain(tmp_path) -> Pretrain:
 
 
 def trains(monkeypatch: pytest.MonkeyPatch, outcome: Path | BaseException) -> None:
-    def train(self, place, attempt):
+    def train(self, env, attempt):
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -59,7 +59,7 @@ def test_a_finished_training_names_its_checkpoint(pretrain, monkeypatch):
 
 
 def test_a_stopped_training_says_where_it_saved(pretrain, monkeypatch):
-    trains(monkeypatch, Preempted(7, Stop.terminate))
+    trains(monkeypatch, Preempted(7, StopReason.SIGTERM))
     with pytest.raises(StoppedError, match="saved at step 7; the same command goes on"):
         dispatch(pretrain, HERE)
     assert events(pretrain)[-1]["event"] == "stop"
@@ -68,7 +68,7 @@ def test_a_stopped_training_says_where_it_saved(pretrain, monkeypatch):
 
 def test_a_stop_before_training_goes_on_from_the_newest_checkpoint(pretrain, monkeypatch):
     (pretrain.run_dir / "checkpoints" / "step-000000005").mkdir(parents=True)
-    trains(monkeypatch, Interrupted(Stop.terminate))
+    trains(monkeypatch, Interrupted(StopReason.SIGTERM))
     with pytest.raises(StoppedError, match="saved at step 5"):
         dispatch(pretrain, HERE)
 
@@ -83,26 +83,26 @@ def test_a_failure_is_written_down_and_raised(pretrain, monkeypatch):
 def test_in_a_slurm_job_a_stop_ends_by_slurms_word(pretrain, monkeypatch):
     left: list[object] = []
 
-    def leave(place: Place, stop: Stop, record: object = None) -> None:
-        left.append((place.kind, stop, record))
+    def leave(env: RankEnvironment, stop: StopReason, record: object = None) -> None:
+        left.append((env.launcher, stop, record))
         raise SystemExit(75)
 
-    monkeypatch.setattr(pretraining, "current_place", lambda: Place(Kind.slurm, "1"))
+    monkeypatch.setattr(pretraining, "current_rank", lambda: RankEnvironment(Launcher.slurm, "1"))
     monkeypatch.setattr(pretraining, "leave", leave)
-    trains(monkeypatch, Preempted(7, Stop.warning))
+    trains(monkeypatch, Preempted(7, StopReason.SIGUSR2))
     with pytest.raises(SystemExit):
         pretrain()
     (kind, stop, record) = left[0]
-    assert (kind, stop, record.step) == (Kind.slurm, Stop.warning, 7)
+    assert (kind, stop, record.step) == (Launcher.slurm, StopReason.SIGUSR2, 7)
 
 
 def test_packing_in_a_slurm_job_asks_to_come_back(monkeypatch):
-    left: list[Stop] = []
-    monkeypatch.setattr(requeue, "current_place", lambda: Place(Kind.slurm, "1"))
-    monkeypatch.setattr(requeue, "leave", lambda place, stop: left.append(stop))
+    left: list[StopReason] = []
+    monkeypatch.setattr(requeue, "current_rank", lambda: RankEnvironment(Launcher.slurm, "1"))
+    monkeypatch.setattr(requeue, "leave", lambda env, stop: left.append(stop))
     with requeue.requeued_if_stopped():
-        raise Interrupted(Stop.warning)
-    assert left == [Stop.warning]
+        raise Interrupted(StopReason.SIGUSR2)
+    assert left == [StopReason.SIGUSR2]
 
 
 def test_parts_of_an_array_pack_all_together(tmp_path, monkeypatch):
@@ -110,8 +110,8 @@ def test_parts_of_an_array_pack_all_together(tmp_path, monkeypatch):
     config = PackConfig(source=source, output=str(tmp_path / "out"), shard_size_mib=0.2)
     said = []
     for index in range(3):
-        place = Place(array_index=index, array_size=3)
-        monkeypatch.setattr(requeue, "current_place", lambda place=place: place)
+        env = RankEnvironment(array_index=index, array_size=3)
+        monkeypatch.setattr(requeue, "current_rank", lambda env=env: env)
         said.append(Pack(config)())
     assert said[:2] == ["", ""]
     assert said[2].endswith("6 simulated patches in 6 shards, manifest written")

@@ -9,11 +9,11 @@ import threading
 import pytest
 from conftest import REPOSITORY
 
-from simclr.preemption import Preempted, PreemptionGuard, Stop
+from simclr.preemption import Preempted, PreemptionGuard, StopReason
 
 
 @pytest.mark.parametrize(
-    ("number", "stop"), [(signal.SIGUSR2, Stop.warning), (signal.SIGTERM, Stop.terminate)]
+    ("number", "stop"), [(signal.SIGUSR2, StopReason.SIGUSR2), (signal.SIGTERM, StopReason.SIGTERM)]
 )
 def test_a_signal_is_noted_and_survived(number, stop):
     with PreemptionGuard() as guard:
@@ -27,7 +27,7 @@ def test_a_warning_outranks_a_termination_in_any_order():
         with PreemptionGuard() as guard:
             for number in order:
                 os.kill(os.getpid(), number)
-            assert guard.requested is Stop.warning
+            assert guard.requested is StopReason.SIGUSR2
 
 
 def test_former_handlers_come_back():
@@ -46,7 +46,7 @@ def alone(script: str, *wrapper: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize(("name", "told"), [("SIGUSR2", "warning"), ("SIGTERM", "terminate")])
+@pytest.mark.parametrize(("name", "told"), [("SIGUSR2", "SIGUSR2"), ("SIGTERM", "SIGTERM")])
 def test_a_signal_that_came_before_the_handler_is_not_lost(name, told):
     script = f"""
 import os, signal
@@ -68,7 +68,7 @@ with PreemptionGuard() as guard:
         os._exit(int(guard.requested))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), guard.requested.name)
 """
-    assert alone(script) == "0 no"
+    assert alone(script) == "0 NONE"
 
 
 def test_outside_the_main_thread_nothing_is_installed():
@@ -82,9 +82,9 @@ def test_outside_the_main_thread_nothing_is_installed():
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert seen == [Stop.no]
+    assert seen == [StopReason.NONE]
     assert signal.getsignal(signal.SIGUSR2) == before
 
 
 def test_the_event_tells_step_and_reason():
-    assert str(Preempted(12, Stop.warning)) == "asked to stop (warning); saved at step 12"
+    assert str(Preempted(12, StopReason.SIGUSR2)) == "asked to stop (SIGUSR2); saved at step 12"

@@ -126,7 +126,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_nothing_is_lost(
     os.kill(started[1][0].pid, number)
     first, second = results_of(started)
     assert first == second
-    stop = "warning" if number is signal.SIGUSR2 else "terminate"
+    stop = "SIGUSR2" if number is signal.SIGUSR2 else "SIGTERM"
     assert first.endswith(f"by {stop}")
     saved = int(newest_valid(tmp_path / "run").name[5:])
     assert first == f"stopped at {saved} by {stop}"

@@ -181,7 +181,7 @@ def test_a_time_limit_costs_no_step(cluster, shards, tmp_path):
     cluster.wait_for(reference.job_id, "COMPLETED", "FAILED", timeout_s=400)
     assert_finished_like(cluster, run, reference, restarts=1)
     (stop,) = run.events("stop")
-    assert (stop["signal"], stop["decision"]) == ("warning", "requeue")
+    assert (stop["signal"], stop["decision"]) == ("SIGUSR2", "requeue")
     assert lost_steps(run) == 0
 
 
@@ -201,7 +201,7 @@ def test_preemption_without_a_warning_is_understood_from_slurms_word(
     preempt(plain_cluster)
     assert_finished_like(plain_cluster, run, unbroken, restarts=1)
     (stop,) = run.events("stop")
-    assert (stop["signal"], stop["decision"]) == ("terminate", "requeue")
+    assert (stop["signal"], stop["decision"]) == ("SIGTERM", "requeue")
     assert lost_steps(run) == 0
 
 

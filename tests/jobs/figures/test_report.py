@@ -40,7 +40,7 @@ def test_a_run_that_has_not_begun_has_a_page(run):
 
 
 def test_attempts_are_drawn_on_a_line_of_time_and_told_in_a_table(run):
-    stop = {"event": "stop", "signal": "warning", "decision": "requeue", "step": 40}
+    stop = {"event": "stop", "signal": "SIGUSR2", "decision": "requeue", "step": 40}
     started(run, ends=[stop, {}, {"event": "failed", "error": "OSError: disk full"}])
     record = {"step": 40, "num_steps": 100, "loss": 2.0, "learning_rate": 0.1, "time": NOW}
     numbers = {"gradient_norm": 1.0, "chance_level": 3.0, "patches_per_s": 9.0}

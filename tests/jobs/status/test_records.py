@@ -103,7 +103,7 @@ def test_an_unknown_state_is_shown_and_taken_neither_for_running_nor_for_done(ru
 
 def test_a_requeued_run_waits_to_start_again(run):
     happened(run, "start")
-    happened(run, "stop", step=15, signal="warning", decision="requeue")
+    happened(run, "stop", step=15, signal="SIGUSR2", decision="requeue")
     record = describe(run, {"12": JobState("12", "PENDING", "BeginTime")}, NOW)
     assert record.state == "waiting: may not start yet; after a requeue for a minute or two"
     assert not record.needs_person
@@ -139,14 +139,14 @@ def test_a_failure_is_told_with_its_words(run):
 
 def test_a_cancelled_run_can_be_gone_on_with(run):
     trained(run)
-    happened(run, "stop", step=15, signal="terminate", decision="quit")
+    happened(run, "stop", step=15, signal="SIGTERM", decision="quit")
     record = describe(run, {"12": JobState("12", "CANCELLED")}, NOW)
     assert record.state.startswith("ended by Slurm (cancelled")
     assert record.action == "the same command goes on at step 15"
 
 
 def test_a_held_run_says_why(run):
-    happened(run, "stop", step=15, signal="warning", decision="hold")
+    happened(run, "stop", step=15, signal="SIGUSR2", decision="hold")
     assert describe(run, {}, NOW).state == "held: three attempts in a row saved nothing"
 
 
@@ -210,7 +210,7 @@ def test_work_at_risk_and_the_time_limit_are_told(run):
 
 def test_each_attempt_is_told_with_its_cause_also_one_that_left_no_word(run):
     happened(run, "start", restarts=0)
-    happened(run, "stop", step=15, signal="warning", decision="requeue")
+    happened(run, "stop", step=15, signal="SIGUSR2", decision="requeue")
     happened(run, "start", attempt=2, restarts=1)
     happened(run, "start", attempt=3, restarts=2)
     happened(run, "finished", attempt=3, first_step=15, checkpoint="step-000000100")
