@@ -118,8 +118,8 @@ def store_features(
 ) -> None:
     """Leave the features of every network in the cache; every rank takes a share of the samples.
 
-    Shares are stretches without overlap or padding, joined in order: the stored rows are those
-    that one rank alone would have stored.
+    Shares are stretches without overlap or padding, joined in order: the stored rows equal those
+    that one rank alone would have stored, up to the rounding of batches of another size.
 
     Args:
         cache: where features of earlier evaluations lie, on storage that all ranks see.

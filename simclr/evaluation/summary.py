@@ -56,7 +56,10 @@ def feature_map(setting: Setting, features: Features) -> dict[str, Any]:
     spread = rows.std(dim=0, correction=0)
     rows = (rows - rows.mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
     left, size, _ = torch.linalg.svd(rows, full_matrices=False)
-    points = left[:, :2] * size[:2]
+    left = left[:, :2]
+    # an axis has no sign of its own: the patch farthest out lies on its positive side
+    farthest = left.gather(0, left.abs().argmax(dim=0, keepdim=True))
+    points = left * farthest.sign() * size[:2]
     share = size[:2].square() / size.square().sum().clamp_min(torch.finfo(size.dtype).tiny)
     return {
         "points": points.numpy().round(3).tolist(),
