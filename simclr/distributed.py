@@ -85,15 +85,15 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Concatenate the rows of all ranks in rank order: (R, ...) to (W * R, ...).
+def gather_rows(rows: torch.Tensor, group: Group = None) -> torch.Tensor:
+    """Concatenate the rows of a group's ranks, of all without one: (R, ...) to (W * R, ...).
 
     Every rank must bring the same shape. No gradient flows through this call.
     """
-    if num_ranks() == 1:
+    if num_ranks(group) == 1:
         return rows
-    gathered = rows.new_empty((num_ranks() * rows.shape[0], *rows.shape[1:]))
-    _gather_single(gathered, rows.contiguous())
+    gathered = rows.new_empty((num_ranks(group) * rows.shape[0], *rows.shape[1:]))
+    _gather_single(gathered, rows.contiguous(), group=group)
     return gathered
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from ranks import CPU, in_world
@@ -25,7 +28,7 @@ from simclr.config import (
 )
 from simclr.distributed import Launch, World, average_gradients, group_of_node
 from simclr.loss import contrastive_loss
-from simclr.model.batchnorm import join_statistics
+from simclr.model.batchnorm import GroupBatchNorm, _NativeBatchNorm, join_statistics
 from simclr.model.simclr import SimCLR
 from simclr.optim import build_optimizer
 from simclr.preemption import Preempted
@@ -92,6 +95,95 @@ def _world_batchnorm(world: World, values: torch.Tensor) -> dict[str, Any]:
         "running_var": layer[0].running_var,
         "running_mean": layer[0].running_mean,
     }
+
+
+def native_batchnorm(launch: Launch, values: torch.Tensor) -> Any:
+    """Return the results of BatchNorm over ranks by the kernels' way and by the CPU's."""
+    return in_world(_native_batchnorm, launch, values)
+
+
+def _native_batchnorm(world: World, values: torch.Tensor) -> Any:
+    results = []
+    for native in (True, False):
+        torch.manual_seed(0)
+        layer = GroupBatchNorm(values.shape[1])
+        nn.init.uniform_(layer.weight)
+        nn.init.uniform_(layer.bias)
+        share = values.chunk(world.size)[world.rank].clone().requires_grad_()
+        if native:
+            with documented_kernels():
+                output = _NativeBatchNorm.apply(share, layer.weight, layer.bias, layer)
+                (output**3).mean().backward()
+        else:
+            output = layer(share)
+            (output**3).mean().backward()
+        results.append(
+            {
+                "output": output.detach(),
+                "input": share.grad,
+                "weight": layer.weight.grad,
+                "bias": layer.bias.grad,
+                "running_mean": layer.running_mean,
+                "running_var": layer.running_var,
+            }
+        )
+    return results
+
+
+def _axes(x):
+    return [axis for axis in range(x.dim()) if axis != 1]
+
+
+def _wide(per_channel, x):
+    return per_channel.view(1, -1, *[1] * (x.dim() - 2))
+
+
+class DocumentedKernels:
+    """What torch's SyncBatchNorm kernels, which only CUDA has, are to return, for a CPU."""
+
+    @staticmethod
+    def stats(x, eps):
+        return x.mean(_axes(x)), (x.var(_axes(x), unbiased=False) + eps).rsqrt()
+
+    @staticmethod
+    def gather_stats_with_counts(
+        x, means, invstds, running_mean, running_var, momentum, eps, counts
+    ):
+        shares = (counts / counts.sum())[:, None]
+        mean = (means * shares).sum(0)
+        square = ((invstds**-2 - eps + means**2) * shares).sum(0)
+        variance, total = square - mean**2, counts.sum()
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(variance * total / (total - 1), momentum)
+        return mean, (variance + eps).rsqrt()
+
+    @staticmethod
+    def elemt(x, weight, bias, mean, invstd, eps):
+        return (x - _wide(mean, x)) * _wide(invstd * weight, x) + _wide(bias, x)
+
+    @staticmethod
+    def backward_reduce(dy, x, mean, invstd, weight, *_):
+        sum_dy, centred = dy.sum(_axes(x)), x - _wide(mean, x)
+        sum_dy_xmu = (dy * centred).sum(_axes(x))
+        return sum_dy, sum_dy_xmu, sum_dy_xmu * invstd, sum_dy
+
+    @staticmethod
+    def backward_elemt(dy, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts):
+        assert counts.dtype is torch.int32
+        total = counts.sum()
+        projected = (x - _wide(mean, x)) * _wide(invstd**2 * sum_dy_xmu / total, x)
+        return (dy - _wide(sum_dy / total, x) - projected) * _wide(invstd * weight, x)
+
+
+@contextmanager
+def documented_kernels() -> Iterator[None]:
+    """Let a CPU compute by ``DocumentedKernels``."""
+    with ExitStack() as stack:
+        for name, kernel in vars(DocumentedKernels).items():
+            if isinstance(kernel, staticmethod):
+                patched = mock.patch.object(torch, f"batch_norm_{name}", kernel.__func__)
+                stack.enter_context(patched)
+        yield
 
 
 def node_batchnorm(launch: Launch, values: torch.Tensor) -> torch.Tensor:

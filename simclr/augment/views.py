@@ -34,12 +34,12 @@ class _Group:
 
     Attributes:
         name: of the group.
-        positions: (c,) where they stand in the group.
+        positions: (c,) where they stand in the group; None: all of them, in the group's order.
         channels: (c,) which channels of a view they become, ascending.
     """
 
     name: str
-    positions: torch.Tensor
+    positions: torch.Tensor | None
     channels: torch.Tensor
 
 
@@ -149,8 +149,11 @@ class ViewMaker:
 
     def _normalise(self, batch: Batch, group: _Group) -> torch.Tensor:
         """Return a group's selected bands as z-scores, nodata at 0, the mean: (B, n, c, n)."""
-        stored = batch.groups[group.name][:, group.positions].permute(0, 2, 1, 3)
-        values = stored.to(torch.float32, memory_format=torch.contiguous_format)
+        stored = batch.groups[group.name]
+        if group.positions is not None:
+            # CUDA has no kernel that indexes uint16; copies know it, and turn it into float32.
+            stored = stored.view(torch.int16)[:, group.positions].view(torch.uint16)
+        values = stored.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format)
         mean = self._mean[batch.source][:, None, group.channels, None]
         std = self._std[batch.source][:, None, group.channels, None]
         seen = values != _NODATA
@@ -194,10 +197,11 @@ def _groups(corpus: Corpus, device: torch.device) -> list[_Group]:
     for group in corpus.groups:
         channels = [number for number, band in enumerate(corpus.bands) if band in group.bands]
         positions = [group.bands.index(corpus.bands[number]) for number in channels]
+        whole = positions == list(range(len(group.bands)))
         groups.append(
             _Group(
                 group.name,
-                torch.tensor(positions, device=device),
+                None if whole else torch.tensor(positions, device=device),
                 torch.tensor(channels, device=device),
             )
         )

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from make_data import packed_arrays
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from preprocess.bands import L2A_BANDS
 from simclr.augment import parallel as lists
@@ -17,6 +19,12 @@ PRESETS = [
     "paper_literal", "paper", "corrected", "standard", "geometric_standard",
     "none", "all", "geometric", "pixel",
 ]  # fmt: skip
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Take the way that a GPU takes: all views at once, and no lists of them."""
+    monkeypatch.setattr(lists, "is_free", lambda device: False)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +42,25 @@ def corpus(shards):
 @pytest.fixture(scope="module")
 def batch(corpus):
     return next(iter(sequential_batches(corpus, 32, CPU)))
+
+
+# What CUDA's kernels do with unsigned integers of more than eight bits: copies and views.
+COPIES = {
+    "_to_copy", "alias", "as_strided", "clone", "contiguous", "copy_", "detach", "empty",
+    "empty_like", "empty_strided", "permute", "select", "slice", "transpose", "unsqueeze", "view",
+}  # fmt: skip
+UNSIGNED = {torch.uint16, torch.uint32, torch.uint64}
+
+
+class AsOnCuda(TorchDispatchMode):
+    """Refuses what torch has a CPU kernel for, and no CUDA kernel: work on unsigned integers."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, torch.Tensor) and value.dtype in UNSIGNED and name not in COPIES:
+                raise NotImplementedError(f'"{name}" not implemented for {value.dtype}')
+        return func(*args, **(kwargs or {}))
 
 
 def part(batch: Batch, rows: torch.Tensor) -> Batch:
@@ -59,6 +86,29 @@ def test_channels_follow_the_order_of_the_bands(shards, batch):
     back = ViewMaker(open_corpus(shards, bands), AugmentConfig(), 0, CPU)
     expected = forth.plain(batch)[:, [L2A_BANDS.index(band) for band in bands]]
     torch.testing.assert_close(back.plain(batch), expected)
+
+
+def test_the_guard_refuses_what_cuda_would():
+    stored = torch.zeros(2, 2, 2, 2, dtype=torch.uint16)
+    with AsOnCuda(), pytest.raises(NotImplementedError, match="index"):
+        stored[:, torch.tensor([1, 0])]
+
+
+@pytest.mark.parametrize("bands", [list(L2A_BANDS), ["B12", "B02", "B01", "B08"]])
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_no_view_needs_integers_that_cuda_does_not_know(shards, batch, bands):
+    maker = ViewMaker(open_corpus(shards, bands), AugmentConfig(preset="all"), 0, CPU)
+    expected = maker.two_views(batch, epoch=0), maker.plain(batch)
+    with AsOnCuda():
+        views = maker.two_views(batch, epoch=0), maker.plain(batch)
+    assert all(torch.equal(a, b) for a, b in zip(views, expected, strict=True))
+
+
+def test_values_beyond_half_the_range_stay_positive(shards, batch):
+    bright = part(batch, torch.arange(2))
+    bright.groups["b10"].view(torch.int16)[...] = -5536  # the bits of 60,000
+    maker = ViewMaker(open_corpus(shards, ["B08", "B02"]), AugmentConfig(), 0, CPU)
+    assert (maker.plain(bright) > 0).all()
 
 
 def test_nodata_becomes_the_mean(corpus, batch):

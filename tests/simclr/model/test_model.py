@@ -5,6 +5,7 @@ import torch
 from rank_jobs import (
     averaged_gradient,
     gradients_with_world_statistics,
+    native_batchnorm,
     node_batchnorm,
     world_batchnorm,
 )
@@ -66,6 +67,14 @@ def test_batchnorm_over_ranks_equals_one_process_on_the_joined_batch(tmp_path):
     for result in results:
         torch.testing.assert_close(result["running_mean"], layer.running_mean)
         torch.testing.assert_close(result["running_var"], layer.running_var)
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 5, 5), (8, 3)])
+def test_the_kernels_of_cuda_are_combined_to_the_same_values(tmp_path, shape):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    for native, written_out in run_ranks(native_batchnorm, 2, tmp_path, values):
+        for name, value in written_out.items():
+            torch.testing.assert_close(native[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_gradients_of_the_whole_network_on_ranks_equal_one_process(tmp_path):
