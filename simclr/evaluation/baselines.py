@@ -20,8 +20,8 @@ from simclr.config import ModelConfig, require
 from simclr.evaluation.config import EvaluateConfig, Protocol
 from simclr.evaluation.features import Embedder
 from simclr.evaluation.session import PRETRAINED
-from simclr.evaluation.weights import load_weights
 from simclr.model.simclr import build_encoder
+from simclr.model.weights import load_encoder_file
 
 RANDOM_ENCODER = "random encoder"
 RANDOM_CONVOLUTIONS = "random convolutions"
@@ -151,7 +151,7 @@ def open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.M
         ValueError: there is neither, or it reads other bands.
     """
     if not (path / CHECKPOINTS).is_dir():
-        return load_weights(path, bands, device)
+        return load_encoder_file(path, bands, device)
     run = load_pretrained(path, device)
     require(
         run.config.data.bands == list(bands),

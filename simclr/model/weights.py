@@ -1,63 +1,129 @@
-"""A file of encoder weights comes in, the encoder that starts from them goes out.
+"""Weights of ResNets with torchvision's names, from files of this project or of others.
 
-The first layer follows the bands by one rule. A kernel of the file belongs to a band if
-``weights_bands`` says so; every other band takes the mean kernel of the file. All of them are
-multiplied by (bands of the file) / (bands of the run), so that an input equal in all bands gives
-the activation that it gave before. A file with the run's own bands in the same order is taken as
-it is.
+``start_from`` initialises a pretraining, ``load_encoder_file`` gives an encoder to an evaluation,
+and ``adapt_kernel`` is the one rule by which a first layer follows the bands: a kernel belongs to a
+band if the bands of the file are known; every other band takes the mean kernel. All are multiplied
+by (bands of the file) / (bands wanted), so that an input equal in all bands gives the activation
+that it gave before.
 """
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from simclr.config import require
+from simclr.config import EncoderName, ModelConfig, Stem, require
+from simclr.model.simclr import build_encoder
 
 _FIRST = "conv1.weight"
-_INSIDE = ("encoder", "state_dict", "model")  # keys under which files keep the weights
+_RGB = ("B04", "B03", "B02")
+_CONTAINERS = ("state_dict", "model", "encoder")  # keys under which files keep the weights
+_PREFIXES = ("module.", "encoder.", "backbone.", "model.", "resnet.")
+# blocks of the four stages, and convolutions of a block
+_ARCHITECTURES: dict[tuple[tuple[int, ...], int], EncoderName] = {
+    ((2, 2, 2, 2), 2): EncoderName.resnet18,
+    ((3, 4, 6, 3), 2): EncoderName.resnet34,
+    ((3, 4, 6, 3), 3): EncoderName.resnet50,
+    ((3, 4, 23, 3), 3): EncoderName.resnet101,
+    ((3, 8, 36, 3), 3): EncoderName.resnet152,
+}
+
+_log = logging.getLogger("simclr")
+
+
+class BandSubset(nn.Module):
+    """An encoder that reads only some channels of a view."""
+
+    def __init__(self, encoder: nn.Module, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.channels = list(channels)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Return h (B, width) of views (B, C, S, S)."""
+        h: Tensor = self.encoder(views[:, self.channels])
+        return h
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Name the parts as the encoder does."""
+        return self.encoder.get_submodule(target) if target else self
 
 
 def start_from(
     encoder: nn.Module, path: Path, bands: Sequence[str], weights_bands: Sequence[str]
 ) -> None:
-    """Load weights into a torchvision ResNet without a classifier.
+    """Initialise a torchvision ResNet without a classifier from a file.
 
     Args:
         encoder: takes the weights.
-        path: .safetensors, or a .pt that holds tensors under torchvision's names, bare or under
-            ``encoder``, ``state_dict`` or ``model``; ``module.`` before a name and ``fc.`` are
-            dropped.
+        path: .safetensors, or a torch file that holds nothing but tensors.
         bands: input channels of the encoder.
         weights_bands: input channels of the file; empty if unknown.
 
     Raises:
-        ValueError: the file is no such file, or of another architecture.
+        ValueError: the file cannot be read, or is of another architecture.
     """
-    state = _read(path)
-    require(_FIRST in state, f"model.weights {path} has no {_FIRST}; give a ResNet's weights")
-    wanted = encoder.state_dict()
-    kernel = state[_FIRST]
+    name = f"model.weights {path}"
+    state = _read(path, name)
+    require(_FIRST in state, f"{name} has no {_FIRST}; give a ResNet's weights")
+    wanted, kernel = encoder.state_dict(), state[_FIRST]
+    size, wanted_size = ("x".join(map(str, one.shape[2:])) for one in (kernel, wanted[_FIRST]))
     require(
-        kernel.shape[2:] == wanted[_FIRST].shape[2:],
-        f"model.weights {path} has a first layer of {_size(kernel)}, model.stem asks for "
-        f"{_size(wanted[_FIRST])}; take the other model.stem",
+        size == wanted_size,
+        f"{name} has a first layer of {size}, model.stem asks for {wanted_size}; take the other "
+        "model.stem",
     )
+    if not weights_bands and kernel.shape[1] != len(bands):
+        _log.warning(
+            "%s reads %d bands of unknown names, the run %d: every band starts from their mean "
+            "kernel; name them with model.weights_bands to keep kernels of equal bands",
+            name,
+            kernel.shape[1],
+            len(bands),
+        )
     state[_FIRST] = adapt_kernel(kernel, bands, weights_bands)
-    # A count of batches that only averaging BatchNorms use; older files lack it.
-    counts = {name: value for name, value in wanted.items() if name.endswith("batches_tracked")}
-    _require_equal_shapes(path, state, wanted, set(counts))
-    encoder.load_state_dict({**counts, **state})
+    _load(encoder, state, name, "set model.encoder to the network of the file")
 
 
-def adapt_kernel(
-    kernel: torch.Tensor, bands: Sequence[str], weights_bands: Sequence[str]
-) -> torch.Tensor:
+def load_encoder_file(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:
+    """Build the ResNet that a file describes, in evaluation mode; timm's and torchgeo's fit too.
+
+    Args:
+        path: .safetensors, .pt or .pth; or the folder of an export.
+        bands: of the views that it is to embed.
+        device: where it goes.
+
+    Returns:
+        Views (B, C, S, S) float32 to h (B, width).
+
+    Raises:
+        ValueError: there is no such file, it holds no ResNet, or it reads another number of
+            bands. Weights for three bands are taken to be for B04, B03, B02.
+    """
+    file = path / "encoder.safetensors" if path.is_dir() else path
+    require(file.is_file(), f"{path} is no run folder, export or file of weights")
+    state = _read(file, str(file))
+    stem = Stem.small if _FIRST in state and state[_FIRST].shape[-1] == 3 else Stem.standard
+    model = ModelConfig(encoder=_architecture(file, state), stem=stem)
+    num_bands = int(state[_FIRST].shape[1])
+    encoder = build_encoder(model, num_bands)
+    _load(encoder, state, str(file), "give weights of a plain ResNet")
+    encoder.to(device).eval().requires_grad_(False)
+    if num_bands == len(bands):
+        return encoder
+    require(
+        num_bands == len(_RGB) and set(_RGB) <= set(bands),
+        f"{file} reads {num_bands} bands, the run {len(bands)}: {', '.join(bands)}",
+    )
+    return BandSubset(encoder, [list(bands).index(band) for band in _RGB]).eval()
+
+
+def adapt_kernel(kernel: Tensor, bands: Sequence[str], weights_bands: Sequence[str]) -> Tensor:
     """Return a first layer (F, len(bands), k, k) from one of other bands (F, C, k, k).
 
     Raises:
@@ -75,58 +141,63 @@ def adapt_kernel(
     return torch.stack([own.get(band, mean) for band in bands], dim=1) * (num / len(bands))
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    require(path.is_file(), f"model.weights {path} is not a file")
-    content = _content(path)
-    require(isinstance(content, Mapping), f"model.weights {path} holds no weights by name")
-    for name in _INSIDE:
-        if isinstance(content.get(name), Mapping):
-            content = content[name]
-    named = {name.removeprefix("module."): value for name, value in content.items()}
-    return {
-        name: value
-        for name, value in named.items()
-        if isinstance(value, torch.Tensor) and not name.startswith("fc.")
-    }
-
-
-def _content(path: Path) -> Any:
+def _read(path: Path, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, without prefixes of wrappers and without ``fc``."""
+    require(path.is_file(), f"{name} is not a file")
     from safetensors import SafetensorError
-    from safetensors.torch import load_file  # an extra that only such files need
+    from safetensors.torch import load_file
 
+    content: object
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    # torch has no class of its own for this, and words of many lines
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # torch has no class of its own for this, and messages of many lines
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"model.weights {path} cannot be read; give a .safetensors, or a .pt that holds "
-            "nothing but tensors"
+            f"{name} cannot be read; give a .safetensors, or a .pt that holds nothing but tensors"
         ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{name} holds no weights by name")
+    for key in _CONTAINERS:
+        content = content[key] if isinstance(content.get(key), Mapping) else content
+    state = {}
+    for full, tensor in content.items():
+        short = full
+        while prefix := next((one for one in _PREFIXES if short.startswith(one)), ""):
+            short = short.removeprefix(prefix)
+        if isinstance(tensor, Tensor) and not short.startswith("fc."):
+            state[short] = tensor
+    return state
 
 
-def _require_equal_shapes(
-    path: Path,
-    state: Mapping[str, torch.Tensor],
-    wanted: Mapping[str, torch.Tensor],
-    optional: set[str],
-) -> None:
-    missing = sorted(wanted.keys() - state.keys() - optional)
-    unknown = sorted(state.keys() - wanted.keys())
-    shared = sorted(state.keys() & wanted.keys())
-    other = [name for name in shared if state[name].shape != wanted[name].shape]
+def _load(encoder: nn.Module, state: Mapping[str, Tensor], name: str, fix: str) -> None:
+    wanted = encoder.state_dict()
+    # A count of batches that only averaging BatchNorms use; older files lack it.
+    counts = {key: value for key, value in wanted.items() if key.endswith("batches_tracked")}
+    found = {**counts, **state}
+    other = sorted(key for key in wanted.keys() & found if wanted[key].shape != found[key].shape)
     for what, names in (
-        ("lacks", missing),
-        ("has unknown", unknown),
+        ("lacks", sorted(wanted.keys() - found.keys())),
+        ("has unknown", sorted(found.keys() - wanted.keys())),
         ("has another shape of", other),
     ):
-        require(
-            not names,
-            f"model.weights {path} {what} {', '.join(names[:3])} ({len(names)} in all); set "
-            "model.encoder to the network of the file",
+        shown = ", ".join(names[:3])
+        require(not names, f"{name} {what} {shown} ({len(names)} in all); {fix}")
+    encoder.load_state_dict(found)
+
+
+def _architecture(file: Path, state: Mapping[str, Tensor]) -> EncoderName:
+    stages = tuple(
+        len({name.split(".")[1] for name in state if name.startswith(f"layer{stage}.")})
+        for stage in (1, 2, 3, 4)
+    )
+    convolutions = 3 if "layer1.0.conv3.weight" in state else 2
+    found = _ARCHITECTURES.get((stages, convolutions))
+    if found is None or _FIRST not in state:
+        raise ValueError(
+            f"{file} holds no ResNet-18, 34, 50, 101 or 152 with torchvision's names; its first "
+            f"names are {', '.join(list(state)[:3])}"
         )
-
-
-def _size(kernel: torch.Tensor) -> str:
-    return f"{kernel.shape[2]}x{kernel.shape[3]}"
+    return found

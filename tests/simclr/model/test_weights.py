@@ -8,7 +8,7 @@ from torchvision.models import resnet18
 
 from simclr.config import EncoderName, ModelConfig, Stem
 from simclr.model.simclr import build_encoder
-from simclr.model.weights import adapt_kernel, start_from
+from simclr.model.weights import adapt_kernel, load_encoder_file, start_from
 
 RGB = ["B04", "B03", "B02"]
 
@@ -82,3 +82,25 @@ def test_what_is_no_file_of_weights_is_refused_in_one_line(tmp_path, name, conte
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot be read; give a \.safetensors, or a \.pt"):
         start_from(fresh(RGB), tmp_path / name, RGB, [])
+
+
+def test_a_file_of_unknown_bands_for_another_number_of_them_says_what_was_done(published, caplog):
+    _, folder = published
+    bands = [*RGB, "B08"]
+    start_from(fresh(bands), folder / "rgb.pt", bands, RGB)
+    assert not caplog.records
+    start_from(fresh(bands), folder / "rgb.pt", bands, [])
+    assert "reads 3 bands of unknown names, the run 4" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.encoder."])
+def test_a_file_describes_its_own_network_whatever_wraps_its_names(published, tmp_path, prefix):
+    network, _ = published
+    state = {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "wrapped.pt")
+    encoder = load_encoder_file(
+        tmp_path / "wrapped.pt", ["B02", *RGB[:2]][::-1], torch.device("cpu")
+    )
+    views = torch.randn(2, 3, 64, 64)
+    network.fc = nn.Identity()
+    torch.testing.assert_close(encoder(views), network(views))
