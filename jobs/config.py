@@ -206,7 +206,6 @@ class StudyName(Enum):
     """What is varied; ``published`` only analyses the table of the SimCLR-S2 study (2021)."""
 
     augmentation = "augmentation"
-    bans = "bans"
     optimizer = "optimizer"
     rate = "rate"
     labels = "labels"
@@ -238,12 +237,6 @@ class StudyConfig(TrainConfig):
         max_hours: a study that is expected to take more hours of one device is refused.
         expected_rate: pairs a second of one job, until a run of the study has measured it; a
             ResNet-50 on patches of 120 pixels makes some 500 on most GPUs, and more on new ones.
-        runs_per_job: trainings that one job makes side by side on its device, each a process; they
-            must fit into its memory together. For small networks, which leave most of it idle.
-        halving: after each seed give up the lower half of the arms; the report says so. On Slurm
-            the same command starts the next round when one is scored.
-        bans_from: of study=bans: folder of a study of augmentation, whose couplets decide what is
-            banned; empty makes one with half of the seeds. The other seeds test the bans.
         died_after_steps: of the arm ``sgd 2021`` of study=optimizer: the step from which its
             learning rate is zero.
     """
@@ -261,9 +254,6 @@ class StudyConfig(TrainConfig):
     max_runs: int = 200
     max_hours: float = 24.0
     expected_rate: float = 500.0
-    runs_per_job: int = 1
-    halving: bool = False
-    bans_from: str = ""
     died_after_steps: int = 1000
 
     def __post_init__(self) -> None:
@@ -279,16 +269,7 @@ class StudyConfig(TrainConfig):
             len(self.fractions) < 2 or self.study is StudyName.labels,
             f"fractions is {self.fractions}; several shares of the labels are study=labels",
         )
-        kept = {StudyName.labels: "has one arm", StudyName.bans: "needs every couplet's score"}
-        require(
-            not self.halving or self.study not in kept,
-            f"halving is true; study={self.study.value} {kept.get(self.study)}: leave halving out",
-        )
-        require(
-            not self.bans_from or self.study is StudyName.bans,
-            f"bans_from is {self.bans_from}; only study=bans derives bans",
-        )
-        for name in ("runs_per_job", "max_hours", "expected_rate", "died_after_steps"):
+        for name in ("max_hours", "expected_rate", "died_after_steps"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give more than 0")
 
     @property

@@ -7,9 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import Any
 
 from jobs.cli import main as cli
 from jobs.cli.help import Help
@@ -17,14 +15,11 @@ from jobs.cli.schema import StudyApp, narrow
 from jobs.command import again, alone
 from jobs.commands.evaluate import Evaluate
 from jobs.commands.pretrain import Pretrain
-from jobs.commands.together import Together, TogetherConfig
 from jobs.config import ClusterConfig, Executor, StudyConfig, StudyName
 from jobs.launch import collecting, dispatch, submit_members
 from jobs.run_dir import JOB_FOLDER, is_done, provenance
 from jobs.slurm.preemption import requeued_if_stopped
-from jobs.study.analysis import scores_of, tabulate
-from jobs.study.arms import Member, count_patches, members_of, most_steps
-from jobs.study.bans import bans_members
+from jobs.study.arms import StudyRun, count_patches, most_steps, runs_of
 from preprocess.shards.manifest import read_manifest
 from simclr.checkpoint.manifest import CHECKPOINTS
 from simclr.config import require
@@ -106,116 +101,34 @@ class Analyse:
             return write_study(self.config, self.made_by)
 
 
-FEWEST = 2  # arms that are always left, the reference among them
-
-
-def due(config: StudyConfig) -> list[Member]:
-    """Return the runs that may be made or have been; those of later rounds wait for scores.
+def check_budget(config: StudyConfig, runs: Sequence[StudyRun], cluster: ClusterConfig) -> str:
+    """Return what the runs that are left will cost.
 
     Raises:
-        ValueError: the study cannot be.
+        ValueError: it is more than ``max_hours``.
     """
-    return _members(config, foreseen=False)
-
-
-def foreseen(config: StudyConfig) -> list[Member]:
-    """Return the runs that are due, and for those that will be, others that cost as much.
-
-    Raises:
-        ValueError: the study cannot be.
-    """
-    return _members(config, foreseen=True)
-
-
-def _members(config: StudyConfig, *, foreseen: bool) -> list[Member]:
-    if config.study is StudyName.bans:
-        return bans_members(config, foreseen=foreseen)
-    members = members_of(config)
-    if not config.halving:
-        return members
-    names = list(dict.fromkeys(member.arm for member in members))
-    left, chosen = names, list[Member]()
-    for seed in config.seeds:
-        chosen += [one for one in members if one.seed == seed and one.arm in left]
-        ranked = _ranked(config, chosen, left) or (left if foreseen else [])
-        if not ranked:
-            break
-        # whatever its score, the first arm stays: all differences are taken to it
-        others = [name for name in ranked if name != names[0]]
-        left = [names[0], *others[: max(FEWEST, len(left) // 2) - 1]]
-    return chosen
-
-
-def _ranked(config: StudyConfig, members: list[Member], arms: list[str]) -> list[str]:
-    """Return arms from the best to the worst, or nothing as long as one of their runs has none."""
-    scores = scores_of(config, members)
-    if len(scores) < len(members) * len(config.tasks):
-        return []
-    table = tabulate([score for score in scores if score.arm in arms], arms)
-    means = np.nanmean(table.grid, axis=(1, 2))
-    return [arms[row] for row in np.argsort(-means, kind="stable")]
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What the runs that are left will take.
-
-    Attributes:
-        runs: how many are left.
-        pairs: patches that they train on, each seen twice.
-        rate: pairs a second of one job.
-        measured: whether runs of this study have shown the rate; else it is ``expected_rate``.
-        hours: of one device, over all runs.
-    """
-
-    runs: int
-    pairs: int
-    rate: float
-    measured: bool
-    hours: float
-
-    def __str__(self) -> str:
-        """Say it in a line."""
-        known = "measured" if self.measured else "expected_rate; a first run will measure it"
-        return (
-            f"{self.runs} runs of {self.pairs:,} pairs together are left: about {self.hours:.2g} "
-            f"device hours at {self.rate:,.0f} pairs/s ({known})"
-        )
-
-
-def budget(config: StudyConfig, members: Sequence[Member], cluster: ClusterConfig) -> Budget:
-    """Return what is left to pay of some runs of a study."""
-    left = [member.run for member in members if not is_done(Pretrain(member.run))]
+    left = [run.config for run in runs if not is_done(Pretrain(run.config))]
     patches = count_patches(config.shards)
     pairs = sum(most_steps(run, patches) * run.data.global_batch_size for run in left)
-    shown = _rates(members)
-    rate = statistics.median(shown) if shown else config.expected_rate
-    hours = pairs / rate / 3600 * cluster.num_ranks
-    return Budget(len(left), pairs, rate, bool(shown), hours)
-
-
-def check_budget(config: StudyConfig, cost: Budget) -> None:
-    """Ask before a study costs more than ``max_hours``.
-
-    Raises:
-        ValueError: it would; the message names the ways out.
-    """
-    require(
-        cost.hours <= config.max_hours,
-        f"{cost}; more than max_hours={config.max_hours:g}. If that is wanted, say "
-        f"max_hours={cost.hours * 1.1:.2g}; cheaper are fewer arms=[...], seeds=[...], "
-        "data.fraction or halving=true",
-    )
-
-
-def _rates(members: Sequence[Member]) -> list[float]:
-    """Return the pairs a second of each run at its latest record; the first ones warm up."""
-    paths = [Path(member.run.run_dir, METRICS_NAME) for member in members]
+    paths = [Path(run.config.run_dir, METRICS_NAME) for run in runs]
     records = [read_metrics(path) for path in paths if path.is_file()]
-    return [float(lines[-1]["patches_per_s"]) for lines in records if lines]
+    # the latest record of each run: the first ones warm up
+    measured = [float(lines[-1]["patches_per_s"]) for lines in records if lines]
+    rate = statistics.median(measured) if measured else config.expected_rate
+    hours = pairs / rate / 3600 * cluster.num_ranks
+    source = "measured" if measured else "expected_rate; the first run will measure it"
+    cost = (
+        f"{len(left)} runs of {pairs:,} pairs together are left: about {hours:.2g} device hours "
+        f"at {rate:,.0f} pairs/s ({source})"
+    )
+    require(
+        hours <= config.max_hours,
+        f"{cost}; that is more than max_hours={config.max_hours:g}. Raise max_hours to "
+        f"{hours * 1.1:.2g}, or cut the cost by fewer arms=[...] or seeds=[...], or data.fraction",
+    )
+    return cost
 
 
-T = TypeVar("T")
 _SOON = "JOB"  # stands for a job that a dry run does not submit
 _log = logging.getLogger("simclr")
 
@@ -232,76 +145,53 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
     _check(config)
     if config.study is not StudyName.published and not cluster.after:  # a job before packs them
         _check_scoring(config)
-    members = due(config)
-    if members and not cluster.after:
-        _check_batch(members)
-    if members:
-        cost = budget(config, foreseen(config), cluster)  # of all rounds
-        _log.info("%s", cost)
-        check_budget(config, cost)
+    runs = runs_of(config)
+    if runs and not cluster.after:
+        _check_batch(runs)
+    if runs:
+        _log.info("%s", check_budget(config, runs, cluster))
     if cluster.executor is Executor.slurm:
-        return "\n".join(_submit([*_tasks(config, members), [Analyse(config)]], cluster))
-    _run_rounds(config, cluster)
+        scores = [Score(scoring(config, run, first=k == 0)) for k, run in enumerate(runs)]
+        stages: list[Sequence[Any]] = [
+            [Pretrain(run.config) for run in runs],
+            scores,
+            [Analyse(config)],
+        ]
+        return "\n".join(_submit(stages, cluster))
+    _run_all(config, runs, cluster)
     return dispatch(Analyse(config), replace(cluster, executor=Executor.here, tasks_per_node=1))
 
 
-def _run_rounds(config: StudyConfig, cluster: ClusterConfig) -> None:
-    """Make one run after the other, or as many as share a job, until scores ask for no more."""
-    done = 0
-    while len(members := due(config)) > done:
-        for group in batched(members[done:], config.runs_per_job):
-            for task in _trainings(config, group):
-                _log.info("%s: %s", task.verb, dispatch(task, cluster, in_sweep=True))
-            for member in group:  # scored at once: what is cut short has a report
-                score = Score(scoring(config, member, first=not done))
-                said = dispatch(score, cluster, in_sweep=True).rpartition("\n")[2]
-                done += 1
-                _log.info("%s %d of %d: %s", score.verb, done, len(members), said)
+def _run_all(config: StudyConfig, runs: Sequence[StudyRun], cluster: ClusterConfig) -> None:
+    """Make one run after the other; each is scored at once, so a study cut short has a report."""
+    for number, run in enumerate(runs):
+        _log.info("pretrain: %s", dispatch(Pretrain(run.config), cluster, in_sweep=True))
+        score = Score(scoring(config, run, first=number == 0))
+        result = dispatch(score, cluster, in_sweep=True).rpartition("\n")[2]
+        _log.info("scored %d of %d: %s", number + 1, len(runs), result)
 
 
-def _tasks(config: StudyConfig, members: Sequence[Member]) -> list[Sequence[Any]]:
-    return [
-        _trainings(config, members),
-        [Score(scoring(config, member, first=not k)) for k, member in enumerate(members)],
-    ]
-
-
-def _trainings(config: StudyConfig, members: Sequence[Member]) -> list[Any]:
-    alone = [Pretrain(member.run) for member in members]
-    if config.runs_per_job == 1:
-        return alone
-    left = [task.config for task in alone if not is_done(task)]
-    groups = batched(left, config.runs_per_job)
-    return [Together(TogetherConfig(runs=group)) for group in groups]
-
-
-def batched(items: Sequence[T], size: int) -> list[list[T]]:
-    """Cut a sequence into lists of ``size``; the last may be shorter."""
-    # itertools.batched comes with Python 3.12
-    return [list(items[first : first + size]) for first in range(0, len(items), size)]
-
-
-def scoring(config: StudyConfig, member: Member, *, first: bool) -> ScoreConfig:
+def scoring(config: StudyConfig, run: StudyRun, *, first: bool) -> ScoreConfig:
     """Return how a run is scored.
 
     Only the first has the controls, which are the same for all; but in a study of labels they are
     what is compared, with each seed's labels.
     """
-    run, controls = member.run.run_dir, first or config.study is StudyName.labels
+    run_dir, controls = run.config.run_dir, first or config.study is StudyName.labels
     evaluations = [
         EvaluateConfig(
-            run=run,
+            run=run_dir,
             shards=config.labelled or config.shards[0],
             task=task,
             protocols=[config.protocol],
             fractions=config.shares,
-            seeds=[member.seed],
+            seeds=[run.seed],
             split=config.split,
             controls=controls,
         )
         for task in config.tasks
     ]
-    return ScoreConfig(run=run, evaluations=evaluations)
+    return ScoreConfig(run=run_dir, evaluations=evaluations)
 
 
 def _check(config: StudyConfig) -> None:
@@ -330,14 +220,14 @@ def _check_scoring(config: StudyConfig) -> None:
     )
 
 
-def _check_batch(members: Sequence[Member]) -> None:
+def _check_batch(runs: Sequence[StudyRun]) -> None:
     """Refuse a batch that no epoch fills, before the hours of the arms ahead of it."""
     from simclr.data.dataset import open_corpus
 
-    largest = max(members, key=lambda one: one.run.data.global_batch_size)
-    data = largest.run.data
-    held = open_corpus(largest.run.shards, data.bands, data.splits, data.fraction).num_samples
-    fitting = [one.arm for one in members if one.run.data.global_batch_size <= held]
+    largest = max(runs, key=lambda one: one.config.data.global_batch_size)
+    data = largest.config.data
+    held = open_corpus(largest.config.shards, data.bands, data.splits, data.fraction).num_samples
+    fitting = [one.arm for one in runs if one.config.data.global_batch_size <= held]
     require(
         largest.arm in fitting,
         f"arm {largest.arm} has {data.global_batch_size} pairs a step but the selected shards hold "
@@ -384,7 +274,7 @@ HELP = Help(
     ),
     groups=("recipe", "scale", "cluster"),
     settings={
-        "study": "augmentation (36 couplets and four controls), bans, optimizer, rate, labels, "
+        "study": "augmentation (36 couplets and four controls), optimizer, rate, labels, "
         "batch_size, temperature; published analyses the table of 2021",
         "output": "folder for runs, tables and report",
         "shards": "folders with packed sources to pretrain on",
@@ -396,7 +286,6 @@ HELP = Help(
         "fractions": "shares of the training labels; more than one with study=labels",
         "max_runs": "more pretrainings are refused",
         "max_hours": "a study that is expected to take more device hours is refused",
-        "halving": "after each seed give up the lower half of the arms",
     },
     output="report.html, pictures and every number as CSV in output; a study of augmentation "
     "leaves its couplets as a recipe: --config-dir=OUTPUT recipe=allowed. All settings of "

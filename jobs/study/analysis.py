@@ -1,7 +1,7 @@
-"""A table of scores comes in; means, effects and ranks, each with its uncertainty, go out.
+"""Scores of a study's runs, and what they allow to conclude: means, paired differences, ranks.
 
-Seeds are the units that are repeated: every interval is Student's over seeds, paired where arms are
-compared, and tests on many arms are corrected by Holm's procedure (1979).
+Called by the report of simclr-study. Seeds are the replicates: intervals are Student's over seeds,
+paired where arms are compared; tests on many arms are corrected by Holm's procedure (1979).
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from jobs.config import StudyConfig, StudyName
-from jobs.study.arms import Member, couplet_name, members_of
+from jobs.study.arms import StudyRun, couplet_name, runs_of
 from simclr.config import require
 from simclr.evaluation.report import FOLDER_NAME
 
 PRETRAINED = "pretrained"
-Grid = NDArray[np.float64]  # (arms, label sets, seeds), NaN where a score is missing
+Array = NDArray[np.float64]
+Grid = Array  # (arms, label sets, seeds), NaN where a score is missing
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one run reached.
+    """The score of one run on one label set.
 
     Attributes:
         arm: name.
@@ -64,7 +65,7 @@ class Table:
 
     @property
     def missing(self) -> list[str]:
-        """What has no score, in words."""
+        """Arm, label set and seed of every missing score, as text."""
         return [
             f"{self.arms[arm]}, {self.labels[labels]}, seed {self.seeds[seed]}"
             for arm, labels, seed in np.argwhere(np.isnan(self.grid))
@@ -74,6 +75,11 @@ class Table:
         """Return the table of some arms."""
         rows = [self.arms.index(name) for name in arms]
         return Table(tuple(arms), self.labels, self.seeds, self.grid[rows])
+
+    def of_labels(self, column: int) -> Table:
+        """Return the table of one label set."""
+        columns = slice(column, column + 1)
+        return Table(self.arms, self.labels[columns], self.seeds, self.grid[:, columns])
 
 
 def row_name(encoder: str, share: float) -> str:
@@ -89,42 +95,23 @@ def tabulate(scores: Iterable[Score], arms: Sequence[str] = ()) -> Table:
     seeds = tuple(sorted({score.seed for score in scores}))
     grid = np.full((len(names), len(labels), len(seeds)), np.nan)
     for score in scores:
-        place = names.index(score.arm), labels.index(score.labels), seeds.index(score.seed)
-        grid[place] = score.value
+        cell = names.index(score.arm), labels.index(score.labels), seeds.index(score.seed)
+        grid[cell] = score.value
     return Table(names, labels, seeds, grid)
 
 
 def read_table(config: StudyConfig) -> Table:
-    """Read what the runs of a study have reached so far.
+    """Read what the runs of a study have scored so far.
 
     Raises:
-        ValueError: none of them has been scored.
+        ValueError: none of them has been scored, or they lack the score that is compared.
     """
     if config.study is StudyName.published:
         return tabulate(published())
-    members = members_of(config)
-    names = [] if config.study is StudyName.labels else [member.arm for member in members]
-    return tabulate(found_scores(config, members), names)
-
-
-def found_scores(config: StudyConfig, members: Iterable[Member]) -> list[Score]:
-    """Read what some runs have reached so far, at least one of them.
-
-    Raises:
-        ValueError: none of them has been scored.
-    """
-    scores = scores_of(config, members)
+    runs = runs_of(config)
+    scores = [score for run in runs for score in _scores(config, run)]
     require(bool(scores), f"{config.output} holds no scored run yet; simclr-study makes them")
-    return scores
-
-
-def scores_of(config: StudyConfig, members: Iterable[Member]) -> list[Score]:
-    """Read what some runs have reached so far.
-
-    Raises:
-        ValueError: they have no score of the name that is compared.
-    """
-    return [score for member in members for score in _scores(config, member)]
+    return tabulate(scores, [] if config.study is StudyName.labels else [run.arm for run in runs])
 
 
 def published() -> list[Score]:
@@ -161,17 +148,17 @@ def _f1(row: dict[str, str]) -> float:
     return hits / (hits + errors)
 
 
-def _scores(config: StudyConfig, member: Member) -> list[Score]:
-    folder = Path(member.run.run_dir, FOLDER_NAME)
+def _scores(config: StudyConfig, run: StudyRun) -> list[Score]:
+    folder = Path(run.config.run_dir, FOLDER_NAME)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     # label sets in the order in which the user has named them
     reports = [one for task in config.tasks for one in found if one["task"]["name"] == task]
     by_share = config.study is StudyName.labels
     return [
         Score(
-            row_name(row["encoder"], row["fraction"]) if by_share else member.arm,
+            row_name(row["encoder"], row["fraction"]) if by_share else run.arm,
             report["task"]["name"],
-            member.seed,
+            run.seed,
             _value(row["scores"], config.score),
         )
         for report in reports
@@ -180,7 +167,6 @@ def _scores(config: StudyConfig, member: Member) -> list[Score]:
     ]
 
 
-Array = NDArray[np.float64]
 CONFIDENCE = 0.95
 SHARE = 0.25  # of the couplets, that the study of 2021 left out
 RELIABLE = 0.8  # from here on a ranking is called resolved
@@ -282,7 +268,7 @@ def stability(table: Table) -> Stability:
         spearman_brown(between_labels, len(table.labels)),
         between_seeds,
         spearman_brown(between_seeds, len(table.seeds)),
-        needed(between_seeds),
+        replicates_needed(between_seeds),
     )
 
 
@@ -297,7 +283,7 @@ def spearman_brown(correlation: float, count: int) -> float:
     return count * correlation / (1 + (count - 1) * correlation)
 
 
-def needed(correlation: float) -> float:
+def replicates_needed(correlation: float) -> float:
     """Return how many replicates give a reliability of 0.8."""
     if math.isnan(correlation):
         return math.nan
@@ -367,7 +353,7 @@ def _corrected(estimates: Sequence[Estimate]) -> list[Estimate]:
     return [corrected[k] for k in range(len(estimates))]
 
 
-def _mean(values: Grid | Array, axis: int) -> Array:
+def _mean(values: Array, axis: int) -> Array:
     """Return means over what is there; NaN where nothing is."""
     count = (~np.isnan(values)).sum(axis=axis)
     with np.errstate(invalid="ignore"):
@@ -387,7 +373,7 @@ def advantages(table: Table) -> list[Estimate]:
 
 
 def by_share(table: Table, score: str) -> list[dict[str, Any]]:
-    """Return the means over seeds as rows of an evaluation, a label set in place of a protocol."""
+    """Return means over seeds in the form of an evaluation's results, one protocol a label set."""
     return [
         {
             "protocol": labels.replace("_", " "),
@@ -396,7 +382,7 @@ def by_share(table: Table, score: str) -> list[dict[str, Any]]:
             "scores": {score: _interval(one)},
         }
         for column, labels in enumerate(table.labels)
-        for one in arm_means(_only(table, column))
+        for one in arm_means(table.of_labels(column))
         for encoder, share in [_parts(one.name)]
     ]
 
@@ -404,11 +390,6 @@ def by_share(table: Table, score: str) -> list[dict[str, Any]]:
 def _parts(name: str) -> tuple[str, float]:
     encoder, _, share = name.removesuffix(" %").rpartition(", ")
     return encoder, float(share)
-
-
-def _only(table: Table, column: int) -> Table:
-    labels = table.labels[column : column + 1]
-    return Table(table.arms, labels, table.seeds, table.grid[:, column : column + 1])
 
 
 def _interval(one: Estimate) -> dict[str, float]:

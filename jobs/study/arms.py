@@ -1,9 +1,13 @@
-"""A study comes in, its arms go out: what each changes in the settings, under a name of its own."""
+"""The arms of each study and the pretraining runs that they make with every seed.
+
+Called by simclr-study and by its report. An arm's folder depends on its name and seed alone, so the
+same command finds what has been done.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +15,7 @@ from typing import Any
 
 from jobs.config import StudyConfig, StudyName
 from preprocess.shards.manifest import read_manifest
-from simclr.augment.operations import NINE, USUAL_ORDER, Couplet
+from simclr.augment.operations import NINE, USUAL_ORDER
 from simclr.config import TrainConfig, require
 from simclr.config_io import from_plain, to_plain
 
@@ -40,7 +44,7 @@ OPTIMIZER_RATES = {
     "sgd": (1e-2, 5e-2, 1e-1),
     "lars": (0.1, 0.3, 1.0),
 }
-# The four arms that the study ran beside its couplets, by preset; the first is the reference.
+# The four presets that the study ran beside its couplets; the first is the reference.
 WHOLE = ("none", "all", "geometric", "pixel")
 RUNS = "runs"
 # Of these, curves of loss and probe are drawn. The others train on other views or on other labels.
@@ -53,29 +57,27 @@ class Arm:
     """One choice of settings.
 
     Attributes:
-        name: in tables.
+        name: in tables and folders.
         changes: dotted key to plain value.
-        folder: of its runs; empty takes the name.
     """
 
     name: str
     changes: dict[str, Any]
-    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class StudyRun:
     """One pretraining of a study.
 
     Attributes:
         arm: its name.
         seed: of the study.
-        run: settings.
+        config: settings of the pretraining.
     """
 
     arm: str
     seed: int
-    run: TrainConfig
+    config: TrainConfig
 
 
 def arms_of(config: StudyConfig) -> list[Arm]:
@@ -84,16 +86,7 @@ def arms_of(config: StudyConfig) -> list[Arm]:
     Raises:
         ValueError: an arm is unknown.
     """
-    return chosen(config, _all_arms(config))
-
-
-def chosen(config: StudyConfig, arms: Sequence[Arm]) -> list[Arm]:
-    """Return those of some arms that the user has named, or all.
-
-    Raises:
-        ValueError: a name is of none of them.
-    """
-    named = {arm.name: arm for arm in arms}
+    named = {arm.name: arm for arm in _all_arms(config)}
     unknown = [name for name in config.arms if name not in named]
     require(
         not unknown,
@@ -102,38 +95,27 @@ def chosen(config: StudyConfig, arms: Sequence[Arm]) -> list[Arm]:
     return [arm for name, arm in named.items() if not config.arms or name in config.arms]
 
 
-def members_of(config: StudyConfig) -> list[Member]:
-    """Return every pretraining of the study, all arms with the first seed, then with the next.
+def runs_of(config: StudyConfig) -> list[StudyRun]:
+    """Return every pretraining of the study: all arms with the first seed, then with the next.
 
-    What is cut short so has whole seeds, which can be compared.
+    A study that is cut short then has whole seeds, which can be compared.
 
     Raises:
         ValueError: the settings of an arm are refused, or there are more than ``max_runs``.
     """
     arms = arms_of(config)
-    check_count(config, len(arms) * len(config.seeds))
-    return crossed(config, arms, config.seeds)
-
-
-def crossed(config: StudyConfig, arms: Sequence[Arm], seeds: Sequence[int]) -> list[Member]:
-    """Return the pretrainings of some arms with some seeds, seed by seed."""
-    members = [
-        Member(arm.name, seed, _settings(config, arm, seed)) for seed in seeds for arm in arms
-    ]
-    return _probed(config, members) if config.study in CURVES else members
-
-
-def check_count(config: StudyConfig, count: int) -> None:
-    """Refuse more runs than ``max_runs``.
-
-    Raises:
-        ValueError: with the cure.
-    """
+    count = len(arms) * len(config.seeds)
     require(
         count <= config.max_runs,
         f"the arms and seeds are {count} runs, more than max_runs={config.max_runs}; raise it, or "
         "name arms=[...]",
     )
+    runs = [
+        StudyRun(arm.name, seed, _settings(config, arm, seed))
+        for seed in config.seeds
+        for arm in arms
+    ]
+    return _probed(config, runs) if config.study in CURVES else runs
 
 
 def couplet_name(first: str, second: str) -> str:
@@ -144,7 +126,7 @@ def couplet_name(first: str, second: str) -> str:
 def _settings(config: StudyConfig, arm: Arm, seed: int) -> TrainConfig:
     known = {entry.name for entry in fields(TrainConfig)}
     plain = {key: value for key, value in to_plain(config).items() if key in known}
-    folder = Path(config.output, RUNS, (arm.folder or arm.name).replace(" ", "-"), f"seed-{seed}")
+    folder = Path(config.output, RUNS, arm.name.replace(" ", "-"), f"seed-{seed}")
     for key, value in {**arm.changes, "seed": seed, "run_dir": str(folder)}.items():
         *parents, last = key.split(".")
         level = plain
@@ -154,62 +136,50 @@ def _settings(config: StudyConfig, arm: Arm, seed: int) -> TrainConfig:
     return from_plain(TrainConfig, plain)
 
 
-def _probed(config: StudyConfig, members: list[Member]) -> list[Member]:
-    """Let runs be probed on the way, unless the user has said how: a loss is no measure."""
+def _probed(config: StudyConfig, runs: list[StudyRun]) -> list[StudyRun]:
+    """Probe runs while they train, unless the user has chosen how: a loss is no measure."""
     if config.monitor.shards or not (config.shards and config.tasks):
-        return members
+        return runs
     patches = count_patches(config.shards)
-
-    def probing(run: TrainConfig) -> TrainConfig:
-        """Probe so often, on the labels that the study scores."""
-        every = max(1, math.ceil(most_steps(run, patches) / PROBES))
-        labelled = config.labelled or config.shards[0]
-        held_out = replace(config.monitor, shards=labelled, task=config.tasks[0], every_steps=every)
-        return replace(run, monitor=held_out)
-
-    return [replace(one, run=probing(one.run)) for one in members]
+    labelled = config.labelled or config.shards[0]
+    probed = []
+    for run in runs:
+        every = max(1, math.ceil(most_steps(run.config, patches) / PROBES))
+        monitor = replace(config.monitor, shards=labelled, task=config.tasks[0], every_steps=every)
+        probed.append(replace(run, config=replace(run.config, monitor=monitor)))
+    return probed
 
 
 def _all_arms(config: StudyConfig) -> list[Arm]:
-    makers: dict[StudyName, Callable[[], list[Arm]]] = {
-        StudyName.augmentation: _augmentation,
-        StudyName.optimizer: lambda: _optimizer(config.died_after_steps),
-        StudyName.rate: lambda: _varied("optim.learning_rate", RATES),
-        StudyName.labels: lambda: [Arm("as set", {})],
-        StudyName.batch_size: lambda: _varied("data.global_batch_size", (32, 64, 128, 256, 512)),
-        StudyName.temperature: lambda: _varied("loss.temperature", (0.05, 0.1, 0.2, 0.5, 1.0)),
-        StudyName.published: lambda: [],
-        StudyName.bans: lambda: [],  # in two stages: jobs.study.bans
-    }
-    return makers[config.study]()
+    match config.study:
+        case StudyName.augmentation:
+            return [*(_preset_arm(name, []) for name in WHOLE), *_couplets()]
+        case StudyName.optimizer:
+            return _optimizer_arms(config.died_after_steps)
+        case StudyName.rate:
+            return _varied("optim.learning_rate", RATES)
+        case StudyName.labels:
+            return [Arm("as set", {})]
+        case StudyName.batch_size:
+            return _varied("data.global_batch_size", (32, 64, 128, 256, 512))
+        case StudyName.temperature:
+            return _varied("loss.temperature", (0.05, 0.1, 0.2, 0.5, 1.0))
+        case StudyName.published:
+            return []
 
 
-def couplets() -> list[Arm]:
-    """Return an arm for each of the 36 pairs of the nine operations."""
-    pairs = [couplet_name(*pair).split("+") for pair in combinations(NINE, 2)]
+def _couplets() -> list[Arm]:
+    pairs = [couplet_name(*pair) for pair in combinations(NINE, 2)]
     # a list is always applied, whole and in its order: the order is part of the arm
-    return [preset_arm("list", "+".join(pair), operations=pair) for pair in pairs]
+    return [_preset_arm("list", pair.split("+"), pair) for pair in pairs]
 
 
-def preset_arm(preset: str, name: str = "", **values: list[str]) -> Arm:
-    """Return an arm of a preset; of its lists only those that are given stay."""
-    cleared: dict[str, Any] = {"augment.operations": [], "augment.couplets": []}
-    given = {f"augment.{key}": value for key, value in values.items()}
-    return Arm(name or preset, {"augment.preset": preset, **cleared, **given})
+def _preset_arm(preset: str, operations: list[str], name: str = "") -> Arm:
+    changes = {"preset": preset, "operations": operations, "couplets": []}
+    return Arm(name or preset, {f"augment.{key}": value for key, value in changes.items()})
 
 
-def drawn_from(name: str, pairs: Iterable[Couplet], folder: str = "") -> Arm:
-    """Return an arm that draws one of some couplets for each view, as full runs do."""
-    return replace(
-        preset_arm("couplets", name, couplets=["+".join(pair) for pair in pairs]), folder=folder
-    )
-
-
-def _augmentation() -> list[Arm]:
-    return [*(preset_arm(name) for name in WHOLE), *couplets()]
-
-
-def _optimizer(died_after_steps: int) -> list[Arm]:
+def _optimizer_arms(died_after_steps: int) -> list[Arm]:
     proper = [
         Arm(f"{name} {rate:g}", {"optim.name": name, "optim.learning_rate": rate})
         for name, rates in OPTIMIZER_RATES.items()

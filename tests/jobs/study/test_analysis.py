@@ -17,15 +17,15 @@ from jobs.study.analysis import (
     chance_of_bottom,
     differences,
     lowest_quarter,
-    needed,
     operation_effects,
     published,
+    replicates_needed,
     spearman_brown,
     stability,
     tabulate,
 )
 from jobs.study.arms import couplet_name
-from jobs.study.report import effects, ranking
+from jobs.study.report import effects_verdict, ranking_verdict
 from simclr.augment.operations import BANNED, NINE
 
 COUPLETS = [couplet_name(*pair) for pair in combinations(NINE, 2)]
@@ -62,16 +62,18 @@ def test_label_sets_that_disagree_are_said_to_and_given_no_reliability():
     table.grid[:, 1] = 1.6 - table.grid[:, 0]
     found = stability(table)
     assert found.pearson_labels == pytest.approx(-1)
-    said = ranking(found, table)[0]
+    said = ranking_verdict(found, len(table.seeds))[0]
     assert "Pearson -1.00; no better than chance." in said
-    assert "reliability" in ranking(stability(planted({"blur": -0.05})), table)[0]
+    assert (
+        "reliability" in ranking_verdict(stability(planted({"blur": -0.05})), len(table.seeds))[0]
+    )
 
 
 def test_effects_that_are_all_beyond_chance_leave_no_others():
     clear = [Estimate(name, 0.1, 0.01, 0.001, 5) for name in "ab"]
     weak = Estimate("c", 0.1, 0.2, 0.5, 5)
-    assert "beyond chance are all, a +0.100 ± 0.010, b" in effects(clear, "Arms")
-    assert "not the other 1" in effects([*clear, weak], "Arms")
+    assert "beyond chance are a +0.100 ± 0.010, b" in effects_verdict(clear, "Arms")
+    assert "the other 1 is not" in effects_verdict([*clear, weak], "Arms")
 
 
 def test_a_harmful_and_a_helpful_operation_are_found_and_no_other():
@@ -135,6 +137,6 @@ def test_what_is_missing_is_named_and_left_out_of_means():
 
 @pytest.mark.parametrize(("r", "count"), [(0.13, 27), (0.5, 4), (0.0, math.inf), (-0.2, math.inf)])
 def test_replicates_for_a_reliable_mean_follow_spearman_and_brown(r, count):
-    assert needed(r) == count
+    assert replicates_needed(r) == count
     if r > 0:
         assert spearman_brown(r, count) >= 0.8 > spearman_brown(r, count - 1)

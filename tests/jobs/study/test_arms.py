@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.config import StudyConfig, StudyName
-from jobs.study.arms import arms_of, members_of
+from jobs.study.arms import arms_of, runs_of
 from simclr.augment.operations import NINE, preset_of
 from simclr.config_io import config_hash
 
@@ -26,14 +26,14 @@ def config(study, **others):
 
 @pytest.mark.parametrize(("study", "size"), SIZES.items())
 def test_every_arm_and_seed_is_a_different_pretraining_in_a_folder_of_its_own(study, size):
-    members = members_of(config(study))
-    assert len(members) == 3 * size
-    assert len({member.run.run_dir for member in members}) == len(members)
-    assert len({config_hash(member.run) for member in members}) == len(members)
+    runs = runs_of(config(study))
+    assert len(runs) == 3 * size
+    assert len({run.config.run_dir for run in runs}) == len(runs)
+    assert len({config_hash(run.config) for run in runs}) == len(runs)
 
 
 def test_the_augmentation_study_has_every_couplet_once_and_the_four_whole_arms():
-    applied = [preset_of(member.run.augment) for member in members_of(config("augmentation"))[:40]]
+    applied = [preset_of(run.config.augment) for run in runs_of(config("augmentation"))[:40]]
     assert [preset.name for preset in applied[:4]] == ["none", "all", "geometric", "pixel"]
     couplets = {preset.operations for preset in applied[4:]}
     assert len(couplets) == 36
@@ -42,9 +42,9 @@ def test_the_augmentation_study_has_every_couplet_once_and_the_four_whole_arms()
 
 
 def test_what_is_not_varied_is_as_the_user_set_it():
-    for member in members_of(config("rate", epochs=7, seeds=[5])):
-        assert (member.run.epochs, member.run.seed) == (7, 5)
-        assert f"{member.run.optim.learning_rate:g}" == member.arm
+    for run in runs_of(config("rate", epochs=7, seeds=[5])):
+        assert (run.config.epochs, run.config.seed) == (7, 5)
+        assert f"{run.config.optim.learning_rate:g}" == run.arm
 
 
 def test_chosen_arms_keep_the_order_of_the_study():
@@ -64,4 +64,4 @@ def test_chosen_arms_keep_the_order_of_the_study():
 )
 def test_what_cannot_be_is_refused_with_the_cure(settings, told):
     with pytest.raises(ValueError, match=told):
-        members_of(config("augmentation", **settings))
+        runs_of(config("augmentation", **settings))

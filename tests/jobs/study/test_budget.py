@@ -1,4 +1,4 @@
-"""What a study costs is told from its settings, or from what its runs have shown."""
+"""What a study costs comes from its settings, or from the rates of its runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from make_data import packed_arrays
 
-from jobs.commands.study import budget, check_budget, run_study
+from jobs.commands.study import check_budget, run_study
 from jobs.config import ClusterConfig, Executor, StudyConfig, StudyName
-from jobs.study.arms import members_of
+from jobs.study.arms import runs_of
 from simclr.config import DataConfig
 
 TWO = ClusterConfig(executor=Executor.local, tasks_per_node=2)
@@ -34,26 +34,23 @@ def study(tmp_path):
 
 
 def test_hours_are_runs_by_pairs_by_devices_over_the_stated_rate(study):
-    found = budget(study, members_of(study), TWO)
-    assert (found.runs, found.pairs, found.measured) == (4, 4 * 5 * 48, False)
-    assert found.hours == pytest.approx(4 * 5 * 48 / 10 / 3600 * 2)
-    assert "4 runs of 960 pairs" in str(found)
+    cost = check_budget(study, runs_of(study), TWO)
+    assert cost.startswith("4 runs of 960 pairs together are left: about 0.053 device hours at 10")
+    assert "(expected_rate; the first run will measure it)" in cost
     short = replace(study, max_steps=3)
-    assert budget(short, members_of(short), TWO).pairs == 4 * 3 * 8
+    assert check_budget(short, runs_of(short), TWO).startswith("4 runs of 96 pairs")
 
 
-def test_a_rate_that_was_measured_counts_for_more_than_a_stated_one(study):
-    members = members_of(study)
-    record = Path(members[0].run.run_dir, "metrics.jsonl")
+def test_a_measured_rate_counts_for_more_than_a_stated_one(study):
+    runs = runs_of(study)
+    record = Path(runs[0].config.run_dir, "metrics.jsonl")
     record.parent.mkdir(parents=True)
     record.write_text("".join(json.dumps({"step": k, "patches_per_s": k}) + "\n" for k in (5, 20)))
-    found = budget(study, members, TWO)
-    assert (found.rate, found.measured) == (20, True)
+    assert "at 20 pairs/s (measured)" in check_budget(study, runs, TWO)
 
 
-def test_what_costs_more_than_allowed_is_asked_for_before_anything_starts(study):
+def test_a_study_that_costs_too_much_is_refused_before_anything_starts(study):
     dear = replace(study, max_hours=0.01)
-    with pytest.raises(ValueError, match=r"4 runs.*more than max_hours=0.01.*say max_hours="):
+    with pytest.raises(ValueError, match=r"4 runs.*more than max_hours=0.01.*Raise max_hours to"):
         run_study(dear, ClusterConfig())
     assert not Path(study.output).exists()
-    check_budget(study, budget(study, members_of(study), TWO))

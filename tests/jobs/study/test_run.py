@@ -122,33 +122,10 @@ def wait_for(path, driver):
         time.sleep(0.01)
 
 
-@pytest.mark.slow
-def test_halving_gives_up_the_lower_arms_and_says_so(study, tmp_path):
-    config, folder = study
-    names = ["0.0001", "0.001", "0.01", "0.05"]
-    some = replace(config, arms=names, halving=True, output=str(tmp_path))
-    shutil.copytree(folder / "runs", tmp_path / "runs")
-    said = run_study(some, HERE)
-    table = read_table(some)
-    made = {(tmp_path / "runs" / name / "seed-1" / "evaluation.json").exists() for name in names}
-    assert made == {True, False}
-    best = max(range(1, 4), key=lambda row: table.grid[row, 0, 0])
-    assert (tmp_path / "runs" / names[best] / "seed-1" / "evaluation.json").exists()
-    assert "Halving" in said
-    assert "Halving" in (tmp_path / "report.html").read_text()
-
-
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "others"),
     [
-        (
-            "bans",
-            {
-                "arms": ["flip+blur", "flip+gain", "shift+blur", "derived bans"],
-                "seeds": [0, 1, 2, 3],
-            },
-        ),
         ("optimizer", {"arms": ["lars 0.3", "sgd 2021"], "died_after_steps": 1}),
         ("batch_size", {"arms": ["32"], "data": ALL_SPLITS}),
         ("temperature", {"arms": ["0.1", "0.5"]}),
