@@ -18,8 +18,9 @@ import torch
 from report import Claim, Report, alternate
 
 from preprocess.bands import L2A_BANDS
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
+from preprocess.sources.simulated import SimulatedConfig
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig
 from simclr.data.dataset import open_corpus

@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from make_data import packed_arrays
 from ranks import in_world, run_ranks
 
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards.atomic_io import fsync
 from preprocess.shards.manifest import read_manifest
+from preprocess.sources.simulated import SimulatedConfig
 from simclr.checkpoint.manager import Saver, agreed_checkpoint, load_state
 from simclr.checkpoint.manifest import STATE_NAME, CheckpointManifest
 from simclr.config import (

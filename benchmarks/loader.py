@@ -25,9 +25,10 @@ from report import Claim, Report, alternate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from preprocess.bands import L2A_BANDS
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards.reader import open_shard
+from preprocess.sources.simulated import SimulatedConfig
 from simclr.data.dataset import Corpus, open_corpus
 from simclr.data.loader import Loader
 from simclr.data.sampler import permute

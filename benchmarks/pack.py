@@ -18,11 +18,11 @@ import rasterio
 from report import Claim, Report, alternate
 
 from preprocess import raster
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.plan import make_or_read_plan
 from preprocess.sources import open_source
-from preprocess.sources.simulated import write_tree
+from preprocess.sources.simulated import SimulatedConfig, write_tree
 
 OURS, BARE, TUNED = "pack", "bare rasterio loop", "the same loop, GDAL told what pack tells it"
 ROUNDS = 5

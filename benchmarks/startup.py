@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from slurm.cluster import Cluster, missing, running_cluster
 from slurm.runs import Run, submit
 
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
+from preprocess.sources.simulated import SimulatedConfig
 
 PHASES = (
     "Slurm, up to the batch script",

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from report import Claim, Report, Timing, alternate
 
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
+from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import AugmentConfig, DataConfig, EncoderName, ModelConfig, TrainConfig
 from simclr.distributed import open_world
 from simclr.loss import contrastive_loss

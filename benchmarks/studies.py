@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from slurm.cluster import Cluster, missing, running_cluster, wait_until
 from slurm.runs import preempt, verb
 
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
+from preprocess.sources.simulated import SimulatedConfig
 
 NUM_PATCHES = 384
 PREEMPTIONS = 2

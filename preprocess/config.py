@@ -1,4 +1,4 @@
-"""The settings of packing: one dataclass a source, one a command; values are checked when made.
+"""Settings of packing and verifying, and those that sources share; values are checked when made.
 
 Paths may be empty while a configuration is still being composed; ``pack`` and ``verify`` ask for
 them. An empty list of bands means every band that the source delivers.
@@ -6,13 +6,12 @@ them. An empty list of bands means every band that the source delivers.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from datetime import date
-from enum import Enum, StrEnum
+from enum import Enum
 from typing import Any
 
-from preprocess.bands import canonical_name, canonical_names
+from preprocess.bands import canonical_names
 
 
 class OnError(Enum):
@@ -20,20 +19,6 @@ class OnError(Enum):
 
     quarantine = "quarantine"
     stop = "stop"
-
-
-class SimulatedForm(StrEnum):
-    """What is written: a BigEarthNet v1 ``tree`` of patches, or L2A products (``safe``)."""
-
-    tree = "tree"
-    safe = "safe"
-
-
-class Values(StrEnum):
-    """What pixels count: ``digital_numbers`` are reflectance x 10000, as ESA delivers them."""
-
-    digital_numbers = "digital_numbers"
-    reflectance = "reflectance"
 
 
 def require(condition: bool, message: str) -> None:
@@ -62,167 +47,6 @@ class SourceConfig:
         # statistics belong to the name: two archives of one kind need two names
         self.name = self.name or self.kind
         self.bands = canonical_names(self.bands)
-
-
-@dataclass(kw_only=True, slots=True)
-class BigEarthNetV1Config(SourceConfig):
-    """BigEarthNet v1: a flat tree of patch folders with one GeoTIFF a band and a JSON of labels.
-
-    Attributes:
-        root: ``BigEarthNet-v1.0`` or the folder that holds it.
-        train_list: file with one patch name a line (csv or csv.gz): the train split, if given.
-        validation_list: the same for validation.
-        test_list: the same for test.
-        exclude_lists: files naming patches to leave out (snow, cloud, no label).
-    """
-
-    kind: str = "bigearthnet_v1"
-    train_list: str = ""
-    validation_list: str = ""
-    test_list: str = ""
-    exclude_lists: list[str] = field(default_factory=list)
-
-
-@dataclass(kw_only=True, slots=True)
-class BigEarthNetV2Config(SourceConfig):
-    """BigEarthNet v2 (refined): product folders of patch folders; labels and splits in parquet.
-
-    Attributes:
-        root: the folder that holds ``BigEarthNet-S2`` and the tables.
-        tables: parquet tables, absolute or relative to the root. Only patches that a table lists
-            are packed; the official second table adds those with snow, cloud or shadow.
-        reference_maps: folder of CORINE maps, absolute or relative to the root. Where it is there,
-            shards hold the share of every level-3 class and the irrigation labels.
-        min_irrigated: a patch is irrigated if more than this share of its ground is.
-        exclude_lists: files naming patches to leave out: ids, places (``33UUP_26_57``) or the names
-            that the same patches have in v1.
-    """
-
-    kind: str = "bigearthnet_v2"
-    tables: list[str] = field(default_factory=lambda: ["metadata.parquet"])
-    reference_maps: str = "Reference_Maps"
-    min_irrigated: float = 0.0
-    exclude_lists: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        SourceConfig.__post_init__(self)
-        require(bool(self.tables), "source.tables is empty; name metadata.parquet")
-        require(
-            0 <= self.min_irrigated < 1,
-            f"source.min_irrigated is {self.min_irrigated}; give a share from 0 to below 1",
-        )
-
-
-@dataclass(kw_only=True, slots=True)
-class GeotiffConfig(SourceConfig):
-    """Any collection of GeoTIFFs: all bands in a file or one file a band, EuroSAT MS for example.
-
-    Attributes:
-        file_bands: band names in the order of the files, all of them; empty: one file a band,
-            whose name ends in the band's (``x_B2.tif``, ``x/nir.tif``).
-        size_px: side of every patch in pixels of the finest bands.
-        cut: cut larger files into whole patches from their upper left corner; else all files have
-            the size of a patch.
-        ground_resolution_m: side of a pixel of the finest bands in metres.
-        native: with one file a band, bands of 20 and 60 m lie on their own grids; else all bands
-            share one.
-        values: what numbers in the files mean.
-        nodata: number that marks nodata in all bands; overrides the tags of the files.
-        nodata_by_band: the same for single bands: ``+source.nodata_by_band.B02=7``.
-        boa_offset: what must be added, in digital numbers; -1000 or 0. Leave it out where a path
-            holds the name of an ESA product that tells.
-        reprocessed_offset: the same for products of baseline 99.99 alone, whose name tells nothing.
-        override_offset: take ``boa_offset`` although names or pixels contradict it.
-        any_grid: take files whose pixels are not ``ground_resolution_m`` by their own grid.
-        places_from_corners: patches with one upper left corner are one place on several dates.
-        label_table: CSV or parquet table of labels, absolute or relative to the root.
-        id_column: its column of ids: a patch's id, or the last part of it.
-        label_column: its column of classes: text, several parted by ``;``, or a list; empty for
-            a table of splits alone.
-        split_column: its column of splits; empty if it holds none.
-        labels_from_folders: without a table, the name of a file's folder is its class.
-        label_set: name of that labelling; empty takes the name of the source.
-        exclude_lists: files naming patches to leave out by their whole ids, one a line; the id of
-            a larger file leaves out all that is cut from it.
-    """
-
-    kind: str = "geotiff"
-    file_bands: list[str] = field(default_factory=list)
-    size_px: int = 64
-    cut: bool = False
-    ground_resolution_m: float = 10.0
-    native: bool = False
-    values: Values = Values.digital_numbers
-    nodata: float | None = None
-    nodata_by_band: dict[str, float] = field(default_factory=dict)
-    boa_offset: int | None = None
-    reprocessed_offset: int | None = None
-    override_offset: bool = False
-    any_grid: bool = False
-    places_from_corners: bool = False
-    label_table: str = ""
-    id_column: str = "id"
-    label_column: str = "label"
-    split_column: str = ""
-    labels_from_folders: bool = True
-    label_set: str = ""
-    exclude_lists: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        SourceConfig.__post_init__(self)
-        self.file_bands = canonical_names(self.file_bands)
-        self.label_set = self.label_set or self.name
-        self.nodata_by_band = {
-            canonical_name(band): value for band, value in self.nodata_by_band.items()
-        }
-        require(self.size_px >= 1, f"source.size_px is {self.size_px}; give pixels, 1 or more")
-        require(
-            self.ground_resolution_m > 0,
-            f"source.ground_resolution_m is {self.ground_resolution_m}; give metres above 0",
-        )
-        require(
-            not (self.native and self.file_bands),
-            "source.native is true, but source.file_bands puts all bands into one file, which has "
-            "one grid; leave one of them out",
-        )
-        require(
-            not (self.override_offset and self.boa_offset is None),
-            "source.override_offset is true, but source.boa_offset is not set; say the offset too",
-        )
-
-
-@dataclass(kw_only=True, slots=True)
-class SimulatedConfig(SourceConfig):
-    """Synthesised patches, written to the root in the form of a real source and read from there.
-
-    Attributes:
-        root: empty folder to write to, or one that holds the same simulation.
-        num_patches: patches to write; products round it up to whole regions on all dates.
-        seed: any other seed is another world; the first patches do not depend on their number.
-        form: tree (labelled patches) or safe (products without labels).
-        num_dates: on which every place is seen, summers and winters in turn; for products.
-        baseline: processing baseline of products; from 04.00 on they carry the offset.
-    """
-
-    kind: str = "simulated"
-    num_patches: int = 1024
-    seed: int = 0
-    form: SimulatedForm = SimulatedForm.tree
-    num_dates: int = 2
-    baseline: str = "04.00"
-
-    def __post_init__(self) -> None:
-        SourceConfig.__post_init__(self)
-        require(self.num_patches >= 1, f"source.num_patches is {self.num_patches}; give 1 or more")
-        require(self.seed >= 0, f"source.seed is {self.seed}; give 0 or more")
-        require(
-            1 <= self.num_dates <= 16, f"source.num_dates is {self.num_dates}; give 1 to 16 dates"
-        )
-        require(
-            # 99.99, a reprocessing by others, tells nothing of the offset
-            re.fullmatch(r"0\d\.\d\d", self.baseline) is not None,
-            f"source.baseline is {self.baseline!r}; give one of ESA's, such as 04.00",
-        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -418,47 +242,6 @@ class ProductsConfig(SourceConfig):
         require(
             not (self.override_offset and self.boa_offset is None),
             "source.override_offset is true, but source.boa_offset is not set; say the offset too",
-        )
-
-
-@dataclass(kw_only=True, slots=True)
-class SafeL2AConfig(ProductsConfig):
-    """Sentinel-2 L2A products as ESA delivers them: SAFE folders, or those in a zip file.
-
-    Attributes:
-        root: a SAFE folder, a zip, or a folder with any number of them at any depth.
-        resolution_m: 0 reads every band at its native ground resolution; 20 or 60 reads all bands
-            as ESA resampled them to it.
-    """
-
-    kind: str = "safe_l2a"
-    resolution_m: int = 0
-
-    def __post_init__(self) -> None:
-        ProductsConfig.__post_init__(self)
-        require(
-            self.resolution_m in (0, 20, 60),
-            f"source.resolution_m is {self.resolution_m}; give 0 (native), 20 or 60",
-        )
-
-
-@dataclass(kw_only=True, slots=True)
-class CogL2AConfig(ProductsConfig):
-    """Sentinel-2 L2A as cloud-optimised GeoTIFFs, one a band, in a folder a scene (Earth Search).
-
-    Attributes:
-        root: folder with any number of scenes at any depth.
-        decimation: by how much the publisher coarsened every band; 1 in the archive itself.
-    """
-
-    kind: str = "cog_l2a"
-    decimation: int = 1
-
-    def __post_init__(self) -> None:
-        ProductsConfig.__post_init__(self)
-        require(
-            self.decimation in (1, 2, 5, 10),
-            f"source.decimation is {self.decimation}; give 1, 2, 5 or 10",
         )
 
 

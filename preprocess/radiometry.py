@@ -11,13 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.config import Values
 from preprocess.shards.format import NODATA, SATURATED
+
+
+class Values(StrEnum):
+    """What pixels count: ``digital_numbers`` are reflectance x 10000, as ESA delivers them."""
+
+    digital_numbers = "digital_numbers"
+    reflectance = "reflectance"
+
 
 BOA_OFFSET = -1000
 FIRST_BASELINE_WITH_OFFSET = 400

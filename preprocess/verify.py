@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import h5py
 import numpy as np
@@ -401,9 +401,7 @@ def _rejected(folder: Path, number: int, plan: Plan) -> set[str]:
 
 def _source_of(settings: dict[str, Any], root: str) -> SourceConfig:
     """Rebuild the settings of the source; the rasters may have moved to another root."""
-    hints = get_type_hints(SOURCES[settings["source.kind"]])
-    kinds = [kind for kind in hints.values() if isinstance(kind, type)]
-    kind = next(kind for kind in kinds if issubclass(kind, SourceConfig))
+    kind = SOURCES[settings["source.kind"]].config
     values = {entry.name: settings[f"source.{entry.name}"] for entry in fields(kind)}
     return kind(**{**values, "root": root or values["root"]})
 

@@ -20,8 +20,9 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
+from preprocess.sources.simulated import SimulatedConfig
 
 PARTS = 3
 

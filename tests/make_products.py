@@ -10,7 +10,9 @@ import numpy as np
 import rasterio
 from rasterio.windows import Window
 
-from preprocess.bands import BANDS, L2A_BANDS
+from preprocess.bands import BANDS, L2A_BANDS, native_groups
+from preprocess.raster import write_raster
+from preprocess.sources.simulated import CLASSES, SEASONS, Scene, make_land, observe
 
 TILE_M = 109_800
 # Corners as ESA's metadata give them (ULX, ULY).
@@ -64,6 +66,42 @@ def safe_product(
         text = XML.format(baseline=f"{baseline[:2]}.{baseline[2:]}", offsets=offsets, cloud=cloud)
         (folder / "MTD_MSIL2A.xml").write_text(text)
     return folder
+
+
+def simulated_products(root: Path, num_dates: int, *, seed: int = 3) -> list[Scene]:
+    """Write the first simulated region of every date as a SAFE product of lossless JPEG 2000.
+
+    Baseline 04.00: pixels carry the offset of 1000, and the XML says so. Return the scenes.
+    """
+    scenes = [Scene(0, date % len(SEASONS), date // len(SEASONS)) for date in range(num_dates)]
+    land = make_land(seed, 0)
+    water = [number for number, name in enumerate(CLASSES) if name.startswith(("Water", "Sea"))]
+    classes = np.where(np.isin(land.cover[::2, ::2], water), 6, 4).astype(np.uint8)  # SCL
+    for scene in scenes:
+        tile, stamp = scene.tile, scene.stamp()
+        product = f"S2A_MSIL2A_{stamp}_N0400_R000_T{tile.name}_{stamp}"
+        images = root / f"{product}.SAFE/GRANULE/L2A_T{tile.name}_A000000_{stamp}/IMG_DATA"
+        seen = observe(seed, scene, land)
+        pieces = [("SCL", 20, classes)]
+        for group, bands in native_groups(L2A_BANDS).items():
+            named = zip(bands, seen[group], strict=True)
+            pieces += [(band, int(group[1:]), values + np.uint16(1000)) for band, values in named]
+        for band, size_m, pixels in pieces:
+            side = TILE_M // size_m
+            whole = np.zeros((1, side, side), pixels.dtype)
+            column, row = (number * 1200 // size_m for number in scene.corner)
+            whole[0, row : row + len(pixels), column : column + len(pixels)] = pixels
+            path = images / f"R{size_m}m/T{tile.name}_{stamp}_{band}_{size_m}m.jp2"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grid = (size_m, 0, tile.x, 0, -size_m, tile.y)
+            # 8-bit maps and 16-bit bands alike: without these GDAL would compress them lossily
+            lossless = {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"}
+            write_raster(path, whole, grid, tile.epsg, **lossless)
+        node = '<BOA_ADD_OFFSET band_id="{}">-1000</BOA_ADD_OFFSET>'
+        offsets = "".join(node.format(number) for number in range(13))
+        text = XML.format(baseline="04.00", offsets=offsets, cloud=0.0)
+        (root / f"{product}.SAFE" / "MTD_MSIL2A.xml").write_text(text)
+    return scenes
 
 
 def zipped(folder: Path) -> Path:

@@ -8,6 +8,8 @@ from enum import Enum
 from importlib.resources import files
 from typing import Any, get_type_hints
 
+from preprocess.sources import SOURCES
+
 GROUPS = ("source", "recipe", "cluster", "scale")
 
 _COMMON_END = """\
@@ -56,16 +58,18 @@ def render(verb: str, text: Help, app: type[Any]) -> str:
 
 
 def choices() -> dict[str, list[str]]:
-    """Return the names of the yaml files of each configuration group."""
+    """Return the names that each configuration group offers: its yaml files, registered sources."""
     folder = files("jobs.conf")
-    return {
-        group: sorted(
+    names = {
+        group: {
             path.name.removesuffix(".yaml")
             for path in (folder / group).iterdir()
             if path.name.endswith(".yaml")
-        )
+        }
         for group in GROUPS
     }
+    names["source"] |= SOURCES.keys()
+    return {group: sorted(offered) for group, offered in names.items()}
 
 
 def default_of(key: str, app: type[Any]) -> object:

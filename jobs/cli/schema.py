@@ -16,17 +16,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from jobs.config import ClusterConfig, InspectConfig, StudyConfig
 from jobs.tracking import Tracking
-from preprocess.config import (
-    BigEarthNetV1Config,
-    BigEarthNetV2Config,
-    CogL2AConfig,
-    GeotiffConfig,
-    PackConfig,
-    SafeL2AConfig,
-    SimulatedConfig,
-    SourceConfig,
-    VerifyConfig,
-)
+from preprocess.config import PackConfig, SourceConfig, VerifyConfig
+from preprocess.sources import SOURCES
 from simclr.config import TrainConfig
 from simclr.evaluation.config import EvaluateConfig
 from simclr.export.config import ExportConfig
@@ -104,19 +95,9 @@ APPS: dict[str, type[App]] = {
     "inspect": InspectApp,
 }
 
-# The names of the yaml files in conf/source, and whose fields they may set.
-SOURCES: dict[str, type[SourceConfig]] = {
-    "bigearthnet_v1": BigEarthNetV1Config,
-    "bigearthnet_v2": BigEarthNetV2Config,
-    "safe_l2a": SafeL2AConfig,
-    "cog_l2a": CogL2AConfig,
-    "geotiff": GeotiffConfig,
-    "simulated": SimulatedConfig,
-}
-
 
 def register() -> None:
-    """Give hydra the schemas: ``<verb>_schema``, ``source/<kind>_schema``.
+    """Give hydra the schemas: ``<verb>_schema``, and ``source/<kind>`` from the sources' registry.
 
     The yaml files in ``conf`` start from these and hold values only.
     """
@@ -124,7 +105,7 @@ def register() -> None:
     for verb, app in APPS.items():
         store.store(name=f"{verb}_schema", node=app)
     for kind, source in SOURCES.items():
-        store.store(group="source", name=f"{kind}_schema", node=source)
+        store.store(group="source", name=kind, node=source.config)
 
 
 def to_app(config: DictConfig) -> App:

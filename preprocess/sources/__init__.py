@@ -1,27 +1,42 @@
-"""Where patches come from: a source's settings come in, the source that reads them goes out."""
+"""The registry of sources: a kind, its settings and the class that reads it.
+
+Packing and the command line know sources by this table alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from preprocess.config import SourceConfig
 from preprocess.sources.base import Source
-from preprocess.sources.bigearthnet import BigEarthNetV1
-from preprocess.sources.bigearthnet_v2 import BigEarthNetV2
-from preprocess.sources.geotiff import Geotiff
-from preprocess.sources.safe import safe_l2a
-from preprocess.sources.simulated_safe import simulated
-from preprocess.sources.stac_cog import cog_l2a
+from preprocess.sources.bigearthnet import BigEarthNetV1, BigEarthNetV1Config
+from preprocess.sources.bigearthnet_v2 import BigEarthNetV2, BigEarthNetV2Config
+from preprocess.sources.geotiff import Geotiff, GeotiffConfig
+from preprocess.sources.safe import SafeL2AConfig, safe_l2a
+from preprocess.sources.simulated import Simulated, SimulatedConfig
+from preprocess.sources.stac_cog import CogL2AConfig, cog_l2a
 
-# A new source is a file in this folder, its settings in preprocess.config, and a line here.
-SOURCES: dict[str, Callable[[Any], Source]] = {
-    "bigearthnet_v1": BigEarthNetV1,
-    "bigearthnet_v2": BigEarthNetV2,
-    "safe_l2a": safe_l2a,
-    "cog_l2a": cog_l2a,
-    "geotiff": Geotiff,
-    "simulated": simulated,
+
+class Kind(NamedTuple):
+    """One kind of source.
+
+    Attributes:
+        config: its settings; the first line of their docstring is its help.
+        open: returns the source that reads what the settings describe.
+    """
+
+    config: type[SourceConfig]
+    open: Callable[[Any], Source]
+
+
+SOURCES: dict[str, Kind] = {
+    "bigearthnet_v1": Kind(BigEarthNetV1Config, BigEarthNetV1),
+    "bigearthnet_v2": Kind(BigEarthNetV2Config, BigEarthNetV2),
+    "safe_l2a": Kind(SafeL2AConfig, safe_l2a),
+    "cog_l2a": Kind(CogL2AConfig, cog_l2a),
+    "geotiff": Kind(GeotiffConfig, Geotiff),
+    "simulated": Kind(SimulatedConfig, Simulated),
 }
 
 
@@ -35,4 +50,4 @@ def open_source(config: SourceConfig) -> Source:
         raise ValueError(f"source.kind is {config.kind!r}; choose one of {', '.join(SOURCES)}")
     if not config.root:
         raise ValueError(f"source.root is empty; give the folder of {config.kind}: source.root=DIR")
-    return SOURCES[config.kind](config)
+    return SOURCES[config.kind].open(config)

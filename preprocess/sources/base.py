@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import gzip
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import ClassVar, NoReturn
 
 from preprocess.shards.format import ShardLayout
 from preprocess.shards.patch import Dropped, Patch, PatchRef
 
 
-class Source(Protocol):
-    """A configured source. It holds no open file and may be asked from several processes."""
+class Source(ABC):
+    """A configured source: frozen, without open files, usable from several processes.
 
-    @property
-    def simulated(self) -> bool:
-        """True when the patches were synthesised, never measured."""
+    Attributes:
+        simulated: True when the patches were synthesised, never measured.
+    """
 
+    __slots__ = ()
+    simulated: ClassVar[bool] = False
+
+    @abstractmethod
     def layout(self) -> ShardLayout:
         """Return what every sample will look like.
 
@@ -27,6 +32,7 @@ class Source(Protocol):
             ValueError: the settings cannot be met, a band does not exist here for example.
         """
 
+    @abstractmethod
     def discover(self) -> Iterator[PatchRef | Dropped]:
         """Yield all references in the order of their ids, and what is left out by choice.
 
@@ -34,6 +40,7 @@ class Source(Protocol):
             ValueError: the root holds nothing of this source; the message says what was sought.
         """
 
+    @abstractmethod
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read one patch, in the layout's groups and bands.
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.bands import L2A_BANDS, native_groups
-from preprocess.config import BigEarthNetV1Config
+from preprocess.config import SourceConfig
 from preprocess.labels import BIGEARTHNET19, BIGEARTHNET43, EXTENDED, REGULAR, labels_of_43
 from preprocess.raster import Raster, read_raster
 from preprocess.shards.format import GroupLayout, ShardLayout
 from preprocess.shards.patch import Labels, Patch, PatchError, PatchRef, Transform
-from preprocess.sources.base import read_exclusions, read_splits
+from preprocess.sources.base import Source, read_exclusions, read_splits
 from preprocess.tiling import PATCH_SIDE_M, place_name
 
 
@@ -116,16 +116,30 @@ _TILE = re.compile(r"_T(\d{2}[A-Z]{3})_")
 _BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
 
 
+@dataclass(kw_only=True, slots=True)
+class BigEarthNetV1Config(SourceConfig):
+    """BigEarthNet v1: a flat tree of patch folders with one GeoTIFF a band and a JSON of labels.
+
+    Attributes:
+        root: ``BigEarthNet-v1.0`` or the folder that holds it.
+        train_list: file with one patch name a line (csv or csv.gz): the train split, if given.
+        validation_list: the same for validation.
+        test_list: the same for test.
+        exclude_lists: files naming patches to leave out (snow, cloud, no label).
+    """
+
+    kind: str = "bigearthnet_v1"
+    train_list: str = ""
+    validation_list: str = ""
+    test_list: str = ""
+    exclude_lists: list[str] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
-class BigEarthNetV1:
+class BigEarthNetV1(Source):
     """The source ``bigearthnet_v1``."""
 
     config: BigEarthNetV1Config
-
-    @property
-    def simulated(self) -> bool:
-        """Measured by Sentinel-2."""
-        return False
 
     def layout(self) -> ShardLayout:
         """Return native band groups and the four labellings."""

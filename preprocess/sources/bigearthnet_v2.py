@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.config import BigEarthNetV2Config
+from preprocess.config import SourceConfig, require
 from preprocess.labels import (
     BIGEARTHNET19,
     CORINE,
@@ -32,7 +32,7 @@ from preprocess.labels import (
 from preprocess.raster import read_raster
 from preprocess.shards.format import ShardLayout
 from preprocess.shards.patch import Fractions, Labels, Patch, PatchError, PatchRef, Transform
-from preprocess.sources.base import read_exclusions
+from preprocess.sources.base import Source, read_exclusions
 from preprocess.sources.bigearthnet import band_groups, place_of, read_band_files
 from preprocess.sources.label_table import parquet_file
 
@@ -138,16 +138,41 @@ _PATCH = re.compile(
 )
 
 
+@dataclass(kw_only=True, slots=True)
+class BigEarthNetV2Config(SourceConfig):
+    """BigEarthNet v2 (refined): product folders of patch folders; labels and splits in parquet.
+
+    Attributes:
+        root: the folder that holds ``BigEarthNet-S2`` and the tables.
+        tables: parquet tables, absolute or relative to the root. Only patches that a table lists
+            are packed; the official second table adds those with snow, cloud or shadow.
+        reference_maps: folder of CORINE maps, absolute or relative to the root. Where it is there,
+            shards hold the share of every level-3 class and the irrigation labels.
+        min_irrigated: a patch is irrigated if more than this share of its ground is.
+        exclude_lists: files naming patches to leave out: ids, places (``33UUP_26_57``) or the names
+            that the same patches have in v1.
+    """
+
+    kind: str = "bigearthnet_v2"
+    tables: list[str] = field(default_factory=lambda: ["metadata.parquet"])
+    reference_maps: str = "Reference_Maps"
+    min_irrigated: float = 0.0
+    exclude_lists: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        SourceConfig.__post_init__(self)
+        require(bool(self.tables), "source.tables is empty; name metadata.parquet")
+        require(
+            0 <= self.min_irrigated < 1,
+            f"source.min_irrigated is {self.min_irrigated}; give a share from 0 to below 1",
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class BigEarthNetV2:
+class BigEarthNetV2(Source):
     """The source ``bigearthnet_v2``."""
 
     config: BigEarthNetV2Config
-
-    @property
-    def simulated(self) -> bool:
-        """Measured by Sentinel-2."""
-        return False
 
     def layout(self) -> ShardLayout:
         """Return native band groups and the 19 classes; with maps CORINE shares and irrigation."""

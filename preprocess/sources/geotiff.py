@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from preprocess.bands import BANDS, canonical_name, native_groups
-from preprocess.config import GeotiffConfig
+from preprocess.bands import BANDS, canonical_name, canonical_names, native_groups
+from preprocess.config import SourceConfig, require
 from preprocess.radiometry import (
     DARK_BANDS,
     Numbers,
     Offset,
+    Values,
     baseline_of,
     contradiction,
     decide,
@@ -30,7 +31,7 @@ from preprocess.radiometry import (
 from preprocess.raster import Foreign, read_foreign, read_grid, session
 from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
 from preprocess.shards.patch import Labels, Patch, PatchError, PatchRef, Transform
-from preprocess.sources.base import files_below, iso_time, read_exclusions
+from preprocess.sources.base import Source, files_below, iso_time, read_exclusions
 from preprocess.sources.label_table import LabelTable, read_label_table
 
 SUFFIXES = (".tif", ".tiff")
@@ -136,6 +137,84 @@ _SLACK = 0.02
 _WEB_MERCATOR = (3857, 3785, 900913)
 
 Window = tuple[int, int, int, int]
+
+
+@dataclass(kw_only=True, slots=True)
+class GeotiffConfig(SourceConfig):
+    """Any collection of GeoTIFFs: all bands in a file or one file a band, EuroSAT MS for example.
+
+    Attributes:
+        file_bands: band names in the order of the files, all of them; empty: one file a band,
+            whose name ends in the band's (``x_B2.tif``, ``x/nir.tif``).
+        size_px: side of every patch in pixels of the finest bands.
+        cut: cut larger files into whole patches from their upper left corner; else all files have
+            the size of a patch.
+        ground_resolution_m: side of a pixel of the finest bands in metres.
+        native: with one file a band, bands of 20 and 60 m lie on their own grids; else all bands
+            share one.
+        values: what numbers in the files mean.
+        nodata: number that marks nodata in all bands; overrides the tags of the files.
+        nodata_by_band: the same for single bands: ``+source.nodata_by_band.B02=7``.
+        boa_offset: what must be added, in digital numbers; -1000 or 0. Leave it out where a path
+            holds the name of an ESA product that tells.
+        reprocessed_offset: the same for products of baseline 99.99 alone, whose name tells nothing.
+        override_offset: take ``boa_offset`` although names or pixels contradict it.
+        any_grid: take files whose pixels are not ``ground_resolution_m`` by their own grid.
+        places_from_corners: patches with one upper left corner are one place on several dates.
+        label_table: CSV or parquet table of labels, absolute or relative to the root.
+        id_column: its column of ids: a patch's id, or the last part of it.
+        label_column: its column of classes: text, several parted by ``;``, or a list; empty for
+            a table of splits alone.
+        split_column: its column of splits; empty if it holds none.
+        labels_from_folders: without a table, the name of a file's folder is its class.
+        label_set: name of that labelling; empty takes the name of the source.
+        exclude_lists: files naming patches to leave out by their whole ids, one a line; the id of
+            a larger file leaves out all that is cut from it.
+    """
+
+    kind: str = "geotiff"
+    file_bands: list[str] = field(default_factory=list)
+    size_px: int = 64
+    cut: bool = False
+    ground_resolution_m: float = 10.0
+    native: bool = False
+    values: Values = Values.digital_numbers
+    nodata: float | None = None
+    nodata_by_band: dict[str, float] = field(default_factory=dict)
+    boa_offset: int | None = None
+    reprocessed_offset: int | None = None
+    override_offset: bool = False
+    any_grid: bool = False
+    places_from_corners: bool = False
+    label_table: str = ""
+    id_column: str = "id"
+    label_column: str = "label"
+    split_column: str = ""
+    labels_from_folders: bool = True
+    label_set: str = ""
+    exclude_lists: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        SourceConfig.__post_init__(self)
+        self.file_bands = canonical_names(self.file_bands)
+        self.label_set = self.label_set or self.name
+        self.nodata_by_band = {
+            canonical_name(band): value for band, value in self.nodata_by_band.items()
+        }
+        require(self.size_px >= 1, f"source.size_px is {self.size_px}; give pixels, 1 or more")
+        require(
+            self.ground_resolution_m > 0,
+            f"source.ground_resolution_m is {self.ground_resolution_m}; give metres above 0",
+        )
+        require(
+            not (self.native and self.file_bands),
+            "source.native is true, but source.file_bands puts all bands into one file, which has "
+            "one grid; leave one of them out",
+        )
+        require(
+            not (self.override_offset and self.boa_offset is None),
+            "source.override_offset is true, but source.boa_offset is not set; say the offset too",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,22 +359,17 @@ def _check_corner(path: Path, foreign: Foreign, first: Foreign) -> None:
 
 
 _PRODUCT = re.compile(
-    r"(?:S2[ABC]|SIM)_MSIL[12][AC]_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})_[\dT]+"
+    r"S2[ABC]_MSIL[12][AC]_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})_[\dT]+"
 )
 Patches = list[tuple[str, str]]  # id and path
 _LISTENED = 16  # patches whose pixels may contradict the offset before packing starts
 
 
 @dataclass(frozen=True, slots=True)
-class Geotiff:
+class Geotiff(Source):
     """The source ``geotiff``."""
 
     config: GeotiffConfig
-
-    @property
-    def simulated(self) -> bool:
-        """Taken as measured; this source cannot know."""
-        return False
 
     def layout(self) -> ShardLayout:
         """Return the band groups and, if a table or folders name classes, one label set."""
@@ -364,7 +438,7 @@ class Geotiff:
     def _label_set(self, patches: Patches) -> LabelSet | None:
         config = self.config
         if config.label_table:
-            return read_label_table(config).label_set
+            return self._read_table().label_set
         classes = sorted({name for patch, _ in patches if (name := _folder(patch))})
         if not (config.labels_from_folders and classes):
             return None
@@ -382,13 +456,23 @@ class Geotiff:
     def _table(self, patches: Patches) -> LabelTable | None:
         if not self.config.label_table:
             return None
-        table = read_label_table(self.config)
+        table = self._read_table()
         if not any(patch in table for patch, _ in patches):
             raise ValueError(
                 f"none of the {len(patches)} patches in {self.config.root} is listed in "
                 f"{self.config.label_table}; its ids should look like {patches[0][0]}"
             )
         return table
+
+    def _read_table(self) -> LabelTable:
+        config = self.config
+        return read_label_table(
+            Path(config.root) / config.label_table,
+            config.label_set,
+            config.id_column,
+            config.label_column,
+            config.split_column,
+        )
 
     def _folder_labels(self, patch: str) -> Labels:
         folder = _folder(patch) if self.config.labels_from_folders else ""

@@ -30,7 +30,7 @@ from preprocess.raster import (
 )
 from preprocess.shards.format import NODATA, FractionSet, GroupLayout, ShardLayout
 from preprocess.shards.patch import Dropped, Fractions, Patch, PatchError, PatchRef, Transform
-from preprocess.sources.base import read_exclusions
+from preprocess.sources.base import Source, read_exclusions
 from preprocess.tiling import (
     EXCLUDED_LIST,
     PATCH_SIDE_M,
@@ -276,7 +276,6 @@ def _fractions(scene: Scene, column: int, row: int) -> Fractions:
     return {SCL.name: scl_shares(read_classes(scene.scl, window_of(column, row, scene.scl_m)))}
 
 
-SIMULATED_PREFIX = "SIM_"  # of the names that source.form=safe gives
 OTHER_DATES = "acquired outside the dates"
 CLOUDY_PRODUCT = "cloud cover of the product"
 REPEATED = "another processing of the same acquisition is taken"
@@ -290,7 +289,7 @@ Groups = tuple[GroupLayout, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Products:
+class Products(Source):
     """A source of products.
 
     Attributes:
@@ -304,12 +303,6 @@ class Products:
     groups: Groups
     find: Callable[[Path], list[str]]
     describe: Callable[[Path, str, Groups], Scene]
-
-    @property
-    def simulated(self) -> bool:
-        """Measured by Sentinel-2, unless a product's name says that a program made it."""
-        paths = self.find(Path(self.config.root))
-        return any(Path(path).name.startswith(SIMULATED_PREFIX) for path in paths)
 
     def layout(self) -> ShardLayout:
         """Return the band groups, and what the scene classification says of each patch."""

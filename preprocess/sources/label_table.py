@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from preprocess.config import GeotiffConfig
 from preprocess.shards.format import LabelSet
 from preprocess.shards.patch import Labels
 
@@ -52,23 +51,23 @@ class LabelTable:
         return self._rows.get(patch_id) or self._rows.get(PurePosixPath(patch_id).name)
 
 
-def read_label_table(config: GeotiffConfig) -> LabelTable:
-    """Return the table that a source names.
+def read_label_table(
+    path: Path, label_set: str, id_column: str, label_column: str, split_column: str
+) -> LabelTable:
+    """Read a table; a column without a name is not read.
 
     Raises:
         ValueError: it cannot be read, lacks a column, names a patch twice, or a split that is none.
     """
-    path = Path(config.root) / config.label_table
-    columns = [config.id_column, config.label_column, config.split_column]
     rows: dict[str, Row] = {}
-    for name, classes, split in read_rows(path, columns):
+    for name, classes, split in read_rows(path, [id_column, label_column, split_column]):
         patch_id = _without_suffix(str(name))
         if patch_id in rows:
             raise ValueError(f"{path} names {name} twice; leave one line")
         if (split or "") not in _SPLITS:
             raise ValueError(f"{path}: the split of {name} is {split!r}, not {', '.join(_SPLITS)}")
         rows[patch_id] = (_SPLITS[split or ""], _names(classes))
-    return LabelTable(config.label_set, rows)
+    return LabelTable(label_set, rows)
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:

@@ -11,11 +11,12 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
-from preprocess.config import SafeL2AConfig
+from preprocess.config import ProductsConfig, require
 from preprocess.radiometry import DARK_BANDS, baseline_of, offset_of
 from preprocess.raster import IN_ZIP
 from preprocess.shards.format import GroupLayout
@@ -24,11 +25,32 @@ from preprocess.sources.l2a import Products, Scene, product_groups
 
 METADATA_NAME = "MTD_MSIL2A.xml"
 _PRODUCT = re.compile(
-    r"(?P<product>(?:S2[ABC]|SIM)_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})"
+    r"(?P<product>S2[ABC]_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})"
     r"_\d{8}T\d{6})"
 )
 _RASTER = re.compile(r"_(?P<band>B\d[\dA]|SCL)_(?P<resolution>10|20|60)m\.(?:jp2|tif)$")
 QUANTIFICATION = 10000  # digital numbers per unit of reflectance, in every product so far
+
+
+@dataclass(kw_only=True, slots=True)
+class SafeL2AConfig(ProductsConfig):
+    """Sentinel-2 L2A products as ESA delivers them: SAFE folders, or those in a zip file.
+
+    Attributes:
+        root: a SAFE folder, a zip, or a folder with any number of them at any depth.
+        resolution_m: 0 reads every band at its native ground resolution; 20 or 60 reads all bands
+            as ESA resampled them to it.
+    """
+
+    kind: str = "safe_l2a"
+    resolution_m: int = 0
+
+    def __post_init__(self) -> None:
+        ProductsConfig.__post_init__(self)
+        require(
+            self.resolution_m in (0, 20, 60),
+            f"source.resolution_m is {self.resolution_m}; give 0 (native), 20 or 60",
+        )
 
 
 def safe_l2a(config: SafeL2AConfig) -> Products:

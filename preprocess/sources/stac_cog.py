@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from preprocess.bands import BANDS, canonical_name
-from preprocess.config import CogL2AConfig
+from preprocess.config import ProductsConfig, require
 from preprocess.radiometry import DARK_BANDS, baseline_of, offset_of
 from preprocess.shards.format import GroupLayout
 from preprocess.sources.base import files_below, iso_time
@@ -25,10 +26,31 @@ from preprocess.sources.safe import QUANTIFICATION
 
 _SUFFIXES = (".tif", ".tiff")
 # S2A_29RKH_20200219_0_L2A: satellite, tile without a leading zero, day, sequence, level
-_ITEM = re.compile(r"(?:S2[ABC]|SIM)_(?P<tile>\d{1,2}[A-Z]{3})_(?P<day>\d{8})_\d+_L2A")
+_ITEM = re.compile(r"S2[ABC]_(?P<tile>\d{1,2}[A-Z]{3})_(?P<day>\d{8})_\d+_L2A")
 _PRODUCT = re.compile(r"_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})_")
 _PRODUCT_KEYS = ("sentinel:product_id", "s2:product_uri", "s2:product_id")
 _APPLIED_KEYS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+
+
+@dataclass(kw_only=True, slots=True)
+class CogL2AConfig(ProductsConfig):
+    """Sentinel-2 L2A as cloud-optimised GeoTIFFs, one a band, in a folder a scene (Earth Search).
+
+    Attributes:
+        root: folder with any number of scenes at any depth.
+        decimation: by how much the publisher coarsened every band; 1 in the archive itself.
+    """
+
+    kind: str = "cog_l2a"
+    decimation: int = 1
+
+    def __post_init__(self) -> None:
+        ProductsConfig.__post_init__(self)
+        require(
+            self.decimation in (1, 2, 5, 10),
+            f"source.decimation is {self.decimation}; give 1, 2, 5 or 10",
+        )
+
 
 Item = dict[str, Any]
 

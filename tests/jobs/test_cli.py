@@ -17,8 +17,9 @@ import torch
 from jobs.cli import main as cli
 from jobs.cli.errors import explain
 from jobs.cli.help import choices, default_of, render
-from jobs.cli.schema import APPS, SOURCES
+from jobs.cli.schema import APPS
 from jobs.commands import evaluate, export, inspect, pack, pretrain, study, verify
+from preprocess.sources import SOURCES
 
 VERBS = {
     "pack": pack,
@@ -266,7 +267,7 @@ def cpu_s_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-@pytest.mark.parametrize("kind", [*APPS.values(), *SOURCES.values()])
+@pytest.mark.parametrize("kind", [*APPS.values(), *(source.config for source in SOURCES.values())])
 def test_every_annotation_is_a_field_and_every_field_is_annotated(kind):
     # a name without annotation would silently be no setting
     plain = {

@@ -25,7 +25,8 @@ from jobs.config import ClusterConfig, Executor
 from jobs.launch import JobError, dispatch, last_exception, log_lines, num_gpus
 from jobs.slurm import client as slurm
 from jobs.slurm.submit import python_command, slurm_options
-from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
+from preprocess.config import PackConfig, VerifyConfig
+from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import (
     AugmentConfig,
     CheckpointConfig,

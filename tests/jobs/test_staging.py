@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from jobs.staging import SCRATCH, copy_path, scratch_folder, staged
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards.manifest import read_manifest
+from preprocess.sources.simulated import SimulatedConfig
 
 REPOSITORY = Path(__file__).parents[2]
 # Stages, says so, and stays until its standard input ends.

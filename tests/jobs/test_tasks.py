@@ -20,7 +20,8 @@ from jobs.launch import dispatch
 from jobs.slurm import preemption as requeue
 from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.preemption import Interrupted
-from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
+from preprocess.config import PackConfig, VerifyConfig
+from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import TrainConfig
 from simclr.evaluation.config import EvaluateConfig
 from simclr.export.config import ExportConfig

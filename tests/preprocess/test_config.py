@@ -6,32 +6,18 @@ from enum import Enum
 
 import pytest
 
-from preprocess.config import (
-    BigEarthNetV1Config,
-    BigEarthNetV2Config,
-    CogL2AConfig,
-    GeotiffConfig,
-    OnError,
-    PackConfig,
-    SafeL2AConfig,
-    SimulatedConfig,
-    SourceConfig,
-    VerifyConfig,
-)
+from preprocess.config import OnError, PackConfig, SourceConfig, VerifyConfig
 from preprocess.sources import SOURCES, open_source
+from preprocess.sources.bigearthnet import BigEarthNetV1Config
+from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
+from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.simulated import SimulatedConfig
 
-SOURCE_CONFIGS = [
-    BigEarthNetV1Config,
-    BigEarthNetV2Config,
-    CogL2AConfig,
-    GeotiffConfig,
-    SafeL2AConfig,
-    SimulatedConfig,
-]
+SOURCE_CONFIGS = [source.config for source in SOURCES.values()]
 
 
 def test_every_source_has_settings_of_its_kind():
-    assert {config().kind for config in SOURCE_CONFIGS} == set(SOURCES)
+    assert [config().kind for config in SOURCE_CONFIGS] == list(SOURCES)
 
 
 @pytest.mark.parametrize("config", SOURCE_CONFIGS)

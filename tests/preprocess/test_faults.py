@@ -9,10 +9,11 @@ import h5py
 import pytest
 from make_data import bigearthnet_v1
 
-from preprocess.config import BigEarthNetV1Config, PackConfig, VerifyConfig
+from preprocess.config import PackConfig, VerifyConfig
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.compression import chunk_map_of
+from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.verify import verify
 
 _log = logging.getLogger(__name__)

@@ -15,17 +15,14 @@ import pytest
 import rasterio
 from make_data import bigearthnet_v1, write_geotiff
 
-from preprocess.config import (
-    BigEarthNetV1Config,
-    BigEarthNetV2Config,
-    GeotiffConfig,
-    OnError,
-    PackConfig,
-    SimulatedConfig,
-)
+from preprocess.config import OnError, PackConfig
 from preprocess.pack import PackError, pack, remove_leftovers
 from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.patch import PatchError
+from preprocess.sources.bigearthnet import BigEarthNetV1Config
+from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
+from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.simulated import SimulatedConfig
 from preprocess.verify import VerifyConfig, verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -189,7 +186,8 @@ def flip_bit(path, position):
 
 CHILD = """
 import sys
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
+from preprocess.sources.simulated import SimulatedConfig
 from preprocess.pack import pack
 source = SimulatedConfig(root=sys.argv[1], num_patches=60)
 pack(PackConfig(source=source, output=sys.argv[2], shard_size_mib=0.8), progress=False)

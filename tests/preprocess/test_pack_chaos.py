@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from killed_parts import digests, kill_parts
 
-from preprocess.config import PackConfig, SimulatedConfig, VerifyConfig
+from preprocess.config import PackConfig, VerifyConfig
 from preprocess.pack import PackError, finish, pack
 from preprocess.sources import open_source
+from preprocess.sources.simulated import SimulatedConfig
 from preprocess.verify import verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -18,7 +19,8 @@ _log = logging.getLogger(__name__)
 CHILD = """
 import re, sys
 from pathlib import Path
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
+from preprocess.sources.simulated import SimulatedConfig
 from preprocess.pack import pack
 root, output, part, parts, patches, shard_mib = sys.argv[1:]
 source = SimulatedConfig(root=root, num_patches=int(patches))

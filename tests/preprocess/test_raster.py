@@ -7,9 +7,8 @@ import pytest
 import rasterio
 from make_data import write_geotiff
 
-from preprocess.raster import read_raster, session, versions
+from preprocess.raster import read_raster, session, versions, write_raster
 from preprocess.shards.patch import PatchError
-from preprocess.template import simulated_template
 
 PIXELS = np.arange(2 * 6 * 8, dtype=np.uint16).reshape(2, 6, 8)
 
@@ -89,15 +88,15 @@ def test_another_nodata_value_than_zero_is_refused(tmp_path):
         read_raster(path)
 
 
-def test_a_rendered_template_is_what_rasterio_reads_back(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 65535, (20, 20), np.uint16)
-    path = tmp_path / "rendered.tif"
-    path.write_bytes(simulated_template(20, 60, 32635).render(pixels, 682800, 6971220))
+def test_a_written_raster_is_what_rasterio_reads_back(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65535, (1, 20, 20), np.uint16)
+    path = tmp_path / "written.tif"
+    write_raster(path, pixels, (60, 0, 682800, 0, -60, 6971220), 32635, description="simulated")
     with rasterio.open(path) as dataset:
-        assert np.array_equal(dataset.read(1), pixels)
+        assert np.array_equal(dataset.read(), pixels)
         assert dataset.crs.to_epsg() == 32635
         assert tuple(dataset.transform)[:6] == (60, 0, 682800, 0, -60, 6971220)
-        assert "simulated" in dataset.tags()["TIFFTAG_IMAGEDESCRIPTION"]
+        assert dataset.tags()["TIFFTAG_IMAGEDESCRIPTION"] == "simulated"
 
 
 def test_versions_name_rasterio_and_gdal():

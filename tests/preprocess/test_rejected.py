@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from make_data import bigearthnet_v1, class_folders, write_geotiff
 
-from preprocess.config import BigEarthNetV1Config, GeotiffConfig, OnError, PackConfig, VerifyConfig
+from preprocess.config import OnError, PackConfig, VerifyConfig
 from preprocess.pack import PackError, pack
 from preprocess.shards.patch import PatchError
+from preprocess.sources.bigearthnet import BigEarthNetV1Config
+from preprocess.sources.geotiff import GeotiffConfig
 from preprocess.verify import verify
 
 BANDS = ["B02", "B03", "B04", "B08"]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from make_data import bigearthnet_v1, edit_manifest, write_geotiff
 
-from preprocess.config import BigEarthNetV1Config, PackConfig, VerifyConfig
+from preprocess.config import PackConfig, VerifyConfig
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.compression import CODECS
+from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.verify import RepairError, verify_and_repair
 
 BANDS = ["B02", "B05", "B09"]

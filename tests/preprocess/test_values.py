@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from preprocess.config import Values
-from preprocess.radiometry import to_digital_numbers
+from preprocess.radiometry import Values, to_digital_numbers
 
 ALL = np.arange(65536, dtype=np.uint16).reshape(1, 256, 256)
 DN, REFLECTANCE = Values.digital_numbers, Values.reflectance

@@ -12,8 +12,9 @@ from make_data import packed_arrays
 from rank_jobs import small_run
 
 from preprocess.bands import L2A_BANDS
-from preprocess.config import PackConfig, SimulatedConfig, SimulatedForm
+from preprocess.config import PackConfig
 from preprocess.pack import pack
+from preprocess.sources.simulated import SimulatedConfig
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.manager import newest_valid
 from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, Positives, TrainConfig
@@ -231,22 +232,14 @@ def test_a_resumed_run_on_seasons_ends_with_the_same_bits(shards, tmp_path):
         assert all(torch.equal(left[part][key], right[part][key]) for key in left[part])
 
 
-@pytest.mark.parametrize(
-    ("form", "num_patches", "num_dates"),
-    [
-        pytest.param(SimulatedForm.tree, 40, 2, marks=pytest.mark.slow),
-        pytest.param(SimulatedForm.safe, 24, 3, marks=pytest.mark.exhaustive),
-    ],
-)
-def test_rasters_of_several_dates_are_packed_and_trained_on(tmp_path, form, num_patches, num_dates):
-    source = SimulatedConfig(
-        root=str(tmp_path / "rasters"), form=form, num_patches=num_patches, num_dates=num_dates
-    )
+@pytest.mark.slow
+def test_rasters_of_several_dates_are_packed_and_trained_on(tmp_path):
+    source = SimulatedConfig(root=str(tmp_path / "rasters"), num_patches=40)
     pack(PackConfig(source=source, output=str(tmp_path / "shards")), progress=False)
     corpus = corpus_of(tmp_path / "shards")
     places = set(corpus.index("place"))
     split_of = set(zip(corpus.index("place"), corpus.index("split"), strict=True))
-    assert len(split_of) == len(places) == num_patches // num_dates  # no place in two splits
+    assert len(split_of) == len(places) == 40 // 2  # no place in two splits
     first, second = drawn(corpus)
     date = corpus.index("acquired")
     assert (date[first] != date[second]).all()

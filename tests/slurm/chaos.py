@@ -22,8 +22,9 @@ if __name__ == "__main__":  # as a script it is started outside pytest, which kn
 from slurm.cluster import NODES, Cluster, missing, running_cluster, wait_until
 from slurm.runs import Run, assert_equal, preempt, submit
 
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
+from preprocess.sources.simulated import SimulatedConfig
 
 EVERY = 10  # steps between checkpoints
 SETTINGS = (f"checkpoint.every_steps={EVERY}", "checkpoint.keep=3", "world.timeout_s=20")

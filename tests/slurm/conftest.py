@@ -10,8 +10,9 @@ import pytest
 from slurm.cluster import Cluster, missing, running_cluster
 from slurm.runs import Run, submit
 
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
+from preprocess.sources.simulated import SimulatedConfig
 
 
 @pytest.fixture(scope="session")

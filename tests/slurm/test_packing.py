@@ -9,9 +9,10 @@ import pytest
 from slurm.cluster import wait_until
 from slurm.runs import verb
 
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards.manifest import read_manifest
+from preprocess.sources.simulated import SimulatedConfig
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

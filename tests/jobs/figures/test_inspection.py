@@ -18,9 +18,10 @@ from jobs.figures.shards import (
     spread,
     stretch,
 )
-from preprocess.config import BigEarthNetV1Config, PackConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
+from preprocess.sources.bigearthnet import BigEarthNetV1Config
 
 
 @pytest.fixture(scope="module")

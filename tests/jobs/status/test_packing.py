@@ -8,8 +8,9 @@ from jobs.run_dir import Submission, write_submission
 from jobs.slurm.client import JobState
 from jobs.status.packing import describe_packing, is_packing, packing_job
 from jobs.status.render import packing_lines
-from preprocess.config import PackConfig, SimulatedConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
+from preprocess.sources.simulated import SimulatedConfig
 
 
 @pytest.fixture

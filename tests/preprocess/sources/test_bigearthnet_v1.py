@@ -9,11 +9,10 @@ import pytest
 import rasterio
 from make_data import bigearthnet_v1, write_geotiff
 
-from preprocess.config import BigEarthNetV1Config
 from preprocess.shards.patch import PatchError
 from preprocess.sources import open_source
 from preprocess.sources.base import read_names, read_splits
-from preprocess.sources.bigearthnet import _PATCH
+from preprocess.sources.bigearthnet import _PATCH, BigEarthNetV1Config
 from preprocess.sources.simulated import write_tree
 
 

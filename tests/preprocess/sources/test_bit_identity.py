@@ -7,18 +7,14 @@ import numpy as np
 import pytest
 import rasterio
 
-from preprocess.config import (
-    BigEarthNetV1Config,
-    BigEarthNetV2Config,
-    CogL2AConfig,
-    FilterConfig,
-    GeotiffConfig,
-    PackConfig,
-    SafeL2AConfig,
-    SelectConfig,
-)
+from preprocess.config import FilterConfig, PackConfig, SelectConfig
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
+from preprocess.sources.bigearthnet import BigEarthNetV1Config
+from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
+from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.safe import SafeL2AConfig
+from preprocess.sources.stac_cog import CogL2AConfig
 
 EUROSAT = [
     "B01",

@@ -7,10 +7,11 @@ import pytest
 import rasterio
 from make_data import class_folders, write_geotiff
 
-from preprocess.config import GeotiffConfig, Values
+from preprocess.radiometry import Values
 from preprocess.shards import LabelSet
 from preprocess.shards.patch import PatchError
 from preprocess.sources import open_source
+from preprocess.sources.geotiff import GeotiffConfig
 
 # EuroSAT MS stores B8A last.
 EUROSAT = [

@@ -5,20 +5,15 @@ import pytest
 import rasterio
 from make_products import safe_product, zipped
 
-from preprocess.config import (
-    CogL2AConfig,
-    FilterConfig,
-    PackConfig,
-    SafeL2AConfig,
-    SelectConfig,
-    SplitConfig,
-)
+from preprocess.config import FilterConfig, PackConfig, SelectConfig, SplitConfig
 from preprocess.pack import pack
 from preprocess.radiometry import harmonise
 from preprocess.raster import session, to_degrees
 from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.patch import Dropped, PatchError, PatchRef
 from preprocess.sources import open_source
+from preprocess.sources.safe import SafeL2AConfig
+from preprocess.sources.stac_cog import CogL2AConfig
 
 # every one reads whole tiles, most for a second or two
 pytestmark = pytest.mark.slow

@@ -1,11 +1,19 @@
-"""Metadata of real products: the XML, the name and the baseline say the same of the offset."""
+"""SAFE products: XML, name and baseline agree on the offset; pixels come back to the bit."""
 
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from make_products import simulated_products
 
+from preprocess.config import PackConfig, SelectConfig, SplitConfig
+from preprocess.pack import pack
 from preprocess.radiometry import baseline_of, offset_of
-from preprocess.sources.safe import offset_in
+from preprocess.shards import open_readers, read_manifest
+from preprocess.shards.patch import PatchRef
+from preprocess.sources import open_source
+from preprocess.sources.safe import SafeL2AConfig, offset_in
+from preprocess.sources.simulated import make_land, observe
 
 
 def metadata_of(real_data):
@@ -35,3 +43,45 @@ def test_a_product_of_another_unit_is_refused(real_data, old, new, reason):
     changed = text.replace(old, new or old.removesuffix("0"))
     with pytest.raises(ValueError, match=reason):
         offset_in(ElementTree.fromstring(changed.encode()))
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory):
+    """Two products of one tile, a summer and a winter, with a region of 2 x 2 patches."""
+    root = tmp_path_factory.mktemp("products")
+    return root, simulated_products(root, 2)
+
+
+@pytest.mark.slow
+def test_every_pixel_comes_back_from_the_shards_without_the_offset(products, tmp_path):
+    root, scenes = products
+    # regions also lie where tiles overlap; no other tile is there
+    source = SafeL2AConfig(root=str(root), select=SelectConfig(one_owner=False))
+    pack(PackConfig(source=source, output=str(tmp_path)), progress=False)
+    (reader,) = open_readers(tmp_path, manifest := read_manifest(tmp_path))
+    assert manifest.rows == 8
+    assert set(reader.index("offset")) == {-1000}
+    assert set(reader.index("offset_authority")) == {"xml"}
+    for row, (place, day) in enumerate(
+        zip(reader.index("place"), reader.index("acquired"), strict=True)
+    ):
+        (scene,) = [scene for scene in scenes if scene.stamp()[:8] == day[:10].replace("-", "")]
+        column, line = (int(part) for part in place.split("_")[1:])
+        east, south = column - scene.corner[0], line - scene.corner[1]
+        seen = observe(3, scene, make_land(3, 0))
+        for name, pixels in reader.read(row).items():
+            n = pixels.shape[-1]
+            wanted = seen[name][:, south * n : (south + 1) * n, east * n : (east + 1) * n]
+            assert np.array_equal(pixels, wanted)
+
+
+@pytest.mark.slow
+def test_a_place_has_one_block_and_one_split_on_all_dates(products):
+    select = SelectConfig(one_owner=False, min_dates=2)
+    split = SplitConfig(block_km=12, buffer_km=1.2)
+    config = SafeL2AConfig(root=str(products[0]), select=select, split=split)
+    refs = [item for item in open_source(config).discover() if isinstance(item, PatchRef)]
+    places = [ref.id[-6:] for ref in refs]
+    assert sorted(places) == sorted(2 * sorted(set(places)))
+    by_place = {(ref.id[-6:], ref.block, ref.split) for ref in refs}
+    assert len(by_place) == len(set(places))

@@ -7,21 +7,23 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
+from jobs.cli.help import choices
+from jobs.cli.schema import register
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.plan import read_rejected
 from preprocess.shards import open_readers, read_manifest
-from preprocess.sources import SOURCES
+from preprocess.sources import SOURCES, Kind
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
-def block(page, language):
-    (code,) = [code for name, code in BLOCK.findall((DOCS / page).read_text()) if name == language]
-    return code
+def blocks(page, language):
+    return [code for name, code in BLOCK.findall((DOCS / page).read_text()) if name == language]
 
 
 @pytest.fixture
@@ -29,8 +31,11 @@ def example(monkeypatch):
     """The settings class of the example, with its source registered as the page says."""
     module = ModuleType("preprocess.sources.npz")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look there
-    exec(block("adding-a-source.md", "python"), module.__dict__)
-    monkeypatch.setitem(SOURCES, "npz", module.Npz)
+    source, entry = blocks("adding-a-source.md", "python")
+    exec(source, module.__dict__)
+    added = eval(f"{{{entry}}}", {"Kind": Kind}, module.__dict__)
+    for kind, classes in added.items():
+        monkeypatch.setitem(SOURCES, kind, classes)
     return module.NpzConfig
 
 
@@ -69,14 +74,27 @@ def test_the_example_refuses_what_the_page_says(example, tmp_path):
         pack(config, progress=False)
 
 
-def test_the_values_on_the_page_start_from_the_schema():
-    assert yaml.safe_load(block("adding-a-source.md", "yaml")) == {"defaults": ["npz_schema"]}
+def test_the_entry_is_all_that_the_command_line_needs(example, tmp_path):
+    (values,) = blocks("adding-a-source.md", "yaml")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "fields.yaml").write_text(values)
+    register()
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    with initialize_config_module("jobs.conf", version_base=None):
+        for chosen in ("source=npz", "source=fields"):
+            config = compose("pack", [chosen, "source.bands=[B02]", "source.size_px=12", search])
+            source = OmegaConf.to_object(config.source)
+            assert isinstance(source, example)
+            assert (source.kind, source.size_px) == ("npz", 12)
+    assert source.name == "fields"
+    assert "npz" in choices()["source"]
 
 
 def test_the_list_of_patches_held_out_names_them_as_v1_does(real_data, tmp_path, monkeypatch):
     (tmp_path / "metadata.parquet").symlink_to(real_data / "bigearthnet_v2" / "metadata.parquet")
     monkeypatch.chdir(tmp_path)
-    exec(block("getting-data.md", "python"), {})
+    (code,) = blocks("getting-data.md", "python")
+    exec(code, {})
     names = (tmp_path / "held-out.csv").read_text().splitlines()
     # validation and test of the official table
     assert len(names) == len(set(names)) == 122_342 + 119_825

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.config import CogL2AConfig, GeotiffConfig
 from preprocess.sources import open_source
 from preprocess.sources.base import files_below
+from preprocess.sources.geotiff import GeotiffConfig
 from preprocess.sources.safe import list_files
+from preprocess.sources.stac_cog import CogL2AConfig
 
 NOBODY = 65534
 

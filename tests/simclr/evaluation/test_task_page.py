@@ -10,10 +10,11 @@ from conftest import REPOSITORY
 from make_data import write_geotiff
 from test_pages import blocks
 
-from preprocess.config import GeotiffConfig, PackConfig
+from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards.format import GroupLayout, ShardLayout
 from preprocess.shards.patch import Patch
+from preprocess.sources.geotiff import GeotiffConfig
 from simclr.data.dataset import open_corpus
 from simclr.evaluation.task import open_task
 
