@@ -1,9 +1,8 @@
-"""``simclr-status``: how runs and packings fare, in plain words."""
+"""``simclr-status``: state, progress, restarts and next action of runs and packings."""
 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -14,32 +13,29 @@ from jobs.cli import main as cli
 from jobs.cli.options import HELP as HELP_OPTIONS
 from jobs.run_dir import CONFIG_NAME
 from jobs.status.packing import PackingRecord, describe_packing, is_packing, packing_job
-from jobs.status.render import picture_of, print_records
-from jobs.status.run_status import INTERVAL_S, Asker, RunRecord, describe, find_runs, jobs_of
-from preprocess.shards.atomic_io import write_text
+from jobs.status.render import print_records
+from jobs.status.run_status import INTERVAL_S, RunRecord, SlurmPoller, describe, find_runs, jobs_of
 
 REFRESH_S = 5.0  # of the runs' own files; Slurm is asked less often
 _CLEAR = "\x1b[H\x1b[2J"  # to the top left corner, and nothing below
 
 HELP = """\
-simclr-status: say how runs and packings fare: state and why, progress,
-restarts and their causes, last checkpoint, work at risk, next action.
+simclr-status: show runs and packings: state and reason, progress, restarts
+and their causes, newest checkpoint, work at risk, next action.
 
 Examples:
   simclr-status                      every run in ./runs
   simclr-status runs/first           one run, in full
   simclr-status runs/sweep shards/v1 a sweep, and a packing array
-  simclr-status --watch runs/first   again and again until Ctrl-C or the end
+  simclr-status --watch runs/first   refreshed until Ctrl-C or the end
   simclr-status --json               for programs
   simclr-status --report runs/first  one HTML page: curves, attempts, probe
-  simclr-status --picture=now.svg    what is shown, for a page or a mail
 
 Options:
   --watch[=SECONDS]  show again every 5 s; Slurm is asked every SECONDS (30),
                      10 or more
   --json             records as JSON
   --report           write RUN/report.html for each run and name it
-  --picture=FILE     write what is shown as an SVG picture, too
 
 A run that waits, trains, stopped or died is described from its own folder and,
 where there is Slurm, from squeue and sacct; neither is needed, nor is torch.
@@ -57,14 +53,12 @@ class Wish:
         folders: runs, packings, or folders of runs.
         as_json: for programs.
         report: write a page for each run.
-        picture: file for a picture of what is shown; empty for none.
         watch_s: ask Slurm so often and show again and again; 0 shows once.
     """
 
     folders: tuple[Path, ...]
     as_json: bool = False
     report: bool = False
-    picture: str = ""
     watch_s: float = 0.0
 
 
@@ -111,56 +105,53 @@ def parse(arguments: Sequence[str]) -> Wish:
     """
     options = {word for word in arguments if word.startswith("-") or word == "json=true"}
     watch = next((word for word in options if word.partition("=")[0] == "--watch"), "")
-    picture = next((word for word in options if word.startswith("--picture=")), "")
-    unknown = options - {"--json", "json=true", "--report", watch, picture}
+    unknown = options - {"--json", "json=true", "--report", watch}
     if unknown:
         raise ValueError(
-            f"{min(unknown)} is no option; there are --json, --watch[=SECONDS], --report, "
-            "--picture=FILE"
+            f"{min(unknown)} is not an option; choose from --json, --watch[=SECONDS], --report"
         )
     return Wish(
         # named twice, as by a wildcard beside a name, is wanted once
         tuple(dict.fromkeys(Path(word) for word in arguments if word not in options)),
         as_json=bool(options & {"--json", "json=true"}),
         report="--report" in options,
-        picture=picture.partition("=")[2],
         watch_s=_seconds(watch) if watch else 0.0,
     )
 
 
 def show(wish: Wish) -> Shown:
-    """Print how the named runs and packings fare, once or again and again, and return it.
+    """Print the records of the named runs and packings, once or repeatedly, and return the last.
 
     Raises:
         ValueError: a folder is neither.
     """
-    asker = Asker(wish.watch_s or INTERVAL_S)
+    poller = SlurmPoller(wish.watch_s or INTERVAL_S)
     while wish.watch_s:
-        shown = look(wish, asker)
+        shown = look(wish, poller)
         sys.stdout.write(_CLEAR if sys.stdout.isatty() else "")
         _print(wish, shown)
         if all(record.state == "finished" for record in shown.runs) or shown.needs_person:
             return shown
         time.sleep(REFRESH_S)
-    shown = look(wish, asker)
+    shown = look(wish, poller)
     _print(wish, shown)
     return shown
 
 
-def look(wish: Wish, asker: Asker) -> Shown:
-    """Return how things fare now.
+def look(wish: Wish, poller: SlurmPoller) -> Shown:
+    """Return the present records.
 
     Raises:
         ValueError: a folder is neither run nor packing, nor holds runs.
     """
     runs, packings = _sorted(wish.folders)
     job_ids = [job for run in runs for job in jobs_of(run)]
-    word = asker.word([*job_ids, *(job for folder in packings for job in packing_job(folder))])
+    answer = poller.ask([*job_ids, *(job for folder in packings for job in packing_job(folder))])
     # Checksums of one checkpoint are worth reading it; those of many would keep the disk busy.
     thorough = len(runs) == 1 and not wish.watch_s
     return Shown(
-        [describe(run, word, thorough=thorough) for run in runs],
-        [describe_packing(folder, word.jobs) for folder in packings],
+        [describe(run, answer, thorough=thorough) for run in runs],
+        [describe_packing(folder, answer.jobs) for folder in packings],
     )
 
 
@@ -200,10 +191,6 @@ def _print(wish: Wish, shown: Shown) -> None:
         cli.say(json.dumps([asdict(record) for record in shown.all], indent=1))
     elif shown.runs or shown.packings:
         print_records(shown.runs, shown.packings)
-        if wish.picture:
-            title = shlex.join(["simclr-status", *map(str, wish.folders)])
-            svg = picture_of(shown.runs, shown.packings, title)
-            write_text(Path(wish.picture), svg)
     else:
         cli.say("no runs in ./runs; name run folders: simclr-status RUN ...")
 

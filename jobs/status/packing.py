@@ -1,4 +1,7 @@
-"""How a packing fares: its plan, its shards and Slurm's word on its array come in, words go out."""
+"""The state of a packing: shards in place, array members, and what a person should do next.
+
+Called by simclr-status.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from preprocess.shards.manifest import MANIFEST_NAME, read_manifest
 
 @dataclass(frozen=True, slots=True)
 class PackingRecord:
-    """How a packing fares.
+    """All that simclr-status shows of a packing.
 
     Attributes:
         shards: output folder.
-        state: in plain words.
-        needs_person: True when it will not go on or end by itself.
+        state: in plain English.
+        needs_person: True when it will neither continue nor end by itself.
         action: what to do next; empty when nothing.
         job_id: of the array, if there is one.
         members: Slurm's states of the array's members, with their number.
@@ -44,7 +47,7 @@ class PackingRecord:
 
 
 def is_packing(folder: Path) -> bool:
-    """Say whether something is or was packed into a folder."""
+    """Return whether a folder is, or was, packed into."""
     return (folder / WORK_FOLDER).is_dir() or (folder / MANIFEST_NAME).exists()
 
 
@@ -55,11 +58,11 @@ def packing_job(folder: Path) -> list[str]:
 
 
 def describe_packing(folder: Path, jobs: Mapping[str, JobState]) -> PackingRecord:
-    """Return how a packing fares.
+    """Return the record of a packing.
 
     Args:
         folder: for shards.
-        jobs: Slurm's word on the members of its array, ``12_0``, ``12_1``, ...
+        jobs: states of the members of its array, ``12_0``, ``12_1``, ...
     """
     submission = read_submission(folder / WORK_FOLDER / JOB_FOLDER, "pack")
     array = submission.job_id if submission else ""
@@ -101,7 +104,7 @@ def _verdict(folder: Path, failed: list[str], *, is_complete: bool, alive: bool)
 
 
 def _damage(folder: Path) -> str:
-    """Return what is wrong with the manifest, and the cure; empty if it can be read."""
+    """Return what is wrong with the manifest, and the fix; empty if it can be read."""
     try:
         read_manifest(folder)
     except ValueError as error:

@@ -1,4 +1,7 @@
-"""How far a run is: its metrics, checkpoints and heartbeats come in, plain numbers go out."""
+"""Progress and attempts of a run: its metrics, checkpoints, heartbeats and attempts.jsonl.
+
+Called by the status of a run. Reads only; files that are being written do not disturb it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class Checkpoint:
         step: optimizer steps done.
         time: when it was finished, seconds since 1970.
         state: ``verified`` (every checksum), ``whole`` (every size), or what is wrong.
-        is_whole: nothing is wrong as far as was looked.
+        is_whole: no check failed.
     """
 
     step: int
@@ -49,7 +52,7 @@ class Heartbeat:
         rank: its number.
         node: where it runs.
         step: the last one it began.
-        time: when it said so, seconds since 1970.
+        time: of its heartbeat, seconds since 1970.
     """
 
     rank: int
@@ -60,7 +63,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         step: optimizer steps done.
@@ -82,11 +85,11 @@ class Progress:
 
 
 def read_progress(run_dir: Path, since: float = 0.0, *, thorough: bool = False) -> Progress:
-    """Read how far a run is.
+    """Read the progress of a run.
 
     Args:
         run_dir: run folder.
-        since: when its latest attempt began; heartbeats of earlier ones say nothing.
+        since: when its latest attempt began; heartbeats of earlier ones are ignored.
         thorough: compare the checksums of the newest checkpoint, not its sizes only.
     """
     path = run_dir / METRICS_NAME
@@ -106,7 +109,7 @@ def read_progress(run_dir: Path, since: float = 0.0, *, thorough: bool = False) 
 
 
 def newest_checkpoint(run_dir: Path, *, thorough: bool) -> Checkpoint | None:
-    """Return the newest checkpoint that is there, with what can be said of it."""
+    """Return the newest checkpoint that is there, with its state."""
     for folder in sorted(run_dir.glob(f"{CHECKPOINTS}/{FOLDER_PATTERN}"), reverse=True):
         step = int(folder.name.rpartition("-")[2])
         try:
@@ -173,7 +176,7 @@ def _heartbeats(run_dir: Path, since: float) -> list[Heartbeat]:
 
 Events = Sequence[Mapping[str, Any]]
 
-# (what the ranks were told, what the main one decided) in a person's words
+# (signal that the ranks received, decision of rank 0)
 _STOPS = {
     ("SIGUSR2", "requeue"): "warned of the time limit or preemption: saved, requeued",
     ("SIGUSR2", "quit"): "warned, and already ended by Slurm: saved",
@@ -182,7 +185,7 @@ _STOPS = {
 }
 _DECISIONS = {
     "hold": "held: three attempts in a row saved nothing",
-    "stay": "told to end without a reason: saved, waited for Slurm",
+    "stay": "asked to end for an unknown reason: saved, waited for Slurm",
 }
 
 
@@ -193,15 +196,15 @@ class AttemptRecord:
     Attributes:
         number: from 1.
         start: seconds since 1970.
-        end: when it ended; none while it runs, or when it was lost without a word.
+        end: when it ended; None while it runs, or when it was lost unrecorded.
         outcome: running, finished, stopped, failed or lost.
-        cause: why it ended, in words.
-        first_step: where it began; none when it did not come so far.
-        last_step: where it ended, saved; none when unknown.
+        cause: why it ended.
+        first_step: where it began; None when it did not come so far.
+        last_step: where it ended, saved; None when unknown.
         nodes: where it ran.
         num_ranks: processes.
         job_id: Slurm's; empty elsewhere.
-        lost_steps: done and not saved, as the next attempt found; none before that.
+        lost_steps: done and not saved, as the next attempt found; None before that.
     """
 
     number: int
@@ -227,9 +230,8 @@ def history(
 
     Args:
         events: lines of ``attempts.jsonl``.
-        endings: Slurm's accounts of its jobs, if there are any; they tell what a run that was
-            killed could not write down.
-        is_over: the job of the last one has ended: without a word of its own it was lost.
+        endings: from sacct, if accounting is on; a run that was killed leaves no record.
+        is_over: the job of the last attempt has ended; without a record it was lost.
     """
     numbered = [list(group) for _, group in itertools.groupby(events, lambda e: e["attempt"])]
     records = [
@@ -244,11 +246,11 @@ def history(
 
 
 def cause_of_stop(event: Mapping[str, Any]) -> str:
-    """Say why an attempt stopped; what the run itself wrote down comes first."""
+    """Return why an attempt stopped; the cause that the run recorded comes first."""
     if event.get("cause"):
         return str(event["cause"])
     if not event.get("job_id"):
-        return "stopped by a person (Ctrl-C or SIGTERM): saved"
+        return "stopped by a person (Ctrl-C or SIGTERM)" + (": saved" if event.get("step") else "")
     signal, decision = str(event.get("signal")), str(event.get("decision"))
     known = _STOPS.get((signal, decision)) or _DECISIONS.get(decision)
     return known or f"stopped ({signal})"
@@ -288,14 +290,14 @@ def _outcome(last: Mapping[str, Any]) -> tuple[str, str]:
     if last["event"] == "finished":
         return "finished", "finished"
     if last["event"] == "failed":
-        return "failed", f"failed: {last.get('error', 'no word')}"
+        return "failed", f"failed: {last.get('error', 'unknown error')}"
     if last["event"] == "stop":
         return "stopped", cause_of_stop(last)
     return "running", ""
 
 
 def _accounted(start: Mapping[str, Any], endings: Mapping[str, Sequence[Ending]]) -> str:
-    """Return Slurm's word on how this start of the job ended; empty when there is none."""
+    """Return the state in which sacct saw this start of the job end; empty if unknown."""
     known = endings.get(start.get("job_id", ""), ())
     number = start.get("restarts", 0)
     ended = number < len(known) and bool(known[number].end)
@@ -313,7 +315,7 @@ def _loss(state: str) -> str:
 
 
 def _lost_before(group: Events) -> int | None:
-    """Return the steps that an attempt had to take again, as it says when training begins."""
+    """Return the steps that an attempt had to train again, recorded when training began."""
     return next((event["lost_steps"] for event in group if "lost_steps" in event), None)
 
 

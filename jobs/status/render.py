@@ -1,13 +1,10 @@
-"""Records of runs and packings come in, text for a terminal goes out."""
+"""Records of runs and packings as text for a terminal or a log; called by simclr-status."""
 
 from __future__ import annotations
 
-import io
 import sys
-import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from typing import IO
 
 from rich.console import Console
 from rich.table import Table
@@ -16,38 +13,15 @@ from jobs.status.packing import PackingRecord
 from jobs.status.run_status import RunRecord
 
 _WIDE = 160  # columns where there is no terminal: nothing is cut in a log
-_PICTURE = 110  # columns of a picture: more would be too small to read on a page
 _COLUMNS = ("run", "state", "step", "patches/s", "left", "checkpoint", "attempt", "heartbeat")
-_LABEL = 11  # columns of the words in front of a line
+_LABEL = 11  # columns of the labels
 
 
 def print_records(runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> None:
-    """Print a block for a single run, else a line each and below what a person should do."""
-    _print(_console(sys.stdout, None if sys.stdout.isatty() else _WIDE), runs, packings)
-
-
-def picture_of(runs: Sequence[RunRecord], packings: Sequence[PackingRecord], title: str) -> str:
-    """Return what ``print_records`` prints as an SVG of a terminal, with long lines broken."""
-    text = io.StringIO()
-    _print(_console(text, _PICTURE), runs, packings)
-    indent = " " * (_LABEL + 3)
-    lines = [
-        textwrap.fill(line, _PICTURE, subsequent_indent=indent)
-        for line in text.getvalue().splitlines()
-    ]
-    console = _console(io.StringIO(), _PICTURE, record=True)
-    console.print("\n".join(lines))
-    return console.export_svg(title=title)
-
-
-def _console(file: IO[str], width: int | None, *, record: bool = False) -> Console:
-    # A path may look like markup or hold a colon between words: it is shown as it is.
-    return Console(
-        file=file, width=width, record=record, highlight=False, markup=False, emoji=False
-    )
-
-
-def _print(console: Console, runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> None:
+    """Print a block for a single run, else a table and below it the next actions."""
+    width = None if sys.stdout.isatty() else _WIDE
+    # a path may look like markup or emoji: it is shown as it is
+    console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
     if len(runs) == 1:
         _print_lines(console, run_lines(runs[0]))
     elif runs:
@@ -86,7 +60,7 @@ def packing_lines(record: PackingRecord) -> Iterator[tuple[str, str]]:
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds as people say them: ``40 s``, ``12 min``, ``3.5 h``, ``2.1 d``."""
+    """Format seconds: ``40 s``, ``12 min``, ``3.5 h``, ``2.1 d``."""
     if seconds is None:
         return "-"
     for limit, size, unit in ((100, 1, "s"), (6000, 60, "min"), (172800, 3600, "h")):
@@ -126,25 +100,25 @@ def _numbers(record: RunRecord) -> list[tuple[str, float]]:
 
 
 def _against_limit(record: RunRecord) -> str:
-    """Say which comes first, the end of the run or the time limit of its job."""
+    """Return which comes first, the end of the run or the time limit of its job."""
     limit, left = record.limit_left_s, record.time_left_s
     if limit is None or left is None:
         return ""
     if left < limit:
-        return f"; within the limit of its job, {duration(limit)} from now"
-    return f"; the limit of its job comes first, in {duration(limit)}: it is requeued and goes on"
+        return f"; within the time limit of its job, {duration(limit)} from now"
+    return f"; its job reaches the time limit in {duration(limit)}, is requeued and continues"
 
 
 def _attempt_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
     for attempt in record.attempts:
         steps = [str(s) for s in (attempt.first_step, attempt.last_step) if s is not None]
-        # one that died before it reached another step tells only where it began
+        # an attempt that died before its first step has a start alone
         span = {0: "", 1: "from step {}, ", 2: "steps {} to {}, "}[len(steps)].format(*steps)
         where = f"{attempt.num_ranks} rank{'s' * (attempt.num_ranks != 1)} on {attempt.nodes}"
         lasted = f" for {duration(attempt.end - attempt.start)}" if attempt.end else ""
         how = attempt.cause or attempt.outcome
         if attempt.lost_steps:
-            how += f"; {attempt.lost_steps} steps were taken again"
+            how += f"; {attempt.lost_steps} steps were trained again"
         label = f"attempt {attempt.number}"
         yield label, f"{clock(attempt.start)}{lasted}, {where}: {span}{how}"
 

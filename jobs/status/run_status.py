@@ -1,7 +1,7 @@
-"""What a run says of itself, and Slurm of its job: a run folder comes in, plain words go out.
+"""The state of a run, from its folder and from Slurm, with what a person should do next.
 
-Nothing here needs torch; a run that is queued or dead is described as well. Slurm's accounting
-adds how a start ended that was killed without a word, where a site keeps it.
+Called by simclr-status and by the report of a run. Nothing here needs torch, and neither squeue nor
+sacct has to answer: then the run's own records decide.
 """
 
 from __future__ import annotations
@@ -76,20 +76,19 @@ class Waiting:
     """Why a job waits.
 
     Attributes:
-        words: for a person.
-        cure: what ends it, when nothing but a person does; else empty.
+        text: plain English.
+        fix: what a person has to do; empty if the reason passes by itself.
     """
 
-    words: str
-    cure: str = ""
+    text: str
+    fix: str = ""
 
 
 def why_waiting(job: JobState) -> Waiting:
     """Translate the reason of a pending job."""
     word = job.reason.partition(",")[0].strip("() ")
     if word in _STUCK:
-        words, cure = _STUCK[word]
-        return Waiting(words, cure)
+        return Waiting(*_STUCK[word])
     words = _WAITING.get(word, word or "no reason given")
     return Waiting(f"{words}; expected to start {job.start}" if job.start else words)
 
@@ -103,10 +102,10 @@ class Facts:
 
     Attributes:
         run_dir: run folder.
-        job: Slurm's word on its job; none when there is none, or it is forgotten.
+        job: state of its job; None when there is none, or Slurm has forgotten it.
         events: lines of its attempts.
-        attempts: the same, in words.
-        progress: how far it is.
+        attempts: the same, one record a start.
+        progress: step, checkpoint, heartbeats.
         now: seconds since 1970.
     """
 
@@ -119,14 +118,14 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """How a run fares.
+class RunState:
+    """State of a run.
 
     Attributes:
-        state: in plain words.
-        needs_person: it will not go on or end by itself.
+        state: in plain English.
+        needs_person: it will neither continue nor end by itself.
         action: what to do; empty when nothing.
-        is_live: processes of it are at work.
+        is_live: its processes are running.
     """
 
     state: str
@@ -135,45 +134,50 @@ class Verdict:
     is_live: bool = False
 
 
-def judge(facts: Facts) -> Verdict:
+def assess(facts: Facts) -> RunState:
     """Return the state of a run."""
     kept = facts.progress.checkpoint
     if kept and not kept.is_whole:
-        # the run itself passes over a damaged checkpoint; a person should know why it has one
-        verdict = _judge(facts)
-        return Verdict(
-            f"{verdict.state}; newest checkpoint {kept.state}",
+        # the run itself skips a damaged checkpoint; a person should know why there is one
+        found = _assess(facts)
+        return RunState(
+            f"{found.state}; newest checkpoint {kept.state}",
             True,
-            verdict.action or "look at the disk; the run goes on from the checkpoint before",
-            verdict.is_live,
+            found.action or "check the disk; the run continues from the checkpoint before",
+            found.is_live,
         )
-    return _judge(facts)
+    return _assess(facts)
 
 
-def _judge(facts: Facts) -> Verdict:
+def _assess(facts: Facts) -> RunState:
     last = facts.events[-1]["event"] if facts.events else "none"
     if last == "finished":
-        return Verdict("finished", action=f"simclr-evaluate run={facts.run_dir} ...")
+        evaluated = (facts.run_dir / "evaluation.json").exists()
+        return RunState("finished", action="" if evaluated else _evaluate(facts.run_dir))
     if facts.job and not facts.job.is_final:
         return _live(facts.job, facts)
     if facts.job and last in ("start", "training"):
         word = facts.job.state.lower()
-        return Verdict(f"ended by Slurm: {word}", True, _start_again(facts))
+        return RunState(f"ended by Slurm: {word}", True, _start_again(facts))
     if facts.job and last == "none":
-        return Verdict(f"ended before it began: {facts.job.state.lower()}", True, "read the log")
+        return RunState(f"ended before it began: {facts.job.state.lower()}", True, "read the log")
     return _without_job(facts, last)
 
 
-def _live(job: JobState, facts: Facts) -> Verdict:
+def _evaluate(run_dir: Path) -> str:
+    return f"simclr-evaluate run={run_dir} ..."
+
+
+def _live(job: JobState, facts: Facts) -> RunState:
     if job.state == "PENDING":
         why = why_waiting(job)
-        cure = f"{why.cure}; scontrol show job {job.job_id}" if why.cure else ""
-        return Verdict(f"waiting: {why.words}", bool(why.cure), cure)
+        fix = f"{why.fix}; scontrol show job {job.job_id}" if why.fix else ""
+        return RunState(f"waiting: {why.text}", bool(why.fix), fix)
     if job.state != "RUNNING":
-        return Verdict(job.state.lower())
+        return RunState(job.state.lower())
     slowest = facts.progress.slowest
     if _silent_s(facts) > STALE_S:
-        return Verdict(
+        return RunState(
             f"running, but {f'rank {slowest.rank}' if slowest else 'every rank'} is silent",
             True,
             f"read the log; scancel {job.job_id} if it hangs, and submit again",
@@ -182,27 +186,31 @@ def _live(job: JobState, facts: Facts) -> Verdict:
     return _at_work(facts)
 
 
-def _without_job(facts: Facts, last: str) -> Verdict:
+def _without_job(facts: Facts, last: str) -> RunState:
     again = _start_again(facts)
     if last == "none":
-        return Verdict("not started")
+        return RunState("not started")
     attempt = facts.attempts[-1]
     if last == "failed":
-        return Verdict(attempt.cause[:200], True, f"read the log; {again}")
+        return RunState(attempt.cause[:200], True, f"read the log; {again}")
     if last == "stop":
-        return Verdict(attempt.cause, True, again)
+        return RunState(attempt.cause, True, again)
     if attempt.outcome == "running" and _may_be_alive(facts):
         return _at_work(facts)
     cause = attempt.cause or "killed, or the machine failed"
-    return Verdict(f"ended without a word: {cause}", True, again)
+    return RunState(f"ended unrecorded: {cause}", True, again)
 
 
-def _at_work(facts: Facts) -> Verdict:
-    return Verdict("training" if facts.progress.step else "starting", is_live=True)
+def _at_work(facts: Facts) -> RunState:
+    if facts.events and facts.events[-1]["event"] == "start":
+        return RunState(
+            f"starting for {round(facts.now - facts.events[-1]['time'])} s", is_live=True
+        )
+    return RunState("training" if facts.progress.step else "starting", is_live=True)
 
 
 def _may_be_alive(facts: Facts) -> bool:
-    """Say whether the process of an attempt lives: by its id on this machine, else by its age."""
+    """Return whether the process of an attempt runs: by its id on this host, else by its age."""
     start = next(event for event in reversed(facts.events) if event["event"] == "start")
     if start.get("host") == socket.gethostname():
         return Path(f"/proc/{start['pid']}").exists()
@@ -210,7 +218,7 @@ def _may_be_alive(facts: Facts) -> bool:
 
 
 def _silent_s(facts: Facts) -> float:
-    """Return for how long a rank has said nothing; before the first word, since the start."""
+    """Return the age of the oldest heartbeat; before the first one, the age of the attempt."""
     slowest = facts.progress.slowest
     if slowest:
         return facts.now - slowest.time
@@ -220,35 +228,35 @@ def _silent_s(facts: Facts) -> float:
 def _start_again(facts: Facts) -> str:
     kept = facts.progress.checkpoint
     if kept and not kept.is_whole:
-        return "the same command goes on from the checkpoint before"
-    return f"the same command goes on {f'at step {kept.step}' if kept else 'from the start'}"
+        return "the same command continues from the checkpoint before"
+    return f"the same command continues {f'at step {kept.step}' if kept else 'from the start'}"
 
 
-# verbs that work on a run after its training, with jobs of their own
-_LATER_VERBS = ("evaluate", "export")
+# commands that work on a trained run, with jobs of their own
+_LATER_COMMANDS = ("evaluate", "export")
 
 
 @dataclass(frozen=True, slots=True)
-class SlurmWord:
-    """What Slurm says, of all jobs that were asked about.
+class SlurmAnswer:
+    """States of jobs, as squeue and sacct report them.
 
     Attributes:
-        jobs: job id to its present state; those that Slurm has forgotten are absent.
-        endings: job id to how each of its starts ended, where accounts are kept.
+        jobs: job id to its state; those that Slurm has forgotten are absent.
+        endings: job id to the end of each of its starts, where accounting is on.
     """
 
     jobs: Mapping[str, JobState] = field(default_factory=dict)
-    endings: Mapping[str, Sequence[Ending]] = field(default_factory=dict)
+    endings: Mapping[str, list[Ending]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """How a run fares; times in seconds, ages against the moment of asking.
+    """All that simclr-status shows of a run; durations and ages in seconds.
 
     Attributes:
         run: run folder.
-        state: in plain words, with the reason.
-        needs_person: True when it will not go on or end by itself.
+        state: in plain English, with the reason.
+        needs_person: True when it will neither continue nor end by itself.
         action: what to do next; empty when nothing.
         job_id: Slurm's, if any.
         nodes: where it runs.
@@ -300,16 +308,16 @@ class RunRecord:
 
 def describe(
     run_dir: Path,
-    slurm: SlurmWord | None = None,
+    slurm: SlurmAnswer | None = None,
     now: float | None = None,
     *,
     thorough: bool = False,
 ) -> RunRecord:
-    """Return how a run fares.
+    """Return the record of a run.
 
     Args:
         run_dir: run folder.
-        slurm: Slurm's word on its jobs; without it the run's own record decides.
+        slurm: states of its jobs; without them the run's own records decide.
         now: seconds since 1970.
         thorough: compare the checksums of its newest checkpoint, not only sizes.
 
@@ -318,31 +326,36 @@ def describe(
     """
     if not (run_dir / CONFIG_NAME).exists():
         raise ValueError(f"{run_dir} is no run folder: it has no {CONFIG_NAME}")
-    now, slurm = time.time() if now is None else now, slurm or SlurmWord()
+    now, slurm = time.time() if now is None else now, slurm or SlurmAnswer()
     events, submission = read_attempts(run_dir), read_submission(run_dir / JOB_FOLDER, "pretrain")
     starts = [event for event in events if event["event"] == "start"]
     progress = read_progress(run_dir, starts[-1]["time"] if starts else 0.0, thorough=thorough)
-    job = slurm.jobs.get(submission.job_id) if submission and _is_of(submission, starts) else None
+    job = slurm.jobs.get(_latest_job(submission, starts))
     attempts = history(events, slurm.endings, is_over=bool(job and job.is_final))
-    verdict = judge(Facts(run_dir, job, events, attempts, progress, now))
+    found = assess(Facts(run_dir, job, events, attempts, progress, now))
     return RunRecord(
         str(run_dir),
-        verdict.state,
-        verdict.needs_person,
-        verdict.action,
+        found.state,
+        found.needs_person,
+        found.action,
         attempt=max((event["attempt"] for event in events), default=0),
         attempts=attempts,
         log=_log(run_dir, events, submission),
         others=_others(run_dir, slurm.jobs),
         **_of_job(job),
-        **_of_progress(progress, now, is_live=verdict.is_live),
+        **_of_progress(progress, now, is_live=found.is_live),
     )
 
 
 def jobs_of(run_dir: Path) -> list[str]:
-    """Return the jobs that were submitted for a run: its training, and what came after."""
-    found = (read_submission(run_dir / JOB_FOLDER, verb) for verb in ("pretrain", *_LATER_VERBS))
-    return [submission.job_id for submission in found if submission]
+    """Return the jobs of a run: its training, submitted in any way, and what came after."""
+    names = ("pretrain", *_LATER_COMMANDS)
+    found = [read_submission(run_dir / JOB_FOLDER, name) for name in names]
+    # jobs of plain sbatch scripts have no submission record
+    starts = [event for event in read_attempts(run_dir) if event["event"] == "start"]
+    latest = _latest_job(found[0], starts)
+    ids = [*(submission.job_id for submission in found if submission), latest]
+    return list(dict.fromkeys(filter(None, ids)))
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -387,10 +400,10 @@ def _of_progress(progress: Progress, now: float, *, is_live: bool) -> dict[str, 
 
 
 def _others(run_dir: Path, jobs: Mapping[str, JobState]) -> dict[str, str]:
-    found = {verb: read_submission(run_dir / JOB_FOLDER, verb) for verb in _LATER_VERBS}
+    found = {name: read_submission(run_dir / JOB_FOLDER, name) for name in _LATER_COMMANDS}
     return {
-        verb: f"job {submission.job_id}, {jobs[submission.job_id].state.lower()}"
-        for verb, submission in found.items()
+        name: f"job {submission.job_id}, {jobs[submission.job_id].state.lower()}"
+        for name, submission in found.items()
         if submission and submission.job_id in jobs
     }
 
@@ -401,49 +414,43 @@ def _log(run_dir: Path, events: Sequence[Mapping[str, Any]], submission: Submiss
     return logs[-1] if logs else submission.log if submission else str(own if own.exists() else "")
 
 
-def _is_of(submission: Submission, starts: Sequence[Mapping[str, Any]]) -> bool:
-    """Say whether the submitted job is the latest that happened to the run."""
-    if not starts or starts[-1]["job_id"] == submission.job_id:
-        return True
-    return bool(starts[-1]["time"] < submission.time)
+def _latest_job(submission: Submission | None, starts: Sequence[Mapping[str, Any]]) -> str:
+    """Return the id of the job of the latest start or submission; empty without Slurm."""
+    started = str(starts[-1].get("job_id", "")) if starts else ""
+    if submission and not (starts and starts[-1]["time"] >= submission.time):
+        return submission.job_id
+    return started
 
 
-_Word = TypeVar("_Word")
+_Answer = TypeVar("_Answer")
 
 INTERVAL_S = 30.0  # many people watch many runs; the controller answers all of them
 
 
-class Asker:
-    """Asks Slurm, and remembers the answer until it is old enough to ask again."""
+class SlurmPoller:
+    """Queries squeue and sacct for job states, at most once an interval."""
 
     def __init__(self, interval_s: float = INTERVAL_S) -> None:
-        """Begin with no answer; ``interval_s`` is the least time between two questions."""
+        """Begin with no answer; ``interval_s`` is the least time between two queries."""
         self._interval_s = interval_s
         self._asked = -float("inf")
-        self._word = SlurmWord()
+        self._last = SlurmAnswer()
 
-    def word(self, job_ids: Sequence[str]) -> SlurmWord:
-        """Return Slurm's word; an empty one where there is no Slurm, or no answer."""
+    def ask(self, job_ids: Sequence[str]) -> SlurmAnswer:
+        """Return the latest states; empty where there is no Slurm, or no answer."""
         due = time.monotonic() - self._asked >= self._interval_s
         if due and job_ids and slurm.is_available():
             self._asked = time.monotonic()
-            self._word = _ask(job_ids)
-        return self._word
+            # each by itself: accounting may be down while the controller answers
+            self._last = SlurmAnswer(_query(slurm.queue, job_ids), _query(endings, job_ids))
+        return self._last
 
 
-def _ask(job_ids: Sequence[str]) -> SlurmWord:
-    # Each by itself: accounts may be down while the controller answers.
-    jobs = _answer(slurm.queue, job_ids)
-    accounts: dict[str, list[Ending]] = _answer(endings, job_ids)
-    return SlurmWord(jobs, accounts)
-
-
-def _answer(
-    question: Callable[[Sequence[str]], dict[str, _Word]], job_ids: Sequence[str]
-) -> dict[str, _Word]:
+def _query(
+    query: Callable[[Sequence[str]], dict[str, _Answer]], job_ids: Sequence[str]
+) -> dict[str, _Answer]:
     try:
-        return question(job_ids)
+        return query(job_ids)
     except slurm.SlurmError as error:
-        # The runs' own records are worth showing without it.
-        sys.stderr.write(f"simclr-status: {error}; shown is what the runs say of themselves\n")
+        sys.stderr.write(f"simclr-status: {error}; showing the runs' own records alone\n")
         return {}

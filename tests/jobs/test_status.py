@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from xml.etree import ElementTree
 
 import pytest
 
@@ -49,7 +48,7 @@ def test_all_runs_of_the_folder_are_shown_and_a_failure_is_a_failure(said, runs)
     assert code == 1
     assert "finished" in out
     assert "failed: OSError: disk full" in out
-    assert "runs/bad one: next: read the log; the same command goes on from the start" in out
+    assert "runs/bad one: next: read the log; the same command continues from the start" in out
 
 
 def test_a_finished_run_is_no_failure(said, runs):
@@ -60,15 +59,6 @@ def test_programs_get_json(said, runs):
     code, out, _ = said("json=true", str(runs / "good"))
     (record,) = json.loads(out)
     assert (code, record["state"], record["needs_person"]) == (0, "finished", False)
-
-
-def test_a_picture_holds_every_word_that_is_printed(said, runs, tmp_path):
-    code, out, _ = said("--picture=now.svg", str(runs / "bad one"))
-    assert code == 1
-    svg = ElementTree.parse(tmp_path / "now.svg")
-    drawn = "".join(svg.getroot().itertext()).replace("\N{NO-BREAK SPACE}", "")
-    assert "".join(out.split()) in "".join(drawn.split())
-    assert said("--picture", "runs")[0] == 2
 
 
 def test_a_run_named_twice_is_shown_once(said, runs):
@@ -84,7 +74,7 @@ def test_nothing_to_show_is_said(said):
     ("argument", "told"),
     [
         ("nowhere", "nowhere is no run folder"),
-        ("--wach", "is no option"),
+        ("--wach", "is not an option"),
         ("--watch=2", "10 or more"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.run_dir import Submission, freeze, write_submission
 from jobs.slurm.client import Ending, JobState
-from jobs.status.run_status import RunRecord, SlurmWord, find_runs, jobs_of
+from jobs.status.run_status import RunRecord, SlurmAnswer, find_runs, jobs_of
 from jobs.status.run_status import describe as describe_run
 from simclr.checkpoint.manifest import CheckpointManifest, describe_files, write_manifest
 from simclr.config import TrainConfig
@@ -20,7 +20,7 @@ NOW = 1_800_000_000.0
 
 
 def describe(run: Path, jobs: dict[str, JobState], now: float | None = None) -> RunRecord:
-    return describe_run(run, SlurmWord(jobs), now)
+    return describe_run(run, SlurmAnswer(jobs), now)
 
 
 @pytest.fixture
@@ -77,6 +77,7 @@ def test_a_job_that_can_never_start_needs_a_person(run):
 
 def test_a_training_run_shows_progress_checkpoint_and_the_slowest_heartbeat(run):
     happened(run, "start")
+    happened(run, "training", first_step=0)
     trained(run)
     record = describe(run, {"12": JobState("12", "RUNNING")}, NOW)
     assert (record.state, record.attempt) == ("training", 1)
@@ -116,7 +117,7 @@ def test_a_run_that_its_job_left_behind_needs_a_person(run):
     assert record.state == "node_fail"  # Slurm may requeue it still
     record = describe(run, {"12": JobState("12", "OUT_OF_MEMORY")}, NOW)
     assert record.state == "ended by Slurm: out_of_memory"
-    assert record.action == "the same command goes on at step 15"
+    assert record.action == "the same command continues at step 15"
     assert record.needs_person
 
 
@@ -133,7 +134,7 @@ def test_a_failure_is_told_with_its_words(run):
     happened(run, "failed", error="ValueError: band B10 not in the shards")
     record = describe(run, {}, NOW)
     assert record.state == "failed: ValueError: band B10 not in the shards"
-    assert record.action == "read the log; the same command goes on from the start"
+    assert record.action == "read the log; the same command continues from the start"
     assert record.needs_person
 
 
@@ -142,7 +143,7 @@ def test_a_cancelled_run_can_be_gone_on_with(run):
     happened(run, "stop", step=15, signal="SIGTERM", decision="quit")
     record = describe(run, {"12": JobState("12", "CANCELLED")}, NOW)
     assert record.state.startswith("ended by Slurm (cancelled")
-    assert record.action == "the same command goes on at step 15"
+    assert record.action == "the same command continues at step 15"
 
 
 def test_a_held_run_says_why(run):
@@ -152,15 +153,16 @@ def test_a_held_run_says_why(run):
 
 def test_a_process_of_this_machine_is_looked_for_by_its_id(run):
     happened(run, "start", host=socket.gethostname(), pid=os.getpid(), job_id="")
-    assert describe(run, {}, NOW).state == "starting"
+    assert describe(run, {}, NOW).state.startswith("starting for")
     happened(run, "start", host=socket.gethostname(), pid=2**22 + 1, job_id="")
     record = describe(run, {}, NOW)
-    assert record.state == "ended without a word: killed, or the machine failed"
+    assert record.state == "ended unrecorded: killed, or the machine failed"
     assert record.needs_person
 
 
 def test_a_process_of_another_machine_is_judged_by_its_heartbeat(run):
     happened(run, "start", job_id="")
+    happened(run, "training", job_id="", first_step=0)
     trained(run, silent_s=10)
     assert describe(run, {}, NOW).state == "training"
     assert describe(run, {}, NOW + 2000).needs_person
@@ -168,7 +170,31 @@ def test_a_process_of_another_machine_is_judged_by_its_heartbeat(run):
 
 def test_a_local_attempt_after_a_job_is_not_judged_by_the_job(run):
     happened(run, "start", job_id="", time=NOW, host=socket.gethostname(), pid=os.getpid())
-    assert describe(run, {"12": JobState("12", "FAILED")}, NOW).state == "starting"
+    assert describe(run, {"12": JobState("12", "FAILED")}, NOW).state.startswith("starting for")
+
+
+def test_an_attempt_that_still_imports_is_starting_whatever_the_one_before_has_reached(run):
+    happened(run, "start", attempt=2)
+    trained(run)
+    state = describe(run, {"12": JobState("12", "RUNNING")}, NOW).state
+    assert state.startswith("starting for")
+
+
+def test_a_job_of_a_plain_sbatch_script_is_asked_for_by_the_id_of_its_attempt(run):
+    (run / "slurm" / "submission-pretrain.json").unlink()
+    happened(run, "start", job_id="77")
+    happened(run, "stop", step=15, signal="SIGUSR2", decision="requeue", job_id="77")
+    assert jobs_of(run) == ["77"]
+    record = describe(run, {"77": JobState("77", "PENDING", reason="BeginTime")}, NOW)
+    assert (record.job_id, record.needs_person) == ("77", False)
+    assert record.state.startswith("waiting: may not start yet")
+
+
+def test_a_finished_run_that_was_evaluated_asks_for_nothing(run):
+    happened(run, "finished", checkpoint="step-000000100")
+    assert describe(run, {}, NOW).action.startswith("simclr-evaluate")
+    (run / "evaluation.json").write_text("{}")
+    assert describe(run, {}, NOW).action == ""
 
 
 def test_a_folder_without_settings_is_refused(tmp_path):
@@ -186,7 +212,7 @@ def test_a_damaged_checkpoint_is_noticed_by_its_size_and_thoroughly_by_its_check
     happened(run, "start")
     trained(run)
     state = run / "checkpoints" / "step-000000015" / "state.pt"
-    job = SlurmWord({"12": JobState("12", "RUNNING")})
+    job = SlurmAnswer({"12": JobState("12", "RUNNING")})
     assert describe_run(run, job, NOW, thorough=True).checkpoint_state == "verified"
     state.write_bytes(b"weightz")
     assert describe_run(run, job, NOW).checkpoint_state == "whole"
@@ -215,11 +241,11 @@ def test_each_attempt_is_told_with_its_cause_also_one_that_left_no_word(run):
     happened(run, "start", attempt=3, restarts=2)
     happened(run, "finished", attempt=3, first_step=15, checkpoint="step-000000100")
     ends = [Ending("12", s, "0:0", "a", "b", "n1") for s in ("REQUEUED", "NODE_FAIL", "COMPLETED")]
-    record = describe_run(run, SlurmWord({}, {"12": ends}), NOW)
+    record = describe_run(run, SlurmAnswer({}, {"12": ends}), NOW)
     assert [attempt.outcome for attempt in record.attempts] == ["stopped", "lost", "finished"]
     assert [attempt.last_step for attempt in record.attempts] == [15, 15, 100]
     assert record.attempts[1].cause == "its node failed"
-    without = describe_run(run, SlurmWord(), NOW)
+    without = describe_run(run, SlurmAnswer(), NOW)
     assert without.attempts[1].cause == "killed, or its node was lost"
 
 
