@@ -1,15 +1,22 @@
-"""A drawing comes in, a PNG file goes out whole; the only module that imports matplotlib."""
+"""Figures as PNG files, tables as CSV, reports as one HTML page; each written whole or not at all.
+
+Called by everything that draws. The only module that imports matplotlib.
+"""
 
 from __future__ import annotations
 
 import base64
 import csv
 import html
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
+
+# An unknown backend in the user's environment makes the import fail; figures use none.
+os.environ["MPLBACKEND"] = "agg"
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg

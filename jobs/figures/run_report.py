@@ -1,4 +1,7 @@
-"""The record of a run comes in; one HTML page with curves, attempts and state goes out."""
+"""The report of a run: state, curves, attempts and evaluation on one HTML page.
+
+Called by ``simclr-status --report``, and for curves.png at the end of a training.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,11 @@ def draw_curves(run_dir: Path) -> Path | None:
     with canvas(path, 10, 8.5) as figure:
         axes = figure.subplots(3, 2, sharex=True)
         panels = (_loss, _rate, _gradient, _speed, _spread, _probe)
-        for panel, place in zip(panels, axes.flat, strict=True):
-            panel(place, records)
-            place.grid(alpha=0.3)
-        for place in axes[-1]:
-            place.set_xlabel("step")
+        for draw, panel in zip(panels, axes.flat, strict=True):
+            draw(panel, records)
+            panel.grid(alpha=0.3)
+        for panel in axes[-1]:
+            panel.set_xlabel("step")
         figure.suptitle(run_dir.resolve().name)
     return path
 
@@ -74,7 +77,7 @@ def _spread(axes: Axes, records: Records) -> None:
 
 
 def _probe(axes: Axes, records: Records) -> None:
-    """Draw the headlines of probe and k-NN beside the encoders that learnt nothing."""
+    """Draw the headlines of probe and k-NN beside the untrained controls."""
     probed = [record for record in records if any(key.startswith("probe/") for key in record)]
     axes.set_title("held-out validation labels")
     if not probed:
@@ -150,8 +153,8 @@ def draw_timeline(path: Path, attempts: Sequence[AttemptRecord], now: float) -> 
         for row, (attempt, (start, end)) in enumerate(zip(attempts, spans, strict=True)):
             left, width = (start - first) / size, (end - start) / size
             axes.barh(row, width, left=left, color=_COLORS[attempt.outcome], height=0.3)
-            # Above its bar and from the left edge: a late bar would push its words off the page.
-            axes.text(0, row - 0.2, _words(attempt), va="bottom", fontsize="small")
+            # Above its bar and from the left edge: a late bar would push its text off the page.
+            axes.text(0, row - 0.2, _caption(attempt), va="bottom", fontsize="small")
         axes.set_yticks(range(len(attempts)), [f"attempt {one.number}" for one in attempts])
         axes.set_ylim(len(attempts) - 0.5, -0.8)  # the first on top
         axes.set_xlabel(f"{unit} since the first start")
@@ -173,7 +176,7 @@ def _scale(seconds: float) -> tuple[float, str]:
     return (60.0, "minutes") if seconds < 4 * 3600 else (3600.0, "hours")
 
 
-def _words(attempt: AttemptRecord) -> str:
+def _caption(attempt: AttemptRecord) -> str:
     steps = "" if attempt.last_step is None else f"to step {attempt.last_step}: "
     return f"{steps}{(attempt.cause or attempt.outcome)[:70]}"
 

@@ -1,4 +1,4 @@
-"""A packed folder comes in; one page goes out with all that a person would look at first."""
+"""The pages of simclr-inspect: a packed folder, and what augmentation makes of its patches."""
 
 from __future__ import annotations
 
@@ -212,9 +212,9 @@ def _add_sheets(
     for name, bands in pictures_of(manifest.layout.bands).items():
         images = [stretch(pixels, bands, manifest) for pixels, _ in patches]
         path = draw_sheet(output / f"{name}.png", images, titles)
-        spoken = ", ".join(dict.fromkeys(bands))
+        names = ", ".join(dict.fromkeys(bands))
         kind = "red, green, blue" if name != "grey" else "grey"
-        page.picture(path, f"{spoken} as {kind}; nodata in magenta.")
+        page.picture(path, f"{names} as {kind}; nodata in magenta.")
     if set(TRUE_COLOUR) - set(manifest.layout.bands):
         page.text("No picture in true colour: its bands were not packed.")
 
@@ -247,19 +247,19 @@ def _add_classes(page: Page, output: Path, manifest: Manifest) -> None:
 
 
 def _add_map(page: Page, output: Path, readers: Sequence[ShardReader]) -> None:
-    parts = [_places(reader) for reader in readers]
+    parts = [_coordinates(reader) for reader in readers]
     places = np.concatenate(parts)
     known = ~np.isnan(places).any(axis=1)
-    page.heading("Places")
+    page.heading("Locations")
     if not known.any():
         page.text("No patch has a coordinate system: there is no map.")
         return
     splits = np.concatenate([reader.index("split") for reader in readers])
     path = draw_map(output / "map.png", places[known], splits[known].tolist())
-    page.picture(path, f"{int(known.sum())} patches whose place is known, by split.")
+    page.picture(path, f"{int(known.sum())} patches with known coordinates, by split.")
 
 
-def _places(reader: ShardReader) -> NDArray[np.float64]:
+def _coordinates(reader: ShardReader) -> NDArray[np.float64]:
     """Return longitude and latitude of each row's centre, NaN where unknown: (rows, 2)."""
     epsg, transform = reader.index("epsg"), reader.index("transform")
     half = reader.layout.groups[0].size_px / 2
@@ -272,7 +272,7 @@ def _places(reader: ShardReader) -> NDArray[np.float64]:
     return places
 
 
-PAGE_NAME_views = "augment.html"
+VIEWS_PAGE_NAME = "augment.html"
 _CPU = torch.device("cpu")
 _MOST = 8  # more rows than this are too small to see
 _REACH = 2.5  # standard deviations between grey and black or white
@@ -298,13 +298,13 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
         columns[name] = _views(corpus, single, config.seed, batch)[0]
     path = _draw(output / "operations.png", columns)
     page = Page("What training sees").heading("One operation at a time")
-    page.picture(path, "Each row is a patch, each column one operation with drawn parameters.")
+    page.picture(path, "Each row is a patch, each column one operation with random parameters.")
     first, second = _views(corpus, config.augment, config.seed, batch)
     views = {"as packed": columns["as packed"], "first view": first, "second view": second}
     path = _draw(output / "views.png", views)
     page.heading(f"Two views: {config.augment.preset}")
-    page.picture(path, "The two views that are to be recognised as one patch, in epoch 0.")
-    return page.write(output / PAGE_NAME_views)
+    page.picture(path, "The two views of each patch that form a positive pair, in epoch 0.")
+    return page.write(output / VIEWS_PAGE_NAME)
 
 
 def _batch(corpus: Corpus, count: int) -> Batch:

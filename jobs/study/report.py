@@ -18,7 +18,7 @@ import numpy as np
 from jobs.cli.schema import to_yaml
 from jobs.config import StudyConfig, StudyName
 from jobs.figures.canvas import COLORS, Axes, Page, canvas
-from jobs.figures.evaluation import draw_fractions
+from jobs.figures.charts import draw_fractions
 from jobs.run_dir import provenance
 from jobs.study.analysis import (
     RELIABLE,

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,3 +31,13 @@ def test_nothing_is_left_of_a_drawing_that_failed(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), canvas(tmp_path / "figure.png"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backend_in_the_environment_does_not_matter(tmp_path):
+    program = (
+        "from jobs.figures.canvas import canvas\n"
+        f"with canvas({str(tmp_path / 'a.png')!r}) as figure: figure.subplots().plot([1, 2])\n"
+    )
+    environment = {**os.environ, "MPLBACKEND": "module://no_such_backend"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert (tmp_path / "a.png").stat().st_size > 1000
