@@ -26,8 +26,9 @@ from interruptions import Habits
 from report import RESULTS
 from startup import RESUMED, WHOLE
 
-from jobs.cli.schema import PretrainApp, register, to_app
-from simclr.config import Precision
+from jobs.cli.schema import register, to_settings
+from jobs.commands.pretrain import Pretrain
+from simclr.config import Precision, TrainConfig
 from simclr.model.simclr import SimCLR
 
 NUM_BANDS = 12
@@ -83,7 +84,7 @@ class Plan:
     """A run on so many GPUs, with its settings, and what a step of it takes."""
 
     gpus: int
-    config: PretrainApp
+    config: TrainConfig
     weights: int
     inputs: Inputs
     known: Constants
@@ -160,11 +161,9 @@ class Plan:
 
 def plan_of(gpus: int, settings: Sequence[str], inputs: Inputs) -> Plan:
     """Compose the settings as a command does, and return the plan of that run."""
-    register()
+    register(Pretrain)
     with initialize_config_module("jobs.conf", version_base="1.3"):
-        config = to_app(compose("pretrain", list(settings)))
-    if not isinstance(config, PretrainApp):
-        raise TypeError(f"{settings} make no pretraining")
+        config = to_settings(compose("pretrain", list(settings)))
     network = SimCLR(config.model, NUM_BANDS)
     weights = sum(weight.numel() for weight in network.parameters())
     return Plan(gpus, config, weights, inputs, read_constants())

@@ -1,4 +1,4 @@
-"""Members of a sweep (``-m``) as hydra names them come in; one array of frozen members goes out.
+"""Launcher of sweeps (``-m``): every run is composed here, and one job array is submitted.
 
 hydra finds launchers in the namespace package ``hydra_plugins`` only, hence this folder.
 """
@@ -19,19 +19,19 @@ NAME = "simclr_slurm"
 class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes without types
     """hydra-submitit-launcher, with its traps closed.
 
-    That one composes each member again on its node, from files that may have changed meanwhile;
-    it waits in the terminal until all of them end; and a member that fails ends its job with
-    success. Here all members are composed and checked where the command is typed, each is written
-    down like a single run, and one array is submitted without waiting for it.
+    That one composes each run again on its node, from files that may have changed meanwhile; it
+    waits in the terminal until all of them end; and a run that fails ends its job with success.
+    Here all are composed and checked where the command is typed, each is recorded like a single
+    run, and those for Slurm are submitted as one array without waiting for it.
     """
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Compose all members, run those that need no Slurm, submit the others as one array."""
+        """Compose all runs of the sweep, then run or submit them."""
         # hydra imports this module for every hydra application of the environment
-        from jobs.cli.main import say
-        from jobs.launch import collecting, submit_members
+        from jobs.cli import say
+        from jobs.launch import run_all
 
         one_by_one = BasicLauncher()
         one_by_one.setup(
@@ -39,9 +39,8 @@ class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes with
             task_function=self.task_function,
             config=self.config,
         )
-        with collecting() as members:
-            composed = one_by_one.launch(job_overrides, initial_job_idx)
-        for result in submit_members(members):
+        composed = one_by_one.launch(job_overrides, initial_job_idx)
+        for result in run_all([each.return_value for each in composed]):
             say(result)
         return composed
 

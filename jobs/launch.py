@@ -1,4 +1,4 @@
-"""A task and a cluster come in; it is run here, watched on this machine, or submitted to Slurm."""
+"""The only dispatcher: run commands in this process, in local processes, or as Slurm jobs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.command import StoppedError, Task
+from jobs.command import Command, StoppedError
 from jobs.config import ClusterConfig, Executor
-from jobs.run_dir import JOB_FOLDER, Marking, is_done
+from jobs.run_dir import JOB_FOLDER
+from jobs.slurm.environment import current_rank
 from jobs.slurm.submit import interpreter, scratch_lines, script, submit
 from jobs.staging import SCRATCH
 from simclr.config import require
@@ -37,7 +37,7 @@ class JobError(RuntimeError):
     """A process of a job failed or vanished; the message is its own, with its log."""
 
 
-def watch(job: Any, task: Task) -> str:
+def wait_for_local_job(job: Any, command: Command) -> str:
     """Show a local job's progress until it ends, and return its result.
 
     Ctrl-C lets the ranks save and stop; a second one ends them at once.
@@ -47,7 +47,7 @@ def watch(job: Any, task: Task) -> str:
         StoppedError: it was stopped and has saved.
         JobError: a process failed.
     """
-    screen = _Screen(job, task)
+    screen = _Screen(job, command)
     try:
         _until_done(job, screen)
     except KeyboardInterrupt:
@@ -66,11 +66,11 @@ def watch(job: Any, task: Task) -> str:
 class _Screen:
     """A bar of a run's metrics on a terminal; elsewhere the main rank's log lines."""
 
-    def __init__(self, job: Any, task: Task) -> None:
+    def __init__(self, job: Any, command: Command) -> None:
         self._log: Path = job.task(0).paths.stderr
         self._offset = self._log.stat().st_size if self._log.exists() else 0
-        self._metrics = task.folder.parent / METRICS_NAME
-        self._bar = ProgressBar() if sys.stderr.isatty() and task.verb == "pretrain" else None
+        self._metrics = command.job_dir.parent / METRICS_NAME
+        self._bar = ProgressBar() if sys.stderr.isatty() and command.name == "pretrain" else None
         self._seen = time.time()
 
     def refresh(self) -> None:
@@ -204,49 +204,79 @@ _LOCAL_LIMIT_MIN = 60 * 24 * 365
 _log = logging.getLogger("simclr")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A job that a sweep collects instead of submitting it.
+def run(command: Command, cluster: ClusterConfig) -> str:
+    """Run a command where the cluster says, and return the text for stdout.
 
-    Attributes:
-        task: its work.
-        needs: what it asks for.
-    """
-
-    task: Task
-    needs: ClusterConfig
-
-
-_collected: ContextVar[list[Request]] = ContextVar("collected")
-
-
-def dispatch(task: Task, cluster: ClusterConfig, *, in_sweep: bool = False) -> str:
-    """Run a task where the cluster says, and return what stdout shall say.
-
-    Args:
-        task: the work.
-        cluster: where, and with what.
-        in_sweep: leave out what has been done, as a sweep is started again after a failure; and
-            let ``collecting`` have what goes to Slurm.
+    That is its result, the number of its job on Slurm, or with ``dry_run`` what would be done.
 
     Raises:
-        ValueError: the task cannot be done there; nothing has been started.
+        ValueError: it cannot run there; nothing has been started.
         RuntimeError: it was started and failed.
     """
-    # All that can be refused is refused before the first file is written.
-    _check_interpreter(cluster)
-    task.prepare(cluster)
-    if in_sweep and is_done(task):
-        return f"{task.folder.parent}: done before, with the same settings"
-    if cluster.executor is Executor.here:
-        return _run_here(task, cluster)
-    members, needs = task.members(cluster)
-    if cluster.executor is Executor.local:
-        return _run_local(members[0], needs)
-    if in_sweep:
-        _collected.get().extend(Request(member, needs) for member in members)
-        return ""
-    return submit_all(members, task.folder, needs)
+    (result,) = run_all([(command, cluster)], skip_done=False)
+    return result
+
+
+def run_all(
+    commands: Sequence[tuple[Command, ClusterConfig]], *, skip_done: bool = True
+) -> Iterator[str]:
+    """Run commands in turn, those for Slurm as one job array for each kind of need.
+
+    All are validated before the first starts. Yields the text for stdout of each; for commands on
+    Slurm the job number of each array.
+
+    Raises:
+        ValueError: a command cannot run where its cluster says; nothing has been started.
+        RuntimeError: one was started and failed.
+    """
+    for command, cluster in commands:
+        _check_interpreter(cluster)
+        command.validate(cluster)
+    queued: list[tuple[Command, ClusterConfig]] = []
+    for command, cluster in commands:
+        if skip_done and command.completion.exists():
+            yield f"{command.job_dir.parent}: done before, with the same settings"
+            continue
+        if current_rank().is_main and not cluster.dry_run:
+            command.prepare()
+        if cluster.executor is Executor.here:
+            yield _run_here(command, cluster)
+        elif cluster.executor is Executor.local:
+            yield _run_local(command, cluster)
+        else:
+            queued.append((command, cluster))
+    yield from _submit(queued)
+
+
+def _submit(commands: Sequence[tuple[Command, ClusterConfig]]) -> Iterator[str]:
+    """Submit commands that need the same resources together; yield job numbers, or scripts."""
+    for cluster, group in itertools.groupby(commands, lambda pair: pair[1]):
+        together = [command for command, _ in group]
+        folder = _folder_of(commands)
+        tasks, needs = [], cluster
+        for command in together:
+            parts, needs = command.split(cluster)
+            tasks += parts
+        if cluster.dry_run:
+            yield script(tasks, folder, needs)
+            continue
+        job = submit(tasks, folder, needs)
+        last = [after for command in together if (after := command.follow_up())]
+        if last:
+            # afterany: with afterok, a task that failed would leave the last job waiting for ever
+            extra = {**cluster.extra, "dependency": f"afterany:{job}"}
+            alone = replace(cluster, nodes=1, tasks_per_node=1, after=None, extra=extra)
+            job = submit(last, folder, alone)
+        yield job
+
+
+def _folder_of(commands: Sequence[tuple[Command, ClusterConfig]]) -> Path:
+    """Return the folder for scripts and logs: of one command its own, of several a common one."""
+    job_dirs = [command.job_dir for command, _ in commands]
+    if len(job_dirs) == 1:
+        return job_dirs[0]
+    parents = [str(job_dir.parent.parent.absolute()) for job_dir in job_dirs]
+    return Path(os.path.commonpath(parents), JOB_FOLDER)
 
 
 def _check_interpreter(cluster: ClusterConfig) -> None:
@@ -259,53 +289,30 @@ def _check_interpreter(cluster: ClusterConfig) -> None:
         )
 
 
-def submit_all(members: list[Task], folder: Path, needs: ClusterConfig) -> str:
-    """Submit a job or an array, or only show what would be submitted; return id or script.
-
-    Raises:
-        ValueError: it cannot be; nothing was submitted.
-        SlurmError: Slurm refused it.
-    """
-    marked = [Marking(member) for member in members]
-    if needs.dry_run:
-        return script(marked, folder, needs)
-    return submit(marked, folder, needs)
-
-
-@contextmanager
-def collecting() -> Iterator[list[Request]]:
-    """Yield the list to which ``dispatch`` adds the members of a sweep for Slurm in the block."""
-    requests: list[Request] = []
-    token = _collected.set(requests)
-    try:
-        yield requests
-    finally:
-        _collected.reset(token)
-
-
-def _run_here(task: Task, cluster: ClusterConfig) -> str:
+def _run_here(command: Command, cluster: ClusterConfig) -> str:
     if cluster.dry_run:
-        return f"{task.verb} would run in this process"
+        return f"{command.name} would run in this process"
     if cluster.scratch:
         os.environ[SCRATCH] = cluster.scratch
-    return Marking(task)()
+    return command()
 
 
-def _run_local(task: Task, cluster: ClusterConfig) -> str:
+def _run_local(command: Command, cluster: ClusterConfig) -> str:
     import submitit
 
-    command = " ".join(filter(None, (_devices(cluster), cluster.container, interpreter(cluster))))
-    if cluster.dry_run:
-        return f"{task.verb} would run as {cluster.tasks_per_node} processes of: {command}"
-    executor = submitit.LocalExecutor(str(task.folder.absolute()), python=command)
+    (task, *_), needs = command.split(cluster)
+    python = " ".join(filter(None, (_devices(needs), needs.container, interpreter(needs))))
+    if needs.dry_run:
+        return f"{task.name} would run as {needs.tasks_per_node} processes of: {python}"
+    executor = submitit.LocalExecutor(str(task.job_dir.absolute()), python=python)
     executor.update_parameters(
-        tasks_per_node=cluster.tasks_per_node,
+        tasks_per_node=needs.tasks_per_node,
         timeout_min=_LOCAL_LIMIT_MIN,
-        setup=[*cluster.setup, *scratch_lines(cluster)],
+        setup=[*needs.setup, *scratch_lines(needs)],
     )
     with _uninterrupted():
-        job = executor.submit(Marking(task))
-    return watch(job, task)
+        job = executor.submit(task)
+    return wait_for_local_job(job, task)
 
 
 def _devices(cluster: ClusterConfig) -> str:
@@ -347,18 +354,3 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def submit_members(requests: Sequence[Request]) -> list[str]:
-    """Submit members as one array for each kind of need; return the job ids, or the scripts.
-
-    Scripts and logs of all members lie beside the members' own folders.
-    """
-    folders = [str(request.task.folder.parent.parent.absolute()) for request in requests]
-    folder = Path(os.path.commonpath(folders)) if folders else Path()
-    # a sweep over nodes or partitions asks for different things, an array for the same
-    groups = itertools.groupby(requests, lambda request: request.needs)
-    return [
-        submit_all([request.task for request in group], folder / JOB_FOLDER, needs)
-        for needs, group in groups
-    ]

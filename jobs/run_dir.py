@@ -9,14 +9,15 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from jobs.cli.schema import read_yaml, to_yaml
-from jobs.command import Task, again
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
 from preprocess.shards.atomic_io import write_json, write_text
 from preprocess.shards.manifest import MANIFEST_NAME
 from simclr.config import TrainConfig
@@ -79,7 +80,7 @@ def _version(package: str) -> str | None:
 CONFIG_NAME = "config.yaml"
 PROVENANCE_NAME = "provenance.json"
 CHECKPOINT_GLOB = "checkpoints/step-*"
-SUBMISSION_NAME = "submission-{verb}.json"  # verbs on one run share the folder of their jobs
+SUBMISSION_NAME = "submission-{command}.json"  # commands on one run share its job folder
 JOB_FOLDER = "slurm"  # records and logs of submitit, for either executor
 
 
@@ -89,42 +90,50 @@ class Submission:
 
     Attributes:
         job_id: Slurm's number.
-        verb: what it does.
-        command: arguments that submitted it.
+        command: name of what it runs.
+        arguments: what submitted it, as in ``sys.argv``.
         time: when, seconds since 1970.
         log: where its main process writes.
     """
 
     job_id: str
-    verb: str
-    command: list[str]
+    command: str
+    arguments: list[str]
     time: float
     log: str
 
 
-def freeze(run_dir: Path, config: TrainConfig) -> None:
-    """Write the settings and the provenance of a new run; refuse others for one that goes on.
+def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
+    """Refuse settings for a folder that holds something else.
 
-    Until the first checkpoint there is nothing to protect, and settings may be mended.
+    Until the first checkpoint there is nothing to protect, and settings may be corrected.
 
     Raises:
         ValueError: the folder holds a run of other settings, which the message lists, or shards.
     """
-    # a slip of the hand would mix checkpoints into a packed source
+    # a typing error would mix checkpoints into a packed source
     if (run_dir / MANIFEST_NAME).exists():
         raise ValueError(f"run_dir is {run_dir}, which holds packed shards; give another run_dir")
-    path = run_dir / CONFIG_NAME
-    if not path.exists() or not any(run_dir.glob(CHECKPOINT_GLOB)):
-        write_json(run_dir / PROVENANCE_NAME, provenance())
-        write_text(path, to_yaml(to_plain(config)))
+    if not _has_begun(run_dir):
         return
     frozen = binding_settings(frozen_config(run_dir))
     differing = differing_settings(frozen, binding_settings(config))
     if differing:
         raise ValueError(
-            f"run_dir {run_dir} holds a run of other settings ({'; '.join(differing)}); "
+            f"run_dir {run_dir} holds a run with other settings ({'; '.join(differing)}); "
             "give another run_dir, or the settings it was started with"
         )
+
+
+def freeze(run_dir: Path, config: TrainConfig) -> None:
+    """Write settings and provenance of a new run; those of a run that continues stay."""
+    if not _has_begun(run_dir):
+        write_json(run_dir / PROVENANCE_NAME, provenance())
+        write_text(run_dir / CONFIG_NAME, to_yaml(to_plain(config)))
+
+
+def _has_begun(run_dir: Path) -> bool:
+    return (run_dir / CONFIG_NAME).exists() and any(run_dir.glob(CHECKPOINT_GLOB))
 
 
 def frozen_config(run_dir: Path) -> TrainConfig:
@@ -143,59 +152,63 @@ def frozen_config(run_dir: Path) -> TrainConfig:
 
 
 def write_submission(folder: Path, submission: Submission) -> None:
-    """Remember which job was submitted for a folder, apart for each verb."""
-    write_json(folder / SUBMISSION_NAME.format(verb=submission.verb), asdict(submission))
+    """Remember which job was submitted for a folder, apart for each command."""
+    write_json(folder / SUBMISSION_NAME.format(command=submission.command), asdict(submission))
 
 
-def read_submission(folder: Path, verb: str) -> Submission | None:
-    """Return the latest job of a verb that was submitted for a folder, if there is one."""
-    path = folder / SUBMISSION_NAME.format(verb=verb)
+def read_submission(folder: Path, command: str) -> Submission | None:
+    """Return the latest job of a command that was submitted for a folder, if there is one."""
+    path = folder / SUBMISSION_NAME.format(command=command)
     if not path.exists():
         return None
     return Submission(**json.loads(path.read_text(encoding="utf-8")))
 
 
-FOLDER_NAME = "done"
+@dataclass(frozen=True, slots=True)
+class CompletionMarker:
+    """A file that says that a command has succeeded with certain settings.
 
+    Attributes:
+        job_dir: of the command.
+        name: of the command.
+        config: its settings, a dataclass.
+    """
 
-@dataclass(frozen=True)
-class Marking:
-    """A task as ``dispatch`` runs it: the same work, and a mark when it has succeeded."""
-
-    task: Any
-
-    checkpoint = __submitit_checkpoint__ = again
-
-    @property
-    def verb(self) -> str:
-        """The task's."""
-        return str(self.task.verb)
+    job_dir: Path
+    name: str
+    config: Any
 
     @property
-    def folder(self) -> Path:
-        """The task's."""
-        return Path(self.task.folder)
+    def path(self) -> Path:
+        """Where the file lies; other settings have another one."""
+        settings = json.dumps(to_plain(self.config), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        return self.job_dir / "done" / f"{self.name}-{digest}.json"
 
-    @property
-    def folders(self) -> Sequence[Path]:
-        """Of the runs that the task makes, where it makes several."""
-        return getattr(self.task, "folders", ())
+    def exists(self) -> bool:
+        """Return whether the command has succeeded before."""
+        return self.path.exists()
 
-    def __call__(self) -> str:
-        """Do the work; of several processes the one that speaks for all leaves the mark."""
-        result = str(self.task())
-        if result:
-            record = {"verb": self.verb, "time": time.time(), "result": result}
-            write_json(_mark(self.task), record)
-        return result
+    def write(self, result: str) -> None:
+        """Mark success, with what the command returned."""
+        write_json(self.path, {"command": self.name, "time": time.time(), "result": result})
 
 
-def is_done(task: Task) -> bool:
-    """Say whether the task has succeeded before, with the same settings."""
-    return _mark(task).exists()
+def to_yaml(plain: dict[str, Any]) -> str:
+    """Return plain settings as YAML, in their order."""
+    return str(OmegaConf.to_yaml(OmegaConf.create(plain)))
 
 
-def _mark(task: Task) -> Path:
-    settings = json.dumps(to_plain(task.config), sort_keys=True)
-    digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
-    return task.folder / FOLDER_NAME / f"{task.verb}-{digest}.json"
+def read_yaml(text: str) -> dict[str, Any]:
+    """Return plain settings from ``to_yaml``.
+
+    Raises:
+        ValueError: it is not YAML, or not a mapping.
+    """
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(text))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"not readable as YAML ({error})") from error
+    if not isinstance(plain, dict):
+        raise ValueError("not a mapping")
+    return cast(dict[str, Any], plain)

@@ -14,7 +14,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from jobs.cli.schema import APPS, register, to_app
+from jobs import commands as registry
+from jobs.cli.schema import register, to_settings
 from preprocess.shards.atomic_io import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +54,8 @@ def block_under(heading: str) -> str:
 @pytest.fixture
 def composed(tmp_path):
     """Compose settings as a user's command does, beside files of the user's own."""
-    register()
+    for name in registry.WITH_SETTINGS:
+        register(registry.load(name))
     example = (ROOT / "jobs/conf/cluster/slurm_example.yaml").read_text()
     write_text(tmp_path / "cluster" / "mine.yaml", example)
     # as a study leaves it
@@ -61,7 +63,7 @@ def composed(tmp_path):
     write_text(tmp_path / "recipe" / "allowed.yaml", text)
     path = f"hydra.searchpath=['file://{tmp_path}']"
     with initialize_config_module("jobs.conf", version_base="1.3"):
-        yield lambda verb, settings: to_app(compose(verb, [*settings, path]))
+        yield lambda verb, settings: to_settings(compose(verb, [*settings, path]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -81,7 +83,7 @@ def test_every_command_is_understood(page, composed):
         verb = words[0].removeprefix("simclr-")
         if words[0] == "make":
             check_target(words)
-        elif words[0].startswith("simclr-") and verb in APPS:
+        elif words[0].startswith("simclr-") and verb in registry.WITH_SETTINGS:
             check_settings(verb, words[1:], composed)
         elif words[0] == "simclr-chain":
             check_chain(words[1:], composed)
@@ -108,13 +110,16 @@ def check_settings(verb: str, arguments: list[str], composed: Compose) -> None:
 
 
 def check_chain(arguments: list[str], composed: Compose) -> None:
-    stages = [word for word in arguments if word in APPS]
+    stages = [word for word in arguments if word in registry.WITH_SETTINGS]
     assert stages, arguments
     first = arguments.index(stages[0])
     place = [word for word in arguments[:first] if not word.startswith("-")]
     for stage in stages:
         begin = arguments.index(stage) + 1
-        end = next((n for n in range(begin, len(arguments)) if arguments[n] in APPS), None)
+        end = next(
+            (n for n in range(begin, len(arguments)) if arguments[n] in stages),
+            None,
+        )
         composed(stage, [*place, *arguments[begin:end]])
 
 

@@ -12,11 +12,10 @@ import pytest
 from conftest import REPOSITORY
 from make_data import packed_arrays
 
-from jobs.commands.evaluate import Export
+from jobs.commands.export import Export
 from jobs.commands.pretrain import Pretrain
 from jobs.config import ClusterConfig, Executor
-from jobs.launch import dispatch
-from jobs.run_dir import Marking
+from jobs.launch import run
 from jobs.slurm.submit import script
 from simclr.config import AugmentConfig, DataConfig, EncoderName, ModelConfig, TrainConfig
 from simclr.export.config import ExportConfig
@@ -84,9 +83,9 @@ def test_a_run_keeps_no_secret_and_the_umask_and_runs_no_name(
     monkeypatch.chdir(tmp_path)
     before = os.umask(0o077)
     try:
-        dispatch(Pretrain(training), ClusterConfig(executor=Executor.local))
+        run(Pretrain(training), ClusterConfig(executor=Executor.local))
         export = ExportConfig(run=training.run_dir, output=str(tmp_path / AWKWARD / "an encoder"))
-        dispatch(Export(export), ClusterConfig())
+        run(Export(export), ClusterConfig())
     finally:
         os.umask(before)
     made = [*Path(training.run_dir).rglob("*"), *Path(export.output).rglob("*")]
@@ -108,7 +107,7 @@ def test_values_of_a_batch_script_are_values_for_the_shell_too(training, tmp_pat
         scratch="/tmp/it's for $USER/${SLURM_JOB_ID}",
         extra={"comment": AWKWARD},
     )
-    task = Marking(Pretrain(training))
+    task = Pretrain(training)
     text = script([task], Path(training.run_dir) / "slurm", cluster)
     (tmp_path / "srun").symlink_to("/bin/echo")  # shows the words that srun would get
     done = subprocess.run(
@@ -146,4 +145,4 @@ def test_a_value_that_would_be_a_command_is_refused_with_its_name(values):
 def test_a_folder_of_two_lines_is_no_place_for_a_batch_script(training, tmp_path):
     cluster = ClusterConfig(executor=Executor.slurm)
     with pytest.raises(ValueError, match=r"has a line break in it"):
-        script([Marking(Pretrain(training))], tmp_path / "a\ntouch caught", cluster)
+        script([Pretrain(training)], tmp_path / "a\ntouch caught", cluster)

@@ -1,1 +1,209 @@
-"""The command line: options, --help, error messages."""
+"""The command line of all console scripts: options, settings, exit codes, one-line errors.
+
+Exit codes: 0 done or submitted, 1 the work failed, 2 wrong use; 75, inside a job only: stopped
+and saved, run it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from jobs import launch
+from jobs.cli.errors import FAILED as FAILED
+from jobs.cli.errors import WRONG_USE as WRONG_USE
+from jobs.cli.errors import explain
+from jobs.cli.help import help_page
+from jobs.cli.schema import register, to_settings
+from jobs.command import Command
+from jobs.config import ClusterConfig
+from simclr.config import require
+
+DONE = 0
+HELP = frozenset({"--help", "-h"})
+SWEEP = frozenset({"-m", "--multirun"})
+CONFIG_DIR = frozenset({"--config-dir", "-cd"})
+# Options that people know from other commands, and what they are called here.
+SPELLINGS = {
+    "--dry-run": "cluster.dry_run=true",
+    "dry_run=true": "cluster.dry_run=true",
+    "--all-checkpoints": "all_checkpoints=true",
+}
+# hydra's, of which its own parser says more than a line when one is misspelt
+_FLAGS = SWEEP | {"--resolve", "--version", "--hydra-help"}
+_WITH_VALUE = {
+    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
+    **dict.fromkeys(("--package", "-p", *CONFIG_DIR), ()),
+    **dict.fromkeys(
+        ("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    ),
+}
+
+Start = Callable[[Any, ClusterConfig], str]
+
+
+def main(command: type[Command], start: Start = launch.run) -> NoReturn:
+    """Run a command from ``sys.argv`` and leave the process.
+
+    Args:
+        command: what the console script stands for.
+        start: runs or submits it, and returns the text for stdout; another one than
+            ``launch.run`` for a command that starts others, and takes no ``-m`` then.
+    """
+    arguments = sys.argv[1:]
+    if HELP & set(arguments):
+        say(help_page(command))
+        raise SystemExit(DONE)
+
+    def act() -> None:
+        sys.argv[1:] = hydra_arguments(arguments)
+        require(
+            start is launch.run or not SWEEP & set(sys.argv),
+            f"-m: simclr-{command.name} starts several runs itself; leave -m out",
+        )
+        _compose(command, start)
+
+    raise SystemExit(guarded(command, act, debug="debug=true" in arguments))
+
+
+def guarded(command: type[Command] | str, act: Callable[[], object], *, debug: bool = False) -> int:
+    """Call ``act``; turn any exception into one line on stderr and an exit code."""
+    name = command if isinstance(command, str) else command.name
+    try:
+        act()
+    except KeyboardInterrupt:
+        line, code = "interrupted; the same command continues from what is complete", FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        line, code = explain(error, None if isinstance(command, str) else command)
+    else:
+        return DONE
+    print(f"simclr-{name}: {line}", file=sys.stderr)
+    return code
+
+
+def say(text: str) -> None:
+    """Print a result on stdout."""
+    print(text)
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Show log records as lines on stderr, with the time of day."""
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+
+
+def _compose(command: type[Command], start: Start) -> None:
+    """Let hydra compose the settings and run the command with them, or gather those of a sweep."""
+    # Without it hydra prints errors in its own words, and leaves with 1 whatever they mean.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register(command)
+
+    def task(config: DictConfig) -> tuple[Command, ClusterConfig] | None:
+        try:
+            context = HydraConfig.get()
+            settings = to_settings(config)
+            sweep = context.mode is RunMode.MULTIRUN
+            if sweep and command.output_key:
+                setattr(settings, command.output_key, context.runtime.output_dir)
+            composed = command.from_settings(settings), settings.cluster
+            if sweep:
+                return composed  # hydra_plugins/simclr_s2_launcher.py runs all of them
+            result = start(*composed)
+        except Exception as error:
+            raise _Unprinted(error) from error
+        if result:
+            say(result)
+        return None
+
+    compose = hydra.main(
+        version_base="1.3", config_path="pkg://jobs.conf", config_name=command.name
+    )
+    try:
+        compose(task)()
+    except _Unprinted as hidden:
+        raise hidden.error from None
+
+
+class _Unprinted(BaseException):
+    """Carries an error through hydra, which would print any ``Exception`` in its own words."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+def hydra_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with options first: hydra's parser takes none after a setting.
+
+    Raises:
+        ValueError: an option is unknown, or its value is.
+    """
+    options: list[str] = []
+    settings: list[str] = []
+    words = iter([SPELLINGS.get(word, word) for word in arguments])
+    for word in words:
+        if word.startswith("-"):
+            options += _option(word, words)
+        else:
+            require(not word.startswith("="), f"{word!r} has no key in front; write key=value")
+            settings.append(word)
+    return [*options, *settings, *(_folder_names(settings) if SWEEP & set(options) else [])]
+
+
+def _option(word: str, following: Iterator[str]) -> list[str]:
+    name, equals, value = word.partition("=")
+    if word in _FLAGS:
+        return [word]
+    require(
+        name in _WITH_VALUE,
+        f"{word} is not an option; there are --help, --cfg job, -m for sweeps, --config-dir=DIR, "
+        "--dry-run; settings have no dashes: key=value",
+    )
+    value = value if equals else next(following, "")
+    allowed = _WITH_VALUE[name]
+    require(bool(value), f"{name} needs a value: {name} {allowed[0] if allowed else 'VALUE'}")
+    if name in CONFIG_DIR:
+        return [name, config_dir(value)]
+    require(
+        not allowed or value in allowed,
+        f"{name} is {value!r}; choose one of {', '.join(allowed)}",
+    )
+    return [name, value]
+
+
+def config_dir(folder: str) -> str:
+    """Return the folder given by ``--config-dir``.
+
+    Raises:
+        ValueError: there is no such folder; hydra would only warn, or say so in its own words.
+    """
+    require(
+        Path(folder or "/dev/null").is_dir(),
+        f"--config-dir is {folder!r}, which is not a folder; give the one that holds "
+        "cluster/mine.yaml or recipe/ours.yaml",
+    )
+    return folder
+
+
+def _folder_names(settings: Sequence[str]) -> list[str]:
+    """Return the setting that lets hydra name the folder of each run by its swept values alone.
+
+    The same command gives the same names, so that each run finds what it has done.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(settings))
+    same = [one.get_key_element() for one in parsed if not one.is_sweep_override()]
+    keys = ",".join(key.lstrip("+~") for key in same)
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"]

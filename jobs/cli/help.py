@@ -1,57 +1,47 @@
-"""What ``--help`` shows: a verb's words, and the defaults of its dataclass, become a page."""
+"""The page of ``--help``: made from the docstrings and defaults of a command and its settings."""
 
 from __future__ import annotations
 
+import inspect
+import re
 import textwrap
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from enum import Enum
 from importlib.resources import files
 from typing import Any, get_type_hints
 
+from jobs.cli.schema import schema_of
+from jobs.command import Command
 from preprocess.sources import SOURCES
 
 GROUPS = ("source", "recipe", "cluster", "scale")
+WIDTH = 80
 
 _COMMON_END = """\
 More:
-  --cfg job          show the composed settings and leave
-  -m key=a,b         run once for each value, in folders of their own
+  --cfg job          show all settings as they are composed, and leave
+  -m key=a,b         a sweep: run once for each value, in folders of their own
+  --config-dir=DIR   take cluster/mine.yaml or recipe/ours.yaml from DIR
+  --dry-run          show what would be run or submitted, and write nothing
   debug=true         show where an error came from
 
-Exit codes: 0 done or submitted, 1 the work failed, 2 wrong use;
-inside a job also 75, stopped and saved: run again.
-Errors are one line on stderr."""
+Exit codes: 0 done or submitted, 1 the work failed, 2 wrong use; inside a job
+also 75: stopped and saved, run it again. Errors are one line on stderr."""
 
 
-@dataclass(frozen=True, slots=True)
-class Help:
-    """The words of one verb.
-
-    Attributes:
-        sentence: what it does.
-        examples: commands that run.
-        settings: key to meaning with unit, of those that people change.
-        output: where results go.
-        groups: configuration groups it takes.
-    """
-
-    sentence: str
-    examples: tuple[str, ...]
-    settings: dict[str, str]
-    output: str
-    groups: tuple[str, ...] = ("cluster",)
-
-
-def render(verb: str, text: Help, app: type[Any]) -> str:
-    """Return the help page of a verb; defaults are read from its dataclass."""
-    available = choices()
+def help_page(command: type[Command]) -> str:
+    """Return the page of a command, at most 80 columns wide."""
+    schema, available = schema_of(command), choices()
+    first = paragraphs(command)[0]
+    summary = f"simclr-{command.name}: {first[0].lower()}{first[1:]}"
     parts = [
-        textwrap.fill(f"simclr-{verb}: {text.sentence}", 78),
-        "Examples:\n" + "\n".join(f"  {example}" for example in text.examples),
-        "Choices:\n" + "\n".join(_choice(group, available[group]) for group in text.groups),
+        textwrap.fill(summary, WIDTH),
+        "Examples:\n" + "\n".join(f"  {example}" for example in command.examples),
+        "Choices:\n"
+        + "\n".join(_fill(f"  {group}= ", ", ".join(available[group])) for group in command.groups),
         "Settings people change (default):\n"
-        + "\n".join(_setting(key, meaning, app) for key, meaning in text.settings.items()),
-        "Output:\n" + textwrap.fill(text.output, 76, initial_indent="  ", subsequent_indent="  "),
+        + "\n".join(_setting(key, schema) for key in command.main_settings),
+        "Output:\n" + _fill("  ", command.results),
         _COMMON_END,
     ]
     return "\n\n".join(parts)
@@ -72,7 +62,7 @@ def choices() -> dict[str, list[str]]:
     return {group: sorted(offered) for group, offered in names.items()}
 
 
-def default_of(key: str, app: type[Any]) -> object:
+def default_of(key: str, schema: type[Any]) -> object:
     """Return the default of a dotted key of a dataclass of settings.
 
     Raises:
@@ -80,24 +70,58 @@ def default_of(key: str, app: type[Any]) -> object:
     """
     head, _, rest = key.partition(".")
     if rest:
-        return default_of(rest, get_type_hints(app)[head])
-    entry = {entry.name: entry for entry in fields(app)}[head]
+        return default_of(rest, get_type_hints(schema)[head])
+    entry = {entry.name: entry for entry in fields(schema)}[head]
     if entry.default_factory is not MISSING:
         return entry.default_factory()
     return entry.default
 
 
-def _choice(group: str, names: list[str]) -> str:
-    return textwrap.fill(
-        ", ".join(names), 78, initial_indent=f"  {group}= ", subsequent_indent=" " * 10
-    )
+def description_of(key: str, schema: type[Any]) -> str:
+    """Return what the docstring of a dataclass, or of one that it extends, says of a setting.
+
+    Raises:
+        KeyError: there is no such setting, or no docstring describes it.
+    """
+    head, _, rest = key.partition(".")
+    if rest:
+        return description_of(rest, get_type_hints(schema)[head])
+    for kind in schema.__mro__:
+        found = attributes(kind)
+        if head in found:
+            return found[head]
+    raise KeyError(f"no docstring describes {key}")
 
 
-def _setting(key: str, meaning: str, app: type[Any]) -> str:
-    default = default_of(key, app)
+def paragraphs(kind: type[Any]) -> list[str]:
+    """Return the paragraphs of a class' own docstring, each as one line."""
+    text = inspect.cleandoc(vars(kind).get("__doc__") or "")
+    return [" ".join(part.split()) for part in text.split("\n\n")]
+
+
+def attributes(kind: type[Any]) -> dict[str, str]:
+    """Return the ``Attributes:`` of a class' own docstring, each as one line."""
+    text = inspect.cleandoc(vars(kind).get("__doc__") or "")
+    _, _, section = text.partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.*\n?(?: {5,}.*\n?)*)", section, re.MULTILINE)
+    return {name: " ".join(words.replace("``", "").split()) for name, words in entries}
+
+
+def _setting(key: str, schema: type[Any]) -> str:
+    default = default_of(key, schema)
     shown = "" if default in ("", []) else f" ({_short(default)})"
+    return _fill(f"  {key:<26} ", f"{description_of(key, schema)}{shown}")
+
+
+def _fill(first: str, text: str) -> str:
+    indent = " " * (29 if len(first) > 20 else len(first))
     return textwrap.fill(
-        f"{meaning}{shown}", 78, initial_indent=f"  {key:<26} ", subsequent_indent=" " * 29
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
 
 

@@ -1,123 +1,56 @@
-"""Settings as hydra composes them come in, checked dataclasses go out.
+"""Settings on the command line: hydra's schemas are made from the dataclasses of the commands.
 
-Each verb has one top-level class: the settings of the work, flat, and beside them where it runs.
+A schema has the settings of the command's ``Config``, flat, and beside them ``cluster`` and
+``debug``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, cast
+from dataclasses import field, make_dataclass
+from functools import cache
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
-from jobs.config import ClusterConfig, InspectConfig, StudyConfig
-from jobs.tracking import Tracking
-from preprocess.config import PackConfig, SourceConfig, VerifyConfig
+from jobs.command import Command
+from jobs.config import ClusterConfig
 from preprocess.sources import SOURCES
-from simclr.config import TrainConfig
-from simclr.evaluation.config import EvaluateConfig
-from simclr.export.config import ExportConfig
-
-_Config = TypeVar("_Config")
 
 
-@dataclass(kw_only=True, slots=True)
-class PackApp(PackConfig):
-    """``simclr-pack``."""
-
-    source: SourceConfig = MISSING
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    debug: bool = False
-
-
-@dataclass(kw_only=True, slots=True)
-class VerifyApp(VerifyConfig):
-    """``simclr-verify``."""
-
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    debug: bool = False
+@cache
+def schema_of(command: type[Command]) -> type[Any]:
+    """Return the dataclass of all settings of a command."""
+    hints = get_type_hints(command.Config)
+    # a group that is a setting (source=) has no default: the user must choose
+    chosen = [(group, hints[group], MISSING) for group in command.groups if group in hints]
+    own = [
+        ("cluster", ClusterConfig, field(default_factory=ClusterConfig)),
+        ("debug", bool, False),
+    ]
+    name = f"{command.__name__}Settings"
+    return make_dataclass(name, [*chosen, *own], bases=(command.Config,), kw_only=True)
 
 
-@dataclass(kw_only=True, slots=True)
-class PretrainApp(TrainConfig):
-    """``simclr-pretrain``."""
-
-    tracking: Tracking = Tracking.none
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    debug: bool = False
-
-
-@dataclass(kw_only=True, slots=True)
-class EvaluateApp(EvaluateConfig):
-    """``simclr-evaluate``."""
-
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    debug: bool = False
-
-
-@dataclass(kw_only=True, slots=True)
-class ExportApp(ExportConfig):
-    """``simclr-export``."""
-
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    debug: bool = False
-
-
-@dataclass(kw_only=True, slots=True)
-class StudyApp(StudyConfig):
-    """``simclr-study``."""
-
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    debug: bool = False
-
-
-@dataclass(kw_only=True, slots=True)
-class InspectApp(InspectConfig):
-    """``simclr-inspect``."""
-
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    debug: bool = False
-
-
-App = PackApp | VerifyApp | PretrainApp | EvaluateApp | ExportApp | StudyApp | InspectApp
-
-APPS: dict[str, type[App]] = {
-    "pack": PackApp,
-    "verify": VerifyApp,
-    "pretrain": PretrainApp,
-    "evaluate": EvaluateApp,
-    "export": ExportApp,
-    "study": StudyApp,
-    "inspect": InspectApp,
-}
-
-
-def register() -> None:
-    """Give hydra the schemas: ``<verb>_schema``, and ``source/<kind>`` from the sources' registry.
-
-    The yaml files in ``conf`` start from these and hold values only.
-    """
+def register(command: type[Command]) -> None:
+    """Give hydra the schemas that the yaml files in ``conf`` start from, which hold values only."""
     store = ConfigStore.instance()
-    for verb, app in APPS.items():
-        store.store(name=f"{verb}_schema", node=app)
+    store.store(name=f"{command.name}_schema", node=schema_of(command))
     for kind, source in SOURCES.items():
         store.store(group="source", name=kind, node=source.config)
 
 
-def to_app(config: DictConfig) -> App:
-    """Return the checked settings of a verb.
+def to_settings(config: DictConfig) -> Any:
+    """Return the checked settings of a command.
 
     Raises:
-        ValueError: a value is refused; the message says which and the cure.
+        ValueError: a value is refused; the message says which, and the fix.
         OmegaConfBaseException: a value is missing or cannot be resolved.
     """
     _refuse_endless(OmegaConf.to_container(config), "")
     try:
-        return cast(App, OmegaConf.to_object(config))
+        return OmegaConf.to_object(config)
     except AttributeError as error:
         # ``++key=`` adds what the schema does not know; the dataclass has no place for it
         raise ValueError(f"{error}; leave it out: --help lists the settings") from error
@@ -132,28 +65,3 @@ def _refuse_endless(plain: Any, key: str) -> None:
             _refuse_endless(value, inner.removeprefix("."))
     elif isinstance(plain, float) and not math.isfinite(plain):
         raise ValueError(f"{key} is {plain}; give a number")
-
-
-def narrow(app: Any, kind: type[_Config]) -> _Config:
-    """Return the part of a verb's settings that the work itself knows."""
-    return kind(**{entry.name: getattr(app, entry.name) for entry in fields(cast(Any, kind))})
-
-
-def to_yaml(plain: dict[str, Any]) -> str:
-    """Return plain settings as YAML, in their order."""
-    return str(OmegaConf.to_yaml(OmegaConf.create(plain)))
-
-
-def read_yaml(text: str) -> dict[str, Any]:
-    """Return plain settings from ``to_yaml``.
-
-    Raises:
-        ValueError: it is not YAML, or not a mapping.
-    """
-    try:
-        plain = OmegaConf.to_container(OmegaConf.create(text))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"not readable as YAML ({error})") from error
-    if not isinstance(plain, dict):
-        raise ValueError("not a mapping")
-    return cast(dict[str, Any], plain)

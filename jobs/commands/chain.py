@@ -6,56 +6,59 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra import compose, initialize_config_module
 
-from jobs.cli import main as cli
+from jobs import cli, launch
 from jobs.cli.errors import explain, nearest
-from jobs.cli.options import CONFIG_DIR, SPELLINGS, config_dir
-from jobs.cli.schema import narrow, register, to_app
-from jobs.command import Task
-from jobs.commands.evaluate import Evaluate, Export
-from jobs.commands.pack import Pack, Verify
+from jobs.cli.schema import register, to_settings
+from jobs.command import Command
+from jobs.commands.evaluate import Evaluate
+from jobs.commands.export import Export
+from jobs.commands.pack import Pack
 from jobs.commands.pretrain import Pretrain
+from jobs.commands.verify import Verify
 from jobs.config import ClusterConfig, Executor
-from jobs.launch import dispatch
-from jobs.run_dir import is_done, read_submission
+from jobs.run_dir import read_submission
 from jobs.slurm.submit import live_job
 from simclr.config import require
 
-TASKS: dict[str, type[Any]] = {
-    task.verb: task for task in (Pack, Verify, Pretrain, Evaluate, Export)
+STAGES: dict[str, type[Command]] = {
+    command.name: command for command in (Pack, Verify, Pretrain, Evaluate, Export)
 }
 _SOON = "JOB"  # stands for the number of a job that is not submitted yet
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """One verb of a chain as it was typed.
+class TypedStage:
+    """One stage of a chain as it was typed.
 
     Attributes:
-        verb: ``pack``, ...
-        arguments: its settings, those in front of the first verb included.
+        name: of its command.
+        arguments: its settings, those in front of the first command included.
     """
 
-    verb: str
+    name: str
     arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One verb of a chain, checked.
+    """One command of a chain, checked.
 
     Attributes:
-        verb: ``pack``, ...
-        task: its work.
+        command: its work.
         cluster: where it runs.
     """
 
-    verb: str
-    task: Task
+    command: Command
     cluster: ClusterConfig
+
+    @property
+    def name(self) -> str:
+        """The command's."""
+        return self.command.name
 
 
 def run_chain(arguments: Sequence[str], say: Callable[[str], None]) -> None:
@@ -64,59 +67,62 @@ def run_chain(arguments: Sequence[str], say: Callable[[str], None]) -> None:
     What is done is left out, and a job that is already queued is waited for.
 
     Raises:
-        ValueError: a stage cannot be; nothing was started.
+        ValueError: a stage cannot run; nothing was started.
         RuntimeError: a stage failed; the later ones were not started.
     """
     stages = plan(arguments)
     jobs: list[str] = []
     redone = False
     for stage in stages:
-        if not redone and is_done(stage.task):
-            say(f"{stage.verb:<9} done before, with the same settings")
+        if not redone and stage.command.completion.exists():
+            say(f"{stage.name:<9} done before, with the same settings")
             continue
         redone = True  # what comes after it was made from something else
-        said = _start(stage, jobs)
-        say(f"{stage.verb}\n{said}" if "\n" in said else f"{stage.verb:<9} {said}")
+        result = _start(stage, jobs)
+        say(f"{stage.name}\n{result}" if "\n" in result else f"{stage.name:<9} {result}")
 
 
 def plan(arguments: Sequence[str]) -> list[Stage]:
     """Compose and check all stages; what one leaves behind is what the next ones read.
 
     Raises:
-        ValueError: there is no stage, or one of them cannot be.
+        ValueError: no stage is named, or one of them cannot run.
     """
-    register()
     stages: list[Stage] = []
-    for words in split_stages(arguments):
-        app: Any = _compose(words)
-        _fill_in(app, words.verb, stages)
-        kind = TASKS[words.verb]
-        task = kind(narrow(app, get_type_hints(kind)["config"]))
-        stages.append(Stage(words.verb, task, app.cluster))
+    for typed in split_stages(arguments):
+        settings: Any = _compose(typed)
+        _fill_in(settings, typed.name, stages)
+        command = STAGES[typed.name].from_settings(settings)
+        stages.append(Stage(command, settings.cluster))
     for number, stage in enumerate(stages):
-        _check(stage, first=number == 0)
+        # before an earlier stage has worked for hours
+        awaited = _SOON if number else stage.cluster.after
+        try:
+            stage.command.validate(replace(stage.cluster, after=awaited))
+        except ValueError as error:
+            raise ValueError(f"{stage.name}: {error}") from error
     return stages
 
 
-def split_stages(arguments: Sequence[str]) -> list[Words]:
+def split_stages(arguments: Sequence[str]) -> list[TypedStage]:
     """Cut ``A B pack C pretrain D`` into ``pack A B C`` and ``pretrain A B D``.
 
     A setting of a stage takes the place of the common one of the same key.
 
     Raises:
-        ValueError: no verb is named.
+        ValueError: no command is named, or a word is not one.
     """
-    starts = [k for k, word in enumerate(arguments) if word in TASKS]
+    starts = [k for k, word in enumerate(arguments) if word in STAGES]
     words = [word for word in arguments if not word.startswith("-") and "=" not in word]
     require(
         bool(starts),
-        f"no stage is named; {nearest(words[0], [*TASKS]) if words else ''}give verbs with their "
-        f"settings: {', '.join(TASKS)}",
+        f"no stage is named; {nearest(words[0], [*STAGES]) if words else ''}give commands with "
+        f"their settings: {', '.join(STAGES)}",
     )
     common = arguments[: starts[0]]
     ends = [*starts[1:], len(arguments)]
     return [
-        Words(arguments[start], tuple(_merged(common, arguments[start + 1 : end])))
+        TypedStage(arguments[start], tuple(_merged(common, arguments[start + 1 : end])))
         for start, end in zip(starts, ends, strict=True)
     ]
 
@@ -131,73 +137,68 @@ def _key(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
-def _compose(words: Words) -> Any:
-    folders = [w.partition("=")[2] for w in words.arguments if _key(w) in CONFIG_DIR]
-    settings = [w for w in words.arguments if _key(w) not in CONFIG_DIR]
-    wrong = [word for word in settings if word.startswith("-") or "=" not in word]
-    require(
-        not wrong,
-        f"{words.verb}: {' '.join(wrong)!r} is no setting; write key=value, and options in front "
-        "of the first verb: --config-dir=DIR, --dry-run",
-    )
+def _compose(typed: TypedStage) -> Any:
+    folders = [w.partition("=")[2] for w in typed.arguments if _key(w) in cli.CONFIG_DIR]
+    settings = [w for w in typed.arguments if _key(w) not in cli.CONFIG_DIR]
+    for word in settings:
+        require(
+            "=" in word and not word.startswith("-"),
+            f"{typed.name}: {word!r} is not a setting; {nearest(word, [*STAGES])}write key=value, "
+            "and options in front of the first command: --config-dir=DIR, --dry-run",
+        )
     if folders:
-        # what ``--config-dir`` means to a verb
-        folder = Path(config_dir(folders[-1])).absolute()
+        # what ``--config-dir`` means to a command alone
+        folder = Path(cli.config_dir(folders[-1])).absolute()
         settings.append(f"hydra.searchpath=['file://{folder}']")
+    command = STAGES[typed.name]
+    register(command)
     try:
         with initialize_config_module("jobs.conf", version_base="1.3"):
-            return to_app(compose(words.verb, overrides=settings))
+            return to_settings(compose(typed.name, overrides=settings))
     except Exception as error:
-        # A key that is wrong is explained with the keys of the verb that it was typed for.
-        raise ValueError(f"{words.verb}: {explain(error, words.verb)[0]}") from error
+        # A wrong key is explained with the keys of the command that it was typed for.
+        raise ValueError(f"{typed.name}: {explain(error, command)[0]}") from error
 
 
-def _fill_in(app: Any, verb: str, earlier: Sequence[Stage]) -> None:
+def _fill_in(settings: Any, name: str, earlier: Sequence[Stage]) -> None:
     """Let a stage read what earlier ones leave, where the user has not said otherwise."""
-    packed = [stage.task.config.output for stage in earlier if stage.verb == "pack"]
-    runs = [stage.task.config.run_dir for stage in earlier if stage.verb == "pretrain"]
-    if packed and verb != "pack" and not getattr(app, "shards", "none"):
-        app.shards = packed if verb == "pretrain" else packed[-1]
-    if runs and not getattr(app, "run", "none"):
-        app.run = runs[-1]
-
-
-def _check(stage: Stage, *, first: bool) -> None:
-    """Let a stage refuse its settings before an earlier one has worked for hours."""
-    awaited = stage.cluster.after if first else _SOON
-    try:
-        stage.task.prepare(replace(stage.cluster, after=awaited, dry_run=True))
-    except ValueError as error:
-        raise ValueError(f"{stage.verb}: {error}") from error
+    packed = [stage.command.config.output for stage in earlier if stage.name == "pack"]
+    runs = [stage.command.config.run_dir for stage in earlier if stage.name == "pretrain"]
+    if packed and name != "pack" and not getattr(settings, "shards", "none"):
+        settings.shards = packed if name == "pretrain" else packed[-1]
+    if runs and not getattr(settings, "run", "none"):
+        settings.run = runs[-1]
 
 
 def _start(stage: Stage, jobs: list[str]) -> str:
     """Run a stage, submit it, or find it at work; a job is added to those to wait for."""
-    cluster = stage.cluster
+    command, cluster = stage.command, stage.cluster
     if cluster.executor is not Executor.slurm:
-        return dispatch(stage.task, cluster)
-    waiting = "" if cluster.dry_run else _at_work(stage)
+        return launch.run(command, cluster)
+    waiting = "" if cluster.dry_run else _at_work(command)
     if waiting:
         jobs.append(waiting)
         return f"job {waiting}, submitted before"
-    after = [] if stage.verb == "pack" else jobs  # sources may be packed side by side
+    after = [] if command.name == "pack" else jobs  # sources may be packed side by side
     awaited = ":".join([*([cluster.after] if cluster.after else []), *after]) or None
-    said = dispatch(stage.task, replace(cluster, after=awaited))
-    jobs.append(_SOON if cluster.dry_run else said)
+    submitted = launch.run(command, replace(cluster, after=awaited))
+    jobs.append(_SOON if cluster.dry_run else submitted)
     waits = f", after {' '.join(after)}" if after else ""
-    return f"would be submitted{waits}:\n{said}" if cluster.dry_run else f"job {said}{waits}"
+    if cluster.dry_run:
+        return f"would be submitted{waits}:\n{submitted}"
+    return f"job {submitted}{waits}"
 
 
-def _at_work(stage: Stage) -> str:
-    """Return the jobs that were submitted for a stage, as a dependency, if they have not ended."""
-    earlier = read_submission(stage.task.folder, stage.verb)
-    if earlier is None or live_job(stage.task.folder, stage.verb) is None:
+def _at_work(command: Command) -> str:
+    """Return the jobs submitted for a command, as a dependency, if they have not ended."""
+    earlier = read_submission(command.job_dir, command.name)
+    if earlier is None or live_job(command.job_dir, command.name) is None:
         return ""
     return earlier.job_id.replace(",", ":")
 
 
 HELP = """\
-simclr-chain: run several verbs in order; on Slurm, submit them as jobs that
+simclr-chain: run several commands in order; on Slurm, submit them as jobs that
 wait for one another, and return.
 
 Examples:
@@ -211,26 +212,25 @@ Examples:
   simclr-chain --dry-run cluster=slurm_example \\
                pack ... cluster=slurm_cpu_example pretrain ...
 
-Each verb is followed by its own settings, the same as those of simclr-VERB.
-Settings in front of the first verb are for all. What an earlier verb leaves
-behind is read by the later ones: shards, run and output folders need to be
-named once. All settings are checked before the first verb starts.
+Each command is followed by its own settings, the same as those of
+simclr-COMMAND. Settings in front of the first command apply to all. Later
+commands read what earlier ones leave: shards, run and output folders need to
+be named once. All settings are checked before the first command starts.
 
-The same command again goes on: what is done is left out, and jobs that are
+The same chain again continues: what is done is left out, and jobs that are
 queued are kept. If a job fails, Slurm cancels those that wait for it.
 
 Output:
-  a line for each verb: what it did, or its job; simclr-status shows how it
-  fares.
+  a line for each command: what it did, or its job; simclr-status shows more.
 
 Exit codes: 0 done or submitted, 1 the work failed, 2 wrong use;
-inside a job also 75, stopped and saved: run again."""
+inside a job also 75: stopped and saved, run it again."""
 
 
 def main() -> None:
     """Console script."""
-    arguments = [SPELLINGS.get(word, word) for word in sys.argv[1:]]
-    if {"--help", "-h"} & set(arguments):
+    arguments = [cli.SPELLINGS.get(word, word) for word in sys.argv[1:]]
+    if cli.HELP & set(arguments):
         cli.say(HELP)
         raise SystemExit(cli.DONE)
     cli.log_to_stderr()

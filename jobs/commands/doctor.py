@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from jobs.cli import main as cli
+from jobs import cli
 from jobs.pair import check_pair
 from jobs.slurm import client as slurm
 

@@ -1,42 +1,72 @@
-"""``simclr-export``: a run's encoder becomes files that others load."""
+"""``simclr-export``: write a run's encoder as files that others load."""
 
 from __future__ import annotations
 
-from jobs.cli import main as cli
-from jobs.cli.help import Help
-from jobs.cli.schema import ExportApp, narrow
-from jobs.commands.evaluate import Export
-from jobs.launch import dispatch
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import cli
+from jobs.command import Command
+from jobs.config import ClusterConfig
+from jobs.run_dir import JOB_FOLDER
+from jobs.slurm.environment import RankEnvironment
+from simclr.config import require
 from simclr.export.config import ExportConfig
 
-HELP = Help(
-    sentence="export a run's encoder with its card: bands, units, normalisation, origin.",
-    examples=(
+
+@dataclass(frozen=True)
+class Export(Command):
+    """Export a run's encoder with its card: bands, units, normalisation, origin."""
+
+    config: ExportConfig
+
+    name = "export"
+    Config = ExportConfig
+    output_key = "output"
+    examples = (
         "simclr-export run=runs/first output=export",
         "simclr-export run=runs/first output=export licence=CC-BY-4.0",
         "simclr-export run=runs/first output=export step=4000 formats=[onnx,pt2]",
         "simclr-export run=runs/first output=export cluster=slurm_cpu_example",
-    ),
-    settings={
-        "run": "run folder",
-        "output": "folder for the files",
-        "step": "of the checkpoint; 0 is the newest valid one",
-        "formats": "further files: onnx, pt2 (torch.export), pth (weights for hub loaders)",
-        "source": "whose normalisation onnx and pt2 carry; empty is the only one of the run",
-        "licence": "licence of the weights, written into the card",
-    },
-    output="encoder.safetensors, card.json, CARD.md and further formats; stdout names the folder.",
-)
+    )
+    main_settings = ("run", "output", "step", "formats", "source", "licence")
+    results = (
+        "encoder.safetensors, card.json, CARD.md and further formats in output; stdout names it."
+    )
+
+    @property
+    def job_dir(self) -> Path:
+        """Inside the run folder."""
+        return Path(self.config.run, JOB_FOLDER)
+
+    def validate(self, cluster: ClusterConfig) -> None:
+        """Require both folders."""
+        require_run(self.config.run, cluster)
+        require(bool(self.config.output), "output is empty; give a folder: output=DIR")
+
+    def run(self, env: RankEnvironment) -> str:
+        """Export; return the folder."""
+        from simclr.export.export import export
+
+        return str(export(self.config))
 
 
-def work(app: ExportApp, member: str | None) -> str:
-    """Export, or submit it; return the folder."""
-    return dispatch(Export(narrow(app, ExportConfig)), app.cluster, in_sweep=member is not None)
+def require_run(run: str, cluster: ClusterConfig) -> None:
+    """Refuse a run folder that is not there, unless a job before this one makes it.
+
+    Raises:
+        ValueError: it is empty, or not a folder.
+    """
+    require(bool(run), "run is empty; give a run folder: run=RUN")
+    require(
+        bool(cluster.after) or Path(run).is_dir(),
+        f"run is {run}, which is not a folder; give a run folder: run=RUN",
+    )
 
 
 def main() -> None:
     """Console script."""
-    cli.main("export", work, HELP)
+    cli.main(Export)
 
 
 if __name__ == "__main__":

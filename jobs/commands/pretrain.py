@@ -6,17 +6,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 from uuid import uuid4
 
+from jobs import cli
 from jobs.attempts import RunAttempt, Stopping, saved_step
-from jobs.cli import main as cli
-from jobs.cli.help import Help
-from jobs.cli.schema import PretrainApp, narrow
-from jobs.command import StoppedError, again
+from jobs.command import Command, StoppedError, narrow
 from jobs.config import ClusterConfig, check_batch
-from jobs.launch import dispatch
-from jobs.run_dir import JOB_FOLDER, freeze
+from jobs.run_dir import JOB_FOLDER, check_run_dir, freeze
 from jobs.slurm.environment import (
     Launcher,
     RankEnvironment,
@@ -50,12 +47,23 @@ from simclr.config import TrainConfig, require
 from simclr.preemption import Preempted
 
 
-@dataclass(frozen=True)
-class Pretrain:
-    """Pretrain an encoder, or go on with a run.
+@dataclass(kw_only=True, slots=True)
+class PretrainConfig(TrainConfig):
+    """Settings of ``simclr-pretrain``: those of training, and where its metrics go.
 
     Attributes:
-        config: settings.
+        tracking: none or tensorboard, beside metrics.jsonl.
+    """
+
+    tracking: Tracking = Tracking.none
+
+
+@dataclass(frozen=True)
+class Pretrain(Command):
+    """Pretrain an encoder by SimCLR, or continue a run; on Slurm submit it and print the job id.
+
+    Attributes:
+        config: settings of the training.
         token: the same on all ranks that were started together.
         tracking: where metrics go beside the run folder.
         stop_budget_s: what saving may take of the time between a stop signal and the end.
@@ -66,8 +74,36 @@ class Pretrain:
     tracking: Tracking = Tracking.none
     stop_budget_s: float = 90.0
 
-    verb = "pretrain"
-    checkpoint = __submitit_checkpoint__ = again
+    name = "pretrain"
+    Config = PretrainConfig
+    groups = ("recipe", "cluster")
+    output_key = "run_dir"
+    saves_at_stop = True
+    examples = (
+        "simclr-pretrain recipe=laptop shards=[shards] run_dir=runs/first",
+        "simclr-pretrain recipe=laptop shards=[shards] run_dir=runs/two cluster=laptop",
+        "simclr-pretrain recipe=paper shards=[shards] run_dir=runs/paper \\\n"
+        "                  cluster=slurm_example",
+    )
+    main_settings = (
+        *("shards", "run_dir", "epochs", "max_steps", "data.global_batch_size", "data.bands"),
+        *("data.positives", "model.encoder", "optim.learning_rate", "loss.temperature"),
+        *("monitor.shards", "tracking"),
+    )
+    results = (
+        "run_dir holds config.yaml, provenance.json, attempts.jsonl, metrics.jsonl, curves.png, "
+        "checkpoints and logs; simclr-status reads them. stdout names the last checkpoint, or the "
+        "job id. A recipe sets many of the values above; --cfg job shows the outcome."
+    )
+    memory_fix = (
+        "lower data.global_batch_size or augment.view_size_px, or set precision=bfloat16 and "
+        "model.activation_checkpointing=true"
+    )
+
+    @classmethod
+    def from_settings(cls, settings: PretrainConfig) -> Self:
+        """Keep what does not change the training apart from its settings."""
+        return cls(narrow(settings, TrainConfig), tracking=settings.tracking)
 
     @property
     def run_dir(self) -> Path:
@@ -75,29 +111,32 @@ class Pretrain:
         return Path(self.config.run_dir)
 
     @property
-    def folder(self) -> Path:
+    def job_dir(self) -> Path:
         """Inside the run folder."""
         return self.run_dir / JOB_FOLDER
 
-    def prepare(self, cluster: ClusterConfig) -> None:
-        """Check shards and batch, and freeze the settings in the run folder."""
+    def validate(self, cluster: ClusterConfig) -> None:
+        """Check shards, batch and run folder."""
         config = self.config
         require(bool(config.run_dir), "run_dir is empty; give a folder for the run: run_dir=RUN")
         require(bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]")
         for shards in [] if cluster.after else config.shards:  # a job before this one packs them
             read_manifest(Path(shards))
         check_batch(config.data.global_batch_size, cluster)
-        if current_rank().is_main and not cluster.dry_run:
-            freeze(self.run_dir, config)
+        if current_rank().is_main:
+            check_run_dir(self.run_dir, config)
 
-    def members(self, cluster: ClusterConfig) -> tuple[list[Pretrain], ClusterConfig]:
+    def prepare(self) -> None:
+        """Freeze the settings in the run folder."""
+        freeze(self.run_dir, self.config)
+
+    def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
         """One job with all ranks."""
         # a quarter of the warning is left to ask Slurm, and to end
         return [replace(self, stop_budget_s=0.75 * cluster.signal_delay_s)], cluster
 
-    def __call__(self) -> str:
+    def run(self, env: RankEnvironment) -> str:
         """Train as one rank; return the last checkpoint's folder on the main one."""
-        env = current_rank()
         log_as(env, self.run_dir)
         with interruptible() as listen, saving_at_interrupt(env):
             attempt = None
@@ -203,47 +242,9 @@ class Supervision:
             self.attempt.may_publish()
 
 
-HELP = Help(
-    sentence="pretrain an encoder by SimCLR, or go on with a run; on Slurm print the job id "
-    "and return.",
-    examples=(
-        "simclr-pretrain recipe=laptop shards=[shards] run_dir=runs/first",
-        "simclr-pretrain recipe=laptop shards=[shards] run_dir=runs/two cluster=laptop",
-        "simclr-pretrain recipe=paper shards=[v1] run_dir=runs/3 cluster=slurm_example",
-    ),
-    groups=("recipe", "cluster"),
-    settings={
-        "shards": "folders with packed sources, a list: shards=[a,b]",
-        "run_dir": "folder of the run; give it again to go on",
-        "epochs": "passes over the samples",
-        "max_steps": "stop after so many steps; 0 means no limit",
-        "data.global_batch_size": "pairs a step, over all ranks",
-        "data.bands": "input bands of the encoder, in order",
-        "data.positives": "two views of the same patch, or of one place on two dates: season",
-        "model.encoder": "resnet18, 34, 50, 101 or 152",
-        "optim.learning_rate": "peak rate at optim.reference_batch_size pairs",
-        "loss.temperature": "divides the similarities",
-        "monitor.shards": "labelled shards to probe on while training, with monitor.task",
-        "tracking": "none or tensorboard, beside metrics.jsonl",
-    },
-    output="run_dir holds config.yaml, provenance.json, attempts.jsonl, metrics.jsonl, "
-    "curves.png, checkpoints and logs; simclr-status reads them. stdout names the last "
-    "checkpoint, or the job id. A recipe sets many of the values above; --cfg job shows the "
-    "outcome.",
-)
-
-
-def work(app: PretrainApp, member: str | None) -> str:
-    """Train, or submit the training; return the checkpoint or the job."""
-    config = narrow(app, TrainConfig)
-    config.run_dir = member or config.run_dir
-    task = Pretrain(config, tracking=app.tracking)
-    return dispatch(task, app.cluster, in_sweep=member is not None)
-
-
 def main() -> None:
     """Console script."""
-    cli.main("pretrain", work, HELP)
+    cli.main(Pretrain)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs.cli import main as cli
-from jobs.cli.options import HELP as HELP_OPTIONS
+from jobs import cli
 from jobs.run_dir import CONFIG_NAME
 from jobs.status.packing import PackingRecord, describe_packing, is_packing, packing_job
 from jobs.status.render import print_records
@@ -88,7 +87,7 @@ class Shown:
 def main() -> None:
     """Console script."""
     arguments = sys.argv[1:]
-    if HELP_OPTIONS & set(arguments):
+    if cli.HELP & set(arguments):
         cli.say(HELP)
         raise SystemExit(cli.DONE)
     found: list[Shown] = []

@@ -9,16 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import main as cli
-from jobs.cli.help import Help
-from jobs.cli.schema import StudyApp, narrow
-from jobs.command import again, alone
+from jobs import cli, launch
+from jobs.command import Command
 from jobs.commands.evaluate import Evaluate
 from jobs.commands.pretrain import Pretrain
 from jobs.config import ClusterConfig, Executor, StudyConfig, StudyName
-from jobs.launch import collecting, dispatch, submit_members
-from jobs.run_dir import JOB_FOLDER, is_done, provenance
-from jobs.slurm.preemption import requeued_if_stopped
+from jobs.run_dir import JOB_FOLDER, provenance
+from jobs.slurm.environment import RankEnvironment
 from jobs.study.arms import StudyRun, count_patches, most_steps, runs_of
 from preprocess.shards.manifest import read_manifest
 from simclr.checkpoint.manifest import CHECKPOINTS
@@ -41,35 +38,37 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Command):
     """Score one run on every label set of a study."""
 
     config: ScoreConfig
 
-    verb = "evaluate"
-    checkpoint = __submitit_checkpoint__ = again
-    members = alone
+    name = "evaluate"
+    Config = ScoreConfig
 
     @property
-    def folder(self) -> Path:
+    def job_dir(self) -> Path:
         """Inside the run folder."""
         return Path(self.config.run, JOB_FOLDER)
 
-    def prepare(self, cluster: ClusterConfig) -> None:
+    def validate(self, cluster: ClusterConfig) -> None:
         """Check each evaluation."""
         for config in self.config.evaluations:
-            Evaluate(config).prepare(cluster)
+            Evaluate(config).validate(cluster)
 
-    def __call__(self) -> str:
+    def run(self, env: RankEnvironment) -> str:
         """Evaluate on one label set after the other; return the run folder."""
         for config in self.config.evaluations:
-            Evaluate(config)()
+            Evaluate(config).run(env)
         return self.config.run
 
 
 @dataclass(frozen=True)
-class Analyse:
-    """Write the report of a study from what its runs have reached so far.
+class Study(Command):
+    """Pretrain and score the arms of a study with several seeds, and report the differences.
+
+    Run again, it does what is missing. As a job it writes the report, from what the runs have
+    reached so far.
 
     Attributes:
         config: settings.
@@ -80,25 +79,39 @@ class Analyse:
     config: StudyConfig
     made_by: dict[str, Any] = field(default_factory=provenance)
 
-    verb = "study"
-    checkpoint = __submitit_checkpoint__ = again
-    members = alone
+    name = "study"
+    Config = StudyConfig
+    groups = ("recipe", "scale", "cluster")
+    examples = (
+        "simclr-study study=published output=studies/2021",
+        "simclr-study study=rate recipe=laptop shards=[v1] tasks=[eurosat] output=out",
+        "simclr-study study=augmentation shards=[shards] tasks=[eurosat] output=out",
+    )
+    main_settings = (
+        *("study", "output", "shards", "labelled", "tasks", "seeds", "arms", "protocol"),
+        *("fractions", "max_runs", "max_hours"),
+    )
+    results = (
+        "report.html, pictures and every number as CSV in output; a study of augmentation leaves "
+        "its couplets as a recipe: --config-dir=OUTPUT recipe=allowed. All settings of "
+        "simclr-pretrain are those of every arm. stdout tells the verdict, or the jobs."
+    )
+    memory_fix = Pretrain.memory_fix
 
     @property
-    def folder(self) -> Path:
+    def job_dir(self) -> Path:
         """Inside the study's folder."""
         return Path(self.config.output, JOB_FOLDER)
 
-    def prepare(self, cluster: ClusterConfig) -> None:
-        """Ask for a folder."""
+    def validate(self, cluster: ClusterConfig) -> None:
+        """Require a folder."""
         require(bool(self.config.output), "output is empty; give a folder: output=STUDY")
 
-    def __call__(self) -> str:
-        """Analyse; return the verdict and where the report lies."""
-        with requeued_if_stopped():
-            from jobs.study.report import write_study
+    def run(self, env: RankEnvironment) -> str:
+        """Write the report; return the verdict and where the report lies."""
+        from jobs.study.report import write_study
 
-            return write_study(self.config, self.made_by)
+        return write_study(self.config, self.made_by)
 
 
 def check_budget(config: StudyConfig, runs: Sequence[StudyRun], cluster: ClusterConfig) -> str:
@@ -107,7 +120,7 @@ def check_budget(config: StudyConfig, runs: Sequence[StudyRun], cluster: Cluster
     Raises:
         ValueError: it is more than ``max_hours``.
     """
-    left = [run.config for run in runs if not is_done(Pretrain(run.config))]
+    left = [run.config for run in runs if not Pretrain(run.config).completion.exists()]
     patches = count_patches(config.shards)
     pairs = sum(most_steps(run, patches) * run.data.global_batch_size for run in left)
     paths = [Path(run.config.run_dir, METRICS_NAME) for run in runs]
@@ -152,23 +165,21 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
         _log.info("%s", check_budget(config, runs, cluster))
     if cluster.executor is Executor.slurm:
         scores = [Score(scoring(config, run, first=k == 0)) for k, run in enumerate(runs)]
-        stages: list[Sequence[Any]] = [
-            [Pretrain(run.config) for run in runs],
-            scores,
-            [Analyse(config)],
-        ]
-        return "\n".join(_submit(stages, cluster))
+        trainings = [Pretrain(run.config) for run in runs]
+        return "\n".join(_submit([trainings, scores, [Study(config)]], cluster))
     _run_all(config, runs, cluster)
-    return dispatch(Analyse(config), replace(cluster, executor=Executor.here, tasks_per_node=1))
+    return launch.run(Study(config), replace(cluster, executor=Executor.here, tasks_per_node=1))
 
 
 def _run_all(config: StudyConfig, runs: Sequence[StudyRun], cluster: ClusterConfig) -> None:
     """Make one run after the other; each is scored at once, so a study cut short has a report."""
     for number, run in enumerate(runs):
-        _log.info("pretrain: %s", dispatch(Pretrain(run.config), cluster, in_sweep=True))
+        for line in launch.run_all([(Pretrain(run.config), cluster)]):
+            _log.info("pretrain: %s", line)
         score = Score(scoring(config, run, first=number == 0))
-        result = dispatch(score, cluster, in_sweep=True).rpartition("\n")[2]
-        _log.info("scored %d of %d: %s", number + 1, len(runs), result)
+        for line in launch.run_all([(score, cluster)]):
+            result = line.rpartition("\n")[2]
+            _log.info("scored %d of %d: %s", number + 1, len(runs), result)
 
 
 def scoring(config: StudyConfig, run: StudyRun, *, first: bool) -> ScoreConfig:
@@ -236,12 +247,13 @@ def _check_batch(runs: Sequence[StudyRun]) -> None:
     )
 
 
-def _submit(stages: Sequence[Sequence[Any]], cluster: ClusterConfig) -> list[str]:
+def _submit(stages: Sequence[Sequence[Command]], cluster: ClusterConfig) -> list[str]:
     """Submit each stage as an array that waits for the one before; return a line for each."""
     lines, after = [], cluster.after
     for name, tasks in zip(("pretrain", "score", "report"), stages, strict=True):
         waiting = _after(cluster, after) if after else cluster
-        jobs = [dispatch(tasks[0], waiting)] if name == "report" else _array(tasks, waiting)
+        left = [one for one in tasks if name == "report" or not one.completion.exists()]
+        jobs = list(launch.run_all([(one, waiting) for one in left], skip_done=False))
         if not jobs:
             lines.append(f"{name:<9} done before, with the same settings")
             continue
@@ -252,56 +264,19 @@ def _submit(stages: Sequence[Sequence[Any]], cluster: ClusterConfig) -> list[str
     return lines
 
 
-def _array(tasks: Sequence[Any], cluster: ClusterConfig) -> list[str]:
-    with collecting() as requests:
-        for task in tasks:
-            dispatch(task, cluster, in_sweep=True)
-    return submit_members(requests)
-
-
 def _after(cluster: ClusterConfig, jobs: str) -> ClusterConfig:
     # afterany: what one failed run lacks is named in the report, the others are scored all the same
     return replace(cluster, after=jobs, extra={**cluster.extra, "dependency": f"afterany:{jobs}"})
 
 
-HELP = Help(
-    sentence="pretrain and score every arm of a study with several seeds, and report what may be "
-    "concluded; run again, it does what is missing.",
-    examples=(
-        "simclr-study study=published output=studies/2021",
-        "simclr-study study=rate recipe=laptop shards=[v1] tasks=[eurosat] output=out",
-        "simclr-study study=augmentation shards=[shards] tasks=[eurosat] output=out",
-    ),
-    groups=("recipe", "scale", "cluster"),
-    settings={
-        "study": "augmentation (36 couplets and four controls), optimizer, rate, labels, "
-        "batch_size, temperature; published analyses the table of 2021",
-        "output": "folder for runs, tables and report",
-        "shards": "folders with packed sources to pretrain on",
-        "labelled": "folder with labelled shards to score on; default the first of shards",
-        "tasks": "label sets that are scored",
-        "seeds": "an arm is run once for each",
-        "arms": "only these arms, by name; default all",
-        "protocol": "how encoders are scored: probe, knn, finetune_all, ...",
-        "fractions": "shares of the training labels; more than one with study=labels",
-        "max_runs": "more pretrainings are refused",
-        "max_hours": "a study that is expected to take more device hours is refused",
-    },
-    output="report.html, pictures and every number as CSV in output; a study of augmentation "
-    "leaves its couplets as a recipe: --config-dir=OUTPUT recipe=allowed. All settings of "
-    "simclr-pretrain are those of every arm. stdout tells the verdict, or the jobs.",
-)
-
-
-def work(app: StudyApp, member: str | None) -> str:
+def start(study: Study, cluster: ClusterConfig) -> str:
     """Run what is missing, or submit it; return the verdict or the jobs."""
-    require(member is None, "a study is a sweep itself; name one study, without -m")
-    return run_study(narrow(app, StudyConfig), app.cluster)
+    return run_study(study.config, cluster)
 
 
 def main() -> None:
     """Console script."""
-    cli.main("study", work, HELP)
+    cli.main(Study, start)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jobs.code_snapshot import import_lines, take_snapshot
 from jobs.config import PLAIN_OPTIONS, ClusterConfig
-from jobs.run_dir import Marking, Submission, read_submission, write_submission
+from jobs.run_dir import Submission, read_submission, write_submission
 from jobs.slurm import client as slurm
 from jobs.staging import SCRATCH
 from simclr.config import require
@@ -151,14 +151,29 @@ def _minutes(seconds: int | None) -> int | None:
 _log = logging.getLogger("simclr")
 
 
-def submit(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> str:
+class Task(Protocol):
+    """What each process of a job calls: a command, or its share of one."""
+
+    @property
+    def name(self) -> str:
+        """The command's."""
+
+    @property
+    def job_dir(self) -> Path:
+        """Where the submission is recorded."""
+
+    def __call__(self) -> str:
+        """Do the work."""
+
+
+def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
     """Submit a job, or an array of one member a task, without waiting; return the job id.
 
     More members than Slurm takes in one array go into several; their ids are joined by colons, as
     dependencies of further jobs are written.
 
     Args:
-        tasks: of one verb.
+        tasks: of one command.
         folder: takes scripts, pickles and logs; the code lies beside it.
         cluster: what each member asks for.
 
@@ -174,12 +189,12 @@ def submit(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> st
     jobs = [job for array in arrays for job in _sbatch(array, folder, abreast, code)]
     ids = list(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs))
     for task, job in zip(tasks, jobs, strict=True):
-        entry = Submission(job.job_id, task.verb, sys.argv, time.time(), str(job.paths.stderr))
+        entry = Submission(job.job_id, task.name, sys.argv, time.time(), str(job.paths.stderr))
         # members of a packing array share a folder; its record is that of the whole array
-        shared = len(tasks) > 1 and all(other.folder == task.folder for other in tasks)
-        write_submission(task.folder, entry if not shared else replace(entry, job_id=",".join(ids)))
-        for folder_of_run in task.folders:
-            write_submission(folder_of_run, entry)
+        shared = len(tasks) > 1 and all(other.job_dir == task.job_dir for other in tasks)
+        write_submission(
+            task.job_dir, entry if not shared else replace(entry, job_id=",".join(ids))
+        )
     if untold:
         _log.warning("%s; the cluster's size was not checked", untold)
     job_id, log = ":".join(ids), jobs[0].paths.stderr
@@ -187,21 +202,21 @@ def submit(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> st
     return job_id
 
 
-def script(tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig) -> str:
+def script(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
     """Return the script that ``submit`` would hand to sbatch; nothing is written."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = _writable_in_script(folder.absolute())
-    options = slurm_options(cluster, tasks[0].verb, folder.parent / "code" / "DIGEST")
+    options = slurm_options(cluster, tasks[0].name, folder.parent / "code" / "DIGEST")
     options |= {"map_count": len(tasks)} if len(tasks) > 1 else {}
     command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return str(_make_sbatch_string(command=command, folder=folder, **options))
 
 
-def slurm_options(cluster: ClusterConfig, verb: str, code: Path) -> dict[str, Any]:
+def slurm_options(cluster: ClusterConfig, name: str, code: Path) -> dict[str, Any]:
     """Return what submitit's Slurm executor is asked for."""
     options: dict[str, Any] = {
-        "job_name": f"simclr-{verb}",
+        "job_name": f"simclr-{name}",
         "time": cluster.time_min,
         "nodes": cluster.nodes,
         "ntasks_per_node": cluster.tasks_per_node,
@@ -238,30 +253,30 @@ def interpreter(cluster: ClusterConfig) -> str:
     return shlex.quote(cluster.python or sys.executable)
 
 
-def refuse_second(folder: Path, verb: str) -> None:
-    """Refuse to submit for a folder in which a job of the verb is still at work, or waiting.
+def refuse_second(folder: Path, name: str) -> None:
+    """Refuse to submit for a folder in which a job of the command is still at work, or waiting.
 
     Raises:
         ValueError: with the job and the cure.
     """
-    job = live_job(folder, verb)
+    job = live_job(folder, name)
     if job:
         raise ValueError(
-            f"job {job.job_id} ({verb}, {job.state}) is at work in {folder.parent}; wait for it, "
+            f"job {job.job_id} ({name}, {job.state}) is at work in {folder.parent}; wait for it, "
             f"or scancel {job.job_id} first"
         )
 
 
-def live_job(folder: Path, verb: str) -> slurm.JobState | None:
+def live_job(folder: Path, name: str) -> slurm.JobState | None:
     """Return the job that was submitted for a folder, if it has not ended."""
-    earlier = read_submission(folder, verb)
+    earlier = read_submission(folder, name)
     if earlier is None or not slurm.is_available():
         return None
     jobs = slurm.queue([earlier.job_id]).values()
     return next((job for job in jobs if not job.is_final), None)
 
 
-def _check(tasks: Sequence[Marking], cluster: ClusterConfig) -> str:
+def _check(tasks: Sequence[Task], cluster: ClusterConfig) -> str:
     """Refuse what cannot be; return why the nodes could not be asked for, if so."""
     if not slurm.is_available():
         raise ValueError(
@@ -269,9 +284,9 @@ def _check(tasks: Sequence[Marking], cluster: ClusterConfig) -> str:
             "cluster=laptop or cluster=here"
         )
     untold = check_capacity(cluster)
-    for folder in {folder for task in tasks for folder in (task.folder, *task.folders)}:
+    for folder in {task.job_dir for task in tasks}:
         _writable_in_script(folder.absolute())
-        refuse_second(folder, tasks[0].verb)
+        refuse_second(folder, tasks[0].name)
     return untold
 
 
@@ -282,15 +297,13 @@ def _writable_in_script(folder: Path) -> Path:
     return folder
 
 
-def _cut(tasks: Sequence[Marking], limit: int | None) -> list[Sequence[Marking]]:
+def _cut(tasks: Sequence[Task], limit: int | None) -> list[Sequence[Task]]:
     """Cut tasks into arrays that Slurm takes."""
     size = limit or len(tasks)
     return [tasks[first : first + size] for first in range(0, len(tasks), size)]
 
 
-def _sbatch(
-    tasks: Sequence[Marking], folder: Path, cluster: ClusterConfig, code: Path
-) -> list[Any]:
+def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: Path) -> list[Any]:
     import submitit
     from submitit.core.utils import FailedJobError
 
@@ -298,7 +311,7 @@ def _sbatch(
         executor = submitit.SlurmExecutor(
             str(folder.absolute()), max_num_timeout=1000, python=python_command(cluster)
         )
-        executor.update_parameters(**slurm_options(cluster, tasks[0].verb, code))
+        executor.update_parameters(**slurm_options(cluster, tasks[0].name, code))
         try:
             with redirect_stderr(io.StringIO()):  # submitit prints the error that it raises
                 return list(executor.submit_array(tasks))

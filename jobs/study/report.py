@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.cli.schema import to_yaml
 from jobs.config import StudyConfig, StudyName
 from jobs.figures.canvas import COLORS, Axes, Page, canvas
 from jobs.figures.charts import draw_fractions
-from jobs.run_dir import provenance
+from jobs.run_dir import provenance, to_yaml
 from jobs.study.analysis import (
     RELIABLE,
     Array,

@@ -13,7 +13,7 @@ from jobs.commands.chain import plan, run_chain, split_stages
 
 def test_settings_in_front_are_for_all_and_a_stages_own_come_first():
     words = split_stages(["cluster=a", "debug=true", "pack", "x=1", "export", "cluster=b"])
-    assert [(w.verb, w.arguments) for w in words] == [
+    assert [(w.name, w.arguments) for w in words] == [
         ("pack", ("cluster=a", "debug=true", "x=1")),
         ("export", ("debug=true", "cluster=b")),
     ]
@@ -30,7 +30,7 @@ def chained(tmp_path, *more):
 
 def test_what_a_stage_leaves_is_what_the_next_ones_read(tmp_path):
     more = ("pretrain", f"run_dir='{tmp_path / 'run'}'", "evaluate", "task=x", "export", "output=e")
-    stages = {stage.verb: stage.task.config for stage in plan(chained(tmp_path, *more))}
+    stages = {stage.name: stage.command.config for stage in plan(chained(tmp_path, *more))}
     shards = str(tmp_path / "shards")
     assert stages["verify"].shards == stages["evaluate"].shards == shards
     assert stages["pretrain"].shards == [shards]
@@ -53,19 +53,20 @@ def test_a_chain_goes_on_where_it_was_and_what_comes_after_a_change_is_done_agai
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "no stage is named; give verbs with their settings: pack,"),
+        ([], "no stage is named; give commands with their settings: pack,"),
         (["cluster=here"], "no stage is named"),
-        (["pretain", "epochs=1"], "no stage is named; did you mean pretrain? give verbs"),
-        (["--config-dir=nowhere", "pack"], "--config-dir is 'nowhere', which is no folder"),
+        (["pretain", "epochs=1"], "no stage is named; did you mean pretrain? give commands"),
+        (["--config-dir=nowhere", "pack"], "--config-dir is 'nowhere', which is not a folder"),
         (
             ["--config-dir", "mine", "pack", "-m"],
-            "'mine -m' is no setting; write key=value",
+            "pack: 'mine' is not a setting; write key=value",
         ),
         (["pack"], "pack: source is missing"),
         (["export", "output=x"], "export: run is empty"),
-        (["verify", "shard=x"], "verify: shard is no setting; did you mean shards?"),
-        (["verify", "here"], "verify: 'here' is no setting; write key=value"),
-        (["--loud", "verify"], "verify: '--loud' is no setting"),
+        (["verify", "shard=x"], "verify: shard is not a setting; did you mean shards?"),
+        (["verify", "here"], "verify: 'here' is not a setting; write key=value"),
+        (["pack", "evalute"], "pack: 'evalute' is not a setting; did you mean evaluate? write"),
+        (["--loud", "verify"], "verify: '--loud' is not a setting"),
         (["verify", "cluster=mine"], "verify: cluster is 'mine'; choose one of here, laptop"),
         (
             ["verify", "cluster.time_min=soon"],
@@ -99,4 +100,4 @@ def test_help_shows_a_chain(monkeypatch, capsys):
 def test_shards_that_are_there_can_be_trained_on(tmp_path):
     shards = packed_arrays(tmp_path / "shards", 8, bands=["B02"])
     (stage,) = plan(["pretrain", f"shards=['{shards}']", f"run_dir='{tmp_path / 'run'}'"])
-    assert stage.task.config.shards == [str(shards)]
+    assert stage.command.config.shards == [str(shards)]

@@ -14,23 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.cli import main as cli
+from jobs import cli, commands
 from jobs.cli.errors import explain
-from jobs.cli.help import choices, default_of, render
-from jobs.cli.schema import APPS
-from jobs.commands import evaluate, export, inspect, pack, pretrain, study, verify
+from jobs.cli.help import choices, default_of, description_of, help_page
+from jobs.cli.schema import schema_of
 from preprocess.sources import SOURCES
 
-VERBS = {
-    "pack": pack,
-    "verify": verify,
-    "inspect": inspect,
-    "pretrain": pretrain,
-    "evaluate": evaluate,
-    "export": export,
-    "study": study,
-}
-HELPS = {verb: module.HELP for verb, module in VERBS.items()}
+COMMANDS = {name: commands.load(name) for name in commands.WITH_SETTINGS}
 
 
 def simclr(verb: str, *arguments: str, **options: typing.Any) -> subprocess.CompletedProcess[str]:
@@ -42,13 +32,12 @@ def simclr(verb: str, *arguments: str, **options: typing.Any) -> subprocess.Comp
 @pytest.fixture
 def refused(monkeypatch, capsys, tmp_path):
     """Return a function that runs a verb in this process and returns its one line of error."""
-    modules = {"pack": pack, "pretrain": pretrain, "verify": verify, "evaluate": evaluate}
     monkeypatch.chdir(tmp_path)
 
     def run(verb: str, *arguments: str, code: int = 2) -> str:
         monkeypatch.setattr(sys, "argv", [f"simclr-{verb}", *arguments])
         with pytest.raises(SystemExit) as ended:
-            modules[verb].main()
+            cli.main(COMMANDS[verb])
         printed = capsys.readouterr()
         assert ended.value.code == code, printed.err
         assert printed.out == ""
@@ -89,7 +78,7 @@ def test_a_new_key_of_an_open_part_is_shown_how_to_add(refused):
         (["run_dir=[a,b]"], "run_dir is ['a', 'b']; give one value, without brackets"),
         (["optim=adam"], "optim has settings of its own; give one of them: optim.NAME=..."),
         (["++optim.rate=1"], "no attribute 'rate'; leave it out"),
-        (["model.pretrained=a.pt"], "model.pretrained is no setting; model has: encoder, stem"),
+        (["model.pretrained=a.pt"], "model.pretrained is not a setting; model has: encoder, stem"),
         (["model.encoder=resnet1"], "model.encoder: Invalid value 'resnet1', expected one of"),
         (["shards=a", "run_dir=r"], "shards: takes a list; write shards=[...]"),
         (["run_dir=a=b("], "in quotes: 'run_dir=\"a=b(\"'"),
@@ -113,8 +102,11 @@ def test_a_new_key_of_an_open_part_is_shown_how_to_add(refused):
         (["cluster=laptop", "cluster.python=/no"], "cluster.python is /no, which is no program"),
         (["optim.learning_rate=1,2"], "optim.learning_rate is 1,2; several values need -m, a run"),
         (["recipe", "=", "laptop"], "'=' has no key in front; write key=value"),
-        (["recipe"], "'recipe' is no setting; write key=value without spaces"),
-        (["--config-dir=nowhere"], "--config-dir is 'nowhere', which is no folder; give the one"),
+        (["recipe"], "'recipe' is not a setting; write key=value without spaces"),
+        (
+            ["--config-dir=nowhere"],
+            "--config-dir is 'nowhere', which is not a folder; give",
+        ),
         (["--config-dir="], "--config-dir needs a value"),
     ],
 )
@@ -139,9 +131,9 @@ def test_wrong_use_of_pack_is_one_line_with_the_value_and_the_cure(refused, argu
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("partition: [", "mine.yaml, line 1 is no YAML (expected the node content"),
+        ("partition: [", "mine.yaml, line 1 is not YAML (expected the node content"),
         ("- gpu", "cluster/mine.yaml holds no settings; write a line for each: key: value"),
-        ("partitoin: gpu", "cluster/mine.yaml: cluster.partitoin is no setting; did you mean "),
+        ("partitoin: gpu", "cluster/mine.yaml: cluster.partitoin is not a setting; did you mean "),
         ("nodes: many", "cluster.nodes is many; give a whole number"),
     ],
 )
@@ -169,11 +161,14 @@ def test_what_no_memory_can_hold_is_told_with_what_asks_for_less():
     for ask in (lambda: torch.empty(10**15), lambda: np.empty(10**15)):
         with pytest.raises((RuntimeError, MemoryError)) as raised:
             ask()
-        line, code = explain(raised.value, "pretrain")
+        line, code = explain(raised.value, COMMANDS["pretrain"])
         assert re.match(r"out of memory for [\d.]+ \w+ more; lower data.global_batch_size", line)
         assert code == 1
     cuda = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
-    assert explain(cuda, "evaluate")[0] == "out of memory for 20.00 MiB more; lower batch_size"
+    assert (
+        explain(cuda, COMMANDS["evaluate"])[0]
+        == "out of memory for 20.00 MiB more; lower batch_size"
+    )
 
 
 def test_wrong_use_leaves_nothing_behind(refused, tmp_path):
@@ -209,37 +204,49 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
     ],
 )
 def test_any_exception_becomes_a_line_and_a_code(error, line, code):
-    assert explain(error, "pack") == (line, code)
+    assert explain(error, COMMANDS["pack"]) == (line, code)
 
 
 def test_an_interrupt_is_a_failure_in_one_line(capsys):
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    assert cli.guarded("pack", interrupted) == 1
-    assert "the same command goes on" in capsys.readouterr().err
+    assert cli.guarded(COMMANDS["pack"], interrupted) == 1
+    assert "the same command continues" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", HELPS)
-def test_help_shows_examples_choices_defaults_output_and_exit_codes(verb):
-    page = render(verb, HELPS[verb], APPS[verb])
-    assert len(HELPS[verb].examples) >= 3
-    assert len(HELPS[verb].settings) <= 12
-    for word in ("Examples:", "Choices:", "Output:", "Exit codes: 0", f"simclr-{verb}: "):
+@pytest.mark.parametrize("command", COMMANDS.values())
+def test_help_shows_examples_choices_defaults_output_and_exit_codes(command):
+    page = help_page(command)
+    assert len(command.examples) >= 3
+    assert len(command.main_settings) <= 12
+    for word in ("Examples:", "Choices:", "Output:", "Exit codes: 0", f"simclr-{command.name}: "):
         assert word in page
-    for key in HELPS[verb].settings:
-        default_of(key, APPS[verb])  # a KeyError for a setting that is gone
-    assert all(len(line) <= 88 for line in page.splitlines())
+    for key in command.main_settings:
+        default_of(key, schema_of(command))  # a KeyError for a setting that is gone
+
+
+@pytest.mark.parametrize("command", COMMANDS.values())
+def test_every_setting_is_described_by_the_docstring_of_its_dataclass(command):
+    def described(kind, prefix=""):
+        for entry in dataclasses.fields(kind):
+            inner = typing.get_type_hints(kind)[entry.name]
+            if dataclasses.is_dataclass(inner):
+                described(inner, f"{prefix}{entry.name}.")
+            else:
+                assert description_of(f"{prefix}{entry.name}", schema_of(command))
+
+    described(command.Config)
 
 
 @pytest.mark.parametrize(
-    ("verb", "example"), [(verb, text) for verb, page in HELPS.items() for text in page.examples]
+    ("command", "example"),
+    [(command, text) for command in COMMANDS.values() for text in command.examples],
 )
-def test_examples_of_the_help_compose(verb, example, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [*example.split(), "--cfg", "job"])
-    cli.register()
+def test_examples_of_the_help_compose(command, example, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [*example.replace("\\\n", "").split(), "--cfg", "job"])
     with pytest.raises(SystemExit) as ended:
-        VERBS[verb].main()
+        cli.main(command)
     assert ended.value.code == 0, capsys.readouterr().err
 
 
@@ -267,7 +274,9 @@ def cpu_s_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-@pytest.mark.parametrize("kind", [*APPS.values(), *(source.config for source in SOURCES.values())])
+@pytest.mark.parametrize(
+    "kind", [*map(schema_of, COMMANDS.values()), *(source.config for source in SOURCES.values())]
+)
 def test_every_annotation_is_a_field_and_every_field_is_annotated(kind):
     # a name without annotation would silently be no setting
     plain = {

@@ -16,13 +16,12 @@ import pytest
 from make_data import packed_arrays
 
 from jobs import launch
-from jobs import launch as watch
-from jobs.cli.schema import narrow
-from jobs.command import StoppedError
-from jobs.commands.pack import Pack, Verify
+from jobs.command import StoppedError, narrow
+from jobs.commands.pack import Pack
 from jobs.commands.pretrain import Pretrain
+from jobs.commands.verify import Verify
 from jobs.config import ClusterConfig, Executor
-from jobs.launch import JobError, dispatch, last_exception, log_lines, num_gpus
+from jobs.launch import JobError, last_exception, log_lines, num_gpus, run
 from jobs.slurm import client as slurm
 from jobs.slurm.submit import python_command, slurm_options
 from preprocess.config import PackConfig, VerifyConfig
@@ -75,7 +74,7 @@ def test_tasks_travel_in_a_pickle_and_can_be_run_again(training):
 
 @pytest.mark.slow
 def test_two_ranks_of_this_machine_train_and_tell_of_it(training, capsys):
-    checkpoint = dispatch(Pretrain(training), LOCAL)
+    checkpoint = run(Pretrain(training), LOCAL)
     assert checkpoint == f"{training.run_dir}/checkpoints/step-000000003"
     assert "step 3 of 3" in capsys.readouterr().err
     assert events(training) == ["start", "training", "finished"]
@@ -86,7 +85,7 @@ def test_two_ranks_of_this_machine_train_and_tell_of_it(training, capsys):
 def test_a_rank_that_refuses_its_settings_is_heard(training, capsys):
     training.data.bands = ["B10"]
     with pytest.raises(ValueError, match="band B10 not in the shards"):
-        dispatch(Pretrain(training), LOCAL)
+        run(Pretrain(training), LOCAL)
     assert "Traceback" not in capsys.readouterr().err
     assert events(training) == ["start", "failed"]
 
@@ -95,9 +94,9 @@ def test_a_rank_that_refuses_its_settings_is_heard(training, capsys):
 def test_parts_on_this_machine_leave_what_one_process_leaves(tmp_path):
     source = SimulatedConfig(root=str(tmp_path / "rasters"), num_patches=6)
     config = PackConfig(source=source, output=str(tmp_path / "shards"), shard_size_mib=0.2)
-    said = dispatch(Pack(config), LOCAL)
+    said = run(Pack(config), LOCAL)
     assert said.endswith("6 simulated patches in 6 shards, manifest written")
-    assert dispatch(Verify(VerifyConfig(shards=config.output)), LOCAL).endswith("sound")
+    assert run(Verify(VerifyConfig(shards=config.output)), LOCAL).endswith("sound")
 
 
 @pytest.mark.slow
@@ -181,7 +180,7 @@ def test_a_killed_rank_is_reported_and_no_process_is_left(training):
 
 @pytest.mark.slow
 def test_a_peer_that_hangs_after_a_rank_was_killed_is_ended_within_a_bound(training, monkeypatch):
-    monkeypatch.setattr(watch, "PEERS_S", 1.0)
+    monkeypatch.setattr(launch, "PEERS_S", 1.0)
     training.max_steps = 100000
     training.epochs = 100000
 
@@ -192,7 +191,7 @@ def test_a_peer_that_hangs_after_a_rank_was_killed_is_ended_within_a_bound(train
 
     threading.Thread(target=strike, daemon=True).start()
     with pytest.raises(JobError, match="rank 0 ended without a word: killed, or out of memory"):
-        dispatch(Pretrain(training), LOCAL)
+        run(Pretrain(training), LOCAL)
 
 
 def test_slurm_is_asked_for_what_the_cluster_says():
@@ -226,7 +225,7 @@ def test_scratch_keeps_the_variables_of_the_job_for_the_node():
 
 def test_a_dry_run_shows_the_script_and_writes_nothing(training):
     cluster = ClusterConfig(executor=Executor.slurm, partition="gpu", dry_run=True)
-    text = dispatch(Pretrain(training), cluster)
+    text = run(Pretrain(training), cluster)
     assert text.startswith("#!/bin/bash")
     assert "#SBATCH --partition=gpu" in text
     assert "export PYTHONSAFEPATH=1" in text
@@ -257,25 +256,25 @@ def test_packing_on_slurm_is_an_array(tmp_path, monkeypatch):
 
 
 def submitted_script(task, cluster, monkeypatch) -> str:
-    """Submit to an sbatch that keeps the script, and return it."""
-    folder = Path(task.folder).parent.parent / "commands"
+    """Submit to an sbatch that keeps the first script, and return it."""
+    folder = Path(task.job_dir).parent.parent / "commands"
     folder.mkdir(exist_ok=True, parents=True)
     for name, body in {
-        "sbatch": f'cp "$1" "{folder}/script"; echo Submitted batch job 42',
+        "sbatch": f'cp -n "$1" "{folder}/script"; echo Submitted batch job 42',
         "srun": "true",
         "squeue": "true",
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    assert dispatch(task, cluster) == "42"
+    assert run(task, cluster) == "42"
     return (folder / "script").read_text()
 
 
 def test_a_machine_without_slurm_is_told_so(training, monkeypatch):
     monkeypatch.setattr(slurm, "is_available", lambda: False)
     with pytest.raises(ValueError, match="this machine has no sbatch"):
-        dispatch(Pretrain(training), ClusterConfig(executor=Executor.slurm))
+        run(Pretrain(training), ClusterConfig(executor=Executor.slurm))
 
 
 @pytest.mark.parametrize(
@@ -297,7 +296,7 @@ def test_a_refused_submission_is_told_in_slurms_words_once(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(slurm.SlurmError) as raised:
-        dispatch(Pretrain(training), ClusterConfig(executor=Executor.slurm))
+        run(Pretrain(training), ClusterConfig(executor=Executor.slurm))
     assert str(raised.value) == told
     assert capfd.readouterr() == ("", "")
     assert caplog.text == ""

@@ -6,7 +6,14 @@ import json
 
 import pytest
 
-from jobs.run_dir import Submission, freeze, frozen_config, read_submission, write_submission
+from jobs.run_dir import (
+    Submission,
+    check_run_dir,
+    freeze,
+    frozen_config,
+    read_submission,
+    write_submission,
+)
 from simclr.config import OptimConfig, TrainConfig
 
 
@@ -28,24 +35,25 @@ def test_frozen_settings_read_back_equal(tmp_path):
 def test_other_settings_are_refused_with_the_list_of_keys(tmp_path):
     freeze(with_a_checkpoint(tmp_path), config(tmp_path, epochs=3))
     with pytest.raises(ValueError, match=r"other settings \(epochs: 3, now 4; seed: 0, now 1\)"):
-        freeze(tmp_path, config(tmp_path, epochs=4, seed=1))
+        check_run_dir(tmp_path, config(tmp_path, epochs=4, seed=1))
     assert frozen_config(tmp_path).epochs == 3
 
 
 def test_a_folder_of_packed_shards_becomes_no_run(tmp_path):
     (tmp_path / "manifest.json").touch()
     with pytest.raises(ValueError, match=r"holds packed shards; give another run_dir"):
-        freeze(tmp_path, config(tmp_path))
+        check_run_dir(tmp_path, config(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_settings_that_leave_the_weights_alone_may_change(tmp_path):
     freeze(with_a_checkpoint(tmp_path), config(tmp_path))
-    freeze(tmp_path, config(tmp_path, log_every_steps=99))
+    check_run_dir(tmp_path, config(tmp_path, log_every_steps=99))
 
 
 def test_settings_may_be_mended_before_the_first_checkpoint(tmp_path):
     freeze(tmp_path, config(tmp_path, epochs=3))
+    check_run_dir(tmp_path, config(tmp_path, epochs=4))
     freeze(tmp_path, config(tmp_path, epochs=4))
     assert frozen_config(tmp_path).epochs == 4
 

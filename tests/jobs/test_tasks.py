@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 from make_data import packed_arrays
 
+from jobs import command
 from jobs.command import StoppedError
 from jobs.commands import pretrain as pretraining
-from jobs.commands.evaluate import Evaluate, Export
-from jobs.commands.pack import Pack, Verify, VerifyError
+from jobs.commands.evaluate import Evaluate
+from jobs.commands.export import Export
+from jobs.commands.pack import Pack
 from jobs.commands.pretrain import Pretrain
+from jobs.commands.verify import Verify, VerifyError
 from jobs.config import ClusterConfig
-from jobs.launch import dispatch
+from jobs.launch import run
 from jobs.slurm import preemption as requeue
 from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.preemption import Interrupted
@@ -54,7 +57,7 @@ def events(task: Pretrain) -> list[dict[str, object]]:
 
 def test_a_finished_training_names_its_checkpoint(pretrain, monkeypatch):
     trains(monkeypatch, Path("checkpoints/step-000000009"))
-    assert dispatch(pretrain, HERE) == "checkpoints/step-000000009"
+    assert run(pretrain, HERE) == "checkpoints/step-000000009"
     assert events(pretrain)[-1]["checkpoint"] == "step-000000009"
     assert (pretrain.run_dir / "logs" / "pretrain.log").exists()
 
@@ -62,7 +65,7 @@ def test_a_finished_training_names_its_checkpoint(pretrain, monkeypatch):
 def test_a_stopped_training_says_where_it_saved(pretrain, monkeypatch):
     trains(monkeypatch, Preempted(7, StopReason.SIGTERM))
     with pytest.raises(StoppedError, match="saved at step 7; the same command goes on"):
-        dispatch(pretrain, HERE)
+        run(pretrain, HERE)
     assert events(pretrain)[-1]["event"] == "stop"
     assert events(pretrain)[-1]["step"] == 7
 
@@ -71,13 +74,13 @@ def test_a_stop_before_training_goes_on_from_the_newest_checkpoint(pretrain, mon
     (pretrain.run_dir / "checkpoints" / "step-000000005").mkdir(parents=True)
     trains(monkeypatch, Interrupted(StopReason.SIGTERM))
     with pytest.raises(StoppedError, match="saved at step 5"):
-        dispatch(pretrain, HERE)
+        run(pretrain, HERE)
 
 
 def test_a_failure_is_written_down_and_raised(pretrain, monkeypatch):
     trains(monkeypatch, OSError(28, "No space left"))
     with pytest.raises(OSError, match="No space left"):
-        dispatch(pretrain, HERE)
+        run(pretrain, HERE)
     assert events(pretrain)[-1]["error"] == "OSError: [Errno 28] No space left"
 
 
@@ -88,7 +91,7 @@ def test_in_a_slurm_job_a_stop_ends_by_slurms_word(pretrain, monkeypatch):
         left.append((env.launcher, stop, record))
         raise SystemExit(75)
 
-    monkeypatch.setattr(pretraining, "current_rank", lambda: RankEnvironment(Launcher.slurm, "1"))
+    monkeypatch.setattr(command, "current_rank", lambda: RankEnvironment(Launcher.slurm, "1"))
     monkeypatch.setattr(pretraining, "leave", leave)
     trains(monkeypatch, Preempted(7, StopReason.SIGUSR2))
     with pytest.raises(SystemExit):
@@ -120,13 +123,13 @@ def test_parts_of_an_array_pack_all_together(tmp_path, monkeypatch):
 
 def test_damaged_shards_fail_with_what_is_wrong_and_the_cure(tmp_path):
     shards = packed_arrays(tmp_path / "shards", 8, bands=["B02"])
-    assert "sound" in dispatch(Verify(VerifyConfig(shards=str(shards))), HERE)
+    assert "sound" in run(Verify(VerifyConfig(shards=str(shards))), HERE)
     path = sorted(shards.glob("*.h5"))[0]
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(
         VerifyError, match=r"1 problems: shard-00000\.h5: .*; repair=true packs it again"
     ):
-        dispatch(Verify(VerifyConfig(shards=str(shards))), HERE)
+        run(Verify(VerifyConfig(shards=str(shards))), HERE)
 
 
 @pytest.mark.parametrize(
@@ -134,17 +137,17 @@ def test_damaged_shards_fail_with_what_is_wrong_and_the_cure(tmp_path):
     [
         (Verify(VerifyConfig()), "shards is empty"),
         (Evaluate(EvaluateConfig()), "run is empty"),
-        (Evaluate(EvaluateConfig(run="nowhere")), "run is nowhere, which is no folder"),
+        (Evaluate(EvaluateConfig(run="nowhere")), "run is nowhere, which is not a folder"),
         (Evaluate(EvaluateConfig(run=".")), "shards is empty"),
         (Evaluate(EvaluateConfig(run=".", shards=".")), "task is empty"),
         (Export(ExportConfig()), "run is empty"),
-        (Export(ExportConfig(run="nowhere")), "run is nowhere, which is no folder"),
+        (Export(ExportConfig(run="nowhere")), "run is nowhere, which is not a folder"),
         (Export(ExportConfig(run=".")), "output is empty"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(task, told):
     with pytest.raises(ValueError, match=told):
-        dispatch(task, HERE)
+        run(task, HERE)
 
 
 @pytest.mark.slow

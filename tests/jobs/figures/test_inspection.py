@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from make_data import packed_arrays, packed_simulated
 
-from jobs.cli.schema import InspectApp
-from jobs.commands.inspect import work
-from jobs.config import InspectConfig, What
+from jobs.commands.inspect import Inspect
+from jobs.config import ClusterConfig, InspectConfig, What
 from jobs.figures.shards import (
     TRUE_COLOUR,
     inspect_shards,
@@ -18,6 +17,7 @@ from jobs.figures.shards import (
     spread,
     stretch,
 )
+from jobs.launch import run
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
@@ -92,7 +92,9 @@ def test_there_is_a_picture_of_whatever_bands_were_packed(tmp_path, bands, pictu
 
 
 def test_the_verb_draws_the_views_of_training_beside_the_shards(folder):
-    said = work(InspectApp(what=What.augment, shards=str(folder), patches=2), None)
+    said = run(
+        Inspect(InspectConfig(what=What.augment, shards=str(folder), patches=2)), ClusterConfig()
+    )
     assert said == str(folder / "inspection" / "augment.html")
     assert (folder / "inspection" / "operations.png").exists()
     assert read_manifest(folder).rows == 10  # pictures among shards disturb nobody

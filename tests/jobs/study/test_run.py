@@ -15,7 +15,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from make_data import packed_arrays
 
-from jobs.cli.schema import register, to_app
+from jobs.cli.schema import register, to_settings
+from jobs.commands.pretrain import Pretrain
 from jobs.commands.study import run_study
 from jobs.config import ClusterConfig, StudyConfig, StudyName
 from jobs.study.analysis import published, read_table, tabulate
@@ -31,6 +32,7 @@ DRIVER = """
 import json, sys
 from jobs.config import ClusterConfig
 from jobs.config import StudyConfig
+from jobs.commands.pretrain import Pretrain
 from jobs.commands.study import run_study
 from simclr.config_io import from_plain
 run_study(from_plain(StudyConfig, json.load(sys.stdin)), ClusterConfig())
@@ -147,10 +149,10 @@ def test_the_published_study_leaves_its_couplets_as_a_recipe_that_pretraining_ta
     assert "reliability 0.23" in said
     assert "Not conclusive" in said
     assert (tmp_path / "the study" / "heatmap.png").stat().st_size > 20_000
-    register()
+    register(Pretrain)
     path = f"hydra.searchpath=['file://{tmp_path / 'the study'}']"
     with initialize_config_module("jobs.conf", version_base="1.3"):
-        app = to_app(compose("pretrain", ["recipe=allowed", path]))
+        app = to_settings(compose("pretrain", ["recipe=allowed", path]))
     assert app.augment.preset == "couplets"
     assert len(app.augment.couplets) == 27
 

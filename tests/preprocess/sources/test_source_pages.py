@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from jobs.cli.help import choices
 from jobs.cli.schema import register
+from jobs.commands.pack import Pack
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.plan import read_rejected
@@ -78,7 +79,7 @@ def test_the_entry_is_all_that_the_command_line_needs(example, tmp_path):
     (values,) = blocks("adding-a-source.md", "yaml")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "fields.yaml").write_text(values)
-    register()
+    register(Pack)
     search = f"hydra.searchpath=[file://{tmp_path}]"
     with initialize_config_module("jobs.conf", version_base=None):
         for chosen in ("source=npz", "source=fields"):
