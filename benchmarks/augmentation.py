@@ -23,7 +23,7 @@ from preprocess.pack import pack
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig
-from simclr.data.dataset import open_corpus
+from simclr.data.dataset import open_dataset
 from simclr.data.loader import Batch, Loader
 
 OURS = "this augmentation, standard"
@@ -42,7 +42,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         batch, maker, plain = prepare(Path(folder), size)
-        work: dict[str, Callable[[], object]] = {OURS: lambda: finished(maker.two_views(batch, 0))}
+        work: dict[str, Callable[[], object]] = {
+            OURS: lambda: finished(maker.training_views(batch, 0))
+        }
         for name, make in PEERS.items():
             try:
                 pipeline = make()
@@ -66,12 +68,12 @@ def prepare(folder: Path, size: int) -> tuple[Batch, ViewMaker, torch.Tensor]:
     """Return a batch of simulated patches as stored, our maker, and the same patches plain."""
     source = SimulatedConfig(root=str(folder / "rasters"), num_patches=size)
     pack(PackConfig(source=source, output=str(folder / "shards")), progress=False)
-    corpus = open_corpus([str(folder / "shards")], L2A_BANDS)
+    dataset = open_dataset([str(folder / "shards")], L2A_BANDS)
     rows = np.arange(size)
-    loader = Loader(corpus, lambda _: rows, num_batches=1, batch_size=size, device=DEVICE)
+    loader = Loader(dataset, lambda _: rows, num_batches=1, batch_size=size, device=DEVICE)
     batch = next(iter(loader))
-    maker = ViewMaker(corpus, AugmentConfig(preset="standard"), 0, DEVICE)
-    return batch, maker, maker.plain(batch).contiguous()
+    maker = ViewMaker(dataset, AugmentConfig(preset="standard"), 0, DEVICE)
+    return batch, maker, maker.eval_views(batch).contiguous()
 
 
 def finished(views: object) -> object:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from make_data import packed_arrays
-from ranks import in_world, run_ranks
+from ranks import in_process_group, run_ranks
 
 from preprocess.config import PackConfig
 from preprocess.pack import pack
@@ -44,12 +44,12 @@ from simclr.config import (
     OptimizerName,
     TrainConfig,
 )
-from simclr.distributed import Launch, World, open_world
+from simclr.distributed import DistributedContext, Rendezvous, distributed_context
 from simclr.model.simclr import SimCLR
 from simclr.optim import build_optimizer
 from simclr.preemption import Unsupervised
 from simclr.step import train_step
-from simclr.trainer import Run
+from simclr.trainer import Trainer
 
 SAVE = "save: write, flush, checksum, publish"
 BARE = "write and flush the same bytes"
@@ -96,10 +96,10 @@ def patch_bytes(folder: Path) -> float:
 def checkpoints(folder: Path) -> tuple[list[Timing], list[Claim]]:
     """Save and load checkpoints of a ResNet-50 in turns with a bare write of the same bytes."""
     claims = []
-    with open_world(TrainConfig().world) as world:
+    with distributed_context(TrainConfig().world) as context:
         for name in MEASURED:
             state, weights = trained(name)
-            saver = Saver(folder / name.value, world, CheckpointConfig(), Unsupervised())
+            saver = Saver(folder / name.value, context, CheckpointConfig(), Unsupervised())
             saved = saver.save(state, {}, _about(1))
             files = {path.name: path.stat().st_size for path in saved.glob("*.pt")}
             claims.append(Claim(STATE.format(name.value), files.pop(STATE_NAME) / weights))
@@ -108,7 +108,7 @@ def checkpoints(folder: Path) -> tuple[list[Timing], list[Claim]]:
         work = {
             SAVE: lambda: saver.save(state, {}, _about(next(steps))),
             BARE: lambda: _write(folder / "bare", content),
-            LOAD: lambda: _load(saved.parents[1], world),
+            LOAD: lambda: _load(saved.parents[1], context),
         }
         timings = alternate(work, len(content) / MIB, rounds=7)
     return list(timings.values()), claims
@@ -138,11 +138,11 @@ def _write(path: Path, content: bytes) -> None:
     fsync(path)
 
 
-def _load(run_dir: Path, world: World) -> dict[str, Any]:
-    folder = agreed_checkpoint(run_dir, world)
+def _load(run_dir: Path, context: DistributedContext) -> dict[str, Any]:
+    folder = agreed_checkpoint(run_dir, context)
     if folder is None:
         raise RuntimeError(f"no checkpoint in {run_dir}")
-    return load_state(folder, world.device)
+    return load_state(folder, context.device)
 
 
 def sent(folder: Path) -> float:
@@ -158,21 +158,21 @@ def sent(folder: Path) -> float:
     return statistics.fmean(one / reckoned for one, reckoned in measured)
 
 
-def traffic(launch: Launch, config: TrainConfig) -> tuple[int, float]:
+def traffic(launch: Rendezvous, config: TrainConfig) -> tuple[int, float]:
     """Take two steps on one rank; return the bytes that the second sent, measured and reckoned."""
-    return in_world(_traffic, launch, config)
+    return in_process_group(_traffic, launch, config)
 
 
-def _traffic(world: World, config: TrainConfig) -> tuple[int, float]:
-    with closing(Run(config, world, [])) as run:
+def _traffic(context: DistributedContext, config: TrainConfig) -> tuple[int, float]:
+    with closing(Trainer(config, context, [])) as run:
         run.resume()
         train_step(run, next(run.batches))
         before = _written()
         train_step(run, next(run.batches))
         weights = sum(weight.numel() for weight in run.network.parameters())
-        pairs = config.data.global_batch_size // world.size
-        gathered = gathered_bytes(world.size, pairs, config.model.projection_size)
-        return _written() - before, ring_bytes(world.size, 4 * weights) + gathered
+        pairs = config.data.global_batch_size // context.size
+        gathered = gathered_bytes(context.size, pairs, config.model.projection_size)
+        return _written() - before, ring_bytes(context.size, 4 * weights) + gathered
 
 
 def ring_bytes(ranks: int, size: int) -> float:
@@ -198,16 +198,16 @@ def hop_s(folder: Path) -> float:
     return statistics.linear_regression(hops, times).slope
 
 
-def agreement(launch: Launch) -> float:
+def agreement(launch: Rendezvous) -> float:
     """Return the seconds of an agreement among ranks that do nothing else."""
-    return in_world(_agreement, launch)
+    return in_process_group(_agreement, launch)
 
 
-def _agreement(world: World) -> float:
+def _agreement(context: DistributedContext) -> float:
     taken = []
     for _ in range(300):
         begin = time.perf_counter()
-        world.agree(0)
+        context.all_reduce_max(0)
         taken.append(time.perf_counter() - begin)
     return statistics.median(taken)
 

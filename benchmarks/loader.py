@@ -29,7 +29,7 @@ from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards.reader import open_shard
 from preprocess.sources.simulated import SimulatedConfig
-from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import permute
 
@@ -52,13 +52,13 @@ def main() -> None:
     report = Report("loader", "Random batches of patches", "patch", BARE, packages=packages)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        corpus = write(root, num_patches)
+        dataset = write(root, num_patches)
         others = peers(root)
         data = BareHalves(root / "shards", EPOCHS * num_patches)
         halves = DataLoader(data, None, num_workers=WORKERS, persistent_workers=True)
         fast: dict[str, Callable[[], object]] = {
-            OURS: lambda: drain(ours(corpus, 2)),
-            ALONE: lambda: drain(ours(corpus, 1)),
+            OURS: lambda: drain(ours(dataset, 2)),
+            ALONE: lambda: drain(ours(dataset, 1)),
             BARE: lambda: bare(root / "shards", EPOCHS * num_patches),
             BOTH: partial(drain, halves),
         }
@@ -66,7 +66,7 @@ def main() -> None:
         amounts = dict.fromkeys(slow, num_patches) | dict.fromkeys(fast, EPOCHS * num_patches)
         amounts[RASTERS] = num_patches // 8
         timings = alternate(fast | slow, amounts, rounds=5)
-        resumed = first_batch_s(corpus)
+        resumed = first_batch_s(dataset)
     report.timings += timings.values()
     best = min(timings[OURS].times(timings[name]) for name in others)
     limit = min(timings[BOTH].times(timings[name]) for name in others)
@@ -85,28 +85,28 @@ def main() -> None:
     report.write()
 
 
-def write(root: Path, num_patches: int) -> Corpus:
+def write(root: Path, num_patches: int) -> ShardDataset:
     """Write the same patches as GeoTIFFs, shards, and one array file a patch."""
     source = SimulatedConfig(root=str(root / "rasters"), num_patches=num_patches)
     config = PackConfig(source=source, output=str(root / "shards"), shard_size_mib=SHARD_MIB)
     pack(config, progress=False)
-    corpus = open_corpus([str(root / "shards")], L2A_BANDS)
+    dataset = open_dataset([str(root / "shards")], L2A_BANDS)
     (root / "arrays").mkdir()
-    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in corpus.groups}
+    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in dataset.groups}
     for sample in range(num_patches):
-        corpus.read_into(np.array([sample]), buffers, np.array([0]))
+        dataset.read_into(np.array([sample]), buffers, np.array([0]))
         flat = np.concatenate([buffer.ravel() for buffer in buffers.values()])
         np.save(root / "arrays" / f"{sample:06d}.npy", flat)
-    return corpus
+    return dataset
 
 
-def ours(corpus: Corpus, num_threads: int) -> Loader:
+def ours(dataset: ShardDataset, num_threads: int) -> Loader:
     """Return our loader over some epochs in random order."""
-    num = corpus.num_samples
+    num = dataset.num_samples
     order = np.concatenate([permute(np.arange(num), num, 0, epoch) for epoch in range(EPOCHS)])
     parts = np.array_split(order, EPOCHS * num // BATCH)
     return Loader(
-        corpus,
+        dataset,
         lambda number: parts[number],
         num_batches=len(parts),
         batch_size=max(map(len, parts)),
@@ -149,12 +149,12 @@ class BareHalves(IterableDataset[int]):
         yield worker
 
 
-def first_batch_s(corpus: Corpus) -> float:
+def first_batch_s(dataset: ShardDataset) -> float:
     """Return how long the first batch of a run takes that is resumed in epoch 1,000."""
     start = time.perf_counter()
-    positions = np.arange(BATCH) + corpus.num_samples // 2
-    rows = permute(positions, corpus.num_samples, 0, 1000)
-    loader = Loader(corpus, lambda _: rows, num_batches=1, batch_size=BATCH, device=CPU)
+    positions = np.arange(BATCH) + dataset.num_samples // 2
+    rows = permute(positions, dataset.num_samples, 0, 1000)
+    loader = Loader(dataset, lambda _: rows, num_batches=1, batch_size=BATCH, device=CPU)
     next(iter(loader))
     return time.perf_counter() - start
 

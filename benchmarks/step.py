@@ -22,10 +22,10 @@ from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import AugmentConfig, DataConfig, EncoderName, ModelConfig, TrainConfig
-from simclr.distributed import open_world
+from simclr.distributed import distributed_context
 from simclr.loss import contrastive_loss
 from simclr.step import train_step
-from simclr.trainer import Run
+from simclr.trainer import Trainer
 
 WHOLE, ALONE, PEER = "whole step", "model alone", "torchgeo's SimCLRTask"
 PEERS_VIEWS = "torchgeo's augmentation alone"
@@ -42,11 +42,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = prepare(Path(folder), size)
         with (
-            open_world(config.world) as world,
-            closing(Run(config, world, [])) as run,
+            distributed_context(config.world) as context,
+            closing(Trainer(config, context, [])) as run,
         ):
             run.resume()
-            views = run.views.two_views(next(run.batches), 0)
+            views = run.views.training_views(next(run.batches), 0)
             work: dict[str, Callable[[], object]] = {
                 WHOLE: lambda: train_step(run, next(run.batches)),
                 ALONE: lambda: model_alone(run, views),
@@ -93,7 +93,7 @@ def prepare(folder: Path, size: int) -> TrainConfig:
     )
 
 
-def model_alone(run: Run, views: torch.Tensor) -> None:
+def model_alone(run: Trainer, views: torch.Tensor) -> None:
     """Train on finished views, with the same loss and optimiser."""
     run.optimizer.zero_grad(set_to_none=True)
     _, projections = run.model(views)
@@ -101,7 +101,9 @@ def model_alone(run: Run, views: torch.Tensor) -> None:
     run.optimizer.step()
 
 
-def torchgeo_step(run: Run, size: int) -> tuple[Callable[[], object], Callable[[], object]] | None:
+def torchgeo_step(
+    run: Trainer, size: int
+) -> tuple[Callable[[], object], Callable[[], object]] | None:
     """Return a step of torchgeo's task on patches in memory, and its augmentation alone.
 
     None where it is not installed.

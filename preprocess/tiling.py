@@ -63,7 +63,7 @@ class TileGrid:
         """Say of each square whether its centre is this tile's own ground, (SIDE, SIDE).
 
         Tiles overlap by 9.8 km, and across the border of UTM zones by more. Each point of the Earth
-        has one MGRS square, so one tile owns it, and no field enters a corpus twice.
+        has one MGRS square, so one tile owns it, and no field enters a dataset twice.
         """
         x, y = self.centres()
         # the tile begins up to 40 m outside its MGRS square, whose sides are whole 100 km

@@ -1,7 +1,7 @@
 """The ranks of a run: who am I, on which device, and what do all of us agree on.
 
 Launchers speak torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``,
-``MASTER_PORT``) or hand a ``Launch`` over; nothing here knows a scheduler.
+``MASTER_PORT``) or hand a ``Rendezvous`` over; nothing here knows a scheduler.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ _PEER = re.compile(r"gloo|by peer|Broken pipe|[Tt]imed out|[Tt]imeout")
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """How a launcher started this process.
+class Rendezvous:
+    """How a launcher started this process, and where it meets the other ranks.
 
     Attributes:
         rank: of this process among all, from 0.
@@ -156,7 +156,7 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class DistributedContext:
     """This process among its peers."""
 
     rank: int
@@ -170,14 +170,14 @@ class World:
         """True on the rank that writes what is written once."""
         return self.rank == 0
 
-    def agree(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """Return the largest value any rank brought; every rank must call it at the same step."""
         # On the CPU group, so that a GPU is never waited for. The cost is a ring of 2 (W - 1) hops,
         # hidden behind the GPU up to some hundred ranks: docs/scale.md.
         return int(max_over_ranks(torch.tensor([value], dtype=torch.int32)).item())
 
 
-def launch_from_environment() -> Launch:
+def rendezvous_from_environment() -> Rendezvous:
     """Read torchrun's variables; a process without them is a world of one.
 
     Raises:
@@ -186,7 +186,7 @@ def launch_from_environment() -> Launch:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     present = [name for name in names if name in os.environ]
     if not present:
-        return Launch()
+        return Rendezvous()
     missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ValueError(
@@ -194,7 +194,7 @@ def launch_from_environment() -> Launch:
             "torchrun, or unset them for a single process"
         )
     size = int(os.environ["WORLD_SIZE"])
-    return Launch(
+    return Rendezvous(
         rank=int(os.environ["RANK"]),
         local_rank=int(os.environ["LOCAL_RANK"]),
         world_size=size,
@@ -203,43 +203,49 @@ def launch_from_environment() -> Launch:
 
 
 @contextmanager
-def open_world(config: WorldConfig, launch: Launch | None = None) -> Iterator[World]:
+def distributed_context(
+    config: WorldConfig, rendezvous: Rendezvous | None = None
+) -> Iterator[DistributedContext]:
     """Join the process group for the time of the block.
 
     Raises:
         LostPeerError: another rank did not come, or went away in the block.
     """
-    launch = launch or launch_from_environment()
-    device = _device(config.device, launch)
-    _share_cores(config.threads_per_rank, launch)
+    rendezvous = rendezvous or rendezvous_from_environment()
+    device = _device(config.device, rendezvous)
+    _share_cores(config.threads_per_rank, rendezvous)
     try:
-        _join(config, launch, device)
+        _join(config, rendezvous, device)
         try:
-            yield World(
-                launch.rank, launch.local_rank, launch.world_size, device, socket.gethostname()
+            yield DistributedContext(
+                rendezvous.rank,
+                rendezvous.local_rank,
+                rendezvous.world_size,
+                device,
+                socket.gethostname(),
             )
         finally:
             dist.destroy_process_group()
     except RuntimeError as error:
-        if launch.world_size > 1 and _is_of_a_peer(error):
+        if rendezvous.world_size > 1 and _is_of_a_peer(error):
             raise LostPeerError(f"another rank is gone, or too late: {_plain(error)}") from error
         raise
 
 
-def _join(config: WorldConfig, launch: Launch, device: torch.device) -> None:
+def _join(config: WorldConfig, rendezvous: Rendezvous, device: torch.device) -> None:
     timeout = timedelta(seconds=config.timeout_s)
     # Tensors on the CPU travel by gloo, also beside nccl: agreements must not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if launch.world_size == 1:
+    if rendezvous.world_size == 1:
         # No port, no file: nothing to collide with. The stubs of torch do not list this store.
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
     dist.init_process_group(
         backend,
-        init_method=launch.init_method,
-        rank=launch.rank,
-        world_size=launch.world_size,
+        init_method=rendezvous.init_method,
+        rank=rendezvous.rank,
+        world_size=rendezvous.world_size,
         timeout=timeout,
     )
 
@@ -254,27 +260,27 @@ def _is_of_a_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or bool(_PEER.search(str(error)))
 
 
-def _device(wanted: Device, launch: Launch) -> torch.device:
+def _device(wanted: Device, rendezvous: Rendezvous) -> torch.device:
     if wanted is Device.cpu or (wanted is Device.auto and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("world.device is cuda but torch sees no GPU; use world.device=cpu")
     # A scheduler may show each task all GPUs of the node or its own one only.
-    index = launch.local_rank if torch.cuda.device_count() > 1 else 0
+    index = rendezvous.local_rank if torch.cuda.device_count() > 1 else 0
     if index >= torch.cuda.device_count():
         raise ValueError(
-            f"local rank {launch.local_rank} has no GPU of its own: torch sees "
+            f"local rank {rendezvous.local_rank} has no GPU of its own: torch sees "
             f"{torch.cuda.device_count()}; start one process per GPU"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
-def _share_cores(threads: int, launch: Launch) -> None:
+def _share_cores(threads: int, rendezvous: Rendezvous) -> None:
     # Ranks of a node that each take all cores wait for one another; cores are those that the job
     # was given, not those of the machine.
     cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads or max(1, cores // launch.local_world_size))
+    torch.set_num_threads(threads or max(1, cores // rendezvous.local_world_size))
 
 
 # Ranks wait for the slowest of their trials, not for a step: a day.
@@ -284,17 +290,19 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def dealt(items: Sequence[_Item], work: Callable[[_Item], _Result], world: World) -> list[_Result]:
+def dealt(
+    items: Sequence[_Item], work: Callable[[_Item], _Result], context: DistributedContext
+) -> list[_Result]:
     """Return ``work(item)`` of every item; each rank does every ``size``-th of them."""
-    own = [work(item) for item in items[world.rank :: world.size]]
-    if world.size == 1:
+    own = [work(item) for item in items[context.rank :: context.size]]
+    if context.size == 1:
         return own
-    parts: list[Any] = [None] * world.size
+    parts: list[Any] = [None] * context.size
     dist.all_gather_object(parts, own)
-    return [parts[number % world.size][number // world.size] for number in range(len(items))]
+    return [parts[number % context.size][number // context.size] for number in range(len(items))]
 
 
-def meet(world: World) -> None:
+def meet(context: DistributedContext) -> None:
     """Wait until every rank is here."""
-    if world.size > 1:
-        world.agree(0)
+    if context.size > 1:
+        context.all_reduce_max(0)

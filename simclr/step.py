@@ -15,11 +15,11 @@ from simclr.optim import set_rate, step_unless
 
 if TYPE_CHECKING:
     from simclr.data.loader import Batch
-    from simclr.trainer import Run
+    from simclr.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepOutput:
     """What a step leaves on the device.
 
     Attributes:
@@ -35,29 +35,29 @@ class Outcome:
     projections: torch.Tensor
 
 
-def train_step(run: Run, batch: Batch) -> Outcome:
+def train_step(trainer: Trainer, batch: Batch) -> StepOutput:
     """Make views, embed them in one forward pass, compare them, move the weights.
 
     Nothing here waits for the device: also whether the step counts is decided there.
     """
     with torch.no_grad():
-        views = run.views.two_views(batch, batch.epoch)
-    set_rate(run.optimizer, run.rate)
-    run.optimizer.zero_grad(set_to_none=True)
-    before = Statistics(run.network)
-    half = run.config.precision is Precision.bfloat16
-    with torch.autocast(run.world.device.type, dtype=torch.bfloat16, enabled=half):
-        _, projections = run.model(views)
-    loss = contrastive_loss(projections, run.config.loss)
+        views = trainer.views.training_views(batch, batch.epoch)
+    set_rate(trainer.optimizer, trainer.rate)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    before = Statistics(trainer.network)
+    half = trainer.config.precision is Precision.bfloat16
+    with torch.autocast(trainer.context.device.type, dtype=torch.bfloat16, enabled=half):
+        _, projections = trainer.model(views)
+    loss = contrastive_loss(projections, trainer.config.loss)
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = gradient_norm(run.network)
+    norm = gradient_norm(trainer.network)
     # The averaged gradient is the same on all ranks, and so is this word: one rank's trouble has
     # reached the others through the average, or through the gathered projections before.
     skip = (~torch.isfinite(norm)).float()
-    step_unless(run.optimizer, skip)
+    step_unless(trainer.optimizer, skip)
     before.restore_if(skip)
-    run.step += 1
-    return Outcome(loss.detach(), norm, skip, projections.detach())
+    trainer.step += 1
+    return StepOutput(loss.detach(), norm, skip, projections.detach())
 
 
 def gradient_norm(network: nn.Module) -> torch.Tensor:

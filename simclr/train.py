@@ -7,29 +7,29 @@ from contextlib import closing
 from pathlib import Path
 
 from simclr.config import TrainConfig, require
-from simclr.distributed import Launch, open_world
+from simclr.distributed import Rendezvous, distributed_context
 from simclr.monitoring.metrics import Sink
 from simclr.preemption import Preempted, PreemptionGuard, StopReason, Supervisor
 from simclr.step import train_step
-from simclr.trainer import Run
+from simclr.trainer import Trainer
 
 
 def train(
     config: TrainConfig,
     sinks: Sequence[Sink] = (),
-    launch: Launch | None = None,
+    rendezvous: Rendezvous | None = None,
     supervisor: Supervisor | None = None,
     copies: Sequence[str] = (),
 ) -> Path:
     """Pretrain an encoder, or go on with it, and return the last checkpoint's folder.
 
-    Every rank calls it with the same settings. Without a ``launch`` the ranks are found through
+    Every rank calls it with the same settings. Without a ``rendezvous`` the ranks are found through
     torchrun's variables; without those the world is this process alone.
 
     Args:
         config: settings, the same on every rank.
         sinks: take the metric records of the main rank.
-        launch: how this process was started.
+        rendezvous: how this process was started.
         supervisor: of the launcher, on every rank; on the main one it may refuse checkpoints.
         copies: folders that hold the same as ``config.shards`` and are read in their place.
 
@@ -42,16 +42,16 @@ def train(
     require(bool(config.run_dir), "run_dir is empty; give a folder for the run, run_dir=DIR")
     with (
         PreemptionGuard() as guard,
-        open_world(config.world, launch) as world,
-        closing(Run(config, world, sinks, supervisor, copies)) as run,
+        distributed_context(config.world, rendezvous) as context,
+        closing(Trainer(config, context, sinks, supervisor, copies)) as trainer,
     ):
-        run.resume()
-        while run.step < run.num_steps:
-            run.observe(train_step(run, next(run.batches)))
+        trainer.resume()
+        while trainer.step < trainer.num_steps:
+            trainer.observe(train_step(trainer, next(trainer.batches)))
             # all ranks leave at the same step
-            stop = StopReason(world.agree(max(guard.requested, run.trouble)))
+            stop = StopReason(context.all_reduce_max(max(guard.requested, trainer.trouble)))
             if stop:
-                raise Preempted(run.leave(), stop)
-            if run.checkpoint_is_due():
-                run.save()
-        return run.save()
+                raise Preempted(trainer.leave(), stop)
+            if trainer.checkpoint_is_due():
+                trainer.save()
+        return trainer.save()

@@ -22,51 +22,57 @@ from simclr.checkpoint.manifest import (
 )
 from simclr.config import Positives, TrainConfig
 from simclr.config_io import binding_settings, config_hash, differing_settings, from_plain, to_plain
-from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, Loader, training_batches
-from simclr.data.sampler import Order, shares
-from simclr.data.temporal_pairs import Seasons, seasons_of
-from simclr.distributed import World
+from simclr.data.sampler import DeterministicBatchSampler, shares
+from simclr.data.temporal_pairs import TemporalPairSampler, temporal_pairs_of
+from simclr.distributed import DistributedContext
 from simclr.loss import chance_level
 from simclr.model.simclr import SimCLR, build_model
 from simclr.model.weights import start_from
-from simclr.monitoring.logger import Watch
+from simclr.monitoring.logger import MetricsLogger
 from simclr.monitoring.metrics import Sink
 from simclr.optim import build_optimizer, learning_rate, peak_rate
 from simclr.preemption import StopReason, Supervisor, Unsupervised
-from simclr.step import Outcome
+from simclr.step import StepOutput
 
 
 def about_checkpoint(
-    config: TrainConfig, corpus: dict[str, Any], world: World, step: int, num_steps: int
+    config: TrainConfig,
+    dataset: dict[str, Any],
+    context: DistributedContext,
+    step: int,
+    num_steps: int,
 ) -> CheckpointManifest:
     """Return the manifest of a checkpoint to be saved, without its files."""
     return CheckpointManifest(
         step=step,
         num_steps=num_steps,
-        world_size=world.size,
+        world_size=context.size,
         config=to_plain(config),
         config_hash=config_hash(config),
-        corpus=corpus,
+        dataset=dataset,
         torch=torch.__version__,
         files={},
     )
 
 
-def describe_corpus(corpus: Corpus, view_size_px: int) -> dict[str, Any]:
+def describe_dataset(dataset: ShardDataset, view_size_px: int) -> dict[str, Any]:
     """Return what a checkpoint remembers of its training patches."""
     return {
-        "sources": list(corpus.sources),
-        "simulated": corpus.simulated,
-        "fingerprint": corpus.fingerprint,
-        "num_samples": corpus.num_samples,
-        "bands": list(corpus.bands),
+        "sources": list(dataset.sources),
+        "simulated": dataset.simulated,
+        "fingerprint": dataset.fingerprint,
+        "num_samples": dataset.num_samples,
+        "bands": list(dataset.bands),
         "view_size_px": view_size_px,
-        "normalisation": corpus.normalisation,
+        "normalisation": dataset.normalisation,
     }
 
 
-def refuse_other_run(config: TrainConfig, corpus: Corpus, manifest: CheckpointManifest) -> None:
+def refuse_other_run(
+    config: TrainConfig, dataset: ShardDataset, manifest: CheckpointManifest
+) -> None:
     """Let a run go on from a checkpoint of its own only.
 
     Raises:
@@ -81,21 +87,21 @@ def refuse_other_run(config: TrainConfig, corpus: Corpus, manifest: CheckpointMa
                 f"run_dir {config.run_dir} holds a run of other settings ({'; '.join(lines)}); "
                 "give another run_dir, or the settings it was started with"
             )
-    if manifest.corpus["fingerprint"] != corpus.fingerprint:
+    if manifest.dataset["fingerprint"] != dataset.fingerprint:
         raise ValueError(
             f"run_dir {config.run_dir} was trained on other shards (fingerprint "
-            f"{manifest.corpus['fingerprint']}, now {corpus.fingerprint}); give another run_dir"
+            f"{manifest.dataset['fingerprint']}, now {dataset.fingerprint}); give another run_dir"
         )
 
 
-def beat(run_dir: Path, world: World, step: int) -> None:
+def beat(run_dir: Path, context: DistributedContext, step: int) -> None:
     """Replace this rank's heartbeat file.
 
     Not flushed to the device: a heartbeat that a crash of the node loses says what is true.
     """
-    path = run_dir / "heartbeats" / f"rank-{world.rank:04d}.json"
+    path = run_dir / "heartbeats" / f"rank-{context.rank:04d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"rank": world.rank, "step": step, "time": time.time(), "node": world.node}
+    record = {"rank": context.rank, "step": step, "time": time.time(), "node": context.node}
     record["pid"] = os.getpid()
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record), encoding="utf-8")
@@ -105,13 +111,13 @@ def beat(run_dir: Path, world: World, step: int) -> None:
 _log = logging.getLogger("simclr")
 
 
-class Run:
+class Trainer:
     """State of a pretraining run on one rank.
 
     Attributes:
         config: settings.
-        world: this rank among all.
-        corpus: samples.
+        context: this rank among all.
+        dataset: samples.
         seasons: the samples by place and date, if the two views of a pair show two dates.
         order: which samples, or places, at which step.
         views: makes two views of a batch.
@@ -124,15 +130,15 @@ class Run:
     def __init__(
         self,
         config: TrainConfig,
-        world: World,
+        context: DistributedContext,
         sinks: Sequence[Sink],
         supervisor: Supervisor | None = None,
         copies: Sequence[str] = (),
     ) -> None:
-        self.config, self.world = config, world
+        self.config, self.context = config, context
         self.run_dir = Path(config.run_dir)
         data = config.data
-        self.corpus = open_corpus(
+        self.dataset = open_dataset(
             copies or config.shards,
             data.bands,
             data.splits,
@@ -140,20 +146,24 @@ class Run:
             config.seed,
             whole_places=data.positives is Positives.season,
         )
-        self.seasons = None
+        self.pair_sampler = None
         if data.positives is Positives.season:
-            self.seasons = seasons_of(self.corpus, config.seed, weighted=bool(data.weights))
-        self.order = order_of(config, self.corpus, world, self.seasons)
-        self.views = ViewMaker(self.corpus, config.augment, config.seed, world.device)
-        self.model = build_model(config, len(data.bands), self.views.view_size_px, world)
+            self.pair_sampler = temporal_pairs_of(
+                self.dataset, config.seed, weighted=bool(data.weights)
+            )
+        self.sampler = build_sampler(config, self.dataset, context, self.pair_sampler)
+        self.views = ViewMaker(self.dataset, config.augment, config.seed, context.device)
+        self.model = build_model(config, len(data.bands), self.views.view_size_px, context)
         self._peak_rate = peak_rate(config.optim, data.global_batch_size)
         self.optimizer = build_optimizer(self.model, config.optim, self._peak_rate)
         self.step = 0
-        self.num_steps = count_steps(config, self.order.steps_per_epoch)
-        self._warmup_steps = round(config.optim.warmup_epochs * self.order.steps_per_epoch)
-        self._watch = Watch(config, world, self.views.view_size_px, self._warmup_steps, sinks)
+        self.num_steps = count_steps(config, self.sampler.steps_per_epoch)
+        self._warmup_steps = round(config.optim.warmup_epochs * self.sampler.steps_per_epoch)
+        self._watch = MetricsLogger(
+            config, context, self.views.view_size_px, self._warmup_steps, sinks
+        )
         self._supervisor = supervisor or Unsupervised()
-        self._saver = Saver(self.run_dir, world, config.checkpoint, self._supervisor)
+        self._saver = Saver(self.run_dir, context, config.checkpoint, self._supervisor)
         self._saved: Path | None = None
         self._is_best = False
 
@@ -176,23 +186,23 @@ class Run:
             ValueError: the checkpoint belongs to other settings or other shards.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        folder = agreed_checkpoint(self.run_dir, self.world)
+        folder = agreed_checkpoint(self.run_dir, self.context)
         if folder is None:
             self._begin()
         else:
             self._restore(folder)
-        if self.world.is_main:
+        if self.context.is_main:
             self._watch.rewind(self.step)
-            if self.seasons:
-                held, num = self.seasons.num_seasonal, self.seasons.num_places
+            if self.pair_sampler:
+                held, num = self.pair_sampler.num_seasonal, self.pair_sampler.num_places
                 _log.info("positives are seasons: %d of %d places have two dates", held, num)
             self._supervisor.started(self.step)
         self.loader = self._loader()
         self.batches: Iterator[Batch] = iter(self.loader)
         self._supervisor.reached(self.step)
-        beat(self.run_dir, self.world, self.step)
+        beat(self.run_dir, self.context, self.step)
 
-    def observe(self, outcome: Outcome) -> None:
+    def observe(self, outcome: StepOutput) -> None:
         """Count a step's outcome; at the end of an interval, tell the sinks and the heartbeat.
 
         Raises:
@@ -201,7 +211,7 @@ class Run:
         self._watch.add(outcome)
         self._supervisor.reached(self.step)
         if self._watch.is_due(self.step, self.num_steps):
-            beat(self.run_dir, self.world, self.step)
+            beat(self.run_dir, self.context, self.step)
             self._is_best = self._watch.report(
                 self._place(), self.loader.wait_s, self.network.encoder
             )
@@ -267,17 +277,17 @@ class Run:
         model = self.config.model
         if model.weights:
             start_from(
-                self.network.encoder, Path(model.weights), self.corpus.bands, model.weights_bands
+                self.network.encoder, Path(model.weights), self.dataset.bands, model.weights_bands
             )
 
     def _restore(self, folder: Path) -> None:
         manifest = read_checkpoint_manifest(folder)
-        refuse_other_run(self.config, self.corpus, manifest)
-        state = load_state(folder, self.world.device)
+        refuse_other_run(self.config, self.dataset, manifest)
+        state = load_state(folder, self.context.device)
         self.network.encoder.load_state_dict(state["encoder"])
         self.network.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._watch.load_state(state["watch"], restore_rank(folder, self.world))
+        self._watch.load_state(state["watch"], restore_rank(folder, self.context))
         self.step, self._saved = manifest.step, folder
         _log.info("resumed at step %d of %d from %s", self.step, self.num_steps, folder.name)
 
@@ -291,11 +301,11 @@ class Run:
         }
 
     def _about(self) -> CheckpointManifest:
-        corpus = describe_corpus(self.corpus, self.views.view_size_px)
-        return about_checkpoint(self.config, corpus, self.world, self.step, self.num_steps)
+        dataset = describe_dataset(self.dataset, self.views.view_size_px)
+        return about_checkpoint(self.config, dataset, self.context, self.step, self.num_steps)
 
     def _pin_if_best(self) -> None:
-        if self._is_best and self.world.is_main:
+        if self._is_best and self.context.is_main:
             pin(self.run_dir, self.step, self._watch.best_score, self._watch.headline)
         self._is_best = False
 
@@ -304,40 +314,43 @@ class Run:
         return {
             "step": self.step,
             "num_steps": self.num_steps,
-            "epoch": self.order.epoch(self.step - 1),
+            "epoch": self.sampler.epoch(self.step - 1),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "chance_level": chance_level(self.order.global_batch_size, self.config.loss),
+            "chance_level": chance_level(self.sampler.global_batch_size, self.config.loss),
         }
 
     def _loader(self) -> Loader:
         data = self.config.data
         return training_batches(
-            self.corpus,
-            self.order,
-            self.seasons,
+            self.dataset,
+            self.sampler,
+            self.pair_sampler,
             start_step=self.step,
             num_steps=self.num_steps,
-            device=self.world.device,
+            device=self.context.device,
             num_threads=data.num_threads,
             num_slots=data.num_slots,
         )
 
 
-def order_of(
-    config: TrainConfig, corpus: Corpus, world: World, seasons: Seasons | None = None
-) -> Order:
+def build_sampler(
+    config: TrainConfig,
+    dataset: ShardDataset,
+    context: DistributedContext,
+    pair_sampler: TemporalPairSampler | None = None,
+) -> DeterministicBatchSampler:
     """Return the order on this rank: of samples, or of places if pairs show two dates."""
     data = config.data
-    sizes = seasons.sizes if seasons else corpus.sizes
-    return Order(
+    sizes = pair_sampler.sizes if pair_sampler else dataset.sizes
+    return DeterministicBatchSampler(
         sum(sizes),
         data.global_batch_size,
         config.seed,
-        world.rank,
-        world.size,
+        context.rank,
+        context.size,
         sizes,
         shares(sizes, data.weights) if data.weights else (),
-        "places" if seasons else "patches",
+        "places" if pair_sampler else "patches",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from ranks import CPU, in_world
+from ranks import CPU, in_process_group
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +26,7 @@ from simclr.config import (
     ModelConfig,
     TrainConfig,
 )
-from simclr.distributed import Launch, World, average_gradients, group_of_node
+from simclr.distributed import DistributedContext, Rendezvous, average_gradients, group_of_node
 from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import GroupBatchNorm, _NativeBatchNorm, join_statistics
 from simclr.model.simclr import SimCLR
@@ -34,12 +34,12 @@ from simclr.optim import build_optimizer
 from simclr.preemption import Preempted
 from simclr.step import train_step
 from simclr.train import train
-from simclr.trainer import Run
+from simclr.trainer import Trainer
 
 
-def agreed_value(launch: Launch) -> int:
+def agreed_value(rendezvous: Rendezvous) -> int:
     """Rank r brings r; every rank gets the largest."""
-    return in_world(lambda world: world.agree(world.rank), launch)
+    return in_process_group(lambda context: context.all_reduce_max(context.rank), rendezvous)
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -56,37 +56,37 @@ def joined_views(pairs: int, dtype: torch.dtype = torch.float64) -> torch.Tensor
 
 
 def loss_and_gradient(
-    launch: Launch, pairs: int, loss: str, temperature: float
+    rendezvous: Rendezvous, pairs: int, loss: str, temperature: float
 ) -> tuple[float, list[torch.Tensor]]:
     """Return the mean loss over ranks and the parameter gradients after DDP."""
     config = LossConfig(name=LossName(loss), temperature=temperature)
-    return in_world(_loss_and_gradient, launch, pairs, config)
+    return in_process_group(_loss_and_gradient, rendezvous, pairs, config)
 
 
 def _loss_and_gradient(
-    world: World, pairs: int, config: LossConfig
+    context: DistributedContext, pairs: int, config: LossConfig
 ) -> tuple[float, list[torch.Tensor]]:
     model = DistributedDataParallel(network())
     views = joined_views(pairs)
-    share = pairs // world.size
-    mine = views[:, world.rank * share : (world.rank + 1) * share].flatten(0, 1)
+    share = pairs // context.size
+    mine = views[:, context.rank * share : (context.rank + 1) * share].flatten(0, 1)
     # A non-contiguous output: some gathers have returned wrong gradients for those.
     loss = contrastive_loss(model(mine).T.contiguous().T, config)
     loss.backward()
     total = loss.detach().clone()
     torch.distributed.all_reduce(total)
-    return float(total) / world.size, [gradient.clone() for gradient in _gradients(model)]
+    return float(total) / context.size, [gradient.clone() for gradient in _gradients(model)]
 
 
-def world_batchnorm(launch: Launch, values: torch.Tensor) -> dict[str, Any]:
+def world_batchnorm(rendezvous: Rendezvous, values: torch.Tensor) -> dict[str, Any]:
     """Forward and backward of a BatchNorm over all ranks' shares of ``values``."""
-    return in_world(_world_batchnorm, launch, values)
+    return in_process_group(_world_batchnorm, rendezvous, values)
 
 
-def _world_batchnorm(world: World, values: torch.Tensor) -> dict[str, Any]:
+def _world_batchnorm(context: DistributedContext, values: torch.Tensor) -> dict[str, Any]:
     torch.manual_seed(0)
     layer = join_statistics(nn.Sequential(nn.BatchNorm2d(values.shape[1])))
-    share = values.chunk(world.size)[world.rank].clone().requires_grad_()
+    share = values.chunk(context.size)[context.rank].clone().requires_grad_()
     output = layer(share)
     (output**3).mean().backward()
     return {
@@ -97,19 +97,19 @@ def _world_batchnorm(world: World, values: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def native_batchnorm(launch: Launch, values: torch.Tensor) -> Any:
+def native_batchnorm(rendezvous: Rendezvous, values: torch.Tensor) -> Any:
     """Return the results of BatchNorm over ranks by the kernels' way and by the CPU's."""
-    return in_world(_native_batchnorm, launch, values)
+    return in_process_group(_native_batchnorm, rendezvous, values)
 
 
-def _native_batchnorm(world: World, values: torch.Tensor) -> Any:
+def _native_batchnorm(context: DistributedContext, values: torch.Tensor) -> Any:
     results = []
     for native in (True, False):
         torch.manual_seed(0)
         layer = GroupBatchNorm(values.shape[1])
         nn.init.uniform_(layer.weight)
         nn.init.uniform_(layer.bias)
-        share = values.chunk(world.size)[world.rank].clone().requires_grad_()
+        share = values.chunk(context.size)[context.rank].clone().requires_grad_()
         if native:
             with documented_kernels():
                 output = _NativeBatchNorm.apply(share, layer.weight, layer.bias, layer)
@@ -186,26 +186,26 @@ def documented_kernels() -> Iterator[None]:
         yield
 
 
-def node_batchnorm(launch: Launch, values: torch.Tensor) -> torch.Tensor:
+def node_batchnorm(rendezvous: Rendezvous, values: torch.Tensor) -> torch.Tensor:
     """Return the output of a BatchNorm over pairs of ranks for this rank's share of ``values``."""
-    return in_world(_node_batchnorm, launch, values)
+    return in_process_group(_node_batchnorm, rendezvous, values)
 
 
-def _node_batchnorm(world: World, values: torch.Tensor) -> torch.Tensor:
+def _node_batchnorm(context: DistributedContext, values: torch.Tensor) -> torch.Tensor:
     # Ranks dealt to two nodes in turn, as some schedulers do it.
-    group = group_of_node(f"node-{world.rank % 2}")
+    group = group_of_node(f"node-{context.rank % 2}")
     layer = join_statistics(nn.Sequential(nn.BatchNorm2d(values.shape[1])), group)
-    return layer(values.chunk(world.size)[world.rank]).detach().clone()
+    return layer(values.chunk(context.size)[context.rank]).detach().clone()
 
 
-def averaged_gradient(launch: Launch, half: bool) -> torch.Tensor:
+def averaged_gradient(rendezvous: Rendezvous, half: bool) -> torch.Tensor:
     """Return the gradient of a layer's weight after averaging, rank r bringing input r + 1/3."""
-    return in_world(_averaged_gradient, launch, half)
+    return in_process_group(_averaged_gradient, rendezvous, half)
 
 
-def _averaged_gradient(world: World, half: bool) -> torch.Tensor:
+def _averaged_gradient(context: DistributedContext, half: bool) -> torch.Tensor:
     model = average_gradients(nn.Linear(1, 1, bias=False), half=half)
-    model(torch.full((1, 1), world.rank + 1 / 3)).sum().backward()
+    model(torch.full((1, 1), context.rank + 1 / 3)).sum().backward()
     return _gradients(model)[0]
 
 
@@ -224,19 +224,19 @@ def small_run(shards: Path, run_dir: Path, **changes: Any) -> TrainConfig:
     return replace(config, **changes)
 
 
-def train_small(launch: Launch, config: TrainConfig) -> str:
+def train_small(rendezvous: Rendezvous, config: TrainConfig) -> str:
     """Train and return the name of the last checkpoint, or what stopped the run."""
     try:
-        return train(config, launch=launch).name
+        return train(config, rendezvous=rendezvous).name
     except Preempted as stopped:
         return f"stopped at {stopped.step} by {stopped.stop.name}"
 
 
 def first_losses(
-    launch: Launch, config: TrainConfig, double: bool = False
+    rendezvous: Rendezvous, config: TrainConfig, double: bool = False
 ) -> list[tuple[float, list[int]]]:
     """Return (mean loss over ranks, this rank's sample ids) of each step."""
-    return in_world(_first_losses, launch, config, double)
+    return in_process_group(_first_losses, rendezvous, config, double)
 
 
 class DoubledViews:
@@ -245,18 +245,20 @@ class DoubledViews:
     def __init__(self, maker: Any) -> None:
         self._maker = maker
 
-    def two_views(self, *args: Any) -> torch.Tensor:
-        return self._maker.two_views(*args).double()
+    def training_views(self, *args: Any) -> torch.Tensor:
+        return self._maker.training_views(*args).double()
 
 
-def _in_double(run: Run) -> None:
+def _in_double(run: Trainer) -> None:
     run.model = average_gradients(run.network.double())
     run.optimizer = build_optimizer(run.model, run.config.optim, run.config.optim.learning_rate)
     run.views = DoubledViews(run.views)
 
 
-def _first_losses(world: World, config: TrainConfig, double: bool) -> list[tuple[float, list[int]]]:
-    run = Run(config, world, ())
+def _first_losses(
+    context: DistributedContext, config: TrainConfig, double: bool
+) -> list[tuple[float, list[int]]]:
+    run = Trainer(config, context, ())
     run.resume()
     if double:
         _in_double(run)
@@ -265,20 +267,24 @@ def _first_losses(world: World, config: TrainConfig, double: bool) -> list[tuple
         ids = batch.sample_id.tolist()
         loss = train_step(run, batch).loss.clone()
         torch.distributed.all_reduce(loss)
-        seen.append((float(loss) / world.size, ids))
+        seen.append((float(loss) / context.size, ids))
     return seen
 
 
-def gradients_with_world_statistics(launch: Launch, views: torch.Tensor) -> list[torch.Tensor]:
+def gradients_with_world_statistics(
+    rendezvous: Rendezvous, views: torch.Tensor
+) -> list[torch.Tensor]:
     """Return the gradients of a whole SimCLR network on this rank's share of (2, B, C, H, W)."""
-    return in_world(_gradients_with_world_statistics, launch, views)
+    return in_process_group(_gradients_with_world_statistics, rendezvous, views)
 
 
-def _gradients_with_world_statistics(world: World, views: torch.Tensor) -> list[torch.Tensor]:
+def _gradients_with_world_statistics(
+    context: DistributedContext, views: torch.Tensor
+) -> list[torch.Tensor]:
     torch.manual_seed(0)
     config = ModelConfig(encoder=EncoderName.resnet18, batchnorm=BatchNormGroup.world)
     model = average_gradients(SimCLR(config, views.shape[2]).double())
-    mine = views.chunk(world.size, dim=1)[world.rank].flatten(0, 1)
+    mine = views.chunk(context.size, dim=1)[context.rank].flatten(0, 1)
     contrastive_loss(model(mine)[1], LossConfig()).backward()
     return [gradient.clone() for gradient in _gradients(model)]
 
@@ -289,16 +295,16 @@ def _gradients(model: nn.Module) -> list[torch.Tensor]:
 
 
 def order_and_draws(
-    launch: Launch, config: TrainConfig
+    rendezvous: Rendezvous, config: TrainConfig
 ) -> list[tuple[torch.Tensor, ViewParameters]]:
     """Return this rank's sample ids and what is drawn for its views, of each step."""
-    return in_world(_order_and_draws, launch, config)
+    return in_process_group(_order_and_draws, rendezvous, config)
 
 
 def _order_and_draws(
-    world: World, config: TrainConfig
+    context: DistributedContext, config: TrainConfig
 ) -> list[tuple[torch.Tensor, ViewParameters]]:
-    run = Run(config, world, ())
+    run = Trainer(config, context, ())
     run.resume()
     return [
         (batch.sample_id.clone(), run.views.draw(batch, batch.epoch.clone()))

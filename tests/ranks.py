@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from simclr.config import Device, WorldConfig
-from simclr.distributed import Launch, open_world
+from simclr.distributed import Rendezvous, distributed_context
 
 # One server imports torch once; every rank of every test is forked from it in milliseconds.
 _context = multiprocessing.get_context("forkserver")
@@ -25,23 +25,23 @@ TIMEOUT_S = 120
 CPU = WorldConfig(device=Device.cpu, timeout_s=60, threads_per_rank=1)
 
 
-def launches(world_size: int, folder: Path) -> list[Launch]:
+def launches(world_size: int, folder: Path) -> list[Rendezvous]:
     """Return the launches of a world that meets through a file: no port to collide with."""
     meeting = folder / f"rendezvous-{world_size}-{len(list(folder.glob('rendezvous-*')))}"
     meeting.touch()
     meeting.unlink()
     return [
-        Launch(rank, rank, world_size, world_size, f"file://{meeting}")
+        Rendezvous(rank, rank, world_size, world_size, f"file://{meeting}")
         for rank in range(world_size)
     ]
 
 
 def start_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> Started:
-    """Start ``function(launch, *args)`` in new processes, one a rank."""
+    """Start ``function(rendezvous, *args)`` in new processes, one a rank."""
     started = []
-    for launch in launches(world_size, folder):
+    for rendezvous in launches(world_size, folder):
         here, there = _context.Pipe(duplex=False)
-        process = _context.Process(target=_report, args=(there, function, launch, args))
+        process = _context.Process(target=_report, args=(there, function, rendezvous, args))
         process.start()
         there.close()
         started.append((process, here))
@@ -49,7 +49,7 @@ def start_ranks(function: Callable[..., Any], world_size: int, folder: Path, *ar
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> list[Any]:
-    """Run ``function(launch, *args)`` on every rank; return the results in rank order."""
+    """Run ``function(rendezvous, *args)`` on every rank; return the results in rank order."""
     return results_of(start_ranks(function, world_size, folder, *args))
 
 
@@ -73,16 +73,18 @@ def results_of(started: Started) -> list[Any]:
     return results
 
 
-def in_world(function: Callable[..., Any], launch: Launch, *args: Any) -> Any:
+def in_process_group(function: Callable[..., Any], rendezvous: Rendezvous, *args: Any) -> Any:
     """Run ``function(world, *args)`` inside a process group on the CPU."""
-    with open_world(CPU, launch) as world:
-        return function(world, *args)
+    with distributed_context(CPU, rendezvous) as context:
+        return function(context, *args)
 
 
-def _report(pipe: Connection, function: Callable[..., Any], launch: Launch, args: Any) -> None:
+def _report(
+    pipe: Connection, function: Callable[..., Any], rendezvous: Rendezvous, args: Any
+) -> None:
     torch.set_num_threads(1)
     try:
-        answer = ("result", function(launch, *args))
+        answer = ("result", function(rendezvous, *args))
     except BaseException:
         answer = ("error", traceback.format_exc())
     # Plain pickle: torch would leave tensors in shared memory of a process that is about to end.

@@ -233,11 +233,11 @@ def _check_scoring(config: StudyConfig) -> None:
 
 def _check_batch(runs: Sequence[StudyRun]) -> None:
     """Refuse a batch that no epoch fills, before the hours of the arms ahead of it."""
-    from simclr.data.dataset import open_corpus
+    from simclr.data.dataset import open_dataset
 
     largest = max(runs, key=lambda one: one.config.data.global_batch_size)
     data = largest.config.data
-    held = open_corpus(largest.config.shards, data.bands, data.splits, data.fraction).num_samples
+    held = open_dataset(largest.config.shards, data.bands, data.splits, data.fraction).num_samples
     fitting = [one.arm for one in runs if one.config.data.global_batch_size <= held]
     require(
         largest.arm in fitting,

@@ -20,7 +20,7 @@ from preprocess.shards.statistics import empty_histogram
 from simclr.augment.operations import OPERATIONS
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig
-from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, Loader
 
 TRUE_COLOUR = ("B04", "B03", "B02")
@@ -288,18 +288,20 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
     """
     packed = read_manifest(Path(config.shards)).layout.bands
     bands = list(TRUE_COLOUR if set(TRUE_COLOUR) <= set(packed) else packed[:1])
-    corpus = open_corpus([config.shards], bands)
-    batch = _batch(corpus, min(config.patches, _MOST))
+    dataset = open_dataset([config.shards], bands)
+    batch = _batch(dataset, min(config.patches, _MOST))
     output.mkdir(parents=True, exist_ok=True)
-    columns = {"as packed": ViewMaker(corpus, AugmentConfig(preset="none"), 0, _CPU).plain(batch)}
+    columns = {
+        "as packed": ViewMaker(dataset, AugmentConfig(preset="none"), 0, _CPU).eval_views(batch)
+    }
     for name in OPERATIONS:
         # the size and the variant are the user's; only the list is ours
         single = replace(config.augment, preset="list", operations=[name], couplets=[])
-        columns[name] = _views(corpus, single, config.seed, batch)[0]
+        columns[name] = _views(dataset, single, config.seed, batch)[0]
     path = _draw(output / "operations.png", columns)
     page = Page("What training sees").heading("One operation at a time")
     page.picture(path, "Each row is a patch, each column one operation with random parameters.")
-    first, second = _views(corpus, config.augment, config.seed, batch)
+    first, second = _views(dataset, config.augment, config.seed, batch)
     views = {"as packed": columns["as packed"], "first view": first, "second view": second}
     path = _draw(output / "views.png", views)
     page.heading(f"Two views: {config.augment.preset}")
@@ -307,16 +309,16 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
     return page.write(output / VIEWS_PAGE_NAME)
 
 
-def _batch(corpus: Corpus, count: int) -> Batch:
-    rows = spread(corpus.num_samples, count)
-    loader = Loader(corpus, lambda _: rows, num_batches=1, batch_size=len(rows), device=_CPU)
+def _batch(dataset: ShardDataset, count: int) -> Batch:
+    rows = spread(dataset.num_samples, count)
+    loader = Loader(dataset, lambda _: rows, num_batches=1, batch_size=len(rows), device=_CPU)
     return next(iter(loader))
 
 
 def _views(
-    corpus: Corpus, config: AugmentConfig, seed: int, batch: Batch
+    dataset: ShardDataset, config: AugmentConfig, seed: int, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    views = ViewMaker(corpus, config, seed, _CPU).two_views(batch, 0)
+    views = ViewMaker(dataset, config, seed, _CPU).training_views(batch, 0)
     return views[: len(views) // 2], views[len(views) // 2 :]
 
 

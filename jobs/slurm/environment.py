@@ -1,6 +1,6 @@
 """Which process of which job is this: a scheduler's variables come in, a place and a launch go out.
 
-``simclr`` knows no scheduler; here its words become the ``Launch`` that training takes.
+``simclr`` knows no scheduler; here its words become the ``Rendezvous`` that training takes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from jobs.slurm import client as slurm
 
 if TYPE_CHECKING:
-    from simclr.distributed import Launch
+    from simclr.distributed import Rendezvous
 
 # Below the ports that Linux gives to outgoing connections (32768 up).
 _FIRST_PORT, _NUM_PORTS = 15000, 16000
@@ -87,7 +87,7 @@ def current_rank(environment: Mapping[str, str] = os.environ) -> RankEnvironment
     return RankEnvironment(rank=int(environment["RANK"]), num_ranks=size)
 
 
-def launch_of(env: RankEnvironment, token: str) -> Launch | None:
+def launch_of(env: RankEnvironment, token: str) -> Rendezvous | None:
     """Return how the ranks of a place meet; None leaves it to torchrun's variables, or to one rank.
 
     Args:
@@ -97,7 +97,7 @@ def launch_of(env: RankEnvironment, token: str) -> Launch | None:
     Raises:
         SlurmError: Slurm does not say where the first node is.
     """
-    from simclr.distributed import Launch
+    from simclr.distributed import Rendezvous
 
     if env.launcher is Launcher.here:
         return None
@@ -107,7 +107,7 @@ def launch_of(env: RankEnvironment, token: str) -> Launch | None:
     else:
         host = _address(slurm.host_names(env.node_list)[0]) if env.num_ranks > 1 else ""
         meeting = f"tcp://{host}:{port_of(env.job_id, env.restarts)}"
-    return Launch(
+    return Rendezvous(
         rank=env.rank,
         local_rank=env.local_rank,
         world_size=env.num_ranks,

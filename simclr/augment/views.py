@@ -14,7 +14,7 @@ from simclr.augment.parallel import share_out
 from simclr.augment.parameters import ViewParameters, draw
 from simclr.augment.photometric import LINES, Noise, band_lines
 from simclr.config import AugmentConfig, Variant
-from simclr.data.dataset import Corpus
+from simclr.data.dataset import ShardDataset
 from simclr.data.loader import Batch
 from simclr.philox import Epoch
 
@@ -52,18 +52,18 @@ class ViewMaker:
     """
 
     def __init__(
-        self, corpus: Corpus, config: AugmentConfig, seed: int, device: torch.device
+        self, dataset: ShardDataset, config: AugmentConfig, seed: int, device: torch.device
     ) -> None:
         self.preset: Preset = preset_of(config)
-        self.view_size_px = config.view_size_px or corpus.groups[0].size_px
+        self.view_size_px = config.view_size_px or dataset.groups[0].size_px
         self._seed = seed
-        self._mean, self._std = _statistics(corpus, device)
-        self._groups = _groups(corpus, device)
-        self._runs = _runs(corpus)
+        self._mean, self._std = _statistics(dataset, device)
+        self._groups = _groups(dataset, device)
+        self._runs = _runs(dataset)
         noisy = "speckle" in self.preset.operations
         self._noise = Noise(seed, device, self.preset.variant) if noisy else None
 
-    def two_views(self, batch: Batch, epoch: Epoch) -> torch.Tensor:
+    def training_views(self, batch: Batch, epoch: Epoch) -> torch.Tensor:
         """Return views of all pairs, first ones, then second ones, channels last in memory.
 
         (2B, C, S, S) float32 of a batch of B, or (B, C, S, S) of a paired one.
@@ -78,7 +78,7 @@ class ViewMaker:
         epochs = epoch.repeat(copies) if isinstance(epoch, torch.Tensor) else epoch
         return draw(self.preset, self._seed, epochs, samples, view, self._mean.shape[1])
 
-    def plain(self, batch: Batch) -> torch.Tensor:
+    def eval_views(self, batch: Batch) -> torch.Tensor:
         """Return (B, C, S, S) float32: normalised and brought to one grid, nothing else."""
         view = torch.zeros_like(batch.sample_id)
         parameters = draw(_NOTHING, 0, 0, batch.sample_id, view, self._mean.shape[1])
@@ -183,20 +183,20 @@ def _contrast_mean(
     return mean_of_view(patches, row, column)
 
 
-def _statistics(corpus: Corpus, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(dataset: ShardDataset, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and std, each (sources, C) float32."""
-    tables = [corpus.normalisation[source] for source in corpus.sources]
-    mean = torch.tensor([[table[band]["mean"] for band in corpus.bands] for table in tables])
-    std = torch.tensor([[table[band]["std"] for band in corpus.bands] for table in tables])
+    tables = [dataset.normalisation[source] for source in dataset.sources]
+    mean = torch.tensor([[table[band]["mean"] for band in dataset.bands] for table in tables])
+    std = torch.tensor([[table[band]["std"] for band in dataset.bands] for table in tables])
     # A constant band carries nothing; one stored unit instead of zero keeps it finite.
     return mean.to(device), std.clamp(min=1.0).to(device)
 
 
-def _groups(corpus: Corpus, device: torch.device) -> list[_Group]:
+def _groups(dataset: ShardDataset, device: torch.device) -> list[_Group]:
     groups = []
-    for group in corpus.groups:
-        channels = [number for number, band in enumerate(corpus.bands) if band in group.bands]
-        positions = [group.bands.index(corpus.bands[number]) for number in channels]
+    for group in dataset.groups:
+        channels = [number for number, band in enumerate(dataset.bands) if band in group.bands]
+        positions = [group.bands.index(dataset.bands[number]) for number in channels]
         whole = positions == list(range(len(group.bands)))
         groups.append(
             _Group(
@@ -208,15 +208,15 @@ def _groups(corpus: Corpus, device: torch.device) -> list[_Group]:
     return groups
 
 
-def _runs(corpus: Corpus) -> list[tuple[int, slice]]:
+def _runs(dataset: ShardDataset) -> list[tuple[int, slice]]:
     """Return the channels of a view as runs: (number of the group, its channels from, to).
 
     Joined in this order, the parts of the groups become the bands in their order in one pass.
     """
-    used = [0] * len(corpus.groups)
+    used = [0] * len(dataset.groups)
     runs: list[tuple[int, slice]] = []
-    for band in corpus.bands:
-        number = next(n for n, group in enumerate(corpus.groups) if band in group.bands)
+    for band in dataset.bands:
+        number = next(n for n, group in enumerate(dataset.groups) if band in group.bands)
         place, used[number] = used[number], used[number] + 1
         if runs and runs[-1][0] == number:
             runs[-1] = (number, slice(runs[-1][1].start, place + 1))

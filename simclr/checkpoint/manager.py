@@ -32,7 +32,7 @@ from simclr.checkpoint.manifest import (
     write_manifest,
 )
 from simclr.config import CheckpointConfig
-from simclr.distributed import World, from_main_rank
+from simclr.distributed import DistributedContext, from_main_rank
 from simclr.preemption import Supervisor
 
 BEST_NAME = "best.json"
@@ -189,10 +189,10 @@ class Together:
     loop's collectives, which follow another order on every rank.
     """
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, context: DistributedContext) -> None:
+        self.context = context
         # the stubs of torch know a second type, of ranks that stay outside; none does here
-        self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if context.size > 1 else None
 
     def do(self, action: Callable[[], object]) -> None:
         """Run an action on every rank and wait for all.
@@ -211,7 +211,7 @@ class Together:
 
     def do_on_main(self, action: Callable[[], object]) -> None:
         """Run an action on the main rank only, and let all ranks wait for it."""
-        self.do(action if self.world.is_main else _nothing)
+        self.do(action if self.context.is_main else _nothing)
 
     def told_by_main(self, text: str) -> str:
         """Return rank 0's text on every rank."""
@@ -220,14 +220,14 @@ class Together:
     def _gathered(self, text: str) -> list[str]:
         if self._group is None:
             return [text]
-        texts = [""] * self.world.size
+        texts = [""] * self.context.size
         dist.all_gather_object(texts, text, group=self._group)
         return texts
 
     def _in_words(self, failure: Exception | None) -> str:
         if failure is None:
             return ""
-        return f"rank {self.world.rank} on {socket.gethostname()}: {failure}"
+        return f"rank {self.context.rank} on {socket.gethostname()}: {failure}"
 
 
 def _nothing() -> None:
@@ -246,10 +246,14 @@ class Saver:
     """
 
     def __init__(
-        self, run_dir: Path, world: World, config: CheckpointConfig, supervisor: Supervisor
+        self,
+        run_dir: Path,
+        context: DistributedContext,
+        config: CheckpointConfig,
+        supervisor: Supervisor,
     ) -> None:
         self._run_dir, self._keep, self._supervisor = run_dir, config.keep, supervisor
-        self._together = Together(world)
+        self._together = Together(context)
         self._beside = ThreadPoolExecutor(1, "save") if config.asynchronous else None
         self._under_way: Future[None] | None = None
 
@@ -318,11 +322,11 @@ def write_checkpoint(
         # One action after the other, each awaited by all: whoever fails, nobody is left waiting in
         # a collective, and all raise the same words.
         ranks.do_on_main(lambda: folder.mkdir(parents=True))
-        ranks.do(lambda: _write_state(folder / f"rank-{ranks.world.rank:04d}.pt", snapshot.own))
+        ranks.do(lambda: _write_state(folder / f"rank-{ranks.context.rank:04d}.pt", snapshot.own))
         ranks.do_on_main(lambda: _write_state(folder / STATE_NAME, snapshot.shared))
         ranks.do_on_main(lambda: _publish(folder, final, snapshot.about, supervisor))
     except CheckpointError:
-        if ranks.world.is_main:
+        if ranks.context.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # make room again
         raise
 
@@ -401,7 +405,7 @@ def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
     return None
 
 
-def agreed_checkpoint(run_dir: Path, world: World) -> Path | None:
+def agreed_checkpoint(run_dir: Path, context: DistributedContext) -> Path | None:
     """Return the checkpoint that rank 0 found, on every rank.
 
     Raises:
@@ -410,7 +414,7 @@ def agreed_checkpoint(run_dir: Path, world: World) -> Path | None:
     # One looks and tells: on a network file system ranks may see different folders for a while,
     # and would go on from different steps.
     choice = ""
-    if world.is_main:
+    if context.is_main:
         try:
             sweep(run_dir)
             found = newest_valid(run_dir, set_aside=True)
@@ -429,15 +433,15 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def restore_rank(folder: Path, world: World) -> dict[str, Any]:
+def restore_rank(folder: Path, context: DistributedContext) -> dict[str, Any]:
     """Restore this rank's generators and return its own state.
 
     A checkpoint saved by another number of ranks has none that would fit: the state is empty.
     """
-    if read_checkpoint_manifest(folder).world_size != world.size:
+    if read_checkpoint_manifest(folder).world_size != context.size:
         _log.info("%s was saved by another number of ranks", folder.name)
         return {}
-    path = folder / f"rank-{world.rank:04d}.pt"
+    path = folder / f"rank-{context.rank:04d}.pt"
     # On the CPU, where states of generators belong, also those of a GPU.
     state = torch.load(path, map_location="cpu", weights_only=True)
     restore_random_state(state["random"])

@@ -30,7 +30,7 @@ class CheckpointManifest:
         world_size: ranks that saved it.
         config: settings of the run, plain.
         config_hash: of the settings that decide the weights.
-        corpus: sources, fingerprint, samples, simulated, normalisation, view size.
+        dataset: sources, fingerprint, samples, simulated, normalisation, view size.
         torch: version that wrote it.
         files: name to size and sha256.
     """
@@ -40,7 +40,7 @@ class CheckpointManifest:
     world_size: int
     config: dict[str, Any]
     config_hash: str
-    corpus: dict[str, Any]
+    dataset: dict[str, Any]
     torch: str
     files: dict[str, dict[str, Any]]
 

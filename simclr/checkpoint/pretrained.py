@@ -47,18 +47,18 @@ class Pretrained:
     @property
     def normalisation(self) -> dict[str, dict[str, dict[str, float]]]:
         """Mean and std per source and band, in stored values."""
-        table: dict[str, dict[str, dict[str, float]]] = self.manifest.corpus["normalisation"]
+        table: dict[str, dict[str, dict[str, float]]] = self.manifest.dataset["normalisation"]
         return table
 
     @property
-    def corpus(self) -> dict[str, Any]:
+    def dataset(self) -> dict[str, Any]:
         """Sources, fingerprint, number of samples and simulated flag of the training patches."""
-        return self.manifest.corpus
+        return self.manifest.dataset
 
     @property
     def view_size_px(self) -> int:
         """Side of the views the encoder was trained on."""
-        return int(self.manifest.corpus["view_size_px"])
+        return int(self.manifest.dataset["view_size_px"])
 
 
 def load_pretrained(run_dir: Path, device: torch.device, step: int = 0) -> Pretrained:

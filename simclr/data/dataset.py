@@ -22,7 +22,7 @@ from preprocess.shards import (
 from simclr.data.sampler import permute
 
 
-class Corpus:
+class ShardDataset:
     """All samples a run may read; sample ``i`` of ``num_samples`` is found in O(log shards).
 
     Attributes:
@@ -149,7 +149,7 @@ class Corpus:
         self.select(np.flatnonzero(np.isin(unit, kept)))
 
 
-def open_corpus(
+def open_dataset(
     shards: Sequence[str],
     bands: Sequence[str],
     splits: Sequence[str] | None = None,
@@ -157,8 +157,8 @@ def open_corpus(
     seed: int = 0,
     *,
     whole_places: bool = False,
-) -> Corpus:
-    """Open packed sources as one corpus.
+) -> ShardDataset:
+    """Open packed sources as one dataset.
 
     Args:
         shards: folders, each with a manifest.
@@ -177,17 +177,17 @@ def open_corpus(
     folders = [Path(folder) for folder in shards]
     manifests = [read_manifest(folder) for folder in folders]
     _refuse_repeated_sources(manifests)
-    corpus = Corpus(folders, manifests, bands)
+    dataset = ShardDataset(folders, manifests, bands)
     if splits is not None:
-        corpus.select(np.flatnonzero(np.isin(corpus.index("split"), list(splits))))
+        dataset.select(np.flatnonzero(np.isin(dataset.index("split"), list(splits))))
     if fraction < 1:
-        corpus.thin(fraction, seed, whole_places=whole_places)
-    if not corpus.num_samples:
+        dataset.thin(fraction, seed, whole_places=whole_places)
+    if not dataset.num_samples:
         raise ValueError(
-            f"no patches left in {', '.join(corpus.sources)} with splits {list(splits or [])} "
+            f"no patches left in {', '.join(dataset.sources)} with splits {list(splits or [])} "
             f"and fraction {fraction}; patches without a split need an empty name: ['']"
         )
-    return corpus
+    return dataset
 
 
 def _needed_groups(manifests: Sequence[Manifest], bands: Sequence[str]) -> tuple[GroupLayout, ...]:

@@ -16,9 +16,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from simclr.data.dataset import Corpus
-from simclr.data.sampler import Order, Samples
-from simclr.data.temporal_pairs import Seasons
+from simclr.data.dataset import ShardDataset
+from simclr.data.sampler import DeterministicBatchSampler, Samples
+from simclr.data.temporal_pairs import TemporalPairSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Loader:
     """Iterates over ``plan(0), plan(1), ...``; a batch is valid until the next one is asked for.
 
     Args:
-        corpus: where the samples are.
+        dataset: where the samples are.
         plan: the samples of the n-th batch, at most ``batch_size``, and the epoch of each; or
             the samples alone, in epoch 0.
         num_batches: how many batches there are.
@@ -63,7 +63,7 @@ class Loader:
 
     def __init__(  # noqa: PLR0913 - the parts of a loader, each given once
         self,
-        corpus: Corpus,
+        dataset: ShardDataset,
         plan: Callable[[int], Samples | tuple[Samples, Samples]],
         *,
         num_batches: int,
@@ -73,9 +73,9 @@ class Loader:
         num_slots: int = 3,
         paired: bool = False,
     ) -> None:
-        self._corpus, self._plan, self._num_batches = corpus, plan, num_batches
+        self._dataset, self._plan, self._num_batches = dataset, plan, num_batches
         self._device, self._num_threads = device, num_threads
-        self._slots = [_Slot(corpus, batch_size, device) for _ in range(num_slots)]
+        self._slots = [_Slot(dataset, batch_size, device) for _ in range(num_slots)]
         self._paired = paired
         self.wait_s = 0.0  # time the consumer stood still, summed over batches
 
@@ -101,12 +101,12 @@ class Loader:
         samples, epochs = (
             planned if isinstance(planned, tuple) else (planned, np.zeros_like(planned))
         )
-        slot.assign(self._corpus, samples, epochs)
+        slot.assign(self._dataset, samples, epochs)
         # Neighbours in the file are read by one thread, in file order.
         order = np.argsort(slot.sample_id, kind="stable")
         ends = [len(order) * part // self._num_threads for part in range(self._num_threads + 1)]
         parts = [order[start:end] for start, end in pairwise(ends)]
-        return [pool.submit(slot.fill, self._corpus, part) for part in parts if len(part)]
+        return [pool.submit(slot.fill, self._dataset, part) for part in parts if len(part)]
 
     def _finish(self, slot: _Slot, futures: list[Future[None]]) -> Batch:
         start = time.perf_counter()
@@ -119,13 +119,13 @@ class Loader:
 class _Slot:
     """Memory of one batch, allocated once, pinned where there is a GPU."""
 
-    def __init__(self, corpus: Corpus, batch_size: int, device: torch.device) -> None:
+    def __init__(self, dataset: ShardDataset, batch_size: int, device: torch.device) -> None:
         self._pinned = device.type == "cuda"  # other memory is not copied beside the computation
         self._groups = {
             group.name: torch.empty(
                 (batch_size, *group.shape), dtype=torch.uint16, pin_memory=self._pinned
             )
-            for group in corpus.groups
+            for group in dataset.groups
         }
         # The same memory as numpy sees it: reads land in it without torch, and without a copy.
         self._views = {name: tensor.numpy() for name, tensor in self._groups.items()}
@@ -135,17 +135,17 @@ class _Slot:
         self.sample_id = np.empty(0, np.int64)
         self._extra = np.empty((3, 0), np.int64)
 
-    def assign(self, corpus: Corpus, samples: Samples, epochs: Samples) -> None:
+    def assign(self, dataset: ShardDataset, samples: Samples, epochs: Samples) -> None:
         """Take the numbers of the samples that this memory is to hold."""
         self._samples = samples
-        self.sample_id = corpus.sample_id[samples]
-        self._extra = np.stack([corpus.source[samples], self.sample_id, epochs])
+        self.sample_id = dataset.sample_id[samples]
+        self._extra = np.stack([dataset.source[samples], self.sample_id, epochs])
 
-    def fill(self, corpus: Corpus, positions: Samples) -> None:
+    def fill(self, dataset: ShardDataset, positions: Samples) -> None:
         """Read the samples at these places of the batch; run by a reader thread."""
         if self._copied is not None:
             self._copied.synchronize()  # the last copy out of this memory must be over
-        corpus.read_into(self._samples[positions], self._views, positions)
+        dataset.read_into(self._samples[positions], self._views, positions)
 
     def to(self, device: torch.device, paired: bool) -> Batch:
         """Return the batch on the device; a copy to a GPU runs beside the computation."""
@@ -172,9 +172,9 @@ class _Slot:
 
 
 def training_batches(  # noqa: PLR0913 - what a loader is made of
-    corpus: Corpus,
-    order: Order,
-    seasons: Seasons | None = None,
+    dataset: ShardDataset,
+    sampler: DeterministicBatchSampler,
+    pair_sampler: TemporalPairSampler | None = None,
     *,
     start_step: int,
     num_steps: int,
@@ -189,32 +189,32 @@ def training_batches(  # noqa: PLR0913 - what a loader is made of
 
     def plan(number: int) -> tuple[Samples, Samples]:
         """Return the samples of the n-th batch from the first step on, and their epochs."""
-        planned, epochs = order.plan(start_step + number)
-        if seasons is None:
+        planned, epochs = sampler.plan(start_step + number)
+        if pair_sampler is None:
             return planned, epochs
-        return np.concatenate(seasons.pairs(planned, epochs)), np.tile(epochs, 2)
+        return np.concatenate(pair_sampler.pairs(planned, epochs)), np.tile(epochs, 2)
 
-    pairs = order.global_batch_size // order.world_size
+    pairs = sampler.global_batch_size // sampler.world_size
     return Loader(
-        corpus,
+        dataset,
         plan,
         num_batches=num_steps - start_step,
-        batch_size=2 * pairs if seasons else pairs,
+        batch_size=2 * pairs if pair_sampler else pairs,
         device=device,
         num_threads=num_threads,
         num_slots=num_slots,
-        paired=seasons is not None,
+        paired=pair_sampler is not None,
     )
 
 
-def sequential_batches(corpus: Corpus, batch_size: int, device: torch.device) -> Loader:
+def sequential_batches(dataset: ShardDataset, batch_size: int, device: torch.device) -> Loader:
     """Return a loader that reads every sample once, in order; the last batch may be shorter."""
     return Loader(
-        corpus,
+        dataset,
         lambda number: np.arange(
-            number * batch_size, min((number + 1) * batch_size, corpus.num_samples)
+            number * batch_size, min((number + 1) * batch_size, dataset.num_samples)
         ),
-        num_batches=-(-corpus.num_samples // batch_size),
-        batch_size=min(batch_size, corpus.num_samples),
+        num_batches=-(-dataset.num_samples // batch_size),
+        batch_size=min(batch_size, dataset.num_samples),
         device=device,
     )

@@ -23,7 +23,7 @@ _SHIFT = np.uint64(33)
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class DeterministicBatchSampler:
     """Which samples a rank reads at which step.
 
     Without ``draws`` an epoch shows every sample once, but for the remainder of ``num_samples`` by
@@ -44,7 +44,7 @@ class Order:
         unit: what a sample is called in an error.
 
     Raises:
-        ValueError: the batch does not divide over the ranks, or is larger than the corpus.
+        ValueError: the batch does not divide over the ranks, or is larger than the dataset.
     """
 
     num_samples: int

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from simclr.data.dataset import Corpus
+from simclr.data.dataset import ShardDataset
 from simclr.data.sampler import Samples
 from simclr.philox import uniforms
 
@@ -20,7 +20,7 @@ _STREAM = 2  # where a draw of views has the view: 0 and 1 are taken
 
 
 @dataclass(frozen=True, slots=True)
-class Seasons:
+class TemporalPairSampler:
     """The selected samples by place, and within a place by date.
 
     Attributes:
@@ -80,56 +80,58 @@ class Seasons:
         return drawn.numpy().astype(np.float64)
 
 
-def seasons_of(corpus: Corpus, seed: int, *, weighted: bool) -> Seasons:
-    """Sort the samples of a corpus by place and date.
+def temporal_pairs_of(dataset: ShardDataset, seed: int, *, weighted: bool) -> TemporalPairSampler:
+    """Sort the samples of a dataset by place and date.
 
     Args:
-        corpus: selected samples.
+        dataset: selected samples.
         seed: drives the draws.
         weighted: sources are mixed by weights, so that every place must be of one source.
 
     Raises:
         ValueError: no place has two dates, or a place is in two sources that are weighted.
     """
-    place = corpus.places()
+    place = dataset.places()
     # A day, not a time of day: both releases of BigEarthNet give one scene times of its own.
-    _, date = np.unique(corpus.index("acquired").astype("U10"), return_inverse=True)
+    _, date = np.unique(dataset.index("acquired").astype("U10"), return_inverse=True)
     members = np.lexsort((date, place))
     place, date = place[members], date[members]
     new_place = np.diff(place, prepend=-1) != 0
     new_date = new_place | (np.diff(date, prepend=-1) != 0)
     start, dates = np.flatnonzero(new_place), np.flatnonzero(new_date)
     number = np.cumsum(new_date) - 1  # of each member's date among all
-    source = corpus.source[members]
-    seasons = Seasons(
+    source = dataset.source[members]
+    pair_sampler = TemporalPairSampler(
         members,
         np.append(start, len(members)),
         dates[number],
         np.append(dates[1:], len(members))[number],
-        corpus.sample_id[members[start]],
-        tuple(np.bincount(source[start], minlength=len(corpus.sources)).tolist()),
+        dataset.sample_id[members[start]],
+        tuple(np.bincount(source[start], minlength=len(dataset.sources)).tolist()),
         seed,
     )
-    _refuse_without_dates(seasons, corpus)
+    _refuse_without_dates(pair_sampler, dataset)
     if weighted:
-        _refuse_shared_places(corpus, source != source[start][place], members)
-    return seasons
+        _refuse_shared_places(dataset, source != source[start][place], members)
+    return pair_sampler
 
 
-def _refuse_without_dates(seasons: Seasons, corpus: Corpus) -> None:
-    if seasons.num_seasonal:
+def _refuse_without_dates(pair_sampler: TemporalPairSampler, dataset: ShardDataset) -> None:
+    if pair_sampler.num_seasonal:
         return
-    named = int((corpus.index("place") != "").sum())
+    named = int((dataset.index("place") != "").sum())
     raise ValueError(
-        f"data.positives is season, but no place in {', '.join(corpus.sources)} has two dates "
-        f"({named} of {corpus.num_samples} selected patches name their place); pack several dates "
+        f"data.positives is season, but no place in {', '.join(dataset.sources)} has two dates "
+        f"({named} of {dataset.num_samples} selected patches name their place); pack several dates "
         "of one ground, or set data.positives=same"
     )
 
 
-def _refuse_shared_places(corpus: Corpus, shared: npt.NDArray[np.bool_], members: Samples) -> None:
+def _refuse_shared_places(
+    dataset: ShardDataset, shared: npt.NDArray[np.bool_], members: Samples
+) -> None:
     if shared.any():
-        example = corpus.index("place")[members[shared][0]]
+        example = dataset.index("place")[members[shared][0]]
         raise ValueError(
             f"data.weights is given and data.positives is season, but {shared.sum()} patches lie "
             f"in places of another source ({example} is one); leave data.weights empty, or leave "

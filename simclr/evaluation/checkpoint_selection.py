@@ -17,7 +17,14 @@ from preprocess.shards.atomic_io import write_json
 from simclr.checkpoint.manifest import CHECKPOINTS, folder_name, verify
 from simclr.checkpoint.pretrained import load_pretrained, saved_steps
 from simclr.config import WorldConfig
-from simclr.distributed import TIMEOUT_S, Launch, World, from_main_rank, meet, open_world
+from simclr.distributed import (
+    TIMEOUT_S,
+    DistributedContext,
+    Rendezvous,
+    distributed_context,
+    from_main_rank,
+    meet,
+)
 from simclr.evaluation.baselines import Candidate, of_checkpoint, open_candidates
 from simclr.evaluation.bootstrap import BOOTSTRAP_SEED, resamples
 from simclr.evaluation.comparison import Row, score_trials
@@ -61,14 +68,14 @@ class Saved:
 
 
 def choose_checkpoint(
-    config: EvaluateConfig, progress: bool = True, launch: Launch | None = None
+    config: EvaluateConfig, progress: bool = True, rendezvous: Rendezvous | None = None
 ) -> Path:
     """Score every checkpoint of a run on the validation split of a labelled task.
 
     Args:
         config: run, shards, task; ``protocols`` without fine-tuning.
         progress: draw bars on a terminal.
-        launch: how this process was started among others; None for torchrun's, or for one alone.
+        rendezvous: of this process with the other ranks; None: torchrun's, or one process alone.
 
     Returns:
         The path of ``RUN/evaluation/TASK-FINGERPRINT/checkpoints.json``.
@@ -77,20 +84,20 @@ def choose_checkpoint(
         ValueError: the run has no valid checkpoint, the shards lack a band or the task, or the
             labels make no task.
     """
-    with open_world(WorldConfig(timeout_s=TIMEOUT_S), launch) as world:
-        session = _without_test(open_session(config, world, progress=progress))
+    with distributed_context(WorldConfig(timeout_s=TIMEOUT_S), rendezvous) as context:
+        session = _without_test(open_session(config, context, progress=progress))
         setting, run_dir = session.setting, Path(config.run)
-        saved = _agreed_checkpoints(run_dir, world)
-        _, *others = open_candidates(config, setting.pretrained, world.device)
+        saved = _agreed_checkpoints(run_dir, context)
+        _, *others = open_candidates(config, setting.pretrained, context.device)
         take_features(session, others)
         checkpoints = _take_checkpoints(session, saved.steps)
         trials = try_all(session, [*checkpoints, *others])
         path = run_dir / FOLDER_NAME / setting.name / JSON_NAME
-        if world.is_main:
+        if context.is_main:
             counts = resamples(setting.blocks, config.bootstrap, BOOTSTRAP_SEED)
             rows = score_trials(trials, setting.task.kind, setting.tested, counts)
             write_json(path, _summarise(setting, rows, saved, _losses(run_dir, saved.steps)))
-        meet(world)
+        meet(context)
     return path
 
 
@@ -122,9 +129,9 @@ def _without_test(session: Session) -> Session:
     return replace(session, setting=replace(setting, splits=splits, blocks=blocks))
 
 
-def _agreed_checkpoints(run_dir: Path, world: World) -> Saved:
+def _agreed_checkpoints(run_dir: Path, context: DistributedContext) -> Saved:
     """Return what rank 0 found: two ranks might see a damaged file differently."""
-    text = json.dumps(_checkpoints(run_dir)) if world.is_main else ""
+    text = json.dumps(_checkpoints(run_dir)) if context.is_main else ""
     return Saved(*json.loads(from_main_rank(text)))
 
 
@@ -142,7 +149,7 @@ def _checkpoints(run_dir: Path) -> tuple[list[int], list[str]]:
 
 def _take_checkpoints(session: Session, steps: Sequence[int]) -> list[Candidate]:
     """Store the features of all checkpoints, some encoders at a time; return their rows."""
-    run_dir, device = Path(session.setting.config.run), session.world.device
+    run_dir, device = Path(session.setting.config.run), session.context.device
     rows = []
     for start in range(0, len(steps), _ENCODERS_A_PASS):
         loaded = [

@@ -16,7 +16,7 @@ from simclr.checkpoint.manifest import FOLDER_PATTERN, folder_name
 from simclr.checkpoint.pretrained import saved_steps
 from simclr.config import WorldConfig
 from simclr.config_io import to_plain
-from simclr.distributed import TIMEOUT_S, Launch, dealt, meet, open_world
+from simclr.distributed import TIMEOUT_S, Rendezvous, dealt, distributed_context, meet
 from simclr.evaluation.baselines import Candidate, open_candidates
 from simclr.evaluation.bootstrap import BOOTSTRAP_SEED, resamples
 from simclr.evaluation.comparison import score_trials
@@ -97,7 +97,7 @@ FEATURES_VERSION = 2
 def open_cache(session: Session, candidates: Sequence[Candidate]) -> FeatureCache:
     """Return where the features of candidates lie, those of earlier evaluations among them."""
     setting, patches = session.setting, session.patches
-    corpus, config = setting.corpus, setting.config
+    dataset, config = setting.dataset, setting.config
     return FeatureCache(
         Path(config.run) / FOLDER_NAME / "features" / setting.name,
         {
@@ -105,9 +105,9 @@ def open_cache(session: Session, candidates: Sequence[Candidate]) -> FeatureCach
             "torch": torch.__version__,
             "device": patches.device.type,
             "model": to_plain(setting.pretrained.config.model),
-            "shards": corpus.fingerprint,
-            "samples": hashlib.sha256(corpus.sample_id.tobytes()).hexdigest(),
-            "bands": corpus.bands,
+            "shards": dataset.fingerprint,
+            "samples": hashlib.sha256(dataset.sample_id.tobytes()).hexdigest(),
+            "bands": dataset.bands,
             "view_size_px": patches.maker.view_size_px,
             "test_time": config.test_time,
         },
@@ -129,16 +129,16 @@ def take_features(session: Session, candidates: Sequence[Candidate]) -> None:
         return patches.only(rows).in_order(config.batch_size)
 
     cache, count = open_cache(session, candidates), len(patches.rows)
-    if session.world.is_main:
+    if session.context.is_main:
         _forget(cache, Path(config.run))
-    store_features(cache, embedders, views, count, session.world, progress=session.progress)
+    store_features(cache, embedders, views, count, session.context, progress=session.progress)
 
 
 def try_all(session: Session, candidates: Sequence[Candidate]) -> list[Trial]:
     """Try every candidate under every protocol on every split that makes a difference to it."""
     cache, count = open_cache(session, candidates), len(session.patches.rows)
     attempts = list_attempts(session.setting, candidates)
-    share = -(-len(attempts) // session.world.size)
+    share = -(-len(attempts) // session.context.size)
     bar = tqdm(total=share, desc="probes", unit="fit", disable=None if session.progress else True)
 
     @lru_cache(maxsize=1)  # attempts on one candidate follow each other; all features may be large
@@ -157,7 +157,7 @@ def try_all(session: Session, candidates: Sequence[Candidate]) -> list[Trial]:
         return found
 
     with bar:
-        return dealt(attempts, attempt_one, session.world)
+        return dealt(attempts, attempt_one, session.context)
 
 
 def _forget(cache: FeatureCache, run_dir: Path) -> None:
@@ -192,7 +192,9 @@ def _tune(session: Session, attempt: Attempt) -> Trial:
     return judge(attempt.protocol.value, entry, task, split, scores, tuned.choices())
 
 
-def evaluate(config: EvaluateConfig, progress: bool = True, launch: Launch | None = None) -> Path:
+def evaluate(
+    config: EvaluateConfig, progress: bool = True, rendezvous: Rendezvous | None = None
+) -> Path:
     """Score a run's encoder on a labelled task, beside encoders that learnt nothing.
 
     All ranks take features and fit classifiers; the main one scores and writes.
@@ -200,7 +202,7 @@ def evaluate(config: EvaluateConfig, progress: bool = True, launch: Launch | Non
     Args:
         config: run, shards, task and protocol.
         progress: draw a bar on a terminal.
-        launch: how this process was started among others; None for torchrun's, or for one alone.
+        rendezvous: of this process with the other ranks; None: torchrun's, or one process alone.
 
     Returns:
         The path of ``RUN/evaluation/TASK-FINGERPRINT.json``; ``RUN/evaluation.json`` and ``.md``
@@ -210,17 +212,17 @@ def evaluate(config: EvaluateConfig, progress: bool = True, launch: Launch | Non
         ValueError: the run has no valid checkpoint, the shards lack a band or the task, or the
             labels make no task.
     """
-    with open_world(WorldConfig(timeout_s=TIMEOUT_S), launch) as world:
-        session = open_session(config, world, progress=progress)
+    with distributed_context(WorldConfig(timeout_s=TIMEOUT_S), rendezvous) as context:
+        session = open_session(config, context, progress=progress)
         setting = session.setting
-        candidates = open_candidates(config, setting.pretrained, world.device)
+        candidates = open_candidates(config, setting.pretrained, context.device)
         take_features(session, candidates)
         trials = try_all(session, candidates)
-        if world.is_main:
+        if context.is_main:
             counts = resamples(setting.blocks, config.bootstrap, BOOTSTRAP_SEED)
             rows = score_trials(trials, setting.task.kind, setting.tested, counts)
             cache = open_cache(session, candidates)
             features = cache.stored(candidates[0].features_name, len(setting.task.ids))
             write_report(Path(config.run), summarise(setting, rows, features))
-        meet(world)
+        meet(context)
     return own_path(Path(config.run), setting.name)

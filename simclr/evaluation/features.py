@@ -1,4 +1,4 @@
-"""A corpus and frozen networks come in; one feature row for each sample and network goes out."""
+"""A dataset and frozen networks come in; one feature row for each sample and network goes out."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from preprocess.shards.atomic_io import atomic_path
 from simclr.augment.views import ViewMaker
-from simclr.data.dataset import Corpus
+from simclr.data.dataset import ShardDataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import permute
-from simclr.distributed import World, from_main_rank, meet
+from simclr.distributed import DistributedContext, from_main_rank, meet
 from simclr.evaluation.metrics import BoolArray, Indices
 from simclr.philox import uniforms
 
@@ -112,7 +112,7 @@ def store_features(
     embedders: Mapping[str, Embedder],
     views: Callable[[Indices], Iterable[Tensor]],
     num_samples: int,
-    world: World,
+    context: DistributedContext,
     *,
     progress: bool,
 ) -> None:
@@ -126,7 +126,7 @@ def store_features(
         embedders: networks or functions by name.
         views: starts a pass over the samples of the given numbers, see ``extract_features``.
         num_samples: N.
-        world: all ranks must call this together.
+        context: all ranks must call this together.
         progress: draw a bar while features are taken.
     """
     # one rank looks, since two might see different states of a network file system
@@ -134,16 +134,16 @@ def store_features(
     names = json.loads(from_main_rank(json.dumps(lacking)))
     if not names:
         return
-    own = np.array_split(np.arange(num_samples), world.size)[world.rank]
+    own = np.array_split(np.arange(num_samples), context.size)[context.rank]
     missing = {name: embedders[name] for name in names}
     taken = extract_features(missing, views(own), len(own), progress=progress) if len(own) else {}
     for name, features in taken.items():
-        cache.write_part(name, world.rank, features)
-    meet(world)
-    if world.is_main:
+        cache.write_part(name, context.rank, features)
+    meet(context)
+    if context.is_main:
         for name in names:
-            cache.join(name, min(world.size, num_samples))
-    meet(world)
+            cache.join(name, min(context.size, num_samples))
+    meet(context)
 
 
 def extract_features(
@@ -200,18 +200,18 @@ def _joined(name: str, parts: list[Features]) -> Features:
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """Labelled samples of a corpus as a network sees them: normalised, on one grid.
+    """Labelled samples of a dataset as a network sees them: normalised, on one grid.
 
     Attributes:
-        corpus: where they are.
+        dataset: where they are.
         maker: makes plain views.
-        rows: (n,) their numbers in the corpus.
-        truth: (N, C) of all samples of the corpus.
+        rows: (n,) their numbers in the dataset.
+        truth: (N, C) of all samples of the dataset.
         kind: of the task: ``single``, ``binary`` or ``multi``.
         device: where views are made.
     """
 
-    corpus: Corpus
+    dataset: ShardDataset
     maker: ViewMaker
     rows: Indices
     truth: BoolArray
@@ -222,17 +222,17 @@ class Patches:
     def view_shape(self) -> tuple[int, int, int]:
         """Shape of a view: (C, S, S)."""
         size_px = self.maker.view_size_px
-        return (len(self.corpus.bands), size_px, size_px)
+        return (len(self.dataset.bands), size_px, size_px)
 
     def only(self, rows: Indices) -> Patches:
-        """Return some samples of the same corpus."""
+        """Return some samples of the same dataset."""
         return replace(self, rows=rows)
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
         """Yield the views of every sample once, in order: (B, C, S, S) float32."""
         count = -(-len(self.rows) // batch_size)
         for batch in self._loader(np.array_split(self.rows, max(count, 1))):
-            yield self.maker.plain(batch)
+            yield self.maker.eval_views(batch)
 
     def shuffled(
         self, batch_size: int, num_steps: int, seed: int
@@ -250,7 +250,7 @@ class Patches:
         ][:num_steps]
         for step, batch in enumerate(self._loader(plan)):
             truth = torch.from_numpy(self.truth[plan[step]]).to(self.device)
-            yield step // per_epoch, batch.sample_id, self.maker.plain(batch), truth
+            yield step // per_epoch, batch.sample_id, self.maker.eval_views(batch), truth
 
     def _permuted(self, seed: int, epoch: int) -> Indices:
         positions = np.arange(len(self.rows), dtype=np.int64)
@@ -258,7 +258,7 @@ class Patches:
 
     def _loader(self, plan: list[Indices]) -> Loader:
         return Loader(
-            self.corpus,
+            self.dataset,
             lambda number: plan[number],
             num_batches=len(plan),
             batch_size=max(map(len, plan)),

@@ -11,8 +11,8 @@ import torch
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.pretrained import Pretrained, load_pretrained
 from simclr.config import AugmentConfig, require
-from simclr.data.dataset import Corpus, open_corpus
-from simclr.distributed import World
+from simclr.data.dataset import ShardDataset, open_dataset
+from simclr.distributed import DistributedContext
 from simclr.evaluation.bootstrap import Blocks, choose_blocks
 from simclr.evaluation.config import EvaluateConfig
 from simclr.evaluation.features import Patches
@@ -30,7 +30,7 @@ class Setting:
     Attributes:
         config: as the user gave it.
         pretrained: the encoder in question.
-        corpus: the labelled samples alone.
+        dataset: the labelled samples alone.
         task: their truth.
         splits: one a seed.
         blocks: what the bootstrap draws, over the tested samples.
@@ -38,7 +38,7 @@ class Setting:
 
     config: EvaluateConfig
     pretrained: Pretrained
-    corpus: Corpus
+    dataset: ShardDataset
     task: Task
     splits: Splits
     blocks: Blocks
@@ -46,7 +46,7 @@ class Setting:
     @property
     def name(self) -> str:
         """Under which everything of this task and these shards is kept."""
-        return f"{self.task.name}-{self.corpus.fingerprint}"
+        return f"{self.task.name}-{self.dataset.fingerprint}"
 
     @property
     def tested(self) -> Indices:
@@ -61,17 +61,17 @@ class Session:
     Attributes:
         setting: what is asked of which encoder.
         patches: all labelled ones.
-        world: the ranks that share the work.
+        context: the ranks that share the work.
         progress: draw bars on a terminal.
     """
 
     setting: Setting
     patches: Patches
-    world: World
+    context: DistributedContext
     progress: bool
 
 
-def open_session(config: EvaluateConfig, world: World, *, progress: bool) -> Session:
+def open_session(config: EvaluateConfig, context: DistributedContext, *, progress: bool) -> Session:
     """Load the encoder and the task, and fix the splits.
 
     Raises:
@@ -80,8 +80,8 @@ def open_session(config: EvaluateConfig, world: World, *, progress: bool) -> Ses
     """
     require(bool(config.run), "run is empty; give a run folder, run=RUN")
     require(bool(config.shards), "shards is empty; give a packed folder, shards=SHARDS")
-    setting = _open_setting(config, world.device)
-    return Session(setting, _open_patches(setting, world.device), world, progress)
+    setting = _open_setting(config, context.device)
+    return Session(setting, _open_patches(setting, context.device), context, progress)
 
 
 def blocks_to_draw(task: Task, splits: Splits) -> Blocks:
@@ -93,16 +93,16 @@ def blocks_to_draw(task: Task, splits: Splits) -> Blocks:
 
 def _open_setting(config: EvaluateConfig, device: torch.device) -> Setting:
     pretrained = load_pretrained(Path(config.run), device, config.step)
-    corpus = open_corpus([config.shards], pretrained.config.data.bands)
-    task = open_task(corpus, config.task, balanced=config.balanced)
+    dataset = open_dataset([config.shards], pretrained.config.data.bands)
+    task = open_task(dataset, config.task, balanced=config.balanced)
     splits = make_splits(task, config.seeds, config.split)
-    return Setting(config, pretrained, corpus, task, splits, blocks_to_draw(task, splits))
+    return Setting(config, pretrained, dataset, task, splits, blocks_to_draw(task, splits))
 
 
 def _open_patches(setting: Setting, device: torch.device) -> Patches:
     # 0 keeps the grid of the patches at hand: the ground resolution is what an encoder has learnt
     size_px = setting.pretrained.config.augment.view_size_px
     augment = AugmentConfig(preset="none", view_size_px=size_px)
-    maker = ViewMaker(setting.corpus, augment, 0, device)
-    task, rows = setting.task, np.arange(setting.corpus.num_samples)
-    return Patches(setting.corpus, maker, rows, task.truth, task.kind, device)
+    maker = ViewMaker(setting.dataset, augment, 0, device)
+    task, rows = setting.task, np.arange(setting.dataset.num_samples)
+    return Patches(setting.dataset, maker, rows, task.truth, task.kind, device)

@@ -232,7 +232,7 @@ def warnings(setting: Setting, rows: Sequence[Row]) -> list[str]:
 
 def _seen(setting: Setting) -> str:
     """Say whether the encoder was pretrained, without labels, on the patches of the test."""
-    shared = sorted(set(setting.corpus.sources) & set(setting.pretrained.corpus["sources"]))
+    shared = sorted(set(setting.dataset.sources) & set(setting.pretrained.dataset["sources"]))
     if not shared:
         return ""
     tested = setting.task.given_splits[setting.splits.by_seed[0].test]
@@ -279,10 +279,10 @@ def facts(setting: Setting) -> dict[str, Any]:
     """Return what was asked of which run on which patches."""
     pretrained = setting.pretrained
     return {
-        "simulated": setting.corpus.simulated or bool(pretrained.corpus["simulated"]),
+        "simulated": setting.dataset.simulated or bool(pretrained.dataset["simulated"]),
         "run": setting.config.run,
         "encoder": pretrained.config.model.encoder.value,
-        "bands": list(setting.corpus.bands),
+        "bands": list(setting.dataset.bands),
         "task": _task(setting.task),
         "shards": _shards(setting),
         "split": _split(setting),
@@ -324,8 +324,8 @@ def _task(task: Task) -> dict[str, Any]:
 def _shards(setting: Setting) -> dict[str, Any]:
     return {
         "folder": setting.config.shards,
-        "sources": list(setting.corpus.sources),
-        "fingerprint": setting.corpus.fingerprint,
+        "sources": list(setting.dataset.sources),
+        "fingerprint": setting.dataset.fingerprint,
         "num_labelled": len(setting.task.ids),
         "num_unlabelled": setting.task.num_unlabelled,
     }

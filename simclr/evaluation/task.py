@@ -1,4 +1,4 @@
-"""A corpus and the name of a label set come in; the labelled samples and their truth go out."""
+"""A dataset and the name of a label set come in; the labelled samples and their truth go out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.shards import UNKNOWN_LABEL, LabelSet
-from simclr.data.dataset import Corpus
+from simclr.data.dataset import ShardDataset
 from simclr.evaluation.metrics import BoolArray, FloatArray, Indices
 
 _TOLERANCE = 1e-3  # of a side: coordinates written as text lose their last digits
@@ -35,11 +35,11 @@ class Footprints:
         return bool(len(self.epsg)) and bool((self.epsg != 0).all()) and self.side > 0
 
 
-def footprints(corpus: Corpus) -> Footprints:
-    """Read where the patches of a corpus lie."""
-    transform = corpus.index("transform").astype(np.float64).reshape(-1, 6)
-    side = float(np.abs(transform[:, 0]).max(initial=0.0)) * corpus.groups[0].size_px
-    return Footprints(corpus.index("epsg"), transform[:, 2], transform[:, 5], side)
+def footprints(dataset: ShardDataset) -> Footprints:
+    """Read where the patches of a dataset lie."""
+    transform = dataset.index("transform").astype(np.float64).reshape(-1, 6)
+    side = float(np.abs(transform[:, 0]).max(initial=0.0)) * dataset.groups[0].size_px
+    return Footprints(dataset.index("epsg"), transform[:, 2], transform[:, 5], side)
 
 
 def ground_blocks(ground: Footprints, side_m: float) -> npt.NDArray[np.str_]:
@@ -100,7 +100,7 @@ _BALANCE_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked of N labelled samples, in the order of their corpus.
+    """What is asked of N labelled samples, in the order of their dataset.
 
     Attributes:
         name: of the label set.
@@ -131,11 +131,11 @@ class Task:
     num_surplus: int = 0
 
 
-def open_task(corpus: Corpus, name: str, *, balanced: bool = False) -> Task:
-    """Read a label set, and leave only its labelled samples in the corpus.
+def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Task:
+    """Read a label set, and leave only its labelled samples in the dataset.
 
     Args:
-        corpus: loses every sample that is no part of the task.
+        dataset: loses every sample that is no part of the task.
         name: of the label set.
         balanced: of a yes or no: keep as many of both in every split.
 
@@ -144,7 +144,7 @@ def open_task(corpus: Corpus, name: str, *, balanced: bool = False) -> Task:
             row is not what the kind of the label set allows, or a task that is no yes or no is
             to be balanced.
     """
-    label_set, labels = corpus.label_set(name), corpus.labels(name)
+    label_set, labels = dataset.label_set(name), dataset.labels(name)
     known = ~(labels == UNKNOWN_LABEL).all(axis=1)
     if not known.any():
         raise ValueError(
@@ -152,26 +152,26 @@ def open_task(corpus: Corpus, name: str, *, balanced: bool = False) -> Task:
             "with labels, or name another task"
         )
     _check_labels(label_set, labels[known])
-    corpus.select(np.flatnonzero(known))
+    dataset.select(np.flatnonzero(known))
     kind, classes, truth = _as_asked(label_set, labels[known].astype(bool))
     num_surplus = 0
     if balanced:
-        kept = _as_many_of_both(name, kind, truth, corpus.index("split"))
+        kept = _as_many_of_both(name, kind, truth, dataset.index("split"))
         num_surplus = len(truth) - len(kept)
-        corpus.select(kept)
+        dataset.select(kept)
         truth = truth[kept]
-    sources = np.array(corpus.sources)[corpus.source]
+    sources = np.array(dataset.sources)[dataset.source]
     return Task(
         f"{name}-balanced" if balanced else name,
         kind,
         classes,
         truth,
-        ids=np.char.add(np.char.add(sources, "/"), corpus.index("id")),
-        places=corpus.index("place"),
-        blocks=corpus.index("block"),
-        tiles=corpus.index("tile"),
-        ground=footprints(corpus),
-        given_splits=corpus.index("split"),
+        ids=np.char.add(np.char.add(sources, "/"), dataset.index("id")),
+        places=dataset.index("place"),
+        blocks=dataset.index("block"),
+        tiles=dataset.index("tile"),
+        ground=footprints(dataset),
+        given_splits=dataset.index("split"),
         num_unlabelled=int((~known).sum()),
         num_surplus=num_surplus,
     )

@@ -45,13 +45,13 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
         run_dir: run folder; its evaluation.json and provenance.json are quoted where they exist.
         licence: of the weights.
     """
-    config, corpus = pretrained.config, pretrained.corpus
+    config, dataset = pretrained.config, pretrained.dataset
     settings = to_plain(config)
     del settings["shards"], settings["run_dir"]
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "simulated": corpus["simulated"],
+        "simulated": dataset["simulated"],
         "licence": licence,
         "architecture": config.model.encoder.value,
         "stem": config.model.stem.value,
@@ -63,8 +63,8 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
         "resampling": RESAMPLING_RULE,
         "size_px": pretrained.view_size_px,
         "normalisation": _normalisation(pretrained),
-        "corpus": {
-            name: corpus[name] for name in ("sources", "simulated", "fingerprint", "num_samples")
+        "dataset": {
+            name: dataset[name] for name in ("sources", "simulated", "fingerprint", "num_samples")
         },
         "augmentation": config.augment.preset,
         "step": pretrained.step,
@@ -186,11 +186,11 @@ def _evaluations(run_dir: Path, step: int) -> list[dict[str, Any]]:
 
 
 def _summary(card: dict[str, Any]) -> str:
-    corpus = card["corpus"]
+    dataset = card["dataset"]
     return (
         f"A torchvision {card['architecture']} without its last layer: {len(card['bands'])} bands "
         f"in, {card['width']} numbers a patch out. Pretrained without labels on "
-        f"{corpus['num_samples']} patches of {', '.join(corpus['sources'])}, "
+        f"{dataset['num_samples']} patches of {', '.join(dataset['sources'])}, "
         f"{card['step']} of {card['num_steps']} steps. Licence of the weights: {card['licence']}."
     )
 
@@ -233,7 +233,7 @@ def _band_table(card: dict[str, Any]) -> str:
 
 
 def _origin(card: dict[str, Any]) -> str:
-    training, corpus, code = card["training"], card["corpus"], card["code"]
+    training, dataset, code = card["training"], card["dataset"], card["code"]
     changes = " with local changes" if code["changed"] else ""
     return "\n".join(
         [
@@ -242,7 +242,7 @@ def _origin(card: dict[str, Any]) -> str:
             f"temperature {training['loss']['temperature']}, optimizer "
             f"`{training['optim']['name']}`, {training['data']['global_batch_size']} pairs a step, "
             f"seed {training['seed']}.",
-            f"- Shards: fingerprint `{corpus['fingerprint']}`.",
+            f"- Shards: fingerprint `{dataset['fingerprint']}`.",
             f"- Code: {DISTRIBUTION} {code['version'] or 'not installed'}, commit "
             f"{code['commit'] or 'unknown'}{changes}, torch {code['torch']}.",
             "- All settings: `card.json`, key `training`.",

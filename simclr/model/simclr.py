@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet
 
 from simclr.config import BatchNormGroup, HeadName, ModelConfig, Precision, Stem, TrainConfig
-from simclr.distributed import Group, World, average_gradients, group_of_node
+from simclr.distributed import DistributedContext, Group, average_gradients, group_of_node
 from simclr.model.batchnorm import frozen_statistics, join_statistics
 
 WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
@@ -126,28 +126,28 @@ class SimCLR(nn.Module):
 
 
 def build_model(
-    config: TrainConfig, num_bands: int, view_size_px: int, world: World
+    config: TrainConfig, num_bands: int, view_size_px: int, context: DistributedContext
 ) -> DistributedDataParallel:
     """Return the network on every rank with equal weights, ready to average gradients."""
     node: Group = None
     if config.model.batchnorm is BatchNormGroup.node:
-        node = group_of_node(world.node)
+        node = group_of_node(context.node)
     torch.manual_seed(config.seed)
-    network = SimCLR(config.model, num_bands, node).to(world.device)
+    network = SimCLR(config.model, num_bands, node).to(context.device)
     network = network.to(memory_format=torch.channels_last)
     initial = copy.deepcopy(network.state_dict())
     if config.model.compile:
         network.compile()
     model = average_gradients(network, half=config.gradient_precision is Precision.bfloat16)
     # A compiled network is compiled for a number of views; then it had better be the true one.
-    pairs = config.data.global_batch_size // world.size if config.model.compile else 1
+    pairs = config.data.global_batch_size // context.size if config.model.compile else 1
     shape = (2 * pairs, num_bands, view_size_px, view_size_px)
     with torch.autocast(
-        world.device.type,
+        context.device.type,
         dtype=torch.bfloat16,
         enabled=config.precision is Precision.bfloat16,
     ):
-        _settle_buckets(model, shape, world.device)
+        _settle_buckets(model, shape, context.device)
     network.load_state_dict(initial)
     return model
 

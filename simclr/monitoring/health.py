@@ -23,7 +23,7 @@ STUCK_STEPS = 200
 _log = logging.getLogger("simclr")
 
 
-class Alarm:
+class CollapseDetector:
     """Says once that something is wrong, and again only after it had been well in between.
 
     Args:
@@ -79,7 +79,7 @@ def collapse_in_words(record: dict[str, Any]) -> str:
     )
 
 
-class Skips:
+class NonFiniteStepCounter:
     """Counts skipped steps on the device, so that no step waits for it.
 
     The flag comes from the averaged gradient, which is the same on all ranks: they agree without

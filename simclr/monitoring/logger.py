@@ -13,16 +13,22 @@ import torch
 from torch import nn
 
 from simclr.config import TrainConfig
-from simclr.distributed import World, num_ranks, sum_over_ranks
-from simclr.monitoring.health import Alarm, Skips, effective_ranks, flop_per_view, spread
+from simclr.distributed import DistributedContext, num_ranks, sum_over_ranks
+from simclr.monitoring.health import (
+    CollapseDetector,
+    NonFiniteStepCounter,
+    effective_ranks,
+    flop_per_view,
+    spread,
+)
 from simclr.monitoring.metrics import JsonLines, Sink, screen
 from simclr.monitoring.online_probe import open_probe
-from simclr.step import Outcome
+from simclr.step import StepOutput
 
 _GIB = 2**30
 
 
-class Interval:
+class MetricAccumulator:
     """Collects the outcomes of steps; its unfinished sums belong to a checkpoint.
 
     Were they dropped, the first metric line of a resumed run would be a mean over fewer steps than
@@ -41,7 +47,7 @@ class Interval:
         self._sums = torch.zeros(3, device=device)
         self._restart_clock(0.0)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: StepOutput) -> None:
         """Count one step, without waiting for the device."""
         values = torch.stack([outcome.loss, outcome.gradient_norm, outcome.skip.new_ones(())])
         self._sums += torch.where(outcome.skip > 0, 0.0, values)
@@ -104,7 +110,7 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB  # Linux counts KiB
 
 
-class Watch:
+class MetricsLogger:
     """Watches a run without deciding any weight.
 
     Attributes:
@@ -115,7 +121,7 @@ class Watch:
     def __init__(
         self,
         config: TrainConfig,
-        world: World,
+        context: DistributedContext,
         view_size_px: int,
         warmup_steps: int,
         sinks: Sequence[Sink],
@@ -123,19 +129,19 @@ class Watch:
         self._config = config
         pairs, bands = config.data.global_batch_size, len(config.data.bands)
         flop = 2 * flop_per_view(config.model, bands, view_size_px)
-        self._interval = Interval(world.device, pairs, flop)
-        self._skips = Skips(world.device, config.max_skipped_steps)
-        self._alarm = Alarm(warmup_steps)
-        self._probe = open_probe(config, world)
+        self._interval = MetricAccumulator(context.device, pairs, flop)
+        self._skips = NonFiniteStepCounter(context.device, config.max_skipped_steps)
+        self._alarm = CollapseDetector(warmup_steps)
+        self._probe = open_probe(config, context)
         self._controls: dict[str, float] = {}
         self._metrics = JsonLines(Path(config.run_dir))
         # The caller's first: one of them may know that this attempt has been overtaken, and end it
         # before it writes between its successor's lines.
-        self._sinks = [*sinks, self._metrics, screen()] if world.is_main else []
+        self._sinks = [*sinks, self._metrics, screen()] if context.is_main else []
         self.headline = self._probe.headline if self._probe else ""
         self.best_score = -math.inf
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: StepOutput) -> None:
         """Count one step, without waiting for the device."""
         self._interval.add(outcome)
         self._skips.count(outcome.skip)

@@ -16,10 +16,10 @@ from torch import nn
 
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig, TrainConfig
-from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import Samples, permute
-from simclr.distributed import World, copy_from_main_rank, from_main_rank, gather_rows
+from simclr.distributed import DistributedContext, copy_from_main_rank, from_main_rank, gather_rows
 from simclr.evaluation.baselines import image_statistics, random_encoder
 from simclr.evaluation.config import SCORES
 from simclr.evaluation.features import Features
@@ -47,13 +47,13 @@ class OnlineProbe:
         ValueError: the shards lack a band or the task, or the labels make no task.
     """
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
-        self._config, self._world = config, world
-        corpus, self._task, self._split = _held_out(config)
+    def __init__(self, config: TrainConfig, context: DistributedContext) -> None:
+        self._config, self._context = config, context
+        dataset, self._task, self._split = _held_out(config)
         # 0 keeps the grid of the patches, as in the final evaluation
         augment = AugmentConfig(preset="none", view_size_px=config.augment.view_size_px)
-        self._maker = ViewMaker(corpus, augment, 0, world.device)
-        self._corpus = corpus
+        self._maker = ViewMaker(dataset, augment, 0, context.device)
+        self._dataset = dataset
         self.headline = f"probe/{SCORES[self._task.kind][0]}"
 
     def score(self, encoder: nn.Module) -> dict[str, float]:
@@ -70,8 +70,8 @@ class OnlineProbe:
 
     def controls(self) -> dict[str, float]:
         """Return the headline of encoders that learnt nothing, equal on all ranks."""
-        config, device = self._config, self._world.device
-        untrained = random_encoder(config.model, len(self._corpus.bands), _SEED, device)
+        config, device = self._config, self._context.device
+        untrained = random_encoder(config.model, len(self._dataset.bands), _SEED, device)
         features = self._features(
             {"random_encoder": untrained, "image_statistics": image_statistics}
         )
@@ -84,31 +84,31 @@ class OnlineProbe:
         rows: dict[str, list[torch.Tensor]] = {name: [] for name in embedders}
         with torch.no_grad():
             for batch in self._batches():
-                views = self._maker.plain(batch)
+                views = self._maker.eval_views(batch)
                 for name, embed in embedders.items():
                     rows[name].append(embed(views).float())
             joined = {name: gather_rows(torch.cat(parts)) for name, parts in rows.items()}
-        num = self._corpus.num_samples
+        num = self._dataset.num_samples
         return {name: part[:num].cpu().numpy() for name, part in joined.items()}
 
     def _batches(self) -> Loader:
-        num, ranks = self._corpus.num_samples, self._world.size
+        num, ranks = self._dataset.num_samples, self._context.size
         share = -(-num // ranks)
         # Ranks bring equal numbers of rows; what is too many repeats the last sample.
-        own = np.arange(share, dtype=np.int64) + self._world.rank * share
+        own = np.arange(share, dtype=np.int64) + self._context.rank * share
         own = np.minimum(own, num - 1)
         parts = np.array_split(own, -(-share // _BATCH_SIZE))
         return Loader(
-            self._corpus,
+            self._dataset,
             parts.__getitem__,
             num_batches=len(parts),
             batch_size=len(parts[0]),
-            device=self._world.device,
+            device=self._context.device,
         )
 
     def _told_by_main(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         # Fitting takes one rank; the others wait, and learn the numbers bit for bit.
-        text = json.dumps(measure()) if self._world.is_main else ""
+        text = json.dumps(measure()) if self._context.is_main else ""
         told: dict[str, float] = json.loads(from_main_rank(text))
         return told
 
@@ -135,18 +135,18 @@ class OnlineProbe:
         return _panel(trial, self._task)[SCORES[self._task.kind][0]]
 
 
-def _held_out(config: TrainConfig) -> tuple[Corpus, Task, Split]:
+def _held_out(config: TrainConfig) -> tuple[ShardDataset, Task, Split]:
     """Return training and validation samples of the task, at most ``max_samples``."""
-    corpus = open_corpus([config.monitor.shards], config.data.bands)
-    whole = make_splits(open_task(corpus, config.monitor.task), [_SEED]).by_seed[0]
+    dataset = open_dataset([config.monitor.shards], config.data.bands)
+    whole = make_splits(open_task(dataset, config.monitor.task), [_SEED]).by_seed[0]
     rows = np.sort(np.concatenate([whole.train, whole.validation]))
     positions = np.arange(min(config.monitor.max_samples, len(rows)), dtype=np.int64)
     chosen: Samples = np.sort(rows[permute(positions, len(rows), _SEED, epoch=0)])
-    corpus.select(chosen)
+    dataset.select(chosen)
     train, validation = (
         np.flatnonzero(np.isin(chosen, part)) for part in (whole.train, whole.validation)
     )
-    return corpus, open_task(corpus, config.monitor.task), Split(train, validation, validation)
+    return dataset, open_task(dataset, config.monitor.task), Split(train, validation, validation)
 
 
 def _panel(trial: Trial, task: Task) -> dict[str, float]:
@@ -154,6 +154,6 @@ def _panel(trial: Trial, task: Task) -> dict[str, float]:
     return {name: float(value[0]) for name, value in panel.overall.items()}
 
 
-def open_probe(config: TrainConfig, world: World) -> OnlineProbe | None:
+def open_probe(config: TrainConfig, context: DistributedContext) -> OnlineProbe | None:
     """Return the held-out probe that the settings ask for, or None."""
-    return OnlineProbe(config, world) if config.monitor.shards else None
+    return OnlineProbe(config, context) if config.monitor.shards else None

@@ -26,8 +26,8 @@ jobs.staging._copy_shard = lambda *args: (copied.append(1), copy(*args))[1]
 with jobs.staging.staged([sys.argv[1]], sys.argv[2], progress=False) as (folder,):
     print(len(copied), flush=True)
     sys.stdin.read()
-    from simclr.data.dataset import open_corpus
-    open_corpus([folder], ["B02"])
+    from simclr.data.dataset import open_dataset
+    open_dataset([folder], ["B02"])
 """
 
 

@@ -6,7 +6,7 @@ from make_data import packed_arrays
 
 from preprocess.bands import L2A_BANDS
 from preprocess.shards import open_readers, read_manifest
-from simclr.data.dataset import open_corpus
+from simclr.data.dataset import open_dataset
 
 
 @pytest.fixture(scope="module")
@@ -17,27 +17,27 @@ def two_sources(tmp_path_factory):
 
 
 def test_every_sample_of_every_source_is_found(two_sources, tmp_path):
-    corpus = open_corpus(two_sources, L2A_BANDS)
-    assert corpus.num_samples == 65
-    assert corpus.sources == ("first", "second")
+    dataset = open_dataset(two_sources, L2A_BANDS)
+    assert dataset.num_samples == 65
+    assert dataset.sources == ("first", "second")
     expected = []
     for folder in two_sources:
         path = type(tmp_path)(folder)
         readers = open_readers(path, read_manifest(path))
         expected += [reader.read(row) for reader in readers for row in range(reader.entry.rows)]
-    buffers = {group.name: np.empty((65, *group.shape), np.uint16) for group in corpus.groups}
+    buffers = {group.name: np.empty((65, *group.shape), np.uint16) for group in dataset.groups}
     samples = np.random.default_rng(0).permutation(65)
-    corpus.read_into(samples, buffers, samples[::-1])
+    dataset.read_into(samples, buffers, samples[::-1])
     for sample, place in zip(samples, samples[::-1], strict=True):
         pixels = expected[sample]
         assert all(np.array_equal(buffers[name][place], pixels[name]) for name in pixels)
-    assert corpus.source.tolist() == [0] * 40 + [1] * 25
-    assert corpus.index("id")[39] == "first-000039"
+    assert dataset.source.tolist() == [0] * 40 + [1] * 25
+    assert dataset.index("id")[39] == "first-000039"
 
 
 def test_splits_keep_the_numbers_of_their_samples(two_sources):
-    whole = open_corpus(two_sources, L2A_BANDS)
-    test = open_corpus(two_sources, L2A_BANDS, splits=["test"])
+    whole = open_dataset(two_sources, L2A_BANDS)
+    test = open_dataset(two_sources, L2A_BANDS, splits=["test"])
     assert set(test.index("split")) == {"test"}
     assert np.array_equal(test.sample_id, np.flatnonzero(whole.index("split") == "test"))
     assert np.array_equal(whole.labels("labels")[test.sample_id], test.labels("labels"))
@@ -45,23 +45,24 @@ def test_splits_keep_the_numbers_of_their_samples(two_sources):
 
 def test_a_fraction_is_a_fixed_subset_of_each_seed(two_sources):
     first, again, other = (
-        open_corpus(two_sources, L2A_BANDS, fraction=0.4, seed=seed).sample_id for seed in (1, 1, 2)
+        open_dataset(two_sources, L2A_BANDS, fraction=0.4, seed=seed).sample_id
+        for seed in (1, 1, 2)
     )
     assert len(first) == 26
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    larger = open_corpus(two_sources, L2A_BANDS, fraction=0.8, seed=1).sample_id
+    larger = open_dataset(two_sources, L2A_BANDS, fraction=0.8, seed=1).sample_id
     assert set(first) <= set(larger)
 
 
 def test_only_the_groups_of_the_selected_bands_are_read(two_sources):
-    corpus = open_corpus(two_sources, ["B04", "B03", "B02"])
-    assert [group.name for group in corpus.groups] == ["b10"]
-    assert list(corpus.normalisation["second"]) == ["B04", "B03", "B02"]
+    dataset = open_dataset(two_sources, ["B04", "B03", "B02"])
+    assert [group.name for group in dataset.groups] == ["b10"]
+    assert list(dataset.normalisation["second"]) == ["B04", "B03", "B02"]
 
 
 def test_normalisation_belongs_to_the_source(two_sources):
-    table = open_corpus(two_sources, ["B02"]).normalisation
+    table = open_dataset(two_sources, ["B02"]).normalisation
     assert table["first"]["B02"]["mean"] != table["second"]["B02"]["mean"]
 
 
@@ -77,13 +78,13 @@ def test_normalisation_belongs_to_the_source(two_sources):
 def test_what_does_not_fit_is_refused_in_one_line(two_sources, change, message):
     arguments = {"shards": two_sources, "bands": L2A_BANDS, **change}
     with pytest.raises(ValueError, match=message) as caught:
-        open_corpus(**arguments)
+        open_dataset(**arguments)
     assert "\n" not in str(caught.value)
 
 
 def test_sources_of_different_grids_or_of_one_name_are_not_mixed(two_sources, tmp_path):
     other = packed_arrays(tmp_path / "c", 10, size_px=24, source="third")
     with pytest.raises(ValueError, match="first and third differ in bands or patch size"):
-        open_corpus([two_sources[0], str(other)], L2A_BANDS)
+        open_dataset([two_sources[0], str(other)], L2A_BANDS)
     with pytest.raises(ValueError, match="source 'first' is given 2 times"):
-        open_corpus([two_sources[0], two_sources[0]], L2A_BANDS)
+        open_dataset([two_sources[0], two_sources[0]], L2A_BANDS)

@@ -5,14 +5,14 @@ import time
 
 from ranks import CPU
 
-from simclr.distributed import open_world
+from simclr.distributed import distributed_context
 from simclr.trainer import beat
 
 
 def test_a_heartbeat_names_rank_step_and_time(tmp_path):
-    with open_world(CPU) as world:
+    with distributed_context(CPU) as context:
         for step in (3, 4):
-            beat(tmp_path, world, step)
+            beat(tmp_path, context, step)
     files = list((tmp_path / "heartbeats").iterdir())
     assert [path.name for path in files] == ["rank-0000.json"]
     record = json.loads(files[0].read_text())

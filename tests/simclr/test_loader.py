@@ -6,45 +6,51 @@ import torch
 from make_data import packed_arrays
 
 from preprocess.bands import L2A_BANDS
-from simclr.data.dataset import open_corpus
+from simclr.data.dataset import open_dataset
 from simclr.data.loader import Loader, sequential_batches, training_batches
-from simclr.data.sampler import Order
+from simclr.data.sampler import DeterministicBatchSampler
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def dataset(tmp_path_factory):
     folder = packed_arrays(tmp_path_factory.mktemp("shards"), 50, num_shards=4)
-    return open_corpus([str(folder)], L2A_BANDS)
+    return open_dataset([str(folder)], L2A_BANDS)
 
 
-def pixels_of(corpus, sample):
-    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in corpus.groups}
-    corpus.read_into(np.array([sample]), buffers, np.array([0]))
+def pixels_of(dataset, sample):
+    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in dataset.groups}
+    dataset.read_into(np.array([sample]), buffers, np.array([0]))
     return {name: buffer[0] for name, buffer in buffers.items()}
 
 
 @pytest.mark.parametrize(("threads", "slots"), [(1, 2), (3, 2), (2, 5)])
-def test_batches_hold_the_planned_samples_in_the_planned_order(corpus, threads, slots):
-    order = Order(50, 8, seed=0)
+def test_batches_hold_the_planned_samples_in_the_planned_order(dataset, threads, slots):
+    sampler = DeterministicBatchSampler(50, 8, seed=0)
     loader = training_batches(
-        corpus, order, start_step=4, num_steps=11, device=CPU, num_threads=threads, num_slots=slots
+        dataset,
+        sampler,
+        start_step=4,
+        num_steps=11,
+        device=CPU,
+        num_threads=threads,
+        num_slots=slots,
     )
     steps = 0
     for step, batch in enumerate(loader, start=4):
-        planned = order.samples(step)
-        assert np.array_equal(batch.sample_id.numpy(), corpus.sample_id[planned])
+        planned = sampler.samples(step)
+        assert np.array_equal(batch.sample_id.numpy(), dataset.sample_id[planned])
         for position, sample in enumerate(planned):
-            for name, expected in pixels_of(corpus, int(sample)).items():
+            for name, expected in pixels_of(dataset, int(sample)).items():
                 assert np.array_equal(batch.groups[name][position].numpy(), expected)
         steps += 1
     assert steps == 7
     assert loader.wait_s >= 0
 
 
-def test_a_batch_stays_as_it_is_until_the_next_one_is_asked_for(corpus):
-    loader = iter(sequential_batches(corpus, 8, CPU))
+def test_a_batch_stays_as_it_is_until_the_next_one_is_asked_for(dataset):
+    loader = iter(sequential_batches(dataset, 8, CPU))
     batch = next(loader)
     before = {name: tensor.clone() for name, tensor in batch.groups.items()}
     torch.manual_seed(0)
@@ -53,15 +59,15 @@ def test_a_batch_stays_as_it_is_until_the_next_one_is_asked_for(corpus):
     assert all(torch.equal(batch.groups[name], before[name]) for name in before)
 
 
-def test_sequential_batches_read_every_sample_once(corpus):
-    batches = [batch.sample_id.clone() for batch in sequential_batches(corpus, 16, CPU)]
+def test_sequential_batches_read_every_sample_once(dataset):
+    batches = [batch.sample_id.clone() for batch in sequential_batches(dataset, 16, CPU)]
     assert [len(batch) for batch in batches] == [16, 16, 16, 2]
     assert torch.equal(torch.cat(batches), torch.arange(50))
 
 
-def test_an_error_in_a_thread_reaches_the_consumer(corpus):
+def test_an_error_in_a_thread_reaches_the_consumer(dataset):
     loader = Loader(
-        corpus,
+        dataset,
         lambda number: np.array([0, 1, 10**6]),
         num_batches=2,
         batch_size=3,
@@ -74,18 +80,18 @@ def test_an_error_in_a_thread_reaches_the_consumer(corpus):
 def test_a_truncated_shard_is_an_error_that_names_it(tmp_path):
     folder = packed_arrays(tmp_path, 20, num_shards=1)
     shard = next(folder.glob("shard-*.h5"))
-    corpus = open_corpus([str(folder)], L2A_BANDS)
+    dataset = open_dataset([str(folder)], L2A_BANDS)
     with shard.open("r+b") as file:
         file.truncate(4096)
     with pytest.raises(OSError, match=r"shard-00000.h5 ends .*: truncated"):
-        list(sequential_batches(corpus, 8, CPU))
+        list(sequential_batches(dataset, 8, CPU))
 
 
-def test_leaving_early_ends_the_threads(corpus):
+def test_leaving_early_ends_the_threads(dataset):
     import threading
 
     before = set(threading.enumerate())  # a run that failed in another test may still have some
-    for _ in sequential_batches(corpus, 4, CPU):
+    for _ in sequential_batches(dataset, 4, CPU):
         break
     left = set(threading.enumerate()) - before
     assert not [thread for thread in left if thread.name.startswith("loader")]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simclr.data.sampler import Order, permute, shares
+from simclr.data.sampler import DeterministicBatchSampler, permute, shares
 
 
 @settings(max_examples=60, deadline=None)
@@ -21,7 +21,7 @@ def test_order_is_a_bijection_at_the_size_of_bigearthnet(num):
     assert np.array_equal(np.bincount(samples, minlength=num), np.ones(num, np.int64))
 
 
-def test_neighbours_in_order_are_strangers_in_the_corpus():
+def test_neighbours_in_order_are_strangers_in_the_dataset():
     samples = permute(np.arange(100_000), 100_000, 0, 0)
     assert abs(np.corrcoef(samples[:-1], samples[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(samples, np.arange(100_000))[0, 1]) < 0.02
@@ -34,34 +34,39 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8])
 def test_a_global_batch_is_the_same_for_any_number_of_ranks(ranks):
-    whole = Order(1000, 96, seed=4)
+    whole = DeterministicBatchSampler(1000, 96, seed=4)
     for step in (0, 9, 10, 57):
-        parts = [Order(1000, 96, 4, rank, ranks).samples(step) for rank in range(ranks)]
+        parts = [
+            DeterministicBatchSampler(1000, 96, 4, rank, ranks).samples(step)
+            for rank in range(ranks)
+        ]
         assert np.array_equal(np.concatenate(parts), whole.samples(step))
 
 
 def test_each_sample_comes_at_most_once_an_epoch():
-    order = Order(1000, 96, seed=4)
-    assert order.steps_per_epoch == 10
+    sampler = DeterministicBatchSampler(1000, 96, seed=4)
+    assert sampler.steps_per_epoch == 10
     for epoch in range(3):
         steps = range(epoch * 10, epoch * 10 + 10)
-        seen = np.concatenate([order.samples(step) for step in steps])
+        seen = np.concatenate([sampler.samples(step) for step in steps])
         assert len(np.unique(seen)) == 960
-        assert {order.epoch(step) for step in steps} == {epoch}
+        assert {sampler.epoch(step) for step in steps} == {epoch}
 
 
 def test_a_batch_that_does_not_divide_names_the_ones_that_do():
     with pytest.raises(ValueError, match="is 100 but 8 ranks need a multiple of 8; use 96 or 104"):
-        Order(1000, 100, seed=0, world_size=8)
+        DeterministicBatchSampler(1000, 100, seed=0, world_size=8)
 
 
-def test_a_batch_larger_than_the_corpus_is_refused():
+def test_a_batch_larger_than_the_dataset_is_refused():
     with pytest.raises(ValueError, match="is 64 but the selected shards hold 20 patches"):
-        Order(20, 64, seed=0)
+        DeterministicBatchSampler(20, 64, seed=0)
 
 
 def mixed(weights, sizes=(30, 60, 10), batch=10, **place):
-    return Order(sum(sizes), batch, 3, sizes=sizes, draws=shares(sizes, weights), **place)
+    return DeterministicBatchSampler(
+        sum(sizes), batch, 3, sizes=sizes, draws=shares(sizes, weights), **place
+    )
 
 
 def source_of(samples, sizes=(30, 60, 10)):
@@ -69,15 +74,15 @@ def source_of(samples, sizes=(30, 60, 10)):
 
 
 def test_mixed_sources_fill_an_epoch_by_their_weights():
-    order = mixed([2, 1, 1])
+    sampler = mixed([2, 1, 1])
     for epoch in range(3):
-        drawn = np.concatenate([order.samples(10 * epoch + step) for step in range(10)])
+        drawn = np.concatenate([sampler.samples(10 * epoch + step) for step in range(10)])
         assert np.bincount(source_of(drawn)).tolist() == [50, 25, 25]
 
 
 def test_no_sample_of_a_mixed_source_comes_again_before_all_of_its_others():
-    order = mixed([2, 1, 1])
-    plans = [order.plan(step) for step in range(120)]
+    sampler = mixed([2, 1, 1])
+    plans = [sampler.plan(step) for step in range(120)]
     samples, passes = (np.concatenate(part) for part in zip(*plans, strict=True))
     for source, size in enumerate((30, 60, 10)):
         mine = source_of(samples) == source
@@ -88,8 +93,8 @@ def test_no_sample_of_a_mixed_source_comes_again_before_all_of_its_others():
 
 
 def test_the_same_sample_in_one_epoch_is_told_apart_by_its_pass():
-    order = mixed([8, 1, 1])
-    plans = [order.plan(step) for step in range(10)]
+    sampler = mixed([8, 1, 1])
+    plans = [sampler.plan(step) for step in range(10)]
     pairs = [(s, n) for samples, passes in plans for s, n in zip(*(samples, passes), strict=True)]
     assert len({sample for sample, _ in pairs}) < len(pairs) == len(set(pairs))
 

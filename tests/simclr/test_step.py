@@ -21,9 +21,9 @@ from simclr.config import (
     Precision,
     Variant,
 )
-from simclr.distributed import open_world
+from simclr.distributed import distributed_context
 from simclr.step import train_step
-from simclr.trainer import Run
+from simclr.trainer import Trainer
 
 # What must know a value on the host: item, bool, nonzero, and indexing by a mask, which counts it.
 WAITING = {
@@ -65,10 +65,10 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def started(shards, tmp_path):
     """Return a function from changed settings to a run of one rank that is ready to step."""
-    with open_world(CPU) as world:
+    with distributed_context(CPU) as context:
 
         def start(**changes):
-            run = Run(small_run(shards, tmp_path / "run", **changes), world, ())
+            run = Trainer(small_run(shards, tmp_path / "run", **changes), context, ())
             run.resume()
             return run
 

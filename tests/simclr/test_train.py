@@ -28,7 +28,7 @@ from simclr.config import (
     Positives,
     TrainConfig,
 )
-from simclr.data.dataset import open_corpus
+from simclr.data.dataset import open_dataset
 from simclr.monitoring.metrics import read_metrics
 from simclr.preemption import Preempted
 from simclr.train import train
@@ -216,7 +216,7 @@ def test_the_pretrained_encoder_comes_with_its_origin(shards, unbroken):
     pretrained = load_pretrained(unbroken, torch.device("cpu"))
     assert pretrained.step == STEPS
     assert pretrained.view_size_px == 12
-    assert pretrained.corpus["simulated"] is True
+    assert pretrained.dataset["simulated"] is True
     assert pretrained.config == small_run(shards, unbroken)
     assert not pretrained.encoder.training
     assert set(pretrained.normalisation["arrays"]["B8A"]) == {"mean", "std"}
@@ -241,11 +241,11 @@ def test_a_checkpoint_from_before_a_setting_existed_is_gone_on_with(shards, unbr
     manifest = read_checkpoint_manifest(newest_valid(unbroken))
     data = {key: value for key, value in manifest.config["data"].items() if key != "positives"}
     older = replace(manifest, config={**manifest.config, "data": data}, config_hash="0" * 16)
-    corpus = open_corpus([str(shards)], L2A_BANDS)
-    refuse_other_run(small_run(shards, unbroken), corpus, older)
+    dataset = open_dataset([str(shards)], L2A_BANDS)
+    refuse_other_run(small_run(shards, unbroken), dataset, older)
     seasonal = DataConfig(global_batch_size=8, splits=["train"], positives=Positives.season)
     with pytest.raises(ValueError, match="positives: same, now season"):
-        refuse_other_run(small_run(shards, unbroken, data=seasonal), corpus, older)
+        refuse_other_run(small_run(shards, unbroken, data=seasonal), dataset, older)
 
 
 def test_a_run_folder_of_other_shards_is_refused(unbroken, tmp_path):

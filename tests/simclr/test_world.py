@@ -4,7 +4,7 @@ import pytest
 from rank_jobs import agreed_value
 from ranks import CPU, run_ranks
 
-from simclr.distributed import Launch, launch_from_environment, open_world
+from simclr.distributed import Rendezvous, distributed_context, rendezvous_from_environment
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
@@ -20,22 +20,22 @@ def bare_environment(monkeypatch):
 
 
 def test_without_a_launcher_the_world_is_this_process(bare_environment):
-    assert launch_from_environment() == Launch()
-    with open_world(CPU) as world:
-        assert (world.rank, world.size, world.is_main) == (0, 1, True)
-        assert world.agree(5) == 5
+    assert rendezvous_from_environment() == Rendezvous()
+    with distributed_context(CPU) as context:
+        assert (context.rank, context.size, context.is_main) == (0, 1, True)
+        assert context.all_reduce_max(5) == 5
 
 
 def test_torchruns_variables_are_understood(bare_environment):
     for name, value in TORCHRUN.items():
         bare_environment.setenv(name, value)
-    assert launch_from_environment() == Launch(3, 1, 8, 2, "env://")
+    assert rendezvous_from_environment() == Rendezvous(3, 1, 8, 2, "env://")
 
 
 def test_half_a_launch_is_refused_instead_of_training_alone(bare_environment):
     bare_environment.setenv("RANK", "0")
     with pytest.raises(ValueError, match="RANK set but WORLD_SIZE, LOCAL_RANK"):
-        launch_from_environment()
+        rendezvous_from_environment()
 
 
 def test_all_ranks_agree_on_the_largest_value(tmp_path):

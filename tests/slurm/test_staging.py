@@ -26,4 +26,4 @@ def test_each_node_reads_its_own_copy_and_the_weights_are_the_same(
     told = json.loads(manifest.read_text())
     assert told["config"]["shards"] == [str(shards)]
     (before,) = (unbroken.folder / "checkpoints").glob("step-*/manifest.json")
-    assert told["corpus"] == json.loads(before.read_text())["corpus"]
+    assert told["dataset"] == json.loads(before.read_text())["dataset"]

@@ -14,7 +14,7 @@ from simclr.augment.parameters import ViewParameters, draw
 from simclr.augment.photometric import noise_table, noise_windows
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig
-from simclr.data.dataset import Corpus, open_corpus
+from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, sequential_batches
 
 CPU = torch.device("cpu")
@@ -27,32 +27,34 @@ def table() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Corpus:
+def dataset(tmp_path_factory) -> ShardDataset:
     # One grid: on several, noise at first is noise of coarser pixels, which no picture shows.
     folder = tmp_path_factory.mktemp("packed")
     bands = ["B02", "B03", "B8A"]
-    return open_corpus(
+    return open_dataset(
         [str(packed_arrays(folder, 8, size_px=SIDE, bands=bands, native=False))], bands
     )
 
 
 @pytest.fixture(scope="module")
-def batch(corpus) -> Batch:
-    return next(iter(sequential_batches(corpus, NUM, CPU)))
+def batch(dataset) -> Batch:
+    return next(iter(sequential_batches(dataset, NUM, CPU)))
 
 
-def drawn(corpus: Corpus, batch: Batch, config: AugmentConfig) -> ViewParameters:
+def drawn(dataset: ShardDataset, batch: Batch, config: AugmentConfig) -> ViewParameters:
     ids = batch.sample_id
-    return draw(preset_of(config), SEED, 0, ids, torch.zeros_like(ids), len(corpus.bands))
+    return draw(preset_of(config), SEED, 0, ids, torch.zeros_like(ids), len(dataset.bands))
 
 
 class OneByOne:
     """The nine operations on one picture (C, S, S), in float64, by numpy and scipy."""
 
-    def __init__(self, corpus: Corpus, parameters: ViewParameters, number: int, order: list[str]):
+    def __init__(
+        self, dataset: ShardDataset, parameters: ViewParameters, number: int, order: list[str]
+    ):
         self.p, self.number, self.order = parameters, number, order
-        scale = corpus.normalisation[corpus.sources[0]]
-        level = [scale[band]["mean"] / scale[band]["std"] for band in corpus.bands]
+        scale = dataset.normalisation[dataset.sources[0]]
+        level = [scale[band]["mean"] / scale[band]["std"] for band in dataset.bands]
         self.level = np.array(level)[:, None, None]
 
     def apply(self, picture: np.ndarray) -> np.ndarray:
@@ -122,22 +124,22 @@ PAIRS = [pair for pair in permutations(NINE, 2) if set(pair) != {"shift", "zoom"
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
-def test_a_view_equals_its_operations_one_by_one(corpus, batch, pair):
+def test_a_view_equals_its_operations_one_by_one(dataset, batch, pair):
     config = AugmentConfig(preset="list", operations=list(pair))
-    maker = ViewMaker(corpus, config, SEED, CPU)
-    parameters = drawn(corpus, batch, config)
+    maker = ViewMaker(dataset, config, SEED, CPU)
+    parameters = drawn(dataset, batch, config)
     views = maker.apply(batch, parameters, maker.preset).double().numpy()
-    plain = maker.plain(batch).double().numpy()
+    plain = maker.eval_views(batch).double().numpy()
     for number in range(NUM):
-        expected = OneByOne(corpus, parameters, number, list(pair)).apply(plain[number])
+        expected = OneByOne(dataset, parameters, number, list(pair)).apply(plain[number])
         np.testing.assert_allclose(views[number], expected, rtol=0, atol=2e-4)
     assert abs(views - plain).max() > 1e-3
 
 
-def test_a_drawn_couplet_is_one_of_its_two_orders(corpus, batch):
+def test_a_drawn_couplet_is_one_of_its_two_orders(dataset, batch):
     def views(config: AugmentConfig) -> torch.Tensor:
-        maker = ViewMaker(corpus, config, SEED, CPU)
-        return maker.two_views(batch, epoch=0)
+        maker = ViewMaker(dataset, config, SEED, CPU)
+        return maker.training_views(batch, epoch=0)
 
     either = views(AugmentConfig(preset="couplets", couplets=["zoom+contrast"]))
     forth = views(AugmentConfig(preset="list", operations=["zoom", "contrast"]))

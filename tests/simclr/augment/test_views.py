@@ -11,7 +11,7 @@ from preprocess.bands import L2A_BANDS
 from simclr.augment import parallel as lists
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig, Rotation
-from simclr.data.dataset import open_corpus
+from simclr.data.dataset import open_dataset
 from simclr.data.loader import Batch, sequential_batches
 
 CPU = torch.device("cpu")
@@ -35,13 +35,13 @@ def shards(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def corpus(shards):
-    return open_corpus(shards, L2A_BANDS)
+def dataset(shards):
+    return open_dataset(shards, L2A_BANDS)
 
 
 @pytest.fixture(scope="module")
-def batch(corpus):
-    return next(iter(sequential_batches(corpus, 32, CPU)))
+def batch(dataset):
+    return next(iter(sequential_batches(dataset, 32, CPU)))
 
 
 # What CUDA's kernels do with unsigned integers of more than eight bits: copies and views.
@@ -68,12 +68,12 @@ def part(batch: Batch, rows: torch.Tensor) -> Batch:
     return Batch(groups, batch.source[rows], batch.sample_id[rows], batch.epoch[rows])
 
 
-def test_plain_views_are_z_scores_of_each_samples_own_source(corpus, batch):
-    views = ViewMaker(corpus, AugmentConfig(), 0, CPU).plain(batch)
+def test_plain_views_are_z_scores_of_each_samples_own_source(dataset, batch):
+    views = ViewMaker(dataset, AugmentConfig(), 0, CPU).eval_views(batch)
     assert views.shape == (32, 12, 12, 12)
     for name in ("first", "second"):
-        rows = batch.source == corpus.sources.index(name)
-        table = corpus.normalisation[name]["B03"]
+        rows = batch.source == dataset.sources.index(name)
+        table = dataset.normalisation[name]["B03"]
         stored = torch.from_numpy(batch.groups["b10"].numpy().astype(np.float32))[rows, 1]
         channel = views[rows, L2A_BANDS.index("B03")]
         torch.testing.assert_close(channel, (stored - table["mean"]) / table["std"])
@@ -81,11 +81,11 @@ def test_plain_views_are_z_scores_of_each_samples_own_source(corpus, batch):
 
 
 def test_channels_follow_the_order_of_the_bands(shards, batch):
-    forth = ViewMaker(open_corpus(shards, L2A_BANDS), AugmentConfig(), 0, CPU)
+    forth = ViewMaker(open_dataset(shards, L2A_BANDS), AugmentConfig(), 0, CPU)
     bands = ["B12", "B02", "B01", "B08"]
-    back = ViewMaker(open_corpus(shards, bands), AugmentConfig(), 0, CPU)
-    expected = forth.plain(batch)[:, [L2A_BANDS.index(band) for band in bands]]
-    torch.testing.assert_close(back.plain(batch), expected)
+    back = ViewMaker(open_dataset(shards, bands), AugmentConfig(), 0, CPU)
+    expected = forth.eval_views(batch)[:, [L2A_BANDS.index(band) for band in bands]]
+    torch.testing.assert_close(back.eval_views(batch), expected)
 
 
 def test_the_guard_refuses_what_cuda_would():
@@ -97,59 +97,59 @@ def test_the_guard_refuses_what_cuda_would():
 @pytest.mark.parametrize("bands", [list(L2A_BANDS), ["B12", "B02", "B01", "B08"]])
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_no_view_needs_integers_that_cuda_does_not_know(shards, batch, bands):
-    maker = ViewMaker(open_corpus(shards, bands), AugmentConfig(preset="all"), 0, CPU)
-    expected = maker.two_views(batch, epoch=0), maker.plain(batch)
+    maker = ViewMaker(open_dataset(shards, bands), AugmentConfig(preset="all"), 0, CPU)
+    expected = maker.training_views(batch, epoch=0), maker.eval_views(batch)
     with AsOnCuda():
-        views = maker.two_views(batch, epoch=0), maker.plain(batch)
+        views = maker.training_views(batch, epoch=0), maker.eval_views(batch)
     assert all(torch.equal(a, b) for a, b in zip(views, expected, strict=True))
 
 
 def test_values_beyond_half_the_range_stay_positive(shards, batch):
     bright = part(batch, torch.arange(2))
     bright.groups["b10"].view(torch.int16)[...] = -5536  # the bits of 60,000
-    maker = ViewMaker(open_corpus(shards, ["B08", "B02"]), AugmentConfig(), 0, CPU)
-    assert (maker.plain(bright) > 0).all()
+    maker = ViewMaker(open_dataset(shards, ["B08", "B02"]), AugmentConfig(), 0, CPU)
+    assert (maker.eval_views(bright) > 0).all()
 
 
-def test_nodata_becomes_the_mean(corpus, batch):
+def test_nodata_becomes_the_mean(dataset, batch):
     emptied = part(batch, torch.arange(1))
     emptied.groups["b10"].view(torch.int16)[0, 0, 3, 4] = 0
-    views = ViewMaker(corpus, AugmentConfig(), 0, CPU).plain(emptied)
+    views = ViewMaker(dataset, AugmentConfig(), 0, CPU).eval_views(emptied)
     assert views[0, L2A_BANDS.index("B02"), 3, 4] == 0
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_sample_gets_the_same_views_in_any_batch(corpus, batch, preset):
-    maker = ViewMaker(corpus, AugmentConfig(preset=preset), 3, CPU)
-    together = maker.two_views(batch, epoch=2)
+def test_a_sample_gets_the_same_views_in_any_batch(dataset, batch, preset):
+    maker = ViewMaker(dataset, AugmentConfig(preset=preset), 3, CPU)
+    together = maker.training_views(batch, epoch=2)
     rows = torch.tensor([30, 4, 17])
-    alone = maker.two_views(part(batch, rows), epoch=2)
+    alone = maker.training_views(part(batch, rows), epoch=2)
     both = torch.cat([rows, rows + 32])
     torch.testing.assert_close(alone, together[both], rtol=1e-5, atol=1e-5)
 
 
-def test_views_are_the_same_to_the_last_bit_on_any_number_of_threads(corpus, batch):
-    maker = ViewMaker(corpus, AugmentConfig(), 3, CPU)
+def test_views_are_the_same_to_the_last_bit_on_any_number_of_threads(dataset, batch):
+    maker = ViewMaker(dataset, AugmentConfig(), 3, CPU)
     before, made = torch.get_num_threads(), []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        made.append(maker.two_views(batch, epoch=1))
+        made.append(maker.training_views(batch, epoch=1))
         assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
     assert all(torch.equal(views, made[0]) for views in made[1:])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_gpu_that_cannot_list_views_makes_the_same_ones(corpus, batch, preset, monkeypatch):
-    maker = ViewMaker(corpus, AugmentConfig(preset=preset), 3, CPU)
-    listed = maker.two_views(batch, epoch=1)
+def test_a_gpu_that_cannot_list_views_makes_the_same_ones(dataset, batch, preset, monkeypatch):
+    maker = ViewMaker(dataset, AugmentConfig(preset=preset), 3, CPU)
+    listed = maker.training_views(batch, epoch=1)
     monkeypatch.setattr(lists, "is_free", lambda device: False)
-    torch.testing.assert_close(maker.two_views(batch, epoch=1), listed, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(maker.training_views(batch, epoch=1), listed, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_views_are_finite_distinct_and_channels_last(corpus, batch, preset):
-    views = ViewMaker(corpus, AugmentConfig(preset=preset), 0, CPU).two_views(batch, epoch=0)
+def test_views_are_finite_distinct_and_channels_last(dataset, batch, preset):
+    views = ViewMaker(dataset, AugmentConfig(preset=preset), 0, CPU).training_views(batch, epoch=0)
     assert views.shape == (64, 12, 12, 12)
     assert torch.isfinite(views).all()
     assert views.is_contiguous(memory_format=torch.channels_last)
@@ -159,14 +159,16 @@ def test_views_are_finite_distinct_and_channels_last(corpus, batch, preset):
     assert same.all() if preset == "none" else same.float().mean() < 0.1
 
 
-def test_the_view_may_be_larger_than_the_patch(corpus, batch):
-    views = ViewMaker(corpus, AugmentConfig(view_size_px=32), 0, CPU).two_views(batch, epoch=0)
+def test_the_view_may_be_larger_than_the_patch(dataset, batch):
+    views = ViewMaker(dataset, AugmentConfig(view_size_px=32), 0, CPU).training_views(
+        batch, epoch=0
+    )
     assert views.shape[-2:] == (32, 32)
 
 
-def test_free_rotation_and_dropped_bands_give_finite_views(corpus, batch):
+def test_free_rotation_and_dropped_bands_give_finite_views(dataset, batch):
     config = AugmentConfig(preset="all", rotation=Rotation.free, band_drop=0.3)
-    views = ViewMaker(corpus, config, 0, CPU).two_views(batch, epoch=0)
+    views = ViewMaker(dataset, config, 0, CPU).training_views(batch, epoch=0)
     assert torch.isfinite(views).all()
     blank = (views == 0).all(3).all(2)
     assert 0.2 < blank.float().mean() < 0.4

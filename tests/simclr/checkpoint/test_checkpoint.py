@@ -20,13 +20,13 @@ from simclr.checkpoint.manager import (
 from simclr.checkpoint.manifest import CheckpointManifest, folder_name, verify
 from simclr.config import CheckpointConfig, TrainConfig
 from simclr.config_io import config_hash, to_plain
-from simclr.distributed import open_world
+from simclr.distributed import distributed_context
 from simclr.preemption import Supervisor, Unsupervised
 
 
 @pytest.fixture
-def world():
-    with open_world(CPU) as alone:
+def context():
+    with distributed_context(CPU) as alone:
         yield alone
 
 
@@ -34,20 +34,20 @@ def about(step: int) -> CheckpointManifest:
     config = TrainConfig()
     return CheckpointManifest(
         step=step, num_steps=100, world_size=1, config=to_plain(config),
-        config_hash=config_hash(config), corpus={}, torch=torch.__version__, files={},
+        config_hash=config_hash(config), dataset={}, torch=torch.__version__, files={},
     )  # fmt: skip
 
 
-def save(run_dir, world, step: int, keep: int = 3, supervisor: Supervisor | None = None):
+def save(run_dir, context, step: int, keep: int = 3, supervisor: Supervisor | None = None):
     state = {"encoder": {"weight": torch.full((100, 100), float(step))}, "step": step}
-    saver = Saver(run_dir, world, CheckpointConfig(keep=keep), supervisor or Unsupervised())
+    saver = Saver(run_dir, context, CheckpointConfig(keep=keep), supervisor or Unsupervised())
     return saver.save(state, {"steps": step}, about(step))
 
 
 @pytest.fixture
-def run_dir(tmp_path, world):
+def run_dir(tmp_path, context):
     for step in (10, 20, 30):
-        save(tmp_path, world, step)
+        save(tmp_path, context, step)
     return tmp_path
 
 
@@ -60,10 +60,10 @@ def test_the_newest_is_found_and_latest_points_to_it(run_dir):
     assert (run_dir / "checkpoints" / "latest").read_text() == "step-000000030\n"
 
 
-def test_old_ones_are_pruned_and_two_always_stay(run_dir, world):
-    save(run_dir, world, 40, keep=2)
+def test_old_ones_are_pruned_and_two_always_stay(run_dir, context):
+    save(run_dir, context, 40, keep=2)
     assert names(run_dir) == ["latest", "step-000000030", "step-000000040"]
-    save(run_dir, world, 50, keep=2)
+    save(run_dir, context, 50, keep=2)
     assert names(run_dir) == ["latest", "step-000000040", "step-000000050"]
 
 
@@ -122,19 +122,19 @@ class Killed(BaseException):
      "simclr.checkpoint.manager.prune"],
 )  # fmt: skip
 def test_a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint(
-    run_dir, world, point, monkeypatch
+    run_dir, context, point, monkeypatch
 ):
     def die(*args, **kwargs):
         raise Killed
 
     monkeypatch.setattr(point, die)
     with pytest.raises(Killed):
-        save(run_dir, world, 40)
+        save(run_dir, context, 40)
     monkeypatch.undo()
     published = point.rsplit(".", 1)[1] in ("write_text", "prune")
     assert newest_valid(run_dir).name == folder_name(40 if published else 30)
-    agreed_checkpoint(run_dir, world)  # as the next attempt does
-    save(run_dir, world, 50)
+    agreed_checkpoint(run_dir, context)  # as the next attempt does
+    save(run_dir, context, 50)
     assert newest_valid(run_dir).name == folder_name(50)
     assert not [name for name in names(run_dir) if name.startswith(".")]
 
@@ -146,9 +146,9 @@ class TakenOver(Unsupervised):
         raise RuntimeError("attempt 2 has taken over")
 
 
-def test_a_former_attempt_that_still_lives_publishes_nothing(run_dir, world):
+def test_a_former_attempt_that_still_lives_publishes_nothing(run_dir, context):
     with pytest.raises(CheckpointError, match=r"step 40 could not be saved .* has taken over"):
-        save(run_dir, world, 40, supervisor=TakenOver())
+        save(run_dir, context, 40, supervisor=TakenOver())
     assert newest_valid(run_dir).name == folder_name(30)
     assert not [name for name in names(run_dir) if name.startswith(".") or "40" in name]
 
@@ -156,31 +156,31 @@ def test_a_former_attempt_that_still_lives_publishes_nothing(run_dir, world):
 class SweptWhileAsking(Unsupervised):
     """A former attempt is let through just before its successor picks a checkpoint."""
 
-    def __init__(self, run_dir, world) -> None:
-        self.run_dir, self.world = run_dir, world
+    def __init__(self, run_dir, context) -> None:
+        self.run_dir, self.context = run_dir, context
 
     def may_publish(self) -> None:
-        self.picked = agreed_checkpoint(self.run_dir, self.world)
+        self.picked = agreed_checkpoint(self.run_dir, self.context)
 
 
-def test_no_order_of_two_attempts_lets_the_former_publish_behind_the_choice(run_dir, world):
-    successor = SweptWhileAsking(run_dir, world)
+def test_no_order_of_two_attempts_lets_the_former_publish_behind_the_choice(run_dir, context):
+    successor = SweptWhileAsking(run_dir, context)
     with pytest.raises(CheckpointError, match="No such file"):
-        save(run_dir, world, 40, supervisor=successor)
+        save(run_dir, context, 40, supervisor=successor)
     assert successor.picked.name == folder_name(30) == newest_valid(run_dir).name
 
 
-def test_a_pinned_checkpoint_outlives_newer_ones(run_dir, world):
+def test_a_pinned_checkpoint_outlives_newer_ones(run_dir, context):
     retention.pin(run_dir, 10, 0.8, "k-NN")
     for step in (40, 50):
-        save(run_dir, world, step, keep=2)
+        save(run_dir, context, step, keep=2)
     folders = [name for name in names(run_dir) if name.startswith("step")]
     assert folders == [folder_name(step) for step in (10, 40, 50)]
     assert retention.best(run_dir) == retention.Best(10, 0.8, "k-NN")
 
 
-def test_a_save_beside_the_loop_keeps_the_state_of_its_step(tmp_path, world):
-    saver = Saver(tmp_path, world, CheckpointConfig(asynchronous=True), Unsupervised())
+def test_a_save_beside_the_loop_keeps_the_state_of_its_step(tmp_path, context):
+    saver = Saver(tmp_path, context, CheckpointConfig(asynchronous=True), Unsupervised())
     weight = torch.full((500, 500), 1.0)
     folder = saver.save({"weight": weight}, {}, about(1))
     weight.fill_(2.0)  # the next step
@@ -188,9 +188,9 @@ def test_a_save_beside_the_loop_keeps_the_state_of_its_step(tmp_path, world):
     assert torch.load(folder / "state.pt", weights_only=True)["weight"].unique() == 1.0
 
 
-def test_a_failure_beside_the_loop_is_raised_by_the_next_wait(tmp_path, world):
+def test_a_failure_beside_the_loop_is_raised_by_the_next_wait(tmp_path, context):
     (tmp_path / "checkpoints").write_text("no folder")
-    saver = Saver(tmp_path, world, CheckpointConfig(asynchronous=True), Unsupervised())
+    saver = Saver(tmp_path, context, CheckpointConfig(asynchronous=True), Unsupervised())
     saver.save({}, {}, about(1))
     with pytest.raises(CheckpointError, match="step 1 could not be saved"):
         saver.wait()
@@ -221,12 +221,12 @@ def flipped(data: bytes, position: int, bit: int) -> bytes:
     return bytes(changed)
 
 
-def test_a_file_that_cannot_grow_leaves_the_older_checkpoint_and_the_reason(run_dir, world):
+def test_a_file_that_cannot_grow_leaves_the_older_checkpoint_and_the_reason(run_dir, context):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # half of the shared state
     try:
         with pytest.raises(CheckpointError, match=r"File too large; older .* are untouched"):
-            save(run_dir, world, 40)
+            save(run_dir, context, 40)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert newest_valid(run_dir).name == folder_name(30)
@@ -235,7 +235,7 @@ def test_a_file_that_cannot_grow_leaves_the_older_checkpoint_and_the_reason(run_
 # files of the rank and of all, manifest and its folder; from then on renamed: folder, pointer
 @pytest.mark.parametrize("call", range(8))
 def test_a_disk_that_fails_at_any_flush_leaves_a_valid_checkpoint(
-    run_dir, world, call, monkeypatch
+    run_dir, context, call, monkeypatch
 ):
     calls, flush = [], os.fsync
 
@@ -247,18 +247,18 @@ def test_a_disk_that_fails_at_any_flush_leaves_a_valid_checkpoint(
 
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(CheckpointError, match="Input/output error"):
-        save(run_dir, world, 40)
+        save(run_dir, context, 40)
     monkeypatch.undo()
     assert newest_valid(run_dir).name == folder_name(40 if call >= 5 else 30)
-    save(run_dir, world, 50)
+    save(run_dir, context, 50)
     assert newest_valid(run_dir).name == folder_name(50)
 
 
-def test_random_state_and_a_ranks_own_state_come_back(run_dir, world):
-    folder = save(run_dir, world, 60)
+def test_random_state_and_a_ranks_own_state_come_back(run_dir, context):
+    folder = save(run_dir, context, 60)
     expected = (random.random(), np.random.rand(), torch.rand(3))
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    assert restore_rank(folder, world) == {"steps": 60}
+    assert restore_rank(folder, context) == {"steps": 60}
     again = (random.random(), np.random.rand(), torch.rand(3))
     assert again[:2] == expected[:2]
     assert torch.equal(again[2], expected[2])

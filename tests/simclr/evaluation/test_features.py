@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from simclr.config import EncoderName, ModelConfig, Stem
-from simclr.distributed import World
+from simclr.distributed import DistributedContext
 from simclr.evaluation.baselines import random_encoder
 from simclr.evaluation.features import FeatureCache, extract_features, store_features
 
@@ -68,7 +68,7 @@ def test_one_pass_serves_all_networks():
     assert passes == [1]
 
 
-ALONE = World(0, 0, 1, torch.device("cpu"), "here")
+ALONE = DistributedContext(0, 0, 1, torch.device("cpu"), "here")
 
 
 def cached(folder, weights="a", num_samples=7):

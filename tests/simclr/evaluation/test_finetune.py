@@ -10,7 +10,7 @@ from torch import nn
 
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig, EncoderName, ModelConfig, Stem
-from simclr.data.dataset import open_corpus
+from simclr.data.dataset import open_dataset
 from simclr.evaluation.baselines import random_encoder
 from simclr.evaluation.config import FinetuneConfig, Protocol
 from simclr.evaluation.features import Patches
@@ -26,10 +26,10 @@ SHORT = FinetuneConfig(epochs=4, batch_size=8, learning_rates=[3e-3], checks=2)
 def patches(tmp_path_factory):
     """All 64 labelled patches of four classes that their band means tell apart."""
     shards = packed_arrays(tmp_path_factory.mktemp("packed") / "shards", 64, native=False)
-    corpus = open_corpus([str(shards)], BANDS)
-    task = open_task(corpus, "labels")
-    maker = ViewMaker(corpus, AugmentConfig(preset="none"), 0, CPU)
-    return Patches(corpus, maker, np.arange(64), task.truth, task.kind, CPU)
+    dataset = open_dataset([str(shards)], BANDS)
+    task = open_task(dataset, "labels")
+    maker = ViewMaker(dataset, AugmentConfig(preset="none"), 0, CPU)
+    return Patches(dataset, maker, np.arange(64), task.truth, task.kind, CPU)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.data.dataset import open_corpus
+from simclr.data.dataset import open_dataset
 from simclr.evaluation.bootstrap import choose_blocks, resamples
 from simclr.evaluation.comparison import score_trials
 from simclr.evaluation.config import EvaluateConfig
@@ -24,13 +24,13 @@ from simclr.evaluation.trials import PROBE, Trial
 @pytest.fixture
 def setting(trained_run):
     """What an evaluation of the run on its own shards fixes before anything is scored."""
-    corpus = open_corpus([str(trained_run.shards)], ["B04", "B03", "B02", "B08"])
-    task = open_task(corpus, "labels")
+    dataset = open_dataset([str(trained_run.shards)], ["B04", "B03", "B02", "B08"])
+    task = open_task(dataset, "labels")
     splits = make_splits(task, [0])
     config = EvaluateConfig(run="run", shards="shards", task="labels", seeds=[0])
     pretrained = load_pretrained(trained_run.folder, torch.device("cpu"))
     blocks = choose_blocks({}, len(splits.by_seed[0].test))
-    return Setting(config, pretrained, corpus, task, splits, blocks)
+    return Setting(config, pretrained, dataset, task, splits, blocks)
 
 
 def make_trial(setting, encoder, num_right, **choices):

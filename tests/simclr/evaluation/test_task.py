@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from make_data import packed_arrays
 
-from simclr.data.dataset import open_corpus
+from simclr.data.dataset import open_dataset
 from simclr.evaluation.task import open_task
 
 BANDS = ["B02", "B03"]
@@ -22,44 +22,44 @@ def relabel(shards, rows, value):
             file["labels/labels"][()] = labels
 
 
-def test_unlabelled_patches_leave_the_corpus_and_the_rest_stay_in_order(tmp_path):
+def test_unlabelled_patches_leave_the_dataset_and_the_rest_stay_in_order(tmp_path):
     shards = packed_arrays(tmp_path, 24, num_shards=2)
     relabel(shards, [0, 5], 255)
-    corpus = open_corpus([str(shards)], BANDS)
-    ids = corpus.index("id")
-    task = open_task(corpus, "labels")
+    dataset = open_dataset([str(shards)], BANDS)
+    ids = dataset.index("id")
+    task = open_task(dataset, "labels")
     kept = np.delete(np.arange(24), [0, 5, 12, 17])
-    np.testing.assert_array_equal(corpus.sample_id, kept)
+    np.testing.assert_array_equal(dataset.sample_id, kept)
     assert task.ids.tolist() == [f"arrays/{name}" for name in ids[kept]]
     np.testing.assert_array_equal(task.truth.argmax(axis=1), kept % 4)
     assert task.num_unlabelled == 4
 
 
 def test_two_exclusive_classes_are_asked_as_yes_or_no(tmp_path):
-    corpus = open_corpus([str(packed_arrays(tmp_path, 12, classes=("dry", "wet")))], BANDS)
-    task = open_task(corpus, "labels")
+    dataset = open_dataset([str(packed_arrays(tmp_path, 12, classes=("dry", "wet")))], BANDS)
+    task = open_task(dataset, "labels")
     assert (task.kind, task.classes) == ("binary", ("wet",))
     np.testing.assert_array_equal(task.truth[:, 0], np.arange(12) % 2 == 1)
 
 
 def test_an_unknown_task_lists_the_known_ones(tmp_path):
-    corpus = open_corpus([str(packed_arrays(tmp_path, 8))], BANDS)
+    dataset = open_dataset([str(packed_arrays(tmp_path, 8))], BANDS)
     with pytest.raises(ValueError, match="no label set 'eurosat' in these shards; they hold: labe"):
-        open_task(corpus, "eurosat")
+        open_task(dataset, "eurosat")
 
 
 def test_shards_without_any_answer_stop(tmp_path):
     shards = packed_arrays(tmp_path, 8)
     relabel(shards, slice(None), 255)
     with pytest.raises(ValueError, match="none of the 8 patches has an answer"):
-        open_task(open_corpus([str(shards)], BANDS), "labels")
+        open_task(open_dataset([str(shards)], BANDS), "labels")
 
 
 def test_a_single_class_stops_and_is_named(tmp_path):
     shards = packed_arrays(tmp_path, 8)
     relabel(shards, slice(None), [0, 1, 0, 0])
     with pytest.raises(ValueError, match="all 8 labelled patches are forest"):
-        open_task(open_corpus([str(shards)], BANDS), "labels")
+        open_task(open_dataset([str(shards)], BANDS), "labels")
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_rows_that_the_kind_forbids_stop(tmp_path, row, message):
     shards = packed_arrays(tmp_path, 8)
     relabel(shards, [1], row)
     with pytest.raises(ValueError, match=message):
-        open_task(open_corpus([str(shards)], BANDS), "labels")
+        open_task(open_dataset([str(shards)], BANDS), "labels")

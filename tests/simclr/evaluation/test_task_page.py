@@ -15,7 +15,7 @@ from preprocess.pack import pack
 from preprocess.shards.format import GroupLayout, ShardLayout
 from preprocess.shards.patch import Patch
 from preprocess.sources.geotiff import GeotiffConfig
-from simclr.data.dataset import open_corpus
+from simclr.data.dataset import open_dataset
 from simclr.evaluation.task import open_task
 
 PAGE = REPOSITORY / "docs" / "adding-a-task.md"
@@ -39,7 +39,7 @@ def packed(folder, table):
     )
     output = folder / "shards"
     pack(PackConfig(source=source, output=str(output)), progress=False)
-    return open_corpus([str(output)], BANDS, None, 1.0, 0)
+    return open_dataset([str(output)], BANDS, None, 1.0, 0)
 
 
 def test_the_table_of_the_page_is_a_task_of_several_classes(tmp_path):

@@ -53,7 +53,7 @@ def test_the_card_tells_input_origin_and_training(trained_run):
     assert card["size_px"] == 12
     assert card["unit"] == "reflectance x 10000, offset removed"
     assert list(card["normalisation"]["arrays"]) == BANDS
-    assert card["corpus"]["fingerprint"] == pretrained.corpus["fingerprint"]
+    assert card["dataset"]["fingerprint"] == pretrained.dataset["fingerprint"]
     assert (card["step"], card["augmentation"], card["stem"]) == (2, "standard", "small")
     assert card["training"]["data"]["global_batch_size"] == 8
     assert card["licence"] == "CC-BY-4.0"
@@ -136,7 +136,7 @@ def test_normalisation_is_what_training_divided_by(trained_run, tmp_path, std):
     shutil.copytree(trained_run.folder, run)
     [folder] = (run / "checkpoints").glob("step-*")
     manifest = read_checkpoint_manifest(folder)
-    manifest.corpus["normalisation"]["arrays"]["B04"]["std"] = std
+    manifest.dataset["normalisation"]["arrays"]["B04"]["std"] = std
     write_manifest(folder, manifest)
     card = build_card(load_pretrained(run, CPU), run, "MIT")
     assert card["normalisation"]["arrays"]["B04"]["std"] == max(std, 1.0)

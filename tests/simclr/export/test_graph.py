@@ -16,7 +16,7 @@ from torch import nn
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.pretrained import load_pretrained
 from simclr.config import AugmentConfig, EncoderName, ExportFormat, ModelConfig
-from simclr.data.dataset import open_corpus
+from simclr.data.dataset import open_dataset
 from simclr.data.loader import Loader
 from simclr.export import export as module
 from simclr.export.config import ExportConfig
@@ -31,17 +31,17 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def embedded(trained_run):
     """Return stored values (16, 4, 12, 12) and what training's own path makes of them."""
-    corpus = open_corpus([str(trained_run.shards)], BANDS)
-    maker = ViewMaker(corpus, AugmentConfig(preset="none"), 0, CPU)
+    dataset = open_dataset([str(trained_run.shards)], BANDS)
+    maker = ViewMaker(dataset, AugmentConfig(preset="none"), 0, CPU)
     rows = torch.arange(16).numpy()
-    (batch,) = Loader(corpus, lambda _: rows, num_batches=1, batch_size=16, device=CPU)
+    (batch,) = Loader(dataset, lambda _: rows, num_batches=1, batch_size=16, device=CPU)
     # band groups hold more than the encoder reads: its channels in its order
-    layout = corpus.groups[0]
+    layout = dataset.groups[0]
     channels = [layout.bands.index(band) for band in BANDS]
     patches = batch.groups[layout.name][:, channels].float()
     encoder = load_pretrained(trained_run.folder, CPU).encoder
     with torch.inference_mode():
-        return patches, encoder(maker.plain(batch))
+        return patches, encoder(maker.eval_views(batch))
 
 
 def run_onnx(folder, patches):

@@ -9,15 +9,15 @@ import torch
 from simclr.config import EncoderName, ModelConfig
 from simclr.monitoring.health import (
     STUCK_STEPS,
-    Alarm,
-    Skips,
+    CollapseDetector,
+    NonFiniteStepCounter,
     collapse_in_words,
     effective_ranks,
     flop_per_view,
     spread,
 )
-from simclr.monitoring.logger import Interval
-from simclr.step import Outcome
+from simclr.monitoring.logger import MetricAccumulator
+from simclr.step import StepOutput
 
 CPU = torch.device("cpu")
 
@@ -52,13 +52,13 @@ def test_mean_cosine_is_over_distinct_rows():
     assert numbers(rows)["mean_cosine"] == pytest.approx(float(expected), abs=1e-5)
 
 
-def outcome(loss: float) -> Outcome:
+def outcome(loss: float) -> StepOutput:
     norm = torch.tensor(2 * loss)
-    return Outcome(torch.tensor(loss), norm, (~norm.isfinite()).float(), torch.randn(8, 4))
+    return StepOutput(torch.tensor(loss), norm, (~norm.isfinite()).float(), torch.randn(8, 4))
 
 
 def test_an_interval_is_the_mean_over_its_steps_and_begins_anew():
-    interval = Interval(CPU, global_batch_size=4, flop_per_pair=1e12)
+    interval = MetricAccumulator(CPU, global_batch_size=4, flop_per_pair=1e12)
     for loss in (1.0, 2.0, 6.0):
         interval.add(outcome(loss))
     record = interval.close(waited_s=0.0)
@@ -69,9 +69,9 @@ def test_an_interval_is_the_mean_over_its_steps_and_begins_anew():
 
 
 def test_an_interval_goes_on_from_saved_sums():
-    first = Interval(CPU, global_batch_size=4, flop_per_pair=1e12)
+    first = MetricAccumulator(CPU, global_batch_size=4, flop_per_pair=1e12)
     first.add(outcome(1.0))
-    second = Interval(CPU, global_batch_size=4, flop_per_pair=1e12)
+    second = MetricAccumulator(CPU, global_batch_size=4, flop_per_pair=1e12)
     second.load_state(first.state())
     second.add(outcome(3.0))
     assert second.close(0.0)["loss"] == 2.0
@@ -111,7 +111,7 @@ def record(step, loss, deviation=1.0, cosine=0.0):
 
 
 def test_a_loss_stuck_at_chance_is_said_once_and_again_after_a_recovery(caplog):
-    alarm = Alarm(warmup_steps=100)
+    alarm = CollapseDetector(warmup_steps=100)
     with caplog.at_level(logging.WARNING):
         for step in range(10, 100 + STUCK_STEPS, 10):
             alarm.watch(record(step, 4.01))
@@ -127,7 +127,7 @@ def test_a_loss_stuck_at_chance_is_said_once_and_again_after_a_recovery(caplog):
 
 
 def test_a_restart_does_not_make_a_stuck_run_forget(caplog):
-    first, second = Alarm(0), Alarm(0)
+    first, second = CollapseDetector(0), CollapseDetector(0)
     first.watch(record(10, 4.0))
     second.load_state(first.state())
     with caplog.at_level(logging.WARNING):
@@ -136,12 +136,12 @@ def test_a_restart_does_not_make_a_stuck_run_forget(caplog):
 
 
 def test_skipped_steps_are_counted_and_too_many_in_a_row_end_the_run():
-    skips = Skips(CPU, limit=3)
+    skips = NonFiniteStepCounter(CPU, limit=3)
     for flag in (0.0, 1.0, 1.0, 0.0, 1.0):
         skips.count(torch.tensor(flag))
     skips.end_if_many(5)
     assert (skips.total(), skips.in_a_row()) == (3, 1)
-    other = Skips(CPU, limit=3)
+    other = NonFiniteStepCounter(CPU, limit=3)
     other.load_state(skips.state())
     other.count(torch.tensor(1.0))
     other.count(torch.tensor(1.0))
@@ -151,7 +151,7 @@ def test_skipped_steps_are_counted_and_too_many_in_a_row_end_the_run():
 
 
 def test_skipped_steps_leave_no_mark_on_the_means():
-    interval = Interval(CPU, global_batch_size=4, flop_per_pair=1e12)
+    interval = MetricAccumulator(CPU, global_batch_size=4, flop_per_pair=1e12)
     for loss in (1.0, math.nan, 3.0):
         interval.add(outcome(loss))
     seen = interval.close(waited_s=0.0)

@@ -11,8 +11,8 @@ from ranks import CPU, run_ranks
 
 from simclr.checkpoint.manager import best
 from simclr.config import MonitorConfig
-from simclr.distributed import open_world
-from simclr.monitoring.logger import Watch
+from simclr.distributed import distributed_context
+from simclr.monitoring.logger import MetricsLogger
 from simclr.monitoring.metrics import read_metrics
 from simclr.monitoring.online_probe import OnlineProbe
 from simclr.train import train
@@ -67,10 +67,10 @@ def test_ranks_share_the_probe_and_all_know_its_scores(shards, tmp_path):
 
 def test_only_training_and_validation_samples_are_read(shards, tmp_path):
     config = probed_run(shards, tmp_path / "run")
-    with open_world(CPU) as world:
-        probe = OnlineProbe(config, world)
+    with distributed_context(CPU) as context:
+        probe = OnlineProbe(config, context)
         small = replace(config, monitor=replace(config.monitor, max_samples=20))
-        fewer = OnlineProbe(small, world)
+        fewer = OnlineProbe(small, context)
     assert set(probe._task.given_splits) == {"train", "validation"}
     assert len(fewer._task.ids) == 20
     assert set(fewer._task.ids) < set(probe._task.ids)
@@ -80,8 +80,8 @@ def test_only_a_higher_score_than_all_before_is_the_best(shards, tmp_path, monke
     place = {"step": 4, "num_steps": 8, "chance_level": 4.0}
     config = probed_run(shards, tmp_path / "run")
     (tmp_path / "run").mkdir()
-    with open_world(CPU) as world:
-        watch = Watch(config, world, 12, 0, ())
+    with distributed_context(CPU) as context:
+        watch = MetricsLogger(config, context, 12, 0, ())
         monkeypatch.setattr(
             watch._interval,
             "close",
