@@ -146,7 +146,7 @@ def frozen_config(run_dir: Path) -> TrainConfig:
     try:
         return from_plain(TrainConfig, read_yaml(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise ValueError(f"{run_dir} is no run folder: it has no {CONFIG_NAME}") from None
+        raise ValueError(f"{run_dir} is not a run folder: it has no {CONFIG_NAME}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -45,8 +45,8 @@ Exit codes: 0 all is well, 1 a run needs a person, 2 wrong use."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What was asked for.
+class Options:
+    """Parsed arguments.
 
     Attributes:
         folders: runs, packings, or folders of runs.
@@ -62,8 +62,8 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What was found.
+class Records:
+    """Records of runs and packings.
 
     Attributes:
         runs: records of runs.
@@ -90,71 +90,71 @@ def main() -> None:
     if cli.HELP & set(arguments):
         cli.say(HELP)
         raise SystemExit(cli.DONE)
-    found: list[Shown] = []
+    found: list[Records] = []
     code = cli.guarded("status", lambda: found.append(show(parse(arguments))))
-    needed = any(shown.needs_person for shown in found)
+    needed = any(records.needs_person for records in found)
     raise SystemExit(code or (cli.FAILED if needed else cli.DONE))
 
 
-def parse(arguments: Sequence[str]) -> Wish:
+def parse(arguments: Sequence[str]) -> Options:
     """Return what the arguments ask for.
 
     Raises:
         ValueError: an option is unknown, or its value is.
     """
-    options = {word for word in arguments if word.startswith("-") or word == "json=true"}
-    watch = next((word for word in options if word.partition("=")[0] == "--watch"), "")
-    unknown = options - {"--json", "json=true", "--report", watch}
+    flags = {word for word in arguments if word.startswith("-") or word == "json=true"}
+    watch = next((word for word in flags if word.partition("=")[0] == "--watch"), "")
+    unknown = flags - {"--json", "json=true", "--report", watch}
     if unknown:
         raise ValueError(
             f"{min(unknown)} is not an option; choose from --json, --watch[=SECONDS], --report"
         )
-    return Wish(
+    return Options(
         # named twice, as by a wildcard beside a name, is wanted once
-        tuple(dict.fromkeys(Path(word) for word in arguments if word not in options)),
-        as_json=bool(options & {"--json", "json=true"}),
-        report="--report" in options,
+        tuple(dict.fromkeys(Path(word) for word in arguments if word not in flags)),
+        as_json=bool(flags & {"--json", "json=true"}),
+        report="--report" in flags,
         watch_s=_seconds(watch) if watch else 0.0,
     )
 
 
-def show(wish: Wish) -> Shown:
+def show(options: Options) -> Records:
     """Print the records of the named runs and packings, once or repeatedly, and return the last.
 
     Raises:
         ValueError: a folder is neither.
     """
-    poller = SlurmPoller(wish.watch_s or INTERVAL_S)
-    while wish.watch_s:
-        shown = look(wish, poller)
+    poller = SlurmPoller(options.watch_s or INTERVAL_S)
+    while options.watch_s:
+        records = look(options, poller)
         sys.stdout.write(_CLEAR if sys.stdout.isatty() else "")
-        _print(wish, shown)
-        if all(record.state == "finished" for record in shown.runs) or shown.needs_person:
-            return shown
+        _print(options, records)
+        if all(record.state == "finished" for record in records.runs) or records.needs_person:
+            return records
         time.sleep(REFRESH_S)
-    shown = look(wish, poller)
-    _print(wish, shown)
-    return shown
+    records = look(options, poller)
+    _print(options, records)
+    return records
 
 
-def look(wish: Wish, poller: SlurmPoller) -> Shown:
+def look(options: Options, poller: SlurmPoller) -> Records:
     """Return the present records.
 
     Raises:
         ValueError: a folder is neither run nor packing, nor holds runs.
     """
-    runs, packings = _sorted(wish.folders)
+    runs, packings = _find(options.folders)
     job_ids = [job for run in runs for job in jobs_of(run)]
     answer = poller.ask([*job_ids, *(job for folder in packings for job in packing_job(folder))])
     # Checksums of one checkpoint are worth reading it; those of many would keep the disk busy.
-    thorough = len(runs) == 1 and not wish.watch_s
-    return Shown(
+    thorough = len(runs) == 1 and not options.watch_s
+    return Records(
         [describe(run, answer, thorough=thorough) for run in runs],
         [describe_packing(folder, answer.jobs) for folder in packings],
     )
 
 
-def _sorted(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+def _find(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     runs: list[Path] = [] if folders else find_runs(Path("runs"))
     packings: list[Path] = []
     for folder in folders:
@@ -167,7 +167,7 @@ def _sorted(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             runs += inside
         else:
             raise ValueError(
-                f"{folder} is no run folder: it has no {CONFIG_NAME}; nor does it hold shards"
+                f"{folder} is not a run folder: it has no {CONFIG_NAME}; nor does it hold shards"
             )
     return runs, packings
 
@@ -175,21 +175,21 @@ def _sorted(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 def _seconds(option: str) -> float:
     text = option.partition("=")[2] or str(INTERVAL_S)
     if not text.replace(".", "", 1).isdigit() or float(text) < 10:
-        raise ValueError(f"{option} is no interval; give seconds, 10 or more: --watch=60")
+        raise ValueError(f"{option} is not an interval; give seconds, 10 or more: --watch=60")
     return float(text)
 
 
-def _print(wish: Wish, shown: Shown) -> None:
-    if wish.report:
+def _print(options: Options, records: Records) -> None:
+    if options.report:
         # Here, since matplotlib is slow to import and a status should be quick.
         from jobs.figures.run_report import write_report
 
-        for record in shown.runs:
+        for record in records.runs:
             cli.say(str(write_report(record)))
-    elif wish.as_json:
-        cli.say(json.dumps([asdict(record) for record in shown.all], indent=1))
-    elif shown.runs or shown.packings:
-        print_records(shown.runs, shown.packings)
+    elif options.as_json:
+        cli.say(json.dumps([asdict(record) for record in records.all], indent=1))
+    elif records.runs or records.packings:
+        print_records(records.runs, records.packings)
     else:
         cli.say("no runs in ./runs; name run folders: simclr-status RUN ...")
 

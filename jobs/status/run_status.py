@@ -19,79 +19,8 @@ from jobs.run_dir import CONFIG_NAME, JOB_FOLDER, Submission, read_submission
 from jobs.slurm import client as slurm
 from jobs.slurm.client import Ending, JobState, endings, seconds_of
 from jobs.slurm.environment import LOG_NAME
+from jobs.status.pending import why_waiting
 from jobs.status.progress import AttemptRecord, Progress, history, read_progress
-
-_WAITING = {
-    "Priority": "other jobs go first",
-    "Resources": "no free nodes yet",
-    "BeginTime": "may not start yet; after a requeue for a minute or two",
-    "Dependency": "waits for another job",
-    "JobArrayTaskLimit": "as many members of the array run as may (cluster.parallel_parts)",
-    "Licenses": "waits for a licence",
-    "Reservation": "waits for its reservation to begin",
-    "ReqNodeNotAvail": "nodes are down or reserved",
-    "NodeDown": "a node that it asks for is down",
-    "PartitionDown": "the partition is closed for now",
-    "PartitionInactive": "the partition is closed for now",
-    "Cleaning": "its former start is being cleared away",
-    "JobLaunchFailure": "could not be started on its nodes and waits to be tried again",
-    "launch failed requeued held": "could not be started, and is held",
-    "QOSMaxJobsPerUserLimit": "you have as many jobs as the QOS allows",
-    "QOSMaxGRESPerUser": "your GPUs are as many as the QOS allows",
-    "QOSGrpGRES": "the QOS' GPUs are all in use",
-    "QOSGrpNodeLimit": "the QOS' nodes are all in use",
-    "MaxGRESPerAccount": "the account's GPUs are all in use",
-    "AssocGrpGRES": "the account's GPUs are all in use",
-    "AssocGrpNodeLimit": "the account's nodes are all in use",
-    "AssocMaxJobsLimit": "you have as many jobs as the account allows",
-    "AssocGrpBillingMinutes": "the account has used up its hours",
-    "AssocGrpCPUMinutesLimit": "the account has used up its hours",
-}
-
-# These do not pass by themselves; the second is what a person can do.
-_STUCK = {
-    "PartitionTimeLimit": ("asks for more time than the partition allows", "cluster.time_min"),
-    "PartitionNodeLimit": ("asks for more nodes than the partition has", "cluster.nodes"),
-    "BadConstraints": ("asks for what no node has", "cluster.constraint, gpus, memory"),
-    "DependencyNeverSatisfied": ("the job that it waits for has failed", "submit it again"),
-    # held by jobs.slurm.preemption after idle attempts, as scontrol and squeue write it
-    "job_requeued_in_held_state": ("held after a requeue", "read its Comment; scontrol release"),
-    "job requeued in held state": ("held after a requeue", "read its Comment; scontrol release"),
-    "JobHeldUser": ("held by you", "scontrol release"),
-    "JobHeldAdmin": ("held by an administrator", "ask them"),
-    "AccountNotAllowed": ("the partition does not take this account", "cluster.account"),
-    "QOSNotAllowed": ("the partition does not take this QOS", "cluster.qos"),
-    "QOSTimeLimit": ("asks for more time than the QOS allows", "cluster.time_min"),
-    "QOSMaxWallDurationPerJobLimit": ("asks for more time than the QOS allows", "cluster.time_min"),
-    "AssocMaxWallDurationPerJobLimit": ("asks for more time than allowed", "cluster.time_min"),
-    "InvalidAccount": ("the account is not valid", "cluster.account"),
-    "InvalidQOS": ("the QOS is not valid", "cluster.qos"),
-    "MaxRequeues": ("was requeued as often as Slurm allows, and is held", "scontrol release"),
-    "JobHoldMaxRequeue": ("was requeued as often as Slurm allows, and is held", "scontrol release"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Why a job waits.
-
-    Attributes:
-        text: plain English.
-        fix: what a person has to do; empty if the reason passes by itself.
-    """
-
-    text: str
-    fix: str = ""
-
-
-def why_waiting(job: JobState) -> Waiting:
-    """Translate the reason of a pending job."""
-    word = job.reason.partition(",")[0].strip("() ")
-    if word in _STUCK:
-        return Waiting(*_STUCK[word])
-    words = _WAITING.get(word, word or "no reason given")
-    return Waiting(f"{words}; expected to start {job.start}" if job.start else words)
-
 
 STALE_S = 900.0  # a heartbeat comes every step; minutes without one is a hang
 
@@ -322,10 +251,10 @@ def describe(
         thorough: compare the checksums of its newest checkpoint, not only sizes.
 
     Raises:
-        ValueError: it is no run folder.
+        ValueError: it is not a run folder.
     """
     if not (run_dir / CONFIG_NAME).exists():
-        raise ValueError(f"{run_dir} is no run folder: it has no {CONFIG_NAME}")
+        raise ValueError(f"{run_dir} is not a run folder: it has no {CONFIG_NAME}")
     now, slurm = time.time() if now is None else now, slurm or SlurmAnswer()
     events, submission = read_attempts(run_dir), read_submission(run_dir / JOB_FOLDER, "pretrain")
     starts = [event for event in events if event["event"] == "start"]

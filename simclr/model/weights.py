@@ -106,7 +106,7 @@ def load_encoder_file(path: Path, bands: Sequence[str], device: torch.device) ->
             bands. Weights for three bands are taken to be for B04, B03, B02.
     """
     file = path / "encoder.safetensors" if path.is_dir() else path
-    require(file.is_file(), f"{path} is no run folder, export or file of weights")
+    require(file.is_file(), f"{path} is not a run folder, export or file of weights")
     state = _read(file, str(file))
     stem = Stem.small if _FIRST in state and state[_FIRST].shape[-1] == 3 else Stem.standard
     model = ModelConfig(encoder=_architecture(file, state), stem=stem)

@@ -66,7 +66,7 @@ def test_settings_that_cannot_be_read_are_refused_with_their_file(tmp_path, text
 
 
 def test_a_folder_without_settings_is_no_run(tmp_path):
-    with pytest.raises(ValueError, match="is no run folder"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         frozen_config(tmp_path)
 
 

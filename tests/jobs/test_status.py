@@ -73,7 +73,7 @@ def test_nothing_to_show_is_said(said):
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
-        ("nowhere", "nowhere is no run folder"),
+        ("nowhere", "nowhere is not a run folder"),
         ("--wach", "is not an option"),
         ("--watch=2", "10 or more"),
     ],

@@ -198,7 +198,7 @@ def test_a_finished_run_that_was_evaluated_asks_for_nothing(run):
 
 
 def test_a_folder_without_settings_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is no run folder"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         describe(tmp_path, {})
 
 

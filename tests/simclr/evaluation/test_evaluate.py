@@ -148,7 +148,7 @@ def test_a_run_that_saw_the_test_patches_says_so(trained_run, tmp_path):
         ({"run": ""}, "run is empty"),
         ({"shards": ""}, "shards is empty"),
         ({"step": 7}, "no checkpoint of step 7; there are: 2"),
-        ({"others": ["nowhere"]}, "nowhere is no run folder, export or file of weights"),
+        ({"others": ["nowhere"]}, "nowhere is not a run folder, export or file of weights"),
         ({"task": "eurosat"}, "they hold: labels"),
     ],
 )
