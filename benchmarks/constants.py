@@ -47,7 +47,7 @@ from simclr.config import (
 from simclr.distributed import DistributedContext, Rendezvous, distributed_context
 from simclr.model.simclr import SimCLR
 from simclr.optim import build_optimizer
-from simclr.preemption import Unsupervised
+from simclr.preemption import TrainerHooks
 from simclr.step import train_step
 from simclr.trainer import Trainer
 
@@ -99,7 +99,7 @@ def checkpoints(folder: Path) -> tuple[list[Timing], list[Claim]]:
     with distributed_context(TrainConfig().world) as context:
         for name in MEASURED:
             state, weights = trained(name)
-            saver = Saver(folder / name.value, context, CheckpointConfig(), Unsupervised())
+            saver = Saver(folder / name.value, context, CheckpointConfig(), TrainerHooks())
             saved = saver.save(state, {}, _about(1))
             files = {path.name: path.stat().st_size for path in saved.glob("*.pt")}
             claims.append(Claim(STATE.format(name.value), files.pop(STATE_NAME) / weights))

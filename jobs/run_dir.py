@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,10 +21,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from preprocess.shards.atomic_io import write_json, write_text
+from preprocess.shards.atomic_io import append_json_line, read_json_lines, write_json, write_text
 from preprocess.shards.manifest import MANIFEST_NAME
+from simclr.checkpoint.manifest import newest_checkpoint, step_of
 from simclr.config import TrainConfig
 from simclr.config_io import binding_settings, differing_settings, from_plain, to_plain
+from simclr.monitoring.metrics import METRICS_NAME, read_metrics
+
+_log = logging.getLogger("simclr")
 
 PACKAGES = ("simclr-s2", "torch", "torchvision", "numpy", "h5py", "rasterio", "submitit")
 
@@ -212,3 +219,157 @@ def read_yaml(text: str) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise ValueError("not a mapping")
     return cast(dict[str, Any], plain)
+
+
+ATTEMPTS_NAME = "attempts.jsonl"
+FENCE_NAME = "attempt.json"
+HEARTBEATS = "heartbeats"  # a folder for each start of a job, a file a rank
+
+
+class SupersededError(RuntimeError):
+    """A later attempt has taken the run over; this one must not publish anything."""
+
+
+class RunAttempt:
+    """One start of a run, on its main process: records events, and fences off older attempts.
+
+    Ranks of a node that Slurm has lost may train on beside their successors, and must not publish.
+    As a metrics sink it ends them within an interval.
+
+    Args:
+        run_dir: run folder.
+        origin: of the process, for the record: ``job_id`` and ``restarts`` at least.
+
+    Attributes:
+        number: from 1.
+    """
+
+    def __init__(self, run_dir: Path, origin: Mapping[str, object]) -> None:
+        self.run_dir = run_dir
+        earlier = read_attempts(run_dir)
+        self.number = 1 + max((event["attempt"] for event in earlier), default=0)
+        # now, before records of steps that are not saved are dropped
+        self._reached = _last_step_done(run_dir, earlier)
+        self._fence = {"attempt": self.number, "host": platform.node(), "time": time.time()}
+        write_json(run_dir / FENCE_NAME, self._fence)
+        self.record("start", **origin)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Take a metric record; it is only an occasion to look at the fence.
+
+        Raises:
+            SupersededError: a later attempt has begun.
+        """
+        self.check_fence()
+
+    def training_begins(self, step: int) -> None:
+        """Record where training begins, and what of the attempt before was not saved."""
+        self.record("training", first_step=step, lost_steps=max(0, self._reached - step))
+
+    def check_fence(self) -> None:
+        """Look at the fence, before each publication of a checkpoint.
+
+        Raises:
+            SupersededError: a later attempt has begun.
+        """
+        fence = json.loads((self.run_dir / FENCE_NAME).read_text(encoding="utf-8"))
+        if fence != self._fence:
+            raise SupersededError(
+                f"attempt {fence['attempt']} on {fence['host']} has taken over {self.run_dir}; "
+                f"this is attempt {self.number} and ends here"
+            )
+
+    def record(self, event: str, **facts: object) -> None:
+        """Append an event of this attempt."""
+        record_event(self.run_dir, self.number, event, **facts)
+
+
+def record_event(run_dir: Path, number: int, event: str, **facts: object) -> None:
+    """Append a line to the attempts of a run: when, after how long, from which step on.
+
+    A full disk does not keep it from ending as it should: then only the log has the line.
+    """
+    now = time.time()
+    line: dict[str, object] = {"attempt": number, "event": event, "time": now}
+    try:
+        own = [entry for entry in read_attempts(run_dir) if entry["attempt"] == number]
+        if own:
+            line["duration_s"] = round(now - own[0]["time"], 1)
+        line |= next(({"first_step": e["first_step"]} for e in own if "first_step" in e), {})
+        append_json_line(run_dir / ATTEMPTS_NAME, line | facts)
+    except OSError as error:
+        _log.warning("not in %s (%s): %s", ATTEMPTS_NAME, error, json.dumps(line | facts))
+
+
+def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
+    """Return all events of a run in order, but for lines that a full disk or a crash cut short."""
+    events = read_json_lines(run_dir / ATTEMPTS_NAME)
+    return [event for event in events if {"attempt", "event", "time"} <= event.keys()]
+
+
+def attempt_number(events: Sequence[Mapping[str, Any]], start: Mapping[str, object]) -> int | None:
+    """Return the number of the attempt of a job's start; none if a later one has begun, or none."""
+    starts = [event for event in events if event["event"] == "start"]
+    if starts and start.items() <= starts[-1].items():
+        return int(starts[-1]["attempt"])
+    return None
+
+
+def idle_attempts(events: Sequence[Mapping[str, Any]], job_id: str, step: int) -> int:
+    """Count the latest attempts of a job, one after the other, that got nothing saved.
+
+    Those of another job do not count, nor those before the job was held: a person has started or
+    released it since, and may have corrected what was wrong. Those that Slurm ended (preemption,
+    time limit, a lost node) are no fault of the run and are passed over.
+
+    Args:
+        events: of the run, in order; the latest attempt's stop among them.
+        job_id: Slurm's.
+        step: of the newest checkpoint, 0 if there is none.
+    """
+    count = 0
+    attempts = [list(group) for _, group in itertools.groupby(events, lambda e: e["attempt"])]
+    for own in reversed(attempts):
+        begun = [event["first_step"] for event in own if "first_step" in event]
+        is_held = own is not attempts[-1] and any(e.get("decision") == "hold" for e in own)
+        if own[0].get("job_id") != job_id or is_held or (begun and begun[0] < step):
+            break
+        count += _is_own_fault(own)
+    return count
+
+
+def _is_own_fault(own: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a lost rank or a failed save ended an attempt; Slurm leaves no such record."""
+    stops = [event for event in own if event["event"] == "stop"]
+    return any(stop.get("signal") == "lost" or "save_error" in stop for stop in stops)
+
+
+def saved_step(run_dir: Path) -> int:
+    """Return the step of the newest checkpoint, valid or not; 0 if there is none."""
+    folder = newest_checkpoint(run_dir)
+    return step_of(folder) if folder else 0
+
+
+def _last_step_done(run_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> int:
+    """Return the last step that the attempt before is known to have done."""
+    starts = [event["time"] for event in earlier if event["event"] == "start"]
+    if not starts:
+        return 0
+    path = run_dir / METRICS_NAME
+    steps = [record["step"] for record in (read_metrics(path) if path.exists() else [])[-1:]]
+    for beat in read_heartbeats(run_dir, starts[-1]):
+        steps.append(beat["step"] or 0)
+    return max(steps, default=0)
+
+
+def read_heartbeats(run_dir: Path, since: float = 0.0) -> list[dict[str, Any]]:
+    """Return the latest heartbeat of each rank; those before ``since`` are of earlier starts."""
+    beats = []
+    for path in sorted(run_dir.glob(f"{HEARTBEATS}/*/rank-*.json")):
+        try:
+            beat = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # removed meanwhile, or of a file system that was full
+        if beat["time"] >= since:
+            beats.append(beat)
+    return beats

@@ -1,62 +1,81 @@
-"""A stop signal becomes a question that the training loop asks once a step."""
+"""Stopping a run: a signal sets a reason, training reads it once a step and raises ``Preempted``.
+
+A launcher installs the ``StopSignal`` before torch is imported, which takes long; nothing here
+imports torch.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType, TracebackType
-from typing import Protocol
-
-_Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class StopReason(IntEnum):
-    """What a rank has been told; the largest over all ranks counts."""
+    """Why a rank should stop; the largest over all ranks counts."""
 
     NONE = 0
-    SAVE_FAILED = 1  # nobody asks to stop, but a checkpoint beside the loop could not be saved
-    SIGTERM = 2  # SIGTERM: cancelled, requeued by hand, or preempted without a warning
-    SIGUSR2 = 3  # SIGUSR2: the scheduler announces the end, for the time limit or preemption
+    SAVE_FAILED = 1  # a checkpoint beside the loop could not be saved: save again, in step
+    SIGTERM = 2  # cancelled, requeued by hand, or preempted without a warning
+    SIGUSR2 = 3  # the scheduler announces the end, for the time limit or preemption
 
 
-class Preempted(Exception):  # noqa: N818 - it reports an event, not an error
-    """The run was asked to stop, and every rank has stopped at the same step.
+_REASONS = {
+    signal.SIGUSR2: StopReason.SIGUSR2,
+    signal.SIGTERM: StopReason.SIGTERM,
+    signal.SIGINT: StopReason.SIGTERM,
+}
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+
+
+class Preempted(BaseException):
+    """The run was asked to stop, and every rank stops at the same step.
+
+    Not an ``Exception``: a signal may raise it in an import, where nobody may swallow it.
 
     Attributes:
-        step: optimizer steps done and saved; earlier than the last one if that was skipped.
-        stop: what the ranks had been told.
+        step: optimizer steps that are saved; None when it came outside of training.
+        reason: the signal.
+        save_error: why the latest step could not be saved; empty when it was.
     """
 
-    def __init__(self, step: int, stop: StopReason) -> None:
-        super().__init__(f"asked to stop ({stop.name}); saved at step {step}")
-        self.step = step
-        self.stop = stop
+    def __init__(self, step: int | None, reason: StopReason, save_error: str = "") -> None:
+        where = "" if step is None else f"; saved at step {step}"
+        super().__init__(f"asked to stop ({reason.name}){where}")
+        self.step, self.reason, self.save_error = step, reason, save_error
 
 
-class PreemptionGuard:
-    """Context manager that notes SIGUSR2 and SIGTERM instead of dying of them.
+class LostPeerError(RuntimeError):
+    """A collective failed because another rank is gone, or did not come in time."""
 
-    The handler only sets a flag: no file, no collective, no log. Children of the process inherit
-    the handler but not its effect. SIGUSR1 is left alone, NCCL uses it. Outside the main thread,
-    where Python installs no handlers, the guard never asks for a stop.
+
+class StopSignal:
+    """Context manager that receives SIGUSR2 and SIGTERM, the only handlers of a process.
+
+    The handler sets ``reason``. After ``listen`` the first signal also raises ``Preempted`` where
+    it comes, except in ``deferred``, where training reads the reason between two steps. Forked
+    children inherit the handler but not its effect. SIGUSR1 is left alone, NCCL uses it. Outside
+    the main thread, where Python installs no handlers, no stop is ever requested.
+
+    Args:
+        ctrl_c: treat the first Ctrl-C as SIGTERM; a second one is Python's own.
     """
 
-    _NOTES = {signal.SIGUSR2: StopReason.SIGUSR2, signal.SIGTERM: StopReason.SIGTERM}  # noqa: RUF012
+    def __init__(self, *, ctrl_c: bool = False) -> None:
+        self.reason = StopReason.NONE
+        self._numbers = (*STOP_SIGNALS, signal.SIGINT) if ctrl_c else STOP_SIGNALS
+        self._raises = False
+        self._owner = os.getpid()
+        self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
-    def __init__(self) -> None:
-        self.requested = StopReason.NONE
-        self._pid = os.getpid()
-        self._previous: dict[int, _Handler] = {}
-
-    def __enter__(self) -> PreemptionGuard:
+    def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for number in self._NOTES:
-                self._previous[number] = signal.signal(number, self._note)
-            # A launcher may have blocked them until somebody listens.
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._NOTES)
+            for number in self._numbers:
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -67,41 +86,64 @@ class PreemptionGuard:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._previous.clear()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        # A forked child has inherited this handler, and was not meant. The stronger word stays: a
-        # SIGTERM that follows the warning does not take it back.
-        if os.getpid() == self._pid:
-            self.requested = max(self.requested, self._NOTES[signal.Signals(number)])
+    def listen(self) -> None:
+        """Let signals through that the launcher blocked; from now on the first one raises.
+
+        Raises:
+            Preempted: a signal came before; call this where it is caught.
+        """
+        self._raises = True
+        self._unblock()
+        if self.reason:
+            self.ignore()
+            raise Preempted(None, self.reason)
+
+    def ignore(self) -> None:
+        """Let further signals raise nothing: it is settled already how this process ends."""
+        self._raises = False
+
+    @contextmanager
+    def deferred(self) -> Iterator[StopSignal]:
+        """Only set ``reason`` in the block; installs the handlers where no launcher has."""
+        if not self._previous:
+            with self:
+                self._unblock()
+                yield self
+            return
+        raises, self._raises = self._raises, False
+        try:
+            yield self
+        finally:
+            self._raises = raises and not self.reason
+
+    def _unblock(self) -> None:
+        if self._previous:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        # no file, no collective, no log: this may run between any two instructions
+        if os.getpid() != self._owner:
+            return
+        # the stronger reason stays: a SIGTERM that follows the warning does not take it back
+        self.reason = max(self.reason, _REASONS[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.write(2, b"\nsaving; Ctrl-C again leaves at once\n")
+        if self._raises:
+            self._raises = False
+            raise Preempted(None, self.reason)
 
 
-# Here, without torch: whoever catches it may have been stopped in the import of torch, which cannot
-# be begun a second time.
-class LostPeerError(RuntimeError):
-    """A collective failed because another rank is gone, or did not come in time."""
+class TrainerHooks:
+    """What a launcher does while training runs; by default nothing."""
 
+    def on_start(self, step: int) -> None:
+        """Take the step at which training begins, once the checkpoint is loaded; main rank."""
 
-class Supervisor(Protocol):
-    """A launcher's side of a run; for launchers that may start a run twice, or watch its ranks."""
+    def on_step(self, step: int) -> None:
+        """Take the number of steps done: before training, and after each step; every rank."""
 
-    def reached(self, step: int) -> None:
-        """Hear how many steps are done: before training, and after each; on every rank."""
-
-    def started(self, step: int) -> None:
-        """Hear at which step training begins, once the checkpoint is loaded; main rank only."""
-
-    def may_publish(self) -> None:
-        """Raise when another attempt has taken the run over; main rank, before it publishes."""
-
-
-class Unsupervised:
-    """Lets a run publish whatever it saves: nobody else is at work in its folder."""
-
-    def reached(self, step: int) -> None:
-        """Take no note."""
-
-    def started(self, step: int) -> None:
-        """Take no note."""
-
-    def may_publish(self) -> None:
-        """Allow it."""
+    def before_publish(self) -> None:
+        """Raise if another attempt has taken the run over; main rank, before each checkpoint."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from simclr.config import TrainConfig, require
 from simclr.distributed import Rendezvous, distributed_context
 from simclr.monitoring.metrics import Sink
-from simclr.preemption import Preempted, PreemptionGuard, StopReason, Supervisor
+from simclr.preemption import StopReason, StopSignal, TrainerHooks
 from simclr.step import train_step
 from simclr.trainer import Trainer
 
@@ -18,8 +18,9 @@ def train(
     config: TrainConfig,
     sinks: Sequence[Sink] = (),
     rendezvous: Rendezvous | None = None,
-    supervisor: Supervisor | None = None,
+    hooks: TrainerHooks | None = None,
     copies: Sequence[str] = (),
+    stop: StopSignal | None = None,
 ) -> Path:
     """Pretrain an encoder, or go on with it, and return the last checkpoint's folder.
 
@@ -30,28 +31,30 @@ def train(
         config: settings, the same on every rank.
         sinks: take the metric records of the main rank.
         rendezvous: how this process was started.
-        supervisor: of the launcher, on every rank; on the main one it may refuse checkpoints.
+        hooks: of the launcher, on every rank; on the main one they may refuse checkpoints.
         copies: folders that hold the same as ``config.shards`` and are read in their place.
+        stop: installed by the launcher; without it signals are received here.
 
     Raises:
         ValueError: settings, shards or run folder do not fit; the message says what and the cure.
-        Preempted: a stop signal came; all ranks have stopped at the same step and saved it.
+        Preempted: a stop signal came; all ranks have stopped at the same step, and saved it if
+            they could.
         LostPeerError: another rank is gone, or too late.
         CheckpointError: a checkpoint could not be saved; older ones are untouched.
     """
     require(bool(config.run_dir), "run_dir is empty; give a folder for the run, run_dir=DIR")
     with (
-        PreemptionGuard() as guard,
+        (stop or StopSignal()).deferred() as stop,
         distributed_context(config.world, rendezvous) as context,
-        closing(Trainer(config, context, sinks, supervisor, copies)) as trainer,
+        closing(Trainer(config, context, sinks, hooks, copies)) as trainer,
     ):
         trainer.resume()
         while trainer.step < trainer.num_steps:
             trainer.observe(train_step(trainer, next(trainer.batches)))
             # all ranks leave at the same step
-            stop = StopReason(context.all_reduce_max(max(guard.requested, trainer.trouble)))
-            if stop:
-                raise Preempted(trainer.leave(), stop)
-            if trainer.checkpoint_is_due():
+            reason = StopReason(context.all_reduce_max(max(stop.reason, trainer.save_failed)))
+            if reason > StopReason.SAVE_FAILED:
+                raise trainer.preempted(reason)
+            if reason or trainer.checkpoint_is_due():
                 trainer.save()
         return trainer.save()

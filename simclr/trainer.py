@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,10 +11,18 @@ from typing import Any
 import torch
 
 from simclr.augment.views import ViewMaker
-from simclr.checkpoint.manager import Saver, agreed_checkpoint, load_state, pin, restore_rank
+from simclr.checkpoint.manager import (
+    CheckpointError,
+    Saver,
+    agreed_checkpoint,
+    load_state,
+    pin,
+    restore_rank,
+)
 from simclr.checkpoint.manifest import (
     CheckpointManifest,
     folder_name,
+    newest_checkpoint,
     read_checkpoint_manifest,
     step_of,
 )
@@ -33,7 +39,7 @@ from simclr.model.weights import start_from
 from simclr.monitoring.logger import MetricsLogger
 from simclr.monitoring.metrics import Sink
 from simclr.optim import build_optimizer, learning_rate, peak_rate
-from simclr.preemption import StopReason, Supervisor, Unsupervised
+from simclr.preemption import Preempted, StopReason, TrainerHooks
 from simclr.step import StepOutput
 
 
@@ -94,20 +100,8 @@ def refuse_other_run(
         )
 
 
-def beat(run_dir: Path, context: DistributedContext, step: int) -> None:
-    """Replace this rank's heartbeat file.
-
-    Not flushed to the device: a heartbeat that a crash of the node loses says what is true.
-    """
-    path = run_dir / "heartbeats" / f"rank-{context.rank:04d}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"rank": context.rank, "step": step, "time": time.time(), "node": context.node}
-    record["pid"] = os.getpid()
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record), encoding="utf-8")
-    temporary.replace(path)
-
-
+# between attempts to save; together less than the 30 s that Slurm leaves after SIGTERM
+SAVE_PAUSES_S = (1, 2, 4, 8)
 _log = logging.getLogger("simclr")
 
 
@@ -132,7 +126,7 @@ class Trainer:
         config: TrainConfig,
         context: DistributedContext,
         sinks: Sequence[Sink],
-        supervisor: Supervisor | None = None,
+        hooks: TrainerHooks | None = None,
         copies: Sequence[str] = (),
     ) -> None:
         self.config, self.context = config, context
@@ -162,8 +156,8 @@ class Trainer:
         self._watch = MetricsLogger(
             config, context, self.views.view_size_px, self._warmup_steps, sinks
         )
-        self._supervisor = supervisor or Unsupervised()
-        self._saver = Saver(self.run_dir, context, config.checkpoint, self._supervisor)
+        self._hooks = hooks or TrainerHooks()
+        self._saver = Saver(self.run_dir, context, config.checkpoint, self._hooks)
         self._saved: Path | None = None
         self._is_best = False
 
@@ -196,22 +190,20 @@ class Trainer:
             if self.pair_sampler:
                 held, num = self.pair_sampler.num_seasonal, self.pair_sampler.num_places
                 _log.info("positives are seasons: %d of %d places have two dates", held, num)
-            self._supervisor.started(self.step)
+            self._hooks.on_start(self.step)
         self.loader = self._loader()
         self.batches: Iterator[Batch] = iter(self.loader)
-        self._supervisor.reached(self.step)
-        beat(self.run_dir, self.context, self.step)
+        self._hooks.on_step(self.step)
 
     def observe(self, outcome: StepOutput) -> None:
-        """Count a step's outcome; at the end of an interval, tell the sinks and the heartbeat.
+        """Count a step's outcome; at the end of an interval, tell the sinks.
 
         Raises:
             ValueError: too many steps one after another had no finite gradient.
         """
         self._watch.add(outcome)
-        self._supervisor.reached(self.step)
+        self._hooks.on_step(self.step)
         if self._watch.is_due(self.step, self.num_steps):
-            beat(self.run_dir, self.context, self.step)
             self._is_best = self._watch.report(
                 self._place(), self.loader.wait_s, self.network.encoder
             )
@@ -220,20 +212,21 @@ class Trainer:
         """True at every ``checkpoint.every_steps``, and when the held-out probe is at its best."""
         return self._is_best or self.step % self.config.checkpoint.every_steps == 0
 
-    def save(self) -> Path:
+    def save(self, *, wait: bool = False) -> Path:
         """Save this step on all ranks, unless it is saved already; return the newest folder.
 
         Behind a skipped step nothing is saved: the weights may be what makes the loss infinite,
         and saving them would push the last good ones out.
 
+        Args:
+            wait: for a save beside the loop, too.
+
         Raises:
             ValueError: the latest step was skipped, and there is no earlier checkpoint.
-            CheckpointError: this save failed, or the one before it.
+            CheckpointError: this save failed again and again.
         """
-        if self._saved is not None and self._saved.name == folder_name(self.step):
-            return self._saved
         if self._watch.is_sound():
-            self._saved = self._saver.save(self._state(), self._watch.own_state(), self._about())
+            self._save_persistently(wait)
             self._pin_if_best()
         elif self._saved is None:
             raise ValueError(
@@ -242,27 +235,52 @@ class Trainer:
             )
         else:
             _log.warning("step %d had no finite gradient and is not saved", self.step)
+        if self._saved is None:
+            raise CheckpointError(f"step {self.step} was not saved")
         return self._saved
 
-    def leave(self) -> int:
-        """Save this step if it is sound, wait for the save, and return the step to come back to.
+    def _save_persistently(self, wait: bool) -> None:
+        """Try again after a failure, which all ranks share: a disk may be full for seconds only."""
+        for pause_s in (*SAVE_PAUSES_S, None):
+            try:
+                if self._saved is None or self._saved.name != folder_name(self.step):
+                    self._saved = self._saver.save(
+                        self._state(), self._watch.own_state(), self._about()
+                    )
+                if wait:
+                    self._saver.wait()
+            except CheckpointError as error:
+                self._saved = newest_checkpoint(self.run_dir)
+                if pause_s is None:
+                    raise
+                _log.warning("%s; trying again in %d s", error, pause_s)
+                time.sleep(pause_s)
+            else:
+                return
 
-        Behind a skipped step that is an earlier one, 0 if none was saved. No reason to fail:
-        whether a stop meets a skipped step is chance, and the next attempt takes the same steps.
+    def preempted(self, reason: StopReason) -> Preempted:
+        """Save this step if it is sound, wait for the save, and return the event to raise.
 
-        Raises:
-            CheckpointError: this save failed, or the one before it.
+        Its step is the one to come back to: an earlier one behind a skipped step, or where saving
+        fails for long; 0 if none was saved. Neither is a reason to fail: the next attempt takes
+        the same steps again.
         """
-        if self._watch.is_sound():
-            self.save()
-        else:
-            _log.warning("step %d had no finite gradient and is not saved", self.step)
-        self.close()  # nothing to come back to before it is whole
-        return step_of(self._saved) if self._saved else 0
+        error = ""
+        try:
+            if self._watch.is_sound():
+                self.save(wait=True)  # nothing to come back to before it is whole
+            else:
+                _log.warning("step %d had no finite gradient and is not saved", self.step)
+                self.close()
+        except CheckpointError as failure:
+            error = str(failure)
+            _log.error("%s", error)
+            self._saved = newest_checkpoint(self.run_dir)
+        return Preempted(step_of(self._saved) if self._saved else 0, reason, error)
 
     @property
-    def trouble(self) -> StopReason:
-        """``unsaved`` once a save beside the loop has failed, on this rank."""
+    def save_failed(self) -> StopReason:
+        """``SAVE_FAILED`` once a save beside the loop has failed, on this rank."""
         return StopReason.SAVE_FAILED if self._saver.has_failed else StopReason.NONE
 
     def close(self) -> None:

@@ -229,7 +229,7 @@ def train_small(rendezvous: Rendezvous, config: TrainConfig) -> str:
     try:
         return train(config, rendezvous=rendezvous).name
     except Preempted as stopped:
-        return f"stopped at {stopped.step} by {stopped.stop.name}"
+        return f"stopped at {stopped.step} by {stopped.reason.name}"
 
 
 def first_losses(

@@ -10,10 +10,9 @@ from typing import NoReturn, Self
 from uuid import uuid4
 
 from jobs import cli
-from jobs.attempts import RunAttempt, Stopping, saved_step
 from jobs.command import Command, StoppedError, narrow
 from jobs.config import ClusterConfig, check_batch
-from jobs.run_dir import JOB_FOLDER, check_run_dir, freeze
+from jobs.run_dir import JOB_FOLDER, RunAttempt, check_run_dir, freeze, saved_step
 from jobs.slurm.environment import (
     Launcher,
     RankEnvironment,
@@ -22,29 +21,23 @@ from jobs.slurm.environment import (
     launch_of,
     log_as,
 )
-from jobs.slurm.heartbeat import LATE, Pulse, deadline
-from jobs.slurm.lost_rank import (
-    abandon,
-    clear,
-    hold_if_futile,
-    lost_peer,
-    note_failure,
-    told_by_a_peer,
-    who_is_lost,
+from jobs.slurm.heartbeat import (
+    LATE,
+    HeartbeatMonitor,
+    clear_heartbeats,
+    exit_lost_rank,
+    find_silent_ranks,
+    is_lost_peer,
+    peer_reported_failure,
+    record_failure,
+    save_deadline,
 )
-from jobs.slurm.preemption import (
-    Decision,
-    Interrupted,
-    deafen,
-    interruptible,
-    leave,
-    saving_at_interrupt,
-)
+from jobs.slurm.preemption import Decision, RunStop, exit_for_requeue
 from jobs.staging import scratch_folder, staged
 from jobs.tracking import Tracking, sinks_of
 from preprocess.shards.manifest import read_manifest
 from simclr.config import TrainConfig, require
-from simclr.preemption import Preempted
+from simclr.preemption import Preempted, StopSignal
 
 
 @dataclass(kw_only=True, slots=True)
@@ -138,47 +131,53 @@ class Pretrain(Command):
     def run(self, env: RankEnvironment) -> str:
         """Train as one rank; return the last checkpoint's folder on the main one."""
         log_as(env, self.run_dir)
-        with interruptible() as listen, saving_at_interrupt(env):
+        with StopSignal(ctrl_c=env.launcher is Launcher.here) as signals:
             attempt = None
             try:
-                listen()
+                signals.listen()
                 forget_results(env)
                 attempt = self._begin(env) if env.is_main else None
-                folder = self._train(env, attempt)
+                folder = self._train(env, attempt, signals)
+                signals.ignore()
             except BaseException as event:
-                deafen()
+                signals.ignore()
                 self._end(env, attempt, event)
                 raise
             if attempt:
-                attempt.note("finished", checkpoint=folder.name)
+                attempt.record("finished", checkpoint=folder.name)
                 self._draw()
         return str(folder) if env.is_main else ""
 
     def _begin(self, env: RankEnvironment) -> RunAttempt:
-        clear(self.run_dir, env)
-        attempt = RunAttempt(self.run_dir, env)
-        hold_if_futile(attempt, env)
-        return attempt
+        clear_heartbeats(self.run_dir, env)
+        return RunAttempt(self.run_dir, env.describe())
 
-    def _train(self, env: RankEnvironment, attempt: RunAttempt | None) -> Path:
+    def _train(self, env: RankEnvironment, attempt: RunAttempt | None, signals: StopSignal) -> Path:
         from simclr.train import train
 
         tracked = sinks_of(self.tracking, self.run_dir) if env.is_main else []
         sinks = [attempt, *tracked] if attempt else tracked
-        abandoned = partial(abandon, self.run_dir, env)
+        lost = partial(exit_lost_rank, self.run_dir, env)
+
+        def look_for_lost_rank() -> None:
+            """End the process if a rank is gone: after SIGTERM there is no time to wait for it."""
+            silent = find_silent_ranks(self.run_dir, env, or_behind=False)
+            if silent:
+                lost(f"lost {silent}")
+
         # Half the time that a collective waits, so that the silent rank is named before the others
         # give up; longer than network file systems keep what they have read of a file.
         silence_s = min(120.0, self.config.world.timeout_s / 2)
-        in_time = deadline(self.stop_budget_s, partial(abandoned, code=LATE))
-        # ahead of the pulse and the ranks' first meeting: nodes copy for minutes, not in step
+        in_time = save_deadline(self.stop_budget_s, partial(lost, code=LATE), look_for_lost_rank)
+        # ahead of heartbeats and the ranks' first meeting: nodes copy for minutes, not in step
         with (
             staged(self.config.shards, scratch_folder(), env.local_rank == 0) as copies,
-            Pulse(self.run_dir, env, silence_s, abandoned) as pulse,
+            HeartbeatMonitor(self.run_dir, env, attempt, silence_s, lost) as hooks,
             in_time if env.launcher is Launcher.slurm else nullcontext(),
         ):
-            supervisor = Supervision(pulse, attempt)
             # settings name the shards that were given: a copy is gone when the job has ended
-            return train(self.config, sinks, launch_of(env, self.token), supervisor, copies)
+            launch = launch_of(env, self.token)
+            return train(self.config, sinks, launch, hooks, copies, signals)
 
     def _draw(self) -> None:
         # Here, since matplotlib is slow to import and a login node only submits.
@@ -187,59 +186,29 @@ class Pretrain(Command):
         draw_curves(self.run_dir)
 
     def _end(self, env: RankEnvironment, attempt: RunAttempt | None, event: BaseException) -> None:
-        """Leave a job that comes back; else note why the attempt has failed."""
-        if lost_peer(event):
-            words = f"lost {who_is_lost(self.run_dir, env)} ({event})"
-            if told_by_a_peer(self.run_dir, env):
+        """End a job that comes back; else record why the attempt has failed."""
+        if is_lost_peer(event):
+            silent = find_silent_ranks(self.run_dir, env)
+            cause = f"lost {silent or 'no rank has fallen silent or behind'} ({event})"
+            if peer_reported_failure(self.run_dir, env):
                 return  # a rank that failed by itself would fail again
             if env.launcher is Launcher.slurm:
-                abandon(self.run_dir, env, words)
-            event = RuntimeError(words)
-        elif isinstance(event, Preempted | Interrupted):
+                exit_lost_rank(self.run_dir, env, cause)
+            event = RuntimeError(cause)
+        elif isinstance(event, Preempted):
             self._stop(env, attempt, event)
-        note_failure(self.run_dir, env, event)
+        record_failure(self.run_dir, env, event)
 
-    def _stop(
-        self, env: RankEnvironment, attempt: RunAttempt | None, event: Preempted | Interrupted
-    ) -> NoReturn:
-        step = event.step if isinstance(event, Preempted) else saved_step(self.run_dir)
+    def _stop(self, env: RankEnvironment, attempt: RunAttempt | None, event: Preempted) -> NoReturn:
+        step = saved_step(self.run_dir) if event.step is None else event.step
         number = attempt.number if attempt else None
-        record = Stopping(self.run_dir, env, number, step, event.stop.name)
+        stop = RunStop(env, event.reason, self.run_dir, number, step, save_error=event.save_error)
         if env.launcher is Launcher.slurm:
-            leave(env, event.stop, record)
-        record.decided(Decision.quit)
-        raise StoppedError(f"stopped, saved at step {step}; the same command goes on from there")
-
-
-@dataclass(frozen=True)
-class Supervision:
-    """What a launcher hears and answers, on every rank; see ``simclr.preemption.Supervisor``.
-
-    Attributes:
-        pulse: of this rank.
-        attempt: on the main rank.
-    """
-
-    pulse: Pulse
-    attempt: RunAttempt | None
-
-    def reached(self, step: int) -> None:
-        """Let the pulse tell the step."""
-        self.pulse.reached(step)
-
-    def started(self, step: int) -> None:
-        """Note where training begins."""
-        if self.attempt:
-            self.attempt.started(step)
-
-    def may_publish(self) -> None:
-        """Look at the fence.
-
-        Raises:
-            SupersededError: a later attempt has begun.
-        """
-        if self.attempt:
-            self.attempt.may_publish()
+            exit_for_requeue(stop)
+        stop.record(Decision.quit)
+        raise StoppedError(
+            f"stopped, saved at step {step}; the same command goes on from there"
+        ) from None
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ Only formats that we ask for are parsed, and only the fields that every release 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,8 +14,13 @@ from dataclasses import dataclass
 
 TIMEOUT_S = 30
 
+# Slurm's "job state codes" after which a job does not run again (squeue(1), JOB STATE CODES). One
+# that is requeued shows PENDING or REQUEUED instead. States of later releases are not final.
 FINAL = frozenset(
-    "COMPLETED FAILED CANCELLED TIMEOUT OUT_OF_MEMORY DEADLINE BOOT_FAIL".split()  # noqa: SIM905
+    {
+        *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"),
+        *("NODE_FAIL", "PREEMPTED", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED", "SPECIAL_EXIT"),
+    }
 )
 
 # A field starts at the beginning or after a space; values may hold spaces and equal signs.
@@ -77,7 +83,13 @@ def call(arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
     """
     try:
         done = subprocess.run(
-            arguments, capture_output=True, text=True, timeout=timeout_s, check=False
+            arguments,
+            capture_output=True,
+            text=True,
+            errors="replace",  # folders and comments may hold any byte
+            env=_unfiltered_environment(),
+            timeout=timeout_s,
+            check=False,
         )
     except FileNotFoundError:
         raise SlurmError(f"{arguments[0]} is not installed on this machine") from None
@@ -86,6 +98,12 @@ def call(arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
     if done.returncode:
         raise SlurmError(f"{' '.join(arguments)} failed: {in_a_line(done.stderr or done.stdout)}")
     return done.stdout
+
+
+def _unfiltered_environment() -> dict[str, str]:
+    """Return the environment without what changes the questions: SQUEUE_STATES hides jobs."""
+    prefixes = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
 def in_a_line(complaint: str) -> str:

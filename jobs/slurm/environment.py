@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.code_snapshot import running_snapshot
 from jobs.slurm import client as slurm
 
 if TYPE_CHECKING:
@@ -71,6 +72,24 @@ class RankEnvironment:
     def is_main(self) -> bool:
         """True on the process that writes what is written once."""
         return self.rank == 0
+
+    @property
+    def start(self) -> dict[str, object]:
+        """The job, and which of its starts this is."""
+        return {"job_id": self.job_id, "restarts": self.restarts}
+
+    def describe(self) -> dict[str, object]:
+        """Return what ``attempts.jsonl`` keeps of a start."""
+        return {
+            "launcher": self.launcher.value,
+            **self.start,
+            "num_ranks": self.num_ranks,
+            "nodes": self.node_list or socket.gethostname(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "log": self.log,
+            "code": running_snapshot(),
+        }
 
 
 def current_rank(environment: Mapping[str, str] = os.environ) -> RankEnvironment:

@@ -1,10 +1,10 @@
-"""A rank's pulse goes out every second or so, another's is watched; who falls silent is named.
+"""One heartbeat file a rank, the loss of a rank, and the deadline of a save.
 
-A rank that is stopped, swapped out or on a frozen node keeps all others waiting in a collective,
-and none of them says for whom. Each rank writes down that it lives, its step, and the line of our
-code that its main thread is in; and each watches the one after it, so that the work of watching
-does not grow with the ranks. Whoever is stopped has no pulse; whoever is merely stuck has one,
-which says where.
+Each rank writes a heartbeat every second or so: its step, and the line of our code that its main
+thread is in. It monitors the heartbeat of the next rank, so that the cost of monitoring does not
+grow with the number of ranks. A rank that is stopped has no heartbeat; one that is stuck has one,
+which says where. The ranks that are left find out at different moments and by different signs; one
+of them reports for all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,49 +21,72 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
-from jobs.slurm.environment import RankEnvironment
+from jobs.run_dir import (
+    HEARTBEATS,
+    RunAttempt,
+    attempt_number,
+    read_attempts,
+    record_event,
+    saved_step,
+)
+from jobs.slurm.environment import Launcher, RankEnvironment
+from jobs.slurm.preemption import (
+    RUN_AGAIN,
+    RunStop,
+    decide_and_requeue,
+    end_process,
+    exit_for_requeue,
+)
+from simclr.preemption import STOP_SIGNALS, LostPeerError, TrainerHooks
 
-FOLDER_NAME = "pulses"
+LATE = 76  # exit code: ended by the deadline, older checkpoints are whole
 # One rank a second and file, up to this many files a second for all ranks together.
 _FILES_PER_S = 64
+# Slurm kills the ranks of a step KillWait (30 s, at least 5) after one of them has died.
+OBSERVE_S = 2.5
+FOLDER_HANGS_S = 20.0
+TERM_S = 15.0
+_REPORTER = "reporter"
 _OURS = ("simclr.", "preprocess.", "jobs.")
 _log = logging.getLogger("simclr")
 
 
-class Pulse:
-    """Context manager that beats while a rank trains, and watches the next rank.
+class HeartbeatMonitor(TrainerHooks):
+    """Context manager that writes the heartbeat of a rank while it trains, and monitors the next.
+
+    As the hooks of the trainer it learns the step, and looks at the fence of the attempt.
 
     Args:
         run_dir: run folder.
         env: of this rank.
-        silence_s: without a pulse for so long, a rank is taken for hung.
-        on_silence: called once, from a thread, with words on the silent rank.
+        attempt: on the main rank; None elsewhere.
+        silence_s: without a heartbeat for so long, a rank is taken for hung.
+        on_silence: called once, from a thread, with a description of the silent rank.
     """
 
     def __init__(
         self,
         run_dir: Path,
         env: RankEnvironment,
+        attempt: RunAttempt | None,
         silence_s: float,
         on_silence: Callable[[str], object],
     ) -> None:
-        self._folder, self._env = folder_of(run_dir, env), env
+        self._folder, self._env, self._attempt = heartbeat_folder(run_dir, env), env, attempt
         self._silence_s, self._on_silence = silence_s, on_silence
         self._period_s = period_s(env.num_ranks)
         self._step: int | None = None
-        self._beats = 0
-        self._ear = _Ear(self._folder / file_name((env.rank + 1) % env.num_ranks))
+        self._count, self._failing = 0, False
+        self._next = HeartbeatReader(self._folder / file_name((env.rank + 1) % env.num_ranks))
         self._over = threading.Event()
         self._main = threading.get_ident()
         # a daemon: a write that hangs must not keep a process alive that is done
-        self._thread = threading.Thread(target=self._live, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Pulse:
-        if self._env.num_ranks > 1:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._thread.start()
+    def __enter__(self) -> HeartbeatMonitor:
+        self._thread.start()
         return self
 
     def __exit__(
@@ -72,126 +96,148 @@ class Pulse:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread():
             self._thread.join(2 * self._period_s)  # bounded: the folder may be what hangs
 
-    def reached(self, step: int) -> None:
-        """Take the number of steps that this rank has done; the first one starts the watch.
+    def on_start(self, step: int) -> None:
+        """Record where training begins."""
+        if self._attempt:
+            self._attempt.training_begins(step)
 
-        Before, a rank may still be importing; from here on all have met.
-        """
+    def on_step(self, step: int) -> None:
+        """Take the steps done; the first call starts monitoring, as ranks may import before."""
         self._step = step
 
+    def before_publish(self) -> None:
+        """Look at the fence.
+
+        Raises:
+            SupersededError: a later attempt has begun.
+        """
+        if self._attempt:
+            self._attempt.check_fence()
+
     def _live(self) -> None:
+        self._beat("alive")
         while not self._over.wait(self._period_s):
-            if self._beat("") and self._step is not None:
+            if self._beat("alive") and self._step is not None and self._env.num_ranks > 1:
                 # who was away for three beats was suspended itself, and blames nobody for them
-                silent_s = self._ear.listen(3 * self._period_s)
-                if silent_s > self._silence_s and self._ear.misses():
-                    self._on_silence(f"{self._ear.describe()} for {silent_s:.0f} s")
+                silent_s = self._next.silence_s(3 * self._period_s)
+                if silent_s > self._silence_s and self._next.is_stale():
+                    self._on_silence(f"{self._next.describe()} for {silent_s:.0f} s")
                     return
         self._beat("left")  # an orderly end is no silence
 
     def _beat(self, state: str) -> bool:
-        """Write this rank's pulse; a rank that cannot is in no position to judge others."""
-        self._beats += 1
+        """Write the heartbeat; a rank that cannot is in no position to judge others."""
+        self._count += 1
         record = {
             "rank": self._env.rank,
             "node": self._env.node,
             "pid": os.getpid(),
+            "time": time.time(),
             "step": self._step,
-            "at": whereabouts(self._main),
+            "at": line_of_thread(self._main),
             "state": state,
-            "beat": self._beats,
+            "count": self._count,
         }
-        # Replaced, not rewritten: who reads it sees one beat or the next. Closed each time, as
+        # Replaced, not rewritten: a reader sees one beat or the next. Closed each time, as
         # network file systems show a file to other nodes when it is closed.
         path = self._folder / file_name(self._env.rank)
         temporary = path.with_suffix(".tmp")
         try:
+            if self._count == 1:
+                self._folder.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(record), encoding="utf-8")
             temporary.replace(path)
         except OSError as error:
-            _log.warning("no pulse: %s", error)
+            if not self._failing:
+                _log.warning("heartbeats cannot be written, training continues: %s", error)
+            self._failing = True
             return False
+        self._failing = False
         return True
 
 
-def period_s(num_ranks: int) -> float:
-    """Return the seconds from a pulse of one rank to its next."""
-    return max(1.0, num_ranks / _FILES_PER_S)
-
-
-class _Ear:
-    """Listens for one rank's pulse; by this process' clock, as those of nodes may differ."""
+class HeartbeatReader:
+    """Reads one rank's heartbeat; by this process' clock, as those of nodes may differ."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._heard = ""
-        self._since = self._listened = time.monotonic()
+        self._seen = ""
+        self._since = self._read = time.monotonic()
 
-    def listen(self, gap_s: float) -> float:
-        """Return for how long there was no new pulse.
+    def silence_s(self, gap_s: float) -> float:
+        """Return for how long there was no new heartbeat.
 
         Args:
-            gap_s: when this process itself was away for longer, it begins to count anew.
+            gap_s: when this process itself was away for longer, counting begins anew.
         """
         now = time.monotonic()
-        heard = read_text(self._path)
-        if heard != self._heard or now - self._listened > gap_s:
-            self._heard, self._since = heard, now
-        self._listened = now
+        text = read_text(self._path)
+        if text != self._seen or now - self._read > gap_s:
+            self._seen, self._since = text, now
+        self._read = now
         return now - self._since
 
-    def misses(self) -> bool:
-        """Say whether the pulse is missed: it was there, and did not take its leave."""
-        return bool(self._heard) and _parsed(self._heard).get("state") != "left"
+    def is_stale(self) -> bool:
+        """Return whether there was a heartbeat, and no orderly end."""
+        return bool(self._seen) and parse_heartbeat(self._seen).get("state") != "left"
 
     def describe(self) -> str:
-        """Return whose pulse it is, in words."""
-        return f"{described(_parsed(self._heard))}, has had no pulse"
+        """Return whose heartbeat it is, in words."""
+        return f"{describe_rank(parse_heartbeat(self._seen))}, has had no heartbeat"
 
 
-def folder_of(run_dir: Path, env: RankEnvironment) -> Path:
-    """Return where one start of a job keeps its pulses, apart from those of ranks left behind."""
-    return run_dir / FOLDER_NAME / f"{env.job_id or 'here'}-{env.restarts}"
+def period_s(num_ranks: int) -> float:
+    """Return the seconds from a heartbeat of one rank to its next."""
+    return max(1.0, num_ranks / _FILES_PER_S)
+
+
+def heartbeat_folder(run_dir: Path, env: RankEnvironment) -> Path:
+    """Return the folder of one start of a job, apart from those of ranks left behind."""
+    return run_dir / HEARTBEATS / f"{env.job_id or 'here'}-{env.restarts}"
 
 
 def file_name(rank: int) -> str:
-    """Return the name of a rank's pulse."""
+    """Return the name of a rank's heartbeat file."""
     return f"rank-{rank:04d}.json"
 
 
-def missing_ranks(run_dir: Path, env: RankEnvironment, watch_s: float) -> str:
-    """Watch all pulses for a while and say who is silent, or else who is behind the others.
+def find_silent_ranks(
+    run_dir: Path, env: RankEnvironment, observe_s: float = OBSERVE_S, *, or_behind: bool = True
+) -> str:
+    """Observe all heartbeats for a while; name the silent ranks, or else those that are behind.
 
     Args:
         run_dir: run folder.
         env: of this rank.
-        watch_s: for how long; two beats at least, or nothing can be said.
+        observe_s: for how long; two beats at least, or nothing can be said.
+        or_behind: where all are alive, name those with fewer steps than others.
     """
-    folder = folder_of(run_dir, env)
+    folder = heartbeat_folder(run_dir, env)
     paths = [folder / file_name(rank) for rank in range(env.num_ranks) if rank != env.rank]
     before = {path: read_text(path) for path in paths}
-    time.sleep(watch_s)
-    after = {path: _parsed(read_text(path)) for path in paths}
+    time.sleep(observe_s)
+    after = {path: parse_heartbeat(read_text(path)) for path in paths}
     silent = [
-        pulse
-        for path, pulse in after.items()
-        if pulse == _parsed(before[path]) and pulse.get("state") != "left"
+        beat
+        for path, beat in after.items()
+        if beat == parse_heartbeat(before[path]) and beat.get("state") != "left"
     ]
-    steps = [pulse["step"] for pulse in after.values() if pulse.get("step") is not None]
-    behind = [pulse for pulse in after.values() if steps and (pulse.get("step") or 0) < max(steps)]
-    return "; ".join(described(pulse) for pulse in silent or behind if pulse)
+    steps = [beat["step"] for beat in after.values() if beat.get("step") is not None]
+    behind = [beat for beat in after.values() if steps and (beat.get("step") or 0) < max(steps)]
+    named = silent or (behind if or_behind else [])
+    return "; ".join(describe_rank(beat) for beat in named if beat)
 
 
-def described(pulse: dict[str, Any]) -> str:
-    """Return a rank's last words: who it is, and where it was."""
-    done = "before its first step" if pulse.get("step") is None else f"{pulse['step']} steps done"
-    return f"rank {pulse.get('rank')} on {pulse.get('node')}, {done}, last at {pulse.get('at')}"
+def describe_rank(beat: dict[str, Any]) -> str:
+    """Return who a rank is and where it was at its last heartbeat."""
+    done = "before its first step" if beat.get("step") is None else f"{beat['step']} steps done"
+    return f"rank {beat.get('rank')} on {beat.get('node')}, {done}, last at {beat.get('at')}"
 
 
-def whereabouts(thread: int) -> str:
+def line_of_thread(thread: int) -> str:
     """Return the innermost line of our own code that a thread is in."""
     frame: FrameType | None = sys._current_frames().get(thread)
     # of ours, not of torch: that every rank waits in a collective is no news
@@ -203,29 +249,127 @@ def whereabouts(thread: int) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return a pulse as it stands; empty when there is none, or it cannot be read."""
+    """Return a heartbeat file as it stands; empty when there is none, or it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError:
         return ""
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    pulse: dict[str, Any] = json.loads(text) if text else {}
-    return pulse
+def parse_heartbeat(text: str) -> dict[str, Any]:
+    """Return the fields of a heartbeat file; none of one that is not whole."""
+    try:
+        beat: dict[str, Any] = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return beat
 
 
-LATE = 76  # exit code: ended by the deadline, older checkpoints are whole
-_STOPS = frozenset(map(int, (signal.SIGUSR2, signal.SIGTERM)))
+def exit_lost_rank(
+    run_dir: Path, env: RankEnvironment, cause: str, code: int = RUN_AGAIN
+) -> NoReturn:
+    """End this process, whose run has lost a rank; the job comes back as long as that helps.
+
+    Outside Slurm nobody would start it again: the cause is recorded, and the process fails.
+
+    Args:
+        run_dir: run folder.
+        env: of this process.
+        cause: in words.
+        code: exit code, in a job of Slurm.
+    """
+    _log.error("%s", cause)
+    # the run folder itself may be what hangs
+    timer = threading.Timer(FOLDER_HANGS_S, _exit_without_folder, (env, cause, code))
+    timer.daemon = True
+    timer.start()
+    reports = elect_reporter(run_dir, env)
+    number = attempt_number(read_attempts(run_dir), env.start)
+    step = saved_step(run_dir)
+    if env.launcher is not Launcher.slurm:
+        if reports and number:
+            record_event(run_dir, number, "failed", error=cause)
+        end_process(1)
+    timer.cancel()
+    stop = RunStop(env, None, run_dir, number if reports else None, step, cause)
+    exit_for_requeue(stop, reports=reports and number is not None, code=code)
+
+
+def _exit_without_folder(env: RankEnvironment, cause: str, code: int) -> None:
+    try:
+        if env.launcher is Launcher.slurm:
+            decide_and_requeue(RunStop(env, None, cause=cause))
+    finally:
+        os._exit(code)
+
+
+def elect_reporter(run_dir: Path, env: RankEnvironment) -> bool:
+    """Return True in the first process of this start of the job that asks, False in all others."""
+    folder = heartbeat_folder(run_dir, env)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # the one thing that file systems let only one process do
+        os.close(os.open(folder / _REPORTER, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        _log.warning("nothing can be written in %s: %s", run_dir, error)
+        return env.is_main
+    return True
+
+
+def is_lost_peer(event: BaseException | None) -> bool:
+    """Return whether the loss of another rank is behind an exception.
+
+    The signal with which srun ends the ranks that are left may interrupt what was on its way.
+    """
+    while event is not None:
+        if isinstance(event, LostPeerError):
+            return True
+        event = event.__cause__ or event.__context__
+    return False
+
+
+def record_failure(run_dir: Path, env: RankEnvironment, error: BaseException) -> None:
+    """Record an error of this rank, unless another one has been quicker."""
+    number = attempt_number(read_attempts(run_dir), env.start)
+    if number and elect_reporter(run_dir, env):
+        where = f"rank {env.rank} on {env.node}: " if env.num_ranks > 1 else ""
+        record_event(run_dir, number, "failed", error=f"{where}{type(error).__name__}: {error}")
+
+
+def peer_reported_failure(run_dir: Path, env: RankEnvironment) -> bool:
+    """Return whether a rank has recorded a failure of its own: then no rank is simply lost."""
+    events = read_attempts(run_dir)
+    number = attempt_number(events, env.start)
+    return any(e["attempt"] == number and e["event"] == "failed" for e in events)
+
+
+def clear_heartbeats(run_dir: Path, env: RankEnvironment) -> None:
+    """Remove heartbeats of earlier starts; main rank, before this one begins."""
+    own = heartbeat_folder(run_dir, env)
+    for folder in own.parent.glob("*"):
+        if folder != own:
+            # a rank that was left behind may still write there
+            shutil.rmtree(folder, ignore_errors=True)
+    (own / _REPORTER).unlink(missing_ok=True)
 
 
 @contextmanager
-def deadline(budget_s: float, on_late: Callable[[str], object]) -> Iterator[None]:
+def save_deadline(
+    budget_s: float,
+    on_late: Callable[[str], object],
+    on_term: Callable[[], object] | None = None,
+    term_s: float = TERM_S,
+) -> Iterator[None]:
     """Call ``on_late`` from a thread if the block still runs ``budget_s`` after its first stop.
 
     Args:
         budget_s: seconds that a stop may take, of the time that the scheduler gives.
-        on_late: takes words on where the main thread hangs; it should end the process.
+        on_late: takes a description of where the main thread hangs; it should end the process.
+        on_term: called when the block still runs ``term_s`` after a SIGTERM without a warning:
+            srun sends it as well when another rank has died, and SIGKILL soon after.
+        term_s: seconds, less than Slurm's KillWait.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)  # the interpreter insists
@@ -235,10 +379,16 @@ def deadline(budget_s: float, on_late: Callable[[str], object]) -> Iterator[None
     def watch() -> None:
         """Wait for the first stop, then for the end of the block or of the time."""
         while not over.is_set():
-            # several signals may have come at once, a byte each
-            if _STOPS.intersection(os.read(reader, 64)) and not over.wait(budget_s):
-                on_late(f"not stopped {budget_s:.0f} s after the signal: at {whereabouts(main)}")
-                return
+            received = os.read(reader, 64)  # several signals may have come at once, a byte each
+            if not any(number in received for number in STOP_SIGNALS):
+                continue
+            early_s = min(term_s, budget_s) if on_term and signal.SIGUSR2 not in received else 0.0
+            if early_s and not over.wait(early_s) and on_term:
+                on_term()
+            if not over.wait(budget_s - early_s):
+                where = line_of_thread(main)
+                on_late(f"not stopped {budget_s:.0f} s after the signal: at {where}")
+            return
 
     thread = threading.Thread(target=watch, name="deadline", daemon=True)
     thread.start()

@@ -1,87 +1,112 @@
-"""How an attempt ends when it was asked to stop: Slurm's own word on the job decides.
+"""How a process ends that was asked to stop: what Slurm says of the job decides on a requeue.
 
-A signal does not say why it came. Requeueing a job that a person has cancelled would bring it
-back to life, and a job that merely leaves while it is being preempted is lost.
+A signal does not say why it came. Requeueing a job that a person has cancelled would bring it back
+to life, and a job that merely leaves while it is being preempted is lost. docs/preemption.md has
+the table.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
+import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
-from types import FrameType
-from typing import Any, NoReturn, Protocol
+from pathlib import Path
+from typing import Any, NoReturn
 
+from jobs.run_dir import idle_attempts, read_attempts, record_event
 from jobs.slurm import client as slurm
 from jobs.slurm.environment import Launcher, RankEnvironment, current_rank, log_as
-from simclr.preemption import StopReason
+from simclr.preemption import Preempted, StopReason, StopSignal
 
 RUN_AGAIN = 75  # exit code inside a job: stopped, run me again; sysexits.h: temporary failure
 STAY_S = 90.0  # longer than any grace that ends such a stay; after it, leaving cannot do harm
-WAIT_S = 120.0  # of other ranks for the one that asks, which ends them by leaving
+# A controller that is away neither kills nor requeues: there is time until it is back.
+ASK_S = 6 * 3600.0
+LONGEST_PAUSE_S = 10.0
 SIGNALING_S = 3.0
-RETRIES = 3
-MAX_IDLE = 3  # attempts in a row that saved nothing; a fourth would only burn hours
+MAX_IDLE = 3  # attempts in a row that saved nothing, by the run's own fault; a fourth is in vain
 
-_NOTED = {signal.SIGUSR2: StopReason.SIGUSR2, signal.SIGTERM: StopReason.SIGTERM}
 _log = logging.getLogger("simclr")
 
 
 class Decision(Enum):
-    """What the main rank does next."""
+    """What happens to the job next."""
 
     quit = "quit"  # Slurm is ending the job and knows what comes after
     requeue = "requeue"  # ask Slurm to start the job again, then quit
     stay = "stay"  # nobody says why: leaving would lose the job if it is being preempted
-    ask_again = "ask again"
     hold = "hold"  # it would come back only to end at the same step again
 
 
-class StopRecord(Protocol):
-    """What a run writes down of a stop, where all its ranks can read it."""
-
-    @property
-    def step(self) -> int:
-        """The step that is saved."""
-
-    def idle_attempts(self) -> int:
-        """Count the latest attempts in a row that saved nothing, this one included."""
-
-    def decided(self, decision: Decision, reason: str = "") -> None:
-        """Write the decision, with a reason if it has one; speaker only."""
-
-    def decision(self) -> Decision | None:
-        """Read the decision, if it is there."""
-
-
-class Interrupted(BaseException):
-    """A stop signal came while there was nothing to save.
+@dataclass(frozen=True, slots=True)
+class RunStop:
+    """A stop on one rank; its record in ``attempts.jsonl`` tells the other ranks the decision.
 
     Attributes:
-        stop: what was told.
+        env: of this rank.
+        reason: the signal; None when another rank is lost.
+        run_dir: run folder; None for work that is no run, which one process does.
+        attempt: number of the attempt, on the rank that records the stop; None elsewhere.
+        step: optimizer steps done and saved.
+        cause: in words; empty leaves it to signal and decision.
+        save_error: why the latest step could not be saved.
     """
 
-    def __init__(self, stop: StopReason) -> None:
-        super().__init__(stop.name)
-        self.stop = stop
+    env: RankEnvironment
+    reason: StopReason | None
+    run_dir: Path | None = None
+    attempt: int | None = None
+    step: int = 0
+    cause: str = ""
+    save_error: str = ""
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """The facts of the stop, without the decision."""
+        facts = {"step": self.step, "signal": self.reason.name if self.reason else "lost"}
+        return facts | ({"save_error": self.save_error} if self.save_error else {}) | self.env.start
+
+    def idle_attempts(self) -> int:
+        """Count the latest attempts of the job that saved nothing by their own fault."""
+        if self.run_dir is None or self.attempt is None:
+            return 0
+        own = {"attempt": self.attempt, "event": "stop", "time": time.time()} | self.event
+        return idle_attempts([*read_attempts(self.run_dir), own], self.env.job_id, self.step)
+
+    def record(self, decision: Decision, reason: str = "") -> None:
+        """Record the stop with the decision; only the rank that reports does so."""
+        cause = "; ".join(filter(None, (self.cause, self.save_error, reason)))
+        _log.info("stop (%s): %s", self.event["signal"], cause or decision.value)
+        if self.run_dir and self.attempt:
+            facts: Mapping[str, object] = {"cause": cause} if cause else {}
+            record_event(
+                self.run_dir, self.attempt, "stop", decision=decision.value, **self.event, **facts
+            )
+
+    def decision(self) -> Decision | None:
+        """Return what was decided for this start of the job, once it is recorded."""
+        for event in reversed(read_attempts(self.run_dir) if self.run_dir else []):
+            if event["event"] == "stop" and self.env.start.items() <= event.items():
+                return Decision(event["decision"])
+        return None
 
 
-def decide(state: str, *, preempted: bool, warned: bool) -> Decision:
-    """Return what to do, from Slurm's word on the job and the signal.
+def requeue_decision(state: str, *, preempted: bool, warned: bool) -> Decision | None:
+    """Return what to do, from the state of the job and the signal; None means ask again.
 
     Args:
         state: JobState of ``scontrol show job``.
         preempted: its PreemptTime is set.
-        warned: SIGUSR2 came, on any rank, not only SIGTERM.
+        warned: SIGUSR2 came, on any rank, not only SIGTERM; or a rank is lost.
     """
     if state == "SIGNALING":
-        return Decision.ask_again
+        return None
     if state != "RUNNING":
         return Decision.quit  # cancelled, requeued by Slurm, or its node is lost
     if preempted or warned:
@@ -89,38 +114,70 @@ def decide(state: str, *, preempted: bool, warned: bool) -> Decision:
     return Decision.stay
 
 
-def settle(
-    env: RankEnvironment, stop: StopReason, sleep: Callable[[float], None] = time.sleep
-) -> Decision:
-    """Ask Slurm until it is clear what to do; without any answer, stay."""
-    warned, waited, failures = stop is StopReason.SIGUSR2, 0.0, 0
-    while failures < RETRIES:
-        try:
-            job = slurm.show_job(env.job_id)
-        except slurm.SlurmError as error:
-            failures += 1
-            _log.warning("%s", error)
-            sleep(1.0)
-            continue
+def poll_job_state(env: RankEnvironment, *, warned: bool) -> Decision:
+    """Ask Slurm once for a decision, again while the job is SIGNALING.
+
+    Raises:
+        SlurmError: no answer.
+    """
+    end = time.monotonic() + SIGNALING_S
+    while True:
+        job = slurm.show_job(env.job_id)
         if job.restarts != env.restarts:
             return Decision.quit  # it runs again already: requeueing would end our successor
         # A job that stays SIGNALING is running.
-        state = "RUNNING" if waited >= SIGNALING_S else job.state
-        decision = decide(state, preempted=job.preempted, warned=warned)
-        if decision is not Decision.ask_again:
+        state = job.state if time.monotonic() < end else job.state.replace("SIGNALING", "RUNNING")
+        decision = requeue_decision(state, preempted=job.preempted, warned=warned)
+        if decision is not None:
             return decision
-        waited += 0.2
-        sleep(0.2)
+        time.sleep(0.2)
+
+
+def decide_and_requeue(stop: RunStop) -> Decision:
+    """Decide what happens to the job, and do and record it.
+
+    A controller that does not answer is asked again for as long as this process may live: it
+    ends by SIGKILL when its grace or its time limit is over.
+    """
+    if shutil.which("scontrol") is None:
+        stop.record(Decision.stay, "scontrol is not installed here: waited for Slurm")
+        return Decision.stay
+    end, pause_s = time.monotonic() + ASK_S, 1.0
+    while time.monotonic() < end:
+        try:
+            return _decide_once(stop)
+        except Exception as error:  # an answer that cannot be understood is none
+            _log.warning("no answer of Slurm, asking again: %s", error)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+    stop.record(Decision.stay, f"Slurm gave no answer for {ASK_S / 3600:.0f} h")
     return Decision.stay
 
 
-def leave(
-    env: RankEnvironment,
-    stop: StopReason,
-    record: StopRecord | None = None,
-    *,
-    speaks: bool | None = None,
-    code: int = RUN_AGAIN,
+def _decide_once(stop: RunStop) -> Decision:
+    job_id, reason = stop.env.job_id, ""
+    decision = poll_job_state(stop.env, warned=stop.reason in (None, StopReason.SIGUSR2))
+    idle = stop.idle_attempts()
+    if decision is Decision.requeue and idle >= MAX_IDLE:
+        reason = (
+            f"{idle} attempts in a row saved nothing after step {stop.step}: held; read the log, "
+            f"then scontrol release {job_id}"
+        )
+        stop.record(Decision.hold, reason)  # before the hold, which ends this process
+        slurm.hold(job_id, reason)
+        return Decision.hold
+    if decision is Decision.requeue:
+        try:
+            slurm.requeue(job_id)
+        except slurm.RefusedError as error:
+            # staying would only keep the nodes from whoever wants them
+            decision, reason = Decision.quit, f"{error}; the same command continues"
+    stop.record(decision, reason)
+    return decision
+
+
+def exit_for_requeue(
+    stop: RunStop, *, reports: bool | None = None, code: int = RUN_AGAIN
 ) -> NoReturn:
     """End this process of a Slurm job so that the job comes back if, and only if, it should.
 
@@ -128,92 +185,35 @@ def leave(
     in the next attempt.
 
     Args:
-        env: of this process.
-        stop: what the ranks were told.
-        record: through which one rank tells the others its decision.
-        speaks: whether it is this rank that asks Slurm; the main one if not said.
-        code: that the process leaves with.
+        stop: on this rank.
+        reports: whether this rank asks Slurm; None leaves it to the main one.
+        code: exit code.
     """
-    deafen()
-    if env.is_main if speaks is None else speaks:
-        decision = _carry_out(env, stop, record)
-        _log.info("stop (%s): %s", stop.name, decision.value)
-        if decision is Decision.stay:
+    if stop.env.is_main if reports is None else reports:
+        if decide_and_requeue(stop) is Decision.stay:
             time.sleep(STAY_S)
     else:
-        # Leaving first would end the one who asks before it has done so: --kill-on-bad-exit.
-        _wait_for_decision(record)
+        _wait_for_decision(stop)
     end_process(code)
 
 
-def deafen() -> None:
-    """Let further stop signals change nothing: it is decided already that this process ends."""
-    # Python installs handlers in the main thread only; elsewhere those that note go on noting.
-    if threading.current_thread() is threading.main_thread():
-        for number in _NOTED:
-            signal.signal(number, _ignore)
+def _wait_for_decision(stop: RunStop) -> None:
+    """Wait for the rank that asks: leaving first would end it, by --kill-on-bad-exit."""
+    end = time.monotonic() + ASK_S + STAY_S
+    while time.monotonic() < end:
+        # with "stay" the rank that asks sleeps on; leaving would end it, and the job
+        if stop.decision() not in (None, Decision.stay):
+            return
+        time.sleep(0.1 if stop.run_dir else 1.0)
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process at once, with all that it has said written out."""
+    """End this process at once, with all its output written."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: submitit would catch it, and Python would wait for threads that hang.
     os._exit(code)
-
-
-def hold(job_id: str, record: StopRecord, idle: int) -> Decision:
-    """Take a job that makes no progress out of the race, with the reason where people look."""
-    reason = (
-        f"{idle} attempts in a row saved nothing after step {record.step}: held; read the log, "
-        f"then scontrol release {job_id}"
-    )
-    _log.error("%s", reason)
-    # first: the hold ends this process
-    record.decided(Decision.hold, reason)
-    try:
-        slurm.hold(job_id, reason)
-    except slurm.SlurmError as error:
-        _log.warning("%s", error)
-    return Decision.hold
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], None]]:
-    """Note stop signals in the block; what is yielded, once called, raises the first of them.
-
-    To be called inside the ``try`` that catches ``Interrupted``: it lets SIGUSR2 and SIGTERM
-    through, which the launcher blocked until somebody listens, and one that came while Python was
-    still importing is delivered there and then. Raised outside, it would fail the job.
-    """
-    owner, noted, listening = os.getpid(), StopReason.NONE, False
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        """Note the signal, in the process that entered the block, and leave the block, once."""
-        nonlocal noted, listening
-        if os.getpid() != owner:
-            return
-        noted = noted or _NOTED[signal.Signals(number)]
-        if listening:
-            listening = False
-            raise Interrupted(noted)
-
-    def listen() -> None:
-        """Raise what was noted; from here on the handler raises."""
-        nonlocal listening
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTED)
-        listening = True  # first: what comes from here on raises by itself
-        if noted:
-            listening = False
-            raise Interrupted(noted)
-
-    previous = {number: signal.signal(number, interrupt) for number in _NOTED}
-    try:
-        yield listen
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -224,70 +224,10 @@ def requeued_if_stopped() -> Iterator[RankEnvironment]:
     if env.launcher is not Launcher.slurm:
         yield env
         return
-    with interruptible() as listen:
+    with StopSignal() as signals:
         try:
-            listen()
+            signals.listen()
             yield env
-        except Interrupted as event:
-            leave(env, event.stop)
-
-
-@contextmanager
-def saving_at_interrupt(env: RankEnvironment) -> Iterator[None]:
-    """Let the first Ctrl-C in a terminal mean what SIGTERM means: save and stop."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        """Ask this process to stop; a second Ctrl-C is Python's own."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, b"\nsaving; Ctrl-C again leaves at once\n")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if env.launcher is not Launcher.here:
-        yield
-        return
-    previous: Callable[..., Any] | int | None = signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def _carry_out(env: RankEnvironment, stop: StopReason, record: StopRecord | None) -> Decision:
-    decision = settle(env, stop)
-    if decision is Decision.requeue and record:
-        idle = record.idle_attempts()
-        if idle >= MAX_IDLE:
-            return hold(env.job_id, record, idle)
-    if decision is Decision.requeue:
-        decision = _requeue(env.job_id)
-    if record:
-        record.decided(decision)
-    return decision
-
-
-def _requeue(job_id: str) -> Decision:
-    for _ in range(RETRIES):
-        try:
-            slurm.requeue(job_id)
-        except slurm.RefusedError as error:
-            _log.warning("%s; the same command goes on", error)
-            return Decision.quit  # staying would only keep the nodes from whoever wants them
-        except slurm.SlurmError as error:
-            _log.warning("%s", error)
-            time.sleep(1.0)
-        else:
-            return Decision.requeue
-    return Decision.stay  # at the end of its grace Slurm requeues by itself
-
-
-def _wait_for_decision(record: StopRecord | None) -> None:
-    end = time.monotonic() + WAIT_S
-    while time.monotonic() < end:
-        # With "stay" the one who asks sleeps on; who left now would end it, and the job.
-        if record and record.decision() not in (None, Decision.stay):
-            return
-        time.sleep(0.1)
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Take a signal without effect; unlike SIG_IGN it is not handed down to children."""
+        except Preempted as event:
+            signals.ignore()
+            exit_for_requeue(RunStop(env, event.reason))

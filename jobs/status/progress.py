@@ -6,12 +6,12 @@ Called by the status of a run. Reads only; files that are being written do not d
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.run_dir import read_heartbeats
 from jobs.slurm.client import Ending
 from simclr.checkpoint.manifest import (
     CHECKPOINTS,
@@ -162,16 +162,11 @@ def _last_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _heartbeats(run_dir: Path, since: float) -> list[Heartbeat]:
-    beats = []
-    for path in run_dir.glob("heartbeats/rank-*.json"):
-        data = json.loads(path.read_text(encoding="utf-8"))
-        beat = Heartbeat(
-            data.get("rank", 0), data.get("node", ""), data.get("step", 0), float(data["time"])
-        )
+    return [
+        Heartbeat(beat["rank"], beat["node"], beat["step"] or 0, float(beat["time"]))
         # An attempt on fewer ranks leaves the files of the others as they were.
-        if beat.time >= since:
-            beats.append(beat)
-    return beats
+        for beat in read_heartbeats(run_dir, since)
+    ]
 
 
 Events = Sequence[Mapping[str, Any]]

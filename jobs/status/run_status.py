@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jobs.attempts import read_attempts
-from jobs.run_dir import CONFIG_NAME, JOB_FOLDER, Submission, read_submission
+from jobs.run_dir import CONFIG_NAME, JOB_FOLDER, Submission, read_attempts, read_submission
 from jobs.slurm import client as slurm
 from jobs.slurm.client import Ending, JobState, endings, seconds_of
 from jobs.slurm.environment import LOG_NAME

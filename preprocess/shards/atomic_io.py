@@ -73,3 +73,31 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write indented JSON atomically, keys in the order given."""
     write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def append_json_line(path: Path, record: Any) -> None:
+    """Append a record as one line of JSON; begin a new line where a full disk cut the last one."""
+    line = json.dumps(record).encode() + b"\n"
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the records of an append-only file, but for lines that were cut short; [] without one.
+
+    A line that was cut by a full disk or a crash is lost; those after it are whole.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records

@@ -33,7 +33,7 @@ from simclr.checkpoint.manifest import (
 )
 from simclr.config import CheckpointConfig
 from simclr.distributed import DistributedContext, from_main_rank
-from simclr.preemption import Supervisor
+from simclr.preemption import TrainerHooks
 
 BEST_NAME = "best.json"
 
@@ -250,9 +250,9 @@ class Saver:
         run_dir: Path,
         context: DistributedContext,
         config: CheckpointConfig,
-        supervisor: Supervisor,
+        hooks: TrainerHooks,
     ) -> None:
-        self._run_dir, self._keep, self._supervisor = run_dir, config.keep, supervisor
+        self._run_dir, self._keep, self._hooks = run_dir, config.keep, hooks
         self._together = Together(context)
         self._beside = ThreadPoolExecutor(1, "save") if config.asynchronous else None
         self._under_way: Future[None] | None = None
@@ -292,7 +292,7 @@ class Saver:
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
-            write_checkpoint(self._run_dir, snapshot, self._together, self._supervisor)
+            write_checkpoint(self._run_dir, snapshot, self._together, self._hooks)
         except CheckpointError as error:
             raise CheckpointError(
                 f"step {snapshot.about.step} could not be saved in {self._run_dir / CHECKPOINTS}: "
@@ -304,15 +304,15 @@ class Saver:
 
 
 def write_checkpoint(
-    run_dir: Path, snapshot: Snapshot, ranks: Together, supervisor: Supervisor
+    run_dir: Path, snapshot: Snapshot, ranks: Together, hooks: TrainerHooks
 ) -> None:
     """Write, then publish; every rank calls it at the same step.
 
-    Only when all files are on the device does rank 0 write the manifest, ask the supervisor,
+    Only when all files are on the device does rank 0 write the manifest, ask the hooks,
     rename the folder to its name and move ``latest``. A kill at any moment leaves older ones alone.
 
     Raises:
-        CheckpointError: a rank could not write, or the supervisor refused.
+        CheckpointError: a rank could not write, or the hooks refused.
     """
     final = run_dir / CHECKPOINTS / folder_name(snapshot.about.step)
     # A name of its own: a former attempt that still lives may be saving the same step.
@@ -324,17 +324,17 @@ def write_checkpoint(
         ranks.do_on_main(lambda: folder.mkdir(parents=True))
         ranks.do(lambda: _write_state(folder / f"rank-{ranks.context.rank:04d}.pt", snapshot.own))
         ranks.do_on_main(lambda: _write_state(folder / STATE_NAME, snapshot.shared))
-        ranks.do_on_main(lambda: _publish(folder, final, snapshot.about, supervisor))
+        ranks.do_on_main(lambda: _publish(folder, final, snapshot.about, hooks))
     except CheckpointError:
         if ranks.context.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # make room again
         raise
 
 
-def _publish(folder: Path, final: Path, about: CheckpointManifest, supervisor: Supervisor) -> None:
+def _publish(folder: Path, final: Path, about: CheckpointManifest, hooks: TrainerHooks) -> None:
     write_manifest(folder, replace(about, files=describe_files(folder)))
     # After the folder was made, not before: see retention.sweep.
-    supervisor.may_publish()
+    hooks.before_publish()
     if _is_whole(final):
         shutil.rmtree(folder)  # a restart may meet a step that is saved already
     else:

@@ -55,6 +55,11 @@ def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """Return the folder of the newest checkpoint, valid or not."""
+    return max((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN), default=None)
+
+
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size and sha256 of every file in a checkpoint folder but the manifest."""
     return {

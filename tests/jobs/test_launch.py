@@ -78,7 +78,7 @@ def test_two_ranks_of_this_machine_train_and_tell_of_it(training, capsys):
     assert checkpoint == f"{training.run_dir}/checkpoints/step-000000003"
     assert "step 3 of 3" in capsys.readouterr().err
     assert events(training) == ["start", "training", "finished"]
-    assert len(list(Path(training.run_dir, "heartbeats").iterdir())) == 2
+    assert len(list(Path(training.run_dir, "heartbeats").glob("*/rank-*.json"))) == 2
 
 
 @pytest.mark.slow
@@ -121,9 +121,9 @@ def wait_for_ranks(config: TrainConfig) -> list[int]:
     """Return the process ids of two ranks, once both train."""
     beats = Path(config.run_dir, "heartbeats")
     end = time.monotonic() + 90
-    while len(list(beats.glob("*.json"))) < 2 and time.monotonic() < end:
+    while len(list(beats.glob("*/rank-*.json"))) < 2 and time.monotonic() < end:
         time.sleep(0.1)
-    return [json.loads(path.read_text())["pid"] for path in sorted(beats.glob("*.json"))]
+    return [json.loads(path.read_text())["pid"] for path in sorted(beats.glob("*/rank-*.json"))]
 
 
 def command(config: TrainConfig, *more: str) -> list[str]:

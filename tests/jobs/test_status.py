@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from jobs.attempts import RunAttempt
 from jobs.commands import status
-from jobs.run_dir import Submission, freeze, write_submission
+from jobs.run_dir import RunAttempt, Submission, freeze, write_submission
 from jobs.slurm.environment import RankEnvironment
 from jobs.status.render import duration
 from simclr.config import TrainConfig
@@ -39,7 +38,7 @@ def runs(tmp_path):
     ):
         folder = tmp_path / "runs" / name
         freeze(folder, TrainConfig(run_dir=str(folder)))
-        RunAttempt(folder, RankEnvironment()).note(event, **facts)
+        RunAttempt(folder, RankEnvironment().describe()).record(event, **facts)
     return tmp_path / "runs"
 
 

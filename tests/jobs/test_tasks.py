@@ -22,7 +22,7 @@ from jobs.config import ClusterConfig
 from jobs.launch import run
 from jobs.slurm import preemption as requeue
 from jobs.slurm.environment import Launcher, RankEnvironment
-from jobs.slurm.preemption import Interrupted
+from jobs.slurm.preemption import RunStop
 from preprocess.config import PackConfig, VerifyConfig
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import TrainConfig
@@ -42,7 +42,7 @@ def pretrain(tmp_path) -> Pretrain:
 
 
 def trains(monkeypatch: pytest.MonkeyPatch, outcome: Path | BaseException) -> None:
-    def train(self, env, attempt):
+    def train(self, env, attempt, signals):
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -72,7 +72,7 @@ def test_a_stopped_training_says_where_it_saved(pretrain, monkeypatch):
 
 def test_a_stop_before_training_goes_on_from_the_newest_checkpoint(pretrain, monkeypatch):
     (pretrain.run_dir / "checkpoints" / "step-000000005").mkdir(parents=True)
-    trains(monkeypatch, Interrupted(StopReason.SIGTERM))
+    trains(monkeypatch, Preempted(None, StopReason.SIGTERM))
     with pytest.raises(StoppedError, match="saved at step 5"):
         run(pretrain, HERE)
 
@@ -85,28 +85,19 @@ def test_a_failure_is_written_down_and_raised(pretrain, monkeypatch):
 
 
 def test_in_a_slurm_job_a_stop_ends_by_slurms_word(pretrain, monkeypatch):
-    left: list[object] = []
+    left: list[RunStop] = []
 
-    def leave(env: RankEnvironment, stop: StopReason, record: object = None) -> None:
-        left.append((env.launcher, stop, record))
+    def leave(stop: RunStop) -> None:
+        left.append(stop)
         raise SystemExit(75)
 
-    monkeypatch.setattr(command, "current_rank", lambda: RankEnvironment(Launcher.slurm, "1"))
-    monkeypatch.setattr(pretraining, "leave", leave)
+    env = RankEnvironment(Launcher.slurm, "1")
+    monkeypatch.setattr(command, "current_rank", lambda: env)
+    monkeypatch.setattr(pretraining, "exit_for_requeue", leave)
     trains(monkeypatch, Preempted(7, StopReason.SIGUSR2))
     with pytest.raises(SystemExit):
         pretrain()
-    (kind, stop, record) = left[0]
-    assert (kind, stop, record.step) == (Launcher.slurm, StopReason.SIGUSR2, 7)
-
-
-def test_packing_in_a_slurm_job_asks_to_come_back(monkeypatch):
-    left: list[StopReason] = []
-    monkeypatch.setattr(requeue, "current_rank", lambda: RankEnvironment(Launcher.slurm, "1"))
-    monkeypatch.setattr(requeue, "leave", lambda env, stop: left.append(stop))
-    with requeue.requeued_if_stopped():
-        raise Interrupted(StopReason.SIGUSR2)
-    assert left == [StopReason.SIGUSR2]
+    assert left == [RunStop(env, StopReason.SIGUSR2, pretrain.run_dir, 1, 7)]
 
 
 def test_parts_of_an_array_pack_all_together(tmp_path, monkeypatch):

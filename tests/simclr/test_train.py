@@ -1,6 +1,5 @@
 """Training as its users meet it: resumes bit for bit, stops together, says what is wrong."""
 
-import json
 import os
 import random
 import signal
@@ -72,8 +71,9 @@ def timeless(run_dir) -> list[dict]:
 
 
 def reached(run_dir) -> int:
-    beats = list((run_dir / "heartbeats").glob("rank-*.json"))
-    return min((json.loads(path.read_text())["step"] for path in beats), default=-1)
+    path = run_dir / "metrics.jsonl"
+    records = read_metrics(path) if path.exists() else []
+    return records[-1]["step"] if records else -1
 
 
 def wait_for_step(run_dir, step: int, started) -> None:

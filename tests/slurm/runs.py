@@ -52,8 +52,9 @@ class Run:
 
     def pid(self, rank: int) -> int:
         """Return the process of a rank, as it says itself."""
-        path = self.folder / "heartbeats" / f"rank-{rank:04d}.json"
-        return int(json.loads(path.read_text())["pid"])
+        paths = (self.folder / "heartbeats").glob(f"*/rank-{rank:04d}.json")
+        beats = [json.loads(path.read_text()) for path in paths]
+        return int(max(beats, key=lambda beat: beat["time"])["pid"])
 
     def log(self) -> str:
         files = sorted((self.folder / "slurm").glob("*_log.err"))

@@ -101,11 +101,15 @@ def test_a_job_whose_attempts_came_to_nothing_is_held_until_a_person_releases_it
 ):
     run = submit(cluster, shards, tmp_path / "run", "+cluster.extra.begin=now+1hour")
     with (run.folder / "attempts.jsonl").open("a") as file:
-        for number in (1, 2, 3):  # each killed before it came to train
-            start = {"attempt": number, "event": "start", "time": 0.0, "job_id": run.job_id}
-            file.write(json.dumps(start | {"restarts": number - 1, "host": "", "pid": 0}) + "\n")
+        for number in (1, 2):  # each lost a rank before it came to train
+            event = {"attempt": number, "time": 0.0, "job_id": run.job_id, "restarts": number - 1}
+            file.write(json.dumps(event | {"event": "start", "host": "", "pid": 0}) + "\n")
+            lost = {"event": "stop", "signal": "lost", "decision": "requeue", "step": 0}
+            file.write(json.dumps(event | lost) + "\n")
     cluster.run("scontrol", "update", f"JobId={run.job_id}", "StartTime=now")
-    wait_until(lambda: bool(run.events("stop")), "the fourth attempt to hold", 60, run.log)
+    wait_for_step(cluster, run, 1)
+    os.kill(run.pid(2), signal.SIGKILL)
+    wait_until(lambda: len(run.events("stop")) == 3, "the third attempt to hold", 60, run.log)
     wait_until(lambda: cluster.state(run.job_id)["JobState"] == "PENDING", "the hold", 60)
     fields = cluster.run("scontrol", "show", "job", run.job_id)
     assert "Reason=job_requeued_in_held_state" in fields, fields

@@ -46,8 +46,8 @@ def trained(run: Path, *, silent_s: float = 5.0) -> None:
             record = {"step": step, "num_steps": 100, "patches_per_s": 8.0, "time": NOW + step}
             file.write(json.dumps(record) + "\n")
     for rank, age in ((0, 0.0), (1, silent_s)):
-        path = run / "heartbeats" / f"rank-{rank:04d}.json"
-        path.parent.mkdir(exist_ok=True)
+        path = run / "heartbeats" / "7-0" / f"rank-{rank:04d}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"time": NOW - age, "rank": rank, "step": 20, "node": "n1"}))
     checkpoint = run / "checkpoints" / "step-000000015"
     checkpoint.mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_a_run_that_its_job_left_behind_needs_a_person(run):
     happened(run, "start")
     trained(run)
     record = describe(run, {"12": JobState("12", "NODE_FAIL")}, NOW)
-    assert record.state == "node_fail"  # Slurm may requeue it still
+    assert record.state == "ended by Slurm: node_fail"
     record = describe(run, {"12": JobState("12", "OUT_OF_MEMORY")}, NOW)
     assert record.state == "ended by Slurm: out_of_memory"
     assert record.action == "the same command continues at step 15"

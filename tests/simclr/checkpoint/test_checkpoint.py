@@ -21,7 +21,7 @@ from simclr.checkpoint.manifest import CheckpointManifest, folder_name, verify
 from simclr.config import CheckpointConfig, TrainConfig
 from simclr.config_io import config_hash, to_plain
 from simclr.distributed import distributed_context
-from simclr.preemption import Supervisor, Unsupervised
+from simclr.preemption import TrainerHooks
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def about(step: int) -> CheckpointManifest:
     )  # fmt: skip
 
 
-def save(run_dir, context, step: int, keep: int = 3, supervisor: Supervisor | None = None):
+def save(run_dir, context, step: int, keep: int = 3, hooks: TrainerHooks | None = None):
     state = {"encoder": {"weight": torch.full((100, 100), float(step))}, "step": step}
-    saver = Saver(run_dir, context, CheckpointConfig(keep=keep), supervisor or Unsupervised())
+    saver = Saver(run_dir, context, CheckpointConfig(keep=keep), hooks or TrainerHooks())
     return saver.save(state, {"steps": step}, about(step))
 
 
@@ -139,34 +139,34 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_valid_checkpoint(
     assert not [name for name in names(run_dir) if name.startswith(".")]
 
 
-class TakenOver(Unsupervised):
+class TakenOver(TrainerHooks):
     """A launcher that has started the run again elsewhere."""
 
-    def may_publish(self) -> None:
+    def before_publish(self) -> None:
         raise RuntimeError("attempt 2 has taken over")
 
 
 def test_a_former_attempt_that_still_lives_publishes_nothing(run_dir, context):
     with pytest.raises(CheckpointError, match=r"step 40 could not be saved .* has taken over"):
-        save(run_dir, context, 40, supervisor=TakenOver())
+        save(run_dir, context, 40, hooks=TakenOver())
     assert newest_valid(run_dir).name == folder_name(30)
     assert not [name for name in names(run_dir) if name.startswith(".") or "40" in name]
 
 
-class SweptWhileAsking(Unsupervised):
+class SweptWhileAsking(TrainerHooks):
     """A former attempt is let through just before its successor picks a checkpoint."""
 
     def __init__(self, run_dir, context) -> None:
         self.run_dir, self.context = run_dir, context
 
-    def may_publish(self) -> None:
+    def before_publish(self) -> None:
         self.picked = agreed_checkpoint(self.run_dir, self.context)
 
 
 def test_no_order_of_two_attempts_lets_the_former_publish_behind_the_choice(run_dir, context):
     successor = SweptWhileAsking(run_dir, context)
     with pytest.raises(CheckpointError, match="No such file"):
-        save(run_dir, context, 40, supervisor=successor)
+        save(run_dir, context, 40, hooks=successor)
     assert successor.picked.name == folder_name(30) == newest_valid(run_dir).name
 
 
@@ -180,7 +180,7 @@ def test_a_pinned_checkpoint_outlives_newer_ones(run_dir, context):
 
 
 def test_a_save_beside_the_loop_keeps_the_state_of_its_step(tmp_path, context):
-    saver = Saver(tmp_path, context, CheckpointConfig(asynchronous=True), Unsupervised())
+    saver = Saver(tmp_path, context, CheckpointConfig(asynchronous=True), TrainerHooks())
     weight = torch.full((500, 500), 1.0)
     folder = saver.save({"weight": weight}, {}, about(1))
     weight.fill_(2.0)  # the next step
@@ -190,7 +190,7 @@ def test_a_save_beside_the_loop_keeps_the_state_of_its_step(tmp_path, context):
 
 def test_a_failure_beside_the_loop_is_raised_by_the_next_wait(tmp_path, context):
     (tmp_path / "checkpoints").write_text("no folder")
-    saver = Saver(tmp_path, context, CheckpointConfig(asynchronous=True), Unsupervised())
+    saver = Saver(tmp_path, context, CheckpointConfig(asynchronous=True), TrainerHooks())
     saver.save({}, {}, about(1))
     with pytest.raises(CheckpointError, match="step 1 could not be saved"):
         saver.wait()

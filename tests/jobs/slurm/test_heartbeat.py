@@ -15,7 +15,13 @@ import pytest
 from conftest import REPOSITORY
 
 from jobs.slurm.environment import Launcher, RankEnvironment
-from jobs.slurm.heartbeat import Pulse, described, folder_of, missing_ranks, whereabouts
+from jobs.slurm.heartbeat import (
+    HeartbeatMonitor,
+    describe_rank,
+    find_silent_ranks,
+    heartbeat_folder,
+    line_of_thread,
+)
 
 SILENCE_S = 4.0  # more than the three beats within which an ear counts anew
 
@@ -23,10 +29,10 @@ RANK = """
 import sys, time
 from pathlib import Path
 from jobs.slurm.environment import Launcher, RankEnvironment
-from jobs.slurm.heartbeat import Pulse
+from jobs.slurm.heartbeat import HeartbeatMonitor
 env = RankEnvironment(Launcher.slurm, "7", rank=int(sys.argv[2]), num_ranks=2, node="node-b")
-with Pulse(Path(sys.argv[1]), env, 600, print) as pulse:
-    pulse.reached(17)
+with HeartbeatMonitor(Path(sys.argv[1]), env, None, 600, print) as monitor:
+    monitor.on_step(17)
     print("beating", flush=True)
     sys.stdin.read()
 """
@@ -64,8 +70,8 @@ def heard(tmp_path):
         said.append(words)
         event.set()
 
-    with Pulse(tmp_path, env_of(0), SILENCE_S, say) as pulse:
-        pulse.reached(17)
+    with HeartbeatMonitor(tmp_path, env_of(0), None, SILENCE_S, say) as monitor:
+        monitor.on_step(17)
         yield said, event
 
 
@@ -77,7 +83,9 @@ def test_a_stopped_rank_is_named_with_node_step_and_env(peer, heard):
     os.kill(peer.pid, signal.SIGSTOP)
     assert event.wait(SILENCE_S + 4)
     # its main thread is in the few lines of this test, which are no code of ours
-    words = r"rank 1 on node-b, 17 steps done, last at no line of ours, has had no pulse for [45] s"
+    words = (
+        r"rank 1 on node-b, 17 steps done, last at no line of ours, has had no heartbeat for [45] s"
+    )
     assert re.fullmatch(words, said[0])
 
 
@@ -93,7 +101,7 @@ def test_a_rank_that_leaves_in_order_is_not_missed(peer, heard):
 
 def test_nobody_is_missed_before_all_have_met(tmp_path):
     said: list[str] = []
-    with Pulse(tmp_path, env_of(0), 0.5, said.append):
+    with HeartbeatMonitor(tmp_path, env_of(0), None, 0.5, said.append):
         time.sleep(2.5)  # it has not reached its first step: others may still be importing
     assert said == []
 
@@ -121,20 +129,20 @@ def test_a_rank_that_was_away_itself_begins_to_count_anew(tmp_path, peer):
 @pytest.mark.slow
 def test_a_rank_that_is_gone_is_told_from_one_that_is_behind(tmp_path, peer):
     time.sleep(1.5)
-    assert missing_ranks(tmp_path, env_of(0), 2.5) == ""
+    assert find_silent_ranks(tmp_path, env_of(0), 2.5) == ""
     peer.kill()
     peer.wait()
-    assert missing_ranks(tmp_path, env_of(0), 0.5).startswith("rank 1 on node-b, 17 steps done")
+    assert find_silent_ranks(tmp_path, env_of(0), 0.5).startswith("rank 1 on node-b, 17 steps done")
 
 
 def test_the_rank_that_is_behind_the_others_is_named(tmp_path):
     env = RankEnvironment(Launcher.slurm, "7", rank=0, num_ranks=4)
-    folder = folder_of(tmp_path, env)
+    folder = heartbeat_folder(tmp_path, env)
     folder.mkdir(parents=True)
 
     def beat(rank: int, step: int) -> None:
-        pulse = {"rank": rank, "node": "n", "step": step, "at": "loader.py:9 (read)"}
-        (folder / f"rank-{rank:04d}.json").write_text(json.dumps(pulse | {"beat": time.time()}))
+        monitor = {"rank": rank, "node": "n", "step": step, "at": "loader.py:9 (read)"}
+        (folder / f"rank-{rank:04d}.json").write_text(json.dumps(monitor | {"beat": time.time()}))
 
     def live() -> None:
         while not over.wait(0.05):
@@ -146,7 +154,7 @@ def test_the_rank_that_is_behind_the_others_is_named(tmp_path):
     ranks.start()
     try:
         time.sleep(0.2)
-        found = missing_ranks(tmp_path, env, 0.5)
+        found = find_silent_ranks(tmp_path, env, 0.5)
     finally:
         over.set()
         ranks.join()
@@ -154,11 +162,11 @@ def test_the_rank_that_is_behind_the_others_is_named(tmp_path):
 
 
 def test_the_place_of_a_thread_is_a_line_of_our_own_code():
-    assert whereabouts(threading.get_ident()).startswith("heartbeat.py:")
-    assert whereabouts(0) == "no line of ours"
+    assert line_of_thread(threading.get_ident()).startswith("heartbeat.py:")
+    assert line_of_thread(0) == "no line of ours"
 
 
 def test_a_rank_before_its_first_step_is_described_as_such():
-    assert described({"rank": 3, "node": "n", "step": None, "at": "x"}) == (
+    assert describe_rank({"rank": 3, "node": "n", "step": None, "at": "x"}) == (
         "rank 3 on n, before its first step, last at x"
     )

@@ -11,19 +11,19 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from jobs.slurm.heartbeat import LATE, deadline
+from jobs.slurm.heartbeat import LATE, save_deadline
 
 # A main thread in a system call that the kernel starts again after a signal, as a write to a hung
 # disk is: Python's own handler does not run before it returns.
 HANGING = """
 import ctypes, os, signal, sys
-from jobs.slurm.heartbeat import LATE, deadline
+from jobs.slurm.heartbeat import LATE, save_deadline
 def late(words):
     print(words, flush=True)
     os._exit(LATE)
 signal.signal(signal.SIGUSR2, lambda *_: print("handled", flush=True))
 signal.siginterrupt(signal.SIGUSR2, False)
-with deadline(0.5, late):
+with save_deadline(0.5, late):
     print("hanging", flush=True)
     reader, writer = os.pipe()
     ctypes.CDLL(None).read(reader, ctypes.create_string_buffer(1), 1)
@@ -57,7 +57,7 @@ def told():
 
 def test_a_stop_in_time_is_left_alone(told):
     late: list[str] = []
-    with deadline(0.3, late.append):
+    with save_deadline(0.3, late.append):
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.5)
     assert late == []
@@ -65,7 +65,7 @@ def test_a_stop_in_time_is_left_alone(told):
 
 def test_without_a_stop_no_clock_runs(told):
     late: list[str] = []
-    with deadline(0.1, late.append):
+    with save_deadline(0.1, late.append):
         os.kill(os.getpid(), signal.SIGCONT)
         time.sleep(0.5)
     assert late == []
@@ -74,7 +74,7 @@ def test_without_a_stop_no_clock_runs(told):
 def test_the_first_of_two_signals_counts(told):
     late: list[float] = []
     start = time.monotonic()
-    with deadline(0.6, lambda words: late.append(time.monotonic() - start)):
+    with save_deadline(0.6, lambda words: late.append(time.monotonic() - start)):
         os.kill(os.getpid(), signal.SIGUSR2)
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -86,7 +86,7 @@ def test_what_listened_before_listens_again():
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     former = signal.set_wakeup_fd(writer)
-    with deadline(1, print):
+    with save_deadline(1, print):
         pass
     assert signal.set_wakeup_fd(former) == writer
     os.close(reader)

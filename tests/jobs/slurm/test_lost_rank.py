@@ -9,38 +9,44 @@ from collections import Counter
 import pytest
 from conftest import REPOSITORY
 
-from jobs.attempts import RunAttempt, read_attempts
+from jobs.run_dir import RunAttempt, read_attempts
 from jobs.slurm.environment import Launcher, RankEnvironment, forget_results
-from jobs.slurm.lost_rank import clear, lost_peer, note_failure, speaks_first, told_by_a_peer
-from jobs.slurm.preemption import Interrupted
-from simclr.preemption import LostPeerError, StopReason
+from jobs.slurm.heartbeat import (
+    clear_heartbeats,
+    elect_reporter,
+    is_lost_peer,
+    peer_reported_failure,
+    record_failure,
+)
+from simclr.preemption import LostPeerError, Preempted, StopReason
 
 SPEAKING = """
 import sys
 from pathlib import Path
 from jobs.slurm.environment import Launcher, RankEnvironment
-from jobs.slurm.lost_rank import speaks_first
+from jobs.slurm.heartbeat import elect_reporter
 env = RankEnvironment(Launcher.slurm, "7", rank=int(sys.argv[2]), num_ranks=6)
-print(speaks_first(Path(sys.argv[1]), env))
+print(elect_reporter(Path(sys.argv[1]), env))
 """
 
 ABANDONING = """
 import sys
 from pathlib import Path
-from jobs.attempts import RunAttempt
+from jobs.run_dir import RunAttempt
 from jobs.slurm.environment import RankEnvironment
-from jobs.slurm.lost_rank import abandon
+from jobs.slurm.heartbeat import exit_lost_rank
 env = RankEnvironment(num_ranks=2)
-RunAttempt(Path(sys.argv[1]), env)
-abandon(Path(sys.argv[1]), env, "rank 1 is silent")
+RunAttempt(Path(sys.argv[1]), env.describe())
+exit_lost_rank(Path(sys.argv[1]), env, "rank 1 is silent")
 """
 
 HANGING = """
 import sys, time
 from jobs.slurm.environment import RankEnvironment
-from jobs.slurm.lost_rank import end_anyway
-end_anyway(RankEnvironment(), 76, 0.2)
-time.sleep(60)
+from jobs.slurm import heartbeat
+heartbeat.FOLDER_HANGS_S = 0.2
+heartbeat.elect_reporter = lambda *_: time.sleep(60)
+heartbeat.exit_lost_rank(None, RankEnvironment(), 'silent', 76)
 """
 
 
@@ -74,18 +80,18 @@ def test_one_of_many_processes_speaks(tmp_path):
 
 
 def test_each_start_of_a_job_has_a_speaker_of_its_own(tmp_path):
-    assert speaks_first(tmp_path, env_of())
-    assert not speaks_first(tmp_path, env_of(1))
+    assert elect_reporter(tmp_path, env_of())
+    assert not elect_reporter(tmp_path, env_of(1))
     again = RankEnvironment(Launcher.slurm, "7", restarts=1, num_ranks=6)
-    clear(tmp_path, again)
-    assert speaks_first(tmp_path, again)
-    assert [folder.name for folder in (tmp_path / "pulses").iterdir()] == ["7-1"]
+    clear_heartbeats(tmp_path, again)
+    assert elect_reporter(tmp_path, again)
+    assert [folder.name for folder in (tmp_path / "heartbeats").iterdir()] == ["7-1"]
 
 
 def test_where_nothing_can_be_written_the_main_rank_speaks(tmp_path, caplog):
-    (tmp_path / "pulses").write_text("no folder")
-    assert speaks_first(tmp_path, env_of(0))
-    assert not speaks_first(tmp_path, env_of(1))
+    (tmp_path / "heartbeats").write_text("no folder")
+    assert elect_reporter(tmp_path, env_of(0))
+    assert not elect_reporter(tmp_path, env_of(1))
     assert "nothing can be written" in caplog.text
 
 
@@ -94,22 +100,22 @@ def test_the_loss_of_a_peer_is_seen_behind_what_interrupted_it():
         try:
             raise LostPeerError("closed by peer")
         finally:
-            raise Interrupted(StopReason.SIGTERM)  # srun ends the ranks that are left
+            raise Preempted(None, StopReason.SIGTERM)  # srun ends the ranks that are left
 
-    with pytest.raises(Interrupted) as event:
+    with pytest.raises(Preempted) as event:
         interrupted()
-    assert lost_peer(event.value)
-    assert not lost_peer(ValueError("its own"))
+    assert is_lost_peer(event.value)
+    assert not is_lost_peer(ValueError("its own"))
 
 
 def test_the_first_rank_to_fail_is_the_one_that_is_noted(tmp_path):
-    RunAttempt(tmp_path, env_of())
-    assert not told_by_a_peer(tmp_path, env_of())
-    note_failure(tmp_path, env_of(3), ValueError("a bad shard"))
-    note_failure(tmp_path, env_of(0), RuntimeError("closed by peer"))
+    RunAttempt(tmp_path, env_of().describe())
+    assert not peer_reported_failure(tmp_path, env_of())
+    record_failure(tmp_path, env_of(3), ValueError("a bad shard"))
+    record_failure(tmp_path, env_of(0), RuntimeError("closed by peer"))
     failed = [event["error"] for event in read_attempts(tmp_path) if event["event"] == "failed"]
     assert failed == ["rank 3 on n: ValueError: a bad shard"]
-    assert told_by_a_peer(tmp_path, env_of())
+    assert peer_reported_failure(tmp_path, env_of())
 
 
 def test_outside_slurm_the_cause_is_noted_and_the_process_fails(tmp_path):
