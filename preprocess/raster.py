@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +295,36 @@ def write_raster(
         if description:
             dataset.update_tags(TIFFTAG_IMAGEDESCRIPTION=description)
         dataset.write(pixels)
+
+
+def keep_squares(source: Path, target: Path, squares: npt.NDArray[np.bool_], size_px: int) -> None:
+    """Copy a raster of one band with everything but chosen squares set to nodata.
+
+    Args:
+        source: a raster; blocks may be absent from it.
+        target: becomes a GeoTIFF of the same size, grid and type, with nodata 0 and without blocks
+            that hold nothing else.
+        squares: (columns, rows), counted from the upper left corner.
+        size_px: side of a square.
+
+    Raises:
+        PatchError: the file is unreadable.
+    """
+    block_px = lcm(size_px, 16)  # TIFF blocks are multiples of 16
+    with _errors_named(source), session(), _open(source) as dataset:
+        keep = np.repeat(np.repeat(squares.T, size_px, 0), size_px, 1)
+        grid = _grid(dataset)
+        with rasterio.open(
+            target, "w", driver="GTiff", width=grid.width, height=grid.height, count=1,
+            dtype=dataset.dtypes[0], crs=dataset.crs, transform=rasterio.Affine(*grid.transform),
+            nodata=NODATA, tiled=True, blockxsize=block_px, blockysize=block_px,
+            compress="deflate", SPARSE_OK=True,
+        ) as copy:  # fmt: skip
+            for top in range(0, keep.shape[0], block_px):  # a row of blocks, written once
+                rows = keep[top : top + block_px]
+                if rows.any():
+                    window = Window(0, top, rows.shape[1], rows.shape[0])
+                    pixels = dataset.read(1, window=window)
+                    copy.write(
+                        np.where(rows, pixels, NODATA).astype(pixels.dtype), 1, window=window
+                    )

@@ -1,0 +1,323 @@
+"""Published archives: their files with sizes and checksums, how they are fetched and unpacked.
+
+An archive is unpacked into a hidden folder, which gets its name when all members are there, so that
+packing never meets half a data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import zstandard
+
+from preprocess.fetch.config import FetchConfig, What
+from preprocess.fetch.http import FetchError, Http, RemoteChangedError, RemoteFile, shown
+from preprocess.fetch.partial import PartialFile, byte_progress, chunks, read_json
+from preprocess.fetch.scenes import STAGING, STATE
+from preprocess.shards.atomic_io import fsync, write_json
+
+_CHUNK_BYTES = 64 * 2**20  # few requests: record servers count them
+_MAX_STREAMS = 4  # servers of records refuse more from one address
+_SYNC_FILES, _SYNC_BYTES = 50_000, 4 * 2**30  # after so much, what is unpacked is made durable
+_PATCH_BYTES = 4 * 32_768 + 6 * 8_192 + 2 * 4_096  # twelve bands in file-system blocks of 4 KiB
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFile:
+    """A file of a record.
+
+    Attributes:
+        name: at the end of its URL, and of the local file.
+        md5: published checksum; empty if none could be found.
+        size: published bytes; 0 if unknown.
+        source: where checksum and size were found, and how far they are verified.
+        root: folder that it unpacks to; empty for a file that is used as it is.
+        files: rasters that it holds; 0 if unknown.
+        unpacked_bytes: what they take on a file system with blocks of 4 KiB.
+    """
+
+    name: str
+    md5: str
+    size: int
+    source: str
+    root: str = ""
+    files: int = 0
+    unpacked_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A published data set: the folder of URLs of its files, and the files."""
+
+    url: str
+    files: tuple[ArchiveFile, ...]
+
+
+_READ = "record page as quoted by several public projects, which checked their download against it"
+ARCHIVES = {
+    What.bigearthnet_v1: Archive(
+        "https://zenodo.org/records/12687186/files",
+        (
+            ArchiveFile(
+                "BigEarthNet-S2-v1.0.tar.gz",
+                "5a64e9ce38deb036a435a7b59494924c",
+                0,
+                "checksum: torchgeo's data set BigEarthNet; exact size: not found, about 66 GB",
+                root="BigEarthNet-v1.0",
+                files=590_326 * 12,
+                unpacked_bytes=590_326 * (_PATCH_BYTES + 4_096),
+            ),
+        ),
+    ),
+    What.bigearthnet_v2: Archive(
+        "https://zenodo.org/records/10891137/files",
+        (
+            ArchiveFile(
+                "metadata.parquet", "55687065e77b6d0b0f1ff604a6e7b49c", 3_616_349,
+                "checksum: compared with a copy of the file; size: " + _READ,
+            ),
+            ArchiveFile(
+                "metadata_for_patches_with_snow_cloud_or_shadow.parquet",
+                "fe31856f4986d446c9468b59d6387c91", 710_162,
+                "checksum: compared with a copy of the file; size: " + _READ,
+            ),
+            ArchiveFile(
+                "Reference_Maps.tar.zst", "95d85a222fa983faddcac51a19f28917", 282_391_301, _READ,
+                root="Reference_Maps", files=549_488, unpacked_bytes=549_488 * 4_096,
+            ),
+            ArchiveFile(
+                "BigEarthNet-S2.tar.zst", "2245ed2d1a93f6ce637d839bc856396e", 63_251_710_377, _READ,
+                root="BigEarthNet-S2", files=549_488 * 12, unpacked_bytes=549_488 * _PATCH_BYTES,
+            ),
+        ),
+    ),
+    What.eurosat: Archive(
+        "https://zenodo.org/records/7711810/files",
+        (
+            ArchiveFile(
+                "EuroSAT_MS.zip", "091174add3c8e680a49244acf185b9f0", 2_065_402_329, _READ,
+                root="EuroSAT_MS", files=27_000, unpacked_bytes=27_000 * 110_592,
+            ),
+        ),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivePlan:
+    """A file that is to be fetched and unpacked, with what the server says of it."""
+
+    file: ArchiveFile
+    remote: RemoteFile
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes on disk while it is unpacked."""
+        return self.remote.size + self.file.unpacked_bytes
+
+
+def plan_archive(http: Http, archive: Archive, config: FetchConfig) -> list[ArchivePlan]:
+    """Return the files that are not there yet.
+
+    Raises:
+        FetchError: the server does not have one, or has one of another size than was published.
+    """
+    done = read_json(Path(config.output) / STATE).get("files", {})
+    base = (config.url or archive.url).rstrip("/")
+    plans = []
+    for file in archive.files:
+        there = Path(config.output) / (file.root or file.name)
+        if file.name in done and there.exists():
+            continue
+        remote, _ = http.open(f"{base}/{file.name}")
+        if file.size and remote.size != file.size:
+            raise FetchError(
+                f"{shown(remote.url)} has {remote.size} bytes, published are {file.size}: another "
+                "file, or another version of it; give the URL of a mirror: url=https://..."
+            )
+        plans.append(ArchivePlan(file, remote))
+    return plans
+
+
+def fetch_archive(http: Http, plans: list[ArchivePlan], config: FetchConfig) -> None:
+    """Fetch, check and unpack files one after another.
+
+    Raises:
+        FetchError: a file is not what was published, or cannot be fetched.
+        OSError: the disk is full, for example.
+    """
+    output = Path(config.output)
+    state = read_json(output / STATE) or {"files": {}}
+    for plan in plans:
+        file, path = plan.file, output / plan.file.name
+        if not path.exists():
+            _download(http, plan, path, config)
+        elif not _is_sound(path, file, plan.remote):
+            raise FetchError(
+                f"{path} is there, but its size or md5 is not the published one; remove it"
+            )
+        entry = {"size": plan.remote.size, "md5": file.md5 or _md5(path)}
+        if file.root:
+            entry["rasters"] = unpack(path, output / file.root, file.files)
+        state["files"][file.name] = entry
+        write_json(output / STATE, state)
+        if file.root and not config.keep_archives:
+            path.unlink()
+
+
+def unpack(path: Path, target: Path, expected: int = 0) -> int:
+    """Unpack an archive that holds one folder to that folder; return the number of its rasters.
+
+    A killed unpacking goes on behind the last member that was made durable.
+
+    Raises:
+        FetchError: the archive holds links, or names that lead out of its folder.
+    """
+    staging = target.parent / STAGING / target.name
+    journal = staging.with_name(f"{target.name}.json")
+    start = read_json(journal)
+    done, rasters = int(start.get("members", 0)), int(start.get("rasters", 0))
+    if not target.exists():
+        fresh_files = fresh_bytes = 0
+        size = path.stat().st_size
+        with (
+            byte_progress(size, f"unpack {path.name}", enabled=True) as advance,
+            _members(path, advance) as members,
+        ):
+            for index, (name, length, stream) in enumerate(members):
+                if index < done:
+                    continue
+                _write_member(staging / _inner(path, name, target.name), stream)
+                rasters += name.endswith(".tif")
+                fresh_files, fresh_bytes = fresh_files + 1, fresh_bytes + length
+                if fresh_files >= _SYNC_FILES or fresh_bytes >= _SYNC_BYTES:
+                    os.sync()  # all of them at once: an fsync for each costs more than the writing
+                    write_json(journal, {"members": index + 1, "rasters": rasters})
+                    fresh_files = fresh_bytes = 0
+        os.sync()
+        if expected and rasters != expected:
+            _log.warning("%s holds %d rasters, known are %d", path.name, rasters, expected)
+        staging.rename(target)
+        fsync(target.parent)
+    journal.unlink(missing_ok=True)
+    return rasters
+
+
+def _download(http: Http, plan: ArchivePlan, path: Path, config: FetchConfig) -> None:
+    partial = PartialFile(path, plan.remote)
+    spans = chunks(plan.remote.size, _CHUNK_BYTES)
+    missing = partial.missing(spans)
+    pool = ThreadPoolExecutor(min(config.streams, _MAX_STREAMS))
+    with byte_progress(plan.remote.size, path.name, enabled=True) as advance:
+        advance(plan.remote.size - sum(span.length for span in missing))
+        try:
+            list(pool.map(lambda span: partial.fetch(http, span, advance), missing))
+        except RemoteChangedError as error:
+            partial.discard()
+            raise FetchError(f"{error}; start again to fetch it anew") from error
+        except BaseException:
+            http.stop.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if not _is_sound(partial.data, plan.file, plan.remote):
+        partial.discard()
+        raise FetchError(
+            f"{shown(plan.remote.url)} has another md5 than the published {plan.file.md5}; it was "
+            "removed. Start again, or give the URL of a mirror: url=https://..."
+        )
+    partial.finish()
+
+
+def _is_sound(path: Path, file: ArchiveFile, remote: RemoteFile) -> bool:
+    return path.stat().st_size == remote.size and (not file.md5 or _md5(path) == file.md5)
+
+
+def _md5(path: Path) -> str:
+    _log.info("%s: computing its md5", path.name.removeprefix("."))
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
+
+
+@contextmanager
+def _members(
+    path: Path, advance: Callable[[int], object]
+) -> Iterator[Iterator[tuple[str, int, IO[bytes]]]]:
+    """Yield name, bytes and content of all regular files in their order in the archive."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            yield _zip_members(archive, advance)
+        return
+    with path.open("rb") as raw:
+        counted: Any = _Counted(raw, advance)  # tarfile asks for no more than read()
+        if path.suffix == ".zst":
+            stream = zstandard.ZstdDecompressor().stream_reader(counted, read_across_frames=True)
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                yield _tar_members(path, tar)
+        else:
+            with tarfile.open(fileobj=counted, mode="r|gz") as tar:
+                yield _tar_members(path, tar)
+
+
+def _zip_members(
+    archive: zipfile.ZipFile, advance: Callable[[int], object]
+) -> Iterator[tuple[str, int, IO[bytes]]]:
+    for member in archive.infolist():
+        if not member.is_dir():
+            with archive.open(member) as stream:
+                yield member.filename, member.file_size, stream
+        advance(member.compress_size)
+
+
+def _tar_members(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, int, IO[bytes]]]:
+    for member in tar:
+        stream = tar.extractfile(member) if member.isreg() else None
+        if stream is not None:
+            yield member.name, member.size, stream
+        elif not member.isdir():
+            raise FetchError(f"{path.name} holds {member.name}, which is neither file nor folder")
+        # it remembers millions of names otherwise
+        tar.members = []  # type: ignore[attr-defined]
+
+
+def _inner(path: Path, name: str, root: str) -> str:
+    """Return a member's path below the one folder of the archive."""
+    parts = [part for part in PurePosixPath(name).parts if part != "."]
+    if ".." in parts or len(parts) < 2 or parts[0] != root:
+        raise FetchError(f"{path.name} holds {name!r}; expected are files below {root}/")
+    return "/".join(parts[1:])
+
+
+def _write_member(path: Path, stream: IO[bytes]) -> None:
+    try:
+        file = path.open("wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    with file:
+        shutil.copyfileobj(stream, file, 2**20)
+
+
+class _Counted:
+    """A file that reports how much of it is read."""
+
+    def __init__(self, raw: IO[bytes], advance: Callable[[int], object]) -> None:
+        self._raw, self._advance = raw, advance
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._raw.read(size)
+        self._advance(len(data))
+        return data

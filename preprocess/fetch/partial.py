@@ -1,0 +1,215 @@
+"""Files while they are fetched: the bytes under a hidden name, and a journal of what is there.
+
+A file gets its name only when every byte is there and on the disk, so a file under its final name
+is always whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from preprocess.fetch.http import Http, RemoteFile
+from preprocess.shards.atomic_io import publish
+
+RANGE_BYTES = 8 * 2**20  # what a killed download may have to fetch again, for each stream
+_LOG_EVERY_S = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes to copy.
+
+    Attributes:
+        offset: in the remote file.
+        length: bytes.
+        target: offset in the local file.
+    """
+
+    offset: int
+    length: int
+    target: int
+
+
+class PartialFile:
+    """A file while it is fetched: its bytes, and a journal of the spans that are there.
+
+    The journal's first line names the remote version; each further line is a span with the CRC-32
+    of its bytes, appended after they were written. Bytes without a line, or that do not have the
+    CRC their line states, are fetched again: neither a kill nor a power cut can leave a hole.
+    """
+
+    def __init__(self, path: Path, remote: RemoteFile, prefix: bytes = b"") -> None:
+        self.path = path
+        self.data = path.with_name(f".{path.name}.part")
+        self.journal = path.with_name(f".{path.name}.journal")
+        self._prefix = prefix
+        # another prefix means other spans: nothing of the old ones fits
+        self._identity = {
+            "url": remote.url,
+            "size": remote.size,
+            "etag": remote.etag,
+            "prefix": zlib.crc32(prefix),
+        }
+        self.remote = remote
+        self._lock = threading.Lock()
+
+    def missing(self, spans: Iterable[Span]) -> list[Span]:
+        """Return the spans that are not there yet, each checked; start anew for another version."""
+        path_exists = self.data.exists() and self.journal.exists()
+        lines = self.journal.read_bytes().split(b"\n") if path_exists else []
+        # without its line break the last line was cut while it was written
+        entries = [entry for line in lines[:-1] if (entry := _parsed(line)) is not None]
+        if not entries or entries[0] != self._identity:
+            self._start_anew()
+            return list(spans)
+        crc_of = {(e["target"], e["length"]): e["crc"] for e in entries[1:] if "crc" in e}
+        wanted = list(spans)
+        with self.data.open("rb") as file:
+            file.seek(0)
+            if file.read(len(self._prefix)) != self._prefix:
+                self._start_anew()
+                return wanted
+            there = {span for span in wanted if _is_there(file, span, crc_of)}
+        if lines[-1]:
+            self._append({})  # ends the torn line, or the next one would be lost with it
+        return [span for span in wanted if span not in there]
+
+    def fetch(self, http: Http, span: Span, advance: Callable[[int], object]) -> None:
+        """Fetch one span and note it.
+
+        Raises:
+            FetchError: as ``Http.pieces``.
+        """
+        crc, done = 0, 0
+        descriptor = os.open(self.data, os.O_WRONLY)
+        try:
+            for piece in http.pieces(self.remote, span.offset, span.length):
+                write_all(descriptor, piece, span.target + done)
+                crc = zlib.crc32(piece, crc)
+                done += len(piece)
+                advance(len(piece))
+        finally:
+            os.close(descriptor)
+        self._append({"target": span.target, "length": span.length, "crc": crc})
+
+    def finish(self) -> None:
+        """Make the file durable and give it its name."""
+        publish(self.data, self.path)
+        self.journal.unlink()
+
+    def discard(self) -> None:
+        """Remove what was fetched so far."""
+        self.data.unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
+
+    def _start_anew(self) -> None:
+        self.discard()
+        self.data.parent.mkdir(parents=True, exist_ok=True)
+        self.data.write_bytes(self._prefix)
+        self._append(self._identity)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        line = ("\n" if not entry else json.dumps(entry) + "\n").encode()
+        with self._lock, self.journal.open("ab") as file:
+            file.write(line)
+
+
+def chunks(size: int, chunk_bytes: int = RANGE_BYTES) -> list[Span]:
+    """Return the spans of a whole file."""
+    return [
+        Span(start, min(chunk_bytes, size - start), start) for start in range(0, size, chunk_bytes)
+    ]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if it is missing or holds none."""
+    try:
+        return _parsed(path.read_bytes()) or {}
+    except FileNotFoundError:
+        return {}
+
+
+def write_all(descriptor: int, data: bytes, offset: int) -> None:
+    """Write bytes at an offset, all of them."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+@contextmanager
+def byte_progress(total: int, what: str, enabled: bool) -> Iterator[Callable[[int], object]]:
+    """Yield a function that counts bytes: a bar on a terminal, a line now and then in a log."""
+    if not enabled:
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        with tqdm(total=total, desc=what, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+            yield bar.update
+    else:
+        yield _LogLines(total, what).advance
+
+
+class _LogLines:
+    """Counts bytes and logs how far they are at intervals and at the end."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total, self._what = total, what
+        self._done = 0
+        self._started = self._reported = time.monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, count: int) -> None:
+        """Count so many more bytes."""
+        with self._lock:
+            self._done += count
+            now = time.monotonic()
+            if now - self._reported < _LOG_EVERY_S and self._done != self._total:
+                return
+            self._reported = now
+        rate = self._done / max(now - self._started, 1e-9)
+        left = timedelta(seconds=round(max(0, self._total - self._done) / max(rate, 1e-9)))
+        _log.info(
+            "%s: %.2f of %.2f GB, %.1f MB/s, %s left",
+            self._what, self._done / 1e9, self._total / 1e9, rate / 1e6, left,
+        )  # fmt: skip
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _is_there(file: BinaryIO, span: Span, crc_of: dict[tuple[int, int], int]) -> bool:
+    stated = crc_of.get((span.target, span.length))
+    return stated is not None and _crc(file, span.target, span.length) == stated
+
+
+def _crc(file: BinaryIO, offset: int, length: int) -> int | None:
+    """Return the CRC-32 of bytes of a file, None if it ends before."""
+    file.seek(offset)
+    crc = 0
+    while length:
+        piece = file.read(min(length, 2**20))
+        if not piece:
+            return None
+        crc, length = zlib.crc32(piece, crc), length - len(piece)
+    return crc

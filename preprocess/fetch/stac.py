@@ -1,0 +1,294 @@
+"""Which scenes of a STAC API cover an area and time, and why others are not taken."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+from pystac.errors import STACError
+from pystac_client import Client
+from pystac_client.errors import ClientTypeError
+from pystac_client.exceptions import APIError
+from pystac_client.stac_api_io import StacApiIO
+
+from preprocess.bands import L2A_BANDS, canonical_name
+from preprocess.fetch.config import EARTH_SEARCH, FetchConfig, parse_interval, read_polygons
+from preprocess.fetch.http import FetchError, Http, shown
+from preprocess.shards.atomic_io import write_text
+from preprocess.tiling import Degrees, Flags, TileGrid, in_boxes
+
+SCL = "SCL"
+OTHER_DATES = "acquired outside the dates"
+OTHER_TILE = "a tile that is not asked for"
+OTHER_ORBIT = "an orbit that is not asked for"
+REPEATED = "another processing of the same acquisition is taken"
+NO_GROUND = "no ground of the area that this tile owns"
+_PAGE = 100  # items; a page of Earth Search is then about 2 MB
+# the two forms of names that packing reads: S2A_10SFH_20190715_0_L2A, and ESA's product names
+_ID = re.compile(r"S2[A-D]_(?:MSIL2A_[\dT]+_.*?_T)?(?P<tile>\d{1,2}[C-X][A-Z]{2})_[\w.-]+")
+_ORBIT = re.compile(r"_N\d{4}_R(\d{3})_")
+_BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
+_PRODUCT_KEYS = ("s2:product_uri", "sentinel:product_id", "s2:product_id")
+
+# what pystac raises for JSON that is no STAC differs by what is wrong with it
+_NO_STAC = (APIError, ClientTypeError, STACError, KeyError, TypeError, ValueError, AttributeError)
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A scene that a search found.
+
+    Attributes:
+        id: of its item, and name of its folder.
+        item: as the API gave it.
+        tile: MGRS.
+        acquired: time, UTC.
+        orbit: relative orbit; 0 if unknown.
+        cloud: cover in percent; None if unknown.
+        baseline: of processing, such as 02.13; empty if unknown.
+        urls: of the rasters, by canonical band and ``SCL``.
+        reason: why it is not taken; empty if it is.
+    """
+
+    id: str
+    item: Item
+    tile: str
+    acquired: str
+    orbit: int
+    cloud: float | None
+    baseline: str
+    urls: dict[str, str]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """Ground of interest: boxes and polygons in degrees."""
+
+    boxes: list[list[float]]
+    polygons: list[list[list[list[float]]]] = field(default_factory=list)
+
+    def bounds(self) -> list[list[float]]:
+        """Return boxes that hold all of it."""
+        outlines = [np.array(polygon[0])[:, :2] for polygon in self.polygons]
+        around = [[*o.min(axis=0).tolist(), *o.max(axis=0).tolist()] for o in outlines]
+        return [*self.boxes, *around]
+
+    def squares(self, grid: TileGrid, one_owner: bool) -> Flags:
+        """Return which 1,200 m squares of a tile have their centre in it, (columns, rows)."""
+        longitude, latitude = grid.degrees()
+        inside = in_boxes(longitude, latitude, self.boxes)
+        for polygon in self.polygons:
+            inside |= _in_rings(longitude, latitude, polygon)
+        return inside & grid.owned() if one_owner else inside
+
+
+def area_of(config: FetchConfig) -> Area:
+    """Return the area of the settings.
+
+    Raises:
+        ValueError: there is none, or its file is not readable.
+    """
+    area = Area(config.boxes, read_polygons(config.geojson) if config.geojson else [])
+    if not area.bounds():
+        raise ValueError(
+            "what=stac needs an area: area=central_valley, boxes=[[west,south,east,north]] in "
+            "degrees, or geojson=FILE"
+        )
+    return area
+
+
+def search(http: Http, config: FetchConfig, area: Area) -> list[Scene]:
+    """Return all scenes of area and time in the order of their ids, with reasons against them.
+
+    Raises:
+        FetchError: the API does not answer, or not as a STAC API does.
+    """
+    url = config.url or EARTH_SEARCH
+    try:
+        client = Client.open(url, stac_io=_HttpIO(http))
+        links = [link.extra_fields.get("method", "GET") for link in client.get_links("search")]
+        method = "POST" if "POST" in links else "GET"
+        items: dict[str, Item] = {}
+        for box in area.bounds():
+            for dates in config.dates or [""]:
+                found = client.search(
+                    method=method, limit=_PAGE, collections=[config.collection], bbox=box,
+                    datetime=dates or None,
+                )  # fmt: skip
+                items.update(_items(found.pages_as_dicts(), url))
+    except FetchError:
+        raise
+    except _NO_STAC as error:
+        raise FetchError(
+            f"{shown(url)} does not answer as a STAC API does ({type(error).__name__}: {error}); "
+            "give the root of one: url=https://..."
+        ) from error
+    return judge((_scene(items[key], url) for key in sorted(items)), config)
+
+
+class _HttpIO(StacApiIO):
+    """Sends the requests of pystac-client through our retries and proxies."""
+
+    def __init__(self, http: Http) -> None:
+        super().__init__()
+        self._http = http
+
+    def request(
+        self,
+        href: str,
+        method: str | None = None,
+        headers: dict[str, str] | None = None,
+        parameters: dict[str, Any] | None = None,
+    ) -> str:
+        sent: dict[str, Any] = {"json" if method == "POST" else "params": parameters or {}}
+        return self._http.get_text(href, _require_json, method or "GET", headers or {}, **sent)
+
+
+def _require_json(text: str) -> None:
+    if not isinstance(json.loads(text), dict):
+        raise ValueError("no JSON object")
+
+
+def _items(pages: Iterable[dict[str, Any]], url: str) -> dict[str, Item]:
+    items: dict[str, Item] = {}
+    for page in pages:
+        fresh = {str(item["id"]): item for item in page["features"]}
+        if fresh and fresh.keys() <= items.keys():
+            raise FetchError(f"{shown(url)} sends the same page of its search again and again")
+        items.update(fresh)
+    return items
+
+
+def judge(scenes: Iterable[Scene], config: FetchConfig) -> list[Scene]:
+    """Return scenes with the reason why one is not taken, from what the search tells."""
+    known = list(scenes)
+    newest: dict[tuple[str, str], str] = {}
+    for scene in known:
+        if not scene.reason:
+            key = (scene.tile, scene.acquired)
+            newest[key] = max(newest.get(key, scene.baseline), scene.baseline, key=_esa_first)
+    # B01 is the coarsest band: packing reads from it where nodata is
+    wanted = list(dict.fromkeys([*(config.bands or L2A_BANDS), "B01"]))
+    judged = []
+    for scene in known:
+        reason = scene.reason or _against(scene, config, wanted)
+        # packing makes the same choice among what it finds
+        if not reason and scene.baseline != newest[scene.tile, scene.acquired]:
+            reason = REPEATED
+        urls = {band: scene.urls[band] for band in [*wanted, SCL] if band in scene.urls}
+        judged.append(replace(scene, reason=reason, urls=urls))
+    return judged
+
+
+def _against(scene: Scene, config: FetchConfig, wanted: list[str]) -> str:
+    day = scene.acquired[:10]
+    intervals = [parse_interval(interval) for interval in config.dates]
+    if intervals and not any(first <= day <= last for first, last in intervals):
+        return OTHER_DATES
+    if config.tiles and scene.tile not in config.tiles:
+        return OTHER_TILE
+    if config.relative_orbits and scene.orbit not in config.relative_orbits:
+        return OTHER_ORBIT if scene.orbit else "its item tells no relative orbit"
+    if config.max_cloud < 100 and scene.cloud is None:
+        return "its item tells no cloud cover"
+    if scene.cloud is not None and scene.cloud > config.max_cloud:
+        return f"cloud cover {scene.cloud:g} %, above {config.max_cloud:g} %"
+    missing = [band for band in [*wanted, SCL] if band not in scene.urls]
+    return f"its item has no GeoTIFF of {', '.join(missing)}" if missing else ""
+
+
+def _esa_first(baseline: str) -> str:
+    return "" if baseline == "99.99" else baseline  # somebody's own run of the processor
+
+
+def _scene(item: Item, api_url: str) -> Scene:
+    """Return what an item tells; one that lacks what every scene has is a scene with a reason."""
+    name = str(item["id"])
+    properties, assets = item.get("properties") or {}, item.get("assets") or {}
+    product = next((str(properties[k]) for k in _PRODUCT_KEYS if properties.get(k)), name)
+    product = product.removesuffix(".SAFE") + "_"
+    found, orbit, baseline = _ID.fullmatch(name), _ORBIT.search(product), _BASELINE.search(product)
+    acquired = re.sub(r"\.\d+Z$", "Z", str(properties.get("datetime") or ""))
+    number = properties.get("sat:relative_orbit") or (orbit[1] if orbit else 0)
+    cloud = properties.get("eo:cloud_cover")
+    reason = ""
+    if found is None:
+        reason = "its id is no name of a Sentinel-2 L2A scene"
+    elif not re.match(r"\d{4}-\d{2}-\d{2}T", acquired):
+        reason = "its item tells no time of acquisition"
+    stated = str(properties.get("s2:processing_baseline") or "")
+    return Scene(
+        id=name,
+        item=item,
+        tile=found["tile"].zfill(5) if found else "",
+        acquired=acquired,
+        orbit=int(number),
+        cloud=None if cloud is None else float(cloud),
+        baseline=f"{baseline[1]}.{baseline[2]}" if baseline else stated,
+        urls=dict(_rasters(assets, _self_url(item, api_url))),
+        reason=reason,
+    )
+
+
+def _self_url(item: Item, api_url: str) -> str:
+    links = item.get("links") or []
+    return next((str(link["href"]) for link in links if link.get("rel") == "self"), api_url)
+
+
+def _rasters(assets: dict[str, Any], base: str) -> Iterator[tuple[str, str]]:
+    for key, asset in assets.items():
+        url = urljoin(base, str(asset.get("href", "")))
+        if url.startswith("s3://"):
+            bucket, _, path = url[5:].partition("/")
+            url = f"https://{bucket}.s3.amazonaws.com/{path}"
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.path.endswith((".tif", ".tiff")):
+            continue
+        try:
+            yield (SCL if key.upper() == SCL else canonical_name(key)), url
+        except ValueError:
+            continue  # an asset that is no band: a preview, a JPEG 2000 twin
+
+
+def _in_rings(longitude: Degrees, latitude: Degrees, rings: list[list[list[float]]]) -> Flags:
+    """Say of each point whether it is in a polygon, by the even-odd rule over all its rings."""
+    inside: npt.NDArray[np.bool_] = np.zeros(longitude.shape, bool)
+    for ring in rings:
+        points = [*ring, ring[0]]
+        for (x1, y1, *_), (x2, y2, *_) in pairwise(points):
+            if y1 == y2:
+                continue
+            crosses = (latitude >= min(y1, y2)) & (latitude < max(y1, y2))
+            inside ^= crosses & (longitude < x1 + (latitude - y1) / (y2 - y1) * (x2 - x1))
+    return inside
+
+
+def write_scenes(path: Path, rows: Iterable[tuple[Scene, int, int]]) -> None:
+    """Write ``scenes.csv``: one row a scene, taken or not and why, with its squares and bytes."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(
+        ["id", "tile", "acquired", "relative_orbit", "cloud_cover", "taken", "reason", "patches",
+         "bytes"]
+    )  # fmt: skip
+    for scene, patches, size in rows:
+        cloud = "" if scene.cloud is None else f"{scene.cloud:g}"
+        taken = "no" if scene.reason else "yes"
+        table.writerow(
+            [scene.id, scene.tile, scene.acquired, scene.orbit or "", cloud, taken, scene.reason,
+             patches, size]
+        )  # fmt: skip
+    write_text(path, text.getvalue())

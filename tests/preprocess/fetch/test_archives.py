@@ -1,0 +1,223 @@
+"""Published archives: a record on a local server goes through the code of the real ones."""
+
+import gzip
+import hashlib
+import io
+import tarfile
+import zipfile
+
+import pytest
+import zstandard
+from make_scenes import tree
+from stac_server import Server
+
+from preprocess.fetch import FetchConfig, FetchError, What, fetch
+from preprocess.fetch.archives import ARCHIVES, Archive, ArchiveFile, unpack
+
+NAMES = [f"Data/patch_{number:03d}/patch_{number:03d}_B{band:02d}.tif"
+         for number in range(40) for band in (1, 2, 3)]  # fmt: skip
+
+
+def content_of(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest() * 40
+
+
+def tar_of(names, folder="Data", kind=tarfile.REGTYPE) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.addfile(_entry(folder, tarfile.DIRTYPE, 0))
+        for name in names:
+            data = content_of(name) if kind == tarfile.REGTYPE else b""
+            tar.addfile(_entry(name, kind, len(data)), io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _entry(name, kind, size) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size, entry.linkname = kind, size, "/etc/passwd"
+    return entry
+
+
+def archive_bytes(suffix: str) -> bytes:
+    if suffix == "tar.zst":
+        # two frames, as parallel compressors write them
+        tar, compress = tar_of(NAMES), zstandard.ZstdCompressor().compress
+        return compress(tar[:50_000]) + compress(tar[50_000:])
+    if suffix == "tar.gz":
+        return gzip.compress(tar_of(NAMES), mtime=0)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in NAMES:
+            file.writestr(name, content_of(name))
+    return buffer.getvalue()
+
+
+@pytest.fixture(params=["tar.zst", "tar.gz", "zip"])
+def record(request, tmp_path):
+    """Yield a server, and the record of an archive and a table that it serves."""
+    root = tmp_path / "record"
+    root.mkdir()
+    files = {f"Data.{request.param}": archive_bytes(request.param), "metadata.parquet": b"table"}
+    for name, data in files.items():
+        (root / name).write_bytes(data)
+    with Server(root) as server:
+        entries = tuple(
+            ArchiveFile(
+                name, hashlib.md5(data).hexdigest(), len(data), "made up",
+                root="" if name.endswith("parquet") else "Data", files=len(NAMES),
+            )
+            for name, data in files.items()
+        )  # fmt: skip
+        yield server, Archive("https://nowhere.invalid/record", entries)
+
+
+def config_of(server, tmp_path, **changes) -> FetchConfig:
+    return FetchConfig(
+        what=What.eurosat, url=f"{server.url}/files", output=str(tmp_path / "out"), **changes
+    )
+
+
+EXPECTED = {name: content_of(name) for name in NAMES} | {"metadata.parquet": b"table"}
+
+
+def test_an_archive_is_fetched_checked_and_unpacked(record, tmp_path):
+    server, archive = record
+    summary = fetch(config_of(server, tmp_path), archive)
+    there = tree(tmp_path / "out")
+    assert there.pop("fetch.json")
+    assert there == EXPECTED
+    assert summary.missing_bytes == sum(file.size for file in archive.files)
+    before = len(server.state.requests)
+    assert fetch(config_of(server, tmp_path), archive).missing_bytes == 0
+    assert len(server.state.requests) == before + 1  # whether the network is there
+
+
+def test_a_dry_run_tells_the_bytes_and_writes_nothing(record, tmp_path):
+    server, archive = record
+    summary = fetch(config_of(server, tmp_path, dry_run=True), archive)
+    assert summary.missing_bytes == sum(file.size for file in archive.files)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_download_goes_on_where_it_was_cut(record, tmp_path, monkeypatch):
+    server, archive = record
+    monkeypatch.setattr("preprocess.fetch.archives._CHUNK_BYTES", 1000)
+    server.state.fault = lambda path, number: "503" if number > 8 and "Data" in path else ""
+    with pytest.raises(FetchError, match="HTTP 503, in 2 attempts"):
+        fetch(config_of(server, tmp_path, retries=1, streams=1), archive)
+    server.state.fault = lambda path, number: ""
+    already = server.state.sent
+    assert already > 3000
+    fetch(config_of(server, tmp_path), archive)
+    again = server.state.sent - already
+    assert again < sum(file.size for file in archive.files) - 2000
+    assert {
+        name: data for name, data in tree(tmp_path / "out").items() if name in EXPECTED
+    } == EXPECTED
+
+
+def test_a_killed_unpacking_goes_on_behind_what_is_durable(record, tmp_path, monkeypatch):
+    _, archive = record
+    monkeypatch.setattr("preprocess.fetch.archives._SYNC_FILES", 10)
+    path = tmp_path / "record" / archive.files[0].name
+    written = []
+
+    def die_late(target, stream):
+        if len(written) == 35:
+            raise KeyboardInterrupt
+        written.append(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(stream.read())
+
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocess.fetch.archives._write_member", die_late)
+        with pytest.raises(KeyboardInterrupt):
+            unpack(path, tmp_path / "out" / "Data")
+    assert not (tmp_path / "out" / "Data").exists()
+    half = tmp_path / "out" / ".fetch" / NAMES[31]  # behind the last sync: may be half there
+    half.write_bytes(b"half")
+    first = tmp_path / "out" / ".fetch" / NAMES[0]
+    stamp = first.stat().st_mtime_ns
+    assert unpack(path, tmp_path / "out" / "Data") == len(NAMES)
+    there = tree(tmp_path / "out" / "Data")
+    assert there == {name.removeprefix("Data/"): content_of(name) for name in NAMES}
+    assert (tmp_path / "out" / NAMES[0]).stat().st_mtime_ns == stamp
+
+
+def test_another_file_than_was_published_is_refused_and_removed(record, tmp_path):
+    server, archive = record
+    path = tmp_path / "record" / archive.files[0].name
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FetchError, match="has another md5 than the published"):
+        fetch(config_of(server, tmp_path), archive)
+    assert not (tmp_path / "out" / path.name).exists()
+    path.write_bytes(bytes(data) + b"more")
+    with pytest.raises(FetchError, match=r"has \d+ bytes, published are \d+"):
+        fetch(config_of(server, tmp_path), archive)
+
+
+def test_an_archive_that_is_there_is_used_if_it_is_sound(record, tmp_path):
+    server, archive = record
+    name = archive.files[0].name
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes((tmp_path / "record" / name).read_bytes())
+    fetch(config_of(server, tmp_path, keep_archives=True), archive)
+    assert (tmp_path / "out" / name).exists()
+    asked = zip(server.state.requests, server.state.headers, strict=True)
+    ranges = [headers.get("Range") for path, headers in asked if name in path]
+    assert ranges == ["bytes=0-0"]
+
+
+def test_a_foreign_file_of_that_name_is_not_overwritten(record, tmp_path):
+    server, archive = record
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / archive.files[0].name).write_bytes(b"mine")
+    with pytest.raises(FetchError, match="its size or md5 is not the published one; remove it"):
+        fetch(config_of(server, tmp_path), archive)
+    assert (tmp_path / "out" / archive.files[0].name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["../outside.tif"], tarfile.REGTYPE),
+        (["Data/../../outside.tif"], tarfile.REGTYPE),
+        (["/outside.tif"], tarfile.REGTYPE),
+        (["Other/inside.tif"], tarfile.REGTYPE),
+        (["Data/link.tif"], tarfile.SYMTYPE),
+        (["Data/link.tif"], tarfile.LNKTYPE),
+    ],
+)
+def test_names_and_links_that_lead_out_of_the_folder_are_refused(tmp_path, names, kind):
+    path = tmp_path / "evil.tar.gz"
+    path.write_bytes(gzip.compress(tar_of(names, kind=kind)))
+    with pytest.raises(FetchError, match=r"evil\.tar\.gz holds"):
+        unpack(path, tmp_path / "out" / "Data")
+    assert not list(tmp_path.rglob("*.tif"))
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(record, tmp_path, monkeypatch):
+    server, archive = record
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(FetchError, match=r"0\.0 GB free"):
+        fetch(config_of(server, tmp_path), archive)
+    assert server.state.sent <= 2
+
+
+def test_the_table_states_a_source_for_every_figure():
+    for what, archive in ARCHIVES.items():
+        assert archive.url.startswith("https://zenodo.org/records/"), what
+        for file in archive.files:
+            assert len(file.md5) == 32
+            assert file.source
+            assert file.size or "not found" in file.source
+    metadata = ARCHIVES[What.bigearthnet_v2].files[0]
+    assert (metadata.name, metadata.size) == ("metadata.parquet", 3_616_349)
+
+
+def test_the_published_checksums_of_the_tables_are_those_of_real_copies(real_data):
+    for file in ARCHIVES[What.bigearthnet_v2].files[:2]:
+        data = (real_data / "bigearthnet_v2" / file.name).read_bytes()
+        assert (len(data), hashlib.md5(data).hexdigest()) == (file.size, file.md5)
