@@ -91,19 +91,6 @@ class RateScaling(Enum):
     linear = "linear"
 
 
-class Variant(Enum):
-    """Parameters of the nine operations of the SimCLR-S2 study (2021).
-
-    ``literal`` repeats its last code, defects included; ``paper`` mends only zoom (no slivers of
-    the patch) and gain (no inverted sign); ``corrected`` gives each operation the physical meaning
-    of its name.
-    """
-
-    literal = "literal"
-    paper = "paper"
-    corrected = "corrected"
-
-
 class Positives(Enum):
     """What a pair's two views show: ``same`` patch, or one place on two dates (``season``)."""
 
@@ -286,11 +273,14 @@ class AugmentConfig:
     """How two views are made of one patch.
 
     Attributes:
-        preset: ``paper_literal``, ``paper``, ``corrected``, ``standard``, ``geometric_standard``,
-            ``none``, ``all``, ``geometric``, ``pixel``, ``list``, or ``couplets``.
+        preset: ``standard``, ``geometric_standard``, ``paper``, ``none``, ``all``, ``geometric``,
+            ``pixel``, ``list``, or ``couplets``.
         operations: for ``preset=list``: the operations of every view, always applied, in order.
         couplets: for ``preset=couplets``: pairs such as ``blur+gain``; each view gets one of them.
-        variant: for these two presets: whose parameters the operations have.
+        probabilities: chances of operations that are not to be the preset's; on a command line
+            ``+augment.probabilities.blur=0.2``.
+        strengths: those that are not to be the default, ``+augment.strengths.gain=1.1``;
+            docs/adding-an-augmentation.md lists them.
         rotation: by quarter turns, or freely by any angle (slower; nine operations only).
         band_drop: chance that a band of a view is blanked, at most 0.5.
         view_size_px: side of a view; 0 keeps the side of the finest band group.
@@ -299,7 +289,8 @@ class AugmentConfig:
     preset: str = "standard"
     operations: list[str] = field(default_factory=list)
     couplets: list[str] = field(default_factory=list)
-    variant: Variant = Variant.corrected
+    probabilities: dict[str, float] = field(default_factory=dict)
+    strengths: dict[str, float] = field(default_factory=dict)
     rotation: Rotation = Rotation.quarter
     band_drop: float = 0.0
     view_size_px: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from typing import Any, TypeVar, get_type_hints
 
@@ -34,7 +34,8 @@ def from_plain(kind: type[_Config], data: dict[str, Any]) -> _Config:
         if isinstance(hint, type) and issubclass(hint, Enum):
             values[name] = hint(value)
         else:
-            values[name] = from_plain(hint, value) if isinstance(value, dict) else value
+            nested = isinstance(hint, type) and is_dataclass(hint)
+            values[name] = from_plain(hint, value) if nested else value
     return kind(**values)
 
 

@@ -1,4 +1,4 @@
-"""One-sided NT-Xent and DCL over all ranks' negatives: projections in, scalar loss out.
+"""NT-Xent and DCL against the negatives of all ranks, one-sided and in tiles.
 
 NT-Xent is eq. 1 of Chen et al. 2020 (arXiv 2002.05709), averaged over the 2N views; DCL leaves the
 positive out of the denominator (Yeh et al. 2021, arXiv 2110.06848). With ``v_i`` the logsumexp over
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from simclr.config import LossConfig, LossName
-from simclr.distributed import gather_rows, rank
+from simclr.distributed import gather_rows, num_ranks, rank
 
 # Rows of the similarity matrix at a time: beside 16,384 views a tile is 16 MB of float32, and the
 # memory of the loss no longer grows with the square of the batch.
@@ -41,7 +41,16 @@ def contrastive_loss(projections: torch.Tensor, config: LossConfig) -> torch.Ten
 
     Returns:
         A float32 scalar (float64 for float64 input).
+
+    Raises:
+        ValueError: an odd number of rows, or a single pair over all ranks, which has no negatives.
     """
+    num = len(projections)
+    if num % 2 or num * num_ranks() < 4:
+        raise ValueError(
+            f"{num} projections on {num_ranks()} ranks; give two views each of at least two pairs "
+            "over all ranks, since a negative is a view of another pair"
+        )
     with torch.autocast(projections.device.type, enabled=False):
         # bfloat16 logits would put percents of error into the gradient at temperature 0.1.
         rows = projections if projections.dtype == torch.float64 else projections.float()

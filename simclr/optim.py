@@ -1,4 +1,4 @@
-"""Settings and a network become an optimiser with the right parameter groups."""
+"""Optimisers, their parameter groups and the learning rate; the trainer builds and drives them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class LARS(Optimizer):
     """SGD with momentum whose step in each tensor follows the ratio of norms.
 
     For each tensor, with u = gradient + weight_decay * w and q = trust * |w| / |u| (1 if either
-    norm is 0, or if the group is not adapted): v = momentum * v + q * u; w -= lr * v. The rate is
-    outside the momentum, as in SimCLR's reference. Every operation runs over all tensors of a
+    norm is 0, or if the group is not adapted): v = momentum * v + q * u; w -= lr * v (You et al.
+    2017). The rate is outside the momentum, as in VICReg's LARS; the reference code of SimCLR has
+    it inside, which differs while the rate changes. Every operation runs over all tensors of a
     group at once, and q never leaves the device.
     """
 

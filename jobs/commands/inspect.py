@@ -27,7 +27,7 @@ class Inspect(Command):
     examples = (
         "simclr-inspect shards=shards",
         "simclr-inspect what=augment shards=shards",
-        "simclr-inspect what=augment shards=shards augment.preset=paper_literal seed=3",
+        "simclr-inspect what=augment shards=shards augment.preset=paper seed=3",
     )
     main_settings = ("what", "shards", "output", "patches", "seed", "augment.preset")
     results = "PNG files and one HTML page that holds them; stdout names the page."

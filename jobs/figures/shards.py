@@ -295,8 +295,10 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
         "as packed": ViewMaker(dataset, AugmentConfig(preset="none"), 0, _CPU).eval_views(batch)
     }
     for name in OPERATIONS:
-        # the size and the variant are the user's; only the list is ours
-        single = replace(config.augment, preset="list", operations=[name], couplets=[])
+        # size and strengths are those of the settings
+        single = replace(
+            config.augment, preset="list", operations=[name], couplets=[], probabilities={}
+        )
         columns[name] = _views(dataset, single, config.seed, batch)[0]
     path = _draw(output / "operations.png", columns)
     page = Page("What training sees").heading("One operation at a time")

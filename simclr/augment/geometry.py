@@ -1,12 +1,12 @@
-"""One warp from each native grid straight to the view: no upsampled image in between.
+"""Warps each native grid straight to the view: geometry, resampling and blur in one pass.
 
-Every pixel of a view is traced back through the chain of maps to its place in the patch, folded
-back into the frame at each map. As long as turns are quarter turns, rows and columns are traced
-apart and a view is ``R x C^T`` for every band, with resampling and blur in the two matrices; for
-free rotation the places are sampled one by one.
+Every pixel of a view is traced back through the chain of maps to its position in the patch, and
+reflected into the frame at each map. As long as turns are quarter turns, rows and columns are
+traced separately and a view is ``R x C^T`` for every band, with resampling and blur in the two
+matrices; for free rotation the positions are sampled one by one.
 
-Places are in half pixels of the view, so that the patch spans [-S, S], pixel ``i`` of a view is
-centred at ``2 i + 1 - S``, and the identity comes out without rounding.
+Positions are in half pixels of the view, so that the patch spans [-S, S], pixel ``i`` of a view is
+centred at ``2 i + 1 - S``, and the identity is exact.
 """
 
 from __future__ import annotations
@@ -17,12 +17,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from simclr.augment import parallel as lists
-from simclr.augment.operations import MOTIONS, Preset
-from simclr.augment.parameters import ViewParameters
-from simclr.config import Rotation, Variant
-
-_BLUR_TAPS_2021 = 2  # the 2021 code used five taps whatever the sigma
+from simclr.augment.operations import Preset
+from simclr.augment.parameters import ViewParameters, selected
+from simclr.config import Rotation
 
 
 class Axes(NamedTuple):
@@ -30,7 +27,7 @@ class Axes(NamedTuple):
 
     Attributes:
         transposed: (N,) bool, the rows of a view run along the columns of its operand.
-        rows: (N, S) place of each row on the operand's axis, in half pixels of the view.
+        rows: (N, S) position of each row on the operand's axis, in half pixels of the view.
         columns: (N, S) likewise.
         scales: (N, 2) pixels of the operand a pixel of the view, rows and columns, at equal size.
     """
@@ -82,27 +79,30 @@ class Frame:
 def frame_of(parameters: ViewParameters, preset: Preset, view_px: int) -> Frame:
     """Return the frame of N views of side ``view_px``."""
     free = preset.rotation is Rotation.free and "rotation" in preset.operations
-    radius = 0 if preset.variant is Variant.corrected else _BLUR_TAPS_2021
     may_blur, sigma = "blur" in preset.operations, parameters.blur
-    if may_blur and not free and preset.may_precede("blur", frozenset(MOTIONS)):
-        return _blurred_between(parameters, view_px, blur_matrix(sigma, view_px, radius))
-    mixed = lists.listed(sigma > 0) if may_blur and not free else None
+    if parameters.blurred_after is not None and not free:
+        return _blurred_between(
+            parameters.maps, parameters.blurred_after, view_px, blur_matrix(sigma, view_px)
+        )
+    mixed = selected(sigma > 0) if may_blur and not free else None
     sigma = sigma if mixed is None else sigma[mixed]
-    blur = blur_matrix(sigma, view_px, radius) if may_blur else None
+    blur = blur_matrix(sigma, view_px) if may_blur else None
     mixing = None if blur is None else (blur, blur)
     if free:
         # A round blur commutes with turning, so it may always come last.
-        return Frame(trace_points(parameters, view_px), mixing)
-    axes = trace_axes(parameters, view_px, torch.ones_like(parameters.wrap))
-    return Frame(axes, mixing, mixed)
+        return Frame(trace_points(parameters.maps, view_px), mixing)
+    return Frame(trace_axes(parameters.maps, view_px), mixing, mixed)
 
 
-def _blurred_between(parameters: ViewParameters, view_px: int, blur: torch.Tensor) -> Frame:
+def _blurred_between(
+    maps: torch.Tensor, blurred_after: torch.Tensor, view_px: int, blur: torch.Tensor
+) -> Frame:
     """Return the frame of views of which some are moved after they were blurred."""
-    place = torch.arange(parameters.wrap.shape[1], device=blur.device)
-    before = place < parameters.blurred_after[:, None]
-    first = trace_axes(parameters, view_px, before)
-    then = trace_axes(parameters, view_px, ~before)
+    identity = torch.eye(2, 3, device=maps.device)
+    number = torch.arange(maps.shape[1], device=maps.device)
+    before = (number < blurred_after[:, None])[:, :, None, None]
+    first = trace_axes(torch.where(before, maps, identity), view_px)
+    then = trace_axes(torch.where(before, identity, maps), view_px)
     swapped = then.transposed[:, None]
     axes = Axes(
         first.transposed ^ then.transposed,
@@ -115,95 +115,80 @@ def _blurred_between(parameters: ViewParameters, view_px: int, blur: torch.Tenso
     return Frame(axes, (rows, columns))
 
 
-def trace_axes(parameters: ViewParameters, view_px: int, use: torch.Tensor) -> Axes:
-    """Trace rows and columns back through those maps of the chain that ``use`` (N, K) names."""
-    centres = _centres(view_px, use.device)
-    size = torch.ones(len(use), 1, device=use.device)
-    zeros = torch.zeros(len(use), 1, device=use.device)
-    y, x = _trace(parameters, view_px, use, (centres[None] + zeros, centres[None] + zeros))
-    # The sizes of the maps, and which axes they exchange, by the same walk without offsets.
-    scale_y, scale_x, transposed = size, size, size < 0
-    for place in reversed(range(use.shape[1])):
-        linear = parameters.linear[:, place].abs()
-        linear = torch.where(use[:, place, None, None], linear, torch.eye(2, device=use.device))
-        scale_y, scale_x = (
-            linear[:, :1, 0] * scale_y + linear[:, :1, 1] * scale_x,
-            linear[:, 1:, 0] * scale_y + linear[:, 1:, 1] * scale_x,
-        )
-        transposed = transposed ^ (linear[:, :1, 1] > 0)
-    # An exchange leaves the place on the operand's y axis to depend on the column of the view.
-    scales = torch.where(
-        transposed, torch.cat([scale_x, scale_y], 1), torch.cat([scale_y, scale_x], 1)
+def trace_axes(maps: torch.Tensor, view_px: int) -> Axes:
+    """Trace rows and columns back through a chain of maps without free turns: (N, K, 2, 3)."""
+    centres = _centres(view_px, maps.device).expand(len(maps), view_px)
+    y, x = _trace(maps, view_px, (centres, centres))
+    # The product of the maps' sizes; without free turns one entry of each row is zero.
+    size = torch.eye(2, device=maps.device).expand(len(maps), 2, 2)
+    for linear in maps[..., :2].abs().unbind(1):
+        size = size @ linear
+    transposed = size[:, 0, 1] > 0
+    # An exchange leaves the operand's y axis to depend on the column of the view.
+    scales = size.sum(2)
+    swapped = transposed[:, None]
+    return Axes(
+        transposed,
+        torch.where(swapped, x, y),
+        torch.where(swapped, y, x),
+        torch.where(swapped, scales.flip(1), scales),
     )
-    rows, columns = torch.where(transposed, x, y), torch.where(transposed, y, x)
-    return Axes(transposed[:, 0], rows, columns, scales)
 
 
-def trace_points(parameters: ViewParameters, view_px: int) -> torch.Tensor:
-    """Return the place of every pixel of the views as ``F.grid_sample`` wants it: (N, S, S, 2)."""
-    use = torch.ones_like(parameters.wrap)
-    centres = _centres(view_px, use.device)
-    square = torch.zeros(len(use), view_px, view_px, device=use.device)
-    y, x = _trace(parameters, view_px, use, (square + centres[:, None], square + centres))
+def trace_points(maps: torch.Tensor, view_px: int) -> torch.Tensor:
+    """Return the position of every pixel of N views for ``F.grid_sample``: (N, S, S, 2)."""
+    centres = _centres(view_px, maps.device)
+    square = torch.zeros(len(maps), view_px, view_px, device=maps.device)
+    y, x = _trace(maps, view_px, (square + centres[:, None], square + centres))
     return torch.stack([x, y], -1) / view_px
 
 
 def _trace(
-    parameters: ViewParameters,
-    view_px: int,
-    use: torch.Tensor,
-    start: tuple[torch.Tensor, torch.Tensor],
+    maps: torch.Tensor, view_px: int, start: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lead places (N, ...) back through the chain, from the last map to the first."""
+    """Trace positions (N, ...) back through the chain, from the last map to the first."""
     y, x = start
     shape = (-1,) + (1,) * (y.ndim - 1)
-    identity = torch.eye(2, device=use.device)
-    for place in reversed(range(use.shape[1])):
-        used = use[:, place]
-        linear = torch.where(used[:, None, None], parameters.linear[:, place], identity)
-        offset = torch.where(used[:, None], parameters.offset[:, place], 0.0) * view_px
-        wrap = (parameters.wrap[:, place] & used).view(shape)
-        (yy, yx), (xy, xx) = (
-            (entry.reshape(shape) for entry in row.unbind(1)) for row in linear.unbind(1)
+    for affine in reversed(maps.unbind(1)):
+        (yy, yx, oy), (xy, xx, ox) = (
+            (entry.reshape(shape) for entry in row.unbind(1)) for row in affine.unbind(1)
         )
         y, x = (
-            _fold(yy * y + yx * x + offset[:, 0].view(shape), view_px, wrap),
-            _fold(xy * y + xx * x + offset[:, 1].view(shape), view_px, wrap),
+            _reflect(yy * y + yx * x + oy * view_px, view_px),
+            _reflect(xy * y + xx * x + ox * view_px, view_px),
         )
     return y, x
 
 
-def _fold(place: torch.Tensor, view_px: int, wrap: torch.Tensor) -> torch.Tensor:
-    """Bring places beyond [-S, S] back into it."""
-    reflected = view_px - ((place + view_px).remainder(4 * view_px) - 2 * view_px).abs()
-    wrapped = (place + view_px).remainder(2 * view_px) - view_px
-    return torch.where(wrap, wrapped, reflected)
+def _reflect(position: torch.Tensor, view_px: int) -> torch.Tensor:
+    """Bring positions beyond [-S, S] back into it."""
+    return view_px - ((position + view_px).remainder(4 * view_px) - 2 * view_px).abs()
 
 
 def _centres(view_px: int, device: torch.device) -> torch.Tensor:
     return 2.0 * torch.arange(view_px, device=device) + (1 - view_px)
 
 
-def resampling(place: torch.Tensor, scale: torch.Tensor, native_px: int) -> torch.Tensor:
-    """Return interpolation along one axis: (N, S) places, (N,) scales to (N, S, native_px).
+def resampling(position: torch.Tensor, scale: torch.Tensor, native_px: int) -> torch.Tensor:
+    """Return interpolation along one axis: (N, S) positions, (N,) scales to (N, S, native_px).
 
     Bilinear where the view is finer than the grid, a wider triangle where pixels are averaged.
     """
-    ratio = native_px / place.shape[1]
+    ratio = native_px / position.shape[1]
     # Half a pixel at either edge holds the edge's value.
-    position = ((place * ratio + (native_px - 1)) / 2).clamp(0, native_px - 1)
-    pixels = torch.arange(native_px, device=place.device, dtype=torch.float32)
+    index = ((position * ratio + (native_px - 1)) / 2).clamp(0, native_px - 1)
+    pixels = torch.arange(native_px, device=position.device, dtype=torch.float32)
     width = (scale * ratio).clamp(min=1)[:, None, None]
-    weight = (position[..., None] - pixels).abs_().div_(width).neg_().add_(1).clamp_(min=0)
+    weight = (index[..., None] - pixels).abs_().div_(width).neg_().add_(1).clamp_(min=0)
     return weight.div_(weight.sum(-1, keepdim=True))
 
 
 def columns_first(patches: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
     """Lay patches out for ``warp``: rows, bands, columns (N, n, C, n) to columns, bands, rows.
 
-    Of a transposed view, rows and columns have changed places already. May overwrite them.
+    Of a transposed view they lie so already. May overwrite the patches.
     """
-    exchanged = lists.listed(~transposed)
+    exchanged = selected(~transposed)
     if exchanged is None:
         return torch.where(transposed[:, None, None, None], patches, patches.permute(0, 3, 2, 1))
     patches[exchanged] = patches[exchanged].permute(0, 3, 2, 1)
@@ -240,7 +225,7 @@ def mean_of_view(patches: torch.Tensor, rows: torch.Tensor, columns: torch.Tenso
 
 
 def sample_points(patches: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Interpolate bilinearly at places: (N, n, C, n) and (N, S, S, 2) to (N, S, C, S).
+    """Interpolate bilinearly at positions: (N, n, C, n) and (N, S, S, 2) to (N, S, C, S).
 
     The result is laid out as by ``columns_first``.
     """
@@ -254,15 +239,16 @@ def sample_points(patches: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     return sampled.permute(0, 3, 1, 2).contiguous()
 
 
-def blur_matrix(sigma: torch.Tensor, size_px: int, radius_px: int) -> torch.Tensor:
+def blur_matrix(sigma: torch.Tensor, size_px: int) -> torch.Tensor:
     """Return Gaussian blur along one axis with reflection: (N,) to (N, size_px, size_px).
 
     Args:
         sigma: standard deviation in pixels; 0 gives the identity.
         size_px: length of the axis.
-        radius_px: taps beyond it are cut; 0 cuts at 3 sigma, rounded up.
+
+    Taps end at 3 sigma, rounded up.
     """
-    radius = float(radius_px) if radius_px else (3 * sigma).ceil()[:, None]
+    radius = (3 * sigma).ceil()[:, None]
     spread = 2 * sigma.clamp(min=1e-3)[:, None] ** 2
     distance = torch.arange(2 * size_px, device=sigma.device, dtype=torch.float32)
     taps = torch.exp(-(distance**2) / spread) * (distance <= radius)  # (N, 2 size), one side

@@ -1,30 +1,37 @@
-"""A batch of stored patches becomes two normalised, augmented views of each."""
+"""Makes two normalised, augmented views of every patch of a batch, on the device.
+
+The trainer calls ``training_views``, evaluation and export ``eval_views``. Each sample is
+normalised with the statistics of its own source.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
-from simclr.augment import parallel as lists
-from simclr.augment.geometry import Frame, frame_of, mean_of_view, warp
-from simclr.augment.operations import OPERATIONS, Preset, preset_of
-from simclr.augment.parallel import share_out
-from simclr.augment.parameters import ViewParameters, draw
-from simclr.augment.photometric import LINES, Noise, band_lines
-from simclr.config import AugmentConfig, Variant
+from simclr.augment import parameters as drawn
+from simclr.augment.geometry import frame_of, mean_of_view, warp
+from simclr.augment.operations import Preset, Stage, preset_of
+from simclr.augment.parameters import ParameterSampler, ViewParameters
+from simclr.augment.photometric import Noise, joined_line
+from simclr.config import AugmentConfig
 from simclr.data.dataset import ShardDataset
 from simclr.data.loader import Batch
 from simclr.philox import Epoch
 
 _NODATA = 0
-_NOTHING = Preset("none", Variant.corrected, {})
+_NOTHING = Preset("none", {})
 _GOLDEN = 0.381966  # far from every simple fraction: the noise of band groups does not coincide
 
-
-# Views made at a time on a CPU: what is in work stays in its caches, and its memory is used again
-# instead of being asked of the system, which clears it first. On 128 views that was a third.
+# Views made at a time on a CPU: the working set stays in its caches and its memory is reused,
+# where the system would clear new memory first. On 128 views that was a third of the time.
 _VIEWS_AT_A_TIME = 16
 
 
@@ -36,15 +43,27 @@ class _Group:
         name: of the group.
         positions: (c,) where they stand in the group; None: all of them, in the group's order.
         channels: (c,) which channels of a view they become, ascending.
+        mean, std: (sources, c) of these bands.
     """
 
     name: str
     positions: torch.Tensor | None
     channels: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
 
 
 class ViewMaker:
-    """Makes views on the device, each sample normalised with its own source's statistics.
+    """Makes views of the samples of a data set.
+
+    Args:
+        dataset: bands, band groups and statistics of the samples.
+        config: preset, strengths and size of the views.
+        seed: of the run.
+        device: where batches lie.
+        compiled: compile the views of training, one graph for a size of batch.
+        tf32: let a GPU multiply in TF32, with 11 bits of each factor: for encoders that get
+            bfloat16, 8 bits, anyway.
 
     Attributes:
         preset: the rule by which operations are chosen.
@@ -52,22 +71,43 @@ class ViewMaker:
     """
 
     def __init__(
-        self, dataset: ShardDataset, config: AugmentConfig, seed: int, device: torch.device
+        self,
+        dataset: ShardDataset,
+        config: AugmentConfig,
+        seed: int,
+        device: torch.device,
+        *,
+        compiled: bool = False,
+        tf32: bool = False,
     ) -> None:
         self.preset: Preset = preset_of(config)
         self.view_size_px = config.view_size_px or dataset.groups[0].size_px
-        self._seed = seed
+        self._tf32 = tf32
         self._mean, self._std = _statistics(dataset, device)
-        self._groups = _groups(dataset, device)
+        self._level = self._mean / self._std
+        self._groups = _groups(dataset, self._mean, self._std)
+        # Where the bands, group by group, find their channel.
+        self._order = torch.cat([group.channels for group in self._groups]).argsort()
         self._runs = _runs(dataset)
-        noisy = "speckle" in self.preset.operations
-        self._noise = Noise(seed, device, self.preset.variant) if noisy else None
+        num_bands = len(dataset.bands)
+        self._sampler = ParameterSampler(self.preset, seed, num_bands, device)
+        self._unchanged = ParameterSampler(_NOTHING, seed, num_bands, device)
+        self._noise = Noise(seed, device) if self.preset.of_stage(Stage.noise) else None
+        self._training_views = (
+            torch.compile(self._make_both, dynamic=False, fullgraph=True)
+            if (compiled)
+            else self._make_both
+        )
 
     def training_views(self, batch: Batch, epoch: Epoch) -> torch.Tensor:
         """Return views of all pairs, first ones, then second ones, channels last in memory.
 
         (2B, C, S, S) float32 of a batch of B, or (B, C, S, S) of a paired one.
         """
+        with _products_in_tf32(self._tf32):
+            return self._training_views(batch, epoch)
+
+    def _make_both(self, batch: Batch, epoch: Epoch) -> torch.Tensor:
         return self.apply(batch, self.draw(batch, epoch), self.preset)
 
     def draw(self, batch: Batch, epoch: Epoch) -> ViewParameters:
@@ -76,13 +116,12 @@ class ViewMaker:
         samples = batch.sample_id.repeat(copies)
         view = torch.arange(2, device=samples.device).repeat_interleave(len(samples) // 2)
         epochs = epoch.repeat(copies) if isinstance(epoch, torch.Tensor) else epoch
-        return draw(self.preset, self._seed, epochs, samples, view, self._mean.shape[1])
+        return self._sampler.draw(epochs, samples, view)
 
     def eval_views(self, batch: Batch) -> torch.Tensor:
         """Return (B, C, S, S) float32: normalised and brought to one grid, nothing else."""
         view = torch.zeros_like(batch.sample_id)
-        parameters = draw(_NOTHING, 0, 0, batch.sample_id, view, self._mean.shape[1])
-        return self.apply(batch, parameters, _NOTHING)
+        return self.apply(batch, self._unchanged.draw(0, batch.sample_id, view), _NOTHING)
 
     def apply(self, batch: Batch, parameters: ViewParameters, preset: Preset) -> torch.Tensor:
         """Return the views that the parameters describe: one or two a sample, (N, C, S, S).
@@ -97,10 +136,10 @@ class ViewMaker:
             rows, samples = part
             self._make(views[rows], batch.part(samples), parameters.part(rows), preset)
 
-        if lists.is_free(views.device):
-            share_out(make, _parts(num, len(batch.source)))
+        if drawn.on_host(views.device):
+            _share_out(make, _parts(num, len(batch.source)))
         else:
-            make((slice(num), slice(len(batch.source))))
+            self._make(views, batch, parameters, preset)
         return views.permute(0, 3, 1, 2)  # channels last in memory
 
     def _make(
@@ -108,61 +147,104 @@ class ViewMaker:
     ) -> None:
         """Fill (N, S, S, C) with the views that the parameters describe."""
         frame = frame_of(parameters, preset, self.view_size_px)
-        parts = [
-            self._view_group(number, batch, parameters, preset, frame)
+        copies = len(parameters) // len(batch.source)
+        level = self._level[batch.source].repeat(copies, 1)
+        groups = [
+            frame.lay_out(self._patches(number, batch, parameters, level))
             for number in range(len(self._groups))
         ]
+        if preset.of_stage(Stage.line) or preset.band_drop:
+            # A line may be drawn before the warp, whose weights add up to one: fewer pixels.
+            view_mean = [mean_of_view(p, rows.mean(1), cols.mean(1)) for p, rows, cols in groups]
+            patch_mean = None
+            if parameters.line_of_patch is not None:
+                patch_mean = torch.cat([p.mean((1, 3)) for p, _, _ in groups], 1)[:, self._order]
+            slope, shift = joined_line(
+                parameters, level, torch.cat(view_mean, 1)[:, self._order], patch_mean
+            )
+            for group, (patches, _, _) in zip(self._groups, groups, strict=True):
+                patches.mul_(slope[:, None, group.channels, None])
+                patches.add_(shift[:, None, group.channels, None])
+        warped = [warp(*group) for group in groups]
         channel = 0
         for number, run in self._runs:
             # Not torch.cat, which takes twice the time to interleave a few numbers at a time.
             width = run.stop - run.start
-            views[..., channel : channel + width] = parts[number][..., run]
+            views[..., channel : channel + width] = warped[number][..., run]
             channel += width
-        if self._noise and "speckle" in preset.operations:
-            # A band that is dropped stays blank.
-            last = ~parameters.noise_first[:, None, None, None]
-            last = last & (parameters.keep[:, None, None] > 0)
-            level = self._level(batch, parameters)[:, None, None]
-            self._noise.add(views, parameters, last, level)
+        if self._noise and preset.of_stage(Stage.noise):
+            last = parameters.noise
+            if parameters.noise_first is not None:
+                last = last * ~parameters.noise_first
+            strength = last[:, None, None, None]
+            if parameters.keep is not None:  # a band that is dropped stays blank
+                strength = strength * parameters.keep[:, None, None]
+            self._noise.add(views, strength, level[:, None, None], parameters.noise_window)
 
-    def _view_group(
-        self, number: int, batch: Batch, parameters: ViewParameters, preset: Preset, frame: Frame
+    def _patches(
+        self, number: int, batch: Batch, parameters: ViewParameters, level: torch.Tensor
     ) -> torch.Tensor:
-        """Return one band group's part of the views, (N, S, S, c)."""
-        group = self._groups[number]
-        level = self._level(batch, parameters)[:, group.channels]
-        patches = self._normalise(batch, group)
-        if len(patches) < len(level):
-            patches = patches.repeat(len(level) // len(patches), 1, 1, 1)  # (N, n, c, n)
-        if self._noise and preset.may_precede("speckle", frozenset(OPERATIONS)):
-            first = parameters.noise_first[:, None, None, None]
-            around = level[:, None, :, None]
-            self._noise.add(patches, parameters, first, around, number * _GOLDEN)
-        patches, rows, columns = frame.lay_out(patches)
-        if preset.operations & LINES or preset.band_drop:
-            # A line may be drawn before the warp, whose weights add up to one: fewer pixels.
-            mean = _contrast_mean(patches, rows, columns, parameters.contrast_of_patch)
-            old = preset.variant is not Variant.corrected
-            slope, shift = band_lines(parameters, group.channels, mean, level, gain_on_z=old)
-            patches = patches.mul_(slope[:, None, :, None]).add_(shift[:, None, :, None])
-        return warp(patches, rows, columns)
-
-    def _normalise(self, batch: Batch, group: _Group) -> torch.Tensor:
-        """Return a group's selected bands as z-scores, nodata at 0, the mean: (B, n, c, n)."""
-        stored = batch.groups[group.name]
+        """Return a group's normalised patches, one for each view, nodata at 0: (N, n, c, n)."""
+        group, stored = self._groups[number], batch.groups[self._groups[number].name]
         if group.positions is not None:
             # CUDA has no kernel that indexes uint16; copies know it, and turn it into float32.
             stored = stored.view(torch.int16)[:, group.positions].view(torch.uint16)
         values = stored.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format)
-        mean = self._mean[batch.source][:, None, group.channels, None]
-        std = self._std[batch.source][:, None, group.channels, None]
-        seen = values != _NODATA
-        return values.sub_(mean).div_(std).mul_(seen)
+        mean, std = group.mean[batch.source], group.std[batch.source]
+        seen = values != _NODATA  # the mean of the band, 0, stands for nodata
+        patches = values.sub_(mean[:, None, :, None]).div_(std[:, None, :, None]).mul_(seen)
+        if len(patches) < len(level):
+            patches = patches.repeat(len(level) // len(patches), 1, 1, 1)
+        if self._noise and parameters.noise_first is not None:
+            first = (parameters.noise * parameters.noise_first)[:, None, None, None]
+            window = (parameters.noise_window + number * _GOLDEN).remainder(1)
+            self._noise.add(patches, first, level[:, None, group.channels, None], window)
+        return patches
 
-    def _level(self, batch: Batch, parameters: ViewParameters) -> torch.Tensor:
-        """Return mean / std of every view's source, (N, C)."""
-        copies = len(parameters) // len(batch.source)
-        return (self._mean / self._std)[batch.source].repeat(copies, 1)
+
+@contextmanager
+def _products_in_tf32(wanted: bool) -> Iterator[None]:
+    """Let float32 products on a GPU take TF32 for the time of the block."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = wanted or before
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+_Part = TypeVar("_Part")
+
+
+def _share_out(work: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
+    """Do the work on every part, on as many threads as torch may use, without gradients.
+
+    Torch would divide every small operation among all threads and wait for the slowest each time.
+    Parts divided instead wait once, and each is computed in the same order of sums whatever the
+    number of threads.
+    """
+    num = torch.get_num_threads()
+    inference = torch.is_inference_mode_enabled()
+
+    def in_mode(part: _Part) -> None:
+        """Work in the modes of the caller."""
+        # Modes are a thread's own; outside of inference nothing made in it may be written to.
+        with torch.inference_mode(inference), torch.no_grad():
+            work(part)
+
+    try:
+        # An exception in a thread is raised here.
+        list(_pool(num, os.getpid()).map(in_mode, parts))
+    finally:
+        # A thread that starts later takes the number that was set last, by any thread.
+        torch.set_num_threads(num)
+
+
+@functools.cache
+def _pool(num: int, _: int) -> ThreadPoolExecutor:
+    """Return the threads of this process; after a fork the parent's would be missing."""
+    return ThreadPoolExecutor(num, "views", torch.set_num_threads, (1,))
 
 
 def _parts(num_views: int, num_samples: int) -> Iterator[tuple[slice, slice]]:
@@ -171,16 +253,6 @@ def _parts(num_views: int, num_samples: int) -> Iterator[tuple[slice, slice]]:
         for first in range(0, num_samples, _VIEWS_AT_A_TIME):
             last = min(first + _VIEWS_AT_A_TIME, num_samples)
             yield slice(view + first, view + last), slice(first, last)
-
-
-def _contrast_mean(
-    patches: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, of_patch: torch.Tensor
-) -> torch.Tensor:
-    """Return what contrast acts about, the mean of the view or of the whole patch: (N, C)."""
-    even = 1 / patches.shape[1]
-    row = torch.where(of_patch[:, None], even, rows.mean(1))
-    column = torch.where(of_patch[:, None], even, columns.mean(1))
-    return mean_of_view(patches, row, column)
 
 
 def _statistics(dataset: ShardDataset, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,7 +264,7 @@ def _statistics(dataset: ShardDataset, device: torch.device) -> tuple[torch.Tens
     return mean.to(device), std.clamp(min=1.0).to(device)
 
 
-def _groups(dataset: ShardDataset, device: torch.device) -> list[_Group]:
+def _groups(dataset: ShardDataset, mean: torch.Tensor, std: torch.Tensor) -> list[_Group]:
     groups = []
     for group in dataset.groups:
         channels = [number for number, band in enumerate(dataset.bands) if band in group.bands]
@@ -201,8 +273,10 @@ def _groups(dataset: ShardDataset, device: torch.device) -> list[_Group]:
         groups.append(
             _Group(
                 group.name,
-                None if whole else torch.tensor(positions, device=device),
-                torch.tensor(channels, device=device),
+                None if whole else torch.tensor(positions, device=mean.device),
+                torch.tensor(channels, device=mean.device),
+                mean[:, channels],
+                std[:, channels],
             )
         )
     return groups

@@ -105,3 +105,9 @@ def test_autocast_does_not_reach_the_similarities():
         inside = contrastive_loss(rows, LossConfig())
     assert inside.dtype == torch.float32
     assert torch.equal(inside, outside)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5])
+def test_rows_without_a_negative_are_refused(rows):
+    with pytest.raises(ValueError, match=f"{rows} projections on 1 ranks; give two views"):
+        contrastive_loss(torch.ones(rows, 8), LossConfig())

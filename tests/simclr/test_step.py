@@ -9,7 +9,7 @@ from rank_jobs import small_run
 from ranks import CPU
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simclr.augment import parallel as lists
+from simclr.augment import parameters
 from simclr.augment.operations import NINE
 from simclr.config import (
     AugmentConfig,
@@ -19,7 +19,6 @@ from simclr.config import (
     OptimConfig,
     OptimizerName,
     Precision,
-    Variant,
 )
 from simclr.distributed import distributed_context
 from simclr.step import train_step
@@ -88,14 +87,13 @@ def test_the_dispatch_mode_sees_a_host_that_waits():
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Take the way that a GPU takes: all views at once, and no lists of them."""
-    monkeypatch.setattr(lists, "is_free", lambda device: False)
+    monkeypatch.setattr(parameters, "on_host", lambda device: False)
 
 
-@pytest.mark.parametrize("variant", list(Variant))
 @pytest.mark.parametrize("half", list(Precision))
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_a_step_never_waits_for_the_device(started, variant, half):
-    augment = AugmentConfig(preset="list", operations=list(NINE), variant=variant)
+def test_a_step_never_waits_for_the_device(started, half):
+    augment = AugmentConfig(preset="list", operations=list(NINE))
     run = started(augment=augment, precision=half)
     train_step(run, next(run.batches))  # what happens once may wait
     batch = next(run.batches)
@@ -132,13 +130,13 @@ def test_a_step_without_a_finite_gradient_changes_nothing(started, name, first):
     if not first:
         train_step(run, next(run.batches))
     before = trained_state(run)
-    std = run.views._std.clone()
-    run.views._std.fill_(math.nan)
+    level = run.views._level.clone()
+    run.views._level.fill_(math.nan)
     outcome = train_step(run, next(run.batches))
     assert outcome.skip == 1
     after = trained_state(run)
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    run.views._std.copy_(std)
+    run.views._level.copy_(level)
     assert train_step(run, next(run.batches)).skip == 0
     moved = trained_state(run)
     assert all(value.isfinite().all() for value in moved.values())

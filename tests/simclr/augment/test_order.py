@@ -9,8 +9,8 @@ import torch
 from make_data import packed_arrays
 from scipy import ndimage
 
-from simclr.augment.operations import GEOMETRIC, NINE, preset_of
-from simclr.augment.parameters import ViewParameters, draw
+from simclr.augment.operations import GEOMETRIC, NINE, OPERATIONS, Stage, preset_of
+from simclr.augment.parameters import ParameterSampler, ViewParameters
 from simclr.augment.photometric import noise_table, noise_windows
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig
@@ -43,7 +43,8 @@ def batch(dataset) -> Batch:
 
 def drawn(dataset: ShardDataset, batch: Batch, config: AugmentConfig) -> ViewParameters:
     ids = batch.sample_id
-    return draw(preset_of(config), SEED, 0, ids, torch.zeros_like(ids), len(dataset.bands))
+    sampler = ParameterSampler(preset_of(config), SEED, len(dataset.bands), CPU)
+    return sampler.draw(0, ids, torch.zeros_like(ids))
 
 
 class OneByOne:
@@ -65,8 +66,8 @@ class OneByOne:
 
     def _moved(self, picture, operation):
         place = [name for name in self.order if name in GEOMETRIC].index(operation)
-        linear = self.p.linear[self.number, place].double().numpy()
-        offset = self.p.offset[self.number, place].double().numpy()
+        linear = self.p.maps[self.number, place, :, :2].double().numpy()
+        offset = self.p.maps[self.number, place, :, 2].double().numpy()
         centre = (SIDE - 1) / 2
         start = np.full(2, centre) - linear @ np.full(2, centre) + offset * SIDE / 2
         if (abs(linear) > 1).any():  # more ground than pixels: average what falls on one
@@ -90,6 +91,11 @@ class OneByOne:
             weights.append(triangle / triangle.sum(1, keepdims=True))
         return weights[0] @ picture @ weights[1].T
 
+    def _line(self, operation):
+        """Return the coefficients (4, C) of one of the lines."""
+        lines = [name for name in self.order if OPERATIONS[name].stage is Stage.line]
+        return self.p.lines[self.number, lines.index(operation)].double().numpy()
+
     def blur(self, picture):
         sigma = float(self.p.blur[self.number])
         radius = int(np.ceil(3 * sigma))
@@ -99,14 +105,14 @@ class OneByOne:
 
     def contrast(self, picture):
         mean = picture.mean((1, 2), keepdims=True)
-        return mean + float(self.p.contrast[self.number]) * (picture - mean)
+        return mean + self._line("contrast")[0, 0] * (picture - mean)
 
     def gain(self, picture):
-        gain = self.p.gain[self.number].double().numpy()[:, None, None]
+        gain = self._line("gain")[0][:, None, None]
         return gain * (picture + self.level) - self.level
 
     def brightness(self, picture):
-        return picture + float(self.p.brightness[self.number])
+        return picture + self._line("brightness")[1, 0]
 
     def speckle(self, picture):
         first = self.order[0] == "speckle"
@@ -116,7 +122,7 @@ class OneByOne:
         window = self.p.noise_window[self.number][None]
         noise = noise_windows(table(), window, shape)[0].double().numpy()
         noise = noise.transpose(1, 0, 2) if first else noise.transpose(2, 0, 1)
-        return picture + float(self.p.speckle[self.number]) * noise * (picture + self.level)
+        return picture + float(self.p.noise[self.number]) * noise * (picture + self.level)
 
 
 # Shift and zoom together interpolate once, one by one twice; test_geometry holds their places.

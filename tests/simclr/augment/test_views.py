@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from preprocess.bands import L2A_BANDS
-from simclr.augment import parallel as lists
+from simclr.augment import parameters
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig, Rotation
 from simclr.data.dataset import open_dataset
@@ -16,15 +16,14 @@ from simclr.data.loader import Batch, sequential_batches
 
 CPU = torch.device("cpu")
 PRESETS = [
-    "paper_literal", "paper", "corrected", "standard", "geometric_standard",
-    "none", "all", "geometric", "pixel",
+    "paper", "standard", "geometric_standard", "none", "all", "geometric", "pixel",
 ]  # fmt: skip
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Take the way that a GPU takes: all views at once, and no lists of them."""
-    monkeypatch.setattr(lists, "is_free", lambda device: False)
+    monkeypatch.setattr(parameters, "on_host", lambda device: False)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +142,7 @@ def test_views_are_the_same_to_the_last_bit_on_any_number_of_threads(dataset, ba
 def test_a_gpu_that_cannot_list_views_makes_the_same_ones(dataset, batch, preset, monkeypatch):
     maker = ViewMaker(dataset, AugmentConfig(preset=preset), 3, CPU)
     listed = maker.training_views(batch, epoch=1)
-    monkeypatch.setattr(lists, "is_free", lambda device: False)
+    monkeypatch.setattr(parameters, "on_host", lambda device: False)
     torch.testing.assert_close(maker.training_views(batch, epoch=1), listed, rtol=1e-5, atol=1e-5)
 
 
@@ -155,7 +154,6 @@ def test_views_are_finite_distinct_and_channels_last(dataset, batch, preset):
     assert views.is_contiguous(memory_format=torch.channels_last)
     first, second = views.chunk(2)
     same = torch.tensor([torch.equal(a, b) for a, b in zip(first, second, strict=True)])
-    # In 2021 a couplet could draw nothing but identities.
     assert same.all() if preset == "none" else same.float().mean() < 0.1
 
 
