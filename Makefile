@@ -19,7 +19,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(RUNTIME) ## rasters to an exported encoder; DATA=<BigEarthNet root> takes real patches
-	@$(BIN)/python -m jobs.demo
+	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/demo.sh
 
 test: lint slurm ## lint, types, layers and all tests; Slurm's packages come by apt where that is possible
 	$(PYTEST) $(PARALLEL) -m "not slurm and not exhaustive" --cov --cov-report=
@@ -74,10 +74,10 @@ $(BIN)/python:
 
 $(RUNTIME): setup.cfg constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e ".[bigearthnet]"
-	@$(BIN)/python -m jobs.pair
+	@$(BIN)/simclr-doctor --quiet
 	@touch $@
 
 $(DEVELOPMENT): setup.cfg constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e ".[dev]"
-	@$(BIN)/python -m jobs.pair
+	@$(BIN)/simclr-doctor --quiet
 	@touch $@ $(RUNTIME)

@@ -1,4 +1,4 @@
-"""``simclr-doctor``: looks at a machine before work is entrusted to it."""
+"""``simclr-doctor``: check a machine, its Slurm and its folders before long work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
@@ -17,8 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jobs import cli
-from jobs.pair import check_pair
 from jobs.slurm import client as slurm
+from simclr.config import require
 
 LIBRARIES = ("rasterio", "h5py", "submitit", "hydra-core", "hydra-submitit-launcher")
 MIB = 1 << 20
@@ -28,8 +28,17 @@ _SLOW_MIB_PER_S = 50  # below, a checkpoint of ResNet-152 takes longer than a wa
 _NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse")
 
 
+# What may be set in an environment and matters, and why.
+_VARIABLES = {
+    r"(SQUEUE|SINFO|SACCT|SCONTROL)_\w+": "changes what Slurm's commands answer",
+    r"SLURM_EXPORT_ENV|SBATCH_EXPORT": "changes which variables reach the processes of a job",
+    r"PROJ_DATA|PROJ_LIB|GDAL_DATA": "may name another installation's coordinate systems",
+    r"HDF5_USE_FILE_LOCKING": "changes how shards are opened",
+}
+
+
 class Level(Enum):
-    """How a finding weighs; ``fail`` is the only one that stops work."""
+    """How severe a finding is; only ``fail`` stops work."""
 
     ok = "ok"
     warn = "warn"
@@ -38,36 +47,33 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        level: how it weighs.
+        level: how severe it is.
         what: what was found, with its value.
-        cure: what to do; empty if nothing.
+        fix: what to do; empty if nothing.
     """
 
     level: Level
     what: str
-    cure: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        cure = f"; {self.cure}" if self.cure else ""
-        return f"{self.level.value:<5} {self.what}{cure}"
+        fix = f"; {self.fix}" if self.fix else ""
+        return f"{self.level.value:<5} {self.what}{fix}"
 
 
 def examine(folders: list[Path]) -> Iterator[Finding]:
-    """Look at Python, libraries, GPUs and Slurm, then at each folder; yield as it goes."""
-    yield _python()
+    """Check Python, libraries, GPUs, environment and Slurm, then each folder."""
+    yield Finding(Level.ok, f"Python {'.'.join(map(str, sys.version_info[:3]))}")
     yield from map(_library, LIBRARIES)
-    yield _pair()
+    yield check_torch()
     yield _gpus()
+    yield from _environment(os.environ)
     yield from _slurm()
     for folder in folders:
         yield from _folder(folder)
-
-
-def _python() -> Finding:
-    return Finding(Level.ok, f"Python {'.'.join(map(str, sys.version_info[:3]))}")
 
 
 def _library(name: str) -> Finding:
@@ -79,11 +85,31 @@ def _library(name: str) -> Finding:
         return Finding(Level.fail, f"{name} cannot be imported ({error})", f"pip install {name}")
 
 
-def _pair() -> Finding:
+def check_torch() -> Finding:
+    """Check that torch and torchvision belong together.
+
+    A build of torch for CPUs beside a torchvision for CUDA installs without complaint and fails
+    at its first use.
+    """
+    pair = f"torch {version('torch')} and torchvision {version('torchvision')}"
     try:
-        return Finding(Level.ok, check_pair())
-    except RuntimeError as error:
-        return Finding(Level.fail, str(error))
+        import_module("simclr.model.simclr")
+        torch = import_module("torch")
+        torch.ops.torchvision.nms  # noqa: B018 - the operator that a wrong pair lacks
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        fix = "pip install --force-reinstall -c constraints.txt torch torchvision"
+        return Finding(
+            Level.fail, f"{pair} do not belong together ({error})", f"reinstall both at once: {fix}"
+        )
+    return Finding(Level.ok, f"{pair} belong together")
+
+
+def _environment(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Name variables that change what Slurm answers, or what libraries do, behind our back."""
+    for name in sorted(environment):
+        for pattern, effect in _VARIABLES.items():
+            if re.fullmatch(pattern, name):
+                yield Finding(Level.warn, f"{name}={environment[name]} {effect}", f"unset {name}")
 
 
 def _gpus() -> Finding:
@@ -179,8 +205,8 @@ _JUDGES: dict[str, Callable[[str], Finding]] = {
 def _folder(folder: Path) -> Iterator[Finding]:
     if not folder.is_dir():
         there = folder.exists()
-        cure = "name the folder it lies in" if there else f"mkdir -p {shlex.quote(str(folder))}"
-        yield Finding(Level.fail, f"{folder} is no folder", cure)
+        fix = "name the folder it lies in" if there else f"mkdir -p {shlex.quote(str(folder))}"
+        yield Finding(Level.fail, f"{folder} is not a folder", fix)
         return
     kind = file_system(folder, Path("/proc/mounts").read_text(encoding="utf-8"))
     free = shutil.disk_usage(folder).free / (1 << 30)
@@ -227,11 +253,11 @@ def _try_writing(folder: Path) -> Iterator[Finding]:
         first.unlink(missing_ok=True)
         second.unlink(missing_ok=True)
     slow = speed < _SLOW_MIB_PER_S
-    cure = "raise cluster.signal_delay_s, so that a checkpoint fits into the warning"
+    fix = "raise cluster.signal_delay_s, so that a checkpoint fits into the warning"
     yield Finding(
         Level.warn if slow else Level.ok,
         f"{folder}: writes and renames, {speed:.0f} MiB/s with fsync",
-        cure if slow else "",
+        fix if slow else "",
     )
 
 
@@ -246,19 +272,22 @@ def _locks(folder: Path, descriptor: int) -> Finding:
 
 
 HELP = """\
-simclr-doctor: look at this machine and say what to mend: Python, libraries,
-the pair of torch and torchvision, GPUs, Slurm and its settings; and whether
-folders suit shards and runs.
+simclr-doctor: check this machine and say what to fix: Python, libraries, torch
+and torchvision, GPUs, Slurm and its settings, variables of the environment;
+and whether folders are fit for shards and runs.
 
 Examples:
-  simclr-doctor                     the machine alone
-  simclr-doctor /scratch/me         and a folder: space, speed, locks
-  srun -N1 --gpus=1 simclr-doctor   a node with GPUs, from a login node
+  simclr-doctor                        the machine alone
+  simclr-doctor /scratch/me            and a folder: file system, space, speed
+  srun -N1 --gpus=1 simclr-doctor      a node with GPUs, from a login node
 
-Each folder is written 64 MiB, which are removed again.
+Options:
+  --quiet    show only what fails
+
+64 MiB are written to each folder, and removed again.
 
 Output:
-  a line for each finding, ok, warn or FAIL, with what mends it.
+  a line for each finding, ok, warn or FAIL, with the fix.
 
 Exit codes: 0 nothing failed, 1 something did, 2 wrong use."""
 
@@ -266,18 +295,26 @@ Exit codes: 0 nothing failed, 1 something did, 2 wrong use."""
 def main() -> None:
     """Console script."""
     arguments = sys.argv[1:]
-    if {"--help", "-h"} & set(arguments):
+    if cli.HELP & set(arguments):
         cli.say(HELP)
         raise SystemExit(cli.DONE)
-    options = [word for word in arguments if word.startswith("-")]
-    if options:
-        sys.stderr.write(f"simclr-doctor: {options[0]} is no option; name folders\n")
-        raise SystemExit(cli.WRONG_USE)
-    failed = False
-    for finding in examine([Path(word) for word in arguments]):
-        cli.say(str(finding))
-        failed = failed or finding.level is Level.fail
-    raise SystemExit(cli.FAILED if failed else cli.DONE)
+    quiet, failed = "--quiet" in arguments, False
+
+    def look() -> None:
+        nonlocal failed
+        for word in arguments:
+            require(
+                word == "--quiet" or not word.startswith("-"),
+                f"{word} is not an option; there is --quiet; else name folders",
+            )
+        for finding in examine([Path(word) for word in arguments if word != "--quiet"]):
+            fails = finding.level is Level.fail
+            failed = failed or fails
+            if fails or not quiet:
+                cli.say(str(finding))
+
+    code = cli.guarded("doctor", look)
+    raise SystemExit(code or (cli.FAILED if failed else cli.DONE))
 
 
 if __name__ == "__main__":

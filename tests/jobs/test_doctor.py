@@ -32,10 +32,10 @@ def test_a_machine_on_which_the_tests_run_has_nothing_that_fails(tmp_path):
     assert list(tmp_path.iterdir()) == []  # what was tried is removed
 
 
-def test_a_missing_folder_fails_with_the_cure(tmp_path):
+def test_a_missing_folder_fails_with_the_fix(tmp_path):
     (finding,) = doctor._folder(tmp_path / "none")
     assert finding.level is Level.fail
-    assert "mkdir -p" in finding.cure
+    assert "mkdir -p" in finding.fix
 
 
 def test_a_folder_that_cannot_be_written_fails(tmp_path, monkeypatch):
@@ -67,16 +67,38 @@ def test_settings_of_slurm_are_judged_by_what_they_mean_for_a_run():
     settings = parse_settings("JobRequeue              = 0\nKillWait                = 10 sec\nX = ")
     assert settings["KillWait"] == "10 sec"
     assert doctor._requeue(settings["JobRequeue"]).level is Level.warn
-    assert "signal_delay_s" in doctor._kill_wait(settings["KillWait"]).cure
+    assert "signal_delay_s" in doctor._kill_wait(settings["KillWait"]).fix
     assert doctor._kill_wait("30 sec").level is Level.ok
 
 
-def test_a_broken_pair_is_a_failure(monkeypatch):
-    def broken():
-        raise RuntimeError("torch 1 and torchvision 2 do not belong together")
+def test_a_broken_pair_of_torch_and_torchvision_fails_with_the_fix(monkeypatch):
+    def fails(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(doctor, "check_pair", broken)
-    assert doctor._pair().level is Level.fail
+    assert doctor.check_torch().level is Level.ok
+    monkeypatch.setattr(doctor, "import_module", fails)
+    finding = doctor.check_torch()
+    assert finding.level is Level.fail
+    assert "do not belong together (operator torchvision::nms does not exist)" in finding.what
+    assert "--force-reinstall -c constraints.txt torch torchvision" in finding.fix
+
+
+def test_a_torch_that_does_not_import_fails(monkeypatch):
+    monkeypatch.setitem(sys.modules, "simclr.model.simclr", None)
+    assert doctor.check_torch().level is Level.fail
+
+
+def test_variables_that_change_answers_behind_our_back_are_named():
+    found = doctor._environment({"SQUEUE_STATES": "RUNNING", "PROJ_LIB": "/opt", "HOME": "/root"})
+    assert [finding.what.partition("=")[0] for finding in found] == ["PROJ_LIB", "SQUEUE_STATES"]
+
+
+def test_quiet_shows_only_what_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["simclr-doctor", "--quiet", str(tmp_path / "none")])
+    with pytest.raises(SystemExit) as ended:
+        doctor.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().out.startswith(f"FAIL  {tmp_path}/none is not a folder; mkdir -p")
 
 
 def test_options_are_refused_in_one_line():
@@ -87,4 +109,6 @@ def test_options_are_refused_in_one_line():
         check=False,
     )
     assert done.returncode == 2
-    assert done.stderr == "simclr-doctor: --fast is no option; name folders\n"
+    assert done.stderr == (
+        "simclr-doctor: --fast is not an option; there is --quiet; else name folders\n"
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from jobs.run_dir import (
     Submission,
     check_run_dir,
+    code_version,
     freeze,
     frozen_config,
     read_submission,
@@ -83,3 +85,13 @@ def test_a_submission_reads_back_equal(tmp_path):
     submission = Submission("12", "pretrain", ["simclr-pretrain", "a b"], 1.5, "log")
     write_submission(tmp_path, submission)
     assert read_submission(tmp_path, "pretrain") == submission
+
+
+def test_code_outside_a_checkout_has_no_commit(tmp_path):
+    assert code_version(tmp_path) == {"commit": None, "changed": None}
+
+
+def test_code_in_a_checkout_has_one():
+    version = code_version(Path(__file__).parent)
+    assert len(version["commit"]) == 40
+    assert isinstance(version["changed"], bool)

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# From rasters to a scored and exported encoder on this machine, in minutes; "make demo" runs it.
+# DATA names a BigEarthNet root, v1 or v2, of which 640 patches are taken; without it patches are
+# simulated. Each command is shown before it runs. Run again, it continues.
+set -euo pipefail
+
+patches=${PATCHES:-640}
+batch=64
+ranks=2
+fewest_to_score=60 # below, no split into train, validation and test is informative
+
+# Write a path so that hydra reads it as text, whatever signs it has.
+quoted() { printf '"%s"' "$(printf '%s' "$1" | sed -E 's/(\\+)("|$)/\1\1\2/g; s/"/\\"/g')"; }
+
+run() {
+    printf '\n$'
+    printf ' %q' "$@"
+    printf '\n'
+    "$@"
+}
+
+data=${DATA:-}
+data=${data/#\~/$HOME}
+if [ -z "$data" ]; then
+    source=simulated size=source.num_patches data=demo/simulated/rasters
+elif [ -e "$data/metadata.parquet" ] || [ -d "$data/BigEarthNet-S2" ]; then
+    source=bigearthnet_v2 size=limit
+elif [ -d "$data/BigEarthNet-v1.0" ] || compgen -G "$data/S2?_MSIL2A_*/*_B02.tif" >/dev/null; then
+    source=bigearthnet_v1 size=limit
+else
+    echo "demo: DATA is $data, which holds neither BigEarthNet-v1.0 nor BigEarthNet-S2 with" \
+        "metadata.parquet; give their folder, or leave DATA out for simulated patches" >&2
+    exit 2
+fi
+shards=demo/$source/shards run_dir=demo/$source/run export=demo/$source/export
+
+run simclr-pack source=$source source.root="$(quoted "$data")" output=$shards \
+    $size="$patches" shard_size_mib=16
+run simclr-verify shards=$shards
+
+read -r rows training < <(
+    python - $shards <<'PY'
+import sys
+from pathlib import Path
+
+from preprocess.shards import open_readers, read_manifest
+
+folder = Path(sys.argv[1])
+readers = open_readers(folder, read_manifest(folder))
+splits = [split for reader in readers for split in reader.index("split")]
+print(len(splits), sum(split in ("train", "") for split in splits))
+PY
+)
+few=()
+if [ "$training" -lt $batch ]; then # then train on all there are
+    few=('data.splits=[train,validation,test,""]')
+    [ "$rows" -ge $batch ] || batch=$((rows / ranks * ranks))
+fi
+run simclr-pretrain recipe=laptop "shards=[$shards]" run_dir=$run_dir \
+    data.global_batch_size=$batch "${few[@]}" cluster=laptop cluster.tasks_per_node=$ranks
+scores="none: too few patches to score an encoder"
+if [ "$rows" -ge $fewest_to_score ]; then
+    run simclr-evaluate run=$run_dir shards=$shards task=bigearthnet19 'seeds=[0]'
+    scores=$run_dir/evaluation.md
+fi
+run simclr-export run=$run_dir output=$export
+
+echo
+if [ $source = simulated ]; then
+    echo "simulated patches: the scores show that it works, nothing about Sentinel-2"
+fi
+python - $run_dir/metrics.jsonl $ranks <<'PY'
+import sys
+from pathlib import Path
+
+from simclr.monitoring.metrics import read_metrics
+
+first, *_, last = read_metrics(Path(sys.argv[1]))
+print(
+    f"contrastive loss {first['loss']:.3f} -> {last['loss']:.3f} in {last['step']} steps on "
+    f"{sys.argv[2]} ranks; chance is {last['chance_level']:.3f}"
+)
+PY
+printf 'shards    %s\nrun       %s\nscores    %s\nencoder   %s\n%s s\n' \
+    "$shards" "$run_dir" "$scores" "$export" "$SECONDS"
