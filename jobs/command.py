@@ -38,6 +38,7 @@ class Command(ABC):
         groups: groups of configuration files that it takes.
         output_key: the setting that names the folder for results; each run of a sweep (``-m``)
             gets a folder of its own inside it. Empty if there is no such setting.
+        uses_gpu: false: on Slurm it takes the resources of ``cluster.cpu``.
         saves_at_stop: ``run`` handles stop signals itself; else they interrupt it anywhere, and
             in a Slurm job lead to a requeue.
         examples: commands that work.
@@ -52,6 +53,7 @@ class Command(ABC):
     Config: ClassVar[type[Any]]
     groups: ClassVar[tuple[str, ...]] = ("cluster",)
     output_key: ClassVar[str] = ""
+    uses_gpu: ClassVar[bool] = False
     saves_at_stop: ClassVar[bool] = False
     examples: ClassVar[tuple[str, ...]] = ()
     main_settings: ClassVar[tuple[str, ...]] = ()
@@ -85,6 +87,10 @@ class Command(ABC):
     def follow_up(self) -> Command | None:
         """Return what Slurm runs after all tasks of the array, however they ended."""
         return None
+
+    def incomplete(self, env: RankEnvironment) -> str:
+        """Return what is still missing after ``run`` in this process returned nothing."""
+        return ""
 
     @abstractmethod
     def run(self, env: RankEnvironment) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
 from simclr.config import AugmentConfig, TrainConfig, require
@@ -19,6 +19,23 @@ class Executor(Enum):
     here = "here"
     local = "local"
     slurm = "slurm"
+
+
+@dataclass(kw_only=True, slots=True)
+class CpuConfig:
+    """What commands without use for a GPU ask Slurm for: pack, verify, export, inspect, reports.
+
+    Attributes:
+        partition: none takes that of the others.
+        cpus_per_task: CPU cores of each process; none takes those of the others.
+        memory_gb: memory of a job; none leaves it to the partition.
+        time_min: time limit in minutes; none takes that of the others.
+    """
+
+    partition: str | None = None
+    cpus_per_task: int | None = None
+    memory_gb: float | None = None
+    time_min: int | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,7 +66,8 @@ class ClusterConfig:
             node (``/tmp/$SLURM_JOB_ID``); handed to the processes as ``SIMCLR_SCRATCH``.
         after: job, or jobs ``12:13``, that must have succeeded before this one starts.
         dry_run: print what would be submitted, and submit and write nothing; also ``--dry-run``.
-        extra: further sbatch options by name, without dashes.
+        extra: further sbatch options by name, without dashes; true is a flag: exclusive: true.
+        cpu: what commands without use for a GPU ask for instead.
     """
 
     executor: Executor = Executor.here
@@ -80,6 +98,7 @@ class ClusterConfig:
     after: str | None = None
     dry_run: bool = False
     extra: dict[str, str] = field(default_factory=dict)
+    cpu: CpuConfig = field(default_factory=CpuConfig)
 
     def __post_init__(self) -> None:
         for name in ("nodes", "tasks_per_node", "cpus_per_task", "parts", "parallel_parts"):
@@ -108,6 +127,19 @@ class ClusterConfig:
         """Processes of one job."""
         return self.nodes * self.tasks_per_node
 
+    @property
+    def flags(self) -> dict[str, str | bool]:
+        """The further sbatch options, those without a value as True."""
+        values: dict[str, str | bool] = {"true": True}
+        wanted = {name: value for name, value in self.extra.items() if value.lower() != "false"}
+        return {name: values.get(value.lower(), value) for name, value in wanted.items()}
+
+    def for_cpu(self) -> ClusterConfig:
+        """Return the same cluster for a command that uses no GPU."""
+        own = {entry.name: getattr(self.cpu, entry.name) for entry in fields(self.cpu)}
+        given = {name: value for name, value in own.items() if value is not None}
+        return replace(self, **{"gpus_per_node": None, "memory_gb": None, **given})
+
 
 # Plain characters, variables as $NAME or ${NAME}; nothing that a shell would run.
 _SCRATCH = re.compile(r"([^$`\"\\\n]|\$\w+|\$\{\w+\})*")
@@ -121,6 +153,10 @@ def _check_shell(cluster: ClusterConfig) -> None:
         f"cluster.scratch is {scratch!r}; give a path, in which only $NAME and ${{NAME}} stand "
         "for something else",
     )
+    for key in ("setup", "extra"):
+        held = getattr(cluster, key)
+        for value in held.values() if isinstance(held, dict) else held:
+            require(isinstance(value, str), f"cluster.{key} holds {value!r}; give text in quotes")
     options = {name: getattr(cluster, name) or "" for name in PLAIN_OPTIONS} | cluster.extra
     for name, value in options.items():
         # A second line would leave the comment that #SBATCH is, and be run.

@@ -229,6 +229,7 @@ def run_all(
         ValueError: a command cannot run where its cluster says; nothing has been started.
         RuntimeError: one was started and failed.
     """
+    commands = [(command, _fitting(command, cluster)) for command, cluster in commands]
     for command, cluster in commands:
         _check_interpreter(cluster)
         command.validate(cluster)
@@ -246,6 +247,11 @@ def run_all(
         else:
             queued.append((command, cluster))
     yield from _submit(queued)
+
+
+def _fitting(command: Command, cluster: ClusterConfig) -> ClusterConfig:
+    on_slurm = cluster.executor is Executor.slurm
+    return cluster.for_cpu() if on_slurm and not command.uses_gpu else cluster
 
 
 def _submit(commands: Sequence[tuple[Command, ClusterConfig]]) -> Iterator[str]:
@@ -294,7 +300,7 @@ def _run_here(command: Command, cluster: ClusterConfig) -> str:
         return f"{command.name} would run in this process"
     if cluster.scratch:
         os.environ[SCRATCH] = cluster.scratch
-    return command()
+    return command() or command.incomplete(current_rank())
 
 
 def _run_local(command: Command, cluster: ClusterConfig) -> str:

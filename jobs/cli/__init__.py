@@ -25,7 +25,7 @@ from jobs.cli.errors import FAILED as FAILED
 from jobs.cli.errors import WRONG_USE as WRONG_USE
 from jobs.cli.errors import explain
 from jobs.cli.help import help_page
-from jobs.cli.schema import register, to_settings
+from jobs.cli.schema import as_meant, register, schema_of, to_settings
 from jobs.command import Command
 from jobs.config import ClusterConfig
 from simclr.config import require
@@ -67,7 +67,7 @@ def main(command: type[Command], start: Start = launch.run) -> NoReturn:
         raise SystemExit(DONE)
 
     def act() -> None:
-        sys.argv[1:] = hydra_arguments(arguments)
+        sys.argv[1:] = hydra_arguments(arguments, command)
         require(
             start is launch.run or not SWEEP & set(sys.argv),
             f"-m: simclr-{command.name} starts several runs itself; leave -m out",
@@ -95,8 +95,12 @@ def guarded(command: type[Command] | str, act: Callable[[], object], *, debug: b
 
 
 def say(text: str) -> None:
-    """Print a result on stdout."""
-    print(text)
+    """Print a result on stdout; a reader that has seen enough, such as ``head``, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # else Python would complain when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -145,7 +149,7 @@ class _Unprinted(BaseException):
         self.error = error
 
 
-def hydra_arguments(arguments: Sequence[str]) -> list[str]:
+def hydra_arguments(arguments: Sequence[str], command: type[Command]) -> list[str]:
     """Return the arguments with options first: hydra's parser takes none after a setting.
 
     Raises:
@@ -159,7 +163,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
             options += _option(word, words)
         else:
             require(not word.startswith("="), f"{word!r} has no key in front; write key=value")
-            settings.append(word)
+            settings.append(as_meant(word, schema_of(command)))
     return [*options, *settings, *(_folder_names(settings) if SWEEP & set(options) else [])]
 
 

@@ -7,15 +7,18 @@ A schema has the settings of the command's ``Config``, flat, and beside them ``c
 from __future__ import annotations
 
 import math
-from dataclasses import field, make_dataclass
+import re
+from dataclasses import field, is_dataclass, make_dataclass
 from functools import cache
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from jobs.command import Command
 from jobs.config import ClusterConfig
+from preprocess.config import SourceConfig
 from preprocess.sources import SOURCES
 
 
@@ -30,7 +33,7 @@ def schema_of(command: type[Command]) -> type[Any]:
         ("debug", bool, False),
     ]
     name = f"{command.__name__}Settings"
-    return make_dataclass(name, [*chosen, *own], bases=(command.Config,), kw_only=True)
+    return make_dataclass(name, [*chosen, *own], bases=(command.Config,), kw_only=True, slots=True)
 
 
 def register(command: type[Command]) -> None:
@@ -53,7 +56,61 @@ def to_settings(config: DictConfig) -> Any:
         return OmegaConf.to_object(config)
     except AttributeError as error:
         # ``++key=`` adds what the schema does not know; the dataclass has no place for it
-        raise ValueError(f"{error}; leave it out: --help lists the settings") from error
+        name = str(error).rpartition(" attribute ")[2]
+        raise ValueError(f"{name} is not a setting; leave it out") from error
+
+
+# A word that hydra reads as a number or a truth value, between brackets and commas.
+_NUMBER_LIKE = re.compile(
+    r"(?<![^,\[])\s*([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:e[+-]?\d[\d_]*)?|[+-]?(?:inf|nan)"
+    r"|true|false)\s*(?![^,\]])",
+    re.IGNORECASE,
+)
+_TWINS = {"run": "run_dir", "run_dir": "run"}  # the same folder by the names of two commands
+
+
+def as_meant(setting: str, schema: type[Any]) -> str:
+    """Return a setting as typed, written so that hydra reads it as what it is for.
+
+    Text stays text (``output=2024_01_15`` names no number), one value is as good as a list of
+    one, and ``run=`` and ``run_dir=`` are the same.
+    """
+    key, equals, value = setting.partition("=")
+    name = key.lstrip("+~")
+    sign = key[: len(key) - len(name)]
+    known = get_type_hints(schema)
+    if name not in known and _TWINS.get(name) in known:
+        name = _TWINS[name]
+    kind = _type_of(name, schema)
+    inner = get_args(kind)[0] if get_origin(kind) is list else kind
+    # quoted, interpolated or computed: its author knows hydra's grammar
+    if not equals or not value or set(value) & set("'\"\\(${"):
+        return f"{sign}{name}{equals}{value}"
+    if inner is str:
+        value = _NUMBER_LIKE.sub(r'"\1"', value)
+    single = "," not in value
+    if kind is str and single and value[0] == "[" and value[-1] == "]":
+        value = value[1:-1] or value
+    if get_origin(kind) is list and single and value[0] != "[" and value != "null":
+        value = f"[{value}]"
+    return f"{sign}{name}{equals}{value}"
+
+
+def _type_of(key: str, schema: type[Any]) -> Any:
+    """Return the type of a dotted key, without ``None``; None if there is no such setting."""
+    kind: Any = schema
+    for name in key.split("."):
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+            continue
+        kinds = (
+            [kind, *(each.config for each in SOURCES.values())] if kind is SourceConfig else [kind]
+        )
+        hints = [get_type_hints(each) for each in kinds if is_dataclass(each)]
+        kind = next((each[name] for each in hints if name in each), None)
+        if get_origin(kind) is UnionType:
+            kind = next(each for each in get_args(kind) if each is not NoneType)
+    return kind
 
 
 def _refuse_endless(plain: Any, key: str) -> None:

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 
 from jobs import cli, launch
 from jobs.cli.errors import explain, nearest
-from jobs.cli.schema import register, to_settings
+from jobs.cli.schema import as_meant, register, schema_of, to_settings
 from jobs.command import Command
 from jobs.commands.evaluate import Evaluate
 from jobs.commands.export import Export
@@ -146,11 +146,12 @@ def _compose(typed: TypedStage) -> Any:
             f"{typed.name}: {word!r} is not a setting; {nearest(word, [*STAGES])}write key=value, "
             "and options in front of the first command: --config-dir=DIR, --dry-run",
         )
+    command = STAGES[typed.name]
+    settings = [as_meant(word, schema_of(command)) for word in settings]
     if folders:
         # what ``--config-dir`` means to a command alone
         folder = Path(cli.config_dir(folders[-1])).absolute()
         settings.append(f"hydra.searchpath=['file://{folder}']")
-    command = STAGES[typed.name]
     register(command)
     try:
         with initialize_config_module("jobs.conf", version_base="1.3"):

@@ -32,6 +32,7 @@ class Evaluate(Command):
 
     name = "evaluate"
     Config = EvaluateConfig
+    uses_gpu = True
     examples = (
         "simclr-evaluate run=runs/first shards=shards task=bigearthnet19",
         "simclr-evaluate run=runs/first shards=shards/eurosat task=eurosat",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -11,6 +13,7 @@ from jobs.command import Command
 from jobs.config import ClusterConfig, Executor
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
+from jobs.status.packing import describe_packing
 from preprocess.config import PackConfig
 from preprocess.plan import REJECTED_NAME, spoken
 from preprocess.shards.compression import check_codec
@@ -71,6 +74,8 @@ class Pack(Command):
             f"{source.kind}: source.root=DIR",
         )
         check_codec(self.config.compression)
+        if self.part is None and cluster.executor is Executor.here:
+            _check_array(os.environ)
 
     def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
         """Return a task for each part on Slurm; locally the processes are the parts."""
@@ -80,6 +85,22 @@ class Pack(Command):
         parts = [replace(self, part=(part, cluster.parts)) for part in range(cluster.parts)]
         return parts, replace(cluster, nodes=1, tasks_per_node=1)
 
+    def incomplete(self, env: RankEnvironment) -> str:
+        """Name the part that this process packed, and the shards that other parts still owe."""
+        from preprocess.pack import shard_path
+
+        output, (part, num_parts) = Path(self.config.output), self._part(env)
+        planned = describe_packing(output, {}).num_shards
+        shards = [shard_path(output, number) for number in range(planned)]
+        missing = [shard.name for shard in shards if not shard.exists()]
+        if num_parts == 1 or not missing:
+            return ""
+        return (
+            f"{output}: part {part} of {num_parts} (from 0) packed; {len(missing)} of {planned} "
+            f"shards are not there yet: {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}; the "
+            "other parts pack them, each in a process of this step or job array"
+        )
+
     def follow_up(self) -> Command:
         """Write the manifest once all parts have ended."""
         return FinishPack(self.config)
@@ -88,12 +109,25 @@ class Pack(Command):
         """Pack this process' part; the part that ends last returns the summary."""
         from preprocess.pack import pack
 
-        part, num_parts = self.part or (
+        part, num_parts = self._part(env)
+        manifest = pack(self.config, part, num_parts, env.is_main)
+        return _summary(self.config, manifest) if manifest else ""
+
+    def _part(self, env: RankEnvironment) -> tuple[int, int]:
+        return self.part or (
             env.array_index * env.num_ranks + env.rank,
             env.array_size * env.num_ranks,
         )
-        manifest = pack(self.config, part, num_parts, env.is_main)
-        return _summary(self.config, manifest) if manifest else ""
+
+
+def _check_array(environment: Mapping[str, str]) -> None:
+    """Refuse a job array whose tasks are not 0, 1, 2, ...: some parts would belong to nobody."""
+    count, last = (environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("COUNT", "MAX"))
+    require(
+        count is None or last is None or int(count) == int(last) + 1,
+        f"the job array has {count} tasks up to number {last}, but parts are numbered from 0 "
+        f"without gaps; submit it with --array=0-{int(count or 1) - 1}",
+    )
 
 
 @dataclass(frozen=True)

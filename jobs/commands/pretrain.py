@@ -72,6 +72,7 @@ class Pretrain(Command):
     groups = ("recipe", "cluster")
     output_key = "run_dir"
     saves_at_stop = True
+    uses_gpu = True
     examples = (
         "simclr-pretrain recipe=laptop shards=[shards] run_dir=runs/first",
         "simclr-pretrain recipe=laptop shards=[shards] run_dir=runs/two cluster=laptop",

@@ -45,6 +45,7 @@ class Score(Command):
 
     name = "evaluate"
     Config = ScoreConfig
+    uses_gpu = True
 
     @property
     def job_dir(self) -> Path:

@@ -221,7 +221,7 @@ def slurm_options(cluster: ClusterConfig, name: str, code: Path) -> dict[str, An
         "nodes": cluster.nodes,
         "ntasks_per_node": cluster.tasks_per_node,
         "cpus_per_task": cluster.cpus_per_task,
-        "gpus_per_node": cluster.gpus_per_node,
+        "gpus_per_node": cluster.gpus_per_node or None,  # 0 beside --gpus would contradict it
         "mem": None if cluster.memory_gb is None else f"{round(cluster.memory_gb * 1024)}M",
         "signal_delay_s": cluster.signal_delay_s,
         # ours last: a module that sets PYTHONPATH must not come before the code of the job
@@ -294,6 +294,11 @@ def _writable_in_script(folder: Path) -> Path:
     """Refuse a folder whose name would end an ``#SBATCH`` line and begin a command."""
     if "\n" in str(folder) or "\r" in str(folder):
         raise ValueError(f"the folder {str(folder)!r} has a line break in it; Slurm takes none")
+    if "%" in str(folder):
+        raise ValueError(
+            f"the folder {str(folder)!r} has a % in its name, which Slurm would replace by a job "
+            "number or the like; rename it"
+        )
     return folder
 
 
@@ -331,7 +336,7 @@ def _further(cluster: ClusterConfig) -> dict[str, Any]:
     if cluster.after:
         # A job whose forerunner has failed would wait for ever.
         options |= {"dependency": f"afterok:{cluster.after}", "kill-on-invalid-dep": "yes"}
-    return options | cluster.extra
+    return options | cluster.flags
 
 
 @contextmanager

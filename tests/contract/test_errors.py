@@ -26,7 +26,7 @@ WRONG_USE = [
     ("pretrain", "run_dir", "empty", "run_dir="),
     ("pretrain run_dir=r", "shards", "empty", "shards=["),
     ("pretrain run_dir=null", "run_dir", "null"),
-    ("pretrain run_dir=r shards=a", "shards", "list", "shards=["),
+    ("pretrain run_dir=r shards=nowhere", "nowhere", "manifest.json", "not packed"),
     ("pretrain run_dir=r shards=[nowhere]", "nowhere", "manifest.json", "not packed"),
     ("pretrain run_dir='a=b('", "'run_dir=a=b('", "quotes", "'run_dir=\"a=b(\"'"),
     ("pretrain run_dir=r shards=[{shards}] cluster.nodes=2", "cluster.nodes", "2", "slurm"),

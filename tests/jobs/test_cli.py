@@ -13,6 +13,7 @@ import typing
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from jobs import cli, commands
 from jobs.cli.errors import explain
@@ -77,10 +78,13 @@ def test_a_new_key_of_an_open_part_is_shown_how_to_add(refused):
         (["debug=maybe"], "debug is maybe; give true or false"),
         (["run_dir=[a,b]"], "run_dir is ['a', 'b']; give one value, without brackets"),
         (["optim=adam"], "optim has settings of its own; give one of them: optim.NAME=..."),
-        (["++optim.rate=1"], "no attribute 'rate'; leave it out"),
+        (["++optim.rate=1"], "'rate' is not a setting; leave it out"),
+        (["++rate=1"], "'rate' is not a setting; leave it out"),
+        (["cluster.setup=[{a: 1}]"], "cluster.setup holds {'a': 1}; give text in quotes"),
         (["model.pretrained=a.pt"], "model.pretrained is not a setting; model has: encoder, stem"),
         (["model.encoder=resnet1"], "model.encoder: Invalid value 'resnet1', expected one of"),
-        (["shards=a", "run_dir=r"], "shards: takes a list; write shards=[...]"),
+        (["shards=a", "run_dir=r"], "a holds no manifest.json"),
+        (["shards=[a]", "run=r"], "a holds no manifest.json"),
         (["run_dir=a=b("], "in quotes: 'run_dir=\"a=b(\"'"),
         (["run_dir=Müll (neu)"], "in quotes: 'run_dir=\"Müll (neu)\"'"),
         (["shards=[a"], "in quotes: 'output=\"a (b)\"'"),
@@ -169,6 +173,62 @@ def test_what_no_memory_can_hold_is_told_with_what_asks_for_less():
         explain(cuda, COMMANDS["evaluate"])[0]
         == "out of memory for 20.00 MiB more; lower batch_size"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "key", "value"),
+    [
+        ("pack", "output=2024_01_15", "output", "2024_01_15"),
+        ("pack", "output=1e3", "output", "1e3"),
+        ("pack", "source.root=007", "source.root", "007"),
+        ("pack", "source.label_table=1_0", "source.label_table", "1_0"),
+        ("pack", "source.name=true", "source.name", "true"),
+        ("pack", "source.bands=B02", "source.bands", ["B02"]),
+        ("pretrain", "shards=[2024_01,x,1.50,.5e1]", "shards", ["2024_01", "x", "1.50", ".5e1"]),
+        ("pretrain", "shards=1_0", "shards", ["1_0"]),
+        ("pretrain", "run=1e3", "run_dir", "1e3"),
+        ("pretrain", "cluster.account=0123", "cluster.account", "0123"),
+        ("pretrain", "cluster.account=null", "cluster.account", None),
+        ("pretrain", "+cluster.extra.begin=2_0", "cluster.extra.begin", "2_0"),
+        ("pretrain", "optim.learning_rate=1e-3", "optim.learning_rate", 1e-3),
+        ("pretrain", "run_dir='a, 1e3'", "run_dir", "a, 1e3"),
+        ("verify", "shards=[2_0]", "shards", "2_0"),
+        ("evaluate", "run_dir=1e3", "run", "1e3"),
+        ("evaluate", "seeds=0", "seeds", [0]),
+    ],
+)
+def test_text_stays_as_typed_and_either_spelling_is_understood(
+    name, typed, key, value, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    source = ["source=geotiff"] if name == "pack" else []
+    monkeypatch.setattr(sys, "argv", [name, *source, typed, "--cfg", "job"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(COMMANDS[name])
+    printed = capsys.readouterr()
+    assert ended.value.code == 0, printed.err
+    found = OmegaConf.select(OmegaConf.create(printed.out), key)
+    assert (OmegaConf.to_object(found) if OmegaConf.is_config(found) else found) == value
+
+
+def test_two_folders_with_number_like_names_are_two(tmp_path):
+    for name in ("1_0", "10"):
+        arguments = ("source=simulated", "source.root=r", "source.num_patches=1")
+        done = simclr("pack", *arguments, f"output={name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"r", "1_0", "10"}
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    script = f"{sys.executable} -m jobs.commands.pack --help | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script],
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
 
 
 def test_wrong_use_leaves_nothing_behind(refused, tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from jobs.command import StoppedError, narrow
 from jobs.commands.pack import Pack
 from jobs.commands.pretrain import Pretrain
 from jobs.commands.verify import Verify
-from jobs.config import ClusterConfig, Executor
+from jobs.config import ClusterConfig, CpuConfig, Executor
 from jobs.launch import JobError, last_exception, log_lines, num_gpus, run
 from jobs.slurm import client as slurm
 from jobs.slurm.submit import python_command, slurm_options
@@ -230,6 +231,45 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(training):
     assert "#SBATCH --partition=gpu" in text
     assert "export PYTHONSAFEPATH=1" in text
     assert not Path(training.run_dir).exists()
+
+
+def test_a_command_that_uses_no_gpu_asks_for_none_and_for_little(training, tmp_path):
+    cluster = ClusterConfig(
+        executor=Executor.slurm,
+        nodes=2,
+        gpus_per_node=4,
+        memory_gb=200,
+        dry_run=True,
+        cpu=CpuConfig(partition="cpu", cpus_per_task=2, memory_gb=16, time_min=60),
+    )
+    shards = Verify(VerifyConfig(shards=training.shards[0]))
+    assert "--gpus-per-node=4" in run(Pretrain(training), cluster)
+    text = run(shards, cluster)
+    for line in ("nodes=1", "partition=cpu", "cpus-per-task=2", "mem=16384M", "time=60"):
+        assert f"#SBATCH --{line}\n" in text
+    assert "gpus" not in text
+    with pytest.raises(ValueError, match=r"cluster.time_min=5"):
+        run(shards, replace(cluster, cpu=CpuConfig(time_min=1)))
+
+
+def test_true_is_a_flag_of_sbatch_and_zero_gpus_are_not_asked_for(training):
+    cluster = ClusterConfig(
+        executor=Executor.slurm,
+        gpus_per_node=0,
+        extra={"exclusive": "true", "overcommit": "False", "gpus-per-task": "1"},
+        dry_run=True,
+    )
+    text = run(Pretrain(training), cluster)
+    assert "#SBATCH --exclusive\n" in text
+    assert "#SBATCH --gpus-per-task=1\n" in text
+    assert "overcommit" not in text
+    assert "gpus-per-node" not in text
+
+
+def test_a_folder_whose_name_slurm_would_expand_is_refused(training, tmp_path):
+    training.run_dir = str(tmp_path / "d%j_50%n" / "run")
+    with pytest.raises(ValueError, match="has a % in its name"):
+        run(Pretrain(training), ClusterConfig(executor=Executor.slurm, dry_run=True))
 
 
 def test_the_script_for_slurm_is_complete(training, tmp_path, monkeypatch):

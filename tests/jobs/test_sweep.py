@@ -16,17 +16,21 @@ from jobs import commands
 from jobs.cli import hydra_arguments
 from jobs.cli.schema import register
 
+PRETRAIN = commands.load("pretrain")
+
 
 def test_runs_are_named_by_their_swept_settings_alone():
     words = ["-m", "run_dir='a b'", "seed=0,1", "data.bands=[B02,B04],[B02]", "+x.y=1"]
-    setting = hydra_arguments(words)[-1]
+    setting = hydra_arguments(words, PRETRAIN)[-1]
     assert setting == "hydra.job.config.override_dirname.exclude_keys=[run_dir,x.y]"
 
 
 def test_options_may_stand_anywhere(tmp_path):
     folder = tmp_path / "x y"
     folder.mkdir()
-    words = hydra_arguments(["a=1", "-m", "b=1,2", "--config-dir", str(folder), "--dry-run"])
+    words = hydra_arguments(
+        ["a=1", "-m", "b=1,2", "--config-dir", str(folder), "--dry-run"], PRETRAIN
+    )
     assert words[:3] == ["-m", "--config-dir", str(folder)]
     assert words[3:6] == ["a=1", "b=1,2", "cluster.dry_run=true"]
 
@@ -42,7 +46,7 @@ def test_options_may_stand_anywhere(tmp_path):
 )
 def test_unknown_options_are_told_with_those_there_are(words, told):
     with pytest.raises(ValueError, match=told):
-        hydra_arguments(words)
+        hydra_arguments(words, PRETRAIN)
 
 
 @pytest.mark.parametrize("name", commands.WITH_SETTINGS)

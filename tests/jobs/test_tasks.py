@@ -159,3 +159,27 @@ def test_a_sweep_gives_each_member_a_folder_of_its_own(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("manifest written") == 2
     assert len(list(output.glob("*/manifest.json"))) == 2
+
+
+def test_a_process_that_packs_only_its_part_names_it_and_what_is_missing(tmp_path, monkeypatch):
+    source = SimulatedConfig(root=str(tmp_path / "rasters"), num_patches=3)
+    config = PackConfig(source=source, output=str(tmp_path / "out"), shard_size_mib=0.2)
+    # the shell of one task of srun --ntasks=2
+    env = {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}
+    for name, value in {**env, "SLURM_STEP_NUM_TASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    said = run(Pack(config), HERE)
+    assert "part 0 of 2 (from 0) packed; 1 of 3 shards are not there yet: shard-00001.h5" in said
+    assert not Pack(config).completion.exists()
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert run(Pack(config), HERE).endswith("3 shards, manifest written")
+
+
+def test_a_job_array_with_gaps_is_refused(tmp_path, monkeypatch):
+    source = SimulatedConfig(root=str(tmp_path / "rasters"), num_patches=3)
+    config = PackConfig(source=source, output=str(tmp_path / "out"))
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "2")
+    with pytest.raises(ValueError, match=r"has 2 tasks up to number 2, .*--array=0-1"):
+        run(Pack(config), HERE)
+    assert not (tmp_path / "out").exists()
