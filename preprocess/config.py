@@ -58,8 +58,8 @@ class PackConfig:
         output: folder for shards and manifest.
         shard_size_mib: pixel bytes of a full shard before compression, in MiB; a shard holds at
             least one patch.
-        compression: of the pixels: none, gzip, or with the extra ``compression`` bitshuffle-lz4
-            or zstd. Sentinel-2 shrinks by a third at the price of slower reading.
+        compression: of the pixels: none, gzip, or with the extra ``compression`` zstd. Sentinel-2
+            shrinks by a third at the price of slower reading.
         limit: pack only the first patches, in order of their ids; 0 packs all.
         on_error: quarantine or stop.
         max_rejected: share of the patches that may be rejected before packing gives up.

@@ -32,7 +32,7 @@ from preprocess.pack import (
 from preprocess.plan import WORK_FOLDER, Plan, read_plan
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import publish
-from preprocess.shards.compression import check_codec
+from preprocess.shards.compression import CODECS, load_filter
 from preprocess.shards.format import (
     FACTS_CRC32,
     FORMAT,
@@ -255,7 +255,7 @@ def verify(config: VerifyConfig, progress: bool = True) -> VerifyReport:
     ]
     if not config.quick:
         for codec in {entry.codec for entry in manifest.shards}:
-            check_codec(codec)  # without its plug-in every chunk would look damaged
+            load_filter(codec)  # without it every sample would look damaged
         problems += _content_problems(
             folder, manifest, {p.file for p in problems}, config, progress
         )
@@ -364,6 +364,11 @@ def _pack_again(folder: Path, manifest: Manifest, faulty: list[ShardEntry], root
 
 
 def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Iterator[Patch]) -> None:
+    if entry.codec not in CODECS:
+        raise RepairError(
+            f"{entry.file} is compressed with {entry.codec}, which is no longer written; pack into "
+            f"a new folder with compression={CODECS[-1]}"
+        )
     path = folder / WORK_FOLDER / "repaired" / entry.file
     origin = ShardOrigin(manifest.source, manifest.simulated)
     path.parent.mkdir(exist_ok=True)

@@ -27,7 +27,7 @@ class ShardEntry:
         sha256: of the whole file.
         offsets: byte offset in the file of each band group's contiguous data set; empty if the
             pixels are compressed.
-        codec: how they are: none, gzip, bitshuffle-lz4 or zstd.
+        codec: how they are compressed: none, gzip or zstd; bitshuffle-lz4 in older packs.
     """
 
     file: str

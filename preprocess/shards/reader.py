@@ -1,4 +1,7 @@
-"""One side of a shard: pixels by byte offset into buffers of the caller, index through h5py."""
+"""Read samples, index and labels of shards; used by training, verify and the figures.
+
+Uncompressed pixels are read with ``pread`` at the byte offsets of the manifest, without HDF5.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.shards.aio import new_requests, read_many
-from preprocess.shards.compression import NO_CODEC, ChunkMap, chunk_map_of, decode
+from preprocess.shards.compression import NO_CODEC, load_filter
 from preprocess.shards.format import (
     FRACTIONS,
     INDEX,
@@ -26,14 +28,16 @@ from preprocess.shards.format import (
 )
 from preprocess.shards.manifest import Manifest, ShardEntry
 
+MAX_VECTORS = 1024  # buffers of one preadv: IOV_MAX of Linux
+OTHER_FILES = 256  # descriptors left for sockets, logs and libraries
+
 
 class ShardReader:
     """Reads samples of one shard, from any number of threads.
 
-    Pixels are read with ``pread`` at the offsets that the manifest gives: no HDF5 lock, no file
-    position, and no state that a fork could share by accident. The offsets of compressed samples
-    are listed once through HDF5, and the samples decoded without it. The file is opened at first
-    use and never pickled.
+    ``pread`` takes no HDF5 lock, moves no file position and has no state that a fork could share
+    by accident. Compressed samples are decoded by HDF5, one at a time in a process. Files are
+    opened at first use and never pickled.
     """
 
     def __init__(self, folder: Path, entry: ShardEntry, layout: ShardLayout) -> None:
@@ -41,7 +45,8 @@ class ShardReader:
         self.entry = entry
         self.layout = layout
         self._descriptor: int | None = None
-        self._chunks: dict[str, ChunkMap] = {}
+        # of this process only: a handle of HDF5 must not be used after a fork
+        self._compressed: tuple[int, h5py.File] | None = None
         self._opening = threading.Lock()
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, ShardEntry, ShardLayout]]:
@@ -100,41 +105,54 @@ class ShardReader:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+        self._compressed = None
 
-    def _read_group(self, group: GroupLayout, row: int, buffer: npt.NDArray[np.uint16]) -> None:
-        view = buffer.data.cast("B")
-        if view.nbytes != group.sample_bytes:
-            raise ValueError(
-                f"buffer of {group.name} has {view.nbytes} bytes, a sample {group.sample_bytes}"
-            )
-        if self.entry.codec == NO_CODEC:
-            self.read_bytes(view, self.entry.offsets[group.name] + row * group.sample_bytes)
-            return
-        chunks = self._chunk_map(group.name)
-        chunk = bytearray(int(chunks.size[row]))
-        self.read_bytes(memoryview(chunk), int(chunks.offset[row]))
-        try:
-            decode(chunk, chunks.filters, int(chunks.skipped[row]), buffer)
-        except ValueError as error:
-            raise OSError(f"{self.path}, row {row} of {group.name}: {error}") from error
-
-    def read_bytes(self, view: memoryview, offset: int) -> None:
-        """Fill the memory with bytes of the file from ``offset`` on.
+    def read_bytes(self, views: Sequence[memoryview], offset: int) -> None:
+        """Fill buffers, one after the other, with the bytes of the file from ``offset`` on.
 
         Raises:
-            OSError: the file is missing or ends before.
+            OSError: the file is missing, cannot be read, or ends before.
         """
-        while view:  # network file systems may return less than was asked for
-            read = os.preadv(self.descriptor, [view], offset)
+        pending = list(views)
+        while pending:
+            try:
+                read = os.preadv(self.descriptor, pending[:MAX_VECTORS], offset)
+            except OSError as error:
+                raise OSError(
+                    error.errno, f"{error.strerror} at byte {offset}; see simclr-verify", self.path
+                ) from error
             if read == 0:
-                raise OSError(f"{self.path} ends before byte {offset + len(view)}: truncated")
-            view, offset = view[read:], offset + read
+                raise OSError(f"{self.path} ends before byte {offset + 1}: truncated")
+            offset += read
+            while pending and read >= len(pending[0]):
+                read -= len(pending.pop(0))
+            if read:  # network file systems may return less than was asked for
+                pending[0] = pending[0][read:]
 
-    def _chunk_map(self, group: str) -> ChunkMap:
-        if group not in self._chunks:
-            with self._opening, open_shard(self.path) as file:
-                self._chunks[group] = chunk_map_of(file[f"{PATCHES}/{group}"])
-        return self._chunks[group]
+    def _read_group(self, group: GroupLayout, row: int, buffer: npt.NDArray[np.uint16]) -> None:
+        if buffer.nbytes != group.sample_bytes:
+            raise ValueError(
+                f"buffer of {group.name} has {buffer.nbytes} bytes, a sample {group.sample_bytes}"
+            )
+        if self.entry.codec == NO_CODEC:
+            offset = self.entry.offsets[group.name] + row * group.sample_bytes
+            self.read_bytes([buffer.data.cast("B")], offset)
+            return
+        try:
+            data_set = self._file()[f"{PATCHES}/{group.name}"]
+            data_set.read_direct(buffer.reshape(group.shape), np.s_[row])
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"{self.path}, row {row} of {group.name}: cannot be decoded ({error}); see "
+                "simclr-verify"
+            ) from error
+
+    def _file(self) -> h5py.File:
+        with self._opening:
+            if self._compressed is None or self._compressed[0] != os.getpid():
+                load_filter(self.entry.codec)
+                self._compressed = os.getpid(), open_shard(self.path)
+            return self._compressed[1]
 
 
 def open_shard(path: Path) -> h5py.File:
@@ -144,7 +162,8 @@ def open_shard(path: Path) -> h5py.File:
         OSError: the file is missing, cut short, or not HDF5; the message names it.
     """
     try:
-        return h5py.File(path, "r", locking=False)
+        # no chunk cache: a sample is one chunk, and is read once
+        return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
     except FileNotFoundError:
         raise
     except OSError as error:  # HDF5 tells what is wrong, but not with which file
@@ -156,14 +175,8 @@ def open_readers(folder: Path, manifest: Manifest) -> list[ShardReader]:
     return [ShardReader(folder, entry, manifest.layout) for entry in manifest.shards]
 
 
-OTHER_FILES = 256  # descriptors left for sockets, logs and libraries
-
-
 class BatchReader:
-    """Reads the rows of shards of one layout, numbered through from the first shard to the last.
-
-    While a thread computes it holds the interpreter's lock, and all other readers of the process
-    wait; therefore all reads of a batch are prepared together and done in one call.
+    """Reads batches of rows, numbered through from the first shard to the last.
 
     Raises:
         ValueError: the process may not hold as many files open as there are shards.
@@ -175,66 +188,52 @@ class BatchReader:
         rows = np.array([reader.entry.rows for reader in readers], np.int64)
         self._ends = np.cumsum(rows)
         self._starts = self._ends - rows
-        self._plain = np.array([reader.entry.codec == NO_CODEC for reader in readers])
         self._groups = {group.name: group for group in readers[0].layout.groups}
-        self._offsets = {
-            name: np.array([reader.entry.offsets.get(name, 0) for reader in readers], np.int64)
-            for name in self._groups
-        }
 
     def read_into(
         self,
         numbers: npt.NDArray[np.int64],
         buffers: Mapping[str, npt.NDArray[np.uint16]],
-        places: npt.NDArray[np.int64],
+        slots: npt.NDArray[np.int64],
     ) -> None:
-        """Read row ``numbers[i]`` into ``buffers[group][places[i]]`` of every group with a buffer.
+        """Read row ``numbers[i]`` into ``buffers[group][slots[i]]`` of every group with a buffer.
 
         Args:
-            numbers: rows, counted over all shards; ascending ones are read in one direction.
+            numbers: rows, counted over all shards; neighbours in a file are read in one call.
             buffers: C-contiguous uint16 (batch, bands, size_px, size_px) of each group to read.
-            places: index into the batch of each row.
+            slots: index into the batch of each row.
 
         Raises:
             ValueError: a buffer is not of its group's shape, or not contiguous.
-            IndexError: a batch has no such place.
+            IndexError: a batch has no such slot.
             OSError: a file is missing or damaged, or shorter than the manifest says.
         """
-        shards = np.searchsorted(self._ends, numbers, side="right")
-        rows, plain = numbers - self._starts[shards], self._plain[shards]
         for name, buffer in buffers.items():
-            _check_buffer(self._groups[name], buffer, places)
-        self._read_plain(buffers, shards[plain], rows[plain], places[plain])
-        for shard, row, place in zip(shards[~plain], rows[~plain], places[~plain], strict=True):
-            one = {name: buffer[place] for name, buffer in buffers.items()}
-            self._readers[shard].read_into(int(row), one)
-
-    def _read_plain(
-        self,
-        buffers: Mapping[str, npt.NDArray[np.uint16]],
-        shards: npt.NDArray[np.intp],
-        rows: npt.NDArray[np.int64],
-        places: npt.NDArray[np.int64],
-    ) -> None:
-        readers = [self._readers[shard] for shard in shards.tolist()]
-        descriptors = np.array([reader.descriptor for reader in readers], np.int64)
-        requests = new_requests(len(buffers), len(rows))
-        requests["descriptor"] = descriptors
-        for request, (name, buffer) in zip(requests, buffers.items(), strict=True):
-            request["size"] = size = self._groups[name].sample_bytes
-            request["address"] = buffer.ctypes.data + places * size
-            request["offset"] = self._offsets[name][shards] + rows * size
-        lengths = read_many(requests)
-        for group, i in np.argwhere(lengths != requests["size"]).tolist():
-            # network file systems may return less than was asked for; what has failed says here why
-            buffer = list(buffers.values())[group][places[i]]
-            readers[i].read_bytes(buffer.data.cast("B"), int(requests["offset"][group, i]))
+            _check_buffer(self._groups[name], buffer, slots)
+        memory = {name: buffer.data.cast("B") for name, buffer in buffers.items()}
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        rows = numbers - self._starts[shards]
+        # a run ends where the next row does not follow in the same file
+        ends = np.flatnonzero((np.diff(rows) != 1) | (np.diff(shards) != 0)) + 1
+        shard_list, row_list, slot_list = shards.tolist(), rows.tolist(), slots.tolist()
+        start = 0
+        for end in (*ends.tolist(), len(row_list)) if row_list else ():
+            reader, first = self._readers[shard_list[start]], row_list[start]
+            run = slot_list[start:end]
+            if reader.entry.codec == NO_CODEC:
+                for name, view in memory.items():
+                    size = self._groups[name].sample_bytes
+                    views = [view[slot * size : (slot + 1) * size] for slot in run]
+                    reader.read_bytes(views, reader.entry.offsets[name] + first * size)
+            else:
+                for row, slot in enumerate(run, first):
+                    reader.read_into(row, {name: buffer[slot] for name, buffer in buffers.items()})
+            start = end
 
 
 def _check_buffer(
-    group: GroupLayout, buffer: npt.NDArray[np.uint16], places: npt.NDArray[np.int64]
+    group: GroupLayout, buffer: npt.NDArray[np.uint16], slots: npt.NDArray[np.int64]
 ) -> None:
-    # the kernel writes to addresses: what does not fit would land in foreign memory
     if buffer.shape[1:] != group.shape or buffer.dtype != PIXEL_DTYPE:
         raise ValueError(
             f"buffer of {group.name} is {buffer.dtype} {buffer.shape}, "
@@ -242,10 +241,10 @@ def _check_buffer(
         )
     if not (buffer.flags.c_contiguous and buffer.flags.writeable):
         raise ValueError(f"buffer of {group.name} is not one writable piece of memory")
-    if places.min(initial=0) < 0 or places.max(initial=-1) >= len(buffer):
+    if slots.min(initial=0) < 0 or slots.max(initial=-1) >= len(buffer):
         raise IndexError(
-            f"buffer of {group.name} has {len(buffer)} places, not those of {places.min()} to "
-            f"{places.max()}"
+            f"buffer of {group.name} has {len(buffer)} slots, but {slots.min()} to {slots.max()} "
+            "were given"
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.shards.atomic_io import atomic_path
-from preprocess.shards.compression import NO_CODEC, storage_of
+from preprocess.shards.compression import NO_CODEC, dataset_options
 from preprocess.shards.format import (
     FACTS_CRC32,
     FORMAT,
@@ -136,7 +136,7 @@ def _write_pixels(file: h5py.File, draft: _Draft, blocks: Iterable[Block], rows:
             (rows, *group.shape),
             PIXEL_DTYPE,
             track_times=False,
-            **storage_of(draft.codec, group.shape),
+            **dataset_options(draft.codec, group.shape),
         )
         data_set.attrs["bands"] = json.dumps(group.bands)
         data_set.attrs["ground_resolution_m"] = group.ground_resolution_m

@@ -1,6 +1,5 @@
 """Batches over many shards: every row in its place, whatever the codec; short files are errors."""
 
-import errno
 import os
 import resource
 
@@ -9,8 +8,7 @@ import pytest
 from make_data import packed_arrays
 
 from preprocess.shards import BatchReader, open_readers, read_manifest
-from preprocess.shards import reader as batch
-from preprocess.shards.aio import read_many
+from preprocess.shards import reader as reader_module
 
 
 def readers_of(folder, num_patches, **settings):
@@ -40,19 +38,47 @@ def test_every_row_of_every_shard_arrives_in_its_place(readers):
         assert all(np.array_equal(buffers[name][place], expected[number][name]) for name in buffers)
 
 
-@pytest.mark.parametrize("left", [slice(None), slice(None, None, 2)])
-def test_what_one_call_for_all_has_left_is_read_one_by_one(readers, monkeypatch, left):
-    def half(requests):
-        lengths = read_many(requests)
-        lengths[:, left] = -errno.EIO
-        buffers["b10"][left] = 0  # rows go into places of the same numbers
-        return lengths
+@pytest.mark.parametrize("vectors", [1, 2, 1024])
+def test_short_reads_and_long_runs_are_read_to_their_end(readers, monkeypatch, vectors):
+    whole = os.preadv
+
+    def short(descriptor, views, offset):
+        """Return less than was asked for, as network file systems may."""
+        wanted = sum(map(len, views))
+        return whole(descriptor, list(cut(views, max(1, wanted * 2 // 3))), offset)
+
+    def cut(views, size):
+        for view in views:
+            yield view[:size]
+            size -= min(size, len(view))
 
     expected, buffers = all_rows(readers), empty_batch(readers, 20)
-    monkeypatch.setattr(batch, "read_many", half)
-    BatchReader(readers).read_into(np.arange(20), buffers, np.arange(20))
+    monkeypatch.setattr(reader_module, "MAX_VECTORS", vectors)
+    monkeypatch.setattr(os, "preadv", lambda d, v, o: short(d, list(v), o))
+    BatchReader(readers).read_into(np.arange(20), buffers, np.arange(20)[::-1])
     for number, pixels in enumerate(expected):
-        assert all(np.array_equal(buffers[name][number], pixels[name]) for name in buffers)
+        assert all(np.array_equal(buffers[name][19 - number], pixels[name]) for name in buffers)
+
+
+def test_neighbours_in_a_file_are_read_in_one_call(readers, monkeypatch):
+    calls, whole = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *given: calls.append(given) or whole(*given))
+    BatchReader(readers).read_into(np.arange(20), empty_batch(readers, 20), np.arange(20))
+    assert len(calls) == len(readers) * len(readers[0].layout.groups)
+
+
+def test_an_empty_batch_reads_nothing(readers):
+    none = np.zeros(0, np.int64)
+    BatchReader(readers).read_into(none, empty_batch(readers, 1), none)
+
+
+def test_an_error_of_the_disk_names_the_file(readers, monkeypatch):
+    def broken(*_given):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(OSError, match=r"simclr-verify.*shard-00000\.h5"):
+        readers[0].read(0)
 
 
 def test_compressed_and_plain_shards_may_be_mixed(tmp_path, readers):
@@ -88,7 +114,7 @@ def test_nothing_is_written_outside_a_buffer(readers):
         with pytest.raises(ValueError, match="not one writable piece"):
             batches.read_into(one, {"b10": buffer}, one)
     for place in (1, -1):
-        with pytest.raises(IndexError, match="has 1 places"):
+        with pytest.raises(IndexError, match="has 1 slots"):
             batches.read_into(one, empty_batch(readers, 1), np.array([place]))
 
 
