@@ -130,6 +130,7 @@ def build_manifest(
     return Manifest(
         source=origin.source,
         simulated=origin.simulated,
+        processing_level=origin.processing_level,
         layout=layout,
         shards=tuple(entries),
         statistics=band_statistics(folder, entries, layout),
@@ -269,7 +270,7 @@ def stop_above(config: PackConfig, plan: Plan, rejected: Sequence[Rejected]) -> 
 
 def origin_of(config: PackConfig, plan: Plan) -> ShardOrigin:
     """Return what shards and manifest say of their source."""
-    return ShardOrigin(config.source.name, plan.simulated)
+    return ShardOrigin(config.source.name, plan.simulated, plan.processing_level)
 
 
 def _provenance(plan: Plan, rejected: Sequence[Rejected]) -> dict[str, Any]:

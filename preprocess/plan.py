@@ -140,6 +140,7 @@ class Plan:
         settings: all settings on which the bytes of the shards depend.
         layout: of every shard.
         simulated: True when the patches were synthesised.
+        processing_level: L1C or L2A; empty if unknown.
         rows_per_shard: references of a full shard.
         num_refs: references in all.
     """
@@ -149,6 +150,7 @@ class Plan:
     settings: dict[str, Any]
     layout: ShardLayout
     simulated: bool
+    processing_level: str
     rows_per_shard: int
     num_refs: int
 
@@ -259,6 +261,7 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
         "settings": settings_of(config),
         "layout": layout.to_json(),
         "simulated": source.simulated,
+        "processing_level": source.processing_level(),
         "rows_per_shard": max(1, int(config.shard_size_mib * 2**20) // layout.sample_bytes),
     }
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -307,6 +310,7 @@ def read_plan(output: Path) -> Plan:
         settings=head["settings"],
         layout=ShardLayout.from_json(head["layout"]),
         simulated=head["simulated"],
+        processing_level=head["processing_level"],
         rows_per_shard=head["rows_per_shard"],
         num_refs=num_refs,
     )

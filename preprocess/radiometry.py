@@ -8,7 +8,9 @@ never the date: archives were reprocessed, so scenes of 2016 carry the offset to
 
 from __future__ import annotations
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -189,21 +191,31 @@ _BRIGHTEST_MEDIAN = 20000
 # No pixel above reflectance 0.0003 is no night: these are fractions taken for digital numbers.
 _DARKEST_MAXIMUM = 3
 
+# Of a 04.00 product 2 % of B02 lies below the offset; a tenth is no haze.
+_MOST_NEGATIVE = 0.1
+
 Numbers = npt.NDArray[np.uint16]
+
+_log = logging.getLogger(__name__)
+_negative = Counter[str]()  # of this process
 
 
 def to_digital_numbers(
-    values: npt.NDArray[Any], nodata: Sequence[float | None], unit: Values
+    values: npt.NDArray[Any],
+    nodata: Sequence[float | None],
+    unit: Values,
+    scales: Sequence[tuple[float, float]] = (),
 ) -> Numbers:
     """Return digital numbers as ESA would deliver them: reflectance x 10000, 0 for nodata.
 
     NaN, 0 and the marks of nodata are nodata. What measures less than 1 is set to 1: a pixel darker
-    than black is still a pixel.
+    than black is still a pixel; a log line counts the negative ones.
 
     Args:
         values: (bands, height, width) as stored in a file.
         nodata: the mark of every band; None without one.
         unit: of the values.
+        scales: scale and offset of every band by the file's tags, which reflectances are read by.
 
     Raises:
         ValueError: the type cannot hold reflectances, a number cannot be one, or all of them speak
@@ -218,8 +230,13 @@ def to_digital_numbers(
         return values
     holes = _holes(values, nodata)
     # doubles: the product of float32 and 10000 would round 0.12345 to another digital number
-    numbers = np.where(holes, 0.0, values.astype(np.float64) * _SCALES[unit])
+    exact = values.astype(np.float64)
+    if unit == Values.reflectance and any(pair != (1, 0) for pair in scales):
+        scale, offset = (np.array(part).reshape(-1, 1, 1) for part in zip(*scales, strict=True))
+        exact = exact * scale + offset
+    numbers = np.where(holes, 0.0, exact * _SCALES[unit])
     _refuse_implausible(numbers[~holes], values.dtype.name, unit)
+    _count_negative(numbers[~holes], unit)
     # rounded half to even, without drift; 65535 stays what it is, saturated
     stored = np.clip(np.rint(numbers), NODATA + 1, SATURATED).astype(np.uint16)
     stored[holes] = NODATA
@@ -233,6 +250,27 @@ def _holes(values: npt.NDArray[Any], nodata: Sequence[float | None]) -> npt.NDAr
             # in the file's own type: a tag of -3.4e38 is compared with float32
             holes[band] |= values[band] == np.asarray(mark).astype(values.dtype)
     return holes
+
+
+def _count_negative(numbers: npt.NDArray[np.float64], unit: Values) -> None:
+    """Refuse a patch of many negative numbers, and log how many are stored as 1 so far."""
+    num_negative = int((numbers < 0).sum())
+    if not num_negative:
+        return
+    share = num_negative / numbers.size
+    if share > _MOST_NEGATIVE:
+        lowest = float(numbers.min()) / _SCALES[unit]
+        raise ValueError(
+            f"{share:.0%} of its numbers are negative, down to {lowest:g}; if they mark nodata say "
+            f"so: source.nodata={lowest:g}, if an offset was subtracted twice export without it"
+        )
+    _negative.update(patches=1, pixels=num_negative)
+    if str(_negative["patches"]).rstrip("0") == "1":  # 1, 10, 100, ...
+        _log.warning(
+            "negative reflectances are stored as 1 (0.0001): %d pixels in %d files so far",
+            _negative["pixels"],
+            _negative["patches"],
+        )
 
 
 def _refuse_implausible(numbers: npt.NDArray[np.float64], dtype: str, unit: Values) -> None:

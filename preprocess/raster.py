@@ -1,8 +1,15 @@
-"""The only module that opens rasters: a path comes in, pixels with their grid go out."""
+"""The only module that imports rasterio: reads and writes pixels with their grid.
+
+Sources call it within ``session()``. What a file says of itself by tags, masks and side files is
+honoured; what another installation of GDAL or PROJ left in the environment is not.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +21,34 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
-from rasterio.crs import CRS
-from rasterio.env import hasenv
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.warp import transform as reproject
-from rasterio.windows import Window
 
-from preprocess.shards.format import NODATA
-from preprocess.shards.patch import PatchError, Transform
+
+def _forget_other_installations() -> None:
+    """Remove settings of GDAL and PROJ from the environment.
+
+    A loaded module or an active conda environment points them to data of another version, with
+    which every CRS is unknown. Where rasterio brings no data of its own, their places are kept.
+    """
+    spec = importlib.util.find_spec("rasterio")
+    own = spec is not None and (Path(str(spec.origin)).parent / "proj_data").is_dir()
+    kept = () if own else ("GDAL_DATA", "GDAL_DRIVER_PATH", "PROJ_DATA", "PROJ_LIB")
+    for name in [*os.environ]:
+        if name.startswith(("GDAL_", "GTIFF_", "PROJ_")) and name not in kept:
+            del os.environ[name]
+
+
+_forget_other_installations()
+
+import rasterio  # noqa: E402  # reads these variables when it is imported
+from rasterio.crs import CRS  # noqa: E402
+from rasterio.enums import MaskFlags  # noqa: E402
+from rasterio.env import hasenv  # noqa: E402
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError  # noqa: E402
+from rasterio.warp import transform as reproject  # noqa: E402
+from rasterio.windows import Window  # noqa: E402
+
+from preprocess.shards.format import NODATA  # noqa: E402
+from preprocess.shards.patch import PatchError, Transform  # noqa: E402
 
 # GDAL's own default is a twentieth of the machine's memory, whatever the job was granted. This much
 # holds the blocks that one column of patches crosses, in all bands of a product. In bytes: rasterio
@@ -31,14 +57,118 @@ CACHE_BYTES = 384 * 2**20
 IN_ZIP = "/vsizip/"
 # Of patches of a few kilobytes, two thirds of the time of opening went into PROJ's database: GDAL
 # compares what the registry says of a GeoTIFF's EPSG code with the file's own keys. The keys alone
-# give the same code; a file that contradicts its own code has none.
+# give the same code; a file that contradicts its own code has none. EMPTY_DIR: GDAL would list the
+# folder of every file in search of side files; `_open` looks for the two kinds that count.
 _OPTIONS = {
     "GTIFF_SRS_SOURCE": "GEOKEYS",
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_CACHEMAX": CACHE_BYTES,
 }
+_SIDE_FILES = (".aux.xml", ".msk")  # nodata, CRS and statistics; a mask
+_WORLD_FILES = (".tfw", ".tifw", ".wld")
 
+Box = tuple[int, int, int, int]  # column, row, width, height in pixels
 Classes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Crs:
+    """A coordinate system, judged by what it is: codes are missing from many.
+
+    Attributes:
+        epsg: code; 0 where the registry has none, and for a file without a coordinate system.
+        wkt: well-known text where there is no code.
+        unit_m: metres of a unit; 0 where units are degrees or unknown.
+        mercator: metres are the ground's at the equator only.
+    """
+
+    epsg: int = 0
+    wkt: str = ""
+    unit_m: float = 0.0
+    mercator: bool = False
+
+    def __str__(self) -> str:
+        """Return how messages name it."""
+        if self.epsg:
+            return f"EPSG {self.epsg}"
+        named = self.wkt.split('"')[1:2]
+        return f"CRS {named[0]}" if named else "no CRS"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where a raster, or a window of it, lies.
+
+    Attributes:
+        transform: affine a b c d e f of the upper left pixel, in units of the CRS.
+        crs: coordinate system.
+        width: pixels in a row of the file.
+        height: rows of the file.
+        scales: scale and offset of each band's values, as the tags say; (1, 0) without.
+    """
+
+    transform: Transform
+    crs: Crs
+    width: int
+    height: int
+    scales: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def epsg(self) -> int:
+        """Code of the coordinate system; 0 without one."""
+        return self.crs.epsg
+
+    @property
+    def corner(self) -> tuple[Crs, float, float]:
+        """Where it begins; resolutions differ between bands, the upper left corner must not."""
+        return self.crs, self.transform[2], self.transform[5]
+
+    @property
+    def boa_offset(self) -> int | None:
+        """What scale and offset tags say must be added to digital numbers; None without tags.
+
+        Reflectance is scale x number + offset: 0.0001 and -0.1 say that 1000 is in the numbers.
+
+        Raises:
+            ValueError: values are of another scale, or bands of several.
+        """
+        if all(pair == (1, 0) for pair in self.scales):
+            return None
+        if any(abs(scale * 10000 - 1) > 1e-6 for scale, _ in self.scales):
+            scale, offset = next(pair for pair in self.scales if pair != (1, 0))
+            raise ValueError(
+                f"its tags say that values are {scale:g} x number + {offset:g}; export reflectance "
+                "x 10000, or remove the tags if they are wrong"
+            )
+        added = {round(offset / scale) for scale, offset in self.scales}
+        if len(added) > 1:
+            raise ValueError(f"its tags say that bands have different offsets, {sorted(added)}")
+        return added.pop()
+
+    def fault(self, size_m: float, slack: float = 0.0) -> str:
+        """Say why pixels are not upright squares of ``size_m`` on the ground; empty if they are.
+
+        A file without a CRS says nothing of metres.
+
+        Args:
+            size_m: side of a pixel in metres.
+            slack: share by which sides may differ from it.
+        """
+        if self.crs == Crs():
+            return ""
+        a, b, _, d, e, _ = self.transform
+        if not self.crs.unit_m:
+            return f"lies in {self.crs}, whose units are no metres ({a:g} x {-e:g} a pixel)"
+        if b or d:
+            return f"is rotated (transform {a:g} {b:g} {d:g} {e:g})"
+        if a < 0 or e > 0:
+            return f"is {'south-up' if e > 0 else 'mirrored'} (pixels of {a:g} x {e:g})"
+        if self.crs.mercator:
+            return f"lies in {self.crs} (a Mercator projection), whose metres are not the ground's"
+        width, height = a * self.crs.unit_m, -e * self.crs.unit_m
+        if max(abs(width / size_m - 1), abs(height / size_m - 1)) > slack + 1e-9:
+            return f"has pixels of {width:g} x {height:g} m by {self.crs}, not of {size_m:g} m"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,105 +176,68 @@ class Raster:
     """Pixels and grid of a file, or of a window of it.
 
     Attributes:
-        pixels: (bands, height, width) uint16, digital numbers as delivered.
-        transform: affine a b c d e f of the upper left pixel, in units of the CRS.
-        epsg: of the coordinate system; 0 without one.
+        pixels: (bands, height, width) uint16, digital numbers as delivered; 0 where masked.
+        grid: where they lie.
     """
 
     pixels: npt.NDArray[np.uint16]
-    transform: Transform
-    epsg: int
+    grid: Grid
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """Where a raster lies.
-
-    Attributes:
-        transform: affine a b c d e f of its upper left pixel, in units of the CRS.
-        epsg: of the coordinate system; 0 without one.
-        width: pixels to the east.
-        height: pixels to the south.
-        count: bands.
-    """
-
-    transform: Transform
-    epsg: int
-    width: int
-    height: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class ForeignRaster:
     """Pixels of whatever type and nodata a file has.
 
     Attributes:
         pixels: (bands, height, width), as stored in the file.
+        valid: (height, width), False where the file's mask says so; None without a mask.
         nodata: of each band, as the file's tag says; None without a tag.
         names: of each band, as the file says; empty where it does not.
-        transform: affine a b c d e f of the upper left pixel, in units of the CRS.
-        epsg: of the coordinate system; 0 without one.
+        grid: where they lie.
     """
 
     pixels: npt.NDArray[Any]
+    valid: npt.NDArray[np.bool_] | None
     nodata: tuple[float | None, ...]
     names: tuple[str, ...]
-    transform: Transform
-    epsg: int
+    grid: Grid
 
 
 @contextmanager
 def session() -> Iterator[None]:
     """Read many small files within this context.
 
-    GDAL does not list the folder of every file it opens, in search of side files; what GDAL says
-    of a bad file is part of the error and not logged a second time. Files that stay open between
-    windows are closed at the end.
+    GDAL does not list the folder of every file it opens; what GDAL says of a bad file is part of
+    the error and not logged a second time. Files that stay open between windows are closed at the
+    end.
+
+    Raises:
+        ValueError: PROJ knows no coordinate system, so that all files would seem to have none.
     """
     log = logging.getLogger("rasterio")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
         with rasterio.Env(**_OPTIONS):
+            _check_proj()
             yield
     finally:
         _held.cache_clear()
         log.setLevel(level)
 
 
-def read_raster(path: Path, window: tuple[int, int, int, int] | None = None) -> Raster:
-    """Read all bands of a uint16 raster, whole or a window (column, row, width, height) of pixels.
+def read_raster(path: Path, window: Box | None = None) -> Raster:
+    """Read all bands of a uint16 raster, whole or a window of it.
 
     Raises:
         PatchError: the file is missing, unreadable, truncated, not uint16, or marks nodata by
             another value than 0.
     """
     with _errors_named(path), _open(path) as dataset:
-        _check_values(path, dataset, "uint16")
-        grid = _grid(dataset)
-        pixels = dataset.read(window=Window(*window) if window else None)
-        return Raster(pixels, _moved(grid.transform, *(window or (0, 0))[:2]), grid.epsg)
+        return _read(path, dataset, _grid(dataset), window)
 
 
-def read_foreign(path: Path, window: tuple[int, int, int, int] | None = None) -> Foreign:
-    """Read all bands of any raster, whole or a window (column, row, width, height) of pixels.
-
-    Raises:
-        PatchError: the file is missing, unreadable or truncated.
-    """
-    with _errors_named(path):
-        dataset, grid = _held(path)
-        return Foreign(
-            pixels=dataset.read(window=Window(*window) if window else None),
-            nodata=tuple(dataset.nodatavals),
-            names=tuple(name or "" for name in dataset.descriptions),
-            transform=_moved(grid.transform, *(window or (0, 0))[:2]),
-            epsg=grid.epsg,
-        )
-
-
-def read_window(path: Path, window: tuple[int, int, int, int]) -> Raster:
+def read_window(path: Path, window: Box) -> Raster:
     """Read a window like ``read_raster`` and leave the file open for the next one.
 
     For large rasters of which every part is read in turn: opening a JPEG 2000 file of a product and
@@ -154,19 +247,35 @@ def read_window(path: Path, window: tuple[int, int, int, int]) -> Raster:
         PatchError: as ``read_raster``.
     """
     with _errors_named(path):
-        dataset, grid = _held(path, "uint16")
-        pixels = dataset.read(window=Window(*window))
-        return Raster(pixels, _moved(grid.transform, *window[:2]), grid.epsg)
+        return _read(path, *_held(path), window)
 
 
-def read_classes(path: Path, window: tuple[int, int, int, int] | None = None) -> Classes:
+def read_foreign(path: Path, window: Box | None = None) -> ForeignRaster:
+    """Read all bands of any raster, whole or a window of it.
+
+    Raises:
+        PatchError: the file is missing, unreadable or truncated.
+    """
+    with _errors_named(path):
+        dataset, grid = _held(path)
+        return ForeignRaster(
+            pixels=dataset.read(window=Window(*window) if window else None),
+            valid=_valid(dataset, window),
+            nodata=tuple(dataset.nodatavals),
+            names=tuple(name or "" for name in dataset.descriptions),
+            grid=_moved(grid, window),
+        )
+
+
+def read_classes(path: Path, window: Box | None = None) -> Classes:
     """Read a map of classes, (height, width) uint8; the file stays open for further windows.
 
     Raises:
         PatchError: the file is missing, unreadable, or not uint8.
     """
     with _errors_named(path):
-        dataset, _ = _held(path, "uint8")
+        dataset, _ = _held(path)
+        _check_values(path, dataset, "uint8")
         return np.asarray(dataset.read(1, window=Window(*window) if window else None))
 
 
@@ -181,7 +290,7 @@ def read_coarse(path: Path, size_px: int) -> npt.NDArray[Any]:
 
 
 def read_grid(path: Path) -> Grid:
-    """Return where the pixels of a raster lie, and of what type they are, without reading any.
+    """Return where the pixels of a raster lie without reading any.
 
     Raises:
         PatchError: the file is missing or unreadable.
@@ -206,11 +315,9 @@ def versions() -> dict[str, str]:
 
 
 @lru_cache(maxsize=32)  # all bands of a product, and those of the next
-def _held(path: Path, dtype: str = "") -> tuple[rasterio.DatasetReader, Grid]:
-    """Open a file to stay open; what costs more than a window, such as its CRS, is asked once."""
+def _held(path: Path) -> tuple[rasterio.DatasetReader, Grid]:
+    """Open a file to stay open; its grid costs more than a window and is found once."""
     dataset = _open(path)
-    if dtype:
-        _check_values(path, dataset, dtype)
     return dataset, _grid(dataset)
 
 
@@ -219,7 +326,42 @@ def _open(path: Path) -> rasterio.DatasetReader:
         # patches without a coordinate system are stored with EPSG 0, which says it
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         # rasterio.open sets GDAL up anew for every file; within session() that is done
-        return rasterio.DatasetReader(path) if hasenv() else rasterio.open(path)
+        if not hasenv():
+            return rasterio.open(path)
+        if str(path).startswith(IN_ZIP):
+            return rasterio.DatasetReader(path)
+        if not any(path.with_name(path.name + suffix).exists() for suffix in _SIDE_FILES):
+            dataset = rasterio.DatasetReader(path)
+            placed = tuple(dataset.get_transform()) != (0, 1, 0, 0, 0, 1)
+            if placed or not any(path.with_suffix(suffix).exists() for suffix in _WORLD_FILES):
+                return dataset
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):  # looks for side files by name
+            return rasterio.DatasetReader(path)
+
+
+def _read(path: Path, dataset: rasterio.DatasetReader, grid: Grid, window: Box | None) -> Raster:
+    _check_values(path, dataset, "uint16")
+    try:
+        _ = grid.boa_offset
+    except ValueError as error:
+        raise PatchError(path, str(error)) from error
+    pixels = dataset.read(window=Window(*window) if window else None)
+    valid = _valid(dataset, window)
+    if valid is not None:
+        pixels[:, ~valid] = NODATA
+    return Raster(pixels, _moved(grid, window))
+
+
+def _valid(dataset: rasterio.DatasetReader, window: Box | None) -> npt.NDArray[np.bool_] | None:
+    """Return what a mask in or beside the file marks as valid; None without a mask.
+
+    A channel of transparency is no mask here: GDAL calls the fourth band of many files that.
+    """
+    flags = dataset.mask_flag_enums[0]
+    if MaskFlags.per_dataset not in flags or MaskFlags.alpha in flags:
+        return None
+    mask = dataset.read_masks(1, window=Window(*window) if window else None)
+    return np.asarray(mask != 0)
 
 
 @contextmanager
@@ -228,7 +370,10 @@ def _errors_named(path: Path) -> Iterator[None]:
         yield
     except RasterioError as error:
         if not path.exists() and IN_ZIP not in str(path):
-            raise PatchError(path, "missing") from error
+            # a walk shows bytes that are no UTF-8 as \xe9
+            foreign = re.search(r"\\x[89a-f][0-9a-f]", str(path))
+            reason = "its name is not UTF-8; rename it" if foreign else "missing"
+            raise PatchError(path, reason) from error
         # rasterio puts GDAL's own words, which name band and strip, into the cause
         raise PatchError(
             path, f"cannot be read as a raster ({error.__cause__ or error})"
@@ -238,12 +383,13 @@ def _errors_named(path: Path) -> Iterator[None]:
 def _grid(dataset: rasterio.DatasetReader) -> Grid:
     # GDAL's own numbers: an Affine of them takes as long as reading a small band
     c, a, b, f, d, e = dataset.get_transform()
+    crs = dataset.crs
     return Grid(
         transform=(a, b, c, d, e, f),
-        epsg=_epsg(dataset.crs),
+        crs=_crs_of(crs.to_wkt()) if crs else Crs(),
         width=dataset.width,
         height=dataset.height,
-        count=dataset.count,
+        scales=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
     )
 
 
@@ -255,19 +401,36 @@ def _check_values(path: Path, dataset: rasterio.DatasetReader, expected: str) ->
         raise PatchError(path, f"nodata is {dataset.nodata:g}; only {NODATA} can be stored")
 
 
-def _moved(transform: Transform, column: int, row: int) -> Transform:
-    a, b, c, d, e, f = transform
-    return (a, b, c + a * column + b * row, d, e, f + d * column + e * row)
-
-
-def _epsg(crs: CRS | None) -> int:
-    return _epsg_of_wkt(crs.to_wkt()) if crs else 0
+def _moved(grid: Grid, window: Box | None) -> Grid:
+    if not window or window[:2] == (0, 0):
+        return grid
+    (a, b, c, d, e, f), (column, row) = grid.transform, window[:2]
+    corner = (a, b, c + a * column + b * row, d, e, f + d * column + e * row)
+    return Grid(corner, grid.crs, grid.width, grid.height, grid.scales)
 
 
 @lru_cache(maxsize=256)
-def _epsg_of_wkt(wkt: str) -> int:
-    # to_epsg searches PROJ's database; a source has a handful of coordinate systems
-    return CRS.from_wkt(wkt).to_epsg() or 0
+def _crs_of(wkt: str) -> Crs:
+    # PROJ's database is searched once: a source has a handful of coordinate systems
+    crs = CRS.from_wkt(wkt)
+    try:
+        unit_m = float(crs.linear_units_factor[1]) if crs.is_projected else 0.0
+    except CRSError:
+        unit_m = 0.0
+    # not "Transverse_Mercator"
+    mercator = re.search(r'(PROJECTION|METHOD)\["(Popular Visualisation Pseudo.)?Mercator', wkt)
+    epsg = crs.to_epsg() or 0
+    return Crs(epsg, "" if epsg else wkt, unit_m, mercator is not None)
+
+
+def _check_proj() -> None:
+    try:
+        CRS.from_epsg(32633)
+    except CRSError as error:
+        raise ValueError(
+            f"PROJ cannot look up coordinate systems ({error}); unset PROJ_DATA and PROJ_LIB, or "
+            "point PROJ_DATA at the data of the PROJ that rasterio is built with"
+        ) from error
 
 
 @lru_cache(maxsize=64)

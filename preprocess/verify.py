@@ -370,7 +370,7 @@ def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Itera
             f"a new folder with compression={CODECS[-1]}"
         )
     path = folder / WORK_FOLDER / "repaired" / entry.file
-    origin = ShardOrigin(manifest.source, manifest.simulated)
+    origin = ShardOrigin(manifest.source, manifest.simulated, manifest.processing_level)
     path.parent.mkdir(exist_ok=True)
     try:
         again = write_shard(path, manifest.layout, patches, entry.rows, origin, entry.codec)
@@ -412,7 +412,7 @@ def _source_of(settings: dict[str, Any], root: str) -> SourceConfig:
 
 
 def _sum_up_again(folder: Path, manifest: Manifest) -> None:
-    origin = ShardOrigin(manifest.source, manifest.simulated)
+    origin = ShardOrigin(manifest.source, manifest.simulated, manifest.processing_level)
     again = build_manifest(folder, origin, manifest.layout, manifest.shards)
     replace(again, provenance={**manifest.provenance, **again.provenance}).write(folder)
     _log.info("%s: summed up again from the shards", MANIFEST_NAME)

@@ -46,10 +46,14 @@ INDEX_FIELDS: dict[str, str] = {
     "baseline": "S",  # processing baseline, "02.06", if known
     "offset": "<i2",  # added to the digital number while packing
     "offset_authority": "S",  # who decided: xml, name, user, source
-    "epsg": "<i4",  # 0 when the file has no coordinate system
+    "epsg": "<i4",  # 0 when the file has no coordinate system, or one without a code
     "transform": "<f8",  # (rows, 6): affine a b c d e f of the finest group, in CRS units
     "valid_fraction": "<f4",  # share of pixels of the finest group that are not nodata
     "crc32": "<u4",  # zlib.crc32 over the pixels of all groups, in layout order
+}
+# Of shards in which any value of it is not empty.
+OPTIONAL_INDEX_FIELDS: dict[str, str] = {
+    "crs_wkt": "S",  # well-known text of a coordinate system that has no EPSG code
 }
 # Beside these: zlib.crc32 over the row in all index fields, label sets and fraction sets.
 FACTS_CRC32 = "facts_crc32"
@@ -184,6 +188,7 @@ def crc32_of(pixels: Mapping[str, npt.NDArray[np.uint16]], layout: ShardLayout) 
 def facts_in(file: h5py.File, layout: ShardLayout) -> Iterable[npt.NDArray[Any]]:
     """Yield all that an open shard holds by row beside pixels, in the order of its checksum."""
     names = [f"{INDEX}/{name}" for name in INDEX_FIELDS]
+    names += [name for name in (f"{INDEX}/{n}" for n in OPTIONAL_INDEX_FIELDS) if name in file]
     names += [f"{LABELS}/{labels.name}" for labels in layout.label_sets]
     names += [f"{FRACTIONS}/{shares.name}" for shares in layout.fraction_sets]
     return (file[name][()] for name in names)

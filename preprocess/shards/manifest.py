@@ -62,6 +62,7 @@ class Manifest:
     Attributes:
         source: name of the source; statistics and normalisation belong to it.
         simulated: True when the patches were synthesised, never measured.
+        processing_level: L1C (top of atmosphere) or L2A (surface); empty if unknown.
         layout: band groups and label sets of every sample.
         shards: the shard files, in order.
         statistics: per band name.
@@ -74,6 +75,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     statistics: dict[str, BandStatistics]
     provenance: dict[str, Any] = field(default_factory=dict)
+    processing_level: str = ""
 
     @property
     def rows(self) -> int:
@@ -147,4 +149,5 @@ def _from_json(data: dict[str, Any]) -> Manifest:
         shards=tuple(ShardEntry(**entry) for entry in data["shards"]),
         statistics={band: BandStatistics(**values) for band, values in data["statistics"].items()},
         provenance=data["provenance"],
+        processing_level=data.get("processing_level", ""),
     )

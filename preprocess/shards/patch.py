@@ -98,8 +98,9 @@ class Patch:
         baseline: processing baseline such as ``02.06``, if known.
         offset: added to the digital numbers of the files.
         offset_authority: who said so: xml, name, user, source.
-        epsg: of the coordinate system; 0 without one.
+        epsg: of the coordinate system; 0 without one, or without a code for it.
         transform: affine a b c d e f of the finest band group, in units of the CRS.
+        crs_wkt: well-known text of a coordinate system that has no EPSG code.
     """
 
     id: str
@@ -118,6 +119,7 @@ class Patch:
     offset_authority: str = "source"
     epsg: int = 0
     transform: Transform = NO_TRANSFORM
+    crs_wkt: str = ""
 
     @property
     def valid_fraction(self) -> float:

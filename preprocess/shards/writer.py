@@ -24,6 +24,7 @@ from preprocess.shards.format import (
     INDEX,
     INDEX_FIELDS,
     LABELS,
+    OPTIONAL_INDEX_FIELDS,
     PATCHES,
     PIXEL_DTYPE,
     UNIT,
@@ -54,6 +55,7 @@ class ShardOrigin:
 
     source: str
     simulated: bool
+    processing_level: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,9 @@ class _Draft:
     histogram: Histogram
     labels: dict[str, list[npt.NDArray[np.uint8]]]
     fractions: dict[str, list[npt.NDArray[np.float32]]]
-    index: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in INDEX_FIELDS})
+    index: dict[str, list[Any]] = field(
+        default_factory=lambda: {name: [] for name in (*INDEX_FIELDS, *OPTIONAL_INDEX_FIELDS)}
+    )
 
     @property
     def rows(self) -> int:
@@ -158,6 +162,9 @@ def _write_content(file: h5py.File, draft: _Draft) -> None:
     file.attrs["simulated"] = draft.origin.simulated
     for name, dtype in INDEX_FIELDS.items():
         _write_column(file, f"{INDEX}/{name}", np.array(draft.index[name], dtype))
+    for name, dtype in OPTIONAL_INDEX_FIELDS.items():
+        if any(draft.index[name]):
+            _write_column(file, f"{INDEX}/{name}", np.array(draft.index[name], dtype))
     for label_set in draft.layout.label_sets:
         rows = np.stack(draft.labels[label_set.name])
         data_set = _write_column(file, f"{LABELS}/{label_set.name}", rows)
@@ -226,7 +233,7 @@ def _note(patch: Patch, draft: _Draft) -> None:
                 f"patch {patch.id}: {group.name} is {pixels.shape} {pixels.dtype}, "
                 f"the shard holds {group.shape} {PIXEL_DTYPE}"
             )
-    for name, dtype in INDEX_FIELDS.items():
+    for name, dtype in (INDEX_FIELDS | OPTIONAL_INDEX_FIELDS).items():
         value: Any = (
             crc32_of(patch.pixels, draft.layout) if name == "crc32" else getattr(patch, name)
         )

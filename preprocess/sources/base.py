@@ -1,15 +1,20 @@
-"""What packing asks of a source, whichever it is: a layout, references in order, patches."""
+"""The interface of a source, and what sources share: walks over folders, names of files, lists."""
 
 from __future__ import annotations
 
 import gzip
+import logging
 import os
+import re
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
+from preprocess.bands import canonical_name
 from preprocess.shards.format import ShardLayout
 from preprocess.shards.patch import Dropped, Patch, PatchRef
 
@@ -23,6 +28,14 @@ class Source(ABC):
 
     __slots__ = ()
     simulated: ClassVar[bool] = False
+
+    def processing_level(self) -> str:
+        """Return L1C (top of atmosphere) or L2A (surface reflectance); empty if nothing tells.
+
+        Raises:
+            ValueError: the files are of both, or of another than declared.
+        """
+        return "L2A"
 
     @abstractmethod
     def layout(self) -> ShardLayout:
@@ -68,7 +81,7 @@ def read_names(path: str) -> set[str]:
         text = (gzip.decompress(raw) if path.endswith(".gz") else raw).decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"the list of patches {path} cannot be read ({error})") from error
-    return {name for line in text.splitlines() if (name := line.split(",")[0].strip())}
+    return {name for line in text.splitlines() if (name := nfc(line.split(",")[0].strip()))}
 
 
 def read_exclusions(paths: Iterable[str]) -> set[str]:
@@ -95,17 +108,103 @@ def read_splits(lists: Mapping[str, str]) -> dict[str, str]:
     return split_of
 
 
-def files_below(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder below a root, as a path relative to it, with the names of its files.
+_log = logging.getLogger(__name__)
+_SYSTEM_NAMES = {"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
+GEOTIFF_SUFFIXES = (".tif", ".tiff")
+_BAND_FILE = re.compile(r"(?:(?P<patch>.+)[_\-. ])?(?P<band>[^_\-. ]+)")
+
+
+def nfc(text: str) -> str:
+    """Return the composed form of a text, in which ids and classes are compared.
+
+    macOS writes accents as letters of their own; tables made elsewhere do not.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def is_passed_over(name: str) -> bool:
+    """Say whether a file or folder is hidden (``.ipynb_checkpoints``, ``._x``) or of the system."""
+    return name.startswith(".") or name in _SYSTEM_NAMES
+
+
+def split_band_file(stem: str) -> tuple[str, str]:
+    """Return patch and canonical band of a file's name without suffix; no band: an empty text."""
+    found = _BAND_FILE.fullmatch(stem)
+    if found is None:
+        return stem, ""
+    try:
+        return found["patch"] or "", canonical_name(found["band"])
+    except ValueError:
+        return stem, ""  # a side file: a mask, a thumbnail
+
+
+def files_below(
+    root: Path, is_whole: Callable[[str], object] = lambda name: False
+) -> Iterator[tuple[str, list[str]]]:
+    r"""Yield each folder below a root, as a path relative to it, with the names of its files.
+
+    Links to folders are followed, each folder is visited once and none above the root. Hidden and
+    system names are passed over; one log line says how many. Bytes that are no UTF-8 are shown as
+    in ``caf\xe9``.
+
+    Args:
+        root: where the walk begins.
+        is_whole: says of a folder's name that it counts as a file and is not entered.
 
     Raises:
         OSError: a folder cannot be listed. Python's own walks pass over it, and its patches would
             be missing in silence.
     """
+    walked: set[str] = set()
+    counts = Counter[str]()
+    # links wait: a folder that is also there by itself is named by its own path
+    real_root = os.path.realpath(root)
+    trees = deque([(real_root, ".")])
+    while trees:
+        top, shown = trees.popleft()
+        above_root = real_root.startswith(f"{top.rstrip(os.sep)}{os.sep}")
+        if above_root or any(_is_inside(top, tree) for tree in walked):
+            counts["links"] += 1
+        else:
+            walked.add(top)
+            yield from _files_of_tree(top, shown, is_whole, trees, walked, counts)
+    if counts:
+        message = "%s: passed over %d hidden or system entries and %d links to folders seen before"
+        _log.info(message, root, counts["hidden"], counts["links"])
 
-    def stop(error: OSError) -> NoReturn:
-        """Raise what ``os.walk`` would swallow."""
-        raise error
 
-    for folder, _, names in os.walk(root, onerror=stop):
-        yield Path(folder).relative_to(root).as_posix(), names
+def _files_of_tree(
+    top: str,
+    shown: str,
+    is_whole: Callable[[str], object],
+    links: deque[tuple[str, str]],
+    walked: set[str],
+    counts: Counter[str],
+) -> Iterator[tuple[str, list[str]]]:
+    """Walk one tree; links to folders are appended to ``links``, what is passed over counted."""
+    folders = [(top, shown)]
+    while folders:
+        folder, shown = folders.pop()
+        names = []
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            name = os.fsencode(entry.name).decode(errors="backslashreplace")
+            inside = name if shown == "." else f"{shown}/{name}"
+            if is_passed_over(name):
+                counts["hidden"] += 1
+            elif is_whole(name) or not entry.is_dir():
+                names.append(name)
+            elif entry.is_symlink():
+                links.append((os.path.realpath(entry.path), inside))
+            elif entry.path not in walked:  # by a link
+                folders.append((entry.path, inside))
+        yield shown, names
+
+
+def _is_inside(path: str, tree: str) -> bool:
+    """Say whether the walk over a tree has visited a folder."""
+    if path == tree:
+        return True
+    below = path.removeprefix(tree.rstrip(os.sep) + os.sep)
+    return below != path and not any(map(is_passed_over, Path(below).parts))

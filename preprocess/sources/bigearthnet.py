@@ -21,9 +21,9 @@ import numpy.typing as npt
 from preprocess.bands import L2A_BANDS, native_groups
 from preprocess.config import SourceConfig
 from preprocess.labels import BIGEARTHNET19, BIGEARTHNET43, EXTENDED, REGULAR, labels_of_43
-from preprocess.raster import Raster, read_raster
+from preprocess.raster import Grid, Raster, read_raster
 from preprocess.shards.format import GroupLayout, ShardLayout
-from preprocess.shards.patch import Labels, Patch, PatchError, PatchRef, Transform
+from preprocess.shards.patch import Labels, Patch, PatchError, PatchRef
 from preprocess.sources.base import Source, read_exclusions, read_splits
 from preprocess.tiling import PATCH_SIDE_M, place_name
 
@@ -50,13 +50,13 @@ def band_groups(bands: Iterable[str]) -> tuple[GroupLayout, ...]:
 
 def read_band_files(
     folder: Path, groups: tuple[GroupLayout, ...]
-) -> tuple[dict[str, npt.NDArray[np.uint16]], Transform, int]:
+) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
     """Read ``<folder>/<folder name>_<band>.tif`` of every band.
 
     Files are opened by name: side files in the folder must not count as bands.
 
     Returns:
-        Pixels (bands, size_px, size_px) by group, transform of the finest group, EPSG code.
+        Pixels (bands, size_px, size_px) by group, grid of the finest group.
 
     Raises:
         PatchError: a band is missing, unreadable, of another size, or lies elsewhere than the
@@ -64,14 +64,13 @@ def read_band_files(
     """
     paths = {band: folder / f"{folder.name}_{band}.tif" for g in groups for band in g.bands}
     rasters = {band: read_raster(path) for band, path in paths.items()}
-    # v1 files carry their own grid each; nothing else says that they show the same ground
     first = rasters[groups[0].bands[0]]
     pixels = {}
     for group in groups:
         for band in group.bands:
             _check_fits(paths[band], rasters[band], group, first)
         pixels[group.name] = np.concatenate([rasters[band].pixels for band in group.bands])
-    return pixels, first.transform, first.epsg
+    return pixels, first.grid
 
 
 def place_of(tile: str, patch_id: str) -> str:
@@ -89,17 +88,20 @@ def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Raster) -
             f"is {_spoken(raster.pixels.shape)}, {group.bands[0]} and its group are "
             f"{_spoken(expected)}",
         )
-    if raster.epsg != first.epsg or _corner(raster) != _corner(first):
-        raise PatchError(
-            path,
-            f"lies at EPSG {raster.epsg} {_corner(raster)}, the first band of the patch at "
-            f"EPSG {first.epsg} {_corner(first)}",
-        )
+    fault = raster.grid.fault(group.ground_resolution_m)
+    if fault:
+        raise PatchError(path, fault)
+    if raster.grid.boa_offset:
+        raise PatchError(path, f"its tags say that the offset {raster.grid.boa_offset} is due")
+    # v1 files carry their own grid each; nothing else says that they show the same ground
+    if raster.grid.corner != first.grid.corner:
+        here, there = (_spoken_corner(found) for found in (raster, first))
+        raise PatchError(path, f"lies at {here}, the first band of the patch at {there}")
 
 
-def _corner(raster: Raster) -> tuple[float, float]:
-    # resolutions differ between bands, the upper left corner must not
-    return raster.transform[2], raster.transform[5]
+def _spoken_corner(raster: Raster) -> str:
+    crs, x, y = raster.grid.corner
+    return f"{crs} ({x}, {y})"
 
 
 def _spoken(shape: tuple[int, ...]) -> str:
@@ -198,7 +200,7 @@ def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
         PatchError: a band file or the JSON is missing, unreadable or contradicts the format.
     """
     folder = tree / ref.path
-    pixels, transform, epsg = read_band_files(folder, layout.groups)
+    pixels, grid = read_band_files(folder, layout.groups)
     path = folder / f"{folder.name}_labels_metadata.json"
     metadata = _read_json(path)
     # an L1C product: the authors ran sen2cor themselves, so no L2A name and no offset exists
@@ -216,8 +218,9 @@ def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
         acquired=_acquired(path, metadata["acquisition_date"]),
         split=ref.split,
         baseline=f"{baseline[1]}.{baseline[2]}" if baseline else "",
-        epsg=epsg,
-        transform=transform,
+        epsg=grid.epsg,
+        crs_wkt=grid.crs.wkt,
+        transform=grid.transform,
     )
 
 

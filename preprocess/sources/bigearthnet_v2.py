@@ -29,9 +29,9 @@ from preprocess.labels import (
     labels_of_shares,
     shares_of_codes,
 )
-from preprocess.raster import read_raster
+from preprocess.raster import Grid, read_raster
 from preprocess.shards.format import ShardLayout
-from preprocess.shards.patch import Fractions, Labels, Patch, PatchError, PatchRef, Transform
+from preprocess.shards.patch import Fractions, Labels, Patch, PatchError, PatchRef
 from preprocess.sources.base import Source, read_exclusions
 from preprocess.sources.bigearthnet import band_groups, place_of, read_band_files
 from preprocess.sources.label_table import parquet_file
@@ -207,8 +207,8 @@ class BigEarthNetV2(Source):
         name = _PATCH.fullmatch(ref.id)
         if name is None:
             raise PatchError(folder, "is not named as a patch of BigEarthNet v2")
-        pixels, transform, epsg = read_band_files(folder, layout.groups)
-        fractions = self._fractions(ref, (transform, epsg))
+        pixels, grid = read_band_files(folder, layout.groups)
+        fractions = self._fractions(ref, grid)
         labels = labels_of_shares(fractions, self.config.min_irrigated) if fractions else {}
         return Patch(
             id=ref.id,
@@ -222,22 +222,24 @@ class BigEarthNetV2(Source):
             split=ref.split,
             # 99.99 marks a reprocessing by the archive's authors, which adds no offset
             baseline=f"{name['baseline'][:2]}.{name['baseline'][2:]}",
-            epsg=epsg,
-            transform=transform,
+            epsg=grid.epsg,
+            crs_wkt=grid.crs.wkt,
+            transform=grid.transform,
         )
 
     @property
     def _maps(self) -> Path:
         return Path(self.config.root) / self.config.reference_maps
 
-    def _fractions(self, ref: PatchRef, lies: tuple[Transform, int]) -> Fractions:
+    def _fractions(self, ref: PatchRef, grid: Grid) -> Fractions:
         """Return the shares that a patch's map tells; none where it has no map."""
         path = self._maps / ref.path / f"{ref.id}_reference_map.tif"
         if not path.is_file():
             return {}  # unknown, which is another thing than no irrigation
         found = read_raster(path)
-        if (found.transform, found.epsg) != lies:
-            raise PatchError(path, f"lies at EPSG {found.epsg} {found.transform}, its patch not")
+        if (found.grid.transform, found.grid.crs) != (grid.transform, grid.crs):
+            where = f"{found.grid.crs} {found.grid.transform}"
+            raise PatchError(path, f"lies at {where}, its patch at {grid.crs} {grid.transform}")
         try:
             return shares_of_codes(found.pixels)
         except ValueError as error:

@@ -157,9 +157,12 @@ def tile_grid(scene: Scene, groups: tuple[GroupLayout, ...]) -> TileGrid:
     # from pixels, not from the name: squares must lie where the file's own grid has them
     found = read_grid(path)
     size_px = _TILE_M / group.ground_resolution_m
-    a, b, x, d, e, y = found.transform
-    square = (a, b, d, e) == (group.ground_resolution_m, 0, 0, -group.ground_resolution_m)
-    if not square or (found.width, found.height) != (size_px, size_px):
+    a, _, x, _, _, y = found.transform
+    if fault := found.fault(group.ground_resolution_m):
+        raise PatchError(path, fault)
+    if not found.epsg:
+        raise PatchError(path, f"lies in {found.crs}, which is no UTM zone")
+    if (found.width, found.height) != (size_px, size_px):
         raise PatchError(
             path,
             f"has {found.width} x {found.height} pixels of {a:g} m, a tile has {size_px:g} of "
@@ -227,8 +230,8 @@ def read_square(
         baseline=scene.baseline,
         offset=offset.value,
         offset_authority=offset.authority,
-        epsg=first.epsg,
-        transform=first.transform,
+        epsg=first.grid.epsg,
+        transform=first.grid.transform,
     )
 
 
@@ -261,12 +264,13 @@ def _read_bands(
 
 
 def _check_place(path: Path, raster: Raster, size_m: float, first: Raster) -> None:
-    expected: Transform = (size_m, 0, first.transform[2], 0, -size_m, first.transform[5])
-    if raster.transform != expected or raster.epsg != first.epsg:
+    crs, x, y = first.grid.corner
+    expected: Transform = (size_m, 0, x, 0, -size_m, y)
+    if (raster.grid.transform, raster.grid.crs) != (expected, crs):
         raise PatchError(
             path,
-            f"a square lies at EPSG {raster.epsg} {raster.transform}, expected is EPSG "
-            f"{first.epsg} {expected} as in the first band",
+            f"a square lies at {raster.grid.crs} {raster.grid.transform}, expected is {crs} "
+            f"{expected} as in the first band",
         )
 
 

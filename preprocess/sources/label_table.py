@@ -1,14 +1,17 @@
-"""Tables of ids, classes and splits: CSV or parquet comes in, rows by id go out."""
+"""Tables of ids, classes and splits in CSV or parquet, for sources whose files hold no labels."""
 
 from __future__ import annotations
 
 import csv
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from preprocess.shards.format import LabelSet
 from preprocess.shards.patch import Labels
+from preprocess.sources.base import nfc
 
 Row = tuple[str, tuple[str, ...]]  # split and classes
 _SPLITS = {
@@ -19,6 +22,7 @@ _SPLITS = {
     "test": "test",
 }
 _SEPARATOR = ";"
+_log = logging.getLogger(__name__)
 
 
 class LabelTable:
@@ -28,7 +32,8 @@ class LabelTable:
         label_set: of the classes; None for a table of splits alone.
     """
 
-    def __init__(self, name: str, rows: dict[str, Row]) -> None:
+    def __init__(self, path: Path, name: str, rows: dict[str, Row]) -> None:
+        self._path = path
         self._rows = rows
         classes = sorted({entry for _, names in rows.values() for entry in names})
         # by what the table holds: a table of one class each answers by softmax, others by sigmoid
@@ -36,19 +41,46 @@ class LabelTable:
         kind = "multi" if several else "single"
         self.label_set = LabelSet(name, kind, tuple(classes)) if classes else None
 
-    def __contains__(self, patch_id: str) -> bool:
-        """Say whether a patch is listed."""
-        return self._row(patch_id) is not None
+    def match(self, patches: Sequence[str]) -> None:
+        """Compare the table with the ids that there are; log how many it does not list.
+
+        Raises:
+            ValueError: it lists none of them, or one line of it is meant for two.
+        """
+        missing, owners = 0, dict[str, str]()
+        for patch in patches:
+            key = self._key(patch)
+            if key is None:
+                missing += 1
+            elif key in owners:
+                raise ValueError(
+                    f"{self._path} lists {key}, which are {owners[key]} and {patch}; list them by "
+                    "their whole ids"
+                )
+            else:
+                owners[key] = patch
+        if not owners:
+            raise ValueError(
+                f"none of the {len(patches)} patches is listed in {self._path}; its ids should "
+                f"look like {patches[0]}"
+            )
+        unused = len(self._rows) - len(owners)
+        if missing or unused:
+            message = "%s: %d of %d patches are not listed, %d lines name no patch that is there"
+            _log.warning(message, self._path, missing, len(patches), unused)
 
     def of(self, patch_id: str) -> tuple[str, Labels]:
         """Return split and labels of a patch; an unlisted one has neither."""
-        split, classes = self._row(patch_id) or ("", ())
-        named = self.label_set is not None and bool(classes)
-        return split, {self.label_set.name: classes} if named and self.label_set else {}
+        key = self._key(patch_id)
+        split, classes = ("", ()) if key is None else self._rows[key]
+        if self.label_set is None or not classes:
+            return split, {}
+        return split, {self.label_set.name: classes}
 
-    def _row(self, patch_id: str) -> Row | None:
+    def _key(self, patch_id: str) -> str | None:
         # whole names only: never a part of one
-        return self._rows.get(patch_id) or self._rows.get(PurePosixPath(patch_id).name)
+        last = PurePosixPath(patch_id).name
+        return next((key for key in (patch_id, last) if key in self._rows), None)
 
 
 def read_label_table(
@@ -61,13 +93,16 @@ def read_label_table(
     """
     rows: dict[str, Row] = {}
     for name, classes, split in read_rows(path, [id_column, label_column, split_column]):
-        patch_id = _without_suffix(str(name))
-        if patch_id in rows:
-            raise ValueError(f"{path} names {name} twice; leave one line")
-        if (split or "") not in _SPLITS:
-            raise ValueError(f"{path}: the split of {name} is {split!r}, not {', '.join(_SPLITS)}")
-        rows[patch_id] = (_SPLITS[split or ""], _names(classes))
-    return LabelTable(label_set, rows)
+        patch_id, part = _without_suffix(_text(name)), _text(split)
+        if not patch_id:
+            continue  # the blank line that spreadsheets leave at the end
+        if part not in _SPLITS:
+            named = ", ".join(name for name in _SPLITS if name)
+            raise ValueError(f"{path}: the split of {name} is {split!r}; give {named}, or leave it")
+        row = (_SPLITS[part], _names(classes))
+        if rows.setdefault(patch_id, row) != row:
+            raise ValueError(f"{path} lists {name} twice, and differently; leave one line")
+    return LabelTable(path, label_set, rows)
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -133,10 +168,21 @@ def _check_columns(path: Path, wanted: list[str], held: list[str]) -> None:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    # numbers are names too; an empty cell is no class
-    parts = value.split(_SEPARATOR) if isinstance(value, str) else value or ()
-    parts = parts if isinstance(parts, list | tuple) else [parts]
-    return tuple(dict.fromkeys(name for part in parts if (name := str(part).strip())))
+    """Return the classes of a cell: text parted by semicolons, a list, or one number or truth."""
+    if isinstance(value, str):
+        parts: Sequence[Any] = value.split(_SEPARATOR)
+    else:
+        parts = value if isinstance(value, list | tuple) else [value]
+    return tuple(dict.fromkeys(name for part in parts if (name := _text(part))))
+
+
+def _text(value: Any) -> str:
+    """Return a cell as text; only None, NaN and blank text are empty: 0 and False are classes."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    # pandas turns a column of whole numbers into floats where one is missing
+    whole = isinstance(value, float) and value.is_integer()
+    return nfc(str(int(value) if whole else value).strip())
 
 
 def _without_suffix(name: str) -> str:

@@ -7,7 +7,6 @@ lie in ``GRANULE/*/IMG_DATA/R10m|R20m|R60m``, each band at its native and at coa
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from preprocess.config import ProductsConfig, require
 from preprocess.radiometry import DARK_BANDS, baseline_of, offset_of
 from preprocess.raster import IN_ZIP
 from preprocess.shards.format import GroupLayout
-from preprocess.sources.base import files_below, iso_time
+from preprocess.sources.base import files_below, is_passed_over, iso_time
 from preprocess.sources.l2a import Products, Scene, product_groups
 
 METADATA_NAME = "MTD_MSIL2A.xml"
@@ -69,13 +68,24 @@ def find_products(root: Path) -> list[str]:
         raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
     if _PRODUCT.match(root.absolute().name):
         return [f"../{root.absolute().name}"]
-    found = [path.relative_to(root).as_posix() for path in _walk(root)]
+    # not entered: a product holds hundreds of files, a whole archive millions
+    found = [
+        name if folder == "." else f"{folder}/{name}"
+        for folder, names in files_below(root, _is_product)
+        for name in names
+        if _is_product(name)
+    ]
     if not found:
         raise ValueError(
             f"no L2A product in {root}: sought folders or zip files such as "
             "S2A_MSIL2A_20221005T115411_N0400_R023_T29UNU_20221005T164454.SAFE"
         )
     return sorted(found)
+
+
+def _is_product(name: str) -> bool:
+    known = PurePosixPath(name).suffix in ("", ".SAFE", ".zip")  # not those of checksums, archives
+    return known and _PRODUCT.match(name) is not None
 
 
 @lru_cache(maxsize=256)  # else looked at anew for every patch
@@ -124,7 +134,12 @@ def list_files(product: Path) -> list[str]:
             inside = archive.namelist()
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{product} cannot be read as a zip ({error}); fetch it again") from error
-    return [name for name in inside if not name.endswith("/")]
+    # an archive made on macOS has a hidden file beside every file
+    return [
+        name
+        for name in inside
+        if not name.endswith("/") and not any(map(is_passed_over, PurePosixPath(name).parts))
+    ]
 
 
 def offset_in(root: ElementTree.Element) -> int:
@@ -144,17 +159,6 @@ def offset_in(root: ElementTree.Element) -> int:
     if float(quantification) != QUANTIFICATION:
         raise ValueError(f"BOA_QUANTIFICATION_VALUE is {quantification}, not {QUANTIFICATION}")
     return values.pop() if values else 0
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield products below a folder; products themselves are not entered."""
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            # not entered: a product holds hundreds of files, a whole archive millions
-            if _PRODUCT.match(entry.name) and (entry.is_dir() or entry.name.endswith(".zip")):
-                yield Path(entry.path)
-            elif entry.is_dir():
-                yield from _walk(Path(entry.path))
 
 
 def _rasters(product: Path, names: list[str]) -> Iterator[tuple[tuple[str, int], Path]]:

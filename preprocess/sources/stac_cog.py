@@ -20,11 +20,10 @@ from preprocess.bands import BANDS, canonical_name
 from preprocess.config import ProductsConfig, require
 from preprocess.radiometry import DARK_BANDS, baseline_of, offset_of
 from preprocess.shards.format import GroupLayout
-from preprocess.sources.base import files_below, iso_time
+from preprocess.sources.base import GEOTIFF_SUFFIXES, files_below, is_passed_over, iso_time
 from preprocess.sources.l2a import Products, Scene, product_groups
 from preprocess.sources.safe import QUANTIFICATION
 
-_SUFFIXES = (".tif", ".tiff")
 # S2A_29RKH_20200219_0_L2A: satellite, tile without a leading zero, day, sequence, level
 _ITEM = re.compile(r"S2[ABC]_(?P<tile>\d{1,2}[A-Z]{3})_(?P<day>\d{8})_\d+_L2A")
 _PRODUCT = re.compile(r"_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})_")
@@ -185,7 +184,7 @@ def _rasters(folder: Path) -> Iterator[tuple[str, Path]]:
 def _band_in(name: str) -> str:
     """Return the canonical band, or ``SCL``, of a raster's name; empty if it is neither."""
     stem, dot, suffix = name.partition(".")
-    if dot + suffix not in _SUFFIXES:
+    if dot + suffix not in GEOTIFF_SUFFIXES:
         return ""
     if stem.upper() == "SCL":
         return "SCL"
@@ -197,7 +196,7 @@ def _band_in(name: str) -> str:
 
 def _read_item(folder: Path, name: str) -> Item:
     """Return the STAC item of a folder: the JSON named after it, or the only one; else nothing."""
-    found = sorted(folder.glob("*.json"))
+    found = sorted(path for path in folder.glob("*.json") if not is_passed_over(path.name))
     path = folder / f"{name}.json" if len(found) > 1 else next(iter(found), None)
     if path is None or not path.is_file():
         return {}

@@ -1,5 +1,6 @@
 """GeoTIFFs of any kind: declared bands, units, offsets and labels; pixels to the bit."""
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,11 +8,14 @@ import pytest
 import rasterio
 from make_data import class_folders, write_geotiff
 
+from preprocess.config import PackConfig, VerifyConfig
+from preprocess.pack import pack
 from preprocess.radiometry import Values
-from preprocess.shards import LabelSet
+from preprocess.shards import LabelSet, open_readers, read_manifest
 from preprocess.shards.patch import PatchError
 from preprocess.sources import open_source
 from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.verify import verify
 
 # EuroSAT MS stores B8A last.
 EUROSAT = [
@@ -241,8 +245,8 @@ def test_numbers_of_another_unit_are_refused_with_the_setting(
 @pytest.mark.parametrize(
     ("profile", "reason"),
     [
-        ({"crs": "EPSG:3857"}, "Web Mercator"),
-        ({"resolution_m": 8.2}, r"pixels of 8\.2 x -8\.2 units of EPSG 32633, not of 10 m"),
+        ({"crs": "EPSG:3857"}, "EPSG 3857 .a Mercator"),
+        ({"resolution_m": 8.2}, r"pixels of 8\.2 x 8\.2 m by EPSG 32633, not of 10 m"),
     ],
 )
 def test_a_grid_that_is_not_in_metres_of_ground_is_refused_until_declared(
@@ -309,7 +313,7 @@ def test_a_table_names_classes_and_splits_by_whole_id(tmp_path, suffix):
     [
         ("name,label\na,x", "has no column 'id'; it has name, label"),
         ("id,label,split\na,x,trian", "the split of a is 'trian'"),
-        ("id,label,split\na,x,\na.tif,y,", "names a.tif twice"),
+        ("id,label,split\na,x,\na.tif,y,", "lists a.tif twice"),
         ("id,label,split\nz,x,", "none of the 1 patches .* its ids should look like a"),
         ("\xff\xfe", "cannot be read|no column"),
     ],
@@ -329,3 +333,126 @@ def test_settings_that_exclude_each_other_are_refused(tmp_path):
         GeotiffConfig(override_offset=True)
     with pytest.raises(ValueError, match="missing"):
         exports(tmp_path, label_table="nowhere.csv", file_bands=["B02"])._table([])
+
+
+def test_south_up_files_are_called_that(tmp_path):
+    path = tmp_path / "a_B02.tif"
+    band_files(tmp_path, "a_", ["B02"])
+    with rasterio.open(path, "r+") as dataset:
+        dataset.transform = rasterio.Affine(10, 0, 5e5, 0, 10, 5e6)
+    with pytest.raises(PatchError, match=r"is south-up .*export north-up"):
+        read_all(exports(tmp_path))
+
+
+def test_a_crs_without_a_code_is_stored_as_text(tmp_path):
+    crs = "+proj=tmerc +lat_0=5 +lon_0=15.5 +k=0.9996 +x_0=500000 +datum=WGS84 +units=m"
+    band_files(tmp_path / "tifs", "a_", ["B02"], crs=crs)
+    band_files(tmp_path / "tifs", "b_", ["B02"])
+    source = exports(tmp_path / "tifs").config
+    pack(PackConfig(source=source, output=str(tmp_path / "s")), progress=False)
+    (reader,) = open_readers(tmp_path / "s", read_manifest(tmp_path / "s"))
+    assert reader.index("epsg").tolist() == [0, 32633]
+    with h5py.File(tmp_path / "s" / "shard-00000.h5") as file:
+        first, second = file["index/crs_wkt"][()].tolist()
+    assert "15.5" in first.decode()
+    assert second == b""
+    assert verify(VerifyConfig(shards=str(tmp_path / "s")), progress=False).problems == []
+
+
+@pytest.mark.parametrize(("offset", "declared"), [(-0.1, 0), (0, -1000)])
+def test_scale_tags_that_contradict_the_declared_offset_are_refused(tmp_path, offset, declared):
+    band_files(tmp_path, "a_", ["B02"], value=1500)
+    with rasterio.open(tmp_path / "a_B02.tif", "r+") as dataset:
+        dataset.scales, dataset.offsets = (1e-4,), (offset,)
+    with pytest.raises(ValueError, match="tags"):
+        read_all(exports(tmp_path, boa_offset=declared))
+    (patch,) = read_all(exports(tmp_path, boa_offset=round(offset * 10000))).values()
+    assert (patch.pixels["b10"] == 1500 + offset * 10000).all()
+    assert patch.offset_authority == "tags"
+
+
+def degrees(root, place, stamp, *, shift=0.5):
+    """Write bands as Earth Engine exports them in degrees: coarse grids begin half a pixel off."""
+    px, py = 1.2e-4, 9.0e-5
+    folder = root / place / f"{stamp}_T32TQS"
+    folder.mkdir(parents=True)
+    for band, size_px, k in (("B2", 24, 1), ("B5", 12, 2), ("B1", 4, 6)):
+        off = 0 if k == 1 else shift
+        with rasterio.open(
+            folder / f"{band}.tif", "w", driver="GTiff", height=size_px, width=size_px, count=1,
+            dtype="uint16", crs="EPSG:4326",
+            transform=rasterio.Affine(px * k, 0, 10 - off * px, 0, -py * k, 45 + off * py),
+        ) as file:  # fmt: skip
+            file.write(np.full((1, size_px, size_px), 700, np.uint16))
+
+
+SSL4EO = {
+    "size_px": 24,
+    "native": True,
+    "any_grid": True,
+    "max_shift_px": 0.5,
+    "path_pattern": r"(?P<place>\d{7})/(?P<acquired>\d{8}T\d{6})_T(?P<tile>\w{5})",
+}
+
+
+def test_grids_that_differ_by_part_of_a_coarse_pixel_are_taken_where_asked_for(tmp_path):
+    degrees(tmp_path, "0000200", "20190619T164859")
+    with pytest.raises(PatchError, match=r"differ by 0.25 pixels .*source.max_shift_px"):
+        read_all(exports(tmp_path, **{**SSL4EO, "max_shift_px": 0.0}))
+    (patch,) = read_all(exports(tmp_path, **SSL4EO)).values()
+    assert {name: pixels.shape for name, pixels in patch.pixels.items()} == {
+        "b10": (1, 24, 24),
+        "b20": (1, 12, 12),
+        "b60": (1, 4, 4),
+    }
+    degrees(tmp_path / "far", "0000201", "20190619T164859", shift=2)
+    with pytest.raises(PatchError, match="begins at EPSG 4326"):
+        read_all(exports(tmp_path / "far", **SSL4EO))
+
+
+def test_folder_names_give_place_date_and_tile(tmp_path):
+    degrees(tmp_path, "0000200", "20190619T164859")
+    (patch,) = read_all(exports(tmp_path, **SSL4EO)).values()
+    assert (patch.place, patch.acquired, patch.tile) == ("0000200", "2019-06-19T16:48:59Z", "32TQS")
+
+
+@pytest.mark.parametrize("pattern", ["(", "(?P<date>x)", "x"])
+def test_a_pattern_that_says_nothing_is_refused(pattern):
+    with pytest.raises(ValueError, match=r"source\.path_pattern"):
+        GeotiffConfig(path_pattern=pattern)
+
+
+def test_a_cut_says_what_it_leaves_out_and_which_size_keeps_more(tmp_path, caplog):
+    band_files(tmp_path, "a_", ["B02"], size_px=224)
+    source = exports(tmp_path, cut=True, size_px=120)
+    assert len(list(source.discover())) == 1
+    (line,) = [record.message for record in caplog.records if "source.cut" in record.message]
+    assert "leaves out 71.3 % of the ground" in line
+    assert "source.size_px=108 keeps 93.0%" in line
+    assert len(list(exports(tmp_path, cut=True, size_px=108).discover())) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "declared", "level"),
+    [
+        (["a"], "", ""),
+        (["a"], "L1C", "L1C"),
+        (["S2A_MSIL2A_20190619T164859_N0212_R069_T16TDM_20190619T190000/x"], "", "L2A"),
+        (["S2A_MSIL1C_20190619T164859_N0207_R069_T16TDM_20190619T190000/x"], "", "L1C"),
+    ],
+)
+def test_the_processing_level_is_declared_or_that_of_the_products(tmp_path, names, declared, level):
+    for name in names:
+        band_files(tmp_path / name, "", ["B02"])
+    source = exports(tmp_path, processing_level=declared)
+    assert source.processing_level() == level
+    pack(PackConfig(source=source.config, output=str(tmp_path / "s")), progress=False)
+    assert read_manifest(tmp_path / "s").processing_level == level
+
+
+def test_two_processing_levels_are_not_mixed(tmp_path):
+    for level in ("L1C", "L2A"):
+        product = f"S2A_MSI{level}_20190619T164859_N0212_R069_T16TDM_20190619T190000"
+        band_files(tmp_path / product / "x", "", ["B02"])
+    with pytest.raises(ValueError, match="L1C and L2A; pack one processing level"):
+        exports(tmp_path).processing_level()

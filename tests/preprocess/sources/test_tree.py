@@ -1,17 +1,23 @@
 """A walk over folders: everything below the root, or an error that names what cannot be listed."""
 
+import logging
 import os
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from make_data import write_geotiff
 
+from preprocess.config import PackConfig
+from preprocess.pack import pack
+from preprocess.plan import read_rejected
 from preprocess.sources import open_source
 from preprocess.sources.base import files_below
 from preprocess.sources.geotiff import GeotiffConfig
-from preprocess.sources.safe import list_files
-from preprocess.sources.stac_cog import CogL2AConfig
+from preprocess.sources.safe import find_products, list_files
+from preprocess.sources.stac_cog import CogL2AConfig, find_items
 
 NOBODY = 65534
 
@@ -55,3 +61,65 @@ def test_every_file_is_found_with_its_folder(tmp_path):
 def test_a_folder_that_may_not_be_listed_is_an_error_and_not_empty(look):
     with locked_folder() as root, pytest.raises(PermissionError, match="locked"):
         look(root)
+
+
+def geotiffs(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        write_geotiff(root / path, np.full((1, 8, 8), 900, np.uint16))
+
+
+def found_in(root):
+    config = GeotiffConfig(root=str(root), file_bands=["B02"], size_px=8, boa_offset=0)
+    return open_source(config)
+
+
+def test_links_to_folders_are_followed_once_and_loops_are_harmless(tmp_path, caplog):
+    geotiffs(tmp_path, "d/A/a.tif", "elsewhere/b.tif", "elsewhere/deep/c.tif")
+    for link, target in {
+        "B": "../elsewhere", "C": "A", "A/up": "../..", "loop": ".", "D": "../elsewhere/deep",
+    }.items():  # fmt: skip
+        (tmp_path / "d" / link).symlink_to(target)
+    source = found_in(tmp_path / "d")
+    with caplog.at_level(logging.INFO):
+        ids = [ref.id for ref in source.discover()]
+    assert ids == ["A/a", "B/b", "B/deep/c"]
+    assert all(source.read(ref, source.layout()).id == ref.id for ref in source.discover())
+    assert "4 links to folders seen before" in caplog.text
+
+
+def test_hidden_and_system_names_are_passed_over_and_counted(tmp_path, caplog):
+    geotiffs(tmp_path, "A/a.tif", "A/.ipynb_checkpoints/a.tif", "A/._a.tif", ".Trash-0/b.tif")
+    geotiffs(tmp_path, "__MACOSX/A/a.tif", "lost+found/c.tif")
+    source = found_in(tmp_path)
+    with caplog.at_level(logging.INFO):
+        assert [ref.id for ref in source.discover()] == ["A/a"]
+    assert source.layout().label_sets[0].classes == ("A",)
+    assert "passed over 5 hidden or system entries" in caplog.text
+
+
+def test_a_name_that_is_no_text_is_rejected_and_the_others_are_packed(tmp_path):
+    geotiffs(tmp_path, "tifs/A/a.tif", "tifs/A/b.tif", "tifs/A/c.tif")
+    raw = os.fsencode(tmp_path / "tifs" / "A")
+    (tmp_path / "tifs" / "A" / "c.tif").rename(os.fsdecode(raw + b"/caf\xe9.tif"))
+    source = found_in(tmp_path / "tifs").config
+    config = PackConfig(source=source, output=str(tmp_path / "s"), max_rejected=0.5)
+    assert pack(config, progress=False).rows == 2
+    (rejected,) = read_rejected(tmp_path / "s" / "rejected.jsonl")
+    assert rejected.id == "A/caf\\xe9"
+    assert rejected.reason == "its name is not UTF-8; rename it"
+
+
+def test_products_behind_links_are_found_and_loops_are_harmless(tmp_path):
+    name = "S2A_MSIL2A_20190715T184921_N0213_R113_T10SFH_20190715T184921.SAFE"
+    (tmp_path / "archive" / name / "GRANULE").mkdir(parents=True)
+    (tmp_path / "root" / "x").mkdir(parents=True)
+    (tmp_path / "root" / "x" / "up").symlink_to("..")
+    (tmp_path / "root" / "linked").symlink_to("../archive")
+    assert find_products(tmp_path / "root") == [f"linked/{name}"]
+    scene = tmp_path / "scenes" / "S2A_29RKH_20200219_0_L2A"
+    scene.mkdir(parents=True)
+    (scene / "B02.tif").touch()
+    (tmp_path / "cogs").mkdir()
+    (tmp_path / "cogs" / scene.name).symlink_to(scene)
+    assert find_items(tmp_path / "cogs") == [scene.name]
