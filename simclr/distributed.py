@@ -23,7 +23,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr.config import Device, WorldConfig
-from simclr.preemption import LostPeerError
+from simclr.preemption import DeviceFaultError, LostPeerError, Preempted
 
 Group = dist.ProcessGroup | None
 
@@ -134,6 +134,14 @@ def barrier() -> None:
 
 # What gloo and its sockets say when the other side has died, or does not answer.
 _PEER = re.compile(r"gloo|by peer|Broken pipe|[Tt]imed out|[Tt]imeout")
+# NCCL was asked for what cannot be: every attempt would end in the same way.
+_MISUSE = re.compile(r"Duplicate GPU|invalid usage|ncclInvalid(?:Usage|Argument)", re.IGNORECASE)
+# What CUDA says of hardware: driver and card, not the program, are to be looked at.
+_DEVICE = re.compile(
+    r"ECC error|launch timed out|GPU is lost|fallen off the bus|hardware (?:stack )?error|"
+    r"device is not ready|unspecified launch failure|Xid",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +153,7 @@ class Rendezvous:
         local_rank: of this process on its node, from 0.
         world_size: number of processes.
         local_world_size: number of processes on this node.
+        cores: given to this process, bound to them or not; 0 when nobody says.
         init_method: where the ranks meet: ``tcp://host:port``, ``file:///path`` or ``env://``.
     """
 
@@ -153,6 +162,7 @@ class Rendezvous:
     world_size: int = 1
     local_world_size: int = 1
     init_method: str = "env://"
+    cores: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +234,17 @@ def distributed_context(
                 device,
                 socket.gethostname(),
             )
-        finally:
-            dist.destroy_process_group()
+        except Preempted:
+            dist.destroy_process_group()  # all ranks have stopped at the same step
+            raise
+        except BaseException:
+            _abort()
+            raise
+        dist.destroy_process_group()
     except RuntimeError as error:
-        if rendezvous.world_size > 1 and _is_of_a_peer(error):
-            raise LostPeerError(f"another rank is gone, or too late: {_plain(error)}") from error
+        known = _classified(error, rendezvous.world_size)
+        if known:
+            raise known from error
         raise
 
 
@@ -250,14 +266,39 @@ def _join(config: WorldConfig, rendezvous: Rendezvous, device: torch.device) -> 
     )
 
 
+def _abort() -> None:
+    """Leave the process group at once: in an orderly end NCCL waits for a peer that is gone."""
+    # The public function aborts no group; should the private one go, use its successor. gloo has
+    # nothing to abort.
+    if "nccl" in str(dist.get_backend_config()):
+        dist.distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()
+
+
 def _plain(error: RuntimeError) -> str:
     """Return gloo's words without its source file in front and its advice behind."""
     return re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0]
 
 
-def _is_of_a_peer(error: RuntimeError) -> bool:
-    """Say whether a collective failed for want of a peer; gloo has no class for it, but words."""
-    return isinstance(error, dist.DistError) or bool(_PEER.search(str(error)))
+def _classified(error: RuntimeError, world_size: int) -> Exception | None:
+    """Return what an error of CUDA or of a collective means; gloo has no class for it, but words.
+
+    Misuse first: NCCL reports it by the class of lost peers, and a requeue would not help.
+    """
+    text = str(error)
+    if "Duplicate GPU" in text:
+        return ValueError(
+            "two ranks of a node use the same GPU; start one process per GPU: "
+            "cluster.tasks_per_node is at most cluster.gpus_per_node"
+        )
+    if _MISUSE.search(text):
+        return None
+    if _DEVICE.search(text):
+        return DeviceFaultError(_plain(error))
+    if world_size > 1 and (isinstance(error, dist.DistError) or _PEER.search(text)):
+        return LostPeerError(f"another rank is gone, or too late: {_plain(error)}")
+    return None
 
 
 def _device(wanted: Device, rendezvous: Rendezvous) -> torch.device:
@@ -277,10 +318,13 @@ def _device(wanted: Device, rendezvous: Rendezvous) -> torch.device:
 
 
 def _share_cores(threads: int, rendezvous: Rendezvous) -> None:
-    # Ranks of a node that each take all cores wait for one another; cores are those that the job
-    # was given, not those of the machine.
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads or max(1, cores // rendezvous.local_world_size))
+    # Ranks of a node that each take all cores wait for one another. The cores are those that the
+    # job was given, which a scheduler that does not bind processes only says, and no more than
+    # OMP_NUM_THREADS.
+    limits = [len(os.sched_getaffinity(0)) // rendezvous.local_world_size, rendezvous.cores]
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    limits.append(int(wanted) if wanted.isdecimal() else 0)
+    torch.set_num_threads(threads or min((limit for limit in limits if limit > 0), default=1))
 
 
 # Ranks wait for the slowest of their trials, not for a step: a day.

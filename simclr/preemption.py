@@ -53,6 +53,10 @@ class LostPeerError(RuntimeError):
     """A collective failed because another rank is gone, or did not come in time."""
 
 
+class DeviceFaultError(RuntimeError):
+    """The GPU of this rank has failed, not the program; another node may be sound."""
+
+
 class StopSignal:
     """Context manager that receives SIGUSR2 and SIGTERM, the only handlers of a process.
 

@@ -27,7 +27,7 @@ from jobs.slurm.heartbeat import (
     clear_heartbeats,
     exit_lost_rank,
     find_silent_ranks,
-    is_lost_peer,
+    lost_rank_cause,
     peer_reported_failure,
     record_failure,
     save_deadline,
@@ -188,9 +188,7 @@ class Pretrain(Command):
 
     def _end(self, env: RankEnvironment, attempt: RunAttempt | None, event: BaseException) -> None:
         """End a job that comes back; else record why the attempt has failed."""
-        if is_lost_peer(event):
-            silent = find_silent_ranks(self.run_dir, env)
-            cause = f"lost {silent or 'no rank has fallen silent or behind'} ({event})"
+        if cause := lost_rank_cause(self.run_dir, env, event):
             if peer_reported_failure(self.run_dir, env):
                 return  # a rank that failed by itself would fail again
             if env.launcher is Launcher.slurm:

@@ -1,6 +1,6 @@
-"""Which process of which job is this: a scheduler's variables come in, a place and a launch go out.
+"""Which process of which job is this, read from the variables of Slurm, submitit or torchrun.
 
-``simclr`` knows no scheduler; here its words become the ``Rendezvous`` that training takes.
+``simclr`` knows no scheduler: it takes the ``Rendezvous`` that is made here.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class RankEnvironment:
         local_rank: on its node, from 0.
         num_ranks: processes in all.
         ranks_on_node: processes on this node.
+        cores: given to this process, bound to them or not; 0 when nobody says.
         node: of this process, as the scheduler calls it; else the name of the machine.
         node_list: nodes, in Slurm's abbreviation.
         log: file that takes standard error, if known.
@@ -62,6 +63,7 @@ class RankEnvironment:
     local_rank: int = 0
     num_ranks: int = 1
     ranks_on_node: int = 1
+    cores: int = 0
     node: str = field(default_factory=socket.gethostname)
     node_list: str = ""
     log: str = ""
@@ -107,7 +109,7 @@ def current_rank(environment: Mapping[str, str] = os.environ) -> RankEnvironment
 
 
 def launch_of(env: RankEnvironment, token: str) -> Rendezvous | None:
-    """Return how the ranks of a place meet; None leaves it to torchrun's variables, or to one rank.
+    """Return how the ranks of a job meet; None leaves it to torchrun's variables, or to one rank.
 
     Args:
         env: of this process.
@@ -132,6 +134,7 @@ def launch_of(env: RankEnvironment, token: str) -> Rendezvous | None:
         world_size=env.num_ranks,
         local_world_size=env.ranks_on_node,
         init_method=meeting,
+        cores=env.cores,
     )
 
 
@@ -185,6 +188,7 @@ def _slurm_rank(environment: Mapping[str, str]) -> RankEnvironment:
         local_rank=int(environment.get("SLURM_LOCALID", 0)),
         num_ranks=int(environment.get("SLURM_STEP_NUM_TASKS", sum(counts))),
         ranks_on_node=counts[node] if node < len(counts) else 1,
+        cores=int(environment.get("SLURM_CPUS_PER_TASK", 0)),
         node=environment.get("SLURMD_NODENAME") or socket.gethostname(),
         node_list=environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "")),
         log=_submitit_log(environment, job_id),

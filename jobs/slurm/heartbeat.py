@@ -39,7 +39,7 @@ from jobs.slurm.preemption import (
     end_process,
     exit_for_requeue,
 )
-from simclr.preemption import STOP_SIGNALS, LostPeerError, TrainerHooks
+from simclr.preemption import STOP_SIGNALS, DeviceFaultError, LostPeerError, TrainerHooks
 
 LATE = 76  # exit code: ended by the deadline, older checkpoints are whole
 # One rank a second and file, up to this many files a second for all ranks together.
@@ -318,16 +318,23 @@ def elect_reporter(run_dir: Path, env: RankEnvironment) -> bool:
     return True
 
 
-def is_lost_peer(event: BaseException | None) -> bool:
-    """Return whether the loss of another rank is behind an exception.
+def lost_rank_cause(run_dir: Path, env: RankEnvironment, event: BaseException) -> str:
+    """Say which rank an exception has cost the run; empty when this rank failed by itself.
 
     The signal with which srun ends the ranks that are left may interrupt what was on its way.
     """
-    while event is not None:
-        if isinstance(event, LostPeerError):
-            return True
-        event = event.__cause__ or event.__context__
-    return False
+    behind: BaseException | None = event
+    while behind is not None:
+        if isinstance(behind, DeviceFaultError):
+            return (
+                f"the GPU of rank {env.rank} on {env.node} has failed: {behind}; should it happen "
+                f"again, leave the node out: cluster.exclude={env.node}"
+            )
+        if isinstance(behind, LostPeerError):
+            silent = find_silent_ranks(run_dir, env)
+            return f"lost {silent or 'no rank has fallen silent or behind'} ({behind})"
+        behind = behind.__cause__ or behind.__context__
+    return ""
 
 
 def record_failure(run_dir: Path, env: RankEnvironment, error: BaseException) -> None:

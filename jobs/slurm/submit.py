@@ -1,4 +1,4 @@
-"""Tasks and a cluster come in; a job of Slurm goes out, with the code that it will run."""
+"""Submit commands to Slurm with a copy of their code; ``jobs.launch`` calls it."""
 
 from __future__ import annotations
 
@@ -148,6 +148,8 @@ def _minutes(seconds: int | None) -> int | None:
     return None if seconds is None else seconds // 60
 
 
+# Ranks end within seconds of each other; the main one may still draw curves.
+LAST_RANK_S = 300
 _log = logging.getLogger("simclr")
 
 
@@ -181,7 +183,7 @@ def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
         ValueError: the job cannot be, or one is at work there already; nothing was submitted.
         SlurmError: Slurm refused it.
     """
-    untold = _check(tasks, cluster)
+    capacity_error = _check(tasks, cluster)
     code = take_snapshot(folder.parent / "code")
     arrays = _cut(tasks, largest_array())
     # as many at the same time as were asked for, in all arrays together
@@ -195,8 +197,8 @@ def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
         write_submission(
             task.job_dir, entry if not shared else replace(entry, job_id=",".join(ids))
         )
-    if untold:
-        _log.warning("%s; the cluster's size was not checked", untold)
+    if capacity_error:
+        _log.warning("%s; the cluster's size was not checked", capacity_error)
     job_id, log = ":".join(ids), jobs[0].paths.stderr
     _log.info("submitted job %s; simclr-status and squeue show how it fares, log %s", job_id, log)
     return job_id
@@ -228,8 +230,13 @@ def slurm_options(cluster: ClusterConfig, name: str, code: Path) -> dict[str, An
         "setup": [*cluster.setup, *scratch_lines(cluster), *import_lines(code)],
         "array_parallelism": cluster.parallel_parts,
         "additional_parameters": _further(cluster),
-        # A dead rank ends the others; srun of 22.05 to 23.02 does not take the cores from the job.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_task}"],
+        "srun_args": [
+            "--kill-on-bad-exit=1",  # a dead rank ends the others
+            f"--wait={LAST_RANK_S}",  # one whose slurmstepd is lost would keep the nodes for ever
+            "--export=ALL",  # sbatch --export=NONE would keep the setup from the ranks as well
+            # srun of 22.05 to 23.02 does not take the cores from the job
+            f"--cpus-per-task={cluster.cpus_per_task}",
+        ],
     }
     # None for wckey too: submitit's own default is refused where wckeys are checked
     return options | {name: getattr(cluster, name) for name in PLAIN_OPTIONS}
@@ -257,7 +264,7 @@ def refuse_second(folder: Path, name: str) -> None:
     """Refuse to submit for a folder in which a job of the command is still at work, or waiting.
 
     Raises:
-        ValueError: with the job and the cure.
+        ValueError: with the job and the fix.
     """
     job = live_job(folder, name)
     if job:
@@ -283,15 +290,15 @@ def _check(tasks: Sequence[Task], cluster: ClusterConfig) -> str:
             "cluster.executor is slurm but this machine has no sbatch; go to a login node, or use "
             "cluster=laptop or cluster=here"
         )
-    untold = check_capacity(cluster)
+    capacity_error = check_capacity(cluster)
     for folder in {task.job_dir for task in tasks}:
         _writable_in_script(folder.absolute())
         refuse_second(folder, tasks[0].name)
-    return untold
+    return capacity_error
 
 
 def _writable_in_script(folder: Path) -> Path:
-    """Refuse a folder whose name would end an ``#SBATCH`` line and begin a command."""
+    """Refuse a folder whose name would not come out of an ``#SBATCH`` line as it went in."""
     if "\n" in str(folder) or "\r" in str(folder):
         raise ValueError(f"the folder {str(folder)!r} has a line break in it; Slurm takes none")
     if "%" in str(folder):
@@ -331,8 +338,8 @@ def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: P
 
 
 def _further(cluster: ClusterConfig) -> dict[str, Any]:
-    # submitit never writes requeue, and without it a preempted job is not started again
-    options: dict[str, Any] = {"requeue": True} if cluster.requeue else {}
+    # submitit writes neither, and the default is the site's (JobRequeue)
+    options: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True}
     if cluster.after:
         # A job whose forerunner has failed would wait for ever.
         options |= {"dependency": f"afterok:{cluster.after}", "kill-on-invalid-dep": "yes"}

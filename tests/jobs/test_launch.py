@@ -200,10 +200,23 @@ def test_slurm_is_asked_for_what_the_cluster_says():
         executor=Executor.slurm, nodes=2, gpus_per_node=4, tasks_per_node=4, cpus_per_task=8
     )
     options = slurm_options(cluster, "pretrain", Path("code"))
-    assert options["srun_args"] == ["--kill-on-bad-exit=1", "--cpus-per-task=8"]
+    assert {"--kill-on-bad-exit=1", "--cpus-per-task=8", "--export=ALL"} < {*options["srun_args"]}
     assert options["additional_parameters"] == {"requeue": True}
     assert options["wckey"] is None
     assert (options["nodes"], options["ntasks_per_node"], options["gpus_per_node"]) == (2, 4, 4)
+
+
+def test_a_job_that_may_not_be_requeued_says_so_whatever_the_site_does(training, monkeypatch):
+    cluster = ClusterConfig(executor=Executor.slurm, requeue=False)
+    text = submitted_script(Pretrain(training), cluster, monkeypatch)
+    assert "#SBATCH --no-requeue" in text
+    assert "#SBATCH --requeue" not in text
+
+
+def test_a_folder_with_a_percent_sign_is_refused_for_slurm(training, monkeypatch):
+    training.run_dir = f"{training.run_dir}/d%j_50%n"
+    with pytest.raises(ValueError, match=r"d%j_50%n.* has a % in its name"):
+        submitted_script(Pretrain(training), ClusterConfig(executor=Executor.slurm), monkeypatch)
 
 
 def test_python_runs_inside_the_wrapper_and_the_container():

@@ -167,3 +167,34 @@ def test_a_complaint_is_one_line_without_the_name_of_the_command():
     assert slurm.in_a_line(refused) == "invalid partition; Batch job submission failed: no"
     away = "sinfo: error: fetch_config: DNS SRV lookup failed\nsinfo: fatal: Could not establish"
     assert slurm.in_a_line(away) == "Could not establish"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"),
+        *("NODE_FAIL", "PREEMPTED", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED", "SPECIAL_EXIT"),
+    ],
+)
+def test_every_final_state_ends_a_job(state):
+    assert slurm.JobState("1", state).is_final
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "A_LATER_ONE"])
+def test_a_job_that_may_go_on_or_is_unknown_has_not_ended(state):
+    assert not slurm.JobState("1", state).is_final
+
+
+def test_the_users_filters_do_not_change_what_slurm_is_asked(command, monkeypatch):
+    for name in ("SQUEUE_STATES", "SINFO_FORMAT", "SACCT_FORMAT", "SCONTROL_ALL"):
+        monkeypatch.setenv(name, "PENDING")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    command("scontrol", "env")
+    seen = slurm.call(["scontrol"])
+    assert "PENDING" not in seen
+    assert "SLURM_CONF=/etc/slurm.conf" in seen
+
+
+def test_bytes_that_are_no_text_spoil_no_answer(command):
+    command("scontrol", r"printf 'JobId=7 JobState=RUNNING WorkDir=/caf\351\n'")
+    assert slurm.show_job("7").state == "RUNNING"

@@ -10,15 +10,16 @@ import pytest
 from conftest import REPOSITORY
 
 from jobs.run_dir import RunAttempt, read_attempts
+from jobs.slurm import heartbeat
 from jobs.slurm.environment import Launcher, RankEnvironment, forget_results
 from jobs.slurm.heartbeat import (
     clear_heartbeats,
     elect_reporter,
-    is_lost_peer,
+    lost_rank_cause,
     peer_reported_failure,
     record_failure,
 )
-from simclr.preemption import LostPeerError, Preempted, StopReason
+from simclr.preemption import DeviceFaultError, LostPeerError, Preempted, StopReason
 
 SPEAKING = """
 import sys
@@ -95,17 +96,25 @@ def test_where_nothing_can_be_written_the_main_rank_speaks(tmp_path, caplog):
     assert "nothing can be written" in caplog.text
 
 
-def test_the_loss_of_a_peer_is_seen_behind_what_interrupted_it():
+def test_the_loss_of_a_peer_is_seen_behind_what_interrupted_it(tmp_path, monkeypatch):
     def interrupted() -> None:
         try:
             raise LostPeerError("closed by peer")
         finally:
             raise Preempted(None, StopReason.SIGTERM)  # srun ends the ranks that are left
 
+    monkeypatch.setattr(heartbeat.time, "sleep", lambda seconds: None)
     with pytest.raises(Preempted) as event:
         interrupted()
-    assert is_lost_peer(event.value)
-    assert not is_lost_peer(ValueError("its own"))
+    cause = lost_rank_cause(tmp_path, env_of(), event.value)
+    assert cause == "lost no rank has fallen silent or behind (closed by peer)"
+    assert lost_rank_cause(tmp_path, env_of(), ValueError("its own")) == ""
+
+
+def test_a_fault_of_a_gpu_names_the_node_to_leave_out(tmp_path):
+    cause = lost_rank_cause(tmp_path, env_of(2), DeviceFaultError("uncorrectable ECC error"))
+    assert cause.startswith("the GPU of rank 2 on n has failed: uncorrectable ECC error; ")
+    assert cause.endswith("cluster.exclude=n")
 
 
 def test_the_first_rank_to_fail_is_the_one_that_is_noted(tmp_path):

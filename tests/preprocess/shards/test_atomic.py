@@ -2,7 +2,13 @@
 
 import pytest
 
-from preprocess.shards.atomic_io import atomic_path, write_json, write_text
+from preprocess.shards.atomic_io import (
+    append_json_line,
+    atomic_path,
+    read_json_lines,
+    write_json,
+    write_text,
+)
 
 
 def write_and_fail(path):
@@ -39,3 +45,16 @@ def test_json_keeps_the_order_of_its_keys(tmp_path):
         "]",
         "}",
     ]
+
+
+def test_a_line_that_a_full_disk_cut_spoils_no_other(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert read_json_lines(path) == []
+    append_json_line(path, {"n": 1})
+    with path.open("a") as file:
+        file.write('{"n": 2, "te')
+    append_json_line(path, {"n": 3})
+    append_json_line(path, {"n": 4})
+    with path.open("ab") as file:
+        file.write(b'{"n": 5, "text": "\xe9')
+    assert read_json_lines(path) == [{"n": 1}, {"n": 3}, {"n": 4}]
