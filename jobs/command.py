@@ -77,6 +77,10 @@ class Command(ABC):
             ValueError: with the key, its value and the fix.
         """
 
+    def preview(self) -> str:
+        """Return what ``--dry-run`` prints where no job would be submitted; write nothing."""
+        return f"{self.name} would run in this process"
+
     def prepare(self) -> None:  # noqa: B027 - a hook
         """Write what belongs to the results once all is valid, before it is submitted or run."""
 

@@ -297,7 +297,7 @@ def _check_interpreter(cluster: ClusterConfig) -> None:
 
 def _run_here(command: Command, cluster: ClusterConfig) -> str:
     if cluster.dry_run:
-        return f"{command.name} would run in this process"
+        return command.preview()
     if cluster.scratch:
         os.environ[SCRATCH] = cluster.scratch
     return command() or command.incomplete(current_rank())

@@ -14,7 +14,7 @@ from jobs.cli.schema import schema_of
 from jobs.command import Command
 from preprocess.sources import SOURCES
 
-GROUPS = ("source", "recipe", "cluster", "scale")
+GROUPS = ("source", "area", "recipe", "cluster", "scale")
 WIDTH = 80
 
 _COMMON_END = """\

@@ -7,7 +7,7 @@ from importlib import import_module
 from jobs.command import Command
 
 # Those with settings; status, chain and doctor read their own arguments.
-WITH_SETTINGS = ("pack", "verify", "pretrain", "evaluate", "export", "inspect", "study")
+WITH_SETTINGS = ("fetch", "pack", "verify", "pretrain", "evaluate", "export", "inspect", "study")
 
 
 def load(name: str) -> type[Command]:

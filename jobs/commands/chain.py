@@ -16,6 +16,7 @@ from jobs.cli.schema import as_meant, register, schema_of, to_settings
 from jobs.command import Command
 from jobs.commands.evaluate import Evaluate
 from jobs.commands.export import Export
+from jobs.commands.fetch import Fetch
 from jobs.commands.pack import Pack
 from jobs.commands.pretrain import Pretrain
 from jobs.commands.verify import Verify
@@ -25,7 +26,7 @@ from jobs.slurm.submit import live_job
 from simclr.config import require
 
 STAGES: dict[str, type[Command]] = {
-    command.name: command for command in (Pack, Verify, Pretrain, Evaluate, Export)
+    command.name: command for command in (Fetch, Pack, Verify, Pretrain, Evaluate, Export)
 }
 _SOON = "JOB"  # stands for the number of a job that is not submitted yet
 
@@ -71,7 +72,7 @@ def run_chain(arguments: Sequence[str], say: Callable[[str], None]) -> None:
         RuntimeError: a stage failed; the later ones were not started.
     """
     stages = plan(arguments)
-    jobs: list[str] = []
+    jobs: list[tuple[str, str]] = []
     redone = False
     for stage in stages:
         if not redone and stage.command.completion.exists():
@@ -163,6 +164,9 @@ def _compose(typed: TypedStage) -> Any:
 
 def _fill_in(settings: Any, name: str, earlier: Sequence[Stage]) -> None:
     """Let a stage read what earlier ones leave, where the user has not said otherwise."""
+    fetched = [stage.command.config.output for stage in earlier if stage.name == "fetch"]
+    if fetched and name == "pack" and not settings.source.root:
+        settings.source.root = fetched[-1]
     packed = [stage.command.config.output for stage in earlier if stage.name == "pack"]
     runs = [stage.command.config.run_dir for stage in earlier if stage.name == "pretrain"]
     if packed and name != "pack" and not getattr(settings, "shards", "none"):
@@ -171,19 +175,21 @@ def _fill_in(settings: Any, name: str, earlier: Sequence[Stage]) -> None:
         settings.run = runs[-1]
 
 
-def _start(stage: Stage, jobs: list[str]) -> str:
-    """Run a stage, submit it, or find it at work; a job is added to those to wait for."""
+def _start(stage: Stage, jobs: list[tuple[str, str]]) -> str:
+    """Run a stage, submit it, or find it at work; its job joins those to wait for, by stage."""
     command, cluster = stage.command, stage.cluster
     if cluster.executor is not Executor.slurm:
         return launch.run(command, cluster)
     waiting = "" if cluster.dry_run else _at_work(command)
     if waiting:
-        jobs.append(waiting)
+        jobs.append((command.name, waiting))
         return f"job {waiting}, submitted before"
-    after = [] if command.name == "pack" else jobs  # sources may be packed side by side
+    # sources may be fetched and packed side by side
+    awaits = {"fetch": (), "pack": ("fetch",)}.get(command.name, STAGES)
+    after = [job for name, job in jobs if name in awaits]
     awaited = ":".join([*([cluster.after] if cluster.after else []), *after]) or None
     submitted = launch.run(command, replace(cluster, after=awaited))
-    jobs.append(_SOON if cluster.dry_run else submitted)
+    jobs.append((command.name, _SOON if cluster.dry_run else submitted))
     waits = f", after {' '.join(after)}" if after else ""
     if cluster.dry_run:
         return f"would be submitted{waits}:\n{submitted}"
@@ -208,6 +214,9 @@ Examples:
                pretrain recipe=recommended run_dir=runs/first \\
                evaluate task=bigearthnet19 \\
                export output=encoder
+  simclr-chain fetch area=central_valley dates=[2019-01-01/2019-03-31] \\
+               output=cogs pack source=california_cog output=shards \\
+               pretrain run_dir=runs/california
   simclr-chain --config-dir=$HOME/clusters cluster=mine \\
                pretrain shards=[shards] run_dir=runs/two export output=encoder
   simclr-chain --dry-run cluster=slurm_example \\

@@ -69,7 +69,8 @@ class Pack(Command):
             f"source.root is empty; give the folder of {source.kind}: source.root=DIR",
         )
         require(
-            source.kind == "simulated" or Path(source.root).is_dir(),
+            # else a job before this one fills it
+            bool(cluster.after) or source.kind == "simulated" or Path(source.root).is_dir(),
             f"source.root is {source.root}, which is not a folder; give the folder of "
             f"{source.kind}: source.root=DIR",
         )

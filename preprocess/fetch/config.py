@@ -51,14 +51,14 @@ class FetchConfig:
         max_mb_per_s: all streams together; 0 sets no limit.
         retries: further attempts after a failure.
         keep_archives: keep an archive after it is unpacked.
-        dry_run: find out what would be fetched, how much it is and how long it takes.
     """
 
     what: What = What.stac
     output: str = ""
     url: str = ""
     collection: str = "sentinel-2-l2a"
-    boxes: list[list[float]] = field(default_factory=list)
+    # Any: of lists in lists, omegaconf refuses whole numbers as floats
+    boxes: list[list[Any]] = field(default_factory=list)
     geojson: str = ""
     dates: list[str] = field(default_factory=list)
     max_cloud: float = 100.0
@@ -72,13 +72,13 @@ class FetchConfig:
     max_mb_per_s: float = 0.0
     retries: int = 8
     keep_archives: bool = False
-    dry_run: bool = False
 
     def __post_init__(self) -> None:
         self.bands = canonical_names(self.bands)
         for box in self.boxes:
+            numbers = len(box) == 4 and all(isinstance(edge, int | float) for edge in box)
             require(
-                len(box) == 4 and -180 <= box[0] < box[2] <= 180 and -90 <= box[1] < box[3] <= 90,
+                numbers and -180 <= box[0] < box[2] <= 180 and -90 <= box[1] < box[3] <= 90,
                 f"boxes holds {box}; give [west, south, east, north] in degrees",
             )
         for interval in self.dates:

@@ -18,7 +18,7 @@ from pathlib import Path
 import h5py
 
 COMMANDS = (
-    *("pack", "verify", "pretrain", "evaluate", "export"),
+    *("fetch", "pack", "verify", "pretrain", "evaluate", "export"),
     *("status", "chain", "study", "doctor", "inspect"),
 )
 # A training of some seconds; one thread, so that equal samples give equal bits.

@@ -12,6 +12,10 @@ from contract.console import COMMANDS, TRAINING, call, end, files, start
 
 # Settings that a command's --help names, with the default where it shows one.
 SETTINGS = {
+    "fetch": {
+        **{"what": "stac", "output": "", "boxes": "", "geojson": "", "dates": "", "tiles": ""},
+        **{"max_cloud": "100", "max_gb": "200", "streams": "8", "whole_scenes": "False"},
+    },
     "pack": {
         **{"source.root": "", "source.bands": "", "output": "", "limit": "0"},
         **{"shard_size_mib": "1024", "compression": "none", "on_error": "quarantine"},
@@ -38,7 +42,11 @@ SETTINGS = {
     "chain": {},
     "doctor": {},
 }
-GROUPS = {"pack": {"source", "cluster"}, "pretrain": {"recipe", "cluster"}}
+GROUPS = {
+    "fetch": {"area", "cluster"},
+    "pack": {"source", "cluster"},
+    "pretrain": {"recipe", "cluster"},
+}
 COMPOSED = [command for command in SETTINGS if command not in ("status", "chain", "doctor")]
 
 
@@ -84,7 +92,7 @@ def test_help_lists_the_choices_of_each_group(command, tmp_path):
     page = help_of(command, tmp_path)
     choices = {
         **{"source": ("bigearthnet_v1", "bigearthnet_v2", "eurosat", "geotiff", "simulated")},
-        **{"recipe": ("laptop", "paper", "recommended")},
+        **{"recipe": ("laptop", "paper", "recommended"), "area": ("central_valley",)},
         **{"cluster": ("here", "laptop", "slurm_example", "slurm_cpu_example")},
     }
     for group in GROUPS[command]:

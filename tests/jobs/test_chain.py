@@ -53,7 +53,7 @@ def test_a_chain_goes_on_where_it_was_and_what_comes_after_a_change_is_done_agai
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "no stage is named; give commands with their settings: pack,"),
+        ([], "no stage is named; give commands with their settings: fetch,"),
         (["cluster=here"], "no stage is named"),
         (["pretain", "epochs=1"], "no stage is named; did you mean pretrain? give commands"),
         (["--config-dir=nowhere", "pack"], "--config-dir is 'nowhere', which is not a folder"),

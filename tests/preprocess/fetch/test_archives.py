@@ -11,8 +11,10 @@ import zstandard
 from make_scenes import tree
 from stac_server import Server
 
-from preprocess.fetch import FetchConfig, FetchError, What, fetch
 from preprocess.fetch.archives import ARCHIVES, Archive, ArchiveFile, unpack
+from preprocess.fetch.config import FetchConfig, What
+from preprocess.fetch.http import FetchError
+from preprocess.fetch.run import fetch, plan
 
 NAMES = [f"Data/patch_{number:03d}/patch_{number:03d}_B{band:02d}.tif"
          for number in range(40) for band in (1, 2, 3)]  # fmt: skip
@@ -94,7 +96,7 @@ def test_an_archive_is_fetched_checked_and_unpacked(record, tmp_path):
 
 def test_a_dry_run_tells_the_bytes_and_writes_nothing(record, tmp_path):
     server, archive = record
-    summary = fetch(config_of(server, tmp_path, dry_run=True), archive)
+    summary = plan(config_of(server, tmp_path), archive)
     assert summary.missing_bytes == sum(file.size for file in archive.files)
     assert not (tmp_path / "out").exists()
 

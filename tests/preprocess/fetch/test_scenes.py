@@ -10,7 +10,9 @@ from make_scenes import BOX, DECIMATION, REAL, REAL_BOX, real_scene, tree
 from stac_server import Server
 
 from preprocess.config import PackConfig, SelectConfig
-from preprocess.fetch import FetchConfig, FetchError, fetch
+from preprocess.fetch.config import FetchConfig
+from preprocess.fetch.http import FetchError
+from preprocess.fetch.run import fetch, plan
 from preprocess.pack import pack
 from preprocess.radiometry import DARK_BANDS
 from preprocess.raster import read_coarse
@@ -108,8 +110,8 @@ def test_an_item_without_a_band_or_with_a_wrong_raster_is_left_out_with_its_reas
 @pytest.mark.parametrize("methods", [("POST",), ("GET",), ("GET", "POST")])
 def test_a_search_is_read_to_its_last_page_by_either_method(settings, server, tmp_path, methods):
     server.state.methods = methods
-    config = settings(dry_run=True, boxes=[BOX, [-121.60, 37.60, -121.50, 37.70]])
-    assert fetch(config).found == 4
+    config = settings(boxes=[BOX, [-121.60, 37.60, -121.50, 37.70]])
+    assert plan(config).found == 4
     assert not (tmp_path / "out").exists()
 
 
@@ -135,9 +137,9 @@ def test_a_polygon_with_a_hole_takes_the_squares_between_its_rings(settings, tmp
     geometry = {"type": "Polygon", "coordinates": [ring(*BOX), ring(*hole)]}
     path.write_text(json.dumps({"type": "Feature", "geometry": geometry, "properties": {}}))
     count = {
-        "box": fetch(settings(dry_run=True)).patches,
-        "hole": fetch(settings(dry_run=True, boxes=[hole])).patches,
-        "between": fetch(settings(dry_run=True, boxes=[], geojson=str(path))).patches,
+        "box": plan(settings()).patches,
+        "hole": plan(settings(boxes=[hole])).patches,
+        "between": plan(settings(boxes=[], geojson=str(path))).patches,
     }
     assert count["between"] == count["box"] - count["hole"] > 0 < count["hole"]
 
@@ -163,13 +165,13 @@ def test_a_larger_area_is_fetched_anew_and_replaces_the_smaller_one(settings, tm
 
 
 def test_a_dry_run_tells_exactly_what_a_fetch_reads(settings, server, tmp_path):
-    plan = fetch(settings(dry_run=True))
-    assert (plan.found, plan.taken, plan.patches) == (4, 2, 144)
-    assert plan.bytes_per_s > 0 < plan.hours
+    summary = plan(settings())
+    assert (summary.found, summary.taken, summary.patches) == (4, 2, 144)
+    assert summary.bytes_per_s > 0
     server.state.sent = 0
     fetch(settings())
     headers = 2 * 27 * 32_800  # of 27 rasters, to plan and to fetch
-    assert plan.bytes <= server.state.sent <= plan.bytes + headers
+    assert summary.bytes <= server.state.sent <= summary.bytes + headers
 
 
 def test_too_much_is_refused_with_the_value_to_give(settings, tmp_path):

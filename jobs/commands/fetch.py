@@ -1,0 +1,108 @@
+"""``simclr-fetch``: get archives, or scenes of an area and time, as packing reads them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from jobs import cli
+from jobs.command import Command
+from jobs.config import ClusterConfig
+from jobs.run_dir import JOB_FOLDER
+from jobs.slurm.environment import RankEnvironment
+from preprocess.fetch.config import FetchConfig, What, read_polygons
+from simclr.config import require
+
+
+@dataclass(frozen=True)
+class Fetch(Command):
+    """Fetch BigEarthNet, EuroSAT, or Sentinel-2 scenes of an area; run again, it continues."""
+
+    config: FetchConfig
+
+    name = "fetch"
+    Config = FetchConfig
+    groups = ("area", "cluster")
+    output_key = "output"
+    examples = (
+        "simclr-fetch what=bigearthnet_v2 output=BigEarthNet-v2",
+        "simclr-fetch area=central_valley max_cloud=20 output=california \\\n"
+        "               dates=[2019-01-01/2019-03-31,2019-07-01/2019-09-30] --dry-run",
+        "simclr-fetch boxes=[[11.4,48.0,11.8,48.3]] dates=[2023-06-01/2023-08-31] \\\n"
+        "               output=munich cluster=slurm_cpu_example",
+    )
+    main_settings = (
+        *("what", "output", "boxes", "geojson", "dates", "max_cloud", "tiles", "whole_scenes"),
+        *("max_gb", "streams", "url", "cluster.partition"),
+    )
+    results = (
+        "A folder for each scene, and scenes.csv, which says of every scene found whether it was "
+        "taken and why; or an archive, checked and unpacked. --dry-run tells scenes, patches, "
+        "bytes and hours, and writes nothing. The network is needed: on a cluster name the "
+        "partition that has it."
+    )
+
+    @property
+    def job_dir(self) -> Path:
+        """Beside the scenes, in a folder that no source reads."""
+        return Path(self.config.output, "fetching", JOB_FOLDER)
+
+    def validate(self, cluster: ClusterConfig) -> None:
+        """Require a folder, an area, and the libraries of the extra ``fetch``."""
+        config = self.config
+        require(bool(config.output), "output is empty; give the folder to fill: output=DIR")
+        if config.what is What.stac:
+            require(
+                bool(config.boxes or config.geojson),
+                "what=stac needs an area: area=central_valley, "
+                "boxes=[[west,south,east,north]] in degrees, or geojson=FILE",
+            )
+            if config.geojson:
+                read_polygons(config.geojson)
+        missing = [name for name in ("pystac_client", "zstandard") if find_spec(name) is None]
+        require(
+            not missing,
+            f"{', '.join(missing)} is not installed; fetching needs it: "
+            "pip install 'simclr-s2[fetch]'",
+        )
+
+    def preview(self) -> str:
+        """Return what there is to fetch, from the search and the headers of the files."""
+        from preprocess.fetch.run import plan
+
+        found = plan(self.config)
+        lines = [_counts(self.config, found.taken, found.found, found.patches, found.bytes)]
+        if found.missing_bytes < found.bytes:
+            lines.append(f"{found.missing_bytes / 1e9:.2f} GB of them are not there yet")
+        if found.bytes_per_s:
+            rate, hours = found.bytes_per_s, found.missing_bytes / found.bytes_per_s / 3600
+            lines.append(f"{hours:.1f} hours at the {rate / 1e6:.0f} MB/s measured now")
+        if found.missing_bytes > self.config.max_gb * 1e9:
+            lines.append(f"more than max_gb={self.config.max_gb:g}: it would be refused")
+        return "\n".join(lines)
+
+    def run(self, env: RankEnvironment) -> str:
+        """Fetch; raise ``FetchError`` if something could not be fetched."""
+        from preprocess.fetch.run import fetch
+
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # warns of each cut, as we do
+        done = fetch(self.config)
+        return _counts(self.config, done.taken, done.found, done.patches, done.bytes)
+
+
+def _counts(config: FetchConfig, taken: int, found: int, patches: int, size: int) -> str:
+    gigabytes = f"{size / 1e9:.2f} GB"
+    if config.what is not What.stac:
+        return f"{config.output}: {config.what.value}, {found} files, {gigabytes}"
+    return f"{config.output}: {taken} of {found} scenes, at most {patches} patches, {gigabytes}"
+
+
+def main() -> None:
+    """Console script."""
+    cli.main(Fetch)
+
+
+if __name__ == "__main__":
+    main()
