@@ -143,7 +143,9 @@ def block_of(longitude: float, latitude: float, block_km: float) -> str:
     row = floor(latitude / height)
     # the middle of the row, so that all of it has one width; at the poles a row is one block
     width = height / max(cos(radians((row + 0.5) * height)), 1e-6)
-    return f"k{block_km:g}r{row}c{floor(longitude / width)}"
+    # 180.01 east of Greenwich is 179.99 west of it
+    east = longitude if -180 <= longitude < 180 else (longitude + 180) % 360 - 180
+    return f"k{block_km:g}r{row}c{floor(east / width)}"
 
 
 def split_of(block: str, config: SplitConfig) -> str:
@@ -246,10 +248,15 @@ def _touching(grid: TileGrid, boxes: list[list[float]]) -> Flags:
         return touching
     # all four: the sides of a UTM square run askew to meridians
     corners = _corners_in_degrees(grid)
+    # counted on from the first square: those across 180 degrees begin at 179 and end at 181
+    first = corners[0, 0, 0, 0]
+    corners[0] = first + (corners[0] - first + 180) % 360 - 180
     west, south = corners.min(axis=1)
     east, north = corners.max(axis=1)
     for box in boxes:
-        touching |= (east > box[0]) & (west < box[2]) & (north > box[1]) & (south < box[3])
+        for turn in (-360, 0, 360):
+            beside = (east + turn > box[0]) & (west + turn < box[2])
+            touching |= beside & (north > box[1]) & (south < box[3])
     return touching
 
 

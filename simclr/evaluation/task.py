@@ -11,6 +11,7 @@ from preprocess.shards import UNKNOWN_LABEL, LabelSet
 from simclr.data.dataset import ShardDataset
 from simclr.evaluation.metrics import BoolArray, FloatArray, Indices
 
+_M_PER_DEGREE = 111_195.0  # of latitude, on the sphere of 6371 km
 _TOLERANCE = 1e-3  # of a side: coordinates written as text lose their last digits
 
 
@@ -44,8 +45,15 @@ def footprints(dataset: ShardDataset) -> Footprints:
 
 def ground_blocks(ground: Footprints, side_m: float) -> npt.NDArray[np.str_]:
     """Return the name of the square of ground, ``side_m`` wide, in which each patch begins."""
-    columns = np.floor(ground.left / side_m).astype(np.int64)
-    rows = np.floor(ground.top / side_m).astype(np.int64)
+    left, top = ground.left, ground.top
+    if ground.side < 1:  # no patch is narrower than a metre: these are degrees
+        top = top * _M_PER_DEGREE
+        # one width a row of blocks, that of its middle; a block at a pole spans all longitudes
+        middle = (np.floor(top / side_m) + 0.5) * side_m / _M_PER_DEGREE
+        east = (left + 180) % 360 - 180
+        left = east * _M_PER_DEGREE * np.maximum(np.cos(np.radians(middle)), 1e-6)
+    columns = np.floor(left / side_m).astype(np.int64)
+    rows = np.floor(top / side_m).astype(np.int64)
     return np.array(
         [f"{epsg}/{x}/{y}" for epsg, x, y in zip(ground.epsg, columns, rows, strict=True)],
         dtype=np.str_,

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import rasterio
 
-from preprocess.tiling import SIDE, TileGrid, is_corner_of_tile, shares_of, zone_bounds
+from preprocess.config import ProductsConfig, SelectConfig
+from preprocess.tiling import (
+    EXCLUDED_AREA,
+    SIDE,
+    TileGrid,
+    ground_of,
+    is_corner_of_tile,
+    shares_of,
+    zone_bounds,
+)
 
 
 def test_corners_in_the_metadata_of_real_products_are_corners_of_tiles(real_data):
@@ -58,3 +67,18 @@ def test_shares_are_those_of_a_plain_loop(side):
             row * size_px : (row + 1) * size_px, column * size_px : (column + 1) * size_px
         ]
         assert shares[column, row] == pytest.approx(square.mean())
+
+
+def test_squares_across_180_degrees_touch_only_what_lies_there():
+    # a tile of Fiji whose east lies beyond 180 degrees
+    grid = TileGrid("60KYF", 32760, 799980, 8200000)
+    longitude, _ = grid.degrees()
+    assert longitude.max() > 179.9
+    assert longitude.min() < -179.9
+    select = SelectConfig(exclude_boxes=[[10, -90, 20, 90]], one_owner=False)
+    config = ProductsConfig(select=select)
+    assert not ground_of(grid, config, set()).unwanted[EXCLUDED_AREA].any()
+    select.exclude_boxes = [[-180, -90, -179.5, 90]]
+    touching = ground_of(grid, config, set()).unwanted[EXCLUDED_AREA]
+    assert touching[longitude < -179.5].all()
+    assert not touching[(longitude > 0) & (longitude < 179.98)].any()

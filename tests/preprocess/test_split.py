@@ -9,6 +9,7 @@ from preprocess.config import SplitConfig
 from preprocess.tiling import KM_PER_DEGREE, block_and_split, block_of, split_of
 
 CONFIG = SplitConfig(block_km=12, buffer_km=1.2, validation=0.3, test=0.3)
+ANTIMERIDIAN = st.tuples(st.floats(179.9, 180.1), st.floats(-20, -15))
 VALLEY = st.tuples(st.floats(-122.5, -119), st.floats(35, 40))
 
 
@@ -17,7 +18,7 @@ def apart_km(a, b):
     return hypot(north, (a[0] - b[0]) * KM_PER_DEGREE * cos(radians(a[1])))
 
 
-@given(VALLEY, st.floats(-0.08, 0.08), st.floats(-0.08, 0.08))
+@given(VALLEY | ANTIMERIDIAN, st.floats(-0.08, 0.08), st.floats(-0.08, 0.08))
 def test_kept_patches_of_two_splits_are_twice_the_buffer_apart(point, east, north):
     other = (point[0] + east, point[1] + north)
     (_, split), (_, other_split) = (block_and_split(*place, CONFIG) for place in (point, other))
@@ -39,3 +40,9 @@ def test_blocks_are_dealt_by_their_shares_and_anew_by_the_seed():
     for name, share in (("train", 0.4), ("validation", 0.3), ("test", 0.3)):
         assert abs(splits.count(name) / len(blocks) - share) < 0.03
     assert splits != [split_of(block, SplitConfig(block_km=12, seed=1)) for block in blocks]
+
+
+@given(ANTIMERIDIAN)
+def test_a_point_across_180_degrees_has_one_block_however_it_is_written(point):
+    longitude, latitude = point
+    assert block_of(longitude, latitude, 12) == block_of(longitude - 360, latitude, 12)

@@ -42,3 +42,16 @@ def test_without_a_coordinate_system_nothing_is_known():
 def test_blocks_are_squares_of_ground_in_their_zone():
     ground = ground_of([0, 9999, 10000, -1], [0, 0, 0, 0], [1, 1, 1, 1])
     assert ground_blocks(ground, 10_000).tolist() == ["1/0/0", "1/0/0", "1/1/0", "1/-1/0"]
+
+
+def test_blocks_of_patches_in_degrees_are_as_wide_as_those_in_metres():
+    # 0.09 degrees are 10 km to the north; at 60 degrees north 0.18 are 10 km to the east
+    left = np.array([10.0, 10.05, 10.3, 10.0, 370.0])
+    top = np.array([60.03, 60.03, 60.03, 60.3, 60.03])
+    ground = Footprints(np.full(5, 4326, np.int32), left, top, 0.0237)
+    first, near, east, north, round_the_world = ground_blocks(ground, 10_000).tolist()
+    assert first == round_the_world
+    assert len({first, near}) <= 2
+    assert len({first, east, north}) == 3
+    across = Footprints(np.full(2, 4326, np.int32), np.array([-180.0, 180.0]), top[:2], 0.0237)
+    assert len(set(ground_blocks(across, 10_000).tolist())) == 1
