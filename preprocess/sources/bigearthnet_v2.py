@@ -6,6 +6,7 @@ Image Analysis" (IGARSS 2025).
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Set
@@ -38,6 +39,7 @@ from preprocess.sources.label_table import parquet_file
 
 COLUMNS = ["patch_id", "split", "labels"]
 V1_NAME = "s2v1_name"
+_log = logging.getLogger(__name__)
 _SQUARE = len("_26_57")  # what a patch's name has behind that of its product
 
 
@@ -178,6 +180,11 @@ class BigEarthNetV2(Source):
         """Return native band groups and the 19 classes; with maps CORINE shares and irrigation."""
         groups = band_groups(self.config.bands)
         if not self._maps.is_dir():
+            require(
+                not self.config.min_irrigated,
+                f"source.min_irrigated is {self.config.min_irrigated}, but there are no maps in "
+                f"{self._maps}; give their folder: source.reference_maps=DIR",
+            )
             return ShardLayout(groups, (BIGEARTHNET19,))
         return ShardLayout(groups, (BIGEARTHNET19, REGULAR, EXTENDED), (CORINE, IRRIGATION))
 
@@ -286,6 +293,9 @@ def _check_found(root: Path, config: BigEarthNetV2Config, num_found: int, num_li
             f"none of the {num_found} patches in {root / TREE} is listed in "
             f"{', '.join(config.tables)}"
         )
+    if num_listed < num_found:
+        message = "%s: %d of %d patches are left out, as no table lists them (%s)"
+        _log.info(message, root, num_found - num_listed, num_found, ", ".join(config.tables))
 
 
 def _nothing_in(tree: Path) -> str:

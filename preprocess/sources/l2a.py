@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ _COARSE_PX = 1830  # 60 m pixels over a tile
 _EDGE_PX = 4  # how far the wavelets of JPEG 2000 carry nodata into its coarse levels
 
 Numbers = npt.NDArray[np.uint16]
+Groups = tuple[GroupLayout, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def product_groups(
     return tuple(groups)
 
 
-def refuse_incomplete(scene: Scene, groups: tuple[GroupLayout, ...]) -> None:
+def refuse_incomplete(scene: Scene, groups: Groups) -> None:
     """Ask for a raster of every band.
 
     Raises:
@@ -146,8 +147,8 @@ def refuse_incomplete(scene: Scene, groups: tuple[GroupLayout, ...]) -> None:
                 )
 
 
-def tile_grid(scene: Scene, groups: tuple[GroupLayout, ...]) -> TileGrid:
-    """Return the squares of a product's tile, from the corner of its own first band.
+def tile_grid(scene: Scene, groups: Groups) -> tuple[TileGrid, int | None]:
+    """Return the squares of a product's tile, and the offset that tags of its first band claim.
 
     Raises:
         PatchError: that file cannot be opened, or is not a whole tile at the resolution expected.
@@ -170,7 +171,10 @@ def tile_grid(scene: Scene, groups: tuple[GroupLayout, ...]) -> TileGrid:
         )
     if not is_corner_of_tile(x, y):
         raise PatchError(path, f"begins at {x:.0f}, {y:.0f}, which is no corner of an MGRS tile")
-    return TileGrid(scene.tile, found.epsg, x, y)
+    try:
+        return TileGrid(scene.tile, found.epsg, x, y), found.boa_offset
+    except ValueError as error:
+        raise PatchError(path, str(error)) from error
 
 
 def doubt(scene: Scene, offset: Offset) -> str:
@@ -200,41 +204,6 @@ def without_edges(pixels: Numbers) -> Numbers:
     return np.where(near, np.uint16(NODATA), pixels)
 
 
-def read_square(
-    scene: Scene, ref: PatchRef, groups: tuple[GroupLayout, ...], offset: Offset
-) -> Patch:
-    """Read one square of a product's grid as stored values.
-
-    Raises:
-        PatchError: a file is unreadable, or its grid is not that of the first band.
-    """
-    column, row = square_of(ref.id)
-    rasters = _read_bands(scene, groups, (column, row))
-    first = rasters[groups[0].bands[0]]
-    pixels = {
-        group.name: harmonise(
-            np.concatenate([rasters[band].pixels for band in group.bands]), offset.value
-        )
-        for group in groups
-    }
-    return Patch(
-        id=ref.id,
-        pixels=pixels,
-        fractions=_fractions(scene, column, row),
-        product=scene.product,
-        tile=scene.tile,
-        place=place_name(scene.tile, column, row),
-        block=ref.block,
-        acquired=scene.acquired,
-        split=ref.split,
-        baseline=scene.baseline,
-        offset=offset.value,
-        offset_authority=offset.authority,
-        epsg=first.grid.epsg,
-        transform=first.grid.transform,
-    )
-
-
 def square_of(patch_id: str) -> tuple[int, int]:
     """Return column and row in the tile from the end of an id."""
     column, row = patch_id.rsplit("_", 2)[1:]
@@ -248,9 +217,7 @@ def scl_shares(classes: Classes) -> npt.NDArray[np.float32]:
     return np.asarray(counts[: len(SCL.classes)] / classes.size, np.float32)
 
 
-def _read_bands(
-    scene: Scene, groups: tuple[GroupLayout, ...], square: tuple[int, int]
-) -> dict[str, Raster]:
+def _read_bands(scene: Scene, groups: Groups, square: tuple[int, int]) -> dict[str, Raster]:
     rasters: dict[str, Raster] = {}
     for group in groups:
         window = window_of(*square, int(group.ground_resolution_m))
@@ -289,8 +256,6 @@ _CLOUD_CLASSES, _SHADOW_CLASS, _SNOW_CLASS = (8, 9, 10), 3, 11  # SCL
 
 _log = logging.getLogger(__name__)
 
-Groups = tuple[GroupLayout, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Products(Source):
@@ -323,10 +288,35 @@ class Products(Source):
             yield from self._squares(chosen)
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
-        """Read one square."""
+        """Read one square as stored values."""
         # described anew (and remembered there): a part of an array has only the plan's references
         scene = self.describe(Path(self.config.root), ref.path, layout.groups)
-        return read_square(scene, ref, layout.groups, self._offset(scene))
+        column, row = square_of(ref.id)
+        rasters = _read_bands(scene, layout.groups, (column, row))
+        first = rasters[layout.groups[0].bands[0]].grid
+        offset = self._offset(replace(scene, claims={**scene.claims, "tags": first.boa_offset}))
+        pixels = {
+            group.name: harmonise(
+                np.concatenate([rasters[band].pixels for band in group.bands]), offset.value
+            )
+            for group in layout.groups
+        }
+        return Patch(
+            id=ref.id,
+            pixels=pixels,
+            fractions=_fractions(scene, column, row),
+            product=scene.product,
+            tile=scene.tile,
+            place=place_name(scene.tile, column, row),
+            block=ref.block,
+            acquired=scene.acquired,
+            split=ref.split,
+            baseline=scene.baseline,
+            offset=offset.value,
+            offset_authority=offset.authority,
+            epsg=first.epsg,
+            transform=first.transform,
+        )
 
     def _offset(self, scene: Scene) -> Offset:
         config = self.config
@@ -348,7 +338,8 @@ class Products(Source):
         found: list[tuple[Scene, Ground, Flags]] = []
         for scene in scenes:
             refuse_incomplete(scene, self.groups)
-            grid = tile_grid(scene, self.groups)
+            grid, tagged = tile_grid(scene, self.groups)
+            scene = replace(scene, claims={**scene.claims, "tags": tagged})
             if grid not in grounds:
                 grounds[grid] = ground_of(grid, self.config, excluded)
             ground = grounds[grid]

@@ -246,3 +246,31 @@ def test_the_official_lists_have_the_sizes_that_were_published(real_data):
         listed = read_names(str(path))
         assert len(listed) == size
         assert listed.isdisjoint(splits)
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [
+        ((10, 0, 0, 10), r"is south-up \(pixels of 10 x 10\)"),
+        ((8, 6, 6, -8), "is rotated"),
+        ((20, 0, 0, -20), r"has pixels of 20 x 20 m by EPSG \d+, not of 10 m"),
+        ((-10, 0, 0, -10), "is mirrored"),
+    ],
+)
+def test_bands_that_are_no_upright_squares_of_their_size_are_rejected(tree, grid, reason):
+    folder = sorted(tree.iterdir())[0]
+    for band in ("B02", "B03", "B04", "B08"):
+        with rasterio.open(folder / f"{folder.name}_{band}.tif", "r+") as dataset:
+            a, b, d, e = grid
+            x, y = dataset.transform.c, dataset.transform.f
+            dataset.transform = rasterio.Affine(a, b, x, d, e, y)
+    with pytest.raises(PatchError, match=reason):
+        read_first(tree)
+
+
+def test_bands_in_degrees_are_rejected(tree):
+    folder = sorted(tree.iterdir())[0]
+    with rasterio.open(folder / f"{folder.name}_B02.tif", "r+") as dataset:
+        dataset.crs = "EPSG:4326"
+    with pytest.raises(PatchError, match="EPSG 4326, whose units are no metres"):
+        read_first(tree)

@@ -204,3 +204,37 @@ def test_broken_metadata_and_zips_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read as a zip"):
         discovered(safe(tmp_path))
+
+
+@pytest.mark.parametrize(("offset", "contradicts"), [(-0.1, True), (0.0, False)])
+def test_scale_tags_of_the_files_are_claims_about_the_offset(tmp_path, offset, contradicts):
+    folder = safe_product(tmp_path, {(1, 1): 4})
+    for path in folder.rglob("*_B0[2348]_10m.tif"):
+        with rasterio.open(path, "r+") as dataset:
+            dataset.scales, dataset.offsets = (1e-4,), (offset,)
+    if contradicts:
+        with pytest.raises(ValueError, match=r"tags says that the offset is -1000, xml says 0"):
+            discovered(safe(tmp_path))
+    else:
+        (ref,), _ = discovered(safe(tmp_path))
+        source = open_source(safe(tmp_path))
+        assert source.read(ref, source.layout()).offset_authority == "xml"
+
+
+@pytest.mark.parametrize(
+    ("crs", "step", "reason"),
+    [
+        ("EPSG:32610", (10, 10), "is south-up"),
+        ("EPSG:3857", (10, -10), "a Mercator projection"),
+        ("EPSG:4326", (10, -10), "whose units are no metres"),
+        ("+proj=tmerc +lat_0=5 +lon_0=15.5 +units=m", (10, -10), "which is no UTM zone"),
+    ],
+)
+def test_a_product_on_another_grid_is_refused(tmp_path, crs, step, reason):
+    folder = safe_product(tmp_path, {(1, 1): 4})
+    (path,) = folder.rglob("*_B02_10m.tif")
+    with rasterio.open(path, "r+") as dataset:
+        dataset.crs = crs
+        dataset.transform = rasterio.Affine(step[0], 0, 600000, 0, step[1], 4200000)
+    with pytest.raises(PatchError, match=reason):
+        discovered(safe(tmp_path))
