@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
-from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
 NAME = "simclr_slurm"
@@ -46,7 +45,7 @@ class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes with
 
 
 _TARGET = f"{FrozenSlurmLauncher.__module__}.{FrozenSlurmLauncher.__qualname__}"
-# Its settings are those of the plugin; conf/hydra_settings.yaml takes their values from cluster=.
+# No settings of its own: cluster= says where and with what the runs go.
 ConfigStore.instance().store(
-    group="hydra/launcher", name=NAME, node=SlurmQueueConf(_target_=_TARGET), provider="simclr-s2"
+    group="hydra/launcher", name=NAME, node={"_target_": _TARGET}, provider="simclr-s2"
 )

@@ -1,7 +1,7 @@
-"""The code that a job runs: our three packages come in, a copy that nobody edits goes out.
+"""Copy the code that a job runs; jobs.slurm.submit calls it at each submission.
 
-A job may wait for days and come back many times. It imports from its copy, so that an edited
-checkout, or another branch, changes neither queued jobs nor those that are requeued.
+A job may wait for days and be requeued many times. It imports from its copy, so that editing the
+checkout, or switching the branch, changes neither queued nor requeued jobs.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ _LEFT_OUT = ("__pycache__", ".mypy_cache", ".ruff_cache")
 def take_snapshot(folder: Path) -> Path:
     """Copy the packages below a folder and return the copy, ``folder/<digest>``.
 
-    The same code is kept once; another state of it lies beside it, so that a job that was
-    submitted earlier finds what it was submitted with. Beside the packages stand the commit and
-    what differs from it.
+    The same code is kept once; each version has its own folder, so that earlier jobs find the
+    code they were submitted with. The commit, and what differs from it, are recorded beside it.
     """
     files = {str(name): path for name, path in _files()}
     target = folder.absolute() / _digest(files)
     if not target.exists():
         partial = temporary_path(target)
-        shutil.rmtree(partial, ignore_errors=True)  # of a submission that was cut short
+        shutil.rmtree(partial, ignore_errors=True)  # of an interrupted submission
         _copy(files, partial)
         _describe(partial)
         _put(partial, target)
@@ -41,7 +40,7 @@ def take_snapshot(folder: Path) -> Path:
 
 
 def import_lines(code: Path) -> list[str]:
-    """Return the shell lines after which Python imports from a snapshot, and from there alone."""
+    """Return shell lines that make Python import from a snapshot, and from nowhere else."""
     return [
         # Where it was empty no colon may stay at the end: it would name the current folder.
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -99,7 +98,7 @@ def _put(partial: Path, target: Path) -> None:
     try:
         publish(partial, target)
     except OSError:
-        # Another submission was quicker with the same code; a folder is not replaced.
+        # Another submission published the same code first; a folder is not replaced.
         shutil.rmtree(partial)
         if not target.exists():
             raise

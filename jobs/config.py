@@ -1,4 +1,4 @@
-"""Where work runs and with what: resources come in as settings, checked before anything starts."""
+"""Settings of the cluster and of the commands of jobs/, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Executor(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class CpuConfig:
-    """What commands without use for a GPU ask Slurm for: pack, verify, export, inspect, reports.
+    """What commands that use no GPU request: pack, verify, export, inspect, reports of studies.
 
     Attributes:
-        partition: none takes that of the others.
-        cpus_per_task: CPU cores of each process; none takes those of the others.
-        memory_gb: memory of a job; none leaves it to the partition.
-        time_min: time limit in minutes; none takes that of the others.
+        partition: option of sbatch; null takes the general one.
+        cpus_per_task: CPU cores of each process; null takes the general number.
+        memory_gb: memory of a job; null leaves it to the partition.
+        time_min: time limit in minutes; null takes the general one.
     """
 
     partition: str | None = None
@@ -40,34 +40,40 @@ class CpuConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
-    """A place to run, and the resources to ask it for.
+    """Where a command runs, and the resources it requests.
 
     Attributes:
         executor: here, local or slurm.
         nodes: machines of one job.
-        tasks_per_node: processes on each of them: for training one rank a GPU; for packing on one
-            machine, parts that pack side by side.
-        gpus_per_node: GPUs of each node; none asks Slurm for none, and takes what there is locally.
+        tasks_per_node: processes on each node: in training one rank for each GPU; in packing on
+            this machine, parts that run side by side.
+        gpus_per_node: GPUs of each node; null requests none from Slurm, and takes all there are
+            on this machine.
         cpus_per_task: CPU cores of each process.
-        memory_gb: memory of a node; none leaves it to the partition.
+        memory_gb: memory of a node; null leaves it to the partition.
         time_min: time limit in minutes; Slurm only.
         signal_delay_s: how long before the time limit the job is warned.
-        partition: and account, qos, constraint, nodelist, exclude, wckey: as sbatch takes them;
-            none leaves the option out.
-        parts: members of a job array that packs.
-        parallel_parts: members that may run at the same time.
-        requeue: let Slurm start the job again after preemption or the loss of a node.
-        wrapper: command in front of each process; it must end in running its arguments.
+        partition: option of sbatch; null leaves it out, as with the next six.
+        account: option of sbatch.
+        qos: option of sbatch.
+        constraint: option of sbatch.
+        nodelist: option of sbatch.
+        exclude: option of sbatch.
+        wckey: option of sbatch.
+        parts: number of array tasks used by simclr-pack.
+        parallel_parts: array tasks that may run at the same time.
+        requeue: let Slurm restart the job after preemption or the loss of a node.
+        wrapper: command that starts each process; it must run its arguments.
         container: command that runs Python in a container, between wrapper and Python:
             ``apptainer exec --nv image.sif``; empty for none.
-        python: interpreter on the nodes, or in the container; none takes this one.
+        python: interpreter on the nodes, or in the container; null takes this one.
         setup: shell lines before the processes start: modules, environment.
         scratch: folder on the disk of each node, which may hold variables of the job and of the
-            node (``/tmp/$SLURM_JOB_ID``); handed to the processes as ``SIMCLR_SCRATCH``.
+            node (``/tmp/$SLURM_JOB_ID``); shards are copied there.
         after: job, or jobs ``12:13``, that must have succeeded before this one starts.
-        dry_run: print what would be submitted, and submit and write nothing; also ``--dry-run``.
+        dry_run: print what would be submitted, and write nothing; also ``--dry-run``.
         extra: further sbatch options by name, without dashes; true is a flag: exclusive: true.
-        cpu: what commands without use for a GPU ask for instead.
+        cpu: what commands that use no GPU request instead.
     """
 
     executor: Executor = Executor.here
@@ -88,8 +94,8 @@ class ClusterConfig:
     parts: int = 1
     parallel_parts: int = 64
     requeue: bool = True
-    # Signals may come before Python listens. Unblocked they would kill a rank that imports, and a
-    # job whose rank has died is not brought back.
+    # Signals may come before Python handles them. Unblocked they would kill a rank that is still
+    # importing, and a job whose rank has died is not requeued.
     wrapper: str = "env --block-signal=USR2,TERM"
     container: str = ""
     python: str | None = None
@@ -146,7 +152,7 @@ _SCRATCH = re.compile(r"([^$`\"\\\n]|\$\w+|\$\{\w+\})*")
 
 
 def _check_shell(cluster: ClusterConfig) -> None:
-    """Refuse values that would be more than a value in a batch script."""
+    """Refuse values that would be code in a batch script."""
     scratch = cluster.scratch or ""
     require(
         _SCRATCH.fullmatch(scratch) is not None,
@@ -159,7 +165,7 @@ def _check_shell(cluster: ClusterConfig) -> None:
             require(isinstance(value, str), f"cluster.{key} holds {value!r}; give text in quotes")
     options = {name: getattr(cluster, name) or "" for name in PLAIN_OPTIONS} | cluster.extra
     for name, value in options.items():
-        # A second line would leave the comment that #SBATCH is, and be run.
+        # A second line would be outside the #SBATCH comment, and be run.
         require(
             bool(re.fullmatch(r"[\w-]+", name)) and str(value).isprintable(),
             f"cluster option {name!r} is {str(value)!r}; give one line of plain characters",
@@ -213,15 +219,15 @@ class What(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class InspectConfig:
-    """Pictures of packed patches, or of the views that are made of them.
+    """Settings of ``simclr-inspect``.
 
     Attributes:
-        what: shards or augment.
+        what: ``shards`` draws what was packed, ``augment`` the views that training makes of it.
         shards: packed folder.
         output: folder for pictures and page; empty takes ``SHARDS/inspection``.
-        patches: how many patches are shown, evenly spread over the shards.
-        seed: of the operations, for augment.
-        augment: for augment: its preset is shown beside each single operation.
+        patches: number of patches, evenly spread over the shards.
+        seed: seed of the augmentations, for ``what=augment``.
+        augment: as in simclr-pretrain; its preset is shown beside each single operation.
     """
 
     what: What = What.shards

@@ -130,7 +130,7 @@ def _result(job: Any) -> str:
     if silent:
         log = silent[0].paths.stderr
         raise JobError(
-            f"rank {silent[0].task_id} ended without a word: killed, or out of memory; log {log}"
+            f"rank {silent[0].task_id} ended without an error: killed, or out of memory; log {log}"
         )
     return next((text for text in (rank.result() for rank in _ranks(job)) if text), "")
 
@@ -290,7 +290,7 @@ def _check_interpreter(cluster: ClusterConfig) -> None:
     if cluster.executor is Executor.local and cluster.python and not cluster.container:
         require(
             shutil.which(cluster.python) is not None,
-            f"cluster.python is {cluster.python}, which is no program of this machine; leave it "
+            f"cluster.python is {cluster.python}, which is not a program of this machine; leave it "
             "out to take this interpreter",
         )
 

@@ -73,7 +73,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return None  # installed from a package: there is no checkout, and that is no fault
+        return None  # installed from a package: there is no checkout, and that is fine
     return done.stdout.strip()
 
 

@@ -1,7 +1,7 @@
-"""Packed folders on shared storage come in, copies on the node's own disk go out, one a node.
+"""Copy packed shards to the node's own disk, once a node; training reads the copies.
 
-Who reads a copy holds a shared lock on it, who makes or removes one holds it alone. The kernel
-drops the locks of a process that is killed, so nothing stale is left to be told from the living.
+Readers of a copy hold a shared lock on it; whoever makes or removes one holds it exclusively. The
+kernel releases the locks of killed processes, so no lock is ever stale.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read
 
 # One stream from a parallel file system is far slower than several; more gain nothing on one disk.
 NUM_STREAMS = 4
-SCRATCH = "SIMCLR_SCRATCH"  # what cluster.scratch says, for the processes of a job
+SCRATCH = "SIMCLR_SCRATCH"  # carries cluster.scratch to the processes of a job
 GIB = 2**30
 
 _log = logging.getLogger("simclr")
@@ -38,7 +38,7 @@ def scratch_folder() -> str:
     folder = os.path.expandvars(named)
     if "$" in folder:
         raise ValueError(
-            f"cluster.scratch is {named}, of which {folder} is left on node {os.uname().nodename}; "
+            f"cluster.scratch is {named}, which becomes {folder} on node {os.uname().nodename}; "
             "name a variable that is set there, or export it in cluster.setup"
         )
     return folder
@@ -48,14 +48,14 @@ def scratch_folder() -> str:
 def staged(shards: Sequence[str], scratch: str, progress: bool = True) -> Iterator[list[str]]:
     """Yield folders on the node's own disk that hold the same shards; remove them at the end.
 
-    Every process of a node calls it: the first copies, the others wait, the last to leave removes.
-    A copy that was interrupted is gone on with. Folders are named by their fingerprint, so jobs
-    that read the same bytes share a copy, and shards that were packed again never meet an old one.
+    Every process of a node calls it: the first copies, the others wait, the last to leave removes
+    the copy. An interrupted copy is continued. Folders are named by their fingerprint, so jobs that
+    read the same bytes share a copy, and shards that were packed again never meet an old one.
 
     Args:
         shards: packed folders.
         scratch: folder on the node's own disk; empty reads the shards where they are.
-        progress: tell of it.
+        progress: show progress.
 
     Raises:
         ValueError: there is too little space, or a copy does not match its manifest.
@@ -80,9 +80,9 @@ def _copy_of(folder: Path, scratch: Path, progress: bool) -> Iterator[Path]:
     manifest = read_manifest(folder)
     copy = copy_path(manifest, scratch)
     with _lock_of(copy) as lock:
-        # from exclusive to shared is no single step: who leaves may remove the copy in between
+        # a lock is not downgraded in one step: whoever leaves may remove the copy in between
         while not _is_held(lock, copy):
-            _log.info("%s: staging, or waiting for who does", copy)
+            _log.info("%s: staging, or waiting for the process that does", copy)
             fcntl.flock(lock, fcntl.LOCK_EX)
             _complete(folder, manifest, copy, progress)
         try:
@@ -93,7 +93,7 @@ def _copy_of(folder: Path, scratch: Path, progress: bool) -> Iterator[Path]:
 
 @contextmanager
 def _lock_of(copy: Path) -> Iterator[int]:
-    """Open the lock of a copy; the file stays, since who waits for a removed one waits alone."""
+    """Open the lock of a copy; its file stays, as a removed one would lock nobody out."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(copy.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -108,26 +108,26 @@ def _is_held(lock: int, copy: Path) -> bool:
 
 
 def _remove_if_last(lock: int, copy: Path) -> None:
-    with suppress(BlockingIOError):  # somebody reads on, and will be the last
+    with suppress(BlockingIOError):  # another process still reads it, and will be the last
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove(copy)
 
 
 def _remove(copy: Path) -> None:
-    # the mark of completeness goes first: a removal that is killed must not leave half a copy
+    # the manifest first: an interrupted removal must not leave a copy that looks complete
     (copy / MANIFEST_NAME).unlink(missing_ok=True)
     if copy.exists():
         shutil.rmtree(copy)
 
 
 def _complete(folder: Path, manifest: Manifest, copy: Path, progress: bool) -> None:
-    """Copy what is missing, the manifest last; the caller holds the lock alone."""
+    """Copy what is missing, the manifest last; the caller holds the lock exclusively."""
     if (copy / MANIFEST_NAME).exists():
         return
     copy.mkdir(exist_ok=True)
     for left in copy.glob(f".*{TEMPORARY_SUFFIX}"):
-        left.unlink()  # of somebody who was killed: the lock says that nobody writes
-    # a shard has its name only after its checksum was right
+        left.unlink()  # of a killed process: the lock guarantees that nobody writes
+    # a shard gets its name only after its checksum was right
     missing = [entry for entry in manifest.shards if not (copy / entry.file).exists()]
     _make_room(folder, copy, sum(entry.size_bytes for entry in missing))
     with (
@@ -143,11 +143,11 @@ def _complete(folder: Path, manifest: Manifest, copy: Path, progress: bool) -> N
 def _copy_shard(folder: Path, entry: ShardEntry, copy: Path) -> ShardEntry:
     with atomic_path(copy / entry.file) as temporary:
         shutil.copyfile(folder / entry.file, temporary)
-        # of what was written, not of what was read: both disks and the way between are checked
+        # of the copy, not of the source: this checks both disks and the transfer
         if sha256_of(temporary) != entry.sha256:
             raise ValueError(
                 f"{folder / entry.file} does not match its checksum after the copy to {copy}; "
-                f"find out which is wrong: simclr-verify shards={folder}"
+                f"find out which is damaged: simclr-verify shards={folder}"
             )
     return entry
 
@@ -156,7 +156,7 @@ def _make_room(folder: Path, copy: Path, needed: int) -> None:
     """Remove copies of killed jobs if their space is needed.
 
     Raises:
-        ValueError: it does not suffice.
+        ValueError: there is still too little.
     """
     if needed > shutil.disk_usage(copy).free:
         _remove_abandoned(copy)
@@ -173,6 +173,6 @@ def _remove_abandoned(copy: Path) -> None:
     """Remove copies of this user that nobody reads or makes."""
     for path in copy.parent.glob(f"simclr-shards-{os.getuid()}-*.lock"):
         other = path.with_suffix("")
-        # a second lock on one's own file would be refused; so is never one's own copy removed
+        # a second lock on our own file is refused, so our own copy is never removed
         with _lock_of(other) as lock:
             _remove_if_last(lock, other)

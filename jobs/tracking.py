@@ -1,4 +1,4 @@
-"""Metric records of a run come in; TensorBoard events go out, where they are asked for."""
+"""Send the metrics of a run to trackers beside ``metrics.jsonl``; simclr-pretrain calls it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
-# Where a run stands, not how it goes.
-_PLACE = ("step", "num_steps", "epoch", "time")
+# Position in the run: no curve of its own.
+_POSITION = ("step", "num_steps", "epoch", "time")
 
 
 class Tracking(Enum):
-    """Who is told of metrics beside ``metrics.jsonl``."""
+    """Where metrics go beside ``metrics.jsonl``."""
 
     none = "none"
     tensorboard = "tensorboard"
 
 
 def sinks_of(tracking: Tracking, run_dir: Path) -> list[Sink]:
-    """Return the sinks that the setting asks for.
+    """Return the metrics sinks of a setting.
 
     Raises:
         ValueError: TensorBoard is not installed.
@@ -32,7 +32,7 @@ def sinks_of(tracking: Tracking, run_dir: Path) -> list[Sink]:
     if tracking is Tracking.none:
         return []
     try:
-        import tensorboard  # noqa: F401 - asked here, before hours of training
+        import tensorboard  # noqa: F401 - fail here, before hours of training
     except ImportError as error:
         raise ValueError(
             "tracking is tensorboard, which is not installed; pip install 'simclr-s2[tracking]', "
@@ -54,9 +54,9 @@ class TensorBoard:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # An attempt that was killed may have written steps that are now taken again.
+            # A killed attempt may have written steps that are now repeated.
             self._writer = SummaryWriter(self._folder, purge_step=step)
         for name, value in record.items():
-            if name not in _PLACE and isinstance(value, int | float):
+            if name not in _POSITION and isinstance(value, int | float):
                 self._writer.add_scalar(name, value, step)
         self._writer.flush()

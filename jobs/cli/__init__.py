@@ -67,6 +67,7 @@ def main(command: type[Command], start: Start = launch.run) -> NoReturn:
         raise SystemExit(DONE)
 
     def act() -> None:
+        """Let hydra read the arguments."""
         sys.argv[1:] = hydra_arguments(arguments, command)
         require(
             start is launch.run or not SWEEP & set(sys.argv),
@@ -116,6 +117,7 @@ def _compose(command: type[Command], start: Start) -> None:
     register(command)
 
     def task(config: DictConfig) -> tuple[Command, ClusterConfig] | None:
+        """Run one set of settings, or return what a sweep runs with it."""
         try:
             context = HydraConfig.get()
             settings = to_settings(config)

@@ -131,6 +131,8 @@ def _unknown_key(
     chosen = cause.object_type
     # the schema of the chosen source, not only what all sources have
     level = chosen if is_dataclass(chosen) else _class_at(schema, parents)
+    if parents[:2] == ["hydra", "launcher"]:
+        return f"{key} is not a setting; cluster= says where and with what jobs run"
     if level is None or schema is None:
         return f"{key} is not a setting yet; a plus adds it: +{key}=..."
     valid = [entry.name for entry in fields(level)]

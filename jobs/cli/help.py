@@ -8,9 +8,9 @@ import textwrap
 from dataclasses import MISSING, fields
 from enum import Enum
 from importlib.resources import files
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from jobs.cli.schema import schema_of
+from jobs.cli.schema import schema_of, type_of
 from jobs.command import Command
 from preprocess.sources import SOURCES
 
@@ -108,9 +108,14 @@ def attributes(kind: type[Any]) -> dict[str, str]:
 
 
 def _setting(key: str, schema: type[Any]) -> str:
-    default = default_of(key, schema)
+    default, kind = default_of(key, schema), type_of(key, schema)
+    kind = get_args(kind)[0] if get_origin(kind) is list else kind
     shown = "" if default in ("", []) else f" ({_short(default)})"
-    return _fill(f"  {key:<26} ", f"{description_of(key, schema)}{shown}")
+    text = re.sub(r"(?<!\.)\.$", "", description_of(key, schema))
+    names = [each.name for each in kind] if issubclass(kind, Enum) else []
+    if not all(name in text for name in names):
+        text += f"; one of {', '.join(names)}"
+    return _fill(f"  {key:<26} ", f"{text}{shown}")
 
 
 def _fill(first: str, text: str) -> str:

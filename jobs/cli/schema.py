@@ -81,7 +81,7 @@ def as_meant(setting: str, schema: type[Any]) -> str:
     known = get_type_hints(schema)
     if name not in known and _TWINS.get(name) in known:
         name = _TWINS[name]
-    kind = _type_of(name, schema)
+    kind = type_of(name, schema)
     inner = get_args(kind)[0] if get_origin(kind) is list else kind
     # quoted, interpolated or computed: its author knows hydra's grammar
     if not equals or not value or set(value) & set("'\"\\(${"):
@@ -96,7 +96,7 @@ def as_meant(setting: str, schema: type[Any]) -> str:
     return f"{sign}{name}{equals}{value}"
 
 
-def _type_of(key: str, schema: type[Any]) -> Any:
+def type_of(key: str, schema: type[Any]) -> Any:
     """Return the type of a dotted key, without ``None``; None if there is no such setting."""
     kind: Any = schema
     for name in key.split("."):

@@ -198,10 +198,11 @@ def _start(stage: Stage, jobs: list[tuple[str, str]]) -> str:
 
 def _at_work(command: Command) -> str:
     """Return the jobs submitted for a command, as a dependency, if they have not ended."""
-    earlier = read_submission(command.job_dir, command.name)
-    if earlier is None or live_job(command.job_dir, command.name) is None:
-        return ""
-    return earlier.job_id.replace(",", ":")
+    for each in (command.follow_up(), command):  # what ends last, first
+        if each and live_job(each.job_dir, each.name):
+            earlier = read_submission(each.job_dir, each.name)
+            return earlier.job_id.replace(",", ":") if earlier else ""
+    return ""
 
 
 HELP = """\

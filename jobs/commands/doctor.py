@@ -265,9 +265,7 @@ def _locks(folder: Path, descriptor: int) -> Finding:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return Finding(
-            Level.ok, f"{folder}: no file locks ({error}); none are needed, HDF5 is told so"
-        )
+        return Finding(Level.ok, f"{folder}: no file locks ({error}); none are needed")
     return Finding(Level.ok, f"{folder}: file locks work")
 
 
@@ -301,6 +299,7 @@ def main() -> None:
     quiet, failed = "--quiet" in arguments, False
 
     def look() -> None:
+        """Print the findings."""
         nonlocal failed
         for word in arguments:
             require(

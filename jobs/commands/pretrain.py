@@ -1,4 +1,4 @@
-"""``simclr-pretrain``: shards become an encoder."""
+"""``simclr-pretrain``: train an encoder on shards; see jobs.slurm for how a job is stopped."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PretrainConfig(TrainConfig):
     """Settings of ``simclr-pretrain``: those of training, and where its metrics go.
 
     Attributes:
-        tracking: none or tensorboard, beside metrics.jsonl.
+        tracking: where metrics go beside metrics.jsonl.
     """
 
     tracking: Tracking = Tracking.none

@@ -148,5 +148,5 @@ def test_the_name_of_the_scratch_folder_is_understood_on_each_node(monkeypatch):
     monkeypatch.setenv("SLURMD_NODENAME", "n2")
     assert scratch_folder() == "/local/it's/n2/7"
     monkeypatch.delenv("SLURMD_NODENAME")
-    with pytest.raises(ValueError, match=r"of which /local/it's/\$SLURMD_NODENAME/7 is left"):
+    with pytest.raises(ValueError, match=r"which becomes /local/it's/\$SLURMD_NODENAME/7 on node"):
         scratch_folder()

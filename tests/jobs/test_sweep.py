@@ -53,7 +53,7 @@ def test_unknown_options_are_told_with_those_there_are(words, told):
 def test_every_sweep_goes_through_the_safe_form_of_hydras_slurm_launcher(name):
     register(commands.load(name))
     found = {one.__name__: one for one in Plugins.instance().discover(Launcher)}
-    settings = ["cluster=slurm_example", "cluster.time_min=77"]
+    settings = ["cluster=slurm_example"]
     settings += ["source=simulated"] if name == "pack" else []
     with initialize_config_module("jobs.conf", version_base="1.3"):
         composed = compose(name, settings, return_hydra_config=True)
@@ -61,7 +61,7 @@ def test_every_sweep_goes_through_the_safe_form_of_hydras_slurm_launcher(name):
     chosen = found[launcher._target_.rpartition(".")[2]]
     assert issubclass(chosen, SlurmLauncher)
     assert chosen.launch is not SlurmLauncher.launch
-    assert (launcher.timeout_min, launcher.partition, launcher.gpus_per_node) == (77, "gpu", 4)
+    assert list(launcher) == ["_target_"]  # what cluster= says cannot be contradicted
 
 
 @pytest.mark.slow
