@@ -1,8 +1,9 @@
-"""Settings and ranks come in; the same network on every rank, ready to be trained, goes out."""
+"""The network of SimCLR, and its copy on every rank, ready for training."""
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -96,6 +97,17 @@ def _contexts(block: nn.Module) -> _Contexts:
     return nullcontext(), frozen_statistics(block)
 
 
+def compile_stages(network: SimCLR) -> None:
+    """Compile each stage of the encoder, and the head, as a graph of its own.
+
+    The gradients of a stage are then ready when its backward pass ends, and DDP averages them
+    beside the next one; compiled as a whole, all of them would come at the end.
+    """
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        network.encoder.get_submodule(stage).compile()
+    network.head.compile()
+
+
 class SimCLR(nn.Module):
     """Both views go through in one forward pass: BatchNorm must not tell them apart.
 
@@ -137,7 +149,7 @@ def build_model(
     network = network.to(memory_format=torch.channels_last)
     initial = copy.deepcopy(network.state_dict())
     if config.model.compile:
-        network.compile()
+        compile_stages(network)
     model = average_gradients(network, half=config.gradient_precision is Precision.bfloat16)
     # A compiled network is compiled for a number of views; then it had better be the true one.
     pairs = config.data.global_batch_size // context.size if config.model.compile else 1
@@ -161,7 +173,10 @@ def _settle_buckets(
     would take that step in another order than an unbroken one, and differ in the last bits.
     """
     views = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
-    for _ in range(2):
-        _, projections = model(views)
-        projections.float().sum().backward()
+    with warnings.catch_warnings():
+        # The compiler looks at the gradient of a stage's input, and torch warns of its own look.
+        warnings.filterwarnings("ignore", "The .grad attribute", UserWarning)
+        for _ in range(2):
+            _, projections = model(views)
+            projections.float().sum().backward()
     model.zero_grad(set_to_none=True)

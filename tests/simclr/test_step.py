@@ -165,3 +165,14 @@ def test_bfloat16_stays_near_float32(started):
 def test_on_one_rank_every_batchnorm_group_is_the_same(started, group):
     model = ModelConfig(encoder=EncoderName.resnet18, batchnorm=group)
     assert losses(started(model=model)) == losses(started())
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_stage_by_stage_as_an_eager_one(started):
+    eager = losses(started())
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = started(model=ModelConfig(encoder=EncoderName.resnet18, compile=True))
+    assert losses(compiled) == pytest.approx(eager, rel=1e-3)
+    # A graph a stage and one of the head, so that gradients can leave before backward ends.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 5

@@ -170,3 +170,36 @@ def test_free_rotation_and_dropped_bands_give_finite_views(dataset, batch):
     assert torch.isfinite(views).all()
     blank = (views == 0).all(3).all(2)
     assert 0.2 < blank.float().mean() < 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["standard", "paper"])
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_views_compile_to_one_graph_without_a_break(dataset, batch, preset):
+    maker = ViewMaker(dataset, AugmentConfig(preset=preset), 3, CPU)
+    torch._dynamo.reset()
+    compiled = torch.compile(maker._make_both, dynamic=False, fullgraph=True, backend="aot_eager")
+    views = compiled(batch, batch.epoch)
+    torch.testing.assert_close(views, maker.training_views(batch, batch.epoch))
+    assert views.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_on_a_gpu_nothing_of_a_view_is_copied_from_the_host(dataset, batch):
+    class Constants(TorchDispatchMode):
+        """Collects tensors made from host values, which CUDA would wait to copy."""
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func._schema.name in ("aten::lift_fresh", "aten::_local_scalar_dense"):
+                found.append(func)
+            return func(*args, **(kwargs or {}))
+
+    found = []
+    for preset in PRESETS:
+        maker = ViewMaker(dataset, AugmentConfig(preset=preset, band_drop=0.1), 0, CPU)
+        with Constants():
+            maker.training_views(batch, batch.epoch)
+    assert found == []
+    with Constants():
+        torch.tensor([1.0])
+    assert found
