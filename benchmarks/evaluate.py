@@ -21,13 +21,19 @@ from report import Claim, Report, Timing
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from simclr.evaluation.bootstrap import choose_blocks, resamples
-from simclr.evaluation.comparison import Row, score_trials
+from simclr.evaluation.baselines import EvalData, EvalJob, EvaluatedEncoder
+from simclr.evaluation.bootstrap import Row, choose_blocks, score_results
+from simclr.evaluation.config import EvaluateConfig, Protocol
 from simclr.evaluation.features import FeatureCache, Features
-from simclr.evaluation.probes import PENALTIES, choose_probe, standardisation
+from simclr.evaluation.probes import (
+    PENALTIES,
+    choose_probe,
+    knn,
+    linear_probe,
+    standardisation,
+)
 from simclr.evaluation.splits import Split
 from simclr.evaluation.task import Footprints, Task
-from simclr.evaluation.trials import Subject, try_knn, try_probe
 
 NUM_CLASSES, WIDTH, NEIGHBOURS, RESAMPLES = 10, 512, 20, 1000
 OURS, PEER = "probe, k-NN, all scores, intervals", "scikit-learn: probe and k-NN, no intervals"
@@ -89,11 +95,18 @@ def timed(name: str, amount: int, work: Callable[[], Any]) -> tuple[Timing, Any]
 
 def evaluate(cache: FeatureCache, labels: Any, split: Split) -> list[Row]:
     """Read the features, fit both classifiers, and score them with intervals."""
+    task, config = make_task(labels), EvaluateConfig(neighbours=NEIGHBOURS)
     features = cache.stored("pretrained", len(labels))
-    subject, task = Subject("pretrained", 0, features), make_task(labels)
-    trials = [try_probe(subject, task, split), try_knn(subject, task, split, NEIGHBOURS)]
-    counts = resamples(choose_blocks({}, len(split.test)), RESAMPLES, seed=0)
-    return score_trials(trials, task.kind, split.test, counts)
+    data, encoder = (
+        EvalData(task, lambda _: features, config),
+        EvaluatedEncoder("pretrained", 0, None),
+    )
+    results = [
+        run(EvalJob(encoder, protocol, 1.0, 0, split), data)
+        for protocol, run in ((Protocol.probe, linear_probe), (Protocol.knn, knn))
+    ]
+    blocks = choose_blocks({}, len(split.test))
+    return score_results(results, task.kind, split.test, blocks, RESAMPLES)
 
 
 def make_task(labels: Any) -> Task:
@@ -101,9 +114,9 @@ def make_task(labels: Any) -> Task:
     none = np.full(len(labels), "")
     ground = Footprints(np.zeros(len(labels), np.int32), none, none, 0.0)
     names = tuple(f"class {number}" for number in range(NUM_CLASSES))
-    truth = np.arange(NUM_CLASSES) == labels[:, None]
+    targets = np.arange(NUM_CLASSES) == labels[:, None]
     ids = np.arange(len(labels)).astype(str)
-    return Task("simulated", "single", names, truth, ids, none, none, none, ground, none, 0)
+    return Task("simulated", "single", names, targets, ids, none, none, none, ground, none, 0)
 
 
 def ask_peer(features: Features, labels: Any, split: Split) -> tuple[float, float]:

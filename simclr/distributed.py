@@ -334,7 +334,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def dealt(
+def map_over_ranks(
     items: Sequence[_Item], work: Callable[[_Item], _Result], context: DistributedContext
 ) -> list[_Result]:
     """Return ``work(item)`` of every item; each rank does every ``size``-th of them."""

@@ -70,16 +70,19 @@ class Evaluate(Command):
 
     def run(self, env: RankEnvironment) -> str:
         """Evaluate as one rank; return the table on the main one."""
+        # Here, since torch is slow to import and a login node only submits.
+        from simclr.evaluation.evaluate import evaluate, select_checkpoint
+        from simclr.evaluation.report import JSON_NAME, choice_report, report_text
+        from simclr.monitoring.metrics import METRICS_NAME, read_metrics
+
         launch = launch_of(env, self.token)
         if self.config.all_checkpoints:
-            from simclr.evaluation.checkpoint_selection import choice_report, choose_checkpoint
-
-            path = choose_checkpoint(self.config, env.is_main, launch)
+            metrics = Path(self.config.run, METRICS_NAME)
+            records = read_metrics(metrics) if metrics.exists() else []
+            losses = {record["step"]: record["loss"] for record in records}
+            path = select_checkpoint(self.config, losses, env.is_main, launch)
             result = f"{choice_report(path)}\n\n{path}"
         else:
-            from simclr.evaluation.evaluate import evaluate
-            from simclr.evaluation.report import JSON_NAME, report_text
-
             table = report_text(evaluate(self.config, env.is_main, launch))
             result = f"{table}\n{Path(self.config.run, JSON_NAME)}"
         if not env.is_main:

@@ -30,18 +30,19 @@ from jobs.figures.charts import (
     draw_reliability,
     plain,
 )
-from simclr.evaluation.checkpoint_selection import JSON_NAME as CHECKPOINTS_JSON
-from simclr.evaluation.checkpoint_selection import Choice, read_choice
+from simclr.evaluation.config import PRETRAINED
 from simclr.evaluation.report import (
+    CHOICE_NAME,
     FOLDER_NAME,
     JSON_NAME,
+    Choice,
     Evaluation,
     choice_table,
+    read_choice,
     read_report,
     score_table,
     title,
 )
-from simclr.evaluation.session import PRETRAINED
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 _STYLES = ("--", ":", "-.")
@@ -146,7 +147,7 @@ def write_evaluation_page(run_dir: Path) -> Path:
         page.table(*_shown_scores(one))
         for part in (_fractions, _classes, _confusion, _reliability, _map):
             part(page, folder, one)
-    for path in sorted((run_dir / FOLDER_NAME).glob(f"*/{CHECKPOINTS_JSON}")):
+    for path in sorted((run_dir / FOLDER_NAME).glob(f"*/{CHOICE_NAME}")):
         add_checkpoints(page, run_dir, path)
     return page.write(run_dir / PAGE_NAME)
 

@@ -1,15 +1,16 @@
-"""A run and further encoders come in; all that stands in the table goes out: encoders and controls.
+"""The encoders of an evaluation, the controls that learnt nothing, and the jobs they give.
 
-Every candidate sees the same views, normalised with the statistics of the shards at hand.
+Every encoder sees the same views, normalised with the statistics of the shards at hand.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 from simclr.checkpoint.manifest import CHECKPOINTS, STATE_NAME
 from simclr.checkpoint.pretrained import Pretrained, load_pretrained
 from simclr.config import ModelConfig, require
-from simclr.evaluation.config import EvaluateConfig, Protocol
-from simclr.evaluation.features import Embedder
-from simclr.evaluation.session import PRETRAINED
+from simclr.evaluation.config import ON_FEATURES, PRETRAINED, EvaluateConfig, Protocol
+from simclr.evaluation.features import Embedder, Features, LabelledPatches
+from simclr.evaluation.metrics import BoolArray, Indices, Predictions
+from simclr.evaluation.splits import Split, Splits, label_subset
+from simclr.evaluation.task import Task
 from simclr.model.simclr import build_encoder
 from simclr.model.weights import load_encoder_file
 
+FROM_SCRATCH = "training from scratch"
 RANDOM_ENCODER = "random encoder"
 RANDOM_CONVOLUTIONS = "random convolutions"
 IMAGE_STATISTICS = "image statistics"
@@ -81,23 +85,20 @@ def image_statistics(views: Tensor) -> Tensor:
     return torch.cat([moments, ordered[:, :, ranks]], dim=2).flatten(1)
 
 
-FROM_SCRATCH = "training from scratch"
-
-
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A row of the table.
+class EvaluatedEncoder:
+    """An encoder, or a control, of the table.
 
     Attributes:
-        encoder: its name.
+        name: of its row.
         seed: that made it; None where no seed plays a part.
         embed: views (B, C, S, S) to features (B, D), in evaluation mode; None where its features
             are stored and nothing is to be trained.
-        weights: checksum of the weights that it was loaded from, if any.
+        weights: checksum of the weights it was loaded from, if any.
         checkpoint: name of the run's checkpoint that it is, if any.
     """
 
-    encoder: str
+    name: str
     seed: int | None
     embed: Embedder | None
     weights: str = ""
@@ -106,42 +107,137 @@ class Candidate:
     @property
     def features_name(self) -> str:
         """Name of its features; those of a checkpoint serve all evaluations of the run."""
-        plain = self.encoder if self.seed is None else f"{self.encoder} {self.seed}"
-        return self.checkpoint or plain
+        return self.checkpoint or (self.name if self.seed is None else f"{self.name} {self.seed}")
 
     @property
     def network(self) -> nn.Module | None:
         """The encoder, if it is one that can be trained; statistics and filters cannot."""
-        is_encoder = isinstance(self.embed, nn.Module) and self.encoder != RANDOM_CONVOLUTIONS
-        return self.embed if is_encoder and isinstance(self.embed, nn.Module) else None
-
-    def name_under(self, protocol: Protocol) -> str:
-        """Return its name in a row: an untrained one trained in all parts is ``FROM_SCRATCH``."""
-        whole = protocol is Protocol.finetune_all and self.encoder == RANDOM_ENCODER
-        return FROM_SCRATCH if whole else self.encoder
+        trainable = isinstance(self.embed, nn.Module) and self.name != RANDOM_CONVOLUTIONS
+        return self.embed if trainable and isinstance(self.embed, nn.Module) else None
 
 
-def open_candidates(
+@dataclass(frozen=True, slots=True)
+class EvalJob:
+    """One classifier to be fitted.
+
+    Attributes:
+        encoder: whose features or weights it starts from.
+        protocol: how.
+        fraction: share of the training labels.
+        seed: of split, label subset and first weights.
+        split: with the training labels that the fraction leaves; validation and test are whole.
+    """
+
+    encoder: EvaluatedEncoder
+    protocol: Protocol
+    fraction: float
+    seed: int
+    split: Split
+
+    @property
+    def row(self) -> str:
+        """Name of its row: an untrained encoder trained in all parts is ``FROM_SCRATCH``."""
+        whole = self.protocol is Protocol.finetune_all and self.encoder.name == RANDOM_ENCODER
+        return FROM_SCRATCH if whole else self.encoder.name
+
+
+@dataclass(frozen=True, slots=True)
+class EvalData:
+    """What every protocol reads beside its job.
+
+    Attributes:
+        task: labelled samples.
+        features: of an encoder, (N, D), by ``EvaluatedEncoder.features_name``.
+        config: neighbours, fine-tuning, test-time averaging.
+        patches: all labelled ones; None where nothing is fine-tuned.
+    """
+
+    task: Task
+    features: Callable[[str], Features]
+    config: EvaluateConfig
+    patches: LabelledPatches | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """Predictions of one job for the test samples of its split.
+
+    Attributes:
+        encoder: name of the row in the report.
+        protocol: ``k-NN``, ``linear probe`` or ``fine-tune ...``.
+        seed: of the split, the label subset and a random control.
+        test: (n,) samples that were predicted.
+        targets: (n, C).
+        predictions: of those samples.
+        choices: what was chosen on validation, for the report.
+        fraction: share of the training labels that was used.
+    """
+
+    encoder: str
+    protocol: str
+    seed: int
+    test: Indices
+    targets: BoolArray
+    predictions: Predictions
+    choices: dict[str, Any]
+    fraction: float = 1.0
+
+
+def eval_jobs(
+    encoders: Sequence[EvaluatedEncoder], config: EvaluateConfig, task: Task, splits: Splits
+) -> list[EvalJob]:
+    """Return all jobs of an evaluation, those on all labels first.
+
+    An encoder without a seed is evaluated once where no seed changes anything: its features on one
+    split with all labels.
+    """
+    fractions = sorted(set(config.fractions), reverse=True)
+    seeded = list(zip(config.seeds, splits.by_seed, strict=True))
+    subsets = {
+        (fraction, seed): replace(
+            split, train=label_subset(task.targets, split.train, fraction, seed)
+        )
+        for fraction in fractions
+        for seed, split in seeded
+    }
+    jobs = []
+    for fraction in fractions:
+        for protocol in config.protocols:
+            trained = protocol not in ON_FEATURES
+            varies = splits.redrawn or fraction < 1 or trained
+            for encoder in encoders:
+                if trained and encoder.network is None:
+                    continue
+                seeds = config.seeds if varies else config.seeds[:1]
+                jobs += [
+                    EvalJob(encoder, protocol, fraction, seed, subsets[fraction, seed])
+                    for seed in (seeds if encoder.seed is None else [encoder.seed])
+                ]
+    return jobs
+
+
+def open_encoders(
     config: EvaluateConfig, pretrained: Pretrained, device: torch.device
-) -> list[Candidate]:
-    """Return the encoder, the others that the settings name, and the controls, in this order.
+) -> list[EvaluatedEncoder]:
+    """Return the run's encoder, the others that the settings name, and the controls.
 
     Raises:
         ValueError: another encoder cannot be loaded, or does not read the run's bands.
     """
     model, bands = pretrained.config.model, pretrained.config.data.bands
-    others = [
-        Candidate(name, None, open_encoder(path, bands, device), _fingerprint(path))
-        for name, path in _named(config.others).items()
-    ]
-    controls = _controls(model, len(bands), config.seeds, device) if config.controls else []
-    return [of_checkpoint(PRETRAINED, pretrained), *others, *controls]
+    encoders = [of_checkpoint(PRETRAINED, pretrained)]
+    for name, path in _named(config.others).items():
+        encoder = open_encoder(path, bands, device)
+        encoders.append(EvaluatedEncoder(name, None, encoder, _fingerprint(path)))
+    if config.controls:
+        encoders += _controls(model, len(bands), config.seeds, device)
+    return encoders
 
 
-def of_checkpoint(name: str, pretrained: Pretrained) -> Candidate:
-    """Return the encoder of a checkpoint as a row of this name."""
+def of_checkpoint(name: str, pretrained: Pretrained) -> EvaluatedEncoder:
+    """Return the encoder of a checkpoint under this name."""
     weights = str(pretrained.manifest.files[STATE_NAME]["sha256"])
-    return Candidate(name, None, pretrained.encoder, weights, pretrained.checkpoint.name)
+    return EvaluatedEncoder(name, None, pretrained.encoder, weights, pretrained.checkpoint.name)
 
 
 def open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:
@@ -163,17 +259,19 @@ def open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.M
 
 def _controls(
     model: ModelConfig, num_bands: int, seeds: Sequence[int], device: torch.device
-) -> list[Candidate]:
+) -> list[EvaluatedEncoder]:
     return [
         *(
-            Candidate(RANDOM_ENCODER, seed, random_encoder(model, num_bands, seed, device))
+            EvaluatedEncoder(RANDOM_ENCODER, seed, random_encoder(model, num_bands, seed, device))
             for seed in seeds
         ),
         *(
-            Candidate(RANDOM_CONVOLUTIONS, seed, random_convolutions(num_bands, seed, device))
+            EvaluatedEncoder(
+                RANDOM_CONVOLUTIONS, seed, random_convolutions(num_bands, seed, device)
+            )
             for seed in seeds
         ),
-        Candidate(IMAGE_STATISTICS, None, image_statistics),
+        EvaluatedEncoder(IMAGE_STATISTICS, None, image_statistics),
     ]
 
 

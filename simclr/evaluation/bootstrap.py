@@ -1,33 +1,43 @@
-"""Samples and their blocks come in; bootstrap counts and 95 % intervals go out.
+"""Intervals of scores and of paired differences, by a bootstrap over blocks of test samples.
 
-The same seed gives the same resamples to every encoder, so that a difference between two encoders
-is taken resample by resample: what both find easy or hard cancels out.
+All encoders get the same resamples, so that a difference is taken resample by resample: what both
+find easy or hard cancels. ``evaluate`` calls ``score_results`` and ``compare``; the coverage of
+every interval is simulated in the tests.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
-from simclr.evaluation.metrics import FloatArray, Indices, Weights
+from simclr.evaluation.baselines import EvalResult
+from simclr.evaluation.config import SCORES, WITHOUT_INTERVAL
+from simclr.evaluation.metrics import (
+    CLASS_SCORES,
+    FloatArray,
+    Indices,
+    MetricTable,
+    Weights,
+    claims,
+    metric_table,
+    reliability,
+    unit_weights,
+)
 
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 0
-# A percentile interval over fewer blocks is too narrow to be believed.
+# A bootstrap over fewer blocks is too narrow to be believed.
 MIN_BLOCKS = 20
+# More blocks are left out by groups: at most this many scorings for bias and skew.
+_MAX_GROUPS = 250
 _CHUNK_ELEMENTS = 1 << 22
-
-# Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom.
-_STUDENT = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
-)
-_NORMAL = 1.959964
+_ALIKE = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +45,7 @@ class Blocks:
     """What a resample draws with replacement.
 
     Attributes:
-        unit: ``tile``, ``place`` or ``patch``.
+        unit: ``tile``, ``block``, ``cell`` or ``patch``.
         of_sample: (N,) number of the block each sample lies in.
         count: number of blocks.
     """
@@ -91,27 +101,66 @@ def resamples(blocks: Blocks, num_resamples: int, seed: int) -> Iterator[Weights
         yield counts.reshape(size, -1)[:, blocks.of_sample].astype(np.int32)
 
 
-def percentile_interval(value: float, distribution: FloatArray) -> Interval:
-    """Return the 95 % percentile interval of a bootstrap distribution (R,).
+def left_out_counts(blocks: Blocks) -> Iterator[Weights]:
+    """Yield counts (r, N), each without one block, or one of 250 random groups of blocks."""
+    groups = min(blocks.count, _MAX_GROUPS)
+    drawn = np.random.default_rng(BOOTSTRAP_SEED).permutation(blocks.count)
+    group_of_sample = (drawn * groups // blocks.count)[blocks.of_sample]
+    rows = max(1, _CHUNK_ELEMENTS // max(len(blocks.of_sample), 1))
+    for start in range(0, groups, rows):
+        left_out = np.arange(start, min(start + rows, groups))[:, None]
+        yield (group_of_sample != left_out).astype(np.int32)
 
-    Resamples in which the score does not exist (NaN) are left out.
+
+def score_interval(
+    value: float, draws: FloatArray, left_out: FloatArray, num_blocks: int
+) -> Interval:
+    """Return a 95 % interval of a score that need not be unbiased.
+
+    The wider of two: the BCa interval (Efron 1987), right for skewed scores near their bound, and
+    the percentile interval moved so that its mean is the jackknife's bias-corrected score, right
+    for average precision, whose resamples rank repeated samples too well. Both take Student's
+    quantiles for few blocks (Hesterberg 2015, expanded percentile interval).
+
+    Args:
+        value: of all samples.
+        draws: (R,) over resamples; NaN where the score does not exist.
+        left_out: (G,) each without one block, or group of blocks.
+        num_blocks: that are drawn.
+
+    Returns:
+        The interval; without ends where all resamples give the same score.
     """
-    known = distribution[~np.isnan(distribution)]
-    if len(known) == 0:
+    draws, left_out = draws[~np.isnan(draws)], left_out[~np.isnan(left_out)]
+    if len(draws) < 2 or len(left_out) < 2 or np.ptp(draws) < _ALIKE:
         return Interval(value, math.nan, math.nan)
-    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Interval(value, float(low), float(high))
+    reach = student_quantile(num_blocks - 1) * math.sqrt(num_blocks / (num_blocks - 1))
+    below = (draws < value).mean() + 0.5 * (draws == value).mean()
+    bias = stats.norm.ppf(np.clip(below, 1 / len(draws), 1 - 1 / len(draws)))
+    pull = left_out.mean() - left_out
+    skew = (pull**3).sum() / (6 * max((pull**2).sum() ** 1.5, np.finfo(float).tiny))
+    ends = bias + np.array([-reach, reach])
+    bca = np.quantile(draws, stats.norm.cdf(bias + ends / (1 - skew * ends)))
+    moved = np.quantile(draws, stats.norm.cdf([-reach, reach])) - draws.mean()
+    moved += value - (len(left_out) - 1) * (left_out.mean() - value)
+    low, high = min(value, bca[0], moved[0]), max(value, bca[1], moved[1])
+    return Interval(value, max(float(low), 0.0), min(float(high), max(1.0, float(draws.max()))))
 
 
-def two_sided_p(distribution: FloatArray) -> float:
-    """Return the p-value of no difference, from resampled paired differences (R,).
+def difference_interval(value: float, draws: FloatArray, num_blocks: int) -> tuple[Interval, float]:
+    """Return the 95 % interval of a paired difference, and the p-value of no difference.
 
-    Twice the share of resamples on the rarer side of zero, the observed one counted among them
-    (Davison and Hinkley 1997, section 4.2), so that it is never 0.
+    Bias and standard error are those of the resamples (Davison and Hinkley 1997, section 5.2),
+    quantiles are Student's. Without ends, and with p = 1, where all resamples are alike.
     """
-    known = distribution[~np.isnan(distribution)]
-    rarer = min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return min(1.0, 2 * (rarer + 1) / (len(known) + 1))
+    draws = draws[~np.isnan(draws)]
+    if len(draws) < 2 or np.ptp(draws) < _ALIKE:
+        return Interval(value, math.nan, math.nan), 1.0
+    centre = 2 * value - float(draws.mean())
+    error = float(draws.std(ddof=1)) * math.sqrt(num_blocks / (num_blocks - 1))
+    half = student_quantile(num_blocks - 1) * error
+    p_value = 2 * stats.t.sf(abs(centre) / error, num_blocks - 1)
+    return Interval(value, centre - half, centre + half), float(p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -144,8 +193,197 @@ def repeated_split_interval(differences: FloatArray, test_to_train: float) -> In
 
 
 def student_quantile(degrees: int) -> float:
-    """Return the two-sided 95 % point of Student's t; beyond 30 degrees by its expansion."""
-    if degrees <= len(_STUDENT):
-        return _STUDENT[degrees - 1]
-    # Abramowitz and Stegun 26.7.5, first term: right to four digits from here on.
-    return _NORMAL + (_NORMAL**3 + _NORMAL) / (4 * degrees)
+    """Return the two-sided 95 % point of Student's t."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One encoder under one protocol, the mean over its seeds.
+
+    Attributes:
+        encoder, protocol: what was scored, and how.
+        fraction: share of the training labels that was used.
+        results: one a seed; a single one where no seed plays a part.
+        intervals: by score, over resamples of the test blocks.
+        classes: by score of single classes, (C,) values.
+        by_seed: by score, the value of each result.
+        draws: by score, (R,) values over the resamples.
+        num_blocks: that were drawn.
+    """
+
+    encoder: str
+    protocol: str
+    fraction: float
+    results: tuple[EvalResult, ...]
+    intervals: dict[str, Interval]
+    classes: dict[str, FloatArray]
+    by_seed: dict[str, FloatArray]
+    draws: dict[str, FloatArray]
+    num_blocks: int
+
+    def scores_as_data(self) -> dict[str, Any]:
+        """Return names, what was chosen on validation, and scores with intervals."""
+        return {
+            "encoder": self.encoder,
+            "protocol": self.protocol,
+            "fraction": self.fraction,
+            "seeds": [one.seed for one in self.results],
+            "choices": [one.choices for one in self.results],
+            "scores": {
+                name: {**asdict(interval), "by_seed": self.by_seed[name].tolist()}
+                for name, interval in self.intervals.items()
+            },
+        }
+
+    def as_data(self, kind: str) -> dict[str, Any]:
+        """Return all of the row: also classes, confusion (true, predicted) and reliability."""
+        first, confusion = self.results[0], None
+        if kind == "single":
+            parts = [r.targets.T.astype(np.int64) @ r.predictions.predicted for r in self.results]
+            confusion = np.sum(parts, axis=0).tolist()
+        curve = asdict(reliability(claims(first.targets, first.predictions.scores, kind)))
+        return {
+            **self.scores_as_data(),
+            # a single class has too few patches for an interval that covers
+            "classes": {
+                name: [asdict(Interval(value, math.nan, math.nan)) for value in values.tolist()]
+                for name, values in self.classes.items()
+            },
+            "confusion": confusion,
+            "reliability": {name: values.tolist() for name, values in curve.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far an encoder is ahead of a control in one score.
+
+    Attributes:
+        encoder: in question.
+        control, protocol, fraction, score: what is compared.
+        over_samples: interval over resamples of the test blocks, paired.
+        over_seeds: Student's interval over seeds, corrected for overlapping test sets; without
+            ends where there is one seed.
+        p_value: two-sided, of no difference, by the paired resamples of the test blocks.
+        resolved: whether every interval there is excludes zero.
+    """
+
+    encoder: str
+    control: str
+    protocol: str
+    fraction: float
+    score: str
+    over_samples: Interval
+    over_seeds: Interval
+    p_value: float
+    resolved: bool
+
+
+def score_results(
+    results: Sequence[EvalResult],
+    kind: str,
+    tested: Indices,
+    blocks: Blocks,
+    num_resamples: int,
+) -> list[Row]:
+    """Score all results on the same resamples, and gather those of one encoder and protocol.
+
+    Args:
+        results: all of them.
+        kind: of the task.
+        tested: (T,) sorted, every sample that some result tested.
+        blocks: of these samples.
+        num_resamples: of the bootstrap.
+    """
+    tables = [metric_table(one.targets, one.predictions, kind) for one in results]
+    positions = [np.searchsorted(tested, one.test) for one in results]
+
+    def tabulate(chunks: Iterator[Weights]) -> list[dict[str, FloatArray]]:
+        """Return the overall scores of each result under weights of the tested samples."""
+        parts: list[list[MetricTable]] = [[] for _ in results]
+        for counts in chunks:
+            for table, rows, own in zip(tables, positions, parts, strict=True):
+                whole = len(rows) == counts.shape[1]  # then a copy would change nothing
+                own.append(table(counts if whole else counts[:, rows]))
+        return [
+            {name: np.concatenate([part.overall[name] for part in own]) for name in SCORES[kind]}
+            for own in parts
+        ]
+
+    plain = [table(unit_weights(len(one.test))) for table, one in zip(tables, results, strict=True)]
+    draws = tabulate(resamples(blocks, num_resamples, BOOTSTRAP_SEED))
+    left_out = tabulate(left_out_counts(blocks))
+    members: dict[tuple[str, str, float], list[int]] = {}
+    for number, one in enumerate(results):
+        members.setdefault((one.encoder, one.protocol, one.fraction), []).append(number)
+    rows = []
+    for (encoder, protocol, fraction), numbers in members.items():
+        by_seed = {
+            name: np.array([plain[i].overall[name][0] for i in numbers]) for name in draws[0]
+        }
+        mean_draws, mean_left_out = (
+            {name: np.mean([table[i][name] for i in numbers], axis=0) for name in by_seed}
+            for table in (draws, left_out)
+        )
+        classes = {
+            name: np.mean([plain[i].classes[name][0] for i in numbers], axis=0)
+            for name in CLASS_SCORES
+        }
+        own = tuple(results[i] for i in numbers)
+        intervals = _intervals(by_seed, mean_draws, mean_left_out, blocks.count)
+        row = Row(
+            encoder, protocol, fraction, own, intervals, classes, by_seed, mean_draws, blocks.count
+        )
+        rows.append(row)
+    return rows
+
+
+def _intervals(
+    by_seed: Mapping[str, FloatArray],
+    draws: Mapping[str, FloatArray],
+    left_out: Mapping[str, FloatArray],
+    num_blocks: int,
+) -> dict[str, Interval]:
+    values = {name: float(scores.mean()) for name, scores in by_seed.items()}
+    return {
+        name: Interval(value, math.nan, math.nan)
+        if name in WITHOUT_INTERVAL
+        else score_interval(value, draws[name], left_out[name], num_blocks)
+        for name, value in values.items()
+    }
+
+
+def compare(row: Row, control: Row, kind: str, test_to_train: float) -> list[Difference]:
+    """Return the paired differences of two rows of one protocol, for every score with intervals.
+
+    Args:
+        row: the encoder in question.
+        control: what it should beat.
+        kind: of the task.
+        test_to_train: test samples over training samples if every seed drew its own split, else 0.
+    """
+    differences = []
+    for score in SCORES[kind]:
+        if score in WITHOUT_INTERVAL:
+            continue
+        # a row without seeds stands beside every seed of the other
+        by_seed = np.subtract(*np.broadcast_arrays(row.by_seed[score], control.by_seed[score]))
+        paired = row.draws[score] - control.draws[score]
+        over_samples, p_value = difference_interval(float(by_seed.mean()), paired, row.num_blocks)
+        over_seeds = repeated_split_interval(by_seed, test_to_train)
+        known = [over_samples] if len(by_seed) == 1 else [over_samples, over_seeds]
+        differences.append(
+            Difference(
+                row.encoder,
+                control.encoder,
+                row.protocol,
+                row.fraction,
+                score,
+                over_samples,
+                over_seeds,
+                p_value,
+                resolved=all(interval.excludes_zero for interval in known),
+            )
+        )
+    return differences

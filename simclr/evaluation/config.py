@@ -1,4 +1,4 @@
-"""The settings of an evaluation, each value with its unit; checked when made."""
+"""Settings of an evaluation and the scores of each kind of task; checked when they are made."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from enum import Enum
 
 from simclr.config import Precision, require
 
+PRETRAINED = "pretrained"  # name of the rows of the encoder in question
+
 
 class Protocol(Enum):
-    """How an encoder is asked; ``finetune_...`` names what is trained beside the classifier."""
+    """How an encoder is scored; ``finetune_...`` names what is trained beside the classifier."""
 
     knn = "k-NN"
     probe = "linear probe"
@@ -19,12 +21,12 @@ class Protocol(Enum):
 
 
 # They fit a classifier to stored features; all others train a network.
-CHEAP = (Protocol.knn, Protocol.probe)
+ON_FEATURES = (Protocol.knn, Protocol.probe)
 
 
-# The scores of each kind of task; the first is the headline, and choices on the validation split
-# go by it. ``single`` is one of three classes or more, ``multi`` any number of classes, and
-# ``binary`` yes or no, scored on the yes alone: at 2 % prevalence the no would drown it. The
+# The scores of each kind of task; the first is the primary metric, by which everything is chosen on
+# the validation split. ``single`` is one of three classes or more, ``multi`` any number of classes,
+# and ``binary`` yes or no, scored on the yes alone: at 2 % prevalence the no would drown it. The
 # balanced scores are those of the same predictions if as many patches were yes as no.
 CALIBRATION = ("calibration_error", "brier")
 SCORES = {
@@ -53,6 +55,10 @@ SCORES = {
         *CALIBRATION,
     ),
 }
+
+# The plug-in estimate of the calibration error is biased upwards by its own noise, and a resample
+# adds as much again: no bootstrap interval of it covers, so it has none, and no differences.
+WITHOUT_INTERVAL = ("calibration_error",)
 
 
 class SplitRule(Enum):
@@ -110,13 +116,13 @@ class EvaluateConfig:
         run: run folder; its newest valid checkpoint is evaluated.
         shards: folder with labelled packed patches.
         task: name of a label set in the shards: eurosat, bigearthnet19, irrigation_regular, ...
-        balanced: of a yes or no: leave out as many of the commoner answer as it takes to have as
-            many of both in every split. The study of 2021 did; nature does not.
+        balanced: in a binary task, leave out patches of the commoner answer until every split has
+            as many of both. The study of 2021 did; nature is not balanced.
         step: checkpoint to evaluate; 0 takes the newest valid one.
         all_checkpoints: score every checkpoint on the validation split instead, and name the
             best; the test split is left alone.
-        protocols: how encoders are asked; controls are asked the same. Fine-tuning trains whole
-            networks, several for each seed: ask for it where there is a GPU, or time.
+        protocols: how encoders are scored, and controls with them. Fine-tuning trains whole
+            networks, several for each seed: use it where there is a GPU, or time.
         fractions: shares of the training labels, nested, stratified and drawn by seed.
         others: further encoders for the same table: run folders, exports, or files of weights
             with torchvision's names (.pt, .pth, .safetensors).
@@ -127,7 +133,7 @@ class EvaluateConfig:
         batch_size: patches per forward pass.
         neighbours: neighbours of the k-NN classifier.
         bootstrap: resamples for the 95 % intervals.
-        test_time: average each patch's features or answers over its 8 turns and flips.
+        test_time: average each patch's features or predictions over its 8 turns and flips.
         finetune: how networks are trained on labels.
     """
 
@@ -157,7 +163,7 @@ class EvaluateConfig:
         )
         require(
             len(set(self.seeds)) == len(self.seeds),
-            f"seeds is {self.seeds}; a seed given twice is no second opinion, leave it out",
+            f"seeds is {self.seeds}; give each seed once",
         )
         require(bool(self.protocols), "protocols is empty; give at least one, protocols=[probe]")
         require(
@@ -166,7 +172,7 @@ class EvaluateConfig:
         )
         require(self.step >= 0, f"step is {self.step}; give 0 for the newest, or a saved step")
         if self.all_checkpoints:
-            self._require_a_choice()
+            self._check_all_checkpoints()
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; give 1 or more")
         require(self.neighbours >= 1, f"neighbours is {self.neighbours}; give 1 or more")
         require(
@@ -174,17 +180,17 @@ class EvaluateConfig:
             f"bootstrap is {self.bootstrap}; give 100 to 1,000,000",
         )
 
-    def _require_a_choice(self) -> None:
-        """Refuse what makes no sense when all checkpoints are scored."""
+    def _check_all_checkpoints(self) -> None:
+        """Refuse settings that exclude scoring all checkpoints."""
         require(
             self.step == 0,
             f"step is {self.step} and all_checkpoints is true; leave one of them out",
         )
-        trained = [one.name for one in self.protocols if one not in CHEAP]
+        trained = [one.name for one in self.protocols if one not in ON_FEATURES]
         require(
             not trained,
-            f"protocols holds {', '.join(trained)}; all_checkpoints=true asks by probe and knn, "
-            "protocols=[probe,knn]",
+            f"protocols holds {', '.join(trained)}; all_checkpoints=true scores by probe and "
+            "knn: protocols=[probe,knn]",
         )
         require(
             len(self.fractions) == 1,

@@ -1,195 +1,166 @@
-"""A run folder and labelled shards come in; scores beside controls go out as evaluation.json."""
+"""The evaluation loop: jobs of encoders, protocols, label fractions and seeds, scored and reported.
+
+``simclr-evaluate`` calls ``evaluate`` for the test split, or ``select_checkpoint``, the same loop
+over the checkpoints of a run on the validation split. All ranks extract features and fit
+classifiers; the main one scores and writes.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from simclr.checkpoint.manifest import FOLDER_PATTERN, folder_name
-from simclr.checkpoint.pretrained import saved_steps
-from simclr.config import WorldConfig
+from preprocess.shards.atomic_io import write_json
+from simclr.augment.views import ViewMaker
+from simclr.checkpoint.manifest import CHECKPOINTS, FOLDER_PATTERN, folder_name, verify
+from simclr.checkpoint.pretrained import Pretrained, load_pretrained, saved_steps
+from simclr.config import AugmentConfig, WorldConfig, require
 from simclr.config_io import to_plain
-from simclr.distributed import TIMEOUT_S, Rendezvous, dealt, distributed_context, meet
-from simclr.evaluation.baselines import Candidate, open_candidates
-from simclr.evaluation.bootstrap import BOOTSTRAP_SEED, resamples
-from simclr.evaluation.comparison import score_trials
-from simclr.evaluation.config import CHEAP, EvaluateConfig, Protocol
-from simclr.evaluation.features import FeatureCache, Features, averaged, store_features
-from simclr.evaluation.finetune import finetune, predict
+from simclr.data.dataset import ShardDataset, open_dataset
+from simclr.distributed import (
+    TIMEOUT_S,
+    DistributedContext,
+    Rendezvous,
+    distributed_context,
+    from_main_rank,
+    map_over_ranks,
+    meet,
+)
+from simclr.evaluation.baselines import (
+    EvalData,
+    EvalJob,
+    EvalResult,
+    EvaluatedEncoder,
+    eval_jobs,
+    of_checkpoint,
+    open_encoders,
+)
+from simclr.evaluation.bootstrap import (
+    Blocks,
+    Difference,
+    Row,
+    choose_blocks,
+    compare,
+    holm,
+    score_results,
+)
+from simclr.evaluation.config import PRETRAINED, SCORES, EvaluateConfig, Protocol
+from simclr.evaluation.features import (
+    FeatureCache,
+    LabelledPatches,
+    averaged_over_symmetries,
+    feature_map,
+    progress_bar,
+    store_features,
+)
+from simclr.evaluation.finetune import fine_tune
 from simclr.evaluation.metrics import Indices
-from simclr.evaluation.report import FOLDER_NAME, own_path, write_report
-from simclr.evaluation.session import Session, Setting, open_session
-from simclr.evaluation.splits import Split, label_subset
-from simclr.evaluation.summary import summarise
-from simclr.evaluation.trials import Entry, Subject, Trial, judge, try_knn, try_probe
+from simclr.evaluation.probes import PENALTIES, TEMPERATURE, knn, linear_probe
+from simclr.evaluation.report import (
+    CHOICE_FORMAT,
+    CHOICE_FORMAT_VERSION,
+    CHOICE_NAME,
+    FOLDER_NAME,
+    choice_findings,
+    choice_notes,
+    findings,
+    notes,
+    own_path,
+    write_report,
+)
+from simclr.evaluation.splits import Splits, make_splits, on_validation, seen_in_pretraining
+from simclr.evaluation.task import Task, open_task
+
+PROTOCOLS: dict[Protocol, Callable[[EvalJob, EvalData], EvalResult]] = {
+    Protocol.knn: knn,
+    Protocol.probe: linear_probe,
+    Protocol.finetune_frozen: fine_tune,
+    Protocol.finetune_last_stage: fine_tune,
+    Protocol.finetune_all: fine_tune,
+}
+# Raise it when a control or the plain view changes, so that features stored before are not used.
+FEATURES_VERSION = 2
+_ENCODERS_A_PASS = 8  # checkpoints in memory at a time, each of which embeds every patch of a pass
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """One classifier to be fitted.
+class EvalSetup:
+    """What an evaluation fixes before anything is scored.
 
     Attributes:
-        candidate: whose features or weights it starts from.
-        protocol: how.
-        fraction: share of the training labels.
-        seed: of split, label subset and first weights.
-        split: with the training labels that the fraction leaves; validation and test are whole.
+        config: as the user gave it.
+        pretrained: the encoder in question.
+        dataset: the labelled samples alone.
+        task: their targets.
+        splits: one a seed.
+        blocks: what the bootstrap draws, over the tested samples.
+        overlap: share of the test samples that the encoder was pretrained on; NaN if unknown.
     """
 
-    candidate: Candidate
-    protocol: Protocol
-    fraction: float
-    seed: int
-    split: Split
+    config: EvaluateConfig
+    pretrained: Pretrained
+    dataset: ShardDataset
+    task: Task
+    splits: Splits
+    blocks: Blocks
+    overlap: float = math.nan
 
     @property
-    def encoder(self) -> str:
-        """Name of the row that it belongs to."""
-        return self.candidate.name_under(self.protocol)
-
-    @property
-    def is_finetune(self) -> bool:
-        """Whether a network is trained."""
-        return self.protocol not in CHEAP
+    def name(self) -> str:
+        """Of all files of this task and these shards."""
+        return f"{self.task.name}-{self.dataset.fingerprint}"
 
 
-def list_attempts(setting: Setting, candidates: Sequence[Candidate]) -> list[Attempt]:
-    """Return all attempts of an evaluation, the whole labels first.
+def open_setup(
+    config: EvaluateConfig, device: torch.device, *, validation: bool = False
+) -> EvalSetup:
+    """Load the encoder and the task, and fix the splits.
 
-    A candidate without a seed is tried once where no seed changes anything: features on one split
-    with all labels.
+    Args:
+        config: run, shards and task.
+        device: of the encoder.
+        validation: test on the validation samples, and leave the test samples unread.
+
+    Raises:
+        ValueError: the run has no valid checkpoint, the shards lack a band or the task, or the
+            labels make no task.
     """
-    config = setting.config
-    return [
-        Attempt(candidate, protocol, fraction, seed, split)
-        for fraction in sorted(set(config.fractions), reverse=True)
-        for protocol in config.protocols
-        for candidate in candidates
-        if candidate.network is not None or protocol in CHEAP
-        for seed, split in _splits_of(setting, candidate, protocol, fraction)
-    ]
+    require(bool(config.run), "run is empty; give a run folder, run=RUN")
+    require(bool(config.shards), "shards is empty; give a packed folder, shards=SHARDS")
+    pretrained = load_pretrained(Path(config.run), device, config.step)
+    dataset = _open_labelled(config, pretrained)
+    task = open_task(dataset, config.task, balanced=config.balanced)
+    splits = make_splits(task, config.seeds, config.split)
+    splits = on_validation(task, splits) if validation else splits
+    tested = splits.tested
+    units = {"tile": task.tiles, "block": task.blocks, "cell": task.cells}
+    blocks = choose_blocks({name: of[tested] for name, of in units.items()}, len(tested))
+    overlap = seen_in_pretraining(pretrained, dataset, config.shards, tested)
+    return EvalSetup(config, pretrained, dataset, task, splits, blocks, overlap)
 
 
-def _splits_of(
-    setting: Setting, candidate: Candidate, protocol: Protocol, fraction: float
-) -> list[tuple[int, Split]]:
-    pairs = [
-        (seed, replace(split, train=label_subset(setting.task.truth, split.train, fraction, seed)))
-        for seed, split in zip(setting.config.seeds, setting.splits.by_seed, strict=True)
-    ]
-    if candidate.seed is not None:
-        return [pair for pair in pairs if pair[0] == candidate.seed]
-    trained = protocol not in CHEAP
-    return pairs if setting.splits.redrawn or fraction < 1 or trained else pairs[:1]
-
-
-# Raise it when a control or the plain view changes, so that features stored before are not used.
-FEATURES_VERSION = 2
-
-
-def open_cache(session: Session, candidates: Sequence[Candidate]) -> FeatureCache:
-    """Return where the features of candidates lie, those of earlier evaluations among them."""
-    setting, patches = session.setting, session.patches
-    dataset, config = setting.dataset, setting.config
-    return FeatureCache(
-        Path(config.run) / FOLDER_NAME / "features" / setting.name,
-        {
-            "version": FEATURES_VERSION,
-            "torch": torch.__version__,
-            "device": patches.device.type,
-            "model": to_plain(setting.pretrained.config.model),
-            "shards": dataset.fingerprint,
-            "samples": hashlib.sha256(dataset.sample_id.tobytes()).hexdigest(),
-            "bands": dataset.bands,
-            "view_size_px": patches.maker.view_size_px,
-            "test_time": config.test_time,
-        },
-        {one.features_name: one.weights for one in candidates},
-    )
-
-
-def take_features(session: Session, candidates: Sequence[Candidate]) -> None:
-    """Leave the features of all labelled samples in the cache, taken in one pass if missing."""
-    config, patches = session.setting.config, session.patches
-    embedders = {
-        one.features_name: averaged(one.embed) if config.test_time else one.embed
-        for one in candidates
-        if one.embed is not None
-    }
-
-    def views(rows: Indices) -> Iterable[Tensor]:
-        """Start a pass over some samples."""
-        return patches.only(rows).in_order(config.batch_size)
-
-    cache, count = open_cache(session, candidates), len(patches.rows)
-    if session.context.is_main:
-        _forget(cache, Path(config.run))
-    store_features(cache, embedders, views, count, session.context, progress=session.progress)
-
-
-def try_all(session: Session, candidates: Sequence[Candidate]) -> list[Trial]:
-    """Try every candidate under every protocol on every split that makes a difference to it."""
-    cache, count = open_cache(session, candidates), len(session.patches.rows)
-    attempts = list_attempts(session.setting, candidates)
-    share = -(-len(attempts) // session.context.size)
-    bar = tqdm(total=share, desc="probes", unit="fit", disable=None if session.progress else True)
-
-    @lru_cache(maxsize=1)  # attempts on one candidate follow each other; all features may be large
-    def features(name: str) -> Features:
-        """Return the features of a candidate."""
-        return cache.stored(name, count)
-
-    def attempt_one(attempt: Attempt) -> Trial:
-        """Return the trial of one attempt."""
-        found = (
-            _tune(session, attempt)
-            if attempt.is_finetune
-            else _ask(session.setting, attempt, features(attempt.candidate.features_name))
-        )
-        bar.update()
-        return found
-
-    with bar:
-        return dealt(attempts, attempt_one, session.context)
-
-
-def _forget(cache: FeatureCache, run_dir: Path) -> None:
-    """Remove features of checkpoints that are gone: nothing would ever read them again."""
-    saved = set(map(folder_name, saved_steps(run_dir)))
-    for path in cache.folder.glob(f"{FOLDER_PATTERN}.npz"):
-        if path.stem not in saved:
-            path.unlink()
-
-
-def _ask(setting: Setting, attempt: Attempt, features: Features) -> Trial:
-    """Fit a classifier to features."""
-    subject = Subject(attempt.encoder, attempt.seed, features, attempt.fraction)
-    if attempt.protocol is Protocol.probe:
-        return try_probe(subject, setting.task, attempt.split)
-    return try_knn(subject, setting.task, attempt.split, setting.config.neighbours)
-
-
-def _tune(session: Session, attempt: Attempt) -> Trial:
-    """Train a network."""
-    patches, split, config = session.patches, attempt.split, session.setting.config
-    network = attempt.candidate.network
-    if network is None:
-        raise ValueError(f"{attempt.encoder} is no network that can be trained")
-    train, validation = patches.only(split.train), patches.only(split.validation)
-    tuned = finetune(network, train, validation, config.finetune, attempt.protocol, attempt.seed)
-    scores = (
-        predict(tuned, validation, test_time=config.test_time),
-        predict(tuned, patches.only(split.test), test_time=config.test_time),
-    )
-    entry, task = Entry(attempt.encoder, attempt.seed, attempt.fraction), session.setting.task
-    return judge(attempt.protocol.value, entry, task, split, scores, tuned.choices())
+def _open_labelled(config: EvaluateConfig, pretrained: Pretrained) -> ShardDataset:
+    bands = pretrained.config.data.bands
+    try:
+        return open_dataset([config.shards], bands)
+    except ValueError as error:
+        text = str(error).removesuffix("; set data.bands")
+        if text == str(error):
+            raise
+        raise ValueError(
+            f"{text}; the run reads {', '.join(bands)}: evaluate it on shards with these bands, or "
+            "pretrain on the bands of these shards"
+        ) from error
 
 
 def evaluate(
@@ -197,11 +168,9 @@ def evaluate(
 ) -> Path:
     """Score a run's encoder on a labelled task, beside encoders that learnt nothing.
 
-    All ranks take features and fit classifiers; the main one scores and writes.
-
     Args:
-        config: run, shards, task and protocol.
-        progress: draw a bar on a terminal.
+        config: run, shards, task and protocols.
+        progress: show progress bars.
         rendezvous: of this process with the other ranks; None: torchrun's, or one process alone.
 
     Returns:
@@ -213,16 +182,326 @@ def evaluate(
             labels make no task.
     """
     with distributed_context(WorldConfig(timeout_s=TIMEOUT_S), rendezvous) as context:
-        session = open_session(config, context, progress=progress)
-        setting = session.setting
-        candidates = open_candidates(config, setting.pretrained, context.device)
-        take_features(session, candidates)
-        trials = try_all(session, candidates)
+        setup = open_setup(config, context.device)
+        encoders = open_encoders(config, setup.pretrained, context.device)
+        extract(setup, encoders, context, progress=progress)
+        results = run_jobs(setup, encoders, context, progress=progress)
         if context.is_main:
-            counts = resamples(setting.blocks, config.bootstrap, BOOTSTRAP_SEED)
-            rows = score_trials(trials, setting.task.kind, setting.tested, counts)
-            cache = open_cache(session, candidates)
-            features = cache.stored(candidates[0].features_name, len(setting.task.ids))
-            write_report(Path(config.run), summarise(setting, rows, features))
+            rows = _score(setup, results)
+            write_report(
+                Path(config.run), evaluation_report(setup, rows, _cache(setup, encoders, context))
+            )
         meet(context)
-    return own_path(Path(config.run), setting.name)
+    return own_path(Path(config.run), setup.name)
+
+
+def run_jobs(
+    setup: EvalSetup,
+    encoders: Sequence[EvaluatedEncoder],
+    context: DistributedContext,
+    *,
+    progress: bool,
+) -> list[EvalResult]:
+    """Run every encoder under every protocol, fraction and seed that makes a difference to it."""
+    jobs = eval_jobs(encoders, setup.config, setup.task, setup.splits)
+    cache, num_samples = _cache(setup, encoders, context), len(setup.task.ids)
+
+    @lru_cache(maxsize=1)  # jobs of one encoder follow each other; all features may be large
+    def features(name: str) -> Any:
+        """Return the stored features of an encoder."""
+        return cache.stored(name, num_samples)
+
+    data = EvalData(setup.task, features, setup.config, _patches(setup, context.device))
+    with progress_bar("classifiers", "fit", -(-len(jobs) // context.size), shown=progress) as bar:
+
+        def run(job: EvalJob) -> EvalResult:
+            """Run a job by its protocol."""
+            result = PROTOCOLS[job.protocol](job, data)
+            bar.update()
+            return result
+
+        return map_over_ranks(jobs, run, context)
+
+
+def extract(
+    setup: EvalSetup,
+    encoders: Sequence[EvaluatedEncoder],
+    context: DistributedContext,
+    *,
+    progress: bool,
+) -> None:
+    """Leave the features of all labelled samples in the cache, extracted in one pass if missing."""
+    config, patches, cache = (
+        setup.config,
+        _patches(setup, context.device),
+        _cache(setup, encoders, context),
+    )
+    embedders = {
+        one.features_name: averaged_over_symmetries(one.embed) if config.test_time else one.embed
+        for one in encoders
+        if one.embed is not None
+    }
+
+    def views(rows: Indices) -> Iterable[Tensor]:
+        """Start a pass over some samples."""
+        return patches.only(rows).in_order(config.batch_size)
+
+    if context.is_main:  # features of checkpoints that are gone: nothing would read them again
+        saved = set(map(folder_name, saved_steps(Path(config.run))))
+        for path in cache.folder.glob(f"{FOLDER_PATTERN}.npz"):
+            if path.stem not in saved:
+                path.unlink()
+    store_features(cache, embedders, views, len(patches.rows), context, progress=progress)
+
+
+def _patches(setup: EvalSetup, device: torch.device) -> LabelledPatches:
+    # 0 keeps the grid of the patches at hand: the encoder has learnt a ground resolution
+    size_px = setup.pretrained.config.augment.view_size_px
+    augment = AugmentConfig(preset="none", view_size_px=size_px)
+    maker = ViewMaker(setup.dataset, augment, 0, device)
+    rows = np.arange(setup.dataset.num_samples)
+    return LabelledPatches(setup.dataset, maker, rows, setup.task.targets, setup.task.kind, device)
+
+
+def _cache(
+    setup: EvalSetup, encoders: Sequence[EvaluatedEncoder], context: DistributedContext
+) -> FeatureCache:
+    dataset, config = setup.dataset, setup.config
+    return FeatureCache(
+        Path(config.run) / FOLDER_NAME / "features" / setup.name,
+        {
+            "version": FEATURES_VERSION,
+            "torch": torch.__version__,
+            "device": context.device.type,
+            "model": to_plain(setup.pretrained.config.model),
+            "shards": dataset.fingerprint,
+            "samples": hashlib.sha256(dataset.sample_id.tobytes()).hexdigest(),
+            "bands": dataset.bands,
+            "view_size_px": _patches(setup, context.device).maker.view_size_px,
+            "test_time": config.test_time,
+        },
+        {one.features_name: one.weights for one in encoders},
+    )
+
+
+def _score(setup: EvalSetup, results: Sequence[EvalResult]) -> list[Row]:
+    tested = setup.splits.tested
+    return score_results(results, setup.task.kind, tested, setup.blocks, setup.config.bootstrap)
+
+
+def evaluation_report(setup: EvalSetup, rows: Sequence[Row], cache: FeatureCache) -> dict[str, Any]:
+    """Return an evaluation as plain data, ready for JSON: NaN becomes null.
+
+    Args:
+        setup: what was fixed before.
+        rows: the scored table.
+        cache: of features, for the map of the pretrained encoder's.
+    """
+    differences = [
+        difference
+        for row in rows
+        for control in rows
+        if row.encoder == PRETRAINED != control.encoder
+        and (row.protocol, row.fraction) == (control.protocol, control.fraction)
+        for difference in _compare(setup, row, control)
+    ]
+    features = cache.stored(setup.pretrained.checkpoint.name, len(setup.task.ids))
+    evaluation = without_nan(
+        {
+            **_facts(setup),
+            "checkpoint": setup.pretrained.checkpoint.name,
+            "step": setup.pretrained.step,
+            "results": [row.as_data(setup.task.kind) for row in rows],
+            "differences": _with_holm([asdict(one) for one in differences]),
+            "map": feature_map(features, setup.task.targets, setup.splits.by_seed[0].test),
+        }
+    )
+    return {**evaluation, "findings": findings(evaluation), "notes": notes(evaluation)}
+
+
+def _facts(setup: EvalSetup) -> dict[str, Any]:
+    """Return which run was evaluated on which patches, and how."""
+    config, splits, task, pretrained = setup.config, setup.splits, setup.task, setup.pretrained
+    first = splits.by_seed[0]
+    parts = {"train": first.train, "validation": first.validation, "test": first.test}
+    # the fewest over seeds: a class that any seed lacks is named
+    positives = {
+        part: np.min(
+            [task.targets[getattr(one, part)].sum(axis=0) for one in splits.by_seed], axis=0
+        )
+        for part in parts
+    }
+    return {
+        "simulated": setup.dataset.simulated or bool(pretrained.dataset["simulated"]),
+        "run": config.run,
+        "encoder": pretrained.config.model.encoder.value,
+        "bands": list(setup.dataset.bands),
+        "task": {
+            "name": task.name,
+            "kind": task.kind,
+            "classes": list(task.classes),
+            "positives": task.targets.sum(axis=0).tolist(),
+        },
+        "shards": {
+            "folder": config.shards,
+            "sources": list(setup.dataset.sources),
+            "fingerprint": setup.dataset.fingerprint,
+            "num_labelled": len(task.ids),
+            "num_unlabelled": task.num_unlabelled,
+            "num_surplus": task.num_surplus,
+        },
+        "split": {
+            "origin": splits.origin,
+            "redrawn": splits.redrawn,
+            "seeds": list(config.seeds),
+            "counts": {part: len(rows) for part, rows in parts.items()},
+            "positives": {part: counts.tolist() for part, counts in positives.items()},
+            "num_left_out": len(task.ids) - sum(map(len, parts.values())),
+            "leakage": splits.leakage,
+            "touching": splits.touching,
+            "seen_in_pretraining": setup.overlap,
+        },
+        "protocol": {
+            "features": "h in evaluation mode, standardised on the training split",
+            "fractions": sorted(config.fractions),
+            "test_time": config.test_time,
+            "others": list(config.others),
+            "fine-tune": to_plain(config.finetune),
+            "k-NN": {"neighbours": config.neighbours, "temperature": TEMPERATURE},
+            "linear probe": {"penalties": list(PENALTIES), "solver": "Newton-CG"},
+            "bootstrap": {
+                "resamples": config.bootstrap,
+                "unit": setup.blocks.unit,
+                "blocks": setup.blocks.count,
+            },
+        },
+        "headline": SCORES[task.kind][0],
+    }
+
+
+def _compare(setup: EvalSetup, row: Row, other: Row) -> list[Difference]:
+    """Return the paired differences of two rows, their test sets correlated as the splits are."""
+    split = setup.splits.by_seed[0]
+    ratio = len(split.test) / len(split.train) if setup.splits.redrawn else 0.0
+    return compare(row, other, setup.task.kind, ratio)
+
+
+def _with_holm(differences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return differences whose p-values are also corrected for the controls of a table."""
+    families: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for one in differences:
+        families.setdefault((one["protocol"], one["fraction"], one["score"]), []).append(one)
+    for members in families.values():
+        corrected = holm([one["p_value"] for one in members])
+        for one, value in zip(members, corrected, strict=True):
+            one["p_holm"] = value
+    return differences
+
+
+def without_nan(data: Any) -> Any:
+    """Return plain data in which NaN is None, which JSON can hold."""
+    if isinstance(data, dict):
+        return {name: without_nan(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [without_nan(value) for value in data]
+    return None if isinstance(data, float) and math.isnan(data) else data
+
+
+def select_checkpoint(
+    config: EvaluateConfig,
+    losses: Mapping[int, float],
+    progress: bool = True,
+    rendezvous: Rendezvous | None = None,
+) -> Path:
+    """Score every checkpoint of a run on the validation split of a labelled task.
+
+    No label of the test split is read: it is to judge what is chosen here. Features of all labelled
+    patches are kept for that evaluation.
+
+    Args:
+        config: run, shards, task; ``protocols`` without fine-tuning.
+        losses: by logged step, to stand beside the scores.
+        progress: show progress bars.
+        rendezvous: of this process with the other ranks; None: torchrun's, or one process alone.
+
+    Returns:
+        The path of ``RUN/evaluation/TASK-FINGERPRINT/checkpoints.json``.
+
+    Raises:
+        ValueError: the run has no valid checkpoint, the shards lack a band or the task, or the
+            labels make no task.
+    """
+    run_dir = Path(config.run)
+    with distributed_context(WorldConfig(timeout_s=TIMEOUT_S), rendezvous) as context:
+        setup = open_setup(config, context.device, validation=True)
+        # rank 0 decides for all: two ranks might see a damaged file differently
+        text = json.dumps(_valid_checkpoints(run_dir)) if context.is_main else ""
+        steps, damaged = json.loads(from_main_rank(text))
+        _, *others = open_encoders(config, setup.pretrained, context.device)
+        extract(setup, others, context, progress=progress)
+        encoders = []
+        for start in range(0, len(steps), _ENCODERS_A_PASS):
+            loaded = [
+                of_checkpoint(f"step {step}", load_pretrained(run_dir, context.device, step))
+                for step in steps[start : start + _ENCODERS_A_PASS]
+            ]
+            extract(setup, loaded, context, progress=progress)
+            encoders += [replace(one, embed=None) for one in loaded]
+        results = run_jobs(setup, [*encoders, *others], context, progress=progress)
+        path = run_dir / FOLDER_NAME / setup.name / CHOICE_NAME
+        if context.is_main:
+            write_json(path, _choice(setup, _score(setup, results), steps, losses, damaged))
+        meet(context)
+    return path
+
+
+def _valid_checkpoints(run_dir: Path) -> tuple[list[int], list[str]]:
+    """Return the steps of valid checkpoints, and a sentence on each of the others."""
+    valid, damaged = [], []
+    for step in saved_steps(run_dir):
+        try:
+            verify(run_dir / CHECKPOINTS / folder_name(step))
+        except ValueError as error:
+            damaged.append(str(error))
+        else:
+            valid.append(step)
+    return valid, damaged
+
+
+def _choice(
+    setup: EvalSetup,
+    rows: Sequence[Row],
+    steps: Sequence[int],
+    losses: Mapping[int, float],
+    damaged: Sequence[str],
+) -> dict[str, Any]:
+    """Return the choice as plain data, ready for JSON."""
+    names, primary = {f"step {step}": step for step in steps}, SCORES[setup.task.kind][0]
+    protocols = [row.protocol for row in rows]
+    chooser = Protocol.probe.value if Protocol.probe.value in protocols else protocols[0]
+    own = [row for row in rows if row.encoder in names and row.protocol == chooser]
+    best = max(own, key=lambda row: np.nan_to_num(row.intervals[primary].value, nan=-math.inf))
+    differences = [
+        asdict(one)
+        for other in rows
+        if other.protocol == chooser and other is not best
+        for one in _compare(setup, best, other)
+        if one.score == primary
+    ]
+    # the loss that was logged last at each step
+    last = [max((at for at in losses if at <= step), default=-1) for step in steps]
+    choice = without_nan(
+        {
+            "format": CHOICE_FORMAT,
+            "format_version": CHOICE_FORMAT_VERSION,
+            **_facts(setup),
+            "chosen_by": chooser,
+            "best": names[best.encoder],
+            "steps": list(steps),
+            "losses": [losses.get(step) for step in last],
+            "results": [{**row.scores_as_data(), "step": names.get(row.encoder)} for row in rows],
+            "differences": differences,
+        }
+    )
+    words = {"findings": choice_findings(choice), "notes": [*choice_notes(choice), *damaged]}
+    return {**choice, **words}

@@ -1,15 +1,22 @@
-"""A dataset and frozen networks come in; one feature row for each sample and network goes out."""
+"""Features of frozen encoders for all labelled samples, cached by checkpoint in the run folder.
+
+``LabelledPatches`` also feeds fine-tuning. Every rank takes a share of the samples; the shares are
+joined in order.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +36,10 @@ from simclr.philox import uniforms
 Features = npt.NDArray[np.float32]
 Embedder = Callable[[Tensor], Tensor]  # (B, C, H, W) float32 -> (B, D)
 
-_log = logging.getLogger(__name__)
+# of lines of progress where stderr is no terminal
+_LOG_AFTER_S, _LOG_EVERY_S = 30.0, 60.0
+
+_log = logging.getLogger("simclr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ class FeatureCache:
         """Return stored features (num_samples, D), or None if there are none of this origin.
 
         The stored key and zip's checksums hold the file to its origin. A damaged file is named
-        in the log and treated as absent, since features can be taken again.
+        in the log and treated as absent, since features can be extracted again.
         """
         path = self.path(name)
         if not path.is_file():
@@ -66,7 +76,7 @@ class FeatureCache:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 key, features = str(stored["key"]), stored["features"]
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
-            _log.warning("%s is damaged (%s); its features are taken again", path, error)
+            _log.warning("%s is damaged (%s); its features are extracted again", path, error)
             return None
         return features if key == self._key(name) and len(features) == num_samples else None
 
@@ -127,17 +137,17 @@ def store_features(
         views: starts a pass over the samples of the given numbers, see ``extract_features``.
         num_samples: N.
         context: all ranks must call this together.
-        progress: draw a bar while features are taken.
+        progress: draw a progress bar.
     """
-    # one rank looks, since two might see different states of a network file system
-    lacking = [name for name in embedders if cache.read(name, num_samples) is None]
-    names = json.loads(from_main_rank(json.dumps(lacking)))
+    # one rank decides: two might see different states of a network file system
+    missing_here = [name for name in embedders if cache.read(name, num_samples) is None]
+    names = json.loads(from_main_rank(json.dumps(missing_here)))
     if not names:
         return
     own = np.array_split(np.arange(num_samples), context.size)[context.rank]
     missing = {name: embedders[name] for name in names}
-    taken = extract_features(missing, views(own), len(own), progress=progress) if len(own) else {}
-    for name, features in taken.items():
+    rows = extract_features(missing, views(own), len(own), progress=progress) if len(own) else {}
+    for name, features in rows.items():
         cache.write_part(name, context.rank, features)
     meet(context)
     if context.is_main:
@@ -172,19 +182,50 @@ def extract_features(
     """
     for name, embedder in embedders.items():
         if isinstance(embedder, nn.Module) and any(part.training for part in embedder.modules()):
-            raise ValueError(f"{name} is in training mode; call its eval() before taking features")
+            raise ValueError(
+                f"{name} is in training mode; call its eval() before extracting features"
+            )
     rows: dict[str, list[Features]] = {name: [] for name in embedders}
-    # disable=None asks tqdm to be silent where stderr is no terminal
-    hidden = None if progress else True
     with (
         torch.inference_mode(),
-        tqdm(total=num_samples, desc="features", unit="patch", disable=hidden) as bar,
+        progress_bar("features", "patch", num_samples, shown=progress) as bar,
     ):
         for batch in views:
             for name, embedder in embedders.items():
                 rows[name].append(embedder(batch).float().cpu().numpy())
             bar.update(len(batch))
     return {name: _joined(name, parts) for name, parts in rows.items()}
+
+
+def progress_bar(what: str, unit: str, total: int, *, shown: bool) -> tqdm[Any]:
+    """Return a progress bar on a terminal, and a line every minute in a log, from half a minute on.
+
+    Args:
+        what: is counted.
+        unit: of the count.
+        total: at the end.
+        shown: False on all ranks but one.
+    """
+    options: dict[str, Any] = {"total": total, "desc": what, "unit": unit, "disable": not shown}
+    if not sys.stderr.isatty():
+        options |= {
+            "delay": _LOG_AFTER_S,
+            "mininterval": _LOG_EVERY_S,
+            "file": _LogLines(),
+            "ascii": True,
+            "ncols": 80,
+        }
+    return tqdm(**options)
+
+
+class _LogLines(io.TextIOBase):
+    """Turns the redrawn line of a progress bar into lines of the log."""
+
+    def write(self, text: str) -> int:
+        """Log the text unless it is blank."""
+        if text.strip():
+            _log.info("%s", text.strip())
+        return len(text)
 
 
 def _joined(name: str, parts: list[Features]) -> Features:
@@ -199,14 +240,14 @@ def _joined(name: str, parts: list[Features]) -> Features:
 
 
 @dataclass(frozen=True, slots=True)
-class Patches:
-    """Labelled samples of a dataset as a network sees them: normalised, on one grid.
+class LabelledPatches:
+    """Labelled samples as a network sees them: normalised, on one grid.
 
     Attributes:
         dataset: where they are.
         maker: makes plain views.
         rows: (n,) their numbers in the dataset.
-        truth: (N, C) of all samples of the dataset.
+        targets: (N, C) of all samples of the dataset.
         kind: of the task: ``single``, ``binary`` or ``multi``.
         device: where views are made.
     """
@@ -214,7 +255,7 @@ class Patches:
     dataset: ShardDataset
     maker: ViewMaker
     rows: Indices
-    truth: BoolArray
+    targets: BoolArray
     kind: str
     device: torch.device
 
@@ -224,7 +265,7 @@ class Patches:
         size_px = self.maker.view_size_px
         return (len(self.dataset.bands), size_px, size_px)
 
-    def only(self, rows: Indices) -> Patches:
+    def only(self, rows: Indices) -> LabelledPatches:
         """Return some samples of the same dataset."""
         return replace(self, rows=rows)
 
@@ -237,7 +278,7 @@ class Patches:
     def shuffled(
         self, batch_size: int, num_steps: int, seed: int
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Yield epoch, sample ids (B,), views (B, C, S, S) and truth (B, C) for each step.
+        """Yield epoch, sample ids (B,), views (B, C, S, S) and targets (B, C) for each step.
 
         An epoch shows every sample once. No batch is smaller than ``batch_size`` unless there are
         fewer samples: a last batch of one would leave BatchNorm without statistics.
@@ -249,8 +290,8 @@ class Patches:
             for part in np.array_split(self._permuted(seed, epoch), per_epoch)
         ][:num_steps]
         for step, batch in enumerate(self._loader(plan)):
-            truth = torch.from_numpy(self.truth[plan[step]]).to(self.device)
-            yield step // per_epoch, batch.sample_id, self.maker.eval_views(batch), truth
+            targets = torch.from_numpy(self.targets[plan[step]]).to(self.device)
+            yield step // per_epoch, batch.sample_id, self.maker.eval_views(batch), targets
 
     def _permuted(self, seed: int, epoch: int) -> Indices:
         positions = np.arange(len(self.rows), dtype=np.int64)
@@ -274,7 +315,7 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
 NUM_SYMMETRIES = 8
 
 
-def turned(views: Tensor, symmetry: Tensor) -> Tensor:
+def apply_symmetry(views: Tensor, symmetry: Tensor) -> Tensor:
     """Return views (B, C, S, S), each under its own symmetry (B,) in [0, 8)."""
     transpose, rows, columns = (
         (symmetry // step % 2).bool()[:, None, None, None] for step in (4, 2, 1)
@@ -290,15 +331,46 @@ def draw_symmetries(seed: int, epoch: int, sample_id: Tensor) -> Tensor:
     return (drawn * NUM_SYMMETRIES).long()
 
 
-def averaged(network: Embedder) -> Embedder:
+def averaged_over_symmetries(network: Embedder) -> Embedder:
     """Return a network whose output is the mean over the 8 symmetries of a view."""
 
     def embed(views: Tensor) -> Tensor:
-        """Return (B, D), eight times as dear as one pass."""
+        """Return (B, D)."""
         total: Tensor = sum(  # type: ignore[assignment]
-            network(turned(views, torch.full((len(views),), k, device=views.device)))
+            network(apply_symmetry(views, torch.full((len(views),), k, device=views.device)))
             for k in range(NUM_SYMMETRIES)
         )
         return total / NUM_SYMMETRIES
 
     return embed
+
+
+MAX_POINTS = 1500  # of a map; more would cover each other
+
+
+def feature_map(features: Features, targets: BoolArray, test: Indices) -> dict[str, Any]:
+    """Return test samples on the two main axes of their standardised features.
+
+    Args:
+        features: (N, D).
+        targets: (N, C); a sample has the number of its rarest class, C where it has none.
+        test: (n,) samples to show; some are drawn where there are many.
+    """
+    if len(test) > MAX_POINTS:
+        test = np.sort(test[np.random.default_rng(0).permutation(len(test))[:MAX_POINTS]])
+    rows = torch.from_numpy(features[test]).double()
+    spread = rows.std(dim=0, correction=0)
+    rows = (rows - rows.mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
+    left, size, _ = torch.linalg.svd(rows, full_matrices=False)
+    left = left[:, :2]
+    # an axis has no sign of its own: the sample farthest out lies on its positive side
+    farthest = left.gather(0, left.abs().argmax(dim=0, keepdim=True))
+    points = left * farthest.sign() * size[:2]
+    share = size[:2].square() / size.square().sum().clamp_min(torch.finfo(size.dtype).tiny)
+    counts = targets.sum(axis=0)
+    rarest = np.where(targets[test], counts, len(targets) + 1).argmin(axis=1)
+    return {
+        "points": points.numpy().round(3).tolist(),
+        "classes": np.where(targets[test].any(axis=1), rarest, targets.shape[1]).tolist(),
+        "variance": share.tolist(),
+    }

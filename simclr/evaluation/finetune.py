@@ -1,7 +1,7 @@
-"""An encoder and labelled patches come in; a classifier trained on them goes out.
+"""The fine-tuning protocols: an encoder and a linear layer trained on labelled patches.
 
-A pretrained encoder and the same architecture from scratch take the same way: rates, steps and
-the state that counts are chosen on the validation patches for each of them alone.
+A pretrained encoder and the same architecture from scratch are trained alike: rate, steps and the
+state that counts are chosen on the validation patches for each of them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simclr.config import Precision
+from simclr.evaluation.baselines import EvalData, EvalJob, EvalResult
 from simclr.evaluation.config import FinetuneConfig, Protocol
-from simclr.evaluation.features import Patches, averaged, draw_symmetries, steps_per_epoch, turned
-from simclr.evaluation.metrics import ScoreArray, headline
+from simclr.evaluation.features import (
+    LabelledPatches,
+    apply_symmetry,
+    averaged_over_symmetries,
+    draw_symmetries,
+    steps_per_epoch,
+)
+from simclr.evaluation.metrics import ScoreArray, primary_metric
+from simclr.evaluation.probes import result_of
 from simclr.optim import parameter_groups
 
 _WARMUP_SHARE = 0.1
@@ -48,15 +56,15 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Finetuned:
-    """A trained classifier in evaluation mode, and how it came to be.
+    """A trained classifier in evaluation mode, and how it was trained.
 
     Attributes:
         classifier: views to logits.
         kind: of its task.
         learning_rate: the rate that was chosen.
-        step: optimizer steps behind its weights.
-        num_steps: that were made.
-        validation: headline score there.
+        step: optimizer steps at which its weights were taken.
+        num_steps: that were taken.
+        validation: primary metric there.
     """
 
     classifier: Classifier
@@ -76,10 +84,28 @@ class Finetuned:
         }
 
 
+def fine_tune(job: EvalJob, data: EvalData) -> EvalResult:
+    """Train the network of a job and predict the test split.
+
+    Raises:
+        ValueError: its encoder is no network, or all training patches have the same labels.
+    """
+    patches, split, config, network = data.patches, job.split, data.config, job.encoder.network
+    if network is None or patches is None:
+        raise ValueError(f"{job.row} is no network that can be trained")
+    train, validation = patches.only(split.train), patches.only(split.validation)
+    tuned = finetune(network, train, validation, config.finetune, job.protocol, job.seed)
+    on_validation, on_test = (
+        predict(tuned, part, test_time=config.test_time)
+        for part in (validation, patches.only(split.test))
+    )
+    return result_of(job, data.task, on_validation, on_test, tuned.choices())
+
+
 def finetune(
     encoder: nn.Module,
-    train: Patches,
-    validation: Patches,
+    train: LabelledPatches,
+    validation: LabelledPatches,
     config: FinetuneConfig,
     depth: Protocol = Protocol.finetune_all,
     seed: int = 0,
@@ -98,7 +124,7 @@ def finetune(
     Raises:
         ValueError: all training patches have the same labels, or there is one only.
     """
-    _require_two_answers(train)
+    _require_two_classes(train)
     per_epoch = steps_per_epoch(len(train.rows), config.batch_size)
     num_steps = min(config.max_steps, config.epochs * per_epoch)
     return max(
@@ -107,7 +133,7 @@ def finetune(
                 _build(encoder, train, seed),
                 train,
                 validation,
-                _Attempt(config, depth, seed, rate, num_steps),
+                _Recipe(config, depth, seed, rate, num_steps),
             )
             for rate in config.learning_rates
         ),
@@ -115,26 +141,26 @@ def finetune(
     )
 
 
-def predict(tuned: Finetuned, patches: Patches, *, test_time: bool = False) -> ScoreArray:
-    """Return probabilities (n, C) float32 of patches; a batch's company changes none of them.
+def predict(tuned: Finetuned, patches: LabelledPatches, *, test_time: bool = False) -> ScoreArray:
+    """Return probabilities (n, C) float32 of patches, each independent of its batch.
 
     Args:
         tuned: the classifier.
-        patches: to be answered.
+        patches: to be predicted.
         test_time: average the probabilities over the 8 symmetries of each patch.
     """
     return _probabilities(tuned.classifier, patches, tuned.kind, test_time=test_time)
 
 
 def _probabilities(
-    classifier: Classifier, patches: Patches, kind: str, *, test_time: bool = False
+    classifier: Classifier, patches: LabelledPatches, kind: str, *, test_time: bool = False
 ) -> ScoreArray:
-    def answer(views: Tensor) -> Tensor:
+    def probabilities(views: Tensor) -> Tensor:
         """Return probabilities (B, C)."""
         logits: Tensor = classifier(views)
         return logits.softmax(dim=1) if kind == "single" else logits.sigmoid()
 
-    network = averaged(answer) if test_time else answer
+    network = averaged_over_symmetries(probabilities) if test_time else probabilities
     classifier.eval()  # BatchNorm would otherwise mix the patches of a batch
     with torch.inference_mode():
         parts = [network(views).float().cpu().numpy() for views in patches.in_order(_BATCH_SIZE)]
@@ -142,8 +168,8 @@ def _probabilities(
 
 
 @dataclass(frozen=True, slots=True)
-class _Attempt:
-    """One rate of a search, whose other settings are fixed."""
+class _Recipe:
+    """One learning rate of the search, and the settings that all rates share."""
 
     config: FinetuneConfig
     depth: Protocol
@@ -166,53 +192,53 @@ class _Attempt:
 
 
 def _train(
-    classifier: Classifier, train: Patches, validation: Patches, attempt: _Attempt
+    classifier: Classifier, train: LabelledPatches, validation: LabelledPatches, recipe: _Recipe
 ) -> Finetuned:
-    """Train for all steps of an attempt; return the state with the best validation score."""
-    trained = _open(classifier, attempt.depth)
-    groups = parameter_groups(classifier, attempt.config.weight_decay)
+    """Train for all steps of a recipe; return the state with the best validation score."""
+    trained = _unfreeze(classifier, recipe.depth)
+    groups = parameter_groups(classifier, recipe.config.weight_decay)
     # fused: unfused, the update is a tenth of a step on a CPU
-    optimizer = torch.optim.AdamW(groups, lr=attempt.rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, attempt.share)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.rate, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.share)
     best, state = -math.inf, classifier.state_dict()
-    step_of_best, checks = 0, attempt.checks
-    for step, (views, truth) in enumerate(_batches(train, attempt), start=1):
+    step_of_best, checks = 0, recipe.checks
+    for step, (views, targets) in enumerate(_batches(train, recipe), start=1):
         for part in trained:
             part.train()
         optimizer.zero_grad(set_to_none=True)
-        loss = _loss(classifier, views, truth, train.kind, attempt.config.precision)
+        loss = _loss(classifier, views, targets, train.kind, recipe.config.precision)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        if step in checks and (score := _headline(classifier, validation)) >= best:
+        if step in checks and (score := _primary_metric(classifier, validation)) >= best:
             best, step_of_best = score, step
             state = copy.deepcopy(classifier.state_dict())
     classifier.load_state_dict(state)
     classifier.eval().requires_grad_(False)
-    return Finetuned(classifier, train.kind, attempt.rate, step_of_best, attempt.num_steps, best)
+    return Finetuned(classifier, train.kind, recipe.rate, step_of_best, recipe.num_steps, best)
 
 
-def _batches(train: Patches, attempt: _Attempt) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield views and truth of each step, under random symmetries if the settings say so."""
-    batches = train.shuffled(attempt.config.batch_size, attempt.num_steps, attempt.seed)
-    for epoch, sample_id, views, truth in batches:
-        if attempt.config.symmetries:
-            yield turned(views, draw_symmetries(attempt.seed, epoch, sample_id)), truth
+def _batches(train: LabelledPatches, recipe: _Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield views and targets of each step, under random symmetries if the settings say so."""
+    batches = train.shuffled(recipe.config.batch_size, recipe.num_steps, recipe.seed)
+    for epoch, sample_id, views, targets in batches:
+        if recipe.config.symmetries:
+            yield apply_symmetry(views, draw_symmetries(recipe.seed, epoch, sample_id)), targets
         else:
-            yield views, truth
+            yield views, targets
 
 
-def _build(encoder: nn.Module, train: Patches, seed: int) -> Classifier:
+def _build(encoder: nn.Module, train: LabelledPatches, seed: int) -> Classifier:
     encoder = copy.deepcopy(encoder).eval()
     with torch.inference_mode():
         width = encoder(torch.zeros(1, *train.view_shape, device=train.device)).shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Classifier(encoder, width, train.truth.shape[1]).to(train.device)
+        return Classifier(encoder, width, train.targets.shape[1]).to(train.device)
 
 
-def _open(classifier: Classifier, depth: Protocol) -> list[nn.Module]:
-    """Let the parts that are trained take gradients, and return them."""
+def _unfreeze(classifier: Classifier, depth: Protocol) -> list[nn.Module]:
+    """Unfreeze the parts that are trained, and return them."""
     encoder: nn.Module = classifier.encoder
     parts: dict[Protocol, list[nn.Module]] = {
         Protocol.finetune_frozen: [],
@@ -228,26 +254,26 @@ def _open(classifier: Classifier, depth: Protocol) -> list[nn.Module]:
 
 
 def _loss(
-    classifier: Classifier, views: Tensor, truth: Tensor, kind: str, precision: Precision
+    classifier: Classifier, views: Tensor, targets: Tensor, kind: str, precision: Precision
 ) -> Tensor:
     half = precision is Precision.bfloat16
     with torch.autocast(views.device.type, dtype=torch.bfloat16, enabled=half):
         logits = classifier(views)
-    target = truth.float()
+    target = targets.float()
     if kind == "single":
         return functional.cross_entropy(logits.float(), target)
     return functional.binary_cross_entropy_with_logits(logits.float(), target)
 
 
-def _headline(classifier: Classifier, validation: Patches) -> float:
+def _primary_metric(classifier: Classifier, validation: LabelledPatches) -> float:
     scores = _probabilities(classifier, validation, validation.kind)
-    return headline(validation.truth[validation.rows], scores, validation.kind)
+    return primary_metric(validation.targets[validation.rows], scores, validation.kind)
 
 
-def _require_two_answers(train: Patches) -> None:
-    truth = train.truth[train.rows]
-    if len(truth) < 2 or (truth == truth[0]).all():
+def _require_two_classes(train: LabelledPatches) -> None:
+    targets = train.targets[train.rows]
+    if len(targets) < 2 or (targets == targets[0]).all():
         raise ValueError(
-            f"all {len(truth)} training patches have the same labels; a classifier needs two "
+            f"all {len(targets)} training patches have the same labels; a classifier needs two "
             "classes"
         )

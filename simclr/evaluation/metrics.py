@@ -1,12 +1,10 @@
-"""Truth and class scores of a whole test set come in; all scores of its kind of task go out.
+"""Scores of a whole test set from targets and class scores, for many sample weightings at once.
 
-Nothing here averages over batches. Every score takes ``weights``, an (R, N) table of how often
-each of N samples counts in each of R weightings: one row of ones gives the plain score, the counts
-of a bootstrap give its distribution, and neither needs another sort.
-
-A score that does not exist is NaN and stays out of macro means: AP of a class without a positive,
-ROC-AUC of a class without a positive or without a negative, F1 of a class that is neither present
-nor predicted. Otherwise the definitions are scikit-learn's, ties included.
+Nothing averages over batches. Every score takes ``weights``, an (R, N) table of how often each of N
+samples counts in each of R weightings: a row of ones gives the plain score, the counts of a
+bootstrap its distribution, and neither needs another sort. An undefined score is NaN and stays out
+of macro means: AP of a class without a positive, ROC-AUC of a class without a positive or without a
+negative, F1 of a class neither present nor predicted. Otherwise definitions are scikit-learn's.
 """
 
 from __future__ import annotations
@@ -71,16 +69,16 @@ class Running:
     total: Tensor
 
 
-def rank(truth: BoolArray, scores: ScoreArray) -> Ranking:
+def rank(targets: BoolArray, scores: ScoreArray) -> Ranking:
     """Rank the decisions of one class (N,), or of all classes together (N, C), by score.
 
     Raises:
         ValueError: shapes differ, or a score is not a number.
     """
-    _check(truth, scores)
-    num_classes = truth.size // max(len(truth), 1)
+    _check(targets, scores)
+    num_classes = targets.size // max(len(targets), 1)
     order = np.argsort(-scores.ravel(), kind="stable")
-    values, hit = scores.ravel()[order], truth.ravel()[order]
+    values, hit = scores.ravel()[order], targets.ravel()[order]
     starts = np.flatnonzero(np.diff(values, prepend=np.nan) != 0)
     ends = np.append(starts, len(values))[1:]
     hits = np.add.reduceat(hit, starts, dtype=np.intp) if len(starts) else starts
@@ -148,9 +146,11 @@ def _array(values: Tensor) -> FloatArray:
     return np.asarray(values.numpy(), np.float64)
 
 
-def _check(truth: BoolArray, scores: ScoreArray) -> None:
-    if truth.shape != scores.shape:
-        raise ValueError(f"truth is {truth.shape} and scores are {scores.shape}; give equal shapes")
+def _check(targets: BoolArray, scores: ScoreArray) -> None:
+    if targets.shape != scores.shape:
+        raise ValueError(
+            f"targets are {targets.shape} and scores are {scores.shape}; give equal shapes"
+        )
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are not a number")
 
@@ -189,14 +189,14 @@ class Reliability:
     frequency: FloatArray
 
 
-def claims(truth: BoolArray, scores: ScoreArray, kind: str) -> Claims:
+def claims(targets: BoolArray, scores: ScoreArray, kind: str) -> Claims:
     """Return the claims of scores (N, C): the best class of a ``single`` task, else every yes."""
     probability = scores.astype(np.float64)
     if kind != "single":
-        return Claims(probability, truth)
+        return Claims(probability, targets)
     best = probability.argmax(axis=1)[:, None]
     return Claims(
-        np.take_along_axis(probability, best, axis=1), np.take_along_axis(truth, best, axis=1)
+        np.take_along_axis(probability, best, axis=1), np.take_along_axis(targets, best, axis=1)
     )
 
 
@@ -224,13 +224,13 @@ def calibration_gaps(made: Claims) -> Tensor:
     return gaps
 
 
-def squared_errors(truth: BoolArray, scores: ScoreArray, kind: str) -> Tensor:
+def squared_errors(targets: BoolArray, scores: ScoreArray, kind: str) -> Tensor:
     """Return the Brier score of each sample, (N,) float64.
 
     Brier's own (1950) for ``single``: the sum over classes, from 0 to 2. The mean over decisions
     otherwise, from 0 to 1.
     """
-    squares = torch.from_numpy((scores.astype(np.float64) - truth) ** 2)
+    squares = torch.from_numpy((scores.astype(np.float64) - targets) ** 2)
     return squares.sum(dim=1) if kind == "single" else squares.mean(dim=1)
 
 
@@ -248,7 +248,7 @@ NO_POSITIVE_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
+class MetricTable:
     """Scores of R weightings.
 
     Attributes:
@@ -261,14 +261,13 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """What a classifier said of N samples.
+class Predictions:
+    """What a classifier predicts for N samples.
 
     Attributes:
         scores: (N, C).
         predicted: (N, C) decisions.
-        predicted_balanced: (N, C) decisions for a world of as many yes as no; of a ``binary``
-            task only.
+        predicted_balanced: (N, C) decisions at as many yes as no; of a ``binary`` task only.
     """
 
     scores: ScoreArray
@@ -276,60 +275,62 @@ class Answers:
     predicted_balanced: BoolArray | None = None
 
 
-def score_panel(truth: BoolArray, answers: Answers, kind: str) -> Callable[[Weights], Panel]:
+def metric_table(
+    targets: BoolArray, predictions: Predictions, kind: str
+) -> Callable[[Weights], MetricTable]:
     """Return a function from weights (R, N) to the scores of a kind; it sorts only here.
 
     Args:
-        truth: (N, C), with C = 1 for ``binary``.
-        answers: to be scored.
+        targets: (N, C), with C = 1 for ``binary``.
+        predictions: to be scored.
         kind: of the task, see ``simclr.evaluation.config.SCORES``.
     """
-    scores, predicted = answers.scores, answers.predicted
-    columns = [rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1])]
-    pooled = rank(truth, scores) if kind == "multi" else None
-    calibrated = _calibration(truth, scores, kind)
+    scores, predicted = predictions.scores, predictions.predicted
+    columns = [rank(targets[:, c], scores[:, c]) for c in range(targets.shape[1])]
+    pooled = rank(targets, scores) if kind == "multi" else None
+    calibrated = _calibration(targets, scores, kind)
 
-    def score(weights: Weights) -> Panel:
+    def score(weights: Weights) -> MetricTable:
         """Return all scores of these weightings."""
         weighed = tally(weights)
-        classes = _by_class(columns, truth, predicted, weighed)
+        classes = _by_class(columns, targets, predicted, weighed)
         overall = {name: macro(values) for name, values in classes.items()}
         overall |= {f"{name}_macro": values for name, values in overall.items()}
-        overall["accuracy"] = _accuracy(truth, predicted, weighed)
+        overall["accuracy"] = _accuracy(targets, predicted, weighed)
         overall |= calibrated(weighed)
         if pooled is not None:
             overall["average_precision_micro"] = average_precision(running(pooled, weighed))
-            overall["f1_micro"] = f1_micro(truth, predicted, weights)
+            overall["f1_micro"] = f1_micro(targets, predicted, weights)
         if kind == "binary":
-            overall |= _balanced(columns[0], truth, answers, weighed)
-        return Panel({name: overall[name] for name in SCORES[kind]}, classes)
+            overall |= _balanced(columns[0], targets, predictions, weighed)
+        return MetricTable({name: overall[name] for name in SCORES[kind]}, classes)
 
     return score
 
 
-def headline(truth: BoolArray, scores: ScoreArray, kind: str) -> float:
+def primary_metric(targets: BoolArray, scores: ScoreArray, kind: str) -> float:
     """Return the first score of a kind of task, by which choices are made; -inf if undefined."""
-    weights = plain(len(truth))
+    weights = unit_weights(len(targets))
     if kind == "single":
-        value = accuracy(truth, decide(scores, kind, NO_POSITIVE_THRESHOLD), weights)
+        value = accuracy(targets, decide(scores, kind, NO_POSITIVE_THRESHOLD), weights)
     else:  # of one column, the pooled ranking is the ranking
-        value = average_precision(running(rank(truth, scores), tally(weights)))
+        value = average_precision(running(rank(targets, scores), tally(weights)))
     return float(np.nan_to_num(value[0], nan=-np.inf))
 
 
-def accuracy(truth: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
+def accuracy(targets: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
     """Return the share of samples whose whole row is right: (R,), from (N, C) one-hot rows."""
-    return _accuracy(truth, predicted, tally(weights))
+    return _accuracy(targets, predicted, tally(weights))
 
 
-def f1(truth: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
+def f1(targets: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
     """Return F1 of each class: (R, C); NaN where a class is neither present nor predicted."""
-    return _f1(truth, predicted, tally(weights))
+    return _f1(targets, predicted, tally(weights))
 
 
-def f1_micro(truth: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
+def f1_micro(targets: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
     """Return F1 over all decisions of all classes together: (R,)."""
-    hits, marked = _f1_counts(truth, predicted, tally(weights))
+    hits, marked = _f1_counts(targets, predicted, tally(weights))
     return _quotient(2 * hits.sum(dim=0), marked.sum(dim=0))
 
 
@@ -341,7 +342,7 @@ def macro(values: FloatArray) -> FloatArray:
 
 
 def best_thresholds(
-    truth: BoolArray, scores: ScoreArray, weights: FloatArray | None = None
+    targets: BoolArray, scores: ScoreArray, weights: FloatArray | None = None
 ) -> FloatArray:
     """Return for each class the threshold with the highest F1 of ``score >= it``: (C,).
 
@@ -349,19 +350,19 @@ def best_thresholds(
     positive takes the one that is best for all classes together; 0.5 where no class has any.
 
     Args:
-        truth: (N, C).
+        targets: (N, C).
         scores: (N, C).
         weights: (N,) how much each sample counts; None counts all alike.
     """
-    counts = plain(len(truth)) if weights is None else weights[None]
-    together = _best(rank(truth, scores), counts, NO_POSITIVE_THRESHOLD)
-    columns = (rank(truth[:, c], scores[:, c]) for c in range(truth.shape[1]))
+    counts = unit_weights(len(targets)) if weights is None else weights[None]
+    together = _best(rank(targets, scores), counts, NO_POSITIVE_THRESHOLD)
+    columns = (rank(targets[:, c], scores[:, c]) for c in range(targets.shape[1]))
     return np.array([_best(column, counts, together) for column in columns])
 
 
-def balancing_weights(truth: BoolArray) -> FloatArray:
-    """Return weights (N,) under which the yes of truth (N, 1) weigh as much as the no."""
-    positive = truth[:, 0]
+def balancing_weights(targets: BoolArray) -> FloatArray:
+    """Return weights (N,) under which the yes of targets (N, 1) weigh as much as the no."""
+    positive = targets[:, 0]
     negatives = max(int((~positive).sum()), 1)
     return np.where(positive, 1.0, positive.sum() / negatives)
 
@@ -374,40 +375,45 @@ def decide(scores: ScoreArray, kind: str, thresholds: FloatArray | float) -> Boo
     return np.asarray(np.arange(scores.shape[1]) == chosen[:, None])
 
 
-def plain(num_samples: int) -> Weights:
+def unit_weights(num_samples: int) -> Weights:
     """Return the one weighting in which every sample counts once: (1, N)."""
     return np.ones((1, num_samples), np.int32)
 
 
 def _by_class(
-    columns: list[Ranking], truth: BoolArray, predicted: BoolArray, weighed: Tensor
+    columns: list[Ranking], targets: BoolArray, predicted: BoolArray, weighed: Tensor
 ) -> dict[str, FloatArray]:
     sums = [running(column, weighed) for column in columns]
     return {
         "average_precision": np.stack([average_precision(one) for one in sums], axis=1),
-        "f1": _f1(truth, predicted, weighed),
+        "f1": _f1(targets, predicted, weighed),
         "roc_auc": np.stack([roc_auc(one) for one in sums], axis=1),
     }
 
 
 def _balanced(
-    column: Ranking, truth: BoolArray, answers: Answers, weighed: Tensor
+    column: Ranking, targets: BoolArray, predictions: Predictions, weighed: Tensor
 ) -> dict[str, FloatArray]:
     """Return AP and F1 if as many samples were yes as no: each no counts less, none is dropped."""
-    even = weighed.double() * torch.from_numpy(balancing_weights(truth))[:, None]
-    chosen = answers.predicted_balanced
-    decided = answers.predicted if chosen is None else chosen
+    positive, weighed = torch.from_numpy(targets), weighed.double()
+    yes = (weighed * positive).sum(dim=0)
+    # balanced anew in every resample, whose share of yes differs
+    even = torch.where(
+        positive, weighed, weighed * (yes / (weighed.sum(dim=0) - yes).clamp_min(1e-12))
+    )
+    chosen = predictions.predicted_balanced
+    decided = predictions.predicted if chosen is None else chosen
     return {
         "average_precision_balanced": average_precision(running(column, even)),
-        "f1_balanced": _f1(truth, decided, even)[:, 0],
+        "f1_balanced": _f1(targets, decided, even)[:, 0],
     }
 
 
 def _calibration(
-    truth: BoolArray, scores: ScoreArray, kind: str
+    targets: BoolArray, scores: ScoreArray, kind: str
 ) -> Callable[[Tensor], dict[str, FloatArray]]:
-    made = claims(truth, scores, kind)
-    gaps, squares = calibration_gaps(made), squared_errors(truth, scores, kind)
+    made = claims(targets, scores, kind)
+    gaps, squares = calibration_gaps(made), squared_errors(targets, scores, kind)
     num_claims = made.right.shape[1]
 
     def score(weighed: Tensor) -> dict[str, FloatArray]:
@@ -430,24 +436,24 @@ def _best(ranking: Ranking, counts: Weights, otherwise: float) -> float:
     return float(ranking.values[np.argmax(by_group[:, 0])])
 
 
-def _accuracy(truth: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
-    right = torch.from_numpy((truth == predicted).all(axis=1))
+def _accuracy(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
+    right = torch.from_numpy((targets == predicted).all(axis=1))
     return _quotient(right.to(weighed.dtype) @ weighed, weighed.sum(dim=0))
 
 
-def _f1(truth: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
-    hits, marked = _f1_counts(truth, predicted, weighed)
+def _f1(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
+    hits, marked = _f1_counts(targets, predicted, weighed)
     return _quotient(2 * hits, marked).T
 
 
-def _f1_counts(truth: BoolArray, predicted: BoolArray, weighed: Tensor) -> tuple[Tensor, Tensor]:
+def _f1_counts(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> tuple[Tensor, Tensor]:
     """Return true positives, and positives plus predictions: both (C, R)."""
 
     def total(marks: BoolArray) -> Tensor:
         """Return the weight of the marked samples of each class."""
         return torch.from_numpy(marks.T.astype(np.float32)).to(weighed.dtype) @ weighed
 
-    return total(truth & predicted), total(truth) + total(predicted)
+    return total(targets & predicted), total(targets) + total(predicted)
 
 
 def _quotient(above: Tensor, below: Tensor) -> FloatArray:

@@ -1,9 +1,10 @@
-"""Labelled features come in; a linear probe with its penalty chosen on validation goes out.
+"""Protocols on frozen features: a linear probe and a k-NN vote, each ``(job, data) -> result``.
 
-Single labels: multinomial logistic regression. Several labels: one logistic regression a class.
-Features are standardised on the training split; the loss is the mean negative log-likelihood plus
-``penalty / 2`` times the squared weights, the intercepts free. That is scikit-learn's
-``LogisticRegression`` with ``C = 1 / (penalty * N)``.
+Penalty and thresholds are chosen on the validation split by the primary metric; the test split is
+only ever predicted. The probe is multinomial logistic regression for single labels, one logistic
+regression a class for several. Features are standardised on the training split; the
+loss is the mean negative log-likelihood plus ``penalty / 2`` times the squared weights, intercepts
+free: scikit-learn's ``LogisticRegression`` with ``C = 1 / (penalty * N)``.
 """
 
 from __future__ import annotations
@@ -11,10 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from simclr.evaluation.baselines import EvalData, EvalJob, EvalResult
+from simclr.evaluation.metrics import (
+    Predictions,
+    ScoreArray,
+    balancing_weights,
+    best_thresholds,
+    decide,
+    primary_metric,
+)
+from simclr.evaluation.splits import Split
+from simclr.evaluation.task import Task
 
 GRADIENT_TOLERANCE = 1e-5
 MAX_STEPS = 100
@@ -47,21 +62,21 @@ class Likelihood:
     a class, all at once.
     """
 
-    def __init__(self, features: Tensor, truth: Tensor, kind: str) -> None:
-        """Take standardised features (N, D) float64 and truth (N, C) bool."""
+    def __init__(self, features: Tensor, targets: Tensor, kind: str) -> None:
+        """Take standardised features (N, D) float64 and targets (N, C) bool."""
         variance, axes = _principal_axes(features)
-        large = len(features) * axes.shape[1] * truth.shape[1] > _LARGE
+        large = len(features) * axes.shape[1] * targets.shape[1] > _LARGE
         self._kind, self._axes = kind, axes
         self._type = torch.float32 if large else torch.float64
         ones = features.new_ones(len(features), 1)
         self._features = torch.cat([features @ axes, ones], dim=1).to(self._type)
         self._curvature = torch.cat([variance, ones[0]]).to(self._type)[:, None]
-        self._truth = truth.to(self._type)
-        self._weight = self._features.new_zeros(axes.shape[1] + 1, truth.shape[1])
+        self._targets = targets.to(self._type)
+        self._weight = self._features.new_zeros(axes.shape[1] + 1, targets.shape[1])
 
     def solve(self, penalty: float) -> tuple[Tensor, Tensor, bool]:
         """Return weight (D, C), intercept (C,), both float64, and whether the gradient vanished."""
-        with _threads_that_pay(self._features.numel() * self._truth.shape[1]):
+        with _threads_that_pay(self._features.numel() * self._targets.shape[1]):
             point, converged = self._descend(self._penalties(penalty))
         self._weight = point.weight
         exact = point.weight.double()
@@ -71,14 +86,14 @@ class Likelihood:
         point = self._point(self._weight, penalties)
         for _ in range(MAX_STEPS):
             share = self._share(point.logits)
-            gradient = self._features.T @ ((share - self._truth) / len(share))
+            gradient = self._features.T @ ((share - self._targets) / len(share))
             gradient += penalties * point.weight
             steepest = float(gradient.abs().max())
             if steepest <= GRADIENT_TOLERANCE:
                 return point, True
             step = self._newton_step(gradient, share, penalties, min(0.1, steepest**0.5))
             moved = self._move(point, step, penalties)
-            if moved is None:  # rounding leaves no way down
+            if moved is None:  # rounding: no step lowers the loss
                 return point, steepest <= 10 * GRADIENT_TOLERANCE
             point = moved
         return point, False
@@ -104,7 +119,7 @@ class Likelihood:
         return step
 
     def _move(self, point: _Point, step: Tensor, penalties: Tensor) -> _Point | None:
-        """Go the step, each class as far of it as its loss falls; None if none falls."""
+        """Take the step, halved per class until its loss falls; None if no loss falls."""
         length = torch.ones_like(point.loss, dtype=step.dtype)  # losses are float64 always
         for _ in range(_MAX_HALVINGS):
             there = self._point(point.weight + length * step, penalties)
@@ -118,11 +133,11 @@ class Likelihood:
         logits = self._features @ weight
         # summed in float64: near the minimum two losses differ in their last digits only
         if self._kind == "single":
-            losses = functional.cross_entropy(logits, self._truth, reduction="none")
+            losses = functional.cross_entropy(logits, self._targets, reduction="none")
             loss = losses.double().mean().expand(weight.shape[1])
         else:
             losses = functional.binary_cross_entropy_with_logits(
-                logits, self._truth, reduction="none"
+                logits, self._targets, reduction="none"
             )
             loss = losses.double().mean(dim=0)
         return _Point(weight, logits, loss + self._sum((penalties / 2 * weight**2).double()))
@@ -150,7 +165,7 @@ class Likelihood:
 
 @contextmanager
 def _threads_that_pay(products: int) -> Iterator[None]:
-    """Use one thread for the time of the block, unless there is work for more."""
+    """Use one thread in the block, unless there is work for more."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if products > _LARGE else 1)
     try:
@@ -204,38 +219,38 @@ class Probe:
 
 
 def fit_probes(
-    features: Tensor, truth: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
+    features: Tensor, targets: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
 ) -> list[Probe]:
     """Fit a probe for every penalty, see ``probe_path``."""
-    return list(probe_path(features, truth, kind, penalties))
+    return list(probe_path(features, targets, kind, penalties))
 
 
 def probe_path(
-    features: Tensor, truth: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
+    features: Tensor, targets: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
 ) -> Iterator[Probe]:
-    """Fit probes one after the other, each when it is asked for.
+    """Fit probes lazily, one after the other.
 
     Args:
         features: (N, D) of the training split.
-        truth: (N, C) bool; one true class a row if ``kind`` is ``single``.
+        targets: (N, C) bool; one true class a row if ``kind`` is ``single``.
         kind: ``single`` or ``multi``.
         penalties: strengths of the L2 penalty, strongest first.
 
     Raises:
-        ValueError: there is nothing to tell apart, because no class is both present and absent.
+        ValueError: no class is both present and absent.
     """
     mean, scale = standardisation(features)
-    present, absent = truth.any(dim=0), (~truth).any(dim=0)
+    present, absent = targets.any(dim=0), (~targets).any(dim=0)
     learnable = present if kind == "single" else present & absent
     if not (present & absent).any():
         raise ValueError(
-            f"all {len(truth)} training patches have the same labels; a probe needs two classes"
+            f"all {len(targets)} training patches have the same labels; a probe needs two classes"
         )
-    likelihood = Likelihood((features.double() - mean) / scale, truth[:, learnable], kind)
+    likelihood = Likelihood((features.double() - mean) / scale, targets[:, learnable], kind)
     constant = torch.where(present, torch.inf, -torch.inf).double()
     for penalty in penalties:
         weight, intercept, converged = likelihood.solve(penalty)
-        full = weight.new_zeros(features.shape[1], truth.shape[1])
+        full = weight.new_zeros(features.shape[1], targets.shape[1])
         full[:, learnable] = weight
         offset = constant.clone()
         offset[learnable] = intercept
@@ -245,8 +260,8 @@ def probe_path(
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of features (N, D), each (D,) float64.
 
-    The deviation of a constant feature is infinite: divided by it, the feature says nothing, not
-    even about a sample in which it differs.
+    The deviation of a constant feature is infinite, so that the feature counts for nothing, not
+    even in a sample in which it differs.
     """
     exact = features.double()
     mean, scale = exact.mean(dim=0), exact.std(dim=0, correction=0)
@@ -257,7 +272,7 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
 def choose_probe(probes: Iterable[Probe], score: Callable[[Probe], float]) -> Probe:
     """Return the probe with the highest validation score; among equals the strongest penalty.
 
-    Of a path, no more probes are asked for once ``PATIENCE`` since the best one were worse.
+    A path is not followed further once ``PATIENCE`` probes after the best one were worse.
 
     Raises:
         ValueError: there is no probe to choose from.
@@ -280,7 +295,7 @@ TEMPERATURE = 0.07  # Wu et al. 2018 (arXiv 1805.01978), section 3.4, and most s
 _BLOCK_ELEMENTS = 1 << 25
 
 
-def knn_scores(features: Tensor, truth: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
+def knn_scores(features: Tensor, targets: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
     """Score each query by its nearest features in cosine similarity.
 
     A neighbour votes for each of its classes with weight exp(similarity / 0.07); the votes of a
@@ -290,7 +305,7 @@ def knn_scores(features: Tensor, truth: Tensor, queries: Tensor, num_neighbours:
 
     Args:
         features: (N, D) float32, as the encoder gives them.
-        truth: (N, C) bool.
+        targets: (N, C) bool.
         queries: (M, D) float32.
         num_neighbours: k; with fewer features than that, all of them vote.
 
@@ -302,7 +317,7 @@ def knn_scores(features: Tensor, truth: Tensor, queries: Tensor, num_neighbours:
     """
     if len(features) == 0:
         raise ValueError("k-NN has no labelled features to look among")
-    unit, votes = functional.normalize(features, dim=1), truth.to(features.dtype)
+    unit, votes = functional.normalize(features, dim=1), targets.to(features.dtype)
     rows = max(1, _BLOCK_ELEMENTS // len(features))
     return torch.cat(
         [
@@ -318,3 +333,80 @@ def _vote(similarity: Tensor, votes: Tensor, num_neighbours: int) -> Tensor:
     weights = functional.softmax(nearest / TEMPERATURE, dim=1)
     scores = torch.einsum("mk,mkc->mc", weights, votes[index])
     return scores.clamp_(0, 1)  # a sum of rounded weights may exceed 1 by an ulp
+
+
+def knn(job: EvalJob, data: EvalData) -> EvalResult:
+    """Predict the test split by a vote among the training split.
+
+    Features are standardised on the training split, as for the probe: an untrained encoder whose
+    features point nearly all the same way would otherwise be a weaker control than it is.
+    """
+    split, num_neighbours = job.split, data.config.neighbours
+    parts = _parts(data.features(job.encoder.features_name), split)
+    mean, scale = standardisation(parts[0])
+    train, validation, test = (((part - mean) / scale).float() for part in parts)
+    targets = torch.from_numpy(data.task.targets[split.train])
+    on_validation, on_test = (
+        knn_scores(train, targets, queries, num_neighbours).numpy()
+        for queries in (validation, test)
+    )
+    choices = {"neighbours": float(min(num_neighbours, len(train))), "temperature": TEMPERATURE}
+    return result_of(job, data.task, on_validation, on_test, choices)
+
+
+def linear_probe(job: EvalJob, data: EvalData) -> EvalResult:
+    """Fit a linear probe for every penalty, and predict the test split with the best one."""
+    split, task = job.split, data.task
+    train, validation, test = _parts(data.features(job.encoder.features_name), split)
+    kind = "single" if task.kind == "single" else "multi"
+    expected = task.targets[split.validation]
+    best = choose_probe(
+        probe_path(train, torch.from_numpy(task.targets[split.train]), kind),
+        lambda probe: primary_metric(expected, probe.scores(validation).numpy(), task.kind),
+    )
+    choices = {
+        "penalty": best.penalty,
+        "penalty_at_end_of_grid": best.penalty in (PENALTIES[0], PENALTIES[-1]),
+        "converged": best.converged,
+    }
+    return result_of(job, task, best.scores(validation).numpy(), best.scores(test).numpy(), choices)
+
+
+def result_of(
+    job: EvalJob,
+    task: Task,
+    on_validation: ScoreArray,
+    on_test: ScoreArray,
+    choices: dict[str, Any],
+) -> EvalResult:
+    """Choose thresholds on the validation scores (V, C) and apply them to the test scores (T, C).
+
+    For balanced scores of a binary task, thresholds are chosen anew under weights that balance the
+    validation split.
+    """
+    split, balanced = job.split, None
+    targets = task.targets[split.validation]
+    if task.kind != "single":
+        choices = {**choices, "thresholds": best_thresholds(targets, on_validation).tolist()}
+    if task.kind == "binary":
+        even = best_thresholds(targets, on_validation, balancing_weights(targets))
+        balanced = decide(on_test, task.kind, even)
+        choices["thresholds_balanced"] = even.tolist()
+    predicted = decide(on_test, task.kind, np.array(choices.get("thresholds", 0.5)))
+    return EvalResult(
+        job.row,
+        job.protocol.value,
+        job.seed,
+        split.test,
+        task.targets[split.test],
+        Predictions(on_test, predicted, balanced),
+        choices,
+        job.fraction,
+    )
+
+
+def _parts(features: ScoreArray, split: Split) -> tuple[Tensor, Tensor, Tensor]:
+    train, validation, test = (
+        torch.from_numpy(features[rows]) for rows in (split.train, split.validation, split.test)
+    )
+    return train, validation, test

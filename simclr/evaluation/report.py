@@ -1,7 +1,8 @@
-"""A finished evaluation comes in as plain data; evaluation.json and evaluation.md go out.
+"""The report of an evaluation in words: findings, limits, tables; and the files that hold it.
 
+``evaluate`` calls it with plain data and writes that; figures and studies read ``evaluation.json``.
 Every task keeps its own file in ``RUN/evaluation``; ``RUN/evaluation.json`` and ``.md`` hold them
-all, so that a second task does not wipe out the first.
+all, so that a second task does not overwrite the first.
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.shards.atomic_io import write_json, write_text
+from simclr.evaluation.config import Protocol
 
+FORMAT, FORMAT_VERSION = "simclr-s2-evaluation", 1
+CHOICE_FORMAT, CHOICE_FORMAT_VERSION = "simclr-s2-checkpoints", 1
+JSON_NAME, MARKDOWN_NAME, FOLDER_NAME = "evaluation.json", "evaluation.md", "evaluation"
+CHOICE_NAME = "checkpoints.json"
 TEXT_WIDTH = 100
-
+MIN_SEEDS = 3
+_NAMED = 6  # names of a list in a sentence; the table has the rest
+_FILES_ONLY = ("roc_auc", "calibration", "brier")  # left out on a terminal
 _HEADINGS = {
     "accuracy": "accuracy",
     "average_precision": "AP",
@@ -31,7 +39,202 @@ _HEADINGS = {
     "calibration_error": "ECE",
     "brier": "Brier",
 }
-_FILES_ONLY = ("roc_auc", "calibration", "brier")
+
+Evaluation = dict[str, Any]  # as ``evaluation_report`` builds it
+Choice = dict[str, Any]  # as ``simclr.evaluation.evaluate.select_checkpoint`` builds it
+
+
+def finding(difference: dict[str, Any], *, several: bool = False) -> str:
+    """Return a sentence on whether the encoder is ahead of a control.
+
+    Args:
+        difference: of the two, as ``evaluation.json`` holds it.
+        several: name the share of the labels.
+    """
+    gap, seeds = difference["over_samples"], difference["over_seeds"]
+    verdict = "is ahead of" if gap["value"] > 0 else "is behind"
+    if not difference["resolved"]:
+        verdict = "cannot be told from"
+    ends = "" if gap["low"] is None else f" {_points(gap)}"
+    ends += "" if seeds["low"] is None else f", over seeds {_points(seeds)}"
+    labels = f", {100 * difference['fraction']:g} % of the labels" if several else ""
+    return (
+        f"{difference['protocol']}{labels}: {difference['encoder']} {verdict} "
+        f"{difference['control']}, {difference['score'].replace('_', ' ')} "
+        f"{100 * gap['value']:+.1f} points{ends}"
+    )
+
+
+def _points(interval: dict[str, float]) -> str:
+    return f"[{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
+
+
+def findings(evaluation: Evaluation) -> list[str]:
+    """Return a sentence on every control, in the primary metric."""
+    several = evaluation["protocol"]["fractions"] != [1.0]
+    primary = evaluation["headline"]
+    return [
+        finding(one, several=several)
+        for one in evaluation["differences"]
+        if one["score"] == primary
+    ]
+
+
+def choice_findings(choice: Choice) -> list[str]:
+    """Return which checkpoint is best on validation, and which others are as good."""
+    names = {one["encoder"] for one in choice["results"] if one["step"] is not None}
+    alike = [
+        one["control"]
+        for one in choice["differences"]
+        if one["control"] in names and not one["resolved"]
+    ]
+    sentence = (
+        f"{choice['chosen_by']} on validation: step {choice['best']} is best of {len(names)} "
+        "checkpoints"
+    )
+    if alike:
+        sentence += f", and cannot be told from {len(alike)} of them"
+        sentence += f": {', '.join(alike)}" if len(alike) <= _NAMED else ""
+    controls = [one for one in choice["differences"] if one["control"] not in names]
+    return [sentence, *map(finding, controls)]
+
+
+def choice_notes(choice: Choice) -> list[str]:
+    """Return what the scores of checkpoints are not."""
+    return [
+        "validation patches chose penalty and checkpoint: these scores flatter the best one; the "
+        "test split was not used, and judges what was chosen here",
+        *(
+            ["one checkpoint leaves no choice; checkpoint.keep keeps more"]
+            * (len(choice["steps"]) < 2)
+        ),
+        *_near(choice, "validation"),
+    ]
+
+
+def notes(evaluation: Evaluation) -> list[str]:
+    """Return what these figures cannot show, and what makes them look better than they are."""
+    num_blocks = evaluation["protocol"]["bootstrap"]["blocks"]
+    primary, seeds = evaluation["headline"], evaluation["split"]["seeds"]
+    gaps = [one["over_samples"] for one in evaluation["differences"] if one["score"] == primary]
+    halves = [(gap["high"] - gap["low"]) / 2 for gap in gaps if gap["low"] is not None]
+    sentences = []
+    if halves:
+        sentences.append(
+            f"{num_blocks} test blocks cannot resolve differences to a control below about "
+            f"{100 * min(halves):.1f} points"
+        )
+    if len(halves) < len(gaps):
+        sentences.append(
+            "where two encoders differ alike in every resample, or not at all, the bootstrap has "
+            f"nothing to vary: {300 / num_blocks:.1f} points of difference stay possible (rule of "
+            "three)"
+        )
+    if len(seeds) < MIN_SEEDS:
+        sentences.append(
+            f"{len(seeds)} seed(s): how much a score varies between seeds is unknown; use "
+            f"{MIN_SEEDS} or more"
+        )
+    sentences.append(
+        "one pretraining run: no interval includes the variation between pretraining seeds"
+    )
+    if Protocol.finetune_all.value not in {one["protocol"] for one in evaluation["results"]}:
+        sentences.append(
+            "not compared with the same architecture trained on the labels alone; "
+            "protocols=[...,finetune_all] does"
+        )
+    if min(evaluation["protocol"]["fractions"]) < 1:
+        sentences.append(
+            "penalties, thresholds and rates are chosen on the whole validation split, also where "
+            "few labels are trained on"
+        )
+    return [
+        *sentences,
+        _seen(evaluation),
+        *_absent(evaluation),
+        *_near(evaluation, "test"),
+        *_others(evaluation),
+    ]
+
+
+def _seen(evaluation: Evaluation) -> str:
+    share = evaluation["split"]["seen_in_pretraining"]
+    if share is None:
+        return (
+            "it is unknown whether the encoder was pretrained on these test patches: its training "
+            "shards cannot be read as they were, or hold equal ids with other pixels"
+        )
+    if share == 0:
+        return "pretrained on none of these test patches, compared by pixels and by id"
+    return (
+        f"pretrained on {100 * share:.3g} % of these test patches, without labels: the scores do "
+        "not hold for unseen places"
+    )
+
+
+def _absent(evaluation: Evaluation) -> list[str]:
+    """Return which classes have no training or no test patch."""
+    sentences = []
+    for part, effect in (
+        ("train", "no classifier can know them"),
+        ("test", "they have no score and stay out of all means"),
+    ):
+        counts = evaluation["split"]["positives"][part]
+        names = [
+            name
+            for name, count in zip(evaluation["task"]["classes"], counts, strict=True)
+            if count == 0
+        ]
+        if names:
+            more = f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+            what = {"train": "training", "test": "test"}[part]
+            shown = ", ".join(names[:_NAMED])
+            sentences.append(f"classes without a {what} patch: {shown}{more}; {effect}")
+    return sentences
+
+
+def _near(evaluation: Evaluation, scored: str) -> list[str]:
+    """Return how close the scored patches are to training patches, and to each other."""
+    split, sentences = evaluation["split"], []
+    if split["leakage"]:
+        sentences.append(
+            f"{100 * split['leakage']:.1f} % of the {scored} patches lie in a training cell"
+        )
+    if split["touching"]:
+        sentences.append(
+            f"{100 * split['touching']:.1f} % of the {scored} patches touch a training patch on "
+            "the ground"
+        )
+    if evaluation["protocol"]["bootstrap"]["unit"] == "patch":
+        sentences.append(
+            "too few tiles or ground cells are known to resample by: neighbouring patches count as "
+            "independent, and intervals may be too narrow"
+        )
+    return sentences
+
+
+def _others(evaluation: Evaluation) -> list[str]:
+    choices = [one for row in evaluation["results"] for one in row["choices"]]
+    unsolved = sum(not one.get("converged", True) for one in choices)
+    surplus, unlabelled = (evaluation["shards"][key] for key in ("num_surplus", "num_unlabelled"))
+    return [
+        sentence
+        for known, sentence in (
+            (unsolved, f"{unsolved} of the chosen probes had not converged"),
+            (
+                surplus,
+                f"{surplus} patches of the commoner class were left out: these scores are higher "
+                "than at the natural prevalence",
+            ),
+            (
+                evaluation["protocol"]["others"],
+                "other encoders got these patches normalised as for the pretrained one, which may "
+                "not be how they were trained",
+            ),
+            (unlabelled, f"{unlabelled} patches without a label were left out"),
+        )
+        if known
+    ]
 
 
 def text_table(evaluation: dict[str, Any]) -> str:
@@ -62,22 +265,24 @@ def choice_text(choice: dict[str, Any]) -> str:
 
 
 def choice_table(choice: dict[str, Any]) -> list[list[str]]:
-    """Return header and rows: a checkpoint each, then what stands beside them.
+    """Return header and rows: a checkpoint each, then the controls.
 
-    Scores are in percent with the ends of their intervals; of several kinds the headline.
+    Scores are the primary metric in percent, with the ends of their intervals.
     """
-    results, headline = choice["results"], choice["headline"]
-    asked = list(dict.fromkeys(one["protocol"] for one in results))
+    results, primary = choice["results"], choice["headline"]
+    protocols = list(dict.fromkeys(one["protocol"] for one in results))
     scores = {
-        (one["encoder"], one["protocol"]): _interval(one["scores"][headline]) for one in results
+        (one["encoder"], one["protocol"]): _interval(one["scores"][primary]) for one in results
     }
     losses = dict(zip(choice["steps"], choice["losses"], strict=True))
-    rows = [["", "loss", *(f"{protocol}: {_HEADINGS[headline]}" for protocol in asked)]]
+    rows = [["", "loss", *(f"{protocol}: {_HEADINGS[primary]}" for protocol in protocols)]]
     for encoder, step in {one["encoder"]: one["step"] for one in results}.items():
         loss = losses.get(step)
         mark = " (best)" if step == choice["best"] else ""
         shown = "" if loss is None else f"{loss:.4f}"
-        rows.append([encoder + mark, shown, *(scores.get((encoder, each), "") for each in asked)])
+        rows.append(
+            [encoder + mark, shown, *(scores.get((encoder, each), "") for each in protocols)]
+        )
     return rows
 
 
@@ -92,9 +297,9 @@ def markdown(evaluation: dict[str, Any], level: int = 1) -> str:
         ["Scores in percent with 95 % intervals."],
         _piped(score_table(evaluation, _score_names(evaluation))),
         findings,
-        ["What these figures cannot tell:"],
+        ["Limits:"],
         notes,
-        ["F1 of each class under the linear probe, for orientation: without intervals."],
+        ["F1 of each class under the linear probe, without intervals: classes have few patches."],
         _piped(_class_table(evaluation)),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
@@ -134,7 +339,7 @@ def score_table(evaluation: dict[str, Any], names: list[str] | None = None) -> l
     """Return header and rows of all results; scores in percent with the ends of their intervals.
 
     Args:
-        evaluation: as ``simclr.evaluation.summary.summarise`` builds it.
+        evaluation: as ``evaluation.json`` holds it.
         names: scores to show; None shows all.
     """
     names = _score_names(evaluation) if names is None else names
@@ -148,6 +353,8 @@ def score_table(evaluation: dict[str, Any], names: list[str] | None = None) -> l
 
 
 def _interval(score: dict[str, Any]) -> str:
+    if score["low"] is None:
+        return percent(score["value"])
     return f"{percent(score['value'])} [{percent(score['low'])}, {percent(score['high'])}]"
 
 
@@ -183,13 +390,6 @@ def _wrapped(paragraphs: Iterable[str]) -> list[str]:
             paragraph, TEXT_WIDTH, initial_indent="- ", subsequent_indent="  "
         )
     ]
-
-
-FORMAT = "simclr-s2-evaluation"
-FORMAT_VERSION = 1
-JSON_NAME, MARKDOWN_NAME, FOLDER_NAME = "evaluation.json", "evaluation.md", "evaluation"
-
-Evaluation = dict[str, Any]  # as ``simclr.evaluation.summary.summarise`` builds it
 
 
 def write_report(run_dir: Path, evaluation: Evaluation) -> Path:
@@ -232,3 +432,28 @@ def read_report(path: Path) -> list[Evaluation]:
 def report_text(path: Path) -> str:
     """Return what a terminal shows of one evaluation, from the file that holds it alone."""
     return text_table(json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_choice(path: Path) -> Choice:
+    """Read ``checkpoints.json``.
+
+    Raises:
+        ValueError: it is not such a file, or of another format version.
+    """
+    choice: Choice = json.loads(path.read_text(encoding="utf-8"))
+    found, wanted = (
+        (choice.get("format"), choice.get("format_version")),
+        (CHOICE_FORMAT, CHOICE_FORMAT_VERSION),
+    )
+    if found != wanted:
+        raise ValueError(f"{path} is of {found}, not {wanted}; choose again")
+    return choice
+
+
+def choice_report(path: Path) -> str:
+    """Return what a terminal shows of ``checkpoints.json``: its table, and how to go on."""
+    choice = read_choice(path)
+    options = (
+        f"run={choice['run']} shards={choice['shards']['folder']} task={choice['task']['name']}"
+    )
+    return f"{choice_text(choice)}\nto test it: simclr-evaluate {options} step={choice['best']}"

@@ -1,4 +1,7 @@
-"""Labelled samples come in; training, validation and test indices go out, with their leakage."""
+"""Training, validation and test samples for each seed, with their leakage measured.
+
+A split that the shards carry is taken as it is; drawn splits keep ground cells, or blocks, whole.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from simclr.checkpoint.pretrained import Pretrained
+from simclr.config import Positives
+from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.evaluation.config import SplitRule
 from simclr.evaluation.metrics import BoolArray, Indices
 from simclr.evaluation.task import Task, Texts, ground_blocks, touching
@@ -15,10 +21,10 @@ from simclr.evaluation.task import Task, Texts, ground_blocks, touching
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 BLOCK_SIDE_M = 10_000.0
 
-# Places of one stratum are dealt round and round like this: 50 % train, 20 % validation, 30 %
-# test of every ten; of two a class has one to learn from and one to be tested on.
-_DEAL = (TRAIN, TEST, VALIDATION, TRAIN, TEST, TRAIN, VALIDATION, TRAIN, TEST, TRAIN)
-_DEAL_TRAIN = (TRAIN, TRAIN, VALIDATION)
+# Ground cells of one stratum are assigned in this cycle: of every ten 50 % train, 20 % validation,
+# 30 % test; of two cells of a class one trains and one tests.
+_CYCLE = (TRAIN, TEST, VALIDATION, TRAIN, TEST, TRAIN, VALIDATION, TRAIN, TEST, TRAIN)
+_CYCLE_TRAIN = (TRAIN, TRAIN, VALIDATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +43,9 @@ class Splits:
     Attributes:
         by_seed: the split of each seed; the same one for all seeds unless ``redrawn``.
         redrawn: whether every seed draws its own test set.
-        origin: one sentence for the report.
-        leakage: share of test samples whose place also is a training place; NaN where the places
-            of the test samples are unknown.
+        origin: a sentence for the report.
+        leakage: share of test samples in a ground cell of a training sample; NaN where the cells of
+            the test samples are unknown.
         touching: share of test samples that share ground or an edge with a training sample; NaN
             where it is not known where patches lie.
     """
@@ -59,9 +65,9 @@ class Splits:
 def make_splits(task: Task, seeds: Sequence[int], rule: SplitRule = SplitRule.given) -> Splits:
     """Take the official split that the shards carry, else draw one for each seed.
 
-    A drawn split is stratified by the rarest class of each place and keeps a place whole, since
-    another date of a training place is no test. If the shards name training and test patches
-    but no validation patches, a third of the training places is drawn for validation.
+    A drawn split is stratified by the rarest class of each ground cell and keeps a cell whole,
+    since another date of a training cell is no test. If the shards name training and test patches
+    but no validation patches, a third of the training cells is drawn for validation.
 
     With ``SplitRule.drawn``, squares of ground 10 km wide are kept whole, whatever split the
     shards carry, and training patches that touch a test or validation patch are left out.
@@ -76,9 +82,9 @@ def make_splits(task: Task, seeds: Sequence[int], rule: SplitRule = SplitRule.gi
     if {TRAIN, TEST} <= named:
         return _official(task, seeds, named)
     everything = np.arange(len(task.ids))
-    names = [_deal(task, everything, _whole(task), _DEAL, seed) for seed in seeds]
+    names = [_assign(task, everything, _whole(task), _CYCLE, seed) for seed in seeds]
     splits = tuple(_indices(part) for part in names)
-    origin = "drawn for each seed: 50 % train, 20 % validation, 30 % test, places kept whole"
+    origin = "drawn for each seed: 50 % train, 20 % validation, 30 % test, ground cells kept whole"
     if named:
         origin += f"; the shards name only {', '.join(sorted(named))}"
     return _measured(task, splits, origin, redrawn=True)
@@ -90,11 +96,58 @@ def on_validation(task: Task, splits: Splits) -> Splits:
     return _measured(task, parts, splits.origin, redrawn=splits.redrawn)
 
 
-def strata_of(truth: BoolArray, group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+def seen_in_pretraining(
+    pretrained: Pretrained, dataset: ShardDataset, folder: str, tested: Indices
+) -> float:
+    """Return the share of test samples that the encoder was pretrained on; NaN if unknown.
+
+    A sample is the same if its pixels are (by checksum), or if its id and its position are. It is
+    unknown where the shards of the pretraining cannot be read or have changed, and where only ids
+    are equal that no position confirms, in shards of other bands or size.
+
+    Args:
+        pretrained: the encoder and the settings of its run.
+        dataset: the labelled samples.
+        folder: of their shards, where they may lie now.
+        tested: (T,) samples of the dataset.
+    """
+    config, data = pretrained.config, pretrained.config.data
+    same_shards = pretrained.dataset["fingerprint"] == dataset.fingerprint
+    try:
+        trained = open_dataset(
+            [folder] if same_shards else config.shards,
+            data.bands,
+            data.splits,
+            data.fraction,
+            config.seed,
+            whole_places=data.positives is Positives.season,
+        )
+    except (ValueError, OSError):
+        return float("nan")
+    if trained.fingerprint != pretrained.dataset["fingerprint"]:
+        return float("nan")
+    comparable = trained.manifests[0].layout.groups == dataset.manifests[0].layout.groups
+    seen = np.isin(dataset.index("crc32")[tested], trained.index("crc32")) & comparable
+    known = {str(name): row for row, name in enumerate(trained.index("id"))}
+    ids = dataset.index("id")[tested]
+    pairs = np.array([known.get(str(name), -1) for name in ids], np.intp)
+    equal_id = pairs >= 0
+    located = equal_id & (dataset.index("epsg")[tested] != 0)
+    corners = dataset.index("transform").reshape(-1, 6)[tested][:, [2, 5]]
+    others = trained.index("transform").reshape(-1, 6)[pairs][:, [2, 5]]
+    same_ground = (corners == others).all(axis=1)
+    same_ground &= dataset.index("epsg")[tested] == trained.index("epsg")[pairs]
+    seen |= located & same_ground
+    if (equal_id & ~located & ~seen).any() and not comparable:
+        return float("nan")
+    return float(seen.mean())
+
+
+def strata_of(targets: BoolArray, group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """Return for each group of samples (N,) the rank of its rarest class, C where it has none."""
-    rarity = np.argsort(np.argsort(truth.sum(axis=0), kind="stable"))
-    num_classes = truth.shape[1]
-    rarest = np.where(truth, rarity, num_classes).min(axis=1)
+    rarity = np.argsort(np.argsort(targets.sum(axis=0), kind="stable"))
+    num_classes = targets.shape[1]
+    rarest = np.where(targets, rarity, num_classes).min(axis=1)
     strata = np.full(int(group.max()) + 1, num_classes)
     np.minimum.at(strata, group, rarest)
     return strata
@@ -105,7 +158,7 @@ def _official(task: Task, seeds: Sequence[int], named: set[str]) -> Splits:
     names, origin = task.given_splits, "official split of the shards"
     if VALIDATION not in named:
         names = _draw_validation(task, seeds[0])
-        origin += f"; a third of its training places drawn for validation with seed {seeds[0]}"
+        origin += f"; a third of its training cells drawn for validation with seed {seeds[0]}"
     split = _indices(names)
     return _measured(task, (split,) * len(seeds), origin, redrawn=False)
 
@@ -113,7 +166,7 @@ def _official(task: Task, seeds: Sequence[int], named: set[str]) -> Splits:
 def _draw_validation(task: Task, seed: int) -> Texts:
     train = np.flatnonzero(task.given_splits == TRAIN)
     drawn = task.given_splits.astype("U10")
-    drawn[train] = _deal(task, train, _whole(task), _DEAL_TRAIN, seed)
+    drawn[train] = _assign(task, train, _whole(task), _CYCLE_TRAIN, seed)
     return drawn
 
 
@@ -130,7 +183,8 @@ def _drawn_blocks(task: Task, seeds: Sequence[int]) -> Splits:
         )
     everything = np.arange(len(task.ids))
     splits = tuple(
-        _with_buffer(task, _indices(_deal(task, everything, blocks, _DEAL, seed))) for seed in seeds
+        _with_buffer(task, _indices(_assign(task, everything, blocks, _CYCLE, seed)))
+        for seed in seeds
     )
     parts = (splits[0].train, splits[0].validation, splits[0].test)
     left_out = len(everything) - sum(map(len, parts))
@@ -159,28 +213,30 @@ def _measured(task: Task, splits: tuple[Split, ...], origin: str, *, redrawn: bo
     first, near = splits[0], float("nan")
     if task.ground.known:
         near = float(touching(task.ground, first.test, first.train).mean())
-    return Splits(splits, redrawn, origin, _leakage(first, task.places), near)
+    return Splits(splits, redrawn, origin, _leakage(first, task.cells), near)
 
 
 def _whole(task: Task) -> Texts:
-    """Return what a drawn split keeps whole: a place; a sample without one stands alone."""
-    return np.where(task.places == "", task.ids, task.places)
+    """Return what a drawn split keeps whole: a ground cell, or a sample without one."""
+    return np.where(task.cells == "", task.ids, task.cells)
 
 
-def _deal(task: Task, samples: Indices, whole: Texts, pattern: tuple[str, ...], seed: int) -> Texts:
+def _assign(
+    task: Task, samples: Indices, whole: Texts, pattern: tuple[str, ...], seed: int
+) -> Texts:
     """Return the split (n,) of each of the given samples.
 
-    What ``whole`` (N,) names alike is kept together, shuffled and dealt by its stratum.
+    Samples of one name in ``whole`` (N,) stay together, shuffled and assigned by stratum.
     """
     _, group = np.unique(whole[samples], return_inverse=True)
-    strata = strata_of(task.truth[samples], group)
+    strata = strata_of(task.targets[samples], group)
     order = np.random.default_rng(seed).permutation(len(strata))
     order = order[np.argsort(strata[order], kind="stable")]
     ordered = strata[order]
     turn = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    dealt = np.empty(len(strata), "U10")
-    dealt[order] = np.array(pattern)[turn % len(pattern)]
-    return dealt[group]
+    assigned = np.empty(len(strata), "U10")
+    assigned[order] = np.array(pattern)[turn % len(pattern)]
+    return assigned[group]
 
 
 def _indices(names: Texts) -> Split:
@@ -207,21 +263,21 @@ def _refuse_shared_samples(task: Task) -> None:
         )
 
 
-def _leakage(split: Split, places: Texts) -> float:
-    tested = places[split.test]
+def _leakage(split: Split, cells: Texts) -> float:
+    tested = cells[split.test]
     if (tested == "").any():
         return float("nan")
-    return float(np.isin(tested, places[split.train]).mean())
+    return float(np.isin(tested, cells[split.train]).mean())
 
 
-def label_subset(truth: BoolArray, train: Indices, fraction: float, seed: int) -> Indices:
+def label_subset(targets: BoolArray, train: Indices, fraction: float, seed: int) -> Indices:
     """Return a share of the training samples, sorted; a larger share holds the smaller ones.
 
     Strata are the rarest class of each sample. Every stratum keeps one sample at least, so that a
     small share still has each class to learn from; it may then be larger than asked for.
 
     Args:
-        truth: (N, C) of all samples.
+        targets: (N, C) of all samples.
         train: (n,) the training samples.
         fraction: in (0, 1].
         seed: draws the order in which samples join.
@@ -229,21 +285,21 @@ def label_subset(truth: BoolArray, train: Indices, fraction: float, seed: int) -
     if fraction >= 1:
         return train
     order = np.random.default_rng(seed).permutation(len(train))
-    strata = strata_of(truth[train][order], np.arange(len(train)))
-    place, sizes = _places(strata)
-    first = place == 0
+    strata = strata_of(targets[train][order], np.arange(len(train)))
+    rank, sizes = _ranks(strata)
+    first = rank == 0
     # by how far down its stratum a sample stands, and the first of every stratum before all
-    joining = np.lexsort((sizes, place / sizes, ~first))
+    joining = np.lexsort((sizes, rank / sizes, ~first))
     count = max(round(fraction * len(train)), int(first.sum()))
     return np.sort(train[order[joining[:count]]])
 
 
-def _places(strata: Indices) -> tuple[Indices, Indices]:
-    """Return for each sample its place in its stratum, from 0, and the stratum's size."""
+def _ranks(strata: Indices) -> tuple[Indices, Indices]:
+    """Return for each sample its rank in its stratum, from 0, and the stratum's size."""
     by_stratum = np.argsort(strata, kind="stable")
     ordered = strata[by_stratum]
     starts = np.searchsorted(ordered, ordered)
-    place, sizes = np.empty_like(starts), np.empty_like(starts)
-    place[by_stratum] = np.arange(len(strata)) - starts
+    rank, sizes = np.empty_like(starts), np.empty_like(starts)
+    rank[by_stratum] = np.arange(len(strata)) - starts
     sizes[by_stratum] = np.searchsorted(ordered, ordered, side="right") - starts
-    return place, sizes
+    return rank, sizes

@@ -1,4 +1,4 @@
-"""A dataset and the name of a label set come in; the labelled samples and their truth go out."""
+"""A label set of packed shards as a classification task: targets, ids and the ground of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOLERANCE = 1e-3  # of a side: coordinates written as text lose their last digi
 
 @dataclass(frozen=True, slots=True)
 class Footprints:
-    """The ground of N square patches, all of about one size.
+    """Ground covered by N square patches, all of about one size.
 
     Attributes:
         epsg: (N,) coordinate system; 0 without one.
@@ -32,7 +32,7 @@ class Footprints:
 
     @property
     def known(self) -> bool:
-        """Whether every patch has a place on the ground."""
+        """Whether the position of every patch is known."""
         return bool(len(self.epsg)) and bool((self.epsg != 0).all()) and self.side > 0
 
 
@@ -78,15 +78,15 @@ def touching(ground: Footprints, queries: Indices, others: Indices) -> BoolArray
     found = np.zeros(len(queries), bool)
     # patches that touch are at most one cell apart
     for step in ((x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)):
-        start, count = _members(cells[order], cells[queries] + np.array([0, *step]))
+        start, count = _equal_rows(cells[order], cells[queries] + np.array([0, *step]))
         for k in range(int(count.max(initial=0))):
-            asked = np.flatnonzero((count > k) & ~found)
-            found[asked] |= _meet(ground, queries[asked], order[start[asked] + k])
+            open_ = np.flatnonzero((count > k) & ~found)
+            found[open_] |= _meet(ground, queries[open_], order[start[open_] + k])
     return found
 
 
-def _members(held: Indices, sought: Indices) -> tuple[Indices, Indices]:
-    """Return first place and number of the rows of ``held`` (sorted) that equal each sought row."""
+def _equal_rows(held: Indices, sought: Indices) -> tuple[Indices, Indices]:
+    """Return first index and number of the rows of ``held`` (sorted) that equal each sought row."""
     names = np.unique(np.concatenate([held, sought]), axis=0, return_inverse=True)[1].ravel()
     own, other = names[: len(held)], names[len(held) :]
     start = np.searchsorted(own, other, side="left")
@@ -102,35 +102,35 @@ def _meet(ground: Footprints, first: Indices, second: Indices) -> BoolArray:
 
 Texts = npt.NDArray[np.str_]
 
-# The subset is part of the task, not of a trial: every seed sees the same patches.
+# The subset is part of the task, not of a job: every seed sees the same patches.
 _BALANCE_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked of N labelled samples, in the order of their dataset.
+    """The targets of N labelled samples and where they lie, in the order of their data set.
 
     Attributes:
         name: of the label set.
         kind: ``single``, ``binary`` or ``multi``, see ``simclr.evaluation.config.SCORES``.
-        classes: C class names; of a binary task the yes alone, which is its second class.
-        truth: (N, C).
+        classes: C class names; of a binary task its second class alone, the yes.
+        targets: (N, C).
         ids: (N,) unique within a source, here preceded by its name.
-        places: (N,) ground cell, empty where unknown.
+        cells: (N,) ground cell, empty where unknown.
         blocks: (N,) ground that splits keep whole, empty where the source has none.
         tiles: (N,) MGRS tile, empty where unknown.
         ground: where the patches lie.
         given_splits: (N,) split that the shards carry, empty where none.
-        num_unlabelled: samples of the shards that have no answer in this label set.
-        num_surplus: labelled samples left out so that both answers are as common.
+        num_unlabelled: samples of the shards without labels in this set.
+        num_surplus: labelled samples left out to balance a binary task.
     """
 
     name: str
     kind: str
     classes: tuple[str, ...]
-    truth: BoolArray
+    targets: BoolArray
     ids: Texts
-    places: Texts
+    cells: Texts
     blocks: Texts
     tiles: Texts
     ground: Footprints
@@ -145,37 +145,37 @@ def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Ta
     Args:
         dataset: loses every sample that is no part of the task.
         name: of the label set.
-        balanced: of a yes or no: keep as many of both in every split.
+        balanced: of a binary task: keep as many of both classes in every split.
 
     Raises:
         ValueError: there is no such label set, nothing is labelled, all labels are the same, a
-            row is not what the kind of the label set allows, or a task that is no yes or no is
-            to be balanced.
+            row is not what the kind of the label set allows, or a task to be balanced is not
+            binary.
     """
     label_set, labels = dataset.label_set(name), dataset.labels(name)
     known = ~(labels == UNKNOWN_LABEL).all(axis=1)
     if not known.any():
         raise ValueError(
-            f"none of the {len(labels)} patches has an answer in label set {name!r}; pack them "
+            f"none of the {len(labels)} patches has a label in label set {name!r}; pack them "
             "with labels, or name another task"
         )
     _check_labels(label_set, labels[known])
     dataset.select(np.flatnonzero(known))
-    kind, classes, truth = _as_asked(label_set, labels[known].astype(bool))
+    kind, classes, targets = _kind_of(label_set, labels[known].astype(bool))
     num_surplus = 0
     if balanced:
-        kept = _as_many_of_both(name, kind, truth, dataset.index("split"))
-        num_surplus = len(truth) - len(kept)
+        kept = _balanced_rows(name, kind, targets, dataset.index("split"))
+        num_surplus = len(targets) - len(kept)
         dataset.select(kept)
-        truth = truth[kept]
+        targets = targets[kept]
     sources = np.array(dataset.sources)[dataset.source]
     return Task(
         f"{name}-balanced" if balanced else name,
         kind,
         classes,
-        truth,
+        targets,
         ids=np.char.add(np.char.add(sources, "/"), dataset.index("id")),
-        places=dataset.index("place"),
+        cells=dataset.index("place"),
         blocks=dataset.index("block"),
         tiles=dataset.index("tile"),
         ground=footprints(dataset),
@@ -204,26 +204,26 @@ def _check_labels(label_set: LabelSet, labels: npt.NDArray[np.uint8]) -> None:
         )
 
 
-def _as_asked(label_set: LabelSet, truth: BoolArray) -> tuple[str, tuple[str, ...], BoolArray]:
-    """Return kind, classes and truth; two exclusive classes become one yes or no."""
+def _kind_of(label_set: LabelSet, targets: BoolArray) -> tuple[str, tuple[str, ...], BoolArray]:
+    """Return kind, classes and targets; two exclusive classes become one yes or no."""
     if label_set.kind == "single" and len(label_set.classes) == 2:
-        return "binary", label_set.classes[1:], truth[:, 1:]
+        return "binary", label_set.classes[1:], targets[:, 1:]
     if label_set.kind == "multi" and len(label_set.classes) == 1:
-        return "binary", label_set.classes, truth
-    return label_set.kind, label_set.classes, truth
+        return "binary", label_set.classes, targets
+    return label_set.kind, label_set.classes, targets
 
 
-def _as_many_of_both(name: str, kind: str, truth: BoolArray, splits: Texts) -> Indices:
+def _balanced_rows(name: str, kind: str, targets: BoolArray, splits: Texts) -> Indices:
     """Return the samples to keep, sorted: in each split as many yes as no, the same every time."""
     if kind != "binary":
         raise ValueError(
-            f"label set {name!r} is no yes or no and cannot be balanced; leave task.balanced out"
+            f"label set {name!r} is not binary and cannot be balanced; leave balanced out"
         )
     random = np.random.default_rng(_BALANCE_SEED)
     kept = []
     for split in np.unique(splits):
         inside = splits == split
-        answers = [np.flatnonzero(inside & (truth[:, 0] == answer)) for answer in (False, True)]
+        answers = [np.flatnonzero(inside & (targets[:, 0] == answer)) for answer in (False, True)]
         fewer = min(map(len, answers))
         kept += [random.permutation(rows)[:fewer] for rows in answers]
     chosen = np.sort(np.concatenate(kept))

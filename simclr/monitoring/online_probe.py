@@ -20,13 +20,19 @@ from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import Samples, permute
 from simclr.distributed import DistributedContext, copy_from_main_rank, from_main_rank, gather_rows
-from simclr.evaluation.baselines import image_statistics, random_encoder
-from simclr.evaluation.config import SCORES
+from simclr.evaluation.baselines import (
+    EvalData,
+    EvalJob,
+    EvaluatedEncoder,
+    image_statistics,
+    random_encoder,
+)
+from simclr.evaluation.config import SCORES, EvaluateConfig, Protocol
 from simclr.evaluation.features import Features
-from simclr.evaluation.metrics import plain, score_panel
+from simclr.evaluation.metrics import metric_table, unit_weights
+from simclr.evaluation.probes import knn, linear_probe
 from simclr.evaluation.splits import Split, make_splits
 from simclr.evaluation.task import Task, open_task
-from simclr.evaluation.trials import Subject, Trial, try_knn, try_probe
 from simclr.model.batchnorm import running_statistics
 from simclr.monitoring.health import moments, ranks_of_moments
 
@@ -113,26 +119,28 @@ class OnlineProbe:
         return told
 
     def _scores(self, features: Features) -> dict[str, float]:
-        subject = Subject(_ENCODER, _SEED, features)
-        neighbours = self._config.monitor.neighbours
-        trials = {
-            "knn": try_knn(subject, self._task, self._split, neighbours),
-            "probe": try_probe(subject, self._task, self._split),
-        }
         ranks = ranks_of_moments(moments(torch.from_numpy(features)))
         return {
             **{f"held_out/{name}": value for name, value in ranks.items()},
             **{
-                f"{name}/{score}": value
-                for name, trial in trials.items()
-                for score, value in _panel(trial, self._task).items()
+                f"{protocol.name}/{score}": value
+                for protocol in (Protocol.knn, Protocol.probe)
+                for score, value in self._table(protocol, features).items()
             },
         }
 
     def _headline(self, features: Features) -> float:
-        subject = Subject(_ENCODER, _SEED, features)
-        trial = try_probe(subject, self._task, self._split)
-        return _panel(trial, self._task)[SCORES[self._task.kind][0]]
+        return self._table(Protocol.probe, features)[SCORES[self._task.kind][0]]
+
+    def _table(self, protocol: Protocol, features: Features) -> dict[str, float]:
+        encoder = EvaluatedEncoder(_ENCODER, None, None)
+        job = EvalJob(encoder, protocol, 1.0, _SEED, self._split)
+        config = EvaluateConfig(neighbours=self._config.monitor.neighbours)
+        data = EvalData(self._task, lambda _: features, config)
+        result = knn(job, data) if protocol is Protocol.knn else linear_probe(job, data)
+        table = metric_table(result.targets, result.predictions, self._task.kind)
+        overall = table(unit_weights(len(result.test))).overall
+        return {name: float(value[0]) for name, value in overall.items()}
 
 
 def _held_out(config: TrainConfig) -> tuple[ShardDataset, Task, Split]:
@@ -147,11 +155,6 @@ def _held_out(config: TrainConfig) -> tuple[ShardDataset, Task, Split]:
         np.flatnonzero(np.isin(chosen, part)) for part in (whole.train, whole.validation)
     )
     return dataset, open_task(dataset, config.monitor.task), Split(train, validation, validation)
-
-
-def _panel(trial: Trial, task: Task) -> dict[str, float]:
-    panel = score_panel(trial.truth, trial.answers, task.kind)(plain(len(trial.truth)))
-    return {name: float(value[0]) for name, value in panel.overall.items()}
 
 
 def open_probe(config: TrainConfig, context: DistributedContext) -> OnlineProbe | None:

@@ -8,7 +8,8 @@ import json
 import matplotlib.image
 
 from jobs.figures.evaluation import write_evaluation_page
-from simclr.evaluation.checkpoint_selection import FORMAT, FORMAT_VERSION
+from simclr.evaluation.report import CHOICE_FORMAT as FORMAT
+from simclr.evaluation.report import CHOICE_FORMAT_VERSION as FORMAT_VERSION
 
 
 def result(encoder, step, protocol, value):

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from simclr.evaluation import bootstrap
 from simclr.evaluation.metrics import accuracy
@@ -43,35 +42,22 @@ def test_samples_of_one_block_are_drawn_together():
 
 
 @pytest.mark.parametrize(
-    ("tiles", "places", "unit"),
+    ("tiles", "cells", "unit"),
     [
-        (["a", "b"] * 15, [f"p{i // 2}" for i in range(30)], "patch"),  # 15 places are too few
-        (["a", "b"] * 15, ["p0", *(f"p{i}" for i in range(29))], "place"),
+        (["a", "b"] * 15, [f"p{i // 2}" for i in range(30)], "patch"),  # 15 cells are too few
+        (["a", "b"] * 15, ["p0", *(f"p{i}" for i in range(29))], "cell"),
         ([""] + ["a"] * 29, ["p"] * 29 + [""], "patch"),  # neither is known everywhere
         ([f"t{i}" for i in range(30)], [f"p{i}" for i in range(30)], "patch"),  # nothing is shared
         (["t0", *(f"t{i}" for i in range(29))], ["p"] * 30, "tile"),
     ],
 )
-def test_the_coarsest_unit_with_enough_blocks_is_taken(tiles, places, unit):
-    units = {"tile": np.array(tiles), "place": np.array(places)}
+def test_the_coarsest_unit_with_enough_blocks_is_taken(tiles, cells, unit):
+    units = {"tile": np.array(tiles), "cell": np.array(cells)}
     assert bootstrap.choose_blocks(units, 30).unit == unit
 
 
-def test_the_interval_of_an_accuracy_covers_the_truth_about_95_times_in_100():
-    rng = np.random.default_rng(0)
-    share, covered, num_trials = 0.7, 0, 300
-    for trial in range(num_trials):
-        truth = np.ones((120, 1), bool)
-        predicted = rng.random((120, 1)) < share
-        chunks = bootstrap.resamples(patches(120), 400, seed=trial)
-        distribution = np.concatenate([accuracy(truth, predicted, chunk) for chunk in chunks])
-        interval = bootstrap.percentile_interval(float(predicted.mean()), distribution)
-        covered += interval.low <= share <= interval.high
-    assert 0.91 <= covered / num_trials <= 0.98
-
-
 def clustered(rng, num_blocks, per_block):
-    """Answers (N, 1) to patches whose chance of being right, 0.7 on average, is that of a block."""
+    """Predictions (N, 1), right with the chance of their block, 0.7 on average."""
     chance = rng.beta(2.1, 0.9, num_blocks).repeat(per_block)
     return rng.random((len(chance), 1)) < chance[:, None]
 
@@ -86,16 +72,21 @@ def test_intervals_by_block_cover_the_truth_where_those_by_patch_do_not():
     }
     assert units["block"].unit == "block"
     covered = dict.fromkeys(units, 0)
-    for trial in range(num_trials):
+    for result in range(num_trials):
         predicted = clustered(rng, num_blocks, per_block)
         for unit, blocks in units.items():
-            chunks = bootstrap.resamples(blocks, 200, seed=trial)
-            drawn = np.concatenate(
-                [accuracy(np.ones_like(predicted), predicted, chunk) for chunk in chunks]
+            drawn, left_out = (
+                np.concatenate(
+                    [accuracy(np.ones_like(predicted), predicted, chunk) for chunk in chunks]
+                )
+                for chunks in (
+                    bootstrap.resamples(blocks, 200, seed=result),
+                    bootstrap.left_out_counts(blocks),
+                )
             )
-            interval = bootstrap.percentile_interval(float(predicted.mean()), drawn)
+            value = float(predicted.mean())
+            interval = bootstrap.score_interval(value, drawn, left_out, blocks.count)
             covered[unit] += interval.low <= 0.7 <= interval.high
-    # percentiles of 40 blocks are a little narrow: Student's quantile alone would add 3 %
     assert 0.90 <= covered["block"] / num_trials <= 0.98
     assert covered["patch"] / num_trials < 0.80
 
@@ -103,15 +94,16 @@ def test_intervals_by_block_cover_the_truth_where_those_by_patch_do_not():
 def test_two_encoders_of_equal_skill_are_told_apart_once_in_twenty():
     rng = np.random.default_rng(2)
     told, num_trials = 0, 300
-    for trial in range(num_trials):
+    for result in range(num_trials):
         hard = rng.random((200, 1))  # what one finds hard the other does too: a paired design
         first, second = ((hard + rng.normal(0, 0.3, (200, 1))) < 0.7 for _ in range(2))
         truth = np.ones_like(first)
-        chunks = list(bootstrap.resamples(patches(200), 300, seed=trial))
+        chunks = list(bootstrap.resamples(patches(200), 300, seed=result))
         drawn = np.concatenate(
             [accuracy(truth, first, chunk) - accuracy(truth, second, chunk) for chunk in chunks]
         )
-        told += bootstrap.two_sided_p(drawn) < 0.05
+        value = float(first.mean() - second.mean())
+        told += bootstrap.difference_interval(value, drawn, 200)[1] < 0.05
     assert 0.02 <= told / num_trials <= 0.09
 
 
@@ -130,18 +122,23 @@ def test_the_corrected_interval_covers_the_difference_of_repeated_splits():
     assert missed[0.0] / 400 > 0.15
 
 
-def test_student_quantiles_equal_scipy():
-    for degrees in (*range(1, 60), 200):
-        expected = stats.t.ppf(0.975, degrees)
-        assert bootstrap.student_quantile(degrees) == pytest.approx(expected, rel=2e-3)
-        if degrees <= 30:
-            assert bootstrap.student_quantile(degrees) == pytest.approx(expected, abs=1e-4)
+def test_undefined_resamples_are_left_out_and_equal_ones_give_no_interval():
+    draws, left_out = np.array([np.nan, 0.4, 0.5, 0.6]), np.array([0.45, 0.55, np.nan])
+    interval = bootstrap.score_interval(0.5, draws, left_out, 30)
+    assert 0 <= interval.low <= 0.5 <= interval.high <= 1
+    for alike in (np.array([0.5, 0.5]), np.array([np.nan, 0.5])):
+        assert math.isnan(bootstrap.score_interval(0.5, alike, left_out, 30).low)
+        interval, p_value = bootstrap.difference_interval(0.5, alike, 30)
+        assert math.isnan(interval.low)
+        assert p_value == 1
+        assert not interval.excludes_zero
 
 
-def test_undefined_resamples_are_left_out_of_an_interval():
-    interval = bootstrap.percentile_interval(0.5, np.array([np.nan, 0.5, 0.5]))
-    assert (interval.low, interval.high) == (0.5, 0.5)
-    assert math.isnan(bootstrap.percentile_interval(0.5, np.array([np.nan])).low)
+@pytest.mark.parametrize("num_samples", [30, 250, 1000])
+def test_every_sample_is_left_out_once(num_samples):
+    counts = np.concatenate(list(bootstrap.left_out_counts(patches(num_samples))))
+    assert len(counts) == min(num_samples, 250)
+    assert (counts.sum(axis=0) == len(counts) - 1).all()
 
 
 def test_one_seed_has_no_interval_over_seeds():

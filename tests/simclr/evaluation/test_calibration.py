@@ -8,18 +8,20 @@ from sklearn import metrics
 
 from simclr.evaluation.metrics import (
     NUM_BINS,
-    Answers,
+    Predictions,
     claims,
     decide,
-    plain,
+    metric_table,
     reliability,
-    score_panel,
+    unit_weights,
 )
 
 
 def panel(truth, scores, kind, weights=None):
-    answers = Answers(scores, decide(scores, kind, 0.5))
-    return score_panel(truth, answers, kind)(plain(len(truth)) if weights is None else weights)
+    answers = Predictions(scores, decide(scores, kind, 0.5))
+    return metric_table(truth, answers, kind)(
+        unit_weights(len(truth)) if weights is None else weights
+    )
 
 
 def error_by_loops(probability, right):

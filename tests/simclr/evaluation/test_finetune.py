@@ -13,7 +13,7 @@ from simclr.config import AugmentConfig, EncoderName, ModelConfig, Stem
 from simclr.data.dataset import open_dataset
 from simclr.evaluation.baselines import random_encoder
 from simclr.evaluation.config import FinetuneConfig, Protocol
-from simclr.evaluation.features import Patches
+from simclr.evaluation.features import LabelledPatches
 from simclr.evaluation.finetune import finetune, predict
 from simclr.evaluation.task import open_task
 
@@ -29,7 +29,7 @@ def patches(tmp_path_factory):
     dataset = open_dataset([str(shards)], BANDS)
     task = open_task(dataset, "labels")
     maker = ViewMaker(dataset, AugmentConfig(preset="none"), 0, CPU)
-    return Patches(dataset, maker, np.arange(64), task.truth, task.kind, CPU)
+    return LabelledPatches(dataset, maker, np.arange(64), task.targets, task.kind, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def tuned(patches, encoder, depth=Protocol.finetune_all, config=SHORT, seed=0):
 
 def accuracy(found, patches, rows):
     scores = predict(found, patches.only(rows))
-    return (scores.argmax(axis=1) == patches.truth[rows].argmax(axis=1)).mean()
+    return (scores.argmax(axis=1) == patches.targets[rows].argmax(axis=1)).mean()
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_every_patch_is_shown_once_an_epoch_in_batches_that_are_never_short(patc
     ordered = list(some.in_order(8))
     for _, ids, views, truth in batches[:2]:
         torch.testing.assert_close(views, torch.cat(ordered)[ids - 3])
-        np.testing.assert_array_equal(truth.numpy(), patches.truth[ids.numpy()])
+        np.testing.assert_array_equal(truth.numpy(), patches.targets[ids.numpy()])
 
 
 def test_a_network_without_stages_can_be_trained_whole(patches):

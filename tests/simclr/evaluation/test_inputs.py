@@ -91,7 +91,7 @@ def dealt(label, train, validation, test):
 
 def test_unlabelled_shards_are_refused(refusal):
     line = refusal(*[(None, "train")] * 4)
-    assert line.startswith("none of the 4 patches has an answer in label set 'covers'; ")
+    assert line.startswith("none of the 4 patches has a label in label set 'covers'; ")
 
 
 def test_partly_labelled_shards_are_scored_by_what_is_labelled(command, run):
@@ -99,7 +99,7 @@ def test_partly_labelled_shards_are_scored_by_what_is_labelled(command, run):
     code, out, err = command(*patches)
     assert code == 0, err
     assert "24 labelled patches: 12 train, 6 validation, 6 test" in out
-    assert "9 patches without an answer were left out" in out
+    assert "9 patches without a label were left out" in out
 
 
 def test_two_ranks_of_this_machine_find_the_same(command, run):

@@ -1,4 +1,4 @@
-"""Patches touch if they share ground or an edge; blocks are squares of ground."""
+"""LabelledPatches touch if they share ground or an edge; blocks are squares of ground."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def roc_auc(truth, scores, weights):
 
 
 def panel_of(truth, scores, predicted, kind, weights):
-    return ours.score_panel(truth, ours.Answers(scores, predicted), kind)(weights).overall
+    return ours.metric_table(truth, ours.Predictions(scores, predicted), kind)(weights).overall
 
 
 @st.composite
@@ -115,7 +115,7 @@ def test_macro_scores_of_single_labels_equal_scikit_learn():
     scores = rng.dirichlet(np.ones(4), 200).round(2)
     truth = np.eye(4, dtype=bool)[labels]
     predicted = ours.decide(scores, "single", 0.5)
-    panel = panel_of(truth, scores, predicted, "single", ours.eval_views(200))
+    panel = panel_of(truth, scores, predicted, "single", ours.unit_weights(200))
     chosen = scores.argmax(axis=1)
     assert panel["accuracy"][0] == pytest.approx(metrics.accuracy_score(labels, chosen))
     assert panel["f1_macro"][0] == pytest.approx(metrics.f1_score(labels, chosen, average="macro"))
@@ -129,7 +129,7 @@ def test_macro_scores_of_single_labels_equal_scikit_learn():
 def test_binary_scores_are_those_of_the_yes_alone():
     rng = np.random.default_rng(6)
     truth, scores = rng.random((80, 1)) < 0.1, rng.random((80, 1))
-    panel = panel_of(truth, scores, scores >= 0.8, "binary", ours.eval_views(80))
+    panel = panel_of(truth, scores, scores >= 0.8, "binary", ours.unit_weights(80))
     assert tuple(panel) == ours.SCORES["binary"]
     for name, oracle in (
         ("average_precision", metrics.average_precision_score(truth[:, 0], scores[:, 0])),
@@ -144,8 +144,8 @@ def test_an_empty_class_is_nan_by_itself_and_absent_from_the_macro_mean():
     truth = np.array([[1, 0], [0, 0], [1, 0]], bool)
     scores = np.array([[0.9, 0.1], [0.2, 0.2], [0.8, 0.3]])
     predicted = ours.decide(scores, "multi", 0.5)
-    panel = panel_of(truth, scores, predicted, "multi", ours.eval_views(3))
-    assert np.isnan(average_precision(truth[:, 1], scores[:, 1], ours.eval_views(3))[0])
+    panel = panel_of(truth, scores, predicted, "multi", ours.unit_weights(3))
+    assert np.isnan(average_precision(truth[:, 1], scores[:, 1], ours.unit_weights(3))[0])
     assert panel["average_precision_macro"][0] == 1
     assert panel["f1_macro"][0] == 1
 
@@ -158,7 +158,7 @@ def test_weights_of_two_equal_the_same_set_written_twice():
     twice = np.repeat(np.arange(30), counts)
     weighted = panel_of(truth, scores, predicted, "multi", counts[None].astype(np.int32))
     written = panel_of(
-        truth[twice], scores[twice], predicted[twice], "multi", ours.eval_views(len(twice))
+        truth[twice], scores[twice], predicted[twice], "multi", ours.unit_weights(len(twice))
     )
     for name in ours.SCORES["multi"]:
         np.testing.assert_allclose(weighted[name], written[name], rtol=1e-6)
@@ -189,9 +189,9 @@ def test_balanced_scores_are_those_of_a_set_with_every_yes_repeated():
     rng = np.random.default_rng(1)
     truth, scores = np.arange(60)[:, None] % 4 == 0, rng.random((60, 1)).round(1)
     predicted, balanced = scores >= 0.7, scores >= 0.4
-    found = ours.score_panel(truth, ours.Answers(scores, predicted, balanced), "binary")
+    found = ours.metric_table(truth, ours.Predictions(scores, predicted, balanced), "binary")
     evened = np.repeat(np.arange(60), np.where(truth[:, 0], 3, 1))  # 45 yes, 45 no
-    panel = found(ours.eval_views(60)).overall
+    panel = found(ours.unit_weights(60)).overall
     assert panel["average_precision_balanced"][0] == pytest.approx(
         metrics.average_precision_score(truth[evened, 0], scores[evened, 0]), rel=1e-12
     )

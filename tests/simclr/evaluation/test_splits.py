@@ -1,4 +1,4 @@
-"""Splits are stratified, seeded, and keep places whole; shared samples stop."""
+"""Splits are stratified, seeded, and keep cells whole; shared samples stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from simclr.evaluation.splits import make_splits
 from simclr.evaluation.task import Footprints, Task
 
 
-def make_task(truth, places=None, given=None, ids=None, ground=None):
+def make_task(truth, cells=None, given=None, ids=None, ground=None):
     num_samples = len(truth)
     blank = np.full(num_samples, "")
     blank_corner = (np.zeros(num_samples), np.zeros(num_samples))
@@ -17,9 +17,9 @@ def make_task(truth, places=None, given=None, ids=None, ground=None):
         name="land",
         kind="single",
         classes=tuple(f"class {c}" for c in range(truth.shape[1])),
-        truth=truth.astype(bool),
+        targets=truth.astype(bool),
         ids=np.array([f"s/{i}" for i in range(num_samples)]) if ids is None else np.array(ids),
-        places=blank if places is None else np.array(places),
+        cells=blank if cells is None else np.array(cells),
         blocks=blank,
         tiles=blank,
         ground=ground or Footprints(np.zeros(num_samples, np.int32), *blank_corner, 0.0),
@@ -53,11 +53,11 @@ def test_the_seed_alone_decides_a_drawn_split():
 
 
 def test_dates_of_one_place_stay_together():
-    places = np.repeat([f"cell-{i}" for i in range(40)], 5)
-    splits = make_splits(make_task(balanced(), places=places), [0, 1])
+    cells = np.repeat([f"cell-{i}" for i in range(40)], 5)
+    splits = make_splits(make_task(balanced(), cells=cells), [0, 1])
     for split in splits.by_seed:
-        cells = [set(places[part]) for part in parts(split)]
-        assert sum(map(len, cells)) == len(set.union(*cells))
+        sets = [set(cells[part]) for part in parts(split)]
+        assert sum(map(len, sets)) == len(set.union(*sets))
     assert splits.leakage == 0
 
 
@@ -82,8 +82,8 @@ def test_official_splits_are_taken_as_they_are_and_the_rest_is_left_out():
 
 def test_leakage_is_the_share_of_test_samples_at_a_training_place():
     given = ["train"] * 5 + ["validation"] + ["test"] * 4
-    places = ["a", "b", "c", "d", "e", "f", "a", "b", "x", "y"]
-    splits = make_splits(make_task(balanced(2, 5), places, given), [0])
+    cells = ["a", "b", "c", "d", "e", "f", "a", "b", "x", "y"]
+    splits = make_splits(make_task(balanced(2, 5), cells, given), [0])
     assert splits.leakage == 0.5
 
 
@@ -95,7 +95,7 @@ def test_missing_validation_is_drawn_from_official_training_patches_only():
     assert set(official[split.train]) == set(official[split.validation]) == {"train"}
     np.testing.assert_array_equal(split.test, np.flatnonzero(official == "test"))
     assert len(split.validation) == 6
-    assert "a third of its training places" in splits.origin
+    assert "a third of its training cells" in splits.origin
 
 
 def test_shards_that_name_only_training_patches_are_split_anew_and_the_report_says_so():

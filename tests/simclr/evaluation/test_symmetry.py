@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from simclr.evaluation.features import NUM_SYMMETRIES, averaged, draw_symmetries, turned
+from simclr.evaluation.features import (
+    NUM_SYMMETRIES,
+    apply_symmetry,
+    averaged_over_symmetries,
+    draw_symmetries,
+)
 
 
 def test_the_symmetries_are_the_turns_and_flips_of_the_square():
     view = torch.arange(9.0).reshape(1, 1, 3, 3)
     found = {
-        tuple(turned(view, torch.tensor([k])).flatten().tolist()) for k in range(NUM_SYMMETRIES)
+        tuple(apply_symmetry(view, torch.tensor([k])).flatten().tolist())
+        for k in range(NUM_SYMMETRIES)
     }
     expected = {
         tuple(torch.rot90(one, k, (2, 3)).flatten().tolist())
@@ -22,9 +28,11 @@ def test_the_symmetries_are_the_turns_and_flips_of_the_square():
 
 def test_each_view_has_its_own_symmetry():
     views = torch.randn(8, 2, 4, 4)
-    together = turned(views, torch.arange(8))
+    together = apply_symmetry(views, torch.arange(8))
     for k in range(8):
-        torch.testing.assert_close(together[k : k + 1], turned(views[k : k + 1], torch.tensor([k])))
+        torch.testing.assert_close(
+            together[k : k + 1], apply_symmetry(views[k : k + 1], torch.tensor([k]))
+        )
 
 
 def test_draws_are_even_and_depend_on_epoch_seed_and_sample_alone():
@@ -37,6 +45,6 @@ def test_draws_are_even_and_depend_on_epoch_seed_and_sample_alone():
 
 def test_an_averaged_network_gives_the_same_for_a_turned_view():
     weight = torch.randn(5, 16)
-    network = averaged(lambda views: views.flatten(1) @ weight.T)
+    network = averaged_over_symmetries(lambda views: views.flatten(1) @ weight.T)
     view = torch.randn(2, 1, 4, 4)
     torch.testing.assert_close(network(torch.rot90(view, 1, (2, 3))), network(view))

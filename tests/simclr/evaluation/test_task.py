@@ -22,7 +22,7 @@ def relabel(shards, rows, value):
             file["labels/labels"][()] = labels
 
 
-def test_unlabelled_patches_leave_the_dataset_and_the_rest_stay_in_order(tmp_path):
+def test_unlabelled_patches_leave_the_corpus_and_the_rest_stay_in_order(tmp_path):
     shards = packed_arrays(tmp_path, 24, num_shards=2)
     relabel(shards, [0, 5], 255)
     dataset = open_dataset([str(shards)], BANDS)
@@ -31,7 +31,7 @@ def test_unlabelled_patches_leave_the_dataset_and_the_rest_stay_in_order(tmp_pat
     kept = np.delete(np.arange(24), [0, 5, 12, 17])
     np.testing.assert_array_equal(dataset.sample_id, kept)
     assert task.ids.tolist() == [f"arrays/{name}" for name in ids[kept]]
-    np.testing.assert_array_equal(task.truth.argmax(axis=1), kept % 4)
+    np.testing.assert_array_equal(task.targets.argmax(axis=1), kept % 4)
     assert task.num_unlabelled == 4
 
 
@@ -39,7 +39,7 @@ def test_two_exclusive_classes_are_asked_as_yes_or_no(tmp_path):
     dataset = open_dataset([str(packed_arrays(tmp_path, 12, classes=("dry", "wet")))], BANDS)
     task = open_task(dataset, "labels")
     assert (task.kind, task.classes) == ("binary", ("wet",))
-    np.testing.assert_array_equal(task.truth[:, 0], np.arange(12) % 2 == 1)
+    np.testing.assert_array_equal(task.targets[:, 0], np.arange(12) % 2 == 1)
 
 
 def test_an_unknown_task_lists_the_known_ones(tmp_path):
@@ -51,7 +51,7 @@ def test_an_unknown_task_lists_the_known_ones(tmp_path):
 def test_shards_without_any_answer_stop(tmp_path):
     shards = packed_arrays(tmp_path, 8)
     relabel(shards, slice(None), 255)
-    with pytest.raises(ValueError, match="none of the 8 patches has an answer"):
+    with pytest.raises(ValueError, match="none of the 8 patches has a label"):
         open_task(open_dataset([str(shards)], BANDS), "labels")
 
 

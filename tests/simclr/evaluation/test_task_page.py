@@ -46,7 +46,7 @@ def test_the_table_of_the_page_is_a_task_of_several_classes(tmp_path):
     (table,) = blocks(PAGE, "")
     task = open_task(packed(tmp_path, table), "crops")
     assert (task.kind, task.classes) == ("multi", ("maize", "rape", "wheat"))
-    assert task.truth.tolist() == [
+    assert task.targets.tolist() == [
         [False, True, True],
         [True, False, False],
         [False, False, True],

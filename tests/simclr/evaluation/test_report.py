@@ -10,15 +10,14 @@ import torch
 
 from simclr.checkpoint.pretrained import load_pretrained
 from simclr.data.dataset import open_dataset
-from simclr.evaluation.bootstrap import choose_blocks, resamples
-from simclr.evaluation.comparison import score_trials
-from simclr.evaluation.config import EvaluateConfig
-from simclr.evaluation.metrics import Answers
-from simclr.evaluation.session import PRETRAINED, Setting
+from simclr.evaluation.baselines import EvalResult
+from simclr.evaluation.bootstrap import choose_blocks, score_results
+from simclr.evaluation.config import PRETRAINED, EvaluateConfig, Protocol
+from simclr.evaluation.evaluate import EvalSetup, evaluation_report
+from simclr.evaluation.features import FeatureCache
+from simclr.evaluation.metrics import Predictions
 from simclr.evaluation.splits import make_splits
-from simclr.evaluation.summary import summarise
 from simclr.evaluation.task import open_task
-from simclr.evaluation.trials import PROBE, Trial
 
 
 @pytest.fixture
@@ -30,24 +29,41 @@ def setting(trained_run):
     config = EvaluateConfig(run="run", shards="shards", task="labels", seeds=[0])
     pretrained = load_pretrained(trained_run.folder, torch.device("cpu"))
     blocks = choose_blocks({}, len(splits.by_seed[0].test))
-    return Setting(config, pretrained, dataset, task, splits, blocks)
+    return EvalSetup(config, pretrained, dataset, task, splits, blocks)
 
 
 def make_trial(setting, encoder, num_right, **choices):
     """A trial that is right on the first ``num_right`` of the 24 test patches."""
     test = setting.splits.by_seed[0].test
-    truth = setting.task.truth[test]
+    truth = setting.task.targets[test]
     predicted = np.roll(truth, 1, axis=1)
     predicted[:num_right] = truth[:num_right]
-    return Trial(
-        encoder, PROBE, 0, test, truth, Answers(predicted.astype(float), predicted), choices
+    return EvalResult(
+        encoder,
+        Protocol.probe.value,
+        0,
+        test,
+        truth,
+        Predictions(predicted.astype(float), predicted),
+        choices,
     )
 
 
-def summary(setting, trials):
+def summary(setting, results):
+    setting.config.bootstrap = 200
     tested = setting.splits.by_seed[0].test
-    counts = resamples(setting.blocks, 200, seed=0)
-    return summarise(setting, score_trials(trials, setting.task.kind, tested, counts))
+    rows = score_results(results, setting.task.kind, tested, setting.blocks, 200)
+    return evaluation_report(setting, rows, Stored(len(setting.task.ids)))
+
+
+class Stored(FeatureCache):
+    """Features of all samples, as an evaluation would have stored them."""
+
+    def __init__(self, num_samples):
+        object.__setattr__(self, "features", np.random.default_rng(0).normal(size=(num_samples, 4)))
+
+    def stored(self, name, num_samples):
+        return self.features
 
 
 def test_findings_say_ahead_behind_or_not_to_be_told_apart(setting):
@@ -80,7 +96,9 @@ def test_the_report_says_which_difference_is_too_small_to_see(setting):
     result = summary(setting, trials)
     gap = result["differences"][0]["over_samples"]
     half = 50 * (gap["high"] - gap["low"])
-    assert f"a difference below about {half:.1f} points" in " ".join(result["notes"])
+    assert f"cannot resolve differences to a control below about {half:.1f} points" in " ".join(
+        result["notes"]
+    )
 
 
 def test_equal_answers_are_no_proof_of_equality(setting):
@@ -101,10 +119,10 @@ def test_whatever_flatters_the_figures_is_noted(setting):
     ]
     notes = " ".join(summary(leaky, trials)["notes"])
     for words in (
-        "25.0 % of the test patches lie at a training place",
+        "25.0 % of the test patches lie in a training cell",
         "neighbouring patches count as independent",
         "1 of the chosen probes had not converged",
-        "7 patches without an answer were left out",
+        "7 patches without a label were left out",
         "1 seed(s)",
     ):
         assert words in notes

@@ -16,14 +16,18 @@ from simclr.config import (
     TrainConfig,
     WorldConfig,
 )
-from simclr.evaluation import session
-from simclr.evaluation.checkpoint_selection import choice_report, choose_checkpoint, read_choice
+from simclr.evaluation import evaluate as module
 from simclr.evaluation.config import EvaluateConfig, Protocol
-from simclr.evaluation.evaluate import evaluate
-from simclr.evaluation.features import Patches
-from simclr.evaluation.report import read_report
+from simclr.evaluation.evaluate import evaluate, select_checkpoint
+from simclr.evaluation.features import LabelledPatches
+from simclr.evaluation.report import choice_report, read_choice, read_report
 from simclr.monitoring.metrics import read_metrics
 from simclr.train import train
+
+
+def chosen_path(config):
+    noted = read_metrics(Path(config.run) / "metrics.jsonl")
+    return select_checkpoint(config, {one["step"]: one["loss"] for one in noted}, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def chosen(trained_run, tmp_path_factory):
         bootstrap=100,
         all_checkpoints=True,
     )
-    return config, choose_checkpoint(config, progress=False)
+    return config, chosen_path(config)
 
 
 @pytest.mark.slow
@@ -79,18 +83,18 @@ def test_the_best_by_validation_probe_is_named_and_stands_beside_loss_and_contro
 def test_no_answer_of_the_test_split_is_looked_at(chosen, monkeypatch):
     config, path = chosen
     before = read_choice(path)
-    opened = session.open_task
+    opened = module.open_task
 
     def swapped(*args, **options):
         task = opened(*args, **options)
-        truth = task.truth.copy()
+        truth = task.targets.copy()
         tested = task.given_splits == "test"
         truth[tested] = truth[tested][:, ::-1]
-        assert (truth != task.truth).any()
-        return dataclasses.replace(task, truth=truth)
+        assert (truth != task.targets).any()
+        return dataclasses.replace(task, targets=truth)
 
-    monkeypatch.setattr(session, "open_task", swapped)
-    assert read_choice(choose_checkpoint(config, progress=False)) == before
+    monkeypatch.setattr(module, "open_task", swapped)
+    assert read_choice(chosen_path(config)) == before
 
 
 @pytest.mark.slow
@@ -104,7 +108,7 @@ def test_an_evaluation_finds_the_features_of_the_chosen_step_and_removes_what_is
     def no_reading(*_):
         raise AssertionError("patches were read though their features are stored")
 
-    monkeypatch.setattr(Patches, "in_order", no_reading)
+    monkeypatch.setattr(LabelledPatches, "in_order", no_reading)
     step = read_choice(path)["best"]
     tested = dataclasses.replace(config, all_checkpoints=False, step=step)
     evaluate(tested, progress=False)
