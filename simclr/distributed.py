@@ -7,11 +7,14 @@ Launchers speak torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, 
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -144,6 +147,16 @@ _DEVICE = re.compile(
 )
 
 
+# Ports from that of tcp:// on that are tried; what rank 0 leaves there; when it begins to complain;
+# within which a store answers.
+NUM_PORTS = 4
+_RUN_KEY = "run"
+_TCPStore: Any = dist.TCPStore  # type: ignore[attr-defined]  # the stubs do not list it
+PATIENCE_S = 10.0
+ANSWER_S = 10.0
+_log = logging.getLogger("simclr")
+
+
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
     """How a launcher started this process, and where it meets the other ranks.
@@ -154,6 +167,7 @@ class Rendezvous:
         world_size: number of processes.
         local_world_size: number of processes on this node.
         cores: given to this process, bound to them or not; 0 when nobody says.
+        token: names the start of a run: a port may be another's.
         init_method: where the ranks meet: ``tcp://host:port``, ``file:///path`` or ``env://``.
     """
 
@@ -163,6 +177,7 @@ class Rendezvous:
     local_world_size: int = 1
     init_method: str = "env://"
     cores: int = 0
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +272,20 @@ def _join(config: WorldConfig, rendezvous: Rendezvous, device: torch.device) -> 
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
+    if rendezvous.init_method.startswith("tcp://"):
+        store = (
+            _open_store(rendezvous) if rendezvous.rank == 0 else _find_store(rendezvous, timeout)
+        )
+        store.set_timeout(timeout)
+        _await_ranks(store, rendezvous, timeout)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rendezvous.rank,
+            world_size=rendezvous.world_size,
+            timeout=timeout,
+        )
+        return
     dist.init_process_group(
         backend,
         init_method=rendezvous.init_method,
@@ -264,6 +293,75 @@ def _join(config: WorldConfig, rendezvous: Rendezvous, device: torch.device) -> 
         world_size=rendezvous.world_size,
         timeout=timeout,
     )
+
+
+def _open_store(rendezvous: Rendezvous) -> Any:
+    """Listen at the first free port of a few, and leave the name of the run there; rank 0."""
+    host, ports = _candidates(rendezvous)
+    for port in ports:
+        try:
+            store = _TCPStore(
+                host, port, rendezvous.world_size, is_master=True, wait_for_workers=False
+            )
+        except RuntimeError as error:
+            if "EADDRINUSE" not in str(error) and "address already in use" not in str(error):
+                raise
+            _log.warning("port %d of %s is taken, trying the next one", port, host)
+        else:
+            store.set(_RUN_KEY, rendezvous.token)
+            return store
+    raise ValueError(f"ports {ports[0]} to {ports[-1]} of {host} are taken, the ranks cannot meet")
+
+
+def _find_store(rendezvous: Rendezvous, timeout: timedelta) -> Any:
+    """Return the store of rank 0: at the first of a few ports that knows the name of the run."""
+    host, ports = _candidates(rendezvous)
+    end, mute = time.monotonic() + timeout.total_seconds(), set[int]()
+    found: list[Any] = []
+
+    def connect(port: int) -> None:
+        """Connect to a port; nobody may listen yet, or somebody else who speaks otherwise."""
+        with suppress(OSError, RuntimeError):
+            socket.create_connection((host, port), 1).close()  # TCPStore alone tries for seconds
+            store = _TCPStore(host, port, rendezvous.world_size, wait_for_workers=False)
+            if store.check([_RUN_KEY]) and store.get(_RUN_KEY) == rendezvous.token.encode():
+                found.append(store)
+
+    while time.monotonic() < end:
+        for port in (port for port in ports if port not in mute):
+            # a thread, as TCPStore waits for ever for an answer of somebody who gives none
+            thread = threading.Thread(target=connect, args=(port,), daemon=True)
+            thread.start()
+            thread.join(ANSWER_S)
+            if found:
+                return found[0]
+            if thread.is_alive():
+                mute.add(port)
+        time.sleep(0.2)
+    raise RuntimeError(f"timed out: rank 0 did not listen at ports {ports[0]} to {ports[-1]}")
+
+
+def _candidates(rendezvous: Rendezvous) -> tuple[str, range]:
+    host, _, port = rendezvous.init_method.removeprefix("tcp://").rpartition(":")
+    return host, range(int(port), int(port) + NUM_PORTS)
+
+
+def _await_ranks(store: Any, rendezvous: Rendezvous, timeout: timedelta) -> None:
+    """Let rank 0 say for how many ranks it waits, some of which may never have been started."""
+    arrived = store.add("arrived", 1)
+    end, patience = time.monotonic() + timeout.total_seconds(), time.monotonic() + PATIENCE_S
+    while rendezvous.rank == 0 and arrived < rendezvous.world_size:
+        now = time.monotonic()
+        if now > end:
+            raise RuntimeError(
+                f"timed out: {arrived} of {rendezvous.world_size} ranks have started"
+            )
+        if now > patience:
+            patience = end
+            text = "waiting for ranks: %d of %d have started; srun starts all of them at once"
+            _log.warning(text, arrived, rendezvous.world_size)
+        time.sleep(0.1)
+        arrived = store.add("arrived", 0)
 
 
 def _abort() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,16 @@ def launches(world_size: int, folder: Path) -> list[Rendezvous]:
     ]
 
 
-def start_ranks(function: Callable[..., Any], world_size: int, folder: Path, *args: Any) -> Started:
+def start_ranks(
+    function: Callable[..., Any],
+    world_size: int,
+    folder: Path,
+    *args: Any,
+    among: Sequence[Rendezvous] = (),
+) -> Started:
     """Start ``function(rendezvous, *args)`` in new processes, one a rank."""
     started = []
-    for rendezvous in launches(world_size, folder):
+    for rendezvous in among or launches(world_size, folder):
         here, there = _context.Pipe(duplex=False)
         process = _context.Process(target=_report, args=(there, function, rendezvous, args))
         process.start()

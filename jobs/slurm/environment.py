@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Below the ports that Linux gives to outgoing connections (32768 up).
 _FIRST_PORT, _NUM_PORTS = 15000, 16000
 _ATTEMPTS_APART = 1009  # prime: neighbouring jobs, with many attempts each, do not meet
+_PORTS_APART = 4  # simclr tries as many, should one be taken
 
 
 class Launcher(Enum):
@@ -135,6 +136,7 @@ def launch_of(env: RankEnvironment, token: str) -> Rendezvous | None:
         local_world_size=env.ranks_on_node,
         init_method=meeting,
         cores=env.cores,
+        token=f"{env.job_id}-{env.restarts}",
     )
 
 
@@ -144,7 +146,7 @@ def port_of(job_id: str, restarts: int) -> int:
     A rank of a former attempt may still be alive and must not be met.
     """
     number = int(re.sub(r"\D", "", job_id) or 0)
-    return _FIRST_PORT + (number * _ATTEMPTS_APART + restarts) % _NUM_PORTS
+    return _FIRST_PORT + (number * _ATTEMPTS_APART + restarts) * _PORTS_APART % _NUM_PORTS
 
 
 def forget_results(env: RankEnvironment) -> None:

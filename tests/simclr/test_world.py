@@ -1,13 +1,15 @@
 """Who is in the world, and what they agree on."""
 
 import os
+import socket
 from dataclasses import replace
 
 import pytest
 import torch
 from rank_jobs import agreed_value
-from ranks import CPU, run_ranks
+from ranks import CPU, results_of, run_ranks, start_ranks
 
+from simclr import distributed
 from simclr.distributed import Rendezvous, distributed_context, rendezvous_from_environment
 from simclr.preemption import DeviceFaultError, LostPeerError
 
@@ -89,3 +91,46 @@ def test_half_a_launch_is_refused_instead_of_training_alone(bare_environment):
 
 def test_all_ranks_agree_on_the_largest_value(tmp_path):
     assert run_ranks(agreed_value, 3, tmp_path) == [2, 2, 2]
+
+
+def meeting(port, world_size=2):
+    return [
+        Rendezvous(rank, rank, world_size, world_size, f"tcp://127.0.0.1:{port}", token="7-0")
+        for rank in range(world_size)
+    ]
+
+
+@pytest.fixture
+def port():
+    """Return the first of some free ports in a row."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def met(tmp_path, rendezvous):
+    started = start_ranks(agreed_value, 2, tmp_path, among=rendezvous)
+    return results_of(started)
+
+
+def test_a_port_that_another_program_listens_at_is_passed_over(tmp_path, port):
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", port))
+        stranger.listen()
+        assert met(tmp_path, meeting(port)) == [1, 1]
+
+
+def test_a_port_of_another_run_is_passed_over(tmp_path, port):
+    other = torch.distributed.TCPStore("127.0.0.1", port, 2, True, wait_for_workers=False)
+    other.set("run", "6-0")
+    assert met(tmp_path, meeting(port)) == [1, 1]
+
+
+def test_ranks_that_were_never_started_are_waited_for_aloud(port, monkeypatch, caplog):
+    monkeypatch.setattr(distributed, "PATIENCE_S", 0.5)
+    with (
+        pytest.raises(LostPeerError, match="timed out: 1 of 2 ranks have started"),
+        distributed_context(replace(CPU, timeout_s=2), meeting(port)[0]),
+    ):
+        pass
+    assert "waiting for ranks: 1 of 2 have started" in caplog.text
