@@ -28,7 +28,7 @@ from preprocess.sources.bigearthnet import TREE as V1_TREE
 from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.sources.bigearthnet_v2 import TREE as V2_TREE
 from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
-from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.geotiff_files import GeotiffConfig
 
 NUM_PATCHES = 600_000
 PATCHES_PER_PRODUCT = 4800

@@ -12,7 +12,8 @@ from preprocess.config import SourceConfig
 from preprocess.sources.base import Source
 from preprocess.sources.bigearthnet import BigEarthNetV1, BigEarthNetV1Config
 from preprocess.sources.bigearthnet_v2 import BigEarthNetV2, BigEarthNetV2Config
-from preprocess.sources.geotiff import Geotiff, GeotiffConfig
+from preprocess.sources.geotiff import Geotiff
+from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.safe import SafeL2AConfig, safe_l2a
 from preprocess.sources.simulated import Simulated, SimulatedConfig
 from preprocess.sources.stac_cog import CogL2AConfig, cog_l2a

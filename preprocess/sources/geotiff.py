@@ -9,164 +9,46 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from preprocess.bands import BANDS, canonical_name, canonical_names, native_groups
-from preprocess.config import SourceConfig, require
+from preprocess.bands import BANDS, native_groups
 from preprocess.radiometry import (
     DARK_BANDS,
     Numbers,
     Offset,
-    Values,
     baseline_of,
     contradiction,
     decide,
     harmonise,
     offset_of,
-    to_digital_numbers,
 )
-from preprocess.raster import Box, ForeignRaster, Grid, read_foreign, read_grid, session
+from preprocess.raster import Grid, read_grid, session
 from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
 from preprocess.shards.patch import Labels, Patch, PatchError, PatchRef
 from preprocess.sources.base import (
-    GEOTIFF_SUFFIXES,
     Source,
-    files_below,
     iso_time,
-    nfc,
     read_exclusions,
-    split_band_file,
+)
+from preprocess.sources.geotiff_files import (
+    GeotiffConfig,
+    Patches,
+    file_of,
+    files_by_band,
+    find_patches,
+    read_pixels,
 )
 from preprocess.sources.label_table import LabelTable, read_label_table
 
-MANY = "_*"  # ends the path of a patch whose files lie beside those of others
-# EuroSAT's pixels measure 9.93 to 10.06 m; those of a Web Mercator export 8 m and less.
-_SLACK = 0.02
 _SAMPLED = 16  # patches whose pixels may contradict the offset before packing starts
 _PRODUCT = re.compile(
     r"S2[ABC]_MSI(?P<level>L[12][AC])_(?P<acquired>\d{8}T\d{6})_N\d{4}_R\d{3}"
     r"_T(?P<tile>\d{2}[A-Z]{3})_[\dT]+"
 )
-_FACTS = ("product", "tile", "place", "acquired")  # what path_pattern may name
 
 _log = logging.getLogger(__name__)
-
-Patches = list[tuple[str, str]]  # id and path
-
-
-@dataclass(kw_only=True, slots=True)
-class GeotiffConfig(SourceConfig):
-    """Any collection of GeoTIFFs: all bands in a file or one file a band, EuroSAT MS for example.
-
-    Attributes:
-        file_bands: band names in the order of the files, all of them; empty: one file a band,
-            whose name ends in the band's (``x_B2.tif``, ``x/nir.tif``).
-        size_px: side of every patch in pixels of the finest bands.
-        cut: cut larger files into whole patches from their upper left corner; else all files have
-            the size of a patch.
-        ground_resolution_m: side of a pixel of the finest bands in metres.
-        processing_level: L1C (top of atmosphere) or L2A; leave it out where paths hold the names
-            of ESA's products.
-        max_shift_px: by how much the corners of bands may differ, in pixels of the coarser band and
-            below 1; bands are stored as they lie. Earth Engine shifts coarse grids by half a pixel.
-        native: with one file a band, bands of 20 and 60 m lie on their own grids; else all bands
-            share one.
-        values: what numbers in the files mean.
-        nodata: number that marks nodata in all bands; overrides the tags of the files.
-        nodata_by_band: the same for single bands: ``+source.nodata_by_band.B02=7``.
-        boa_offset: what must be added, in digital numbers; -1000 or 0. Leave it out where a path
-            holds the name of an ESA product that tells.
-        reprocessed_offset: the same for products of baseline 99.99 alone, whose name tells nothing.
-        override_offset: take ``boa_offset`` although names or pixels contradict it.
-        any_grid: take files whose pixels are not ``ground_resolution_m`` by their own grid.
-        places_from_corners: patches with one upper left corner are one place on several dates.
-        path_pattern: regular expression that finds in a patch's path what its named groups say:
-            ``(?P<place>..)``, acquired (20200131 or 20200131T101031), tile, product.
-        label_table: CSV or parquet table of labels, absolute or relative to the root.
-        id_column: its column of ids: a patch's id, or the last part of it.
-        label_column: its column of classes: text, several parted by ``;``, or a list; empty for
-            a table of splits alone.
-        split_column: its column of splits; empty if it holds none.
-        labels_from_folders: without a table, the name of a file's folder is its class.
-        label_set: name of that labelling; empty takes the name of the source.
-        exclude_lists: files naming patches to leave out by their whole ids, one a line; the id of
-            a larger file leaves out all that is cut from it.
-    """
-
-    kind: str = "geotiff"
-    file_bands: list[str] = field(default_factory=list)
-    size_px: int = 64
-    cut: bool = False
-    ground_resolution_m: float = 10.0
-    native: bool = False
-    processing_level: str = ""
-    max_shift_px: float = 0.0
-    values: Values = Values.digital_numbers
-    nodata: float | None = None
-    nodata_by_band: dict[str, float] = field(default_factory=dict)
-    boa_offset: int | None = None
-    reprocessed_offset: int | None = None
-    override_offset: bool = False
-    any_grid: bool = False
-    places_from_corners: bool = False
-    path_pattern: str = ""
-    label_table: str = ""
-    id_column: str = "id"
-    label_column: str = "label"
-    split_column: str = ""
-    labels_from_folders: bool = True
-    label_set: str = ""
-    exclude_lists: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        SourceConfig.__post_init__(self)
-        self.file_bands = canonical_names(self.file_bands)
-        self.label_set = self.label_set or self.name
-        self.nodata_by_band = {
-            canonical_name(band): value for band, value in self.nodata_by_band.items()
-        }
-        require(self.size_px >= 1, f"source.size_px is {self.size_px}; give pixels, 1 or more")
-        require(
-            self.ground_resolution_m > 0,
-            f"source.ground_resolution_m is {self.ground_resolution_m}; give metres above 0",
-        )
-        require(
-            not (self.native and self.file_bands),
-            "source.native is true, but source.file_bands puts all bands into one file, which has "
-            "one grid; leave one of them out",
-        )
-        require(
-            not (self.override_offset and self.boa_offset is None),
-            "source.override_offset is true, but source.boa_offset is not set; say the offset too",
-        )
-        require(
-            self.processing_level in ("", "L1C", "L2A"),
-            f"source.processing_level is {self.processing_level!r}; give L1C or L2A",
-        )
-        require(
-            0 <= self.max_shift_px < 1,
-            f"source.max_shift_px is {self.max_shift_px}; give 0 to below 1 pixel",
-        )
-        try:
-            named = set(re.compile(self.path_pattern).groupindex)
-        except re.error as error:
-            raise ValueError(f"source.path_pattern is no regular expression ({error})") from error
-        require(
-            named <= set(_FACTS) and (bool(named) or not self.path_pattern),
-            f"source.path_pattern names the groups {sorted(named)}; name any of "
-            f"{', '.join(_FACTS)}, as in (?P<place>\\d+)",
-        )
-        for key, default in (("id_column", "id"), ("label_column", "label"), ("split_column", "")):
-            require(
-                bool(self.label_table) or getattr(self, key) == default,
-                f"source.{key} is {getattr(self, key)!r}, but there is no table to read it from; "
-                "name it: source.label_table=FILE",
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +128,7 @@ class Geotiff(Source):
         config, root = self.config, Path(self.config.root)
         # the union: a patch that lacks a band is rejected by name, not the band dropped for all
         paths = () if config.file_bands else [path for _, path in patches]
-        found = {band for path in paths for band in _files(root, path)}
+        found = {band for path in paths for band in files_by_band(root, path)}
         held = config.file_bands or [band for band in BANDS if band in found]
         foreign = [band for band in config.bands if band not in held]
         if foreign:
@@ -434,192 +316,6 @@ def groups_of(config: GeotiffConfig, bands: list[str]) -> tuple[GroupLayout, ...
         group = GroupLayout(name, tuple(members), config.size_px // coarser, coarser * size_m)
         groups.append(group)
     return tuple(groups)
-
-
-def find_patches(root: Path, one_file_a_band: bool) -> Patches:
-    """Return id and path of every patch, sorted; an id is the path without what files differ in.
-
-    Raises:
-        ValueError: the root is not a folder, holds no GeoTIFF, or none that is named after a band.
-    """
-    if not root.is_dir():
-        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
-    files = [
-        # text: as paths, half a million files would take half a gigabyte
-        name if folder == "." else f"{folder}/{name}"
-        for folder, names in files_below(root)
-        for name in names
-        if name.lower().endswith(GEOTIFF_SUFFIXES)
-    ]
-    if not files:
-        raise ValueError(f"no GeoTIFF in {root}: sought files with {' or '.join(GEOTIFF_SUFFIXES)}")
-    if not one_file_a_band:
-        return sorted((nfc(path.rpartition(".")[0]), path) for path in files)
-    patches = {}
-    for path in files:
-        folder, slash, name = path.rpartition("/")
-        patch, band = split_band_file(name.rpartition(".")[0])
-        if band:
-            whole = folder + slash + patch if patch else folder
-            # a folder of its own needs no mark, and cannot be confused with a prefix in it
-            patches[whole] = whole + MANY if patch else whole
-    if not patches:
-        raise ValueError(
-            f"no GeoTIFF in {root} is named after its band, as x_B2.tif or x/nir.tif are "
-            f"({files[0]} is not); if files hold several bands, name them in their order: "
-            "source.file_bands=[B02,B03,B04,B08] for example"
-        )
-    return sorted((nfc(patch), path) for patch, path in patches.items())
-
-
-def file_of(root: Path, path: str, band: str) -> Path:
-    """Return the file of one band of a patch.
-
-    Raises:
-        PatchError: there is none, or more than one.
-    """
-    names = _files(root, path).get(band, [])
-    if len(names) != 1:
-        reason = f"holds {band} twice: {' and '.join(names)}" if names else f"{band} is missing"
-        raise PatchError(root / path, reason)
-    return (root / path).parent / names[0] if path.endswith(MANY) else root / path / names[0]
-
-
-def _files(root: Path, path: str) -> dict[str, list[str]]:
-    """Return the names of a patch's files by band."""
-    if path.endswith(MANY):
-        whole = root / path.removesuffix(MANY)
-        return _listing(whole.parent).get(whole.name, {})
-    return _listing(root / path).get("", {})
-
-
-@lru_cache(maxsize=64)  # patches come in the order of their folders
-def _listing(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """Return names by band by patch of one folder; none of one that cannot be found."""
-    # by name alone: a file of half a million is opened once it is read
-    held: dict[str, dict[str, list[str]]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        patch, band = split_band_file(path.stem)
-        if band and path.suffix.lower() in GEOTIFF_SUFFIXES:
-            held.setdefault(patch, {}).setdefault(band, []).append(path.name)
-    return held
-
-
-def read_pixels(
-    config: GeotiffConfig, ref: PatchRef, groups: tuple[GroupLayout, ...]
-) -> tuple[dict[str, Numbers], Grid, int | None]:
-    """Read one patch.
-
-    Returns:
-        By band group (bands, size_px, size_px) uint16 digital numbers, 0 for nodata; the grid of
-        the finest group; the offset that scale and offset tags claim, None without.
-
-    Raises:
-        PatchError: a file is missing, unreadable, of another size, lies elsewhere than the others,
-            or holds what cannot be reflectances.
-    """
-    root = Path(config.root)
-    numbers: dict[str, Numbers] = {}
-    first: Grid | None = None
-    claims: dict[int | None, Path] = {}
-    for group in groups:
-        parts = []
-        whole = {root / ref.path: config.file_bands}
-        for path, held in (
-            whole if config.file_bands else {file_of(root, ref.path, b): [b] for b in group.bands}
-        ).items():
-            found = _read_file(config, path, held, ref, group)
-            first = first or found.grid
-            _check_corner(config, path, found.grid, first)
-            try:
-                parts.append(_numbers(config, found, held, group))
-                scaled = config.values == Values.reflectance and any(
-                    pair != (1, 0) for pair in found.grid.scales
-                )
-                claims[0 if scaled else found.grid.boa_offset] = path
-            except ValueError as error:
-                raise PatchError(path, str(error)) from error
-        numbers[group.name] = np.concatenate(parts)
-    if first is None:
-        raise PatchError(ref.path, "has no band to read")
-    if len(claims) > 1:
-        raise PatchError(
-            next(reversed(claims.values())), f"tags of bands claim the offsets {list(claims)}"
-        )
-    return numbers, first, next(iter(claims))
-
-
-def _read_file(
-    config: GeotiffConfig, path: Path, held: Sequence[str], ref: PatchRef, group: GroupLayout
-) -> ForeignRaster:
-    size_px = group.size_px
-    window: Box | None = None
-    if config.cut:
-        # column and row count patches, so coarser groups of the same patch begin at the same corner
-        column, row = map(int, ref.id.rsplit("_", 2)[1:])
-        window = (column * size_px, row * size_px, size_px, size_px)
-    found = read_foreign(path, window)
-    count, height, width = found.pixels.shape
-    if count != len(held):
-        declared = "source.file_bands names" if config.file_bands else "its name tells of"
-        raise PatchError(path, f"has {count} band(s), {declared} {len(held)}")
-    if (height, width) != (size_px, size_px):
-        larger = min(height, width) >= size_px and not config.cut
-        hint = "; source.cut=true cuts larger files" if larger else ""
-        wanted = f"source.size_px asks for {size_px} in {group.name}"
-        raise PatchError(path, f"is {width} x {height} pixels, {wanted}{hint}")
-    for number, (name, band) in enumerate(zip(found.names, held, strict=True), start=1):
-        try:
-            stated = canonical_name(name)
-        except ValueError:
-            continue  # a description of another kind
-        if stated != band:
-            raise PatchError(path, f"calls its band {number} {name}, declared is {band}")
-    fault = "" if config.any_grid else found.grid.fault(group.ground_resolution_m, _SLACK)
-    if fault:
-        raise PatchError(
-            path,
-            f"{fault}; export north-up in the UTM zone, or set source.ground_resolution_m to what "
-            "a pixel is on the ground and source.any_grid=true",
-        )
-    return found
-
-
-def _numbers(
-    config: GeotiffConfig, found: ForeignRaster, held: Sequence[str], group: GroupLayout
-) -> Numbers:
-    channels = [number for number, band in enumerate(held) if band in group.bands]
-    # the files' order, then the layout's
-    channels.sort(key=lambda number: group.bands.index(held[number]))
-    for_all = config.nodata
-    marks = [
-        config.nodata_by_band.get(held[n], found.nodata[n] if for_all is None else for_all)
-        for n in channels
-    ]
-    scales = [found.grid.scales[n] for n in channels]
-    numbers = to_digital_numbers(found.pixels[channels], marks, config.values, scales)
-    if found.valid is not None:
-        numbers = np.where(found.valid, numbers, np.uint16(0))
-    return numbers
-
-
-def _check_corner(config: GeotiffConfig, path: Path, grid: Grid, first: Grid) -> None:
-    """Refuse bands of two scenes under one name."""
-    (crs, x, y), (first_crs, first_x, first_y) = grid.corner, first.corner
-    side = max(abs(grid.transform[0]), abs(first.transform[0]))
-    height = max(abs(grid.transform[4]), abs(first.transform[4]))
-    # a thousandth of a pixel: grids written by different programs
-    slack = max(config.max_shift_px, 0.001) if config.max_shift_px else 0.0
-    shift = max(abs(x - first_x) / side, abs(y - first_y) / height) if side and height else 0.0
-    if crs != first_crs or shift > slack:
-        hint = (
-            f"; they differ by {shift:.3g} pixels of the coarser band, which source.max_shift_px "
-            "can allow"
-            if crs == first_crs and 0 < shift < 1
-            else ""
-        )
-        there = f"{first_crs}, {first_x}, {first_y}"
-        raise PatchError(path, f"begins at {crs}, {x}, {y}, the first band at {there}{hint}")
 
 
 def _share_kept(sizes: Counter[tuple[int, int]], size_px: int) -> float:

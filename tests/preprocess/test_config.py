@@ -10,7 +10,7 @@ from preprocess.config import OnError, PackConfig, SourceConfig, VerifyConfig
 from preprocess.sources import SOURCES, open_source
 from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
-from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.simulated import SimulatedConfig
 
 SOURCE_CONFIGS = [source.config for source in SOURCES.values()]

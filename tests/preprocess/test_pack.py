@@ -21,7 +21,7 @@ from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.patch import PatchError
 from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
-from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.simulated import SimulatedConfig
 from preprocess.verify import VerifyConfig, verify
 

@@ -11,7 +11,7 @@ from preprocess.config import OnError, PackConfig, VerifyConfig
 from preprocess.pack import PackError, pack
 from preprocess.shards.patch import PatchError
 from preprocess.sources.bigearthnet import BigEarthNetV1Config
-from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.verify import verify
 
 BANDS = ["B02", "B03", "B04", "B08"]

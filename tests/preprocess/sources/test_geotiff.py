@@ -14,7 +14,7 @@ from preprocess.radiometry import Values
 from preprocess.shards import LabelSet, open_readers, read_manifest
 from preprocess.shards.patch import PatchError
 from preprocess.sources import open_source
-from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.verify import verify
 
 # EuroSAT MS stores B8A last.

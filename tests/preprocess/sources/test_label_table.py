@@ -10,7 +10,7 @@ import pytest
 from make_data import write_geotiff
 
 from preprocess.sources import open_source
-from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.geotiff_files import GeotiffConfig
 
 PIXELS = np.full((1, 8, 8), 900, np.uint16)
 

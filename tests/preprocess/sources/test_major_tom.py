@@ -8,7 +8,7 @@ from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
 from preprocess.sources import open_source
-from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.geotiff_files import GeotiffConfig
 
 WITH, WITHOUT = "_N0400_", "_N9999_"
 RULES = {WITH: (-1000, "name", "04.00"), WITHOUT: (0, "user", "99.99")}

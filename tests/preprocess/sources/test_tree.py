@@ -15,7 +15,7 @@ from preprocess.pack import pack
 from preprocess.plan import read_rejected
 from preprocess.sources import open_source
 from preprocess.sources.base import files_below
-from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.safe import find_products, list_files
 from preprocess.sources.stac_cog import CogL2AConfig, find_items
 

@@ -14,7 +14,7 @@ from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards.format import GroupLayout, ShardLayout
 from preprocess.shards.patch import Patch
-from preprocess.sources.geotiff import GeotiffConfig
+from preprocess.sources.geotiff_files import GeotiffConfig
 from simclr.data.dataset import open_dataset
 from simclr.evaluation.task import open_task
 
