@@ -197,8 +197,12 @@ class CompletionMarker:
         return self.path.exists()
 
     def write(self, result: str) -> None:
-        """Mark success, with what the command returned."""
-        write_json(self.path, {"command": self.name, "time": time.time(), "result": result})
+        """Mark success, with what the command returned; warn where that cannot be written."""
+        mark = {"command": self.name, "time": time.time(), "result": result}
+        try:
+            write_json(self.path, mark)
+        except OSError as error:  # shards of others, for example, are verified without writing
+            _log.warning("success is not marked, so this may run again: %s", error)
 
 
 def to_yaml(plain: dict[str, Any]) -> str:

@@ -1,7 +1,11 @@
-"""Files that are either whole or absent: bytes come in, a durable file goes out."""
+"""Durable files that are whole or absent, and append-only files that survive a torn line.
+
+Every result of the three packages is written through this module.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,6 +16,8 @@ from typing import Any
 
 # Leading dot and this suffix: no pattern that looks for finished files matches such a name.
 TEMPORARY_SUFFIX = ".tmp"
+# CIFS, vboxsf and some FUSE file systems cannot flush a folder; the file itself was flushed.
+_NO_FSYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 
 
 def temporary_path(path: Path) -> Path:
@@ -56,10 +62,17 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file or folder to the storage device."""
+    """Flush a file or folder to the storage device.
+
+    Raises:
+        OSError: it cannot be flushed; the error names it.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in _NO_FSYNC_OF_FOLDERS):
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         os.close(descriptor)
 

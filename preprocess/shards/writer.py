@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,9 +122,15 @@ def write_shard(
 def _write_file(path: Path, draft: _Draft, blocks: Iterable[Block], rows: int) -> None:
     # A fixed version of the file format: a newer HDF5 would write other bytes for equal patches.
     # no lock: the name belongs to this process, and network file systems often refuse locks
-    with h5py.File(path, "w", libver=("v110", "v110"), locking=False) as file:
-        _write_pixels(file, draft, blocks, rows)
-        _write_content(file, draft)
+    try:
+        with h5py.File(path, "w", libver=("v110", "v110"), locking=False) as file:
+            _write_pixels(file, draft, blocks, rows)
+            _write_content(file, draft)
+    except OSError as error:
+        # HDF5 hides the file and the reason, a full disk for example, among its own words
+        if error.errno is None or error.filename is not None or "errno =" not in str(error):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
 
 
 def _shorten(path: Path, draft: _Draft) -> None:
@@ -186,6 +193,8 @@ def _write_content(file: h5py.File, draft: _Draft) -> None:
 
 
 def _write_column(file: h5py.File, name: str, rows: npt.NDArray[Any]) -> h5py.Dataset:
+    if rows.dtype.kind == "S":
+        rows = rows.astype(h5py.string_dtype("utf-8", rows.dtype.itemsize))
     # times would make equal shards differ
     return file.create_dataset(name, data=rows, track_times=False)
 
