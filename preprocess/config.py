@@ -23,8 +23,14 @@ class OnError(Enum):
 
 def require(condition: bool, message: str) -> None:
     """Raise ``ValueError(message)`` unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
+    require_all((condition, message))
+
+
+def require_all(*checks: tuple[bool, str]) -> None:
+    """Raise one ``ValueError`` with the messages of all conditions that do not hold."""
+    problems = [message for condition, message in checks if not condition]
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,13 +80,13 @@ class PackConfig:
     max_rejected: float = 0.01
 
     def __post_init__(self) -> None:
-        require(
-            self.shard_size_mib > 0, f"shard_size_mib is {self.shard_size_mib}; give MiB above 0"
-        )
-        require(self.limit >= 0, f"limit is {self.limit}; give 0 for all, or a number of patches")
-        require(
-            0 <= self.max_rejected <= 1,
-            f"max_rejected is {self.max_rejected}; give a share from 0 to 1",
+        require_all(
+            (self.shard_size_mib > 0, f"shard_size_mib is {self.shard_size_mib}; give MiB above 0"),
+            (self.limit >= 0, f"limit is {self.limit}; give 0 for all, or a number of patches"),
+            (
+                0 <= self.max_rejected <= 1,
+                f"max_rejected is {self.max_rejected}; give a share from 0 to 1",
+            ),
         )
 
 
@@ -103,7 +109,19 @@ class VerifyConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        require(self.threads >= 0, f"threads is {self.threads}; give 0 for all cores, or a number")
+        require_all(
+            (self.threads >= 0, f"threads is {self.threads}; give 0 for all cores, or a number"),
+            (
+                self.repair or not self.root,
+                f"root is {self.root!r}, but only repair reads rasters; add repair=true, or leave "
+                "root out",
+            ),
+            (
+                not (self.quick and self.threads > 0),
+                f"threads is {self.threads}, but quick=true reads nothing that threads would "
+                "share; leave one of them out",
+            ),
+        )
 
 
 # west, south, east, north; not list[float], as whole degrees come as int from the command line
@@ -147,12 +165,17 @@ class SelectConfig:
             f"source.select.date_from {self.date_from} is after date_to {self.date_to}",
         )
         odd = [month for month in self.months if not 1 <= month <= 12]
-        require(not odd, f"source.select.months names {odd}; months count from 1 to 12")
-        require(
-            0 <= self.max_scene_cloud <= 100,
-            f"source.select.max_scene_cloud is {self.max_scene_cloud}; give 0 to 100 percent",
+        require_all(
+            (not odd, f"source.select.months names {odd}; months count from 1 to 12"),
+            (
+                0 <= self.max_scene_cloud <= 100,
+                f"source.select.max_scene_cloud is {self.max_scene_cloud}; give 0 to 100 percent",
+            ),
+            (
+                self.min_dates >= 1,
+                f"source.select.min_dates is {self.min_dates}; give 1 or more",
+            ),
         )
-        require(self.min_dates >= 1, f"source.select.min_dates is {self.min_dates}; give 1 or more")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -176,9 +199,16 @@ class FilterConfig:
     max_snow: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("min_valid", "max_cloud", "max_shadow", "max_snow"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"source.filter.{name} is {value}; give a share from 0 to 1")
+        values = {
+            name: getattr(self, name)
+            for name in ("min_valid", "max_cloud", "max_shadow", "max_snow")
+        }
+        require_all(
+            *(
+                (0 <= value <= 1, f"source.filter.{name} is {value}; give a share from 0 to 1")
+                for name, value in values.items()
+            )
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -200,21 +230,39 @@ class SplitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(
-            self.block_km >= 0, f"source.split.block_km is {self.block_km}; give 0 or kilometres"
-        )
-        require(self.buffer_km >= 0, f"source.split.buffer_km is {self.buffer_km}; give 0 or more")
         # a block narrower than that would have no patch that keeps its distance on both sides
         least = 2 * self.buffer_km + 2.4
-        require(
-            self.block_km == 0 or self.block_km > least,
-            f"source.split.block_km is {self.block_km}, but a buffer of {self.buffer_km} km leaves "
-            f"no ground in blocks up to {least:g} km; give larger blocks or a smaller buffer",
-        )
         shares = (self.validation, self.test)
-        require(
-            min(shares) >= 0 and sum(shares) < 1,
-            f"source.split.validation and test are {shares}; give shares with a sum below 1",
+        defaults = SplitConfig.__dataclass_fields__
+        idle = [
+            f"source.split.{name} is {getattr(self, name)}"
+            for name in ("buffer_km", "validation", "test", "seed")
+            if self.block_km == 0 and getattr(self, name) != defaults[name].default
+        ]
+        require_all(
+            (
+                self.block_km >= 0,
+                f"source.split.block_km is {self.block_km}; give 0 or kilometres",
+            ),
+            (
+                self.buffer_km >= 0,
+                f"source.split.buffer_km is {self.buffer_km}; give 0 or more",
+            ),
+            (
+                self.block_km <= 0 or self.block_km > least,
+                f"source.split.block_km is {self.block_km}, but a buffer of {self.buffer_km} km "
+                f"leaves no ground in blocks up to {least:g} km; give larger blocks or a smaller "
+                "buffer",
+            ),
+            (
+                min(shares) >= 0 and sum(shares) < 1,
+                f"source.split.validation and test are {shares}; give shares with a sum below 1",
+            ),
+            (
+                not idle,
+                f"{' and '.join(idle)}, but nothing is split without blocks; give their side, such "
+                "as source.split.block_km=10",
+            ),
         )
 
 

@@ -27,6 +27,7 @@ from preprocess.plan import (
     Plan,
     Rejected,
     make_or_read_plan,
+    read_plan,
     rejection,
     totals_of,
     write_rejected,
@@ -93,7 +94,7 @@ def read_note(output: Path, shard: int, plan: str) -> ShardNote | None:
     if not path.is_file():
         return None
     data = json.loads(path.read_bytes())
-    entry = ShardEntry(**data["entry"]) if data["entry"] else None
+    entry = ShardEntry(**data["entry"]) if data["entry"] is not None else None
     rejected = tuple(Rejected(**values) for values in data["rejected"])
     return ShardNote(data["plan"], entry, rejected) if data["plan"] == plan else None
 
@@ -207,9 +208,9 @@ def finish(config: PackConfig) -> Manifest:
         PackError: shards are missing, or more inputs are bad than ``max_rejected`` tolerates.
     """
     plan = make_or_read_plan(config, open_source(config.source))
-    notes = notes_of(config, plan)
     output = Path(config.output)
-    missing = [shard_path(output, number).name for number, note in enumerate(notes) if note is None]
+    notes = records_of(output, plan)
+    missing = missing_shards(output)[1]
     if missing:
         named = ", ".join(missing[:_NAMED]) + (" ..." if len(missing) > _NAMED else "")
         raise PackError(
@@ -218,14 +219,24 @@ def finish(config: PackConfig) -> Manifest:
         )
     if (output / MANIFEST_NAME).exists():
         return read_manifest(output)
-    return write_manifest(config, plan, [note for note in notes if note])
+    return write_manifest(config, plan, [note for note in notes if note is not None])
 
 
-def notes_of(config: PackConfig, plan: Plan) -> list[ShardNote | None]:
-    """Return the notes of all shards of a plan; None where one is not packed or not there."""
-    output = Path(config.output)
+def missing_shards(output: Path) -> tuple[int, list[str]]:
+    """Return how many shards are planned, and the names of those that are not packed yet."""
+    plan = read_plan(output)
+    records = enumerate(records_of(output, plan))
+    names = [shard_path(output, number).name for number, record in records if record is None]
+    return plan.num_shards, names
+
+
+def records_of(output: Path, plan: Plan) -> list[ShardNote | None]:
+    """Return the records of all shards of a plan; None where one is not packed or not there."""
     notes = (read_note(output, number, plan.fingerprint) for number in range(plan.num_shards))
-    return [note if note and note.is_whole(output, thorough=False) else None for note in notes]
+    return [
+        note if note is not None and note.is_whole(output, thorough=False) else None
+        for note in notes
+    ]
 
 
 def write_manifest(config: PackConfig, plan: Plan, notes: Sequence[ShardNote]) -> Manifest:
@@ -237,7 +248,7 @@ def write_manifest(config: PackConfig, plan: Plan, notes: Sequence[ShardNote]) -
     output = Path(config.output)
     rejected = plan.repeated() + tuple(item for note in notes for item in note.rejected)
     stop_above(config, plan, rejected)
-    entries = tuple(note.entry for note in notes if note.entry)
+    entries = tuple(note.entry for note in notes if note.entry is not None)
     if not entries:
         raise PackError(f"no patch of {config.source.root} could be packed")
     write_rejected(output / REJECTED_NAME, rejected)
@@ -312,6 +323,43 @@ class _Task:
         return Path(self.config.output)
 
 
+def check_settings(config: PackConfig, root_exists: bool = True) -> None:
+    """Refuse settings that cannot be packed, before anything is written.
+
+    Args:
+        config: the settings.
+        root_exists: the rasters are there; false if another job will write them.
+
+    Raises:
+        ValueError: one message with every setting that is missing or wrong, and the fixes.
+    """
+    source, output, root = config.source, Path(config.output), Path(config.source.root)
+    problems = []
+    if not config.output:
+        problems.append("output is empty; give a folder for the shards: output=SHARDS")
+    elif output.exists() and not output.is_dir():
+        problems.append(f"output is {output}, which is a file; give a folder")
+    try:
+        check_codec(config.compression)
+    except ValueError as error:
+        problems.append(str(error))
+    try:
+        opened = open_source(source)
+        if root_exists and source.kind != "simulated" and not root.is_dir():
+            raise ValueError(
+                f"source.root is {root}, which is not a folder; give the folder of {source.kind}: "
+                "source.root=DIR"
+            )
+        if (
+            problems and root_exists
+        ):  # else it is read when the plan is made: it may walk over all files
+            opened.layout()
+    except ValueError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
 def pack(
     config: PackConfig, part: int = 0, num_parts: int = 1, progress: bool = True
 ) -> Manifest | None:
@@ -331,17 +379,15 @@ def pack(
         PatchError: an input is bad and ``on_error`` is ``stop``.
         PackError: more inputs are bad than ``max_rejected`` tolerates, or none is good.
     """
-    if not config.output:
-        raise ValueError("output is empty; give a folder for the shards: output=SHARDS")
     if not 0 <= part < num_parts:
         raise ValueError(f"part is {part} of {num_parts}; parts count from 0 to {num_parts - 1}")
-    check_codec(config.compression)
+    check_settings(config)
     source = open_source(config.source)
     task = _Task(config, source, make_or_read_plan(config, source), part, num_parts)
     remove_leftovers(task.output)
     changed = _pack_part(task, progress)
-    notes = notes_of(config, task.plan)
-    whole = [note for note in notes if note]
+    notes = records_of(task.output, task.plan)
+    whole = [note for note in notes if note is not None]
     if len(whole) < len(notes):
         return None
     if not changed and (task.output / MANIFEST_NAME).exists():
@@ -356,7 +402,7 @@ def _pack_part(task: _Task, progress: bool) -> bool:
     with raster.session(), progress_of(total, "pack", progress) as advance:
         for shard, refs in task.plan.shards(task.part, task.num_parts):
             note = _done_before(task, shard, refs)
-            if note:
+            if note is not None:
                 task.rejected.extend(note.rejected)
                 advance(len(refs))
             else:

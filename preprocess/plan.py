@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.config import OnError, PackConfig
-from preprocess.shards.atomic_io import atomic_path, write_text
+from preprocess.shards.atomic_io import atomic_path, is_abandoned, write_text
 from preprocess.shards.format import FORMAT_VERSION, ShardLayout, sha256_of
 from preprocess.shards.patch import Dropped, PatchError, PatchRef
 from preprocess.sources.base import Source
@@ -187,18 +187,23 @@ class Plan:
 def make_or_read_plan(config: PackConfig, source: Source) -> Plan:
     """Read the plan in the output folder, or discover the source and write it.
 
-    Tasks that start together may each write it: they find the same and the files are equal.
+    Tasks that start together may each write it: they find the same and the files are equal. A
+    pack that ended before its first shard leaves its folder to the corrected command.
 
     Raises:
         ValueError: the output belongs to other settings or to something else, or the source
             holds nothing or the same id twice.
     """
-    path = Path(config.output) / WORK_FOLDER / PLAN_NAME
+    output = Path(config.output)
+    path = output / WORK_FOLDER / PLAN_NAME
     settings = settings_of(config)
     if not path.exists():
-        _refuse_foreign(path.parent.parent)
+        _refuse_foreign(output)
         _write_plan(path, config, source)
-    plan = read_plan(Path(config.output))
+    plan = read_plan(output)
+    if plan.settings != settings and not _has_shards(output):
+        _write_plan(path, config, source)
+        plan = read_plan(output)
     if plan.settings != settings:
         raise ValueError(
             f"{config.output} holds a pack of other settings: "
@@ -231,6 +236,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in old
         if key in new and old[key] != new[key]
     ]
+
+
+def _has_shards(output: Path) -> bool:
+    """Say whether the folder holds a shard, or one that another process may be writing."""
+    in_the_making = (path for path in output.glob(".shard-*.tmp") if not is_abandoned(path))
+    return any(output.glob("shard-*.h5")) or any(in_the_making)
 
 
 def _refuse_foreign(output: Path) -> None:

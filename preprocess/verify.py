@@ -356,7 +356,7 @@ def _pack_again(folder: Path, manifest: Manifest, faulty: list[ShardEntry], root
     with raster.session():
         for number, refs in plan.shards(0, 1):
             entry = by_name.get(shard_path(folder, number).name)
-            if entry:
+            if entry is not None:
                 rejected = _rejected(folder, number, plan)
                 kept = [ref for ref in refs if ref.id not in rejected]
                 patches = _patches(source, source_config.root, plan, kept)

@@ -13,10 +13,8 @@ from jobs.command import Command
 from jobs.config import ClusterConfig, Executor
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
-from jobs.status.packing import describe_packing
 from preprocess.config import PackConfig
 from preprocess.plan import REJECTED_NAME, spoken
-from preprocess.shards.compression import check_codec
 from preprocess.shards.manifest import Manifest
 from simclr.config import require
 
@@ -61,20 +59,11 @@ class Pack(Command):
         return Path(self.config.output, "packing", JOB_FOLDER)
 
     def validate(self, cluster: ClusterConfig) -> None:
-        """Require both folders, something to read, and the codec."""
-        require(bool(self.config.output), "output is empty; give a folder: output=SHARDS")
-        source = self.config.source
-        require(
-            bool(source.root),
-            f"source.root is empty; give the folder of {source.kind}: source.root=DIR",
-        )
-        require(
-            # else a job before this one fills it
-            bool(cluster.after) or source.kind == "simulated" or Path(source.root).is_dir(),
-            f"source.root is {source.root}, which is not a folder; give the folder of "
-            f"{source.kind}: source.root=DIR",
-        )
-        check_codec(self.config.compression)
+        """Refuse what is missing or wrong, all of it in one message."""
+        from preprocess.pack import check_settings
+
+        # a job before this one may write the rasters
+        check_settings(self.config, root_exists=not cluster.after)
         if self.part is None and cluster.executor is Executor.here:
             _check_array(os.environ)
 
@@ -88,12 +77,10 @@ class Pack(Command):
 
     def incomplete(self, env: RankEnvironment) -> str:
         """Name the part that this process packed, and the shards that other parts still owe."""
-        from preprocess.pack import shard_path
+        from preprocess.pack import missing_shards
 
         output, (part, num_parts) = Path(self.config.output), self._part(env)
-        planned = describe_packing(output, {}).num_shards
-        shards = [shard_path(output, number) for number in range(planned)]
-        missing = [shard.name for shard in shards if not shard.exists()]
+        planned, missing = missing_shards(output)
         if num_parts == 1 or not missing:
             return ""
         return (

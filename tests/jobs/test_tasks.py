@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,14 @@ def test_a_job_array_with_gaps_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"has 2 tasks up to number 2, .*--array=0-1"):
         run(Pack(config), HERE)
     assert not (tmp_path / "out").exists()
+
+
+def test_shards_that_cannot_be_written_to_are_verified_all_the_same(tmp_path, caplog):
+    source = SimulatedConfig(root=str(tmp_path / "rasters"), num_patches=2)
+    run(Pack(PackConfig(source=source, output=str(tmp_path / "out"))), HERE)
+    done = Verify(VerifyConfig(shards=str(tmp_path / "out"))).completion.path.parent
+    shutil.rmtree(done)
+    done.touch()  # no mark can be written, as in a folder of others
+    said = run(Verify(VerifyConfig(shards=str(tmp_path / "out"))), HERE)
+    assert said.endswith("sound")
+    assert "success is not marked" in caplog.text

@@ -6,7 +6,7 @@ from enum import Enum
 
 import pytest
 
-from preprocess.config import OnError, PackConfig, SourceConfig, VerifyConfig
+from preprocess.config import OnError, PackConfig, SourceConfig, SplitConfig, VerifyConfig
 from preprocess.sources import SOURCES, open_source
 from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
@@ -82,3 +82,23 @@ def test_an_empty_root_is_named():
 
 def test_bad_inputs_are_quarantined_by_default():
     assert PackConfig().on_error is OnError.quarantine
+
+
+def test_all_impossible_values_are_named_at_once():
+    with pytest.raises(
+        ValueError, match=r"shard_size_mib is 0.*; limit is -1.*; max_rejected is 2"
+    ):
+        PackConfig(shard_size_mib=0, limit=-1, max_rejected=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "fix"),
+    [
+        (lambda: VerifyConfig(root="x"), r"root is 'x'.*add repair=true"),
+        (lambda: VerifyConfig(quick=True, threads=2), r"threads is 2, but quick=true"),
+        (lambda: SplitConfig(seed=3, test=0.2), r"test is 0\.2 and .*seed is 3.*block_km=10"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(make, fix):
+    with pytest.raises(ValueError, match=fix):
+        make()

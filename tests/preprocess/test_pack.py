@@ -426,3 +426,42 @@ def test_bands_are_stored_in_the_order_asked_for(tree, tmp_path):
     with rasterio.open(folder / f"{folder.name}_B02.tif") as dataset:
         stored = samples_of(tmp_path / "out")[folder.name]["b10"][1]
         assert np.array_equal(stored, dataset.read(1))
+
+
+def test_every_missing_setting_is_named_in_one_message(tmp_path):
+    config = PackConfig(source=GeotiffConfig(), compression="zip")
+    with pytest.raises(ValueError, match=r"output is empty.*compression is 'zip'.*root is empty"):
+        pack(config, progress=False)
+    (tmp_path / "tifs").mkdir()
+    (tmp_path / "tifs" / "a.txt").touch()
+    config = PackConfig(source=GeotiffConfig(root=str(tmp_path / "tifs")))
+    with pytest.raises(ValueError, match=r"output is empty.*; .*tifs"):
+        pack(config, progress=False)
+
+
+def test_a_pack_that_wrote_no_shard_leaves_its_folder_to_the_corrected_command(tmp_path):
+    root = tmp_path / "tifs"
+    for number in range(2):
+        write_geotiff(root / f"p{number}.tif", np.full((1, 30, 30), 500, np.uint16))
+
+    def config(**settings):
+        source = GeotiffConfig(root=str(root), file_bands=["B02"], boa_offset=0, **settings)
+        return PackConfig(source=source, output=str(tmp_path / "out"))
+
+    with pytest.raises(PackError, match="of 2 patches are bad"):
+        pack(config(), progress=False)
+    manifest = pack(config(size_px=30), progress=False)
+    assert manifest is not None
+    assert manifest.rows == 2
+    assert read_manifest(tmp_path / "out") == manifest
+    assert (tmp_path / "out" / "rejected.jsonl").read_text() == ""
+    with pytest.raises(ValueError, match=r"size_px was 30, now 15;.*give another output"):
+        pack(config(size_px=15, cut=True), progress=False)
+
+
+def test_a_shard_in_the_making_keeps_its_folder(tmp_path, tree):
+    pack(config_of(tree, tmp_path / "out", limit=2), progress=False)
+    shard = tmp_path / "out" / "shard-00000.h5"
+    shard.rename(shard.with_name(".shard-00000.h5.othernode-1.tmp"))
+    with pytest.raises(ValueError, match="limit was 2, now 4"):
+        pack(config_of(tree, tmp_path / "out", limit=4), progress=False)

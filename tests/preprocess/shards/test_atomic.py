@@ -1,5 +1,9 @@
 """Files that are whole or absent."""
 
+import errno
+import os
+import stat
+
 import pytest
 
 from preprocess.shards.atomic_io import (
@@ -58,3 +62,26 @@ def test_a_line_that_a_full_disk_cut_spoils_no_other(tmp_path):
     with path.open("ab") as file:
         file.write(b'{"n": 5, "text": "\xe9')
     assert read_json_lines(path) == [{"n": 1}, {"n": 3}, {"n": 4}]
+
+
+def test_a_file_system_that_cannot_flush_folders_is_no_obstacle(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def of_files_only(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    write_text(tmp_path / "a.txt", "text")
+    assert (tmp_path / "a.txt").read_text() == "text"
+
+
+def test_a_file_that_cannot_be_flushed_is_named(tmp_path, monkeypatch):
+    def failing(_descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match=r"Input/output error.*a\.txt"):
+        write_text(tmp_path / "a.txt", "text")
+    assert list(tmp_path.iterdir()) == []

@@ -1,14 +1,20 @@
 """Reading shards: from threads, after a fork and a pickle, in part, and with clear refusals."""
 
+import fcntl
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from make_data import packed_arrays
 
 from preprocess.shards import open_readers, read_manifest
+from preprocess.shards.format import INDEX_FIELDS
 from preprocess.shards.reader import open_shard
 
 
@@ -96,3 +102,36 @@ def test_a_shard_that_is_no_hdf5_is_named(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(OSError, match=r"shard-00000\.h5 cannot be read as a shard"):
         open_shard(path)
+
+
+def test_shards_are_read_without_locks_whatever_the_environment_says(tmp_path):
+    folder = packed_arrays(tmp_path / "shards", 2, num_shards=1)
+    script = """
+import sys
+from pathlib import Path
+from preprocess.shards import open_readers, read_manifest
+folder = Path(sys.argv[1])
+print(open_readers(folder, read_manifest(folder))[0].index("id").tolist())
+"""
+    with (folder / "shard-00000.h5").open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(folder)],
+            env={**os.environ, "HDF5_USE_FILE_LOCKING": "TRUE"},
+            cwd=Path(__file__).resolve().parents[3],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, "['arrays-000000', 'arrays-000001']\n"), (
+        done.stderr
+    )
+
+
+def test_text_of_the_index_is_declared_utf8(tmp_path):
+    folder = packed_arrays(tmp_path / "shards", 2, num_shards=1)
+    with open_shard(folder / "shard-00000.h5") as file:
+        for name in (name for name, dtype in INDEX_FIELDS.items() if dtype == "S"):
+            kind = h5py.check_string_dtype(file[f"index/{name}"].dtype)
+            assert kind.encoding == "utf-8", name
+            assert kind.length is not None, name
