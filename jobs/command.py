@@ -123,6 +123,20 @@ class Command(ABC):
         return CompletionMarker(self.job_dir, self.name, self.config)
 
 
+def require_all(*checks: tuple[bool, str]) -> None:
+    """Refuse settings with everything that is wrong with them, not only the first of it.
+
+    Args:
+        checks: whether something holds, and the message if it does not.
+
+    Raises:
+        ValueError: something does not hold.
+    """
+    wrong = [message for holds, message in checks if not holds]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
 def narrow(settings: Any, kind: type[_Config]) -> _Config:
     """Return the settings of a dataclass from an object that has more."""
     return kind(**{entry.name: getattr(settings, entry.name) for entry in fields(cast(Any, kind))})

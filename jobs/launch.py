@@ -22,7 +22,7 @@ from jobs.command import Command, StoppedError
 from jobs.config import ClusterConfig, Executor
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import current_rank
-from jobs.slurm.submit import interpreter, scratch_lines, script, submit
+from jobs.slurm.submit import check_submission, interpreter, scratch_lines, script, submit
 from jobs.staging import SCRATCH
 from simclr.config import require
 from simclr.monitoring.metrics import METRICS_NAME, ProgressBar, read_metrics
@@ -52,7 +52,7 @@ def wait_for_local_job(job: Any, command: Command) -> str:
         _until_done(job, screen)
     except KeyboardInterrupt:
         print("\nsaving; Ctrl-C again leaves at once", file=sys.stderr)  # noqa: T201
-        _tell(job, signal.SIGTERM)
+        _signal_controller(job, signal.SIGTERM)
         try:
             _until_done(job, screen)
         except KeyboardInterrupt:
@@ -125,7 +125,7 @@ def _has_lost_a_rank(job: Any) -> bool:
 def _result(job: Any) -> str:
     failures = _failures(job)
     if failures:
-        _raise_as_told(failures[0], _ranks(job)[0].paths.stderr)
+        _raise_failure(failures[0], _ranks(job)[0].paths.stderr)
     silent = [rank for rank in _ranks(job) if not rank.paths.result_pickle.exists()]
     if silent:
         log = silent[0].paths.stderr
@@ -154,7 +154,7 @@ def _exception(rank: Any) -> object:
     return result if outcome == "error" else None
 
 
-def _raise_as_told(trace: str, log: Path) -> None:
+def _raise_failure(trace: str, log: Path) -> None:
     """Raise what a rank raised, from the last lines of its traceback."""
     name, text = last_exception(trace)
     if name == "ValueError":
@@ -178,7 +178,7 @@ def log_lines(text: str) -> str:
     return "".join(line for line in text.splitlines(keepends=True) if _LOG_LINE.match(line))
 
 
-def _tell(job: Any, number: int) -> None:
+def _signal_controller(job: Any, number: int) -> None:
     """Send a signal to the controller, which hands SIGTERM down to the ranks."""
     if not job.done():
         os.kill(int(job.job_id), number)
@@ -238,7 +238,11 @@ def run_all(
         if skip_done and command.completion.exists():
             yield f"{command.job_dir.parent}: done before, with the same settings"
             continue
-        if current_rank().is_main and not cluster.dry_run:
+        if (
+            cluster.executor is not Executor.slurm
+            and not cluster.dry_run
+            and current_rank().is_main
+        ):
             command.prepare()
         if cluster.executor is Executor.here:
             yield _run_here(command, cluster)
@@ -259,20 +263,26 @@ def _submit(commands: Sequence[tuple[Command, ClusterConfig]]) -> Iterator[str]:
     for cluster, group in itertools.groupby(commands, lambda pair: pair[1]):
         together = [command for command, _ in group]
         folder = _folder_of(commands)
-        tasks, needs = [], cluster
+        tasks: list[Command] = []
+        needs = cluster
         for command in together:
             parts, needs = command.split(cluster)
             tasks += parts
         if cluster.dry_run:
             yield script(tasks, folder, needs)
             continue
-        job = submit(tasks, folder, needs)
         last = [after for command in together if (after := command.follow_up())]
+        unknown = [check_submission(each, needs) for each in (tasks, last) if each]
+        for command in together:
+            command.prepare()
+        job = submit(tasks, folder, needs)
         if last:
             # afterany: with afterok, a task that failed would leave the last job waiting for ever
             extra = {**cluster.extra, "dependency": f"afterany:{job}"}
             alone = replace(cluster, nodes=1, tasks_per_node=1, after=None, extra=extra)
             job = submit(last, folder, alone)
+        if unknown[0]:
+            _log.warning("%s; the cluster's size was not checked", unknown[0])
         yield job
 
 

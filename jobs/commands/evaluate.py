@@ -8,13 +8,12 @@ from typing import Self
 from uuid import uuid4
 
 from jobs import cli
-from jobs.command import Command
-from jobs.commands.export import require_run
+from jobs.command import Command, require_all
+from jobs.commands.export import run_exists
 from jobs.config import ClusterConfig
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment, launch_of
 from preprocess.shards.manifest import read_manifest
-from simclr.config import require
 from simclr.evaluation.config import EvaluateConfig
 
 
@@ -58,9 +57,11 @@ class Evaluate(Command):
     def validate(self, cluster: ClusterConfig) -> None:
         """Require a run, packed shards and a task."""
         config = self.config
-        require_run(config.run, cluster)
-        require(bool(config.shards), "shards is empty; give a packed folder: shards=SHARDS")
-        require(bool(config.task), "task is empty; name a label set: task=eurosat")
+        require_all(
+            run_exists(config.run, cluster),
+            (bool(config.shards), "shards is empty; give a packed folder: shards=SHARDS"),
+            (bool(config.task), "task is empty; name a label set: task=eurosat"),
+        )
         if not cluster.after:
             read_manifest(Path(config.shards))
 

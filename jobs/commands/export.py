@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import cli
-from jobs.command import Command
+from jobs.command import Command, require_all
 from jobs.config import ClusterConfig
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
-from simclr.config import require
 from simclr.export.config import ExportConfig
 
 
@@ -41,8 +40,10 @@ class Export(Command):
 
     def validate(self, cluster: ClusterConfig) -> None:
         """Require both folders."""
-        require_run(self.config.run, cluster)
-        require(bool(self.config.output), "output is empty; give a folder: output=DIR")
+        require_all(
+            run_exists(self.config.run, cluster),
+            (bool(self.config.output), "output is empty; give a folder: output=DIR"),
+        )
 
     def run(self, env: RankEnvironment) -> str:
         """Export; return the folder."""
@@ -51,17 +52,11 @@ class Export(Command):
         return str(export(self.config))
 
 
-def require_run(run: str, cluster: ClusterConfig) -> None:
-    """Refuse a run folder that is not there, unless a job before this one makes it.
-
-    Raises:
-        ValueError: it is empty, or not a folder.
-    """
-    require(bool(run), "run is empty; give a run folder: run=RUN")
-    require(
-        bool(cluster.after) or Path(run).is_dir(),
-        f"run is {run}, which is not a folder; give a run folder: run=RUN",
-    )
+def run_exists(run: str, cluster: ClusterConfig) -> tuple[bool, str]:
+    """Return whether a run folder is there, or a job before this one makes it; else the error."""
+    seen = f"run is {run}, which is not a folder" if run else "run is empty"
+    found = bool(run) and (bool(cluster.after) or Path(run).is_dir())
+    return found, f"{seen}; give a run folder: run=RUN"
 
 
 def main() -> None:

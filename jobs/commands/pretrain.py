@@ -10,7 +10,7 @@ from typing import NoReturn, Self
 from uuid import uuid4
 
 from jobs import cli
-from jobs.command import Command, StoppedError, narrow
+from jobs.command import Command, StoppedError, narrow, require_all
 from jobs.config import ClusterConfig, check_batch
 from jobs.run_dir import JOB_FOLDER, RunAttempt, check_run_dir, freeze, saved_step
 from jobs.slurm.environment import (
@@ -36,7 +36,7 @@ from jobs.slurm.preemption import Decision, RunStop, exit_for_requeue
 from jobs.staging import scratch_folder, staged
 from jobs.tracking import Tracking, sinks_of
 from preprocess.shards.manifest import read_manifest
-from simclr.config import TrainConfig, require
+from simclr.config import TrainConfig
 from simclr.preemption import Preempted, StopSignal
 
 
@@ -112,8 +112,10 @@ class Pretrain(Command):
     def validate(self, cluster: ClusterConfig) -> None:
         """Check shards, batch and run folder."""
         config = self.config
-        require(bool(config.run_dir), "run_dir is empty; give a folder for the run: run_dir=RUN")
-        require(bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]")
+        require_all(
+            (bool(config.run_dir), "run_dir is empty; give a folder for the run: run_dir=RUN"),
+            (bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]"),
+        )
         for shards in [] if cluster.after else config.shards:  # a job before this one packs them
             read_manifest(Path(shards))
         check_batch(config.data.global_batch_size, cluster)

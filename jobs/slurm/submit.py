@@ -180,10 +180,8 @@ def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
         cluster: what each member asks for.
 
     Raises:
-        ValueError: the job cannot be, or one is at work there already; nothing was submitted.
         SlurmError: Slurm refused it.
     """
-    capacity_error = _check(tasks, cluster)
     code = take_snapshot(folder.parent / "code")
     arrays = _cut(tasks, largest_array())
     # as many at the same time as were asked for, in all arrays together
@@ -197,8 +195,6 @@ def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
         write_submission(
             task.job_dir, entry if not shared else replace(entry, job_id=",".join(ids))
         )
-    if capacity_error:
-        _log.warning("%s; the cluster's size was not checked", capacity_error)
     job_id, log = ":".join(ids), jobs[0].paths.stderr
     _log.info("submitted job %s; simclr-status and squeue show how it fares, log %s", job_id, log)
     return job_id
@@ -283,8 +279,12 @@ def live_job(folder: Path, name: str) -> slurm.JobState | None:
     return next((job for job in jobs if not job.is_final), None)
 
 
-def _check(tasks: Sequence[Task], cluster: ClusterConfig) -> str:
-    """Refuse what cannot be; return why the nodes could not be asked for, if so."""
+def check_submission(tasks: Sequence[Task], cluster: ClusterConfig) -> str:
+    """Refuse a job that cannot run; return why the nodes' size is unknown, if it is.
+
+    Raises:
+        ValueError: it cannot, or such a job is at work in its folder already.
+    """
     if not slurm.is_available():
         raise ValueError(
             "cluster.executor is slurm but this machine has no sbatch; go to a login node, or use "

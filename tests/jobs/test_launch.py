@@ -328,6 +328,7 @@ def test_a_machine_without_slurm_is_told_so(training, monkeypatch):
     monkeypatch.setattr(slurm, "is_available", lambda: False)
     with pytest.raises(ValueError, match="this machine has no sbatch"):
         run(Pretrain(training), ClusterConfig(executor=Executor.slurm))
+    assert not Path(training.run_dir).exists()
 
 
 @pytest.mark.parametrize(
