@@ -31,7 +31,7 @@ from preprocess.shards.reader import open_shard
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Loader
-from simclr.data.sampler import permute
+from simclr.data.sampler import permutation
 
 OURS, ALONE = "this loader, 2 threads", "this loader, 1 thread"
 RASTERS = "GeoTIFFs, DataLoader"
@@ -103,7 +103,7 @@ def write(root: Path, num_patches: int) -> ShardDataset:
 def ours(dataset: ShardDataset, num_threads: int) -> Loader:
     """Return our loader over some epochs in random order."""
     num = dataset.num_samples
-    order = np.concatenate([permute(np.arange(num), num, 0, epoch) for epoch in range(EPOCHS)])
+    order = np.concatenate([permutation(num, 0, epoch) for epoch in range(EPOCHS)])
     parts = np.array_split(order, EPOCHS * num // BATCH)
     return Loader(
         dataset,
@@ -152,8 +152,8 @@ class BareHalves(IterableDataset[int]):
 def first_batch_s(dataset: ShardDataset) -> float:
     """Return how long the first batch of a run takes that is resumed in epoch 1,000."""
     start = time.perf_counter()
-    positions = np.arange(BATCH) + dataset.num_samples // 2
-    rows = permute(positions, dataset.num_samples, 0, 1000)
+    middle = dataset.num_samples // 2
+    rows = permutation(dataset.num_samples, 0, 1000)[middle : middle + BATCH]
     loader = Loader(dataset, lambda _: rows, num_batches=1, batch_size=BATCH, device=CPU)
     next(iter(loader))
     return time.perf_counter() - start

@@ -30,8 +30,12 @@ from simclr.config import Positives, Precision, TrainConfig
 from simclr.config_io import binding_settings, config_hash, differing_settings, from_plain, to_plain
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, Loader, training_batches
-from simclr.data.sampler import DeterministicBatchSampler, shares
-from simclr.data.temporal_pairs import TemporalPairSampler, temporal_pairs_of
+from simclr.data.sampler import (
+    DeterministicBatchSampler,
+    TemporalPairSampler,
+    shares,
+    temporal_pairs_of,
+)
 from simclr.distributed import DistributedContext
 from simclr.loss import chance_level
 from simclr.model.simclr import SimCLR, build_model

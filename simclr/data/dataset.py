@@ -19,7 +19,6 @@ from preprocess.shards import (
     open_readers,
     read_manifest,
 )
-from simclr.data.sampler import permute
 
 
 class ShardDataset:
@@ -145,7 +144,7 @@ class ShardDataset:
         """Keep this share of the samples, or of the places; the same ones for the same seed."""
         unit = self.places() if whole_places else np.arange(self.num_samples, dtype=np.int64)
         num = int(unit.max(initial=-1)) + 1
-        kept = permute(np.arange(round(fraction * num), dtype=np.int64), num, seed, epoch=0)
+        kept = np.random.default_rng(seed).permutation(num)[: round(fraction * num)]
         self.select(np.flatnonzero(np.isin(unit, kept)))
 
 

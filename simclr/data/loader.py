@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from simclr.data.dataset import ShardDataset
-from simclr.data.sampler import DeterministicBatchSampler, Samples
-from simclr.data.temporal_pairs import TemporalPairSampler
+from simclr.data.sampler import DeterministicBatchSampler, Samples, TemporalPairSampler
 
 
 @dataclass(frozen=True, slots=True)

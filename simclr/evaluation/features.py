@@ -28,7 +28,7 @@ from preprocess.shards.atomic_io import atomic_path
 from simclr.augment.views import ViewMaker
 from simclr.data.dataset import ShardDataset
 from simclr.data.loader import Loader
-from simclr.data.sampler import permute
+from simclr.data.sampler import permutation
 from simclr.distributed import DistributedContext, from_main_rank, meet
 from simclr.evaluation.metrics import BoolArray, Indices
 from simclr.philox import uniforms
@@ -294,8 +294,7 @@ class LabelledPatches:
             yield step // per_epoch, batch.sample_id, self.maker.eval_views(batch), targets
 
     def _permuted(self, seed: int, epoch: int) -> Indices:
-        positions = np.arange(len(self.rows), dtype=np.int64)
-        return self.rows[permute(positions, len(self.rows), seed, epoch)]
+        return self.rows[permutation(len(self.rows), seed, epoch)]
 
     def _loader(self, plan: list[Indices]) -> Loader:
         return Loader(

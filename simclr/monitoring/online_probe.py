@@ -18,7 +18,7 @@ from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig, TrainConfig
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Loader
-from simclr.data.sampler import Samples, permute
+from simclr.data.sampler import Samples, permutation
 from simclr.distributed import DistributedContext, copy_from_main_rank, from_main_rank, gather_rows
 from simclr.evaluation.baselines import (
     EvalData,
@@ -148,8 +148,8 @@ def _held_out(config: TrainConfig) -> tuple[ShardDataset, Task, Split]:
     dataset = open_dataset([config.monitor.shards], config.data.bands)
     whole = make_splits(open_task(dataset, config.monitor.task), [_SEED]).by_seed[0]
     rows = np.sort(np.concatenate([whole.train, whole.validation]))
-    positions = np.arange(min(config.monitor.max_samples, len(rows)), dtype=np.int64)
-    chosen: Samples = np.sort(rows[permute(positions, len(rows), _SEED, epoch=0)])
+    shuffled = permutation(len(rows), _SEED, 0)
+    chosen: Samples = np.sort(rows[shuffled[: config.monitor.max_samples]])
     dataset.select(chosen)
     train, validation = (
         np.flatnonzero(np.isin(chosen, part)) for part in (whole.train, whole.validation)

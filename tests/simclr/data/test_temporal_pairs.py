@@ -20,8 +20,7 @@ from simclr.checkpoint.manager import newest_valid
 from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, Positives, TrainConfig
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import training_batches
-from simclr.data.sampler import DeterministicBatchSampler
-from simclr.data.temporal_pairs import temporal_pairs_of
+from simclr.data.sampler import DeterministicBatchSampler, temporal_pairs_of
 from simclr.preemption import Preempted
 from simclr.train import train
 
