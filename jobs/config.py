@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 
-from simclr.config import AugmentConfig, TrainConfig, require
+from simclr.config import AugmentConfig, TrainConfig, parse_choices, require
 from simclr.evaluation.config import Protocol, SplitRule
 
 # What sbatch takes under the same name.
@@ -107,6 +107,7 @@ class ClusterConfig:
     cpu: CpuConfig = field(default_factory=CpuConfig)
 
     def __post_init__(self) -> None:
+        parse_choices(self, "cluster")
         for name in ("nodes", "tasks_per_node", "cpus_per_task", "parts", "parallel_parts"):
             value = getattr(self, name)
             require(value >= 1, f"cluster.{name} is {value}; give 1 or more")
@@ -238,6 +239,7 @@ class InspectConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        parse_choices(self)
         require(1 <= self.patches <= 400, f"patches is {self.patches}; give 1 to 400")
 
 

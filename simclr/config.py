@@ -1,13 +1,14 @@
-"""The settings of a run: one dataclass a part, each value with its unit; checked when made.
+"""Settings of a training run: one dataclass a section, checked when made.
 
-These classes are the schema and the documentation. Whoever fills them (a YAML file, a command
-line, a Python prompt) gets a ``ValueError`` that names the value and the cure.
+They are the schema of files and command line and the text of ``--help``. A bad value raises
+``ValueError`` with the key, the value and the fix, from a file, a command line or Python alike.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass, field, fields
+from enum import Enum, StrEnum
+from typing import Any, get_args, get_type_hints
 
 from preprocess.bands import L2A_BANDS, canonical_names
 
@@ -21,8 +22,12 @@ class Device(Enum):
 
 
 class Precision(Enum):
-    """Number format of the encoder's forward pass; the loss is float32 in either case."""
+    """Number format of the encoder's forward pass; the loss is float32 in either case.
 
+    ``auto`` is bfloat16 on devices that are fast in it, else float32; a run keeps what it began in.
+    """
+
+    auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
 
@@ -91,6 +96,20 @@ class RateScaling(Enum):
     linear = "linear"
 
 
+class PresetName(StrEnum):
+    """Named sets of augmentations; ``list`` and ``couplets`` take theirs from other settings."""
+
+    paper = "paper"
+    standard = "standard"
+    geometric_standard = "geometric_standard"
+    none = "none"
+    all = "all"
+    geometric = "geometric"
+    pixel = "pixel"
+    list = "list"
+    couplets = "couplets"
+
+
 class Positives(Enum):
     """What a pair's two views show: ``same`` patch, or one place on two dates (``season``)."""
 
@@ -127,6 +146,40 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def parse_choices(config: Any, section: str = "") -> None:
+    """Turn strings in a settings dataclass's enum fields, and lists of enums, into members.
+
+    Every dataclass calls it first in ``__post_init__``, so that no string is compared with a member
+    and found different.
+
+    Args:
+        config: dataclass whose fields are enums or lists of enums where a choice is meant.
+        section: key of the dataclass in the settings; empty at the top.
+
+    Raises:
+        ValueError: a value names no member; the message lists them.
+    """
+    hints = get_type_hints(type(config))
+    for entry in fields(config):
+        hint, value = hints[entry.name], getattr(config, entry.name)
+        key = f"{section}.{entry.name}" if section else entry.name
+        if isinstance(hint, type) and issubclass(hint, Enum):
+            setattr(config, entry.name, _member(hint, value, key))
+        elif isinstance(value, list):
+            (kind,) = get_args(hint)
+            if issubclass(kind, Enum):
+                setattr(config, entry.name, [_member(kind, item, key) for item in value])
+
+
+def _member(kind: type[Enum], value: Any, key: str) -> Enum:
+    if isinstance(value, kind):
+        return value
+    names = ", ".join(kind.__members__)
+    if not isinstance(value, str) or value not in kind.__members__:
+        raise ValueError(f"{key} is {value!r}; give one of {names}")
+    return kind[value]
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """Encoder and projection head.
@@ -156,6 +209,7 @@ class ModelConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        parse_choices(self, "model")
         self.weights_bands = canonical_names(self.weights_bands)
         require(
             self.projection_size >= 1,
@@ -210,15 +264,19 @@ class WorldConfig:
 
     Attributes:
         device: auto, cpu or cuda.
-        timeout_s: a collective that waits longer than this many seconds ends the job.
-        threads_per_rank: CPU threads for torch in each rank; 0 shares the cores of the node.
+        timeout_s: seconds after which a collective that still waits for a rank ends the job.
+        threads_per_rank: CPU threads of torch in each rank; 0 shares the cores of the node.
+        deterministic: use deterministic GPU kernels only, so that a resumed run ends in the same
+            bits as an unbroken one; slower on a GPU, always so on a CPU.
     """
 
     device: Device = Device.auto
     timeout_s: int = 600
     threads_per_rank: int = 0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
+        parse_choices(self, "world")
         require(self.timeout_s > 0, f"world.timeout_s is {self.timeout_s}; give seconds above 0")
         threads = self.threads_per_rank
         require(threads >= 0, f"world.threads_per_rank is {threads}; give 0 for all, or a number")
@@ -252,6 +310,7 @@ class DataConfig:
     num_slots: int = 3
 
     def __post_init__(self) -> None:
+        parse_choices(self, "data")
         self.bands = canonical_names(self.bands)
         require(bool(self.bands), "data.bands is empty; name at least one band")
         require(0 < self.fraction <= 1, f"data.fraction is {self.fraction}; give a share in (0, 1]")
@@ -273,8 +332,7 @@ class AugmentConfig:
     """How two views are made of one patch.
 
     Attributes:
-        preset: ``standard``, ``geometric_standard``, ``paper``, ``none``, ``all``, ``geometric``,
-            ``pixel``, ``list``, or ``couplets``.
+        preset: named set of augmentations; ``list`` and ``couplets`` take the operations below.
         operations: for ``preset=list``: the operations of every view, always applied, in order.
         couplets: for ``preset=couplets``: pairs such as ``blur+gain``; each view gets one of them.
         probabilities: chances of operations that are not to be the preset's; on a command line
@@ -286,7 +344,7 @@ class AugmentConfig:
         view_size_px: side of a view; 0 keeps the side of the finest band group.
     """
 
-    preset: str = "standard"
+    preset: PresetName = PresetName.standard
     operations: list[str] = field(default_factory=list)
     couplets: list[str] = field(default_factory=list)
     probabilities: dict[str, float] = field(default_factory=dict)
@@ -296,6 +354,7 @@ class AugmentConfig:
     view_size_px: int = 0
 
     def __post_init__(self) -> None:
+        parse_choices(self, "augment")
         for preset, field_name in (("list", "operations"), ("couplets", "couplets")):
             given = getattr(self, field_name)
             require(
@@ -324,6 +383,7 @@ class LossConfig:
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
+        parse_choices(self, "loss")
         require(
             self.temperature > 0, f"loss.temperature is {self.temperature}; give a value above 0"
         )
@@ -359,6 +419,7 @@ class OptimConfig:
     accumulate_steps: int = 1
 
     def __post_init__(self) -> None:
+        parse_choices(self, "optim")
         rate = self.learning_rate
         require(rate > 0, f"optim.learning_rate is {rate}; give a value above 0")
         size = self.reference_batch_size
@@ -406,7 +467,7 @@ class TrainConfig:
     Attributes:
         shards: folders with packed sources, each with its manifest.
         run_dir: run folder: metrics, checkpoints, logs.
-        seed: drives initialisation, order, draws and subset.
+        seed: of initial weights, shuffling, augmentation and the subset of ``data.fraction``.
         epochs: passes over the samples.
         max_steps: stop after this many steps even if epochs are left; 0 means no limit.
         precision: number format of the forward pass.
@@ -443,6 +504,11 @@ class TrainConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
+        parse_choices(self)
+        require(
+            self.gradient_precision is not Precision.auto,
+            "gradient_precision is auto; give float32 or bfloat16",
+        )
         require(self.epochs >= 1, f"epochs is {self.epochs}; give 1 or more")
         require(
             len(self.data.weights) in (0, len(self.shards)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, fields, is_dataclass
-from enum import Enum
 from typing import Any, TypeVar, get_type_hints
 
 from simclr.config import TrainConfig, require
@@ -31,11 +30,8 @@ def from_plain(kind: type[_Config], data: dict[str, Any]) -> _Config:
     values = {}
     for name, value in data.items():
         hint = hints[name]
-        if isinstance(hint, type) and issubclass(hint, Enum):
-            values[name] = hint(value)
-        else:
-            nested = isinstance(hint, type) and is_dataclass(hint)
-            values[name] = from_plain(hint, value) if nested else value
+        nested = isinstance(hint, type) and is_dataclass(hint)
+        values[name] = from_plain(hint, value) if nested else value
     return kind(**values)
 
 

@@ -19,7 +19,7 @@ from preprocess.shards.reader import open_shard
 from preprocess.shards.statistics import empty_histogram
 from simclr.augment.operations import OPERATIONS
 from simclr.augment.views import ViewMaker
-from simclr.config import AugmentConfig
+from simclr.config import AugmentConfig, PresetName
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, Loader
 
@@ -292,12 +292,14 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
     batch = _batch(dataset, min(config.patches, _MOST))
     output.mkdir(parents=True, exist_ok=True)
     columns = {
-        "as packed": ViewMaker(dataset, AugmentConfig(preset="none"), 0, _CPU).eval_views(batch)
+        "as packed": ViewMaker(dataset, AugmentConfig(preset=PresetName.none), 0, _CPU).eval_views(
+            batch
+        )
     }
     for name in OPERATIONS:
         # size and strengths are those of the settings
         single = replace(
-            config.augment, preset="list", operations=[name], couplets=[], probabilities={}
+            config.augment, preset=PresetName.list, operations=[name], couplets=[], probabilities={}
         )
         columns[name] = _views(dataset, single, config.seed, batch)[0]
     path = _draw(output / "operations.png", columns)

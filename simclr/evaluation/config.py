@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from simclr.config import Precision, require
+from simclr.config import Precision, parse_choices, require
 
 PRETRAINED = "pretrained"  # name of the rows of the encoder in question
 
@@ -93,6 +93,11 @@ class FinetuneConfig:
     precision: Precision = Precision.float32
 
     def __post_init__(self) -> None:
+        parse_choices(self, "finetune")
+        require(
+            self.precision is not Precision.auto,
+            "finetune.precision is auto; give float32 or bfloat16",
+        )
         for name in ("epochs", "max_steps", "checks"):
             value = getattr(self, name)
             require(value >= 1, f"finetune.{name} is {value}; give 1 or more")
@@ -156,6 +161,7 @@ class EvaluateConfig:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def __post_init__(self) -> None:
+        parse_choices(self)
         require(bool(self.seeds), "seeds is empty; give at least one, seeds=[0]")
         require(
             all(0 <= seed < 2**63 for seed in self.seeds),

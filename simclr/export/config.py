@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simclr.config import ExportFormat
+from simclr.config import ExportFormat, parse_choices
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,3 +27,6 @@ class ExportConfig:
     formats: list[ExportFormat] = field(default_factory=list)
     source: str = ""
     licence: str = "unspecified"
+
+    def __post_init__(self) -> None:
+        parse_choices(self)

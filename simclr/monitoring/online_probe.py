@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from simclr.augment.views import ViewMaker
-from simclr.config import AugmentConfig, TrainConfig
+from simclr.config import AugmentConfig, PresetName, TrainConfig
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import Samples, permutation
@@ -57,7 +57,7 @@ class OnlineProbe:
         self._config, self._context = config, context
         dataset, self._task, self._split = _held_out(config)
         # 0 keeps the grid of the patches, as in the final evaluation
-        augment = AugmentConfig(preset="none", view_size_px=config.augment.view_size_px)
+        augment = AugmentConfig(preset=PresetName.none, view_size_px=config.augment.view_size_px)
         self._maker = ViewMaker(dataset, augment, 0, context.device)
         self._dataset = dataset
         self.headline = f"probe/{SCORES[self._task.kind][0]}"

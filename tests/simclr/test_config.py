@@ -1,19 +1,27 @@
 """Settings are annotated, documented, and checked when they are made."""
 
 import dataclasses
+import re
 import typing
 
 import pytest
 
 from simclr import config as module
 from simclr.config import (
+    AugmentConfig,
     CheckpointConfig,
     DataConfig,
+    ExportFormat,
     LossConfig,
+    LossName,
     OptimConfig,
+    Precision,
+    PresetName,
     TrainConfig,
     WorldConfig,
 )
+from simclr.evaluation.config import EvaluateConfig, FinetuneConfig, Protocol
+from simclr.export.config import ExportConfig
 
 CLASSES = [
     value
@@ -54,4 +62,31 @@ def test_every_setting_is_annotated_and_documented(kind):
 )
 def test_a_wrong_value_is_named(make, message):
     with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_choices_are_members_also_from_python():
+    assert LossConfig(name="dcl").name is LossName.dcl
+    assert AugmentConfig(preset="paper").preset is PresetName.paper
+    assert EvaluateConfig(protocols=["knn"]).protocols == [Protocol.knn]
+    assert TrainConfig(precision="bfloat16").precision is Precision.bfloat16
+    assert ExportConfig(formats=["onnx"]).formats == [ExportFormat.onnx]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LossConfig(name="nce"), "loss.name is 'nce'; give one of ntxent, dcl"),
+        (lambda: OptimConfig(name="nonsense"), "optim.name is 'nonsense'; give one of adam, adamw"),
+        (lambda: AugmentConfig(preset="papper"), "augment.preset is 'papper'; give one of paper_"),
+        (lambda: WorldConfig(device=0), "world.device is 0; give one of auto, cpu, cuda"),
+        (lambda: TrainConfig(precision=None), "precision is None; give one of auto, float32"),
+        (lambda: EvaluateConfig(protocols=["svm"]), "protocols is 'svm'; give one of knn"),
+        (lambda: FinetuneConfig(precision="auto"), "finetune.precision is auto; give float32"),
+        (lambda: TrainConfig(gradient_precision="auto"), "gradient_precision is auto; give"),
+        (lambda: ExportConfig(formats=["tflite"]), "formats is 'tflite'; give one of onnx"),
+    ],
+)
+def test_a_choice_that_is_none_of_its_members_is_refused_with_the_list(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         make()
