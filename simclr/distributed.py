@@ -64,7 +64,7 @@ def num_ranks(group: Group = None) -> int:
     return dist.get_world_size(group) if dist.is_initialized() else 1
 
 
-def group_of_node(node: str) -> Group:
+def group_of_node(node: str, timeout: timedelta | None = None) -> Group:
     """Return the group of the ranks that share a node; every rank must call it.
 
     Nodes are told apart by name, not by counting ranks: a scheduler may deal ranks to nodes in
@@ -76,7 +76,9 @@ def group_of_node(node: str) -> Group:
     dist.all_gather_object(nodes, node)
     # A group is made by all ranks together, also by those that stay outside.
     groups: dict[str, Any] = {
-        name: dist.new_group([rank for rank, other in enumerate(nodes) if other == name])
+        name: dist.new_group(
+            [rank for rank, other in enumerate(nodes) if other == name], timeout=timeout
+        )
         for name in sorted(set(nodes))
     }
     mine: Group = groups[node]
@@ -182,13 +184,23 @@ class Rendezvous:
 
 @dataclass(frozen=True, slots=True)
 class DistributedContext:
-    """This process among its peers."""
+    """This process among the ranks of a run.
+
+    Attributes:
+        rank: of this process, from 0.
+        local_rank: of this process on its node, from 0.
+        size: number of ranks.
+        device: where its tensors live.
+        node: name of the machine.
+        timeout: after which a collective gives up waiting for a rank, in every group.
+    """
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
     node: str
+    timeout: timedelta = timedelta(minutes=10)
 
     @property
     def is_main(self) -> bool:

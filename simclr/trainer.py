@@ -17,7 +17,6 @@ from simclr.checkpoint.manager import (
     agreed_checkpoint,
     load_state,
     pin,
-    restore_rank,
 )
 from simclr.checkpoint.manifest import (
     CheckpointManifest,
@@ -165,7 +164,7 @@ class Trainer:
         self.step = 0
         self.num_steps = count_steps(config, self.sampler.steps_per_epoch)
         self._warmup_steps = round(config.optim.warmup_epochs * self.sampler.steps_per_epoch)
-        self._watch = MetricsLogger(
+        self._metrics = MetricsLogger(
             config, context, self.views.view_size_px, self._warmup_steps, sinks
         )
         self._hooks = hooks or TrainerHooks()
@@ -198,7 +197,7 @@ class Trainer:
         else:
             self._restore(folder)
         if self.context.is_main:
-            self._watch.rewind(self.step)
+            self._metrics.rewind(self.step)
             if self.pair_sampler:
                 held, num = self.pair_sampler.num_seasonal, self.pair_sampler.num_places
                 _log.info("positives are seasons: %d of %d places have two dates", held, num)
@@ -213,10 +212,10 @@ class Trainer:
         Raises:
             ValueError: too many steps one after another had no finite gradient.
         """
-        self._watch.add(outcome)
+        self._metrics.add(outcome)
         self._hooks.on_step(self.step)
-        if self._watch.is_due(self.step, self.num_steps):
-            self._is_best = self._watch.report(
+        if self._metrics.is_due(self.step, self.num_steps):
+            self._is_best = self._metrics.report(
                 self._place(), self.loader.wait_s, self.network.encoder
             )
 
@@ -237,7 +236,7 @@ class Trainer:
             ValueError: the latest step was skipped, and there is no earlier checkpoint.
             CheckpointError: this save failed again and again.
         """
-        if self._watch.is_sound():
+        if self._metrics.is_sound():
             self._save_persistently(wait)
             self._pin_if_best()
         elif self._saved is None:
@@ -256,9 +255,7 @@ class Trainer:
         for pause_s in (*SAVE_PAUSES_S, None):
             try:
                 if self._saved is None or self._saved.name != folder_name(self.step):
-                    self._saved = self._saver.save(
-                        self._state(), self._watch.own_state(), self._about()
-                    )
+                    self._saved = self._saver.save(self._state(), self._about())
                 if wait:
                     self._saver.wait()
             except CheckpointError as error:
@@ -279,7 +276,7 @@ class Trainer:
         """
         error = ""
         try:
-            if self._watch.is_sound():
+            if self._metrics.is_sound():
                 self.save(wait=True)  # nothing to come back to before it is whole
             else:
                 _log.warning("step %d had no finite gradient and is not saved", self.step)
@@ -317,17 +314,17 @@ class Trainer:
         self.network.encoder.load_state_dict(state["encoder"])
         self.network.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._watch.load_state(state["watch"], restore_rank(folder, self.context))
+        self._metrics.load_state(state["metrics"])
         self.step, self._saved = manifest.step, folder
         _log.info("resumed at step %d of %d from %s", self.step, self.num_steps, folder.name)
 
     def _state(self) -> dict[str, Any]:
-        """Return what all ranks share."""
+        """Return the state of the run; every rank must call it at the same step."""
         return {
             "encoder": self.network.encoder.state_dict(),
             "head": self.network.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "watch": self._watch.state(),
+            "metrics": self._metrics.state(),
         }
 
     def _about(self) -> CheckpointManifest:
@@ -336,7 +333,7 @@ class Trainer:
 
     def _pin_if_best(self) -> None:
         if self._is_best and self.context.is_main:
-            pin(self.run_dir, self.step, self._watch.best_score, self._watch.headline)
+            pin(self.run_dir, self.step, self._metrics.best_score, self._metrics.headline)
         self._is_best = False
 
     def _place(self) -> dict[str, Any]:

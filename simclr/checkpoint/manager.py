@@ -1,10 +1,12 @@
-"""The state of all ranks becomes a checkpoint folder that is never seen half-written."""
+"""Save, find, load and prune the checkpoints of a run.
+
+The trainer saves through ``Saver``; a checkpoint folder is complete and checksummed, or absent.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import random
 import secrets
 import shutil
 import socket
@@ -14,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -25,9 +26,9 @@ from simclr.checkpoint.manifest import (
     SAVING_PREFIX,
     STATE_NAME,
     CheckpointManifest,
+    CheckpointVersionError,
     describe_files,
     folder_name,
-    read_checkpoint_manifest,
     verify,
     write_manifest,
 )
@@ -83,11 +84,18 @@ def prune(run_dir: Path, keep: int, best_step: int | None = None) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Take a checkpoint out of the readers' sight, then away: a kill between leaves no half one."""
+    """Take a checkpoint out of the readers' sight, then away: a kill between leaves no half one.
+
+    A failure is no fault of the run: on NFS a folder cannot go while somebody reads a file of it.
+    The next attempt sweeps what is left.
+    """
     doomed = folder.with_name(f"{_REMOVING_PREFIX}{folder.name}")
     shutil.rmtree(doomed, ignore_errors=True)  # a namesake that a killed attempt left
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+    try:
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        _log.warning("old checkpoint %s could not be removed: %s", folder.name, error)
 
 
 def sweep(run_dir: Path) -> None:
@@ -101,81 +109,25 @@ def sweep(run_dir: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)  # its owner may be removing it as well
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What one rank knows at a step boundary.
-
-    Attributes:
-        shared: equal on all ranks; the main one writes it.
-        own: this rank's alone, with its generators.
-        about: origin of the checkpoint, without its files yet.
-    """
-
-    shared: dict[str, Any]
-    own: dict[str, Any]
-    about: CheckpointManifest
+def host_copy(tree: Any) -> Any:
+    """Copy all tensors of a nested state to host memory; a GPU is waited for once, at the end."""
+    copied = _queue_copies(tree)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.current_stream().synchronize()
+    return copied
 
 
-def take(
-    shared: dict[str, Any], own: dict[str, Any], about: CheckpointManifest, *, copy: bool
-) -> Snapshot:
-    """Return the state of this moment.
-
-    Args:
-        shared: tensors and plain types, nested in dictionaries and lists.
-        own: this rank's, likewise.
-        about: origin of the checkpoint.
-        copy: take tensors to host memory, apart from those that the next step changes.
-    """
-    snapshot = Snapshot(shared, {"own": own, "random": random_state()}, about)
-    if not copy:
-        return snapshot
-    return Snapshot(copied(snapshot.shared), copied(snapshot.own), about)
-
-
-def copied(tree: Any) -> Any:
-    """Copy all tensors of a nested state to host memory."""
+def _queue_copies(tree: Any) -> Any:
     if isinstance(tree, torch.Tensor):
-        # not .cpu(): on the CPU that would be the very tensor that the next step changes
-        return tree.detach().to("cpu", copy=True)
+        # A copy also on the CPU, where .cpu() is the very tensor that the next step changes.
+        tensor = tree.detach()
+        host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        return host.copy_(tensor, non_blocking=True)
     if isinstance(tree, dict):
-        return {key: copied(value) for key, value in tree.items()}
+        return {key: _queue_copies(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(copied(value) for value in tree)
+        return type(tree)(_queue_copies(value) for value in tree)
     return tree
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of every generator of this process.
-
-    Nothing in a step draws from them; they are saved so that code added to a run (a dropout in a
-    head) resumes as well.
-    """
-    numpy_state = np.random.get_state(legacy=False)
-    if not isinstance(numpy_state, dict):
-        raise TypeError("numpy returned a legacy state")
-    version, words, gauss = random.getstate()
-    return {
-        "python": [version, list(words), gauss],
-        "numpy": {
-            # torch reads no uint32 back on every release; the words fit into int64
-            "keys": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-            "position": int(numpy_state["state"]["pos"]),
-        },
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Set every generator of this process to what ``random_state`` returned."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    keys = state["numpy"]["keys"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, state["numpy"]["position"], 0, 0.0))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 class CheckpointError(RuntimeError):
@@ -185,14 +137,16 @@ class CheckpointError(RuntimeError):
 class Together:
     """The ranks of a run while they save.
 
-    They speak through a group of their own: a save beside the training loop must not meet the
+    They communicate through a group of their own: a save beside the training loop must not meet the
     loop's collectives, which follow another order on every rank.
     """
 
     def __init__(self, context: DistributedContext) -> None:
         self.context = context
         # the stubs of torch know a second type, of ranks that stay outside; none does here
-        self._group: Any = dist.new_group(backend="gloo") if context.size > 1 else None
+        self._group: Any = None
+        if context.size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=context.timeout)
 
     def do(self, action: Callable[[], object]) -> None:
         """Run an action on every rank and wait for all.
@@ -263,21 +217,27 @@ class Saver:
         save = self._under_way
         return save is not None and save.done() and save.exception() is not None
 
-    def save(self, state: dict[str, Any], own: dict[str, Any], about: CheckpointManifest) -> Path:
+    def save(self, state: dict[str, Any], about: CheckpointManifest) -> Path:
         """Save this step, after the one before; return the folder it will have.
 
-        Each rank writes its ``own`` state with its generators, rank 0 the shared ``state``. An
-        asynchronous save takes copies and returns; ``wait`` tells that it is done.
+        Rank 0 writes; all ranks wait for it. An asynchronous save takes a copy and returns;
+        ``wait`` tells that it is done.
+
+        Args:
+            state: tensors and plain types, nested in dictionaries and lists, equal on all ranks.
+            about: origin of the checkpoint, without its files yet.
 
         Raises:
             CheckpointError: this save failed, or the one before it, on any rank.
         """
         self.wait()
-        snapshot = take(state, own, about, copy=self._beside is not None)
+        context = self._together.context
+        if context.is_main and (self._beside or context.device.type == "cuda"):
+            state = host_copy(state)
         if self._beside is None:
-            self._write(snapshot)
+            self._write(state, about)
         else:
-            self._under_way = self._beside.submit(self._write, snapshot)
+            self._under_way = self._beside.submit(self._write, state, about)
         return self._run_dir / CHECKPOINTS / folder_name(about.step)
 
     def wait(self) -> None:
@@ -290,12 +250,12 @@ class Saver:
         if save is not None:
             save.result()
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, state: dict[str, Any], about: CheckpointManifest) -> None:
         try:
-            write_checkpoint(self._run_dir, snapshot, self._together, self._hooks)
+            write_checkpoint(self._run_dir, state, about, self._together, self._hooks)
         except CheckpointError as error:
             raise CheckpointError(
-                f"step {snapshot.about.step} could not be saved in {self._run_dir / CHECKPOINTS}: "
+                f"step {about.step} could not be saved in {self._run_dir / CHECKPOINTS}: "
                 f"{error}; older checkpoints are untouched, the same command goes on from them"
             ) from error.__cause__
         pinned = best(self._run_dir)
@@ -304,7 +264,11 @@ class Saver:
 
 
 def write_checkpoint(
-    run_dir: Path, snapshot: Snapshot, ranks: Together, hooks: TrainerHooks
+    run_dir: Path,
+    state: dict[str, Any],
+    about: CheckpointManifest,
+    ranks: Together,
+    hooks: TrainerHooks,
 ) -> None:
     """Write, then publish; every rank calls it at the same step.
 
@@ -314,7 +278,7 @@ def write_checkpoint(
     Raises:
         CheckpointError: a rank could not write, or the hooks refused.
     """
-    final = run_dir / CHECKPOINTS / folder_name(snapshot.about.step)
+    final = run_dir / CHECKPOINTS / folder_name(about.step)
     # A name of its own: a former attempt that still lives may be saving the same step.
     name = ranks.told_by_main(f"{SAVING_PREFIX}{final.name}-{secrets.token_hex(4)}")
     folder = final.with_name(name)
@@ -322,9 +286,8 @@ def write_checkpoint(
         # One action after the other, each awaited by all: whoever fails, nobody is left waiting in
         # a collective, and all raise the same words.
         ranks.do_on_main(lambda: folder.mkdir(parents=True))
-        ranks.do(lambda: _write_state(folder / f"rank-{ranks.context.rank:04d}.pt", snapshot.own))
-        ranks.do_on_main(lambda: _write_state(folder / STATE_NAME, snapshot.shared))
-        ranks.do_on_main(lambda: _publish(folder, final, snapshot.about, hooks))
+        ranks.do_on_main(lambda: _write_state(folder / STATE_NAME, state))
+        ranks.do_on_main(lambda: _publish(folder, final, about, hooks))
     except CheckpointError:
         if ranks.context.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # make room again
@@ -339,8 +302,11 @@ def _publish(folder: Path, final: Path, about: CheckpointManifest, hooks: Traine
         shutil.rmtree(folder)  # a restart may meet a step that is saved already
     else:
         publish(folder, final)
-    # for people and scripts; loading looks for the newest whole one itself
-    write_text(final.parent / LATEST, final.name + "\n")
+    try:
+        # for people and scripts; loading looks for the newest whole one itself
+        write_text(final.parent / LATEST, final.name + "\n")
+    except OSError as error:
+        _log.warning("%s is saved, but %s could not be written: %s", final.name, LATEST, error)
 
 
 def _is_whole(final: Path) -> bool:
@@ -384,13 +350,16 @@ def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
         set_aside: rename damaged checkpoints to ``bad-...``; only the run itself may do so.
 
     Raises:
-        ValueError: there are checkpoints, and none is valid. Starting over would hide a loss.
+        ValueError: there are checkpoints, and none is valid, or one is of another format version.
+            Starting over would hide a loss.
     """
     # By name, which sorts by step; `latest` is for people, and a kill may leave it behind.
     folders = sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN), reverse=True)
     for folder in folders:
         try:
             verify(folder)
+        except CheckpointVersionError:
+            raise  # whole, and of use to the release that wrote it
         except ValueError as error:
             _log.warning("checkpoint passed over: %s", error)
             if set_aside:
@@ -431,19 +400,3 @@ def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
     """Load the state that all ranks share; only tensors and plain types are unpickled."""
     state: dict[str, Any] = torch.load(folder / STATE_NAME, map_location=device, weights_only=True)
     return state
-
-
-def restore_rank(folder: Path, context: DistributedContext) -> dict[str, Any]:
-    """Restore this rank's generators and return its own state.
-
-    A checkpoint saved by another number of ranks has none that would fit: the state is empty.
-    """
-    if read_checkpoint_manifest(folder).world_size != context.size:
-        _log.info("%s was saved by another number of ranks", folder.name)
-        return {}
-    path = folder / f"rank-{context.rank:04d}.pt"
-    # On the CPU, where states of generators belong, also those of a GPU.
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    restore_random_state(state["random"])
-    own: dict[str, Any] = state["own"]
-    return own

@@ -12,7 +12,7 @@ from preprocess.shards.atomic_io import write_json
 from preprocess.shards.format import sha256_of
 
 FORMAT = "simclr-s2-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHECKPOINTS = "checkpoints"  # in a run folder
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.pt"
@@ -43,6 +43,10 @@ class CheckpointManifest:
     dataset: dict[str, Any]
     torch: str
     files: dict[str, dict[str, Any]]
+
+
+class CheckpointVersionError(ValueError):
+    """A whole checkpoint of another format version."""
 
 
 def folder_name(step: int) -> str:
@@ -80,19 +84,26 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
     """Read a checkpoint's manifest.
 
     Raises:
-        ValueError: it is missing, unreadable, or of another format.
+        CheckpointVersionError: it is of another format version.
+        ValueError: it is missing or damaged.
     """
     path = folder / MANIFEST_NAME
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         intact = data.pop("digest") == _digest(data)
         kind = (data.pop("format"), data.pop("format_version"))
+        if intact and kind[0] == FORMAT and kind[1] != FORMAT_VERSION:
+            raise CheckpointVersionError(
+                f"{folder} is a checkpoint of format version {kind[1]}, and this release reads "
+                f"version {FORMAT_VERSION}; go on with the release that wrote it, or start anew in "
+                "another run_dir"
+            )
         manifest = CheckpointManifest(**data)
+    except CheckpointVersionError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable checkpoint manifest ({error})") from error
-    if kind != (FORMAT, FORMAT_VERSION):
-        raise ValueError(f"{path} is of {kind[0]} version {kind[1]}, not {FORMAT} {FORMAT_VERSION}")
-    if not intact:
+    if kind != (FORMAT, FORMAT_VERSION) or not intact:
         raise ValueError(f"{path} does not match its own checksum")
     return manifest
 

@@ -143,7 +143,7 @@ def build_model(
     """Return the network on every rank with equal weights, ready to average gradients."""
     node: Group = None
     if config.model.batchnorm is BatchNormGroup.node:
-        node = group_of_node(context.node)
+        node = group_of_node(context.node, context.timeout)
     torch.manual_seed(config.seed)
     network = SimCLR(config.model, num_bands, node).to(context.device)
     network = network.to(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from simclr.config import TrainConfig
-from simclr.distributed import DistributedContext, num_ranks, sum_over_ranks
+from simclr.distributed import DistributedContext, num_ranks, rank, sum_over_ranks
 from simclr.monitoring.health import (
     CollapseDetector,
     NonFiniteStepCounter,
@@ -44,13 +44,15 @@ class MetricAccumulator:
         self._device = device
         self._global_batch_size, self._flop_per_pair = global_batch_size, flop_per_pair
         # loss, gradient norm and number of the steps that were not skipped
-        self._sums = torch.zeros(3, device=device)
+        # float64: float32 values add up exactly there, in any order and grouping, so that a resumed
+        # run writes the same record as an unbroken one
+        self._sums = torch.zeros(3, device=device, dtype=torch.float64)
         self._restart_clock(0.0)
 
     def add(self, outcome: StepOutput) -> None:
         """Count one step, without waiting for the device."""
         values = torch.stack([outcome.loss, outcome.gradient_norm, outcome.skip.new_ones(())])
-        self._sums += torch.where(outcome.skip > 0, 0.0, values)
+        self._sums += torch.where(outcome.skip > 0, 0.0, values.double())
         self._clocked_steps += 1
         self._projections = outcome.projections
 
@@ -62,7 +64,7 @@ class MetricAccumulator:
         """
         names, values = zip(*spread(self._projections).items(), strict=True)
         # One reduction and one wait for the device an interval.
-        sums = sum_over_ranks(torch.cat([self._sums, torch.stack(values)])) / num_ranks()
+        sums = sum_over_ranks(torch.cat([self._sums, torch.stack(values).double()])) / num_ranks()
         loss, norm, steps, *rest = sums.tolist()
         record = {
             "loss": loss / steps if steps else math.nan,
@@ -80,13 +82,14 @@ class MetricAccumulator:
         self._start += seconds
 
     def state(self) -> dict[str, Any]:
-        """Return the unfinished sums of this rank."""
-        return {"sums": self._sums.cpu()}
+        """Return the unfinished sums of all ranks; every rank must call it at the same step."""
+        return {"sums": sum_over_ranks(self._sums.clone()).cpu(), "ranks": num_ranks()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from saved sums; an empty state begins anew."""
-        if state:
-            self._sums.copy_(state["sums"])
+        """Go on from saved sums, which rank 0 takes over for all, whatever their number was."""
+        self._sums.zero_()
+        if rank() == 0:
+            self._sums += state["sums"].to(self._device) * (num_ranks() / state["ranks"])
 
     def _speed(self, waited_s: float) -> dict[str, float]:
         elapsed_s = time.perf_counter() - self._start
@@ -184,24 +187,21 @@ class MetricsLogger:
             self._metrics.rewind(step)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps once for all ranks."""
+        """Return what a checkpoint keeps; every rank must call it at the same step."""
         return {
+            "interval": self._interval.state(),
             "alarm": self._alarm.state(),
             "skips": self._skips.state(),
             "controls": self._controls,
             "best_score": self.best_score,
         }
 
-    def own_state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of this rank."""
-        return self._interval.state()
-
-    def load_state(self, state: dict[str, Any], own: dict[str, Any]) -> None:
-        """Go on from a saved state; ``own`` is empty if another number of ranks saved it."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
         self._alarm.load_state(state["alarm"])
         self._skips.load_state(state["skips"])
         self._controls, self.best_score = state["controls"], state["best_score"]
-        self._interval.load_state(own)
+        self._interval.load_state(state["interval"])
 
     def _probes_at(self, step: int, num_steps: int) -> bool:
         return step == num_steps or (
