@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -212,6 +213,17 @@ class DistributedContext:
         # On the CPU group, so that a GPU is never waited for. The cost is a ring of 2 (W - 1) hops,
         # hidden behind the GPU up to some hundred ranks: docs/scale.md.
         return int(max_over_ranks(torch.tensor([value], dtype=torch.int32)).item())
+
+
+def is_fast_in_bfloat16(device: torch.device) -> bool:
+    """Say whether a device is fast in bfloat16: GPUs from Ampere on, and CPUs by their flags."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", flags))
 
 
 def rendezvous_from_environment() -> Rendezvous:

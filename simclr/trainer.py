@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from simclr.checkpoint.manifest import (
     folder_name,
     newest_checkpoint,
     read_checkpoint_manifest,
+    saved_precision,
     step_of,
 )
 from simclr.config import Positives, Precision, TrainConfig
@@ -35,7 +37,7 @@ from simclr.data.sampler import (
     shares,
     temporal_pairs_of,
 )
-from simclr.distributed import DistributedContext
+from simclr.distributed import DistributedContext, from_main_rank, is_fast_in_bfloat16
 from simclr.loss import chance_level
 from simclr.model.simclr import SimCLR, build_model
 from simclr.model.weights import start_from
@@ -132,6 +134,7 @@ class Trainer:
         hooks: TrainerHooks | None = None,
         copies: Sequence[str] = (),
     ) -> None:
+        config = with_precision(config, context)
         self.config, self.context = config, context
         self.run_dir = Path(config.run_dir)
         data = config.data
@@ -358,6 +361,25 @@ class Trainer:
             num_threads=data.num_threads,
             num_slots=data.num_slots,
         )
+
+
+def with_precision(config: TrainConfig, context: DistributedContext) -> TrainConfig:
+    """Replace ``precision=auto`` by the precision the run began in, or by what all devices suit."""
+    if config.precision is not Precision.auto:
+        return config
+    slow = context.all_reduce_max(int(not is_fast_in_bfloat16(context.device)))
+    suited = Precision.float32 if slow else Precision.bfloat16
+    begun = from_main_rank(saved_precision(Path(config.run_dir)) if context.is_main else "")
+    chosen = Precision(begun) if begun else suited
+    if context.is_main:
+        _log.info("precision is %s", chosen.value)
+        if chosen is not suited:
+            _log.warning(
+                "the run began in %s and keeps it; these devices are faster in %s",
+                chosen.value,
+                suited.value,
+            )
+    return replace(config, precision=chosen)
 
 
 def build_sampler(

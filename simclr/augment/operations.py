@@ -282,22 +282,17 @@ def preset_of(config: AugmentConfig) -> Preset:
     """Return the preset that the settings name, with their chances and strengths.
 
     Raises:
-        ValueError: an unknown preset, operation or strength, or a number beyond its limits; the
+        ValueError: an unknown operation or strength, or a number beyond its limits; the
             message lists what is valid.
     """
     _check_strengths(config.strengths)
-    name, probabilities = config.preset, PRESETS.get(config.preset, {})
+    name, probabilities = config.preset.value, PRESETS.get(config.preset, {})
     couplets: tuple[Couplet, ...] = ()
     if config.preset == "list":
         _check_operations("augment.operations", config.operations)
         name, probabilities = "+".join(config.operations), dict.fromkeys(config.operations, 1.0)
     elif config.preset == "couplets":
         name, couplets = ",".join(config.couplets), tuple(map(_couplet, config.couplets))
-    elif config.preset not in PRESETS:
-        raise ValueError(
-            f"augment.preset is {config.preset!r}; valid names: {', '.join(PRESETS)}, list, "
-            "couplets"
-        )
     elif config.preset == "paper":
         couplets = allowed_couplets()
     if config.probabilities:

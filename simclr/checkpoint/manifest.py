@@ -59,6 +59,16 @@ def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
+def saved_precision(run_dir: Path) -> str:
+    """Return the precision in the newest readable checkpoint's settings; empty without one."""
+    for folder in sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN), reverse=True):
+        try:
+            return str(read_checkpoint_manifest(folder).config["precision"])
+        except ValueError:
+            continue  # resuming will say what is wrong with it
+    return ""
+
+
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """Return the folder of the newest checkpoint, valid or not."""
     return max((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN), default=None)

@@ -7,6 +7,7 @@ import typing
 import pytest
 
 from simclr import config as module
+from simclr.augment.operations import PRESETS
 from simclr.config import (
     AugmentConfig,
     CheckpointConfig,
@@ -78,7 +79,10 @@ def test_choices_are_members_also_from_python():
     [
         (lambda: LossConfig(name="nce"), "loss.name is 'nce'; give one of ntxent, dcl"),
         (lambda: OptimConfig(name="nonsense"), "optim.name is 'nonsense'; give one of adam, adamw"),
-        (lambda: AugmentConfig(preset="papper"), "augment.preset is 'papper'; give one of paper_"),
+        (
+            lambda: AugmentConfig(preset="papper"),
+            "augment.preset is 'papper'; give one of paper,",
+        ),
         (lambda: WorldConfig(device=0), "world.device is 0; give one of auto, cpu, cuda"),
         (lambda: TrainConfig(precision=None), "precision is None; give one of auto, float32"),
         (lambda: EvaluateConfig(protocols=["svm"]), "protocols is 'svm'; give one of knn"),
@@ -90,3 +94,7 @@ def test_choices_are_members_also_from_python():
 def test_a_choice_that_is_none_of_its_members_is_refused_with_the_list(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+def test_every_preset_has_a_name_among_the_choices():
+    assert [*PRESETS, "list", "couplets"] == list(PresetName)

@@ -33,6 +33,18 @@ from simclr.preemption import Preempted
 from simclr.train import train
 from simclr.trainer import refuse_other_run
 
+
+class SignalAt:
+    """A sink that sends this process SIGTERM at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def write(self, record) -> None:
+        if record["step"] == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 STEPS = 16  # 64 patches, half of them for training, 8 a step, 4 epochs
 
 
@@ -296,3 +308,18 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_checkpoints_alone(sha
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == [
         "step-000000001"
     ]
+
+
+@pytest.mark.parametrize(("fast", "chosen"), [(True, "bfloat16"), (False, "float32")])
+def test_a_run_of_precision_auto_keeps_what_it_began_in(
+    shards, tmp_path, monkeypatch, caplog, fast, chosen
+):
+    caplog.set_level("WARNING", "simclr")
+    run = small_run(shards, tmp_path / "run", precision="auto", max_steps=4)
+    monkeypatch.setattr("simclr.trainer.is_fast_in_bfloat16", lambda _: fast)
+    with pytest.raises(Preempted):
+        train(run, [SignalAt(2)])
+    monkeypatch.setattr("simclr.trainer.is_fast_in_bfloat16", lambda _: not fast)
+    folder = train(run)
+    assert read_checkpoint_manifest(folder).config["precision"] == chosen
+    assert f"the run began in {chosen} and keeps it" in caplog.text

@@ -205,7 +205,7 @@ def test_crops_stay_inside_the_patch_with_the_area_asked_for():
 
 
 def test_an_unknown_preset_or_operation_lists_the_valid_ones():
-    with pytest.raises(ValueError, match="is 'strong'; valid names: paper, standard"):
+    with pytest.raises(ValueError, match="is 'strong'; give one of paper, standard"):
         preset_of(AugmentConfig(preset="strong"))
     with pytest.raises(ValueError, match="holds 'hue'; valid names: blur, brightness"):
         preset_of(AugmentConfig(preset="list", operations=["hue"]))
