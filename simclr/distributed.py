@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import deterministic
 
 from simclr.config import Device, WorldConfig
 from simclr.preemption import DeviceFaultError, LostPeerError, Preempted
@@ -266,13 +267,17 @@ def distributed_context(
     try:
         _join(config, rendezvous, device)
         try:
-            yield DistributedContext(
+            context = DistributedContext(
                 rendezvous.rank,
                 rendezvous.local_rank,
                 rendezvous.world_size,
                 device,
                 socket.gethostname(),
+                timedelta(seconds=config.timeout_s),
             )
+            _refuse_shared_gpus(context)
+            with _deterministic_kernels(config.deterministic):
+                yield context
         except Preempted:
             dist.destroy_process_group()  # all ranks have stopped at the same step
             raise
@@ -285,6 +290,45 @@ def distributed_context(
         if known:
             raise known from error
         raise
+
+
+@contextmanager
+def _deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Let torch use deterministic kernels only, for the time of the block."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        # cuBLAS reads it when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Filling new memory costs time, and nothing here reads it before it is written.
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _refuse_shared_gpus(context: DistributedContext) -> None:
+    if context.device.type == "cuda" and context.size > 1:
+        uuid = torch.cuda.get_device_properties(context.device).uuid
+        gpus: list[str] = [""] * context.size
+        dist.all_gather_object(gpus, f"{uuid} on {context.node}")
+        refuse_shared_gpus(gpus)
+
+
+def refuse_shared_gpus(gpus: Sequence[str]) -> None:
+    """Raise ValueError if two ranks use one GPU, which NCCL would report as a failure of its own.
+
+    Args:
+        gpus: identity of each rank's GPU, in rank order.
+    """
+    for gpu in gpus:
+        ranks = [str(rank) for rank, other in enumerate(gpus) if other == gpu]
+        if len(ranks) > 1:
+            raise ValueError(
+                f"ranks {', '.join(ranks)} share one GPU ({gpu}); start one rank for each GPU: "
+                "lower cluster.tasks_per_node, or ask for more with cluster.gpus_per_node"
+            )
 
 
 def _join(config: WorldConfig, rendezvous: Rendezvous, device: torch.device) -> None:

@@ -239,6 +239,14 @@ class Trainer:
             ValueError: the latest step was skipped, and there is no earlier checkpoint.
             CheckpointError: this save failed again and again.
         """
+        if self.context.is_main and (gone := self.dataset.missing_shards()):
+            # Files that are open go on being read, so that nothing else would show it.
+            _log.warning(
+                "%d shards were deleted while training, %s is one; the next attempt cannot read "
+                "them: bring them back",
+                len(gone),
+                gone[0],
+            )
         if self._metrics.is_sound():
             self._save_persistently(wait)
             self._pin_if_best()

@@ -1,4 +1,7 @@
-"""Packed sources become one indexed collection of samples: manifests in, sample numbers out."""
+"""ShardDataset: the samples of packed sources, numbered through; used by loader, sampler and views.
+
+A sample's id is its position among all packed rows; selecting a subset keeps it.
+"""
 
 from __future__ import annotations
 
@@ -139,6 +142,10 @@ class ShardDataset:
         """Keep only these samples, given by their present numbers."""
         self.sample_id = self.sample_id[chosen]
         self.source = self.source[chosen]
+
+    def missing_shards(self) -> list[Path]:
+        """Return the shard files that are gone from their folders."""
+        return [reader.path for reader in self._readers if not reader.path.exists()]
 
     def thin(self, fraction: float, seed: int, *, whole_places: bool = False) -> None:
         """Keep this share of the samples, or of the places; the same ones for the same seed."""

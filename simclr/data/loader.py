@@ -1,7 +1,7 @@
-"""Samples by number become batches on the device: threads read by offset into fixed slots.
+"""Loader: reads planned samples from shards and hands over batches on the device.
 
-A thread that reads holds neither the interpreter's lock nor HDF5's, so threads do
-what others start worker processes for, without copies, pickles or forked signal handlers.
+Threads read by offset into fixed slots of pinned memory. A read holds neither the interpreter's
+lock nor HDF5's, so that no worker processes, pickles or copies are needed.
 """
 
 from __future__ import annotations
@@ -79,19 +79,29 @@ class Loader:
         self.wait_s = 0.0  # time the consumer stood still, summed over batches
 
     def __iter__(self) -> Iterator[Batch]:
-        with ThreadPoolExecutor(self._num_threads, thread_name_prefix="loader") as pool:
-            pending: deque[tuple[_Slot, list[Future[None]]]] = deque()
+        readers = ThreadPoolExecutor(
+            self._num_threads, "loader", initializer=_use_device, initargs=(self._device,)
+        )
+        # A thread of its own starts the copy of a batch as soon as it is read, long before it is
+        # asked for.
+        copier = ThreadPoolExecutor(1, "copy", initializer=_use_device, initargs=(self._device,))
+        with readers, copier:
+            pending: deque[tuple[_Slot, Future[Batch]]] = deque()
             ahead = len(self._slots) - 1  # one slot stays with the consumer
             try:
                 for number in range(self._num_batches + ahead):
                     if number < self._num_batches:
                         # in turn: the next one is what the consumer has just given back
                         slot = self._slots[number % len(self._slots)]
-                        pending.append((slot, self._start_filling(pool, slot, number)))
+                        reads = self._start_filling(readers, slot, number)
+                        copied = copier.submit(slot.copy, reads, self._device, self._paired)
+                        pending.append((slot, copied))
                     if number >= ahead:
                         yield self._finish(*pending.popleft())
             finally:
-                pool.shutdown(cancel_futures=True)  # what nobody will ask for is not read
+                # what nobody will ask for is neither read nor copied
+                readers.shutdown(cancel_futures=True)
+                copier.shutdown(cancel_futures=True)
 
     def _start_filling(
         self, pool: ThreadPoolExecutor, slot: _Slot, number: int
@@ -107,12 +117,18 @@ class Loader:
         parts = [order[start:end] for start, end in pairwise(ends)]
         return [pool.submit(slot.fill, self._dataset, part) for part in parts if len(part)]
 
-    def _finish(self, slot: _Slot, futures: list[Future[None]]) -> Batch:
+    def _finish(self, slot: _Slot, copied: Future[Batch]) -> Batch:
         start = time.perf_counter()
-        for future in futures:
-            future.result()
+        batch = copied.result()
         self.wait_s += time.perf_counter() - start
-        return slot.to(self._device, self._paired)
+        slot.hand_over(batch)
+        return batch
+
+
+def _use_device(device: torch.device) -> None:
+    """Let a thread use its rank's GPU: a new thread starts with the first one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 class _Slot:
@@ -146,8 +162,13 @@ class _Slot:
             self._copied.synchronize()  # the last copy out of this memory must be over
         dataset.read_into(self._samples[positions], self._views, positions)
 
-    def to(self, device: torch.device, paired: bool) -> Batch:
-        """Return the batch on the device; a copy to a GPU runs beside the computation."""
+    def copy(self, reads: list[Future[None]], device: torch.device, paired: bool) -> Batch:
+        """Wait for the reads and return the batch on the device.
+
+        A copy to a GPU runs on a stream of its own, beside the computation.
+        """
+        for read in reads:
+            read.result()
         num = len(self._samples)
         tensors = {
             name: held if len(held) == num else held[:num] for name, held in self._groups.items()
@@ -161,13 +182,18 @@ class _Slot:
             moved = {name: part.to(device, non_blocking=True) for name, part in tensors.items()}
             extra = extra.pin_memory().to(device, non_blocking=True)
         self._copied = self._copy.record_event()
-        current = torch.cuda.current_stream(device)
-        current.wait_event(self._copied)  # the GPU waits for its data, the host does not
-        # Or the allocator would hand this memory on while the computing stream still reads it.
-        for tensor in (*moved.values(), extra):
-            tensor.record_stream(current)
         source, sample_id, epoch = extra
         return Batch(moved, source, sample_id, epoch, paired)
+
+    def hand_over(self, batch: Batch) -> None:
+        """Let the computing stream wait for the copy; the host does not."""
+        if self._copied is None:
+            return
+        current = torch.cuda.current_stream(batch.source.device)
+        current.wait_event(self._copied)
+        # Or the allocator would hand this memory on while the computing stream still reads it.
+        for tensor in (*batch.groups.values(), batch.source, batch.sample_id, batch.epoch):
+            tensor.record_stream(current)
 
 
 def training_batches(  # noqa: PLR0913 - what a loader is made of

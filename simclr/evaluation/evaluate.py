@@ -24,7 +24,7 @@ from preprocess.shards.atomic_io import write_json
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.manifest import CHECKPOINTS, FOLDER_PATTERN, folder_name, verify
 from simclr.checkpoint.pretrained import Pretrained, load_pretrained, saved_steps
-from simclr.config import AugmentConfig, WorldConfig, require
+from simclr.config import AugmentConfig, PresetName, WorldConfig, require
 from simclr.config_io import to_plain
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.distributed import (
@@ -257,7 +257,7 @@ def extract(
 def _patches(setup: EvalSetup, device: torch.device) -> LabelledPatches:
     # 0 keeps the grid of the patches at hand: the encoder has learnt a ground resolution
     size_px = setup.pretrained.config.augment.view_size_px
-    augment = AugmentConfig(preset="none", view_size_px=size_px)
+    augment = AugmentConfig(preset=PresetName.none, view_size_px=size_px)
     maker = ViewMaker(setup.dataset, augment, 0, device)
     rows = np.arange(setup.dataset.num_samples)
     return LabelledPatches(setup.dataset, maker, rows, setup.task.targets, setup.task.kind, device)

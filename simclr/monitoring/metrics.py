@@ -1,13 +1,17 @@
-"""What a run says of itself: a JSON line each interval, to a file and to any other sink."""
+"""Metric records and where they go: metrics.jsonl, the log, a progress bar.
+
+Commands on a login node read them, so that torch is not imported here.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import os
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from tqdm import tqdm
 
@@ -38,14 +42,28 @@ class JsonLines:
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line and flush it; a number that does not exist becomes null."""
+        """Append one line; a number that does not exist becomes null.
+
+        A line that cannot be written is a warning: no training ends for it.
+        """
         # Python would write NaN, which is no JSON.
         strict = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(strict, allow_nan=False) + "\n")
+        line = json.dumps(strict, allow_nan=False) + "\n"
+        try:
+            with self.path.open("a+b") as file:
+                if file.tell() and not _ends_a_line(file):
+                    line = "\n" + line  # a full disk cut the one before
+                file.write(line.encode())
+        except OSError as error:
+            _log.warning("step %s is missing in %s: %s", record["step"], self.path, error)
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 class LogLines:
@@ -86,9 +104,9 @@ def screen() -> Sink:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read metric records; a line cut short by a kill is left out, as its step will be redone."""
+    """Read metric records; a line cut short by a kill or a full disk is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:

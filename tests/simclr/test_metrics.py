@@ -61,3 +61,19 @@ def test_a_terminal_gets_a_bar_that_begins_where_the_run_does(capsys):
 def test_the_screen_decides(monkeypatch, terminal, kind):
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     assert isinstance(screen(), kind)
+
+
+def test_a_line_that_a_full_disk_cut_spoils_no_other(tmp_path):
+    sink = JsonLines(tmp_path)
+    sink.write({"step": 1})
+    with sink.path.open("ab") as file:
+        file.write(b'{"step": 2, "lo\xff')
+    sink.write({"step": 3})
+    assert [line["step"] for line in read_metrics(sink.path)] == [1, 3]
+    sink.rewind(2)
+    assert [line["step"] for line in read_metrics(sink.path)] == [1]
+
+
+def test_a_record_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    JsonLines(tmp_path / "gone").write({"step": 7})
+    assert "step 7 is missing in" in caplog.text

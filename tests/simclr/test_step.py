@@ -99,7 +99,7 @@ def test_a_step_never_waits_for_the_device(started, half):
     batch = next(run.batches)
     with Waits() as waits:
         outcome = train_step(run, batch)
-        run._watch.add(outcome)
+        run._metrics.add(outcome)
     assert waits.found == []
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import torch
@@ -10,7 +11,12 @@ from rank_jobs import agreed_value
 from ranks import CPU, results_of, run_ranks, start_ranks
 
 from simclr import distributed
-from simclr.distributed import Rendezvous, distributed_context, rendezvous_from_environment
+from simclr.distributed import (
+    Rendezvous,
+    distributed_context,
+    refuse_shared_gpus,
+    rendezvous_from_environment,
+)
 from simclr.preemption import DeviceFaultError, LostPeerError
 
 TORCHRUN = {
@@ -134,3 +140,22 @@ def test_ranks_that_were_never_started_are_waited_for_aloud(port, monkeypatch, c
     ):
         pass
     assert "waiting for ranks: 1 of 2 have started" in caplog.text
+
+
+def test_ranks_that_share_a_gpu_are_refused_with_their_numbers():
+    refuse_shared_gpus(["a on n1", "b on n1", "a on n2"])
+    with pytest.raises(ValueError, match=r"ranks 1, 2 share one GPU \(b on n1\); start one rank"):
+        refuse_shared_gpus(["a on n1", "b on n1", "b on n1"])
+
+
+def test_deterministic_kernels_are_used_inside_the_context_alone(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with distributed_context(replace(CPU, deterministic=True)):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_every_group_has_the_timeout_of_the_run():
+    with distributed_context(replace(CPU, timeout_s=77)) as context:
+        assert context.timeout == timedelta(seconds=77)

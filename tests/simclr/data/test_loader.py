@@ -1,5 +1,7 @@
 """Batches hold exactly the planned samples, whatever the threads and slots."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from make_data import packed_arrays
 
 from preprocess.bands import L2A_BANDS
 from simclr.data.dataset import open_dataset
-from simclr.data.loader import Loader, sequential_batches, training_batches
+from simclr.data.loader import Loader, _Slot, sequential_batches, training_batches
 from simclr.data.sampler import DeterministicBatchSampler
 
 CPU = torch.device("cpu")
@@ -95,3 +97,21 @@ def test_leaving_early_ends_the_threads(dataset):
         break
     left = set(threading.enumerate()) - before
     assert not [thread for thread in left if thread.name.startswith("loader")]
+
+
+def test_the_next_batch_is_on_its_way_while_one_is_in_use(dataset, monkeypatch):
+    copied = []
+    copy = _Slot.copy
+
+    def noted(slot, reads, *place):
+        batch = copy(slot, reads, *place)
+        copied.append(batch.sample_id.tolist())
+        return batch
+
+    monkeypatch.setattr(_Slot, "copy", noted)
+    batches = iter(sequential_batches(dataset, 8, CPU))
+    next(batches)
+    end = time.monotonic() + 60
+    while len(copied) < 2 and time.monotonic() < end:  # nobody asks for the second one
+        time.sleep(0.01)
+    assert copied[1] == list(range(8, 16))
