@@ -48,7 +48,7 @@ from simclr.distributed import DistributedContext, Rendezvous, distributed_conte
 from simclr.model.simclr import SimCLR
 from simclr.optim import build_optimizer
 from simclr.preemption import TrainerHooks
-from simclr.step import train_step
+from simclr.train import train_step
 from simclr.trainer import Trainer
 
 SAVE = "save: write, flush, checksum, publish"

@@ -1,21 +1,13 @@
-"""One optimizer step: a batch of patches in, the loss out, the weights moved."""
+"""Parts of a training step: what it leaves on the device, gradient norm, BatchNorm statistics."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from simclr.config import Precision
-from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import running_statistics
-from simclr.optim import set_rate, step_unless
-
-if TYPE_CHECKING:
-    from simclr.data.loader import Batch
-    from simclr.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,31 +25,6 @@ class StepOutput:
     gradient_norm: torch.Tensor
     skip: torch.Tensor
     projections: torch.Tensor
-
-
-def train_step(trainer: Trainer, batch: Batch) -> StepOutput:
-    """Make views, embed them in one forward pass, compare them, move the weights.
-
-    Nothing here waits for the device: also whether the step counts is decided there.
-    """
-    with torch.no_grad():
-        views = trainer.views.training_views(batch, batch.epoch)
-    set_rate(trainer.optimizer, trainer.rate)
-    trainer.optimizer.zero_grad(set_to_none=True)
-    before = Statistics(trainer.network)
-    half = trainer.config.precision is Precision.bfloat16
-    with torch.autocast(trainer.context.device.type, dtype=torch.bfloat16, enabled=half):
-        _, projections = trainer.model(views)
-    loss = contrastive_loss(projections, trainer.config.loss)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = gradient_norm(trainer.network)
-    # The averaged gradient is the same on all ranks, and so is this word: one rank's trouble has
-    # reached the others through the average, or through the gathered projections before.
-    skip = (~torch.isfinite(norm)).float()
-    step_unless(trainer.optimizer, skip)
-    before.restore_if(skip)
-    trainer.step += 1
-    return StepOutput(loss.detach(), norm, skip, projections.detach())
 
 
 def gradient_norm(network: nn.Module) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The training story: settings in, the last checkpoint's folder out."""
+"""The training loop and its step; ``train`` is called by the launcher on every rank."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from simclr.config import TrainConfig, require
+import torch
+
+from simclr.config import Precision, TrainConfig, require
+from simclr.data.loader import Batch
 from simclr.distributed import Rendezvous, distributed_context
+from simclr.loss import contrastive_loss
 from simclr.monitoring.metrics import Sink
+from simclr.optim import set_rate, step_unless
 from simclr.preemption import StopReason, StopSignal, TrainerHooks
-from simclr.step import train_step
+from simclr.step import Statistics, StepOutput, gradient_norm
 from simclr.trainer import Trainer
 
 
@@ -58,3 +63,28 @@ def train(
             if reason or trainer.checkpoint_is_due():
                 trainer.save()
         return trainer.save()
+
+
+def train_step(trainer: Trainer, batch: Batch) -> StepOutput:
+    """Make views, embed them in one forward pass, compare them, move the weights.
+
+    Nothing here waits for the device: also whether the step counts is decided there.
+    """
+    with torch.no_grad():
+        views = trainer.views.training_views(batch, batch.epoch)
+    set_rate(trainer.optimizer, trainer.rate)
+    trainer.optimizer.zero_grad(set_to_none=True)
+    before = Statistics(trainer.network)
+    half = trainer.config.precision is Precision.bfloat16
+    with torch.autocast(trainer.context.device.type, dtype=torch.bfloat16, enabled=half):
+        _, projections = trainer.model(views)
+    loss = contrastive_loss(projections, trainer.config.loss)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = gradient_norm(trainer.network)
+    # The averaged gradient is the same on all ranks, and so is this word: one rank's trouble has
+    # reached the others through the average, or through the gathered projections before.
+    skip = (~torch.isfinite(norm)).float()
+    step_unless(trainer.optimizer, skip)
+    before.restore_if(skip)
+    trainer.step += 1
+    return StepOutput(loss.detach(), norm, skip, projections.detach())

@@ -32,8 +32,7 @@ from simclr.model.batchnorm import GroupBatchNorm, _NativeBatchNorm, join_statis
 from simclr.model.simclr import SimCLR
 from simclr.optim import build_optimizer
 from simclr.preemption import Preempted
-from simclr.step import train_step
-from simclr.train import train
+from simclr.train import train, train_step
 from simclr.trainer import Trainer
 
 

@@ -21,7 +21,7 @@ from simclr.config import (
     Precision,
 )
 from simclr.distributed import distributed_context
-from simclr.step import train_step
+from simclr.train import train_step
 from simclr.trainer import Trainer
 
 # What must know a value on the host: item, bool, nonzero, and indexing by a mask, which counts it.
