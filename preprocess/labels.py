@@ -1,4 +1,4 @@
-"""CORINE land cover as BigEarthNet labels it: class names come in, names of other sets go out.
+"""CORINE land cover as BigEarthNet labels it, and the label sets derived from it.
 
 The order of the classes is BigEarthNet's own (by CORINE code, not alphabetical). An alphabetical
 order is in use elsewhere, so order always travels as names and mapping is by name.

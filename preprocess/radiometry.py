@@ -1,4 +1,4 @@
-"""The radiometric offset: what metadata, name and user say comes in, one decision goes out.
+"""The radiometric offset of products, decided once and removed, and the conversion of units.
 
 Stored values are reflectance x 10000. From processing baseline 04.00 on, ESA adds 1000 to the
 digital numbers of L2A products so that reflectances below 0 survive, and says so as BOA_ADD_OFFSET
@@ -83,7 +83,7 @@ def decide(
     """Return the offset of a product; nothing is ever guessed.
 
     Args:
-        product: for the words of errors.
+        product: its name, for error messages.
         claims: what each authority says, strongest first; None says nothing.
         declared: what the user says.
         override: the user knows better than all claims.
@@ -92,21 +92,21 @@ def decide(
         ValueError: nobody says anything, or two say different things.
     """
     # in the order of trust; the first one is the answer, all others must agree
-    said = [Offset(value, who) for who, value in claims.items() if value is not None]
+    stated = [Offset(value, who) for who, value in claims.items() if value is not None]
     if declared is not None:
-        said.append(Offset(declared, "user"))
+        stated.append(Offset(declared, "user"))
         if override:
-            return said[-1]
-    if not said:
+            return stated[-1]
+    if not stated:
         raise ValueError(
             f"{product}: neither metadata nor name tells the radiometric offset; set "
             f"source.boa_offset={BOA_OFFSET} if it is still in the files (processing baseline "
             "04.00 or later), source.boa_offset=0 if it is not"
         )
-    for other in said[1:]:
-        if other.value != said[0].value:
-            raise ValueError(_conflict(product, said[0], other))
-    return said[0]
+    for other in stated[1:]:
+        if other.value != stated[0].value:
+            raise ValueError(_conflict(product, stated[0], other))
+    return stated[0]
 
 
 def harmonise(digital_numbers: Pixels, offset: int) -> Pixels:
@@ -122,7 +122,7 @@ def harmonise(digital_numbers: Pixels, offset: int) -> Pixels:
 
 
 def contradiction(offset: int, pixels: Mapping[str, Pixels], classes: Classes | None) -> str:
-    """Say how dark pixels contradict an offset; empty if they do not, or cannot tell.
+    """Return how dark pixels contradict an offset; empty if they do not, or cannot tell.
 
     Bright scenes prove nothing: the darkest per cent of an offset-free desert reads 1012 in B02.
     So too low a value always counts, too high a one only in water, shadow and dark areas.
@@ -171,12 +171,12 @@ def _percentile(values: Pixels, chosen: npt.NDArray[np.bool_]) -> int | None:
 
 def _conflict(product: str, first: Offset, other: Offset) -> str:
     if other.authority == "user":
-        cure = "leave source.boa_offset out, or set source.override_offset=true if you know better"
+        fix = "leave source.boa_offset out, or set source.override_offset=true if you know better"
     else:
-        cure = f"set source.boa_offset={BOA_OFFSET} or 0 and source.override_offset=true"
+        fix = f"set source.boa_offset={BOA_OFFSET} or 0 and source.override_offset=true"
     return (
         f"{product}: {other.authority} says that the offset is {other.value}, {first.authority} "
-        f"says {first.value}; {cure}"
+        f"says {first.value}; {fix}"
     )
 
 

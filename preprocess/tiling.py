@@ -1,4 +1,4 @@
-"""The 1,200 m grid of an MGRS tile: a tile's corner comes in, squares and what lies in them go out.
+"""The 1,200 m grid of MGRS tiles, splits by blocks of ground, and areas to leave out.
 
 Squares are counted from the upper left corner of the product's own UTM grid, as BigEarthNet does:
 the corner of a tile never moves, so a square has the same name on every date. 1,200 m is a whole
@@ -60,7 +60,7 @@ class TileGrid:
         return to_degrees(self.epsg, *self.centres())
 
     def owned(self) -> Flags:
-        """Say of each square whether its centre is this tile's own ground, (SIDE, SIDE).
+        """Return whether the centre of each square is this tile's own ground, (SIDE, SIDE).
 
         Tiles overlap by 9.8 km, and across the border of UTM zones by more. Each point of the Earth
         has one MGRS square, so one tile owns it, and no field enters a dataset twice.
@@ -94,7 +94,7 @@ def zone_bounds(tile: str) -> tuple[float, float]:
 
 
 def is_corner_of_tile(x: float, y: float) -> bool:
-    """Say whether a point can be the upper left corner of a tile: just outside its MGRS square."""
+    """Return whether a point can be the corner of a tile: just outside its MGRS square."""
     return all(abs(edge - round(edge / SQUARE_M) * SQUARE_M) < CORNER_SLACK_M for edge in (x, y))
 
 
@@ -119,7 +119,7 @@ def shares_of(where: Flags) -> Shares:
 
 
 def in_boxes(longitude: Degrees, latitude: Degrees, boxes: list[list[float]]) -> Flags:
-    """Say of each point whether it lies in any box of west, south, east, north."""
+    """Return whether each point lies in any box (west, south, east, north)."""
     inside = np.zeros(longitude.shape, bool)
     for west, south, east, north in boxes:
         # east and north are the next box's own, so that boxes side by side share no patch
@@ -204,7 +204,7 @@ class Ground:
 
 
 def ground_of(grid: TileGrid, config: ProductsConfig, excluded: Set[str]) -> Ground:
-    """Judge the squares of a tile.
+    """Find which squares of a tile no product may fill, and their blocks and splits.
 
     Args:
         grid: of the tile.
@@ -238,7 +238,7 @@ def ground_of(grid: TileGrid, config: ProductsConfig, excluded: Set[str]) -> Gro
 
 
 def _touching(grid: TileGrid, boxes: list[list[float]]) -> Flags:
-    """Say of each square whether any of its ground lies in a box.
+    """Return whether any ground of each square lies in a box.
 
     Compared by the upright boxes in degrees around a square and the area, which may be a little
     more than the ground itself: what must stay out stays out.
@@ -274,7 +274,7 @@ def _corners_in_degrees(grid: TileGrid) -> npt.NDArray[np.float64]:
 
 def _listed(grid: TileGrid, excluded: Set[str]) -> Flags:
     listed = np.zeros((SIDE, SIDE), bool)
-    # each place is asked for whole: a search for parts of names would drop 1_25 with 1_2
+    # each name is compared whole: a search for parts of names would drop 1_25 with 1_2
     for column, row in np.ndindex(SIDE, SIDE) if excluded else ():
         listed[column, row] = grid.place(column, row) in excluded
     return listed

@@ -1,4 +1,4 @@
-"""BigEarthNet v1: the flat tree of patch folders comes in, references and labelled patches go out.
+"""The source ``bigearthnet_v1``: a flat tree of patch folders, and what v2 and simulation share.
 
 The format is described in Sumbul et al., "BigEarthNet: A Large-Scale Benchmark Archive for Remote
 Sensing Image Understanding" (IGARSS 2019) and in the archive's own documentation.
@@ -85,8 +85,8 @@ def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Raster) -
     if raster.pixels.shape != expected:
         raise PatchError(
             path,
-            f"is {_spoken(raster.pixels.shape)}, {group.bands[0]} and its group are "
-            f"{_spoken(expected)}",
+            f"is {_shape_text(raster.pixels.shape)}, {group.bands[0]} and its group are "
+            f"{_shape_text(expected)}",
         )
     fault = raster.grid.fault(group.ground_resolution_m)
     if fault:
@@ -95,16 +95,16 @@ def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Raster) -
         raise PatchError(path, f"its tags say that the offset {raster.grid.boa_offset} is due")
     # v1 files carry their own grid each; nothing else says that they show the same ground
     if raster.grid.corner != first.grid.corner:
-        here, there = (_spoken_corner(found) for found in (raster, first))
+        here, there = (_corner_text(found) for found in (raster, first))
         raise PatchError(path, f"lies at {here}, the first band of the patch at {there}")
 
 
-def _spoken_corner(raster: Raster) -> str:
+def _corner_text(raster: Raster) -> str:
     crs, x, y = raster.grid.corner
     return f"{crs} ({x}, {y})"
 
 
-def _spoken(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     bands, height, width = shape
     return f"{bands} band(s) of {width} x {height} pixels"
 

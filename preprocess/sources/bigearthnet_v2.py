@@ -1,4 +1,4 @@
-"""BigEarthNet v2 (refined): product folders and parquet tables come in, labelled patches go out.
+"""The source ``bigearthnet_v2`` (refined): product folders with labels in parquet tables.
 
 The format is described in Clasen et al., "reBEN: Refined BigEarthNet Dataset for Remote Sensing
 Image Analysis" (IGARSS 2025).

@@ -100,7 +100,7 @@ class Geotiff(Source):
             offset = self._offset(ref.path, tagged)
         except ValueError as error:
             raise PatchError(root / ref.path, str(error)) from error
-        if found := self._doubt(offset, numbers, layout.groups):
+        if found := self._contradiction(offset, numbers, layout.groups):
             raise PatchError(root / ref.path, found)
         facts = self._facts(ref.path)
         return Patch(
@@ -262,14 +262,14 @@ class Geotiff(Source):
                 numbers, _, tagged = read_pixels(self.config, ref, groups)
             except PatchError:
                 continue  # a bad file is packing's to reject
-            found = self._doubt(self._offset(path, tagged), numbers, groups)
+            found = self._contradiction(self._offset(path, tagged), numbers, groups)
             if found:
                 raise ValueError(f"{path}: {found}")
 
-    def _doubt(
+    def _contradiction(
         self, offset: Offset, numbers: dict[str, Numbers], groups: tuple[GroupLayout, ...]
     ) -> str:
-        """Say how dark pixels contradict the offset; without a classification only -1000 can be."""
+        """Return how dark pixels contradict the offset; without an SCL only -1000 can be."""
         if self.config.override_offset or not offset.value:
             return ""
         dark = {

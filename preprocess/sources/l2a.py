@@ -1,4 +1,4 @@
-"""Whole products on the grid of their tile: settings come in, chosen squares and patches go out.
+"""Whole products, cut into patches on the grid of their tile; ``safe`` and ``stac_cog`` use it.
 
 Two passes: over products (date, cloud cover, processing), then over the squares of each (place,
 nodata, clouds, shadow, snow). What is left out is yielded with its reason.
@@ -133,7 +133,7 @@ def product_groups(
 
 
 def refuse_incomplete(scene: Scene, groups: Groups) -> None:
-    """Ask for a raster of every band.
+    """Refuse a product that lacks a raster of a band.
 
     Raises:
         ValueError: one is not among the files of the product.
@@ -177,8 +177,8 @@ def tile_grid(scene: Scene, groups: Groups) -> tuple[TileGrid, int | None]:
         raise PatchError(path, str(error)) from error
 
 
-def doubt(scene: Scene, offset: Offset) -> str:
-    """Say how the darkest pixels of a product contradict its offset; empty if they do not."""
+def offset_contradiction(scene: Scene, offset: Offset) -> str:
+    """Return how the darkest pixels of a product contradict its offset; empty if they do not."""
     classes = read_classes(scene.scl) if scene.scl else None
     # Every third pixel of 20 m is the middle of a 60 m one. An overview would not do: JPEG 2000
     # averages the numbers of classes, and cloud next to shadow becomes water.
@@ -322,8 +322,8 @@ class Products(Source):
         config = self.config
         return decide(scene.product, scene.claims, config.boa_offset, config.override_offset)
 
-    def _listen_to_pixels(self, scene: Scene) -> None:
-        found = doubt(scene, self._offset(scene))
+    def _check_dark_pixels(self, scene: Scene) -> None:
+        found = offset_contradiction(scene, self._offset(scene))
         if found and self.config.override_offset:
             _log.warning("%s; source.override_offset is true, so it is taken all the same", found)
         elif found:
@@ -358,7 +358,7 @@ class Products(Source):
         yield EXCLUDED_LIST, _listed(scene, excluded)
         if np.any(list(ground.unwanted.values()), axis=0).all():
             return  # no pixel need be read of a tile without wanted ground
-        self._listen_to_pixels(scene)
+        self._check_dark_pixels(scene)
         yield from filter_reasons(scene, self.config.filter)
 
 
@@ -396,7 +396,7 @@ def filter_reasons(scene: Scene, limits: FilterConfig) -> Iterator[tuple[str, Fl
 
 
 def _against(scene: Scene, select: SelectConfig) -> str:
-    """Say why a product is not wanted; empty if it is."""
+    """Return why a product is not wanted; empty if it is."""
     early = bool(select.date_from) and scene.day < select.date_from
     late = bool(select.date_to) and scene.day > select.date_to
     if early or late or (select.months and int(scene.day[5:7]) not in select.months):

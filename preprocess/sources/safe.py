@@ -1,4 +1,4 @@
-"""Sentinel-2 L2A products as ESA delivers them: SAFE folders or zips come in, scenes go out.
+"""The source ``safe_l2a``: Sentinel-2 L2A products as ESA delivers them, SAFE folders or zips.
 
 Layout and names follow the Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD): rasters
 lie in ``GRANULE/*/IMG_DATA/R10m|R20m|R60m``, each band at its native and at coarser resolutions,

@@ -1,4 +1,4 @@
-"""Cloud-optimised GeoTIFFs of L2A scenes (Earth Search): folders come in, scenes go out.
+"""The source ``cog_l2a``: cloud-optimised GeoTIFFs of L2A scenes, one a band (Earth Search).
 
 A folder of rasters named after bands or STAC assets is a scene. Its STAC item, if it lies beside
 them, tells product, time, cloud cover and whether the offset has been taken out; this has differed
