@@ -31,10 +31,11 @@ from jobs.config import ClusterConfig, StudyConfig, StudyName
 from jobs.study.analysis import read_table
 from jobs.study.arms import couplet_name
 from jobs.study.report import Findings, conclude
-from preprocess.pack import build_manifest
 from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
+from preprocess.shards.manifest import ShardOrigin
 from preprocess.shards.patch import Patch
-from preprocess.shards.writer import ShardOrigin, write_shard
+from preprocess.shards.statistics import build_manifest
+from preprocess.shards.writer import write_shard
 from simclr.config import (
     DataConfig,
     Device,

@@ -1,4 +1,7 @@
-"""The Sentinel-2 band table: any foreign band name comes in, the canonical band goes out."""
+"""The Sentinel-2 band table: canonical names, aliases of other tools, wavelengths, resolutions.
+
+Used by sources, shards and the encoder. Aliases are translated on input only.
+"""
 
 from __future__ import annotations
 

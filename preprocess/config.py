@@ -1,4 +1,4 @@
-"""Settings of packing and verifying, and those that sources share; values are checked when made.
+"""Settings of packing and verifying, and those that sources share; checked when they are made.
 
 Paths may be empty while a configuration is still being composed; ``pack`` and ``verify`` ask for
 them. An empty list of bands means every band that the source delivers.
@@ -15,7 +15,7 @@ from preprocess.bands import canonical_names
 
 
 class OnError(Enum):
-    """What a bad input does: ``quarantine`` leaves it out and lists it, ``stop`` ends packing."""
+    """What happens to a bad patch: ``quarantine`` leaves it out and lists it, ``stop`` ends."""
 
     quarantine = "quarantine"
     stop = "stop"
@@ -96,10 +96,10 @@ class VerifyConfig:
 
     Attributes:
         shards: folder with shards and manifest.
-        quick: look at presence, sizes and structure only; no checksum, no pixel.
+        quick: check presence, sizes and structure only; no checksum, no pixel.
         repair: pack faulty shards again from their source.
         root: where the rasters are now, if they have moved since packing; for ``repair``.
-        threads: shards that are looked at side by side; 0 takes the cores of this process.
+        threads: shards verified in parallel; 0 takes all cores of this process.
     """
 
     shards: str = ""
@@ -137,10 +137,10 @@ class SelectConfig:
         date_from: first day of acquisition, such as 2019-07-01; empty sets no bound.
         date_to: last day of acquisition, itself included.
         months: months of acquisition from 1 to 12; empty takes all.
-        max_scene_cloud: cloud cover of a whole product in percent; only a first sieve.
-        min_dates: patches of places seen on fewer days are dropped; 2 leaves seasonal pairs only.
+        max_scene_cloud: greatest cloud cover of a whole product in percent; a coarse filter.
+        min_dates: drop cells that were seen on fewer days; 2 leaves seasonal pairs only.
         one_owner: take ground where tiles or UTM zones overlap from one tile only.
-        exclude_lists: files naming ids or places to leave out, one a line, compared whole.
+        exclude_lists: files with ids or cells to leave out, one per line, compared whole.
         exclude_boxes: areas that no patch may touch.
     """
 
@@ -220,7 +220,7 @@ class SplitConfig:
         buffer_km: every patch keeps this far from ground of another split, else it is dropped.
         validation: share of the blocks for validation.
         test: share of the blocks for test; the rest is train.
-        seed: any other seed deals the blocks anew.
+        seed: another seed gives another assignment of the blocks.
     """
 
     block_km: float = 0.0
@@ -272,8 +272,8 @@ class ProductsConfig(SourceConfig):
 
     Attributes:
         boa_offset: what must be added to the digital numbers, -1000 or 0. Leave it out where the
-            metadata or the product name tells; a declaration that they contradict is an error.
-        override_offset: take ``boa_offset`` even so.
+            metadata or the product name gives it; contradicting them is an error.
+        override_offset: use ``boa_offset`` even if metadata or names contradict it.
         select: which products and ground.
         filter: which patches.
         split: blocks of ground.
@@ -289,7 +289,7 @@ class ProductsConfig(SourceConfig):
         SourceConfig.__post_init__(self)
         require(
             not (self.override_offset and self.boa_offset is None),
-            "source.override_offset is true, but source.boa_offset is not set; say the offset too",
+            "source.override_offset is true, but source.boa_offset is not set; give the offset too",
         )
 
 

@@ -1,7 +1,7 @@
-"""Which patch goes into which shard: a source comes in, a plan on disk that all parts share, out.
+"""The plan of a pack: which patch goes into which shard, what was left out, and why.
 
-The plan is made once and kept beside the shards. Shard k always holds the references from
-``k * rows_per_shard`` on, whoever packs it, so the shards do not depend on the number of parts.
+Used by packing and repair. The plan is made once and kept beside the shards. Shard k always holds
+the references from ``k * rows_per_shard`` on, so shards do not depend on the number of parts.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Selection = dict[str, Counter[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
-    """A patch that was left out.
+class QuarantinedPatch:
+    """A patch that was left out because it is bad: a line of ``rejected.jsonl``.
 
     Attributes:
         id: of its reference.
@@ -46,25 +46,25 @@ class Rejected:
     reason: str
 
 
-def rejection(sample: str, error: PatchError, root: Path) -> Rejected:
-    """Return the line for an error; files below the root are told relative to it."""
+def quarantined(sample: str, error: PatchError, root: Path) -> QuarantinedPatch:
+    """Return the entry for a bad patch; files below the root are named relative to it."""
     file = Path(error.file)
     relative = file.relative_to(root) if file.is_relative_to(root) else file
-    return Rejected(sample, relative.as_posix(), error.reason)
+    return QuarantinedPatch(sample, relative.as_posix(), error.reason)
 
 
-def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
+def write_quarantine(path: Path, rejected: Iterable[QuarantinedPatch]) -> None:
     """Write one JSON object a line, whole or not at all."""
     lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected]
     write_text(path, "".join(lines))
 
 
-def read_rejected(path: Path) -> tuple[Rejected, ...]:
-    """Return what ``write_rejected`` wrote; nothing if there is no such file."""
+def read_quarantine(path: Path) -> tuple[QuarantinedPatch, ...]:
+    """Return what ``write_quarantine`` wrote; nothing if there is no such file."""
     if not path.is_file():
         return ()
     lines = path.read_text(encoding="utf-8").splitlines()
-    return tuple(Rejected(**json.loads(line)) for line in lines)
+    return tuple(QuarantinedPatch(**json.loads(line)) for line in lines)
 
 
 def kept(stream: Iterable[PatchRef | Dropped], dropped: list[Dropped]) -> Iterator[PatchRef]:
@@ -107,8 +107,8 @@ def totals_of(selection: Selection) -> dict[str, int]:
     return kept | dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
-def spoken(totals: dict[str, int]) -> str:
-    """Return the counts of what was left out in words; empty if nothing was."""
+def describe_dropped(totals: dict[str, int]) -> str:
+    """Return one line with the counts of what was left out; empty if nothing was."""
     reasons = [f"{reason} {count}" for reason, count in totals.items() if reason != KEPT]
     return f"left out by choice: {', '.join(reasons)}" if reasons else ""
 
@@ -173,9 +173,9 @@ class Plan:
                 if shard % num_parts == part:
                     yield shard, [PatchRef.from_json(line) for line in lines]
 
-    def repeated(self) -> tuple[Rejected, ...]:
+    def repeated(self) -> tuple[QuarantinedPatch, ...]:
         """Return the patches that were left out because their id was taken."""
-        return read_rejected(self.path.with_name(REPEATED_NAME))
+        return read_quarantine(self.path.with_name(REPEATED_NAME))
 
     def selection(self) -> Selection:
         """Return how many patches of each product were kept and dropped; empty if none was."""
@@ -259,14 +259,14 @@ def _refuse_foreign(output: Path) -> None:
 def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
     layout = source.layout()
     dropped: list[Dropped] = []
-    repeated: list[Rejected] = []
+    repeated: list[QuarantinedPatch] = []
     refs = _unique(kept(source.discover(), dropped), config, repeated)
     refs = itertools.islice(refs, config.limit or None)
     first = next(refs, None)  # before anything is written: a wrong root shows here
     if first is None:
         raise ValueError(
             f"{config.source.root} holds no patch that the settings do not exclude; "
-            + spoken(totals_of(selection_of(dropped, ())))
+            + describe_dropped(totals_of(selection_of(dropped, ())))
         )
     head = {
         "settings": settings_of(config),
@@ -281,11 +281,11 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
             file.write(ref.to_json() + "\n")
         # before the plan is in place
         write_dropped(path.with_name(DROPPED_NAME), dropped)
-        write_rejected(path.with_name(REPEATED_NAME), repeated)
+        write_quarantine(path.with_name(REPEATED_NAME), repeated)
 
 
 def _unique(
-    refs: Iterator[PatchRef], config: PackConfig, repeated: list[Rejected]
+    refs: Iterator[PatchRef], config: PackConfig, repeated: list[QuarantinedPatch]
 ) -> Iterator[PatchRef]:
     """Yield one reference of each id; equal ids stand next to each other."""
     root, last = Path(config.source.root), ""
@@ -298,7 +298,7 @@ def _unique(
             error = PatchError(root / ref.path, f"id {name} is there twice: {first.path} has it")
             if config.on_error is OnError.stop:
                 raise error
-            repeated.append(rejection(name, error, root))
+            repeated.append(quarantined(name, error, root))
         yield first
         last = name
 

@@ -1,4 +1,4 @@
-"""How far the work is: a bar on a terminal, a line in the log now and then elsewhere."""
+"""Progress of packing, verifying and staging: a bar on a terminal, else a log line every 30 s."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def progress_of(total: int, what: str, enabled: bool = True) -> Iterator[Callable[[int], object]]:
-    """Yield a function to be told of every few patches that are through, out of ``total``."""
+    """Yield a function that adds to the number of patches that are done, out of ``total``."""
     if not enabled:
         yield lambda count: None
     elif sys.stderr.isatty():
@@ -38,7 +38,7 @@ class _LogLines:
         self.started = self.reported = time.monotonic()
 
     def advance(self, count: int) -> None:
-        """Note that so many more are through."""
+        """Add to the number of patches that are done."""
         self.done += count
         now = time.monotonic()
         if now - self.reported >= LOG_EVERY_S or self.done == self.total:

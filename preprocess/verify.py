@@ -1,4 +1,4 @@
-"""Checking packed shards: a folder comes in, a report of all that is wrong goes out.
+"""Verify packed shards and repair them from their source; called by ``simclr-verify``.
 
 Everything that the manifest claims is compared with the files, and everything that can be
 recomputed is: checksums of files and samples, histograms, statistics, label counts.
@@ -21,13 +21,10 @@ import numpy as np
 from preprocess import raster
 from preprocess.config import SourceConfig, VerifyConfig
 from preprocess.pack import (
-    build_manifest,
-    label_counts,
-    read_note,
     read_patch,
+    read_record,
     remove_leftovers,
     shard_path,
-    statistics_of,
 )
 from preprocess.plan import WORK_FOLDER, Plan, read_plan
 from preprocess.progress import progress_of
@@ -51,13 +48,24 @@ from preprocess.shards.format import (
     facts_in,
     sha256_of,
 )
-from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest
+from preprocess.shards.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    ShardOrigin,
+    read_manifest,
+)
 from preprocess.shards.patch import Patch, PatchError, PatchRef
 from preprocess.shards.reader import open_readers, open_shard
-from preprocess.shards.statistics import Histogram, empty_histogram
+from preprocess.shards.statistics import (
+    Histogram,
+    build_manifest,
+    empty_histogram,
+    label_counts,
+    statistics_of,
+)
 from preprocess.shards.writer import (
     Block,
-    ShardOrigin,
     block_rows,
     count_block,
     offsets_in,
@@ -203,15 +211,15 @@ class Problem:
     Attributes:
         file: name in the folder.
         what: what is wrong with it, with the values seen.
-        cure: what to do.
+        fix: what to do.
     """
 
     file: str
     what: str
-    cure: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.what}; {self.cure}"
+        return f"{self.file}: {self.what}; {self.fix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,10 +406,10 @@ def _patches(source: Source, root: str, plan: Plan, refs: list[PatchRef]) -> Ite
 
 
 def _rejected(folder: Path, number: int, plan: Plan) -> set[str]:
-    note = read_note(folder, number, plan.fingerprint)
-    if note is None:
-        raise ValueError(f"{folder} lost its notes on shard {number}; pack again")
-    return {item.id for item in note.rejected}
+    record = read_record(folder, number, plan.fingerprint)
+    if record is None:
+        raise ValueError(f"{folder} lost its record of shard {number}; pack again")
+    return {item.id for item in record.rejected}
 
 
 def _source_of(settings: dict[str, Any], root: str) -> SourceConfig:

@@ -13,10 +13,12 @@ import rasterio
 
 from preprocess.bands import BANDS, L2A_BANDS, native_groups
 from preprocess.config import PackConfig
-from preprocess.pack import build_manifest, pack
+from preprocess.pack import pack
 from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
+from preprocess.shards.manifest import ShardOrigin
 from preprocess.shards.patch import Patch
-from preprocess.shards.writer import ShardOrigin, write_shard
+from preprocess.shards.statistics import build_manifest
+from preprocess.shards.writer import write_shard
 from preprocess.sources.simulated import SimulatedConfig
 
 V1_NAME = "S2A_MSIL2A_20170613T101031_{column}_{row}"

@@ -14,7 +14,7 @@ from jobs.config import ClusterConfig, Executor
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
 from preprocess.config import PackConfig
-from preprocess.plan import REJECTED_NAME, spoken
+from preprocess.plan import REJECTED_NAME, describe_dropped
 from preprocess.shards.manifest import Manifest
 from simclr.config import require
 
@@ -150,7 +150,7 @@ def _summary(config: PackConfig, manifest: Manifest) -> str:
     parts = (
         f"{config.output}: {manifest.rows} {kind} in {shards} shards, manifest written",
         f"{rejected} bad ones left out, listed in {REJECTED_NAME}" if rejected else "",
-        spoken(manifest.provenance.get("selection", {})),
+        describe_dropped(manifest.provenance.get("selection", {})),
     )
     return "; ".join(part for part in parts if part)
 

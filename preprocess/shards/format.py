@@ -1,4 +1,4 @@
-"""The shard format in words of Python: band groups, label sets, data set names, dtypes.
+"""The shard format: band groups, label sets, data set names, dtypes and checksums.
 
 A shard is one HDF5 file. ``patches/<group>`` holds the pixels of one native resolution as
 ``(rows, bands, size_px, size_px)`` little-endian uint16, contiguous unless compressed;

@@ -1,4 +1,4 @@
-"""The JSON that names all shards of a packed source; its presence means that packing finished."""
+"""The manifest of a packed source: written last by packing, read first by everybody else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ from preprocess.shards.format import FORMAT, FORMAT_VERSION, UNIT, ShardLayout
 
 MANIFEST_NAME = "manifest.json"
 _CHECKSUM = "sha256"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardOrigin:
+    """What shards and manifest say of their source.
+
+    Attributes:
+        source: name of the source.
+        simulated: True when the patches were synthesised, never measured.
+        processing_level: L1C or L2A; empty if unknown.
+    """
+
+    source: str
+    simulated: bool
+    processing_level: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What sources hand over: a reference says where a patch is, a patch holds its pixels and facts."""
+"""What a source gives to packing: references to patches, patches, and what was left out."""
 
 from __future__ import annotations
 

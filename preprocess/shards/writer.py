@@ -1,4 +1,7 @@
-"""The other side of a shard: patches come in one by one, a finished file and its entry go out."""
+"""Write one shard from a stream of patches; used by packing and repair.
+
+Equal patches give equal bytes, and the file appears whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ from preprocess.shards.format import (
     facts_in,
     sha256_of,
 )
-from preprocess.shards.manifest import ShardEntry
+from preprocess.shards.manifest import ShardEntry, ShardOrigin
 from preprocess.shards.patch import Patch
 from preprocess.shards.reader import open_shard
 from preprocess.shards.statistics import Histogram, count_values, empty_histogram
@@ -48,15 +51,6 @@ from preprocess.shards.statistics import Histogram, count_values, empty_histogra
 BLOCK_ROWS = 64
 
 Block = dict[str, npt.NDArray[np.uint16]]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardOrigin:
-    """What a shard says of its source, so that a file without its manifest can be told."""
-
-    source: str
-    simulated: bool
-    processing_level: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,7 +186,7 @@ def test_a_job_array_with_gaps_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_shards_that_cannot_be_written_to_are_verified_all_the_same(tmp_path, caplog):
+def test_shards_that_cannot_be_written_to_are_verified_all_the_same(tmp_path, capfd):
     source = SimulatedConfig(root=str(tmp_path / "rasters"), num_patches=2)
     run(Pack(PackConfig(source=source, output=str(tmp_path / "out"))), HERE)
     done = Verify(VerifyConfig(shards=str(tmp_path / "out"))).completion.path.parent
@@ -194,4 +194,4 @@ def test_shards_that_cannot_be_written_to_are_verified_all_the_same(tmp_path, ca
     done.touch()  # no mark can be written, as in a folder of others
     said = run(Verify(VerifyConfig(shards=str(tmp_path / "out"))), HERE)
     assert said.endswith("sound")
-    assert "success is not marked" in caplog.text
+    assert "success is not marked" in capfd.readouterr().err

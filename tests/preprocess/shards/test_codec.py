@@ -16,9 +16,10 @@ from preprocess.shards.compression import (
     check_codec,
     dataset_options,
 )
+from preprocess.shards.manifest import ShardOrigin
 from preprocess.shards.patch import Patch
 from preprocess.shards.reader import open_shard
-from preprocess.shards.writer import ShardOrigin, write_shard
+from preprocess.shards.writer import write_shard
 
 LAYOUT = ShardLayout(
     (GroupLayout("b10", ("B02", "B04"), 30, 10.0), GroupLayout("b20", ("B11",), 15, 20.0))

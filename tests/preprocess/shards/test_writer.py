@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from preprocess.shards import FractionSet, GroupLayout, LabelSet, ShardLayout, ShardReader
+from preprocess.shards.manifest import ShardOrigin
 from preprocess.shards.patch import Patch
-from preprocess.shards.writer import BLOCK_ROWS, ShardOrigin, write_shard
+from preprocess.shards.writer import BLOCK_ROWS, write_shard
 
 LAYOUT = ShardLayout(
     (GroupLayout("b10", ("B02", "B04"), 6, 10.0), GroupLayout("b20", ("B11",), 3, 20.0)),

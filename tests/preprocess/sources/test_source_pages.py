@@ -15,7 +15,7 @@ from jobs.cli.schema import register
 from jobs.commands.pack import Pack
 from preprocess.config import PackConfig
 from preprocess.pack import pack
-from preprocess.plan import read_rejected
+from preprocess.plan import read_quarantine
 from preprocess.shards import open_readers, read_manifest
 from preprocess.sources import SOURCES, Kind
 
@@ -60,7 +60,7 @@ def test_the_example_source_packs_to_the_bit_and_sets_bad_files_aside(example, t
     for row, arrays in enumerate(written.values()):
         wanted = np.stack([arrays["B03"], arrays["B02"]])
         assert np.array_equal(reader.read(row)["b10"], wanted)
-    rejected = {entry.id: entry.reason for entry in read_rejected(output / "rejected.jsonl")}
+    rejected = {entry.id: entry.reason for entry in read_quarantine(output / "rejected.jsonl")}
     assert rejected["small"] == "holds (2, 6, 6) uint16, wanted (2, 12, 12)"
     assert rejected["torn"].startswith("cannot be read")
 

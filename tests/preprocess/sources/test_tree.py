@@ -12,7 +12,7 @@ from make_data import write_geotiff
 
 from preprocess.config import PackConfig
 from preprocess.pack import pack
-from preprocess.plan import read_rejected
+from preprocess.plan import read_quarantine
 from preprocess.sources import open_source
 from preprocess.sources.base import files_below
 from preprocess.sources.geotiff_files import GeotiffConfig
@@ -105,7 +105,7 @@ def test_a_name_that_is_no_text_is_rejected_and_the_others_are_packed(tmp_path):
     source = found_in(tmp_path / "tifs").config
     config = PackConfig(source=source, output=str(tmp_path / "s"), max_rejected=0.5)
     assert pack(config, progress=False).rows == 2
-    (rejected,) = read_rejected(tmp_path / "s" / "rejected.jsonl")
+    (rejected,) = read_quarantine(tmp_path / "s" / "rejected.jsonl")
     assert rejected.id == "A/caf\\xe9"
     assert rejected.reason == "its name is not UTF-8; rename it"
 
