@@ -481,7 +481,7 @@ def keep_squares(source: Path, target: Path, squares: npt.NDArray[np.bool_], siz
             target, "w", driver="GTiff", width=grid.width, height=grid.height, count=1,
             dtype=dataset.dtypes[0], crs=dataset.crs, transform=rasterio.Affine(*grid.transform),
             nodata=NODATA, tiled=True, blockxsize=block_px, blockysize=block_px,
-            compress="deflate", SPARSE_OK=True,
+            compress="deflate", zlevel=1, SPARSE_OK=True,
         ) as copy:  # fmt: skip
             for top in range(0, keep.shape[0], block_px):  # a row of blocks, written once
                 rows = keep[top : top + block_px]

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from stac_server import item_of
 
 from preprocess.bands import BANDS, L2A_BANDS
 
 CORNERS = {"10SFH": (32610, 600000, 4200000), "10SGH": (32610, 699960, 4200000)}
-ASSETS = {"B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1",
-          "B06": "rededge2", "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09",
-          "B11": "swir16", "B12": "swir22", "SCL": "scl"}  # fmt: skip
 DECIMATION = 10
 REAL = "S2A_29RKH_20200219_0_L2A"
 # 9 by 9 squares of 10SFH or so, on both sides of blocks of every band
@@ -55,22 +53,7 @@ def scene(
             compress="deflate", overviews="auto",
         ) as dataset:  # fmt: skip
             dataset.write(pixels, 1)
-    stamp = f"{day[:4]}-{day[4:6]}-{day[6:]}"
-    return {
-        "type": "Feature", "stac_version": "1.0.0", "id": name, "collection": "sentinel-2-l2a",
-        "bbox": [-122.0, 36.9, -120.5, 38.0], "geometry": None, "links": [],
-        "properties": {
-            "datetime": f"{stamp}T18:49:21.024Z", "eo:cloud_cover": cloud,
-            "updated": f"{stamp}T23:00:00Z", "earthsearch:boa_offset_applied": True,
-            "s2:product_uri": f"S2A_MSIL2A_{day}T184921_N{baseline}_R{orbit:03d}_T{tile}_"
-            f"{day}T213000.SAFE",
-        },
-        "assets": {
-            ASSETS[band]: {"href": f"{{base}}/files/{name}/{band}.tif", "type": "image/tiff"}
-            for band in [*bands, "SCL"]
-        } | {"visual": {"href": f"{{base}}/files/{name}/TCI.tif"},
-             "blue-jp2": {"href": "s3://bucket/B02.jp2"}},
-    }  # fmt: skip
+    return item_of(name, tile, day, [*bands, "SCL"], cloud=cloud, orbit=orbit, baseline=baseline)
 
 
 def real_scene(real_data: Path, root: Path) -> dict:

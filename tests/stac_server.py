@@ -19,6 +19,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 # what a fault does to one answer
 FAULTS = ("429", "503", "500", "cut", "short", "long", "etag", "slow", "garbage", "whole", "drop")
+ASSETS = {"B01": "coastal", "B02": "blue", "B03": "green", "B04": "red", "B05": "rededge1",
+          "B06": "rededge2", "B07": "rededge3", "B08": "nir", "B8A": "nir08", "B09": "nir09",
+          "B11": "swir16", "B12": "swir22", "SCL": "scl"}  # fmt: skip
 PAGE = 2  # items on a page of the search, whatever the client would like
 
 
@@ -51,6 +54,7 @@ class State:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are sent apart
     state: State
 
     def log_message(self, *args: object) -> None:
@@ -211,6 +215,35 @@ class Server(ThreadingHTTPServer):
     def __exit__(self, *args: object) -> None:
         self.shutdown()
         self.server_close()
+
+
+def item_of(
+    name: str,
+    tile: str,
+    day: str,
+    rasters: list[str],
+    *,
+    cloud: float = 5.0,
+    orbit: int = 113,
+    baseline: str = "0213",
+) -> dict:
+    """Return the item of a scene near 121 W, 37.5 N; ``{base}`` in it stands for the server."""
+    stamp = f"{day[:4]}-{day[4:6]}-{day[6:]}"
+    product = f"S2A_MSIL2A_{day}T184921_N{baseline}_R{orbit:03d}_T{tile}_{day}T213000.SAFE"
+    links = {band: f"{{base}}/files/{name}/{band}.tif" for band in rasters}
+    return {
+        "type": "Feature", "stac_version": "1.0.0", "id": name, "collection": "sentinel-2-l2a",
+        "bbox": [-122.0, 36.9, -120.5, 38.0], "geometry": None, "links": [],
+        "properties": {
+            "datetime": f"{stamp}T18:49:21.024Z", "eo:cloud_cover": cloud,
+            "updated": f"{stamp}T23:00:00Z", "earthsearch:boa_offset_applied": True,
+            "s2:product_uri": product,
+        },
+        "assets": {ASSETS[band]: {"href": link, "type": "image/tiff"}
+                   for band, link in links.items()}
+        | {"visual": {"href": f"{{base}}/files/{name}/TCI.tif"},
+           "blue-jp2": {"href": "s3://bucket/B02.jp2"}},
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

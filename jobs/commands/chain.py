@@ -164,7 +164,7 @@ def _compose(typed: TypedStage) -> Any:
 
 def _fill_in(settings: Any, name: str, earlier: Sequence[Stage]) -> None:
     """Let a stage read what earlier ones leave, where the user has not said otherwise."""
-    fetched = [stage.command.config.output for stage in earlier if stage.name == "fetch"]
+    fetched = [stage.command.root for stage in earlier if isinstance(stage.command, Fetch)]
     if fetched and name == "pack" and not settings.source.root:
         settings.source.root = fetched[-1]
     packed = [stage.command.config.output for stage in earlier if stage.name == "pack"]

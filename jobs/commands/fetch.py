@@ -49,6 +49,12 @@ class Fetch(Command):
         """Beside the scenes, in a folder that no source reads."""
         return Path(self.config.output, "fetching", JOB_FOLDER)
 
+    @property
+    def root(self) -> str:
+        """Folder for packing's ``source.root``."""
+        inner = "EuroSAT_MS" if self.config.what is What.eurosat else ""
+        return str(Path(self.config.output, inner))
+
     def validate(self, cluster: ClusterConfig) -> None:
         """Require a folder, an area, and the libraries of the extra ``fetch``."""
         config = self.config

@@ -224,7 +224,7 @@ def _download(http: Http, plan: ArchivePlan, path: Path, config: FetchConfig) ->
     with byte_progress(plan.remote.size, path.name, enabled=True) as advance:
         advance(plan.remote.size - sum(span.length for span in missing))
         try:
-            list(pool.map(lambda span: partial.fetch(http, span, advance), missing))
+            partial.fetch_all(http, missing, pool, advance)
         except RemoteChangedError as error:
             partial.discard()
             raise FetchError(f"{error}; start again to fetch it anew") from error

@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -107,6 +108,28 @@ class PartialFile:
         finally:
             os.close(descriptor)
         self._append({"target": span.target, "length": span.length, "crc": crc})
+
+    def fetch_all(
+        self,
+        http: Http,
+        spans: Iterable[Span],
+        pool: Executor,
+        advance: Callable[[int], object],
+    ) -> None:
+        """Fetch spans side by side; if one fails, the others have ended when this raises.
+
+        Raises:
+            FetchError: as ``Http.pieces``.
+        """
+        jobs = [pool.submit(self.fetch, http, span, advance) for span in spans]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        finally:
+            # none may write on into a file that is begun anew
+            for job in jobs:
+                job.cancel()
+            wait(jobs)
 
     def finish(self) -> None:
         """Make the file durable and give it its name."""

@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,20 +135,23 @@ def fetch_scenes(http: Http, plans: list[ScenePlan], config: FetchConfig) -> lis
     total = sum(plan.sizes[band] for plan in todo for band in plan.missing)
     with (
         byte_progress(total, "fetch", enabled=bool(todo)) as advance,
+        ThreadPoolExecutor(config.streams) as ranges,
+        # one for each band that is worked on: it plans and finishes, and waits for its ranges
         ThreadPoolExecutor(config.streams) as pool,
     ):
+        transfer = _Transfer(http, ranges, advance)
         jobs: dict[Future[None], str] = {}
         for plan in todo:
             folder = _SceneFolder(plan, config)
             for band in sorted(plan.missing):
-                jobs[pool.submit(folder.fetch_band, http, band, advance)] = plan.scene.id
+                jobs[pool.submit(folder.fetch_band, band, transfer)] = plan.scene.id
             if not plan.missing:  # killed between its last band and its name
                 folder.finish()
         try:
             return _failures(jobs)
         except BaseException:
             http.stop.set()  # threads end at their next piece
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
@@ -266,6 +269,15 @@ def _corner(layout: Layout) -> tuple[int, float, float]:
     return layout.epsg, layout.x, layout.y
 
 
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    """What a band is fetched with: requests, the threads of ranges, and the count of bytes."""
+
+    http: Http
+    ranges: Executor
+    advance: Callable[[int], object]
+
+
 class _SceneFolder:
     """The folder of a scene while it is filled."""
 
@@ -325,21 +337,21 @@ class _SceneFolder:
             and _size(self.staging / f"{band}.tif") == entry["bytes"]
         )
 
-    def fetch_band(self, http: Http, band: str, advance: Callable[[int], object]) -> None:
+    def fetch_band(self, band: str, transfer: _Transfer) -> None:
         """Fetch one raster; in the last one's thread the scene gets its name."""
-        last = self._fetch_and_note(http, band, advance)
+        last = self._fetch_and_note(band, transfer)
         for _ in range(_VERSIONS):
             if not last:
                 return
             # a scene that was published anew meanwhile must not be half old, half new
             urls = self.plan.scene.urls
-            changed = [b for b in urls if not self.has(b, http.open(urls[b])[0])]
+            changed = [b for b in urls if not self.has(b, transfer.http.open(urls[b])[0])]
             if not changed:
                 self.finish()
                 return
             _log.warning("%s: %s changed on the server", self.final.name, ", ".join(changed))
             self.plan.missing.update(changed)
-            last = all([self._fetch_and_note(http, b, advance) for b in changed][-1:])
+            last = [self._fetch_and_note(b, transfer) for b in changed][-1]
         raise FetchError(f"{self.final.name}: its files change while they are fetched")
 
     def finish(self) -> None:
@@ -362,9 +374,9 @@ class _SceneFolder:
             self.final.name, self.plan.num_squares, self.plan.size / 1e6,
         )  # fmt: skip
 
-    def _fetch_and_note(self, http: Http, band: str, advance: Callable[[int], object]) -> bool:
+    def _fetch_and_note(self, band: str, transfer: _Transfer) -> bool:
         """Fetch one raster and write it into the state; return whether none is missing now."""
-        remote = _steady(lambda: self._fetch(http, band, advance))
+        remote = _steady(lambda: self._fetch(band, transfer))
         entry = {"size": remote.size, "etag": remote.etag}
         entry["bytes"] = _size(self.staging / f"{band}.tif")
         with self._lock:
@@ -374,16 +386,16 @@ class _SceneFolder:
             self.plan.missing.discard(band)
             return not self.plan.missing
 
-    def _fetch(self, http: Http, band: str, advance: Callable[[int], object]) -> RemoteFile:
+    def _fetch(self, band: str, transfer: _Transfer) -> RemoteFile:
         squares = None if self._whole else self.plan.squares
+        http, advance = transfer.http, transfer.advance
         copy, _ = remote_copy(http, self.plan.scene.urls[band], squares, band)
         path = self.staging / f"{band}.tif"
         partial = PartialFile(path, copy.remote, copy.header)
         missing = partial.missing(copy.spans)
         advance(copy.size - sum(span.length for span in missing))
         try:
-            for span in missing:
-                partial.fetch(http, span, advance)
+            partial.fetch_all(http, missing, transfer.ranges, advance)
         except RemoteChangedError:
             partial.discard()
             raise
