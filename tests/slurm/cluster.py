@@ -80,9 +80,18 @@ class Cluster:
 
     def restart_controller(self) -> None:
         """Kill the controller and start another one, which reads the state of the first."""
+        with self.without_controller():
+            pass
+
+    @contextmanager
+    def without_controller(self) -> Iterator[None]:
+        """Let no controller answer in the block; the next one reads the state of the first."""
         self._controller.kill()
         self._controller.wait()
-        self._start_controller()
+        try:
+            yield
+        finally:
+            self._start_controller()
 
     def _start_controller(self) -> None:
         self._controller = self._daemon("slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
