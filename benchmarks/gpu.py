@@ -37,7 +37,7 @@ from simclr.config import (
 from simclr.data.dataset import open_dataset
 from simclr.distributed import distributed_context
 from simclr.loss import contrastive_loss
-from simclr.step import train_step
+from simclr.train import train_step
 from simclr.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
