@@ -78,6 +78,7 @@ def describe_dataset(dataset: ShardDataset, view_size_px: int) -> dict[str, Any]
         "bands": list(dataset.bands),
         "view_size_px": view_size_px,
         "normalisation": dataset.normalisation,
+        "processing_level": {one.source: one.processing_level for one in dataset.manifests},
     }
 
 

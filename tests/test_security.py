@@ -18,7 +18,7 @@ from jobs.config import ClusterConfig, Executor
 from jobs.launch import run
 from jobs.slurm.submit import script
 from simclr.config import AugmentConfig, DataConfig, EncoderName, ModelConfig, TrainConfig
-from simclr.export.config import ExportConfig
+from simclr.export import ExportConfig
 
 SECRET = "a-token-that-nobody-may-keep-4711"
 AWKWARD = "a b'c\"d$(touch caught)`touch caught`;touch caught é"

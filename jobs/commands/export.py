@@ -10,7 +10,7 @@ from jobs.command import Command, require_all
 from jobs.config import ClusterConfig
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
-from simclr.export.config import ExportConfig
+from simclr.export import ExportConfig
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,8 @@ def score_interval(
     """Return a 95 % interval of a score that need not be unbiased.
 
     The wider of two: the BCa interval (Efron 1987), right for skewed scores near their bound, and
-    the percentile interval moved so that its mean is the jackknife's bias-corrected score, right
-    for average precision, whose resamples rank repeated samples too well. Both take Student's
+    the percentile interval moved and widened to bias and error of the jackknife, right for average
+    precision, whose resamples rank repeated samples too well. Both take Student's
     quantiles for few blocks (Hesterberg 2015, expanded percentile interval).
 
     Args:
@@ -141,7 +141,9 @@ def score_interval(
     skew = (pull**3).sum() / (6 * max((pull**2).sum() ** 1.5, np.finfo(float).tiny))
     ends = bias + np.array([-reach, reach])
     bca = np.quantile(draws, stats.norm.cdf(bias + ends / (1 - skew * ends)))
-    moved = np.quantile(draws, stats.norm.cdf([-reach, reach])) - draws.mean()
+    # repeated samples rank too well, and too evenly: the jackknife's error may be larger
+    wider = max(1.0, math.sqrt((len(left_out) - 1) * left_out.var()) / float(draws.std()))
+    moved = wider * (np.quantile(draws, stats.norm.cdf([-reach, reach])) - draws.mean())
     moved += value - (len(left_out) - 1) * (left_out.mean() - value)
     low, high = min(value, bca[0], moved[0]), max(value, bca[1], moved[1])
     return Interval(value, max(float(low), 0.0), min(float(high), max(1.0, float(draws.max()))))

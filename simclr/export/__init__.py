@@ -1,1 +1,36 @@
-"""A pretrained encoder as files that others load, and the way back from them."""
+"""A pretrained encoder as files for others, and the way back: export, card, load.
+
+The settings lie here, without torch, for commands that only submit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from simclr.config import ExportFormat, parse_choices
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """An export of a run's encoder.
+
+    Attributes:
+        run: run folder.
+        output: folder for encoder.safetensors, card.json and CARD.md.
+        step: of the checkpoint that is exported; 0 takes the newest valid one.
+        formats: further files: ``onnx`` and ``pt2`` (torch.export) are graphs with the
+            normalisation inside, ``pth`` holds the weights for loaders of torch
+            files, in a file named by its checksum.
+        source: whose statistics the graphs carry; empty takes the only source of the run.
+        licence: licence of the weights, written into the card.
+    """
+
+    run: str = ""
+    output: str = ""
+    step: int = 0
+    formats: list[ExportFormat] = field(default_factory=list)
+    source: str = ""
+    licence: str = "unspecified"
+
+    def __post_init__(self) -> None:
+        parse_choices(self)

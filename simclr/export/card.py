@@ -1,7 +1,6 @@
-"""A pretrained encoder comes in; its card goes out: all that a user must know, as data and prose.
+"""The card of an exported encoder, as data and as a page: all that its user must know.
 
-The card leaves out the paths of the machine it was made on, and the time: equal exports are equal
-byte for byte.
+It leaves out paths of the machine and the time: equal exports are equal byte for byte.
 """
 
 from __future__ import annotations
@@ -59,6 +58,7 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
         "bands": [_band(name) for name in config.data.bands],
         "unit": UNIT,
         "offset": OFFSET_RULE,
+        "processing_level": _processing_level(pretrained),
         "nodata": f"stored value {NODATA} becomes 0 after normalisation",
         "resampling": RESAMPLING_RULE,
         "size_px": pretrained.view_size_px,
@@ -148,6 +148,12 @@ def _normalisation(pretrained: Pretrained) -> dict[str, dict[str, dict[str, floa
     }
 
 
+def _processing_level(pretrained: Pretrained) -> dict[str, str]:
+    """Return L1C, L2A or, where unknown, nothing for each source."""
+    known = pretrained.dataset.get("processing_level", {})
+    return {source: known.get(source, "") for source in pretrained.normalisation}
+
+
 def _version() -> str | None:
     """Return the installed version of this code; None where it runs from a bare folder."""
     try:
@@ -199,11 +205,18 @@ def _input(card: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"- Unit: {card['unit']}; {card['offset']}.",
+            f"- Processing level: {_levels(card)}.",
             f"- Nodata: {card['nodata']}.",
             f"- Size: trained on {card['size_px']} x {card['size_px']} px; {card['resampling']}.",
             "- Normalisation: (stored value - mean) / std, with the statistics of the patch's own "
             "source. For a source not listed, compute its own over many patches.",
         ]
+    )
+
+
+def _levels(card: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{level or 'unknown'} ({source})" for source, level in card["processing_level"].items()
     )
 
 

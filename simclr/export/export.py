@@ -1,7 +1,9 @@
-"""A run folder comes in; a folder with its encoder and card goes out, checked before it appears."""
+"""Write the encoder of a checkpoint with its card, in a folder that appears only when checked."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 import io
 import json
@@ -13,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -20,14 +23,13 @@ from preprocess.shards.atomic_io import fsync, publish, temporary_path
 from preprocess.shards.format import sha256_of
 from simclr.checkpoint.pretrained import load_pretrained
 from simclr.config import ExportFormat, PatchUnit, require
+from simclr.export import ExportConfig
 from simclr.export.card import build_card, card_markdown
-from simclr.export.config import ExportConfig
 from simclr.export.load import (
     CARD_NAME,
     WEIGHTS_NAME,
     Normalised,
     load_encoder,
-    safetensors_torch,
     with_normalisation,
 )
 
@@ -64,7 +66,12 @@ def write_formats(
     for kind in formats:
         path = folder / f"{_STEM}.{kind.value}"
         if kind is ExportFormat.pth:
-            torch.save(encoder.state_dict(), path)
+            buffer = io.BytesIO()  # a file would put its name, here a temporary one, inside
+            torch.save(encoder.state_dict(), buffer)
+            # torch.hub caches by file name and checks this suffix: no two encoders share a name
+            digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+            path = folder / f"{_STEM}-{digest[:8]}.{kind.value}"
+            path.write_bytes(buffer.getvalue())
             files.append(_about(path, kind, "normalised patches, as encoder.safetensors"))
             continue
         bands = [band["name"] for band in card["bands"]]
@@ -101,14 +108,17 @@ def _write_pt2(path: Path, module: Normalised, card: dict[str, Any]) -> None:
 def _write_onnx(path: Path, module: Normalised, card: dict[str, Any]) -> None:
     onnx = _needed("onnx")
     _needed("onnxscript")
-    program = torch.onnx.export(
-        _program(module, card),
-        dynamo=True,
-        input_names=[_INPUT],
-        output_names=[_OUTPUT],
-        verbose=False,
-    )
-    assert program is not None  # None is for the exporter before dynamo
+    # the exporter's passes print their own progress, which tells a user nothing
+    with contextlib.redirect_stdout(io.StringIO()):
+        program = torch.onnx.export(
+            _program(module, card),
+            dynamo=True,
+            input_names=[_INPUT],
+            output_names=[_OUTPUT],
+            verbose=False,
+        )
+    if program is None:  # of the exporter before dynamo
+        raise RuntimeError("torch.onnx.export gave no program; use the tested version of torch")
     model = program.model_proto
     graph = model.graph
     for part in (
@@ -226,7 +236,7 @@ def _write(folder: Path, encoder: nn.Module, card: dict[str, Any]) -> None:
     weights = folder / WEIGHTS_NAME
     # One key: safetensors writes several in random order. Written here and not by save_file, which
     # makes a file that nobody else may read.
-    weights.write_bytes(safetensors_torch().save(tensors, metadata={"card": json.dumps(card)}))
+    weights.write_bytes(safetensors.torch.save(tensors, metadata={"card": json.dumps(card)}))
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
     about = {"file": WEIGHTS_NAME, "sha256": sha256_of(weights), "num_parameters": num_parameters}
     card = {**card, "weights": about}

@@ -1,14 +1,14 @@
-"""The folder of an export comes in; its encoder goes out, for patches that it was told of."""
+"""Load an exported encoder for patches of given bands, unit, size and level, or refuse them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from preprocess.bands import canonical_names
@@ -167,7 +167,7 @@ def check_unit(patches: Tensor, unit: PatchUnit) -> None:
 WEIGHTS_NAME, CARD_NAME = "encoder.safetensors", "card.json"
 
 
-def load_encoder(
+def load_encoder(  # noqa: PLR0913 - what patches are said to be
     path: str | Path,
     bands: Sequence[str],
     *,
@@ -175,6 +175,7 @@ def load_encoder(
     source: str = "",
     size_px: int = 0,
     subset: bool = False,
+    processing_level: str = "",
 ) -> nn.Module:
     """Load an exported encoder, in evaluation mode, for patches of these bands, unit and size.
 
@@ -191,6 +192,8 @@ def load_encoder(
         subset: accept some of the bands, in any order. The kernels of the others are left out,
             and the rest multiplied by (bands trained on) / (bands given), so that an input equal
             in all bands gives the activation that it gave before.
+        processing_level: of the patches, ``L1C`` (top of the atmosphere) or ``L2A`` (surface);
+            empty if unknown, and then not compared with the card's.
 
     Returns:
         A torchvision ResNet, with the normalisation in front of it where the unit asks for that:
@@ -198,7 +201,7 @@ def load_encoder(
 
     Raises:
         ValueError: the folder is no export, its files do not belong together, the bands or their
-            order are not the encoder's, or the unit or source is unknown.
+            order or their processing level are not the encoder's, or the unit or source is unknown.
     """
     folder = Path(path)
     card = read_card(folder)
@@ -213,6 +216,7 @@ def load_encoder(
         f"source={source!r} needs unit='stored' or 'reflectance': normalised patches stay as "
         "they are",
     )
+    _refuse_other_level(card, processing_level)
     module = _load(folder, card, given)
     if kind is not PatchUnit.normalised:
         module = with_normalisation(module, card, given, source, kind)
@@ -236,24 +240,13 @@ def read_card(path: str | Path) -> dict[str, Any]:
     return card
 
 
-def safetensors_torch() -> ModuleType:
-    """Return safetensors.torch, which only exporting and loading need."""
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "writing and reading weights needs safetensors: pip install safetensors"
-        ) from error
-    return safetensors.torch
-
-
 def _load(folder: Path, card: dict[str, Any], bands: Sequence[str]) -> nn.Module:
     weights = folder / WEIGHTS_NAME
     if sha256_of(weights) != card["weights"]["sha256"]:
         raise ValueError(
             f"{weights} is not the file that {CARD_NAME} describes; take both from one export"
         )
-    state = safetensors_torch().load_file(weights)
+    state = load_file(weights)
     trained = [band["name"] for band in card["bands"]]
     state["conv1.weight"] = adapt_kernel(state["conv1.weight"], bands, trained)
     model = ModelConfig(encoder=EncoderName(card["architecture"]), stem=Stem(card["stem"]))
@@ -266,6 +259,19 @@ def _unit(name: str) -> PatchUnit:
     names = [unit.value for unit in PatchUnit]
     require(name in names, f"unit is {name!r}; choose one of {', '.join(names)}")
     return PatchUnit(name)
+
+
+def _refuse_other_level(card: dict[str, Any], given: str) -> None:
+    trained = sorted({level for level in card["processing_level"].values() if level})
+    require(
+        given in ("", "L1C", "L2A"),
+        f"processing_level is {given!r}; give L1C, L2A, or leave it out",
+    )
+    require(
+        not given or not trained or given in trained,
+        f"the patches are {given}, the encoder was trained on {', '.join(trained)}: reflectances "
+        "of the two differ by the atmosphere; give patches of that level, or pretrain on this one",
+    )
 
 
 def _refuse_other_bands(expected: list[str], given: list[str]) -> None:

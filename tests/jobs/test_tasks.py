@@ -28,7 +28,7 @@ from preprocess.config import PackConfig, VerifyConfig
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import TrainConfig
 from simclr.evaluation.config import EvaluateConfig
-from simclr.export.config import ExportConfig
+from simclr.export import ExportConfig
 from simclr.preemption import Preempted, StopReason
 
 HERE = ClusterConfig()

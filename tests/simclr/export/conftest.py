@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simclr.config import ExportFormat
-from simclr.export.config import ExportConfig
+from simclr.export import ExportConfig
 from simclr.export.export import export
 
 

@@ -14,8 +14,8 @@ import torch
 
 from simclr.checkpoint.manifest import read_checkpoint_manifest, write_manifest
 from simclr.checkpoint.pretrained import load_pretrained
+from simclr.export import ExportConfig
 from simclr.export.card import build_card, card_markdown, loading_example
-from simclr.export.config import ExportConfig
 from simclr.export.export import export
 from simclr.export.load import load_encoder, read_card
 

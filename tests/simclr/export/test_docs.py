@@ -11,6 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
+
+from preprocess.shards.format import sha256_of
+from simclr.checkpoint.manifest import read_checkpoint_manifest, write_manifest
+from simclr.config import ExportFormat
+from simclr.export import ExportConfig
+from simclr.export.export import export
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 BANDS = ("B04", "B03", "B02", "B08")
@@ -102,3 +109,41 @@ assert h_of_two_bands.shape == h.shape
 network.load_state_dict(state)
 """
     run("\n".join([*python_blocks("using-an-encoder.md"), check]), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_weights_of_a_second_export_are_its_own_whatever_is_cached(
+    exported_formats, trained_run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained_run.folder, run_dir)
+    [checkpoint] = (run_dir / "checkpoints").glob("step-*")
+    state = torch.load(checkpoint / "state.pt", weights_only=True)
+    state["encoder"]["conv1.weight"] *= 2
+    torch.save(state, checkpoint / "state.pt")
+    manifest = read_checkpoint_manifest(checkpoint)
+    path = checkpoint / "state.pt"
+    manifest.files["state.pt"] = {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    write_manifest(checkpoint, manifest)
+    second = ExportConfig(
+        run=str(run_dir), output=str(tmp_path / "second"), formats=[ExportFormat.pth]
+    )
+    folders = {"first": exported_formats, "second": export(second)}
+    code = "".join(python_blocks("using-an-encoder.md")[-1])
+    prepare = """
+import torch
+from simclr.export.load import load_encoder, read_card
+card = read_card("encoder")
+bands = [band["name"] for band in card["bands"]]
+"""
+    check = """
+encoder = load_encoder("encoder", bands)
+views = torch.randn(2, len(bands), card["size_px"], card["size_px"])
+h = encoder(views)
+encoder.load_state_dict(state)
+torch.testing.assert_close(encoder(views), h)
+"""
+    for name, folder in folders.items():
+        shutil.copytree(folder, tmp_path / name / "work" / "encoder")
+        run("\n".join([prepare, code, check]), tmp_path / name / "work")

@@ -175,3 +175,15 @@ def test_a_loaded_encoder_can_be_copied_compiled_and_trained(exported):
     assert encoder.conv1.weight.grad.abs().sum() > 0
     program = torch.export.export(load_encoder(exported, BANDS), (torch.randn(2, 4, 12, 12),))
     assert program.module()(torch.randn(2, 4, 12, 12)).shape == (2, 512)
+
+
+def test_patches_of_another_processing_level_are_refused(exported, tmp_path):
+    copy_of = shutil.copytree(exported, tmp_path / "copy")
+    card = json.loads((copy_of / "card.json").read_text())
+    card["processing_level"] = {"arrays": "L1C"}
+    (copy_of / "card.json").write_text(json.dumps(card))
+    assert load_encoder(copy_of, BANDS, processing_level="L1C")
+    with pytest.raises(ValueError, match="the patches are L2A, the encoder was trained on L1C"):
+        load_encoder(copy_of, BANDS, processing_level="L2A")
+    with pytest.raises(ValueError, match="processing_level is '2A'; give L1C, L2A"):
+        load_encoder(exported, BANDS, processing_level="2A")
