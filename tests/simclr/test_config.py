@@ -22,7 +22,7 @@ from simclr.config import (
     WorldConfig,
 )
 from simclr.evaluation.config import EvaluateConfig, FinetuneConfig, Protocol
-from simclr.export.config import ExportConfig
+from simclr.export import ExportConfig
 
 CLASSES = [
     value
