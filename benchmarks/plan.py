@@ -52,7 +52,7 @@ class Inputs:
         price: of an hour of one GPU.
     """
 
-    pairs_per_s: float = 1000
+    pairs_per_s: float = 5000
     node_gb_s: float = 200
     network_gb_s: float = 6.25
     gpus_per_node: float = 8
