@@ -1,4 +1,4 @@
-"""Slurm's commands: argument lists go out, typed answers come in; unknown states stay unknown.
+"""Slurm's commands with typed answers; unknown states stay unknown.
 
 Only formats that we ask for are parsed, and only the fields that every release since 20.11 has.
 """

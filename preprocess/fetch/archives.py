@@ -318,6 +318,7 @@ class _Counted:
         self._raw, self._advance = raw, advance
 
     def read(self, size: int = -1) -> bytes:
+        """Read up to ``size`` bytes, and advance the progress bar."""
         data = self._raw.read(size)
         self._advance(len(data))
         return data

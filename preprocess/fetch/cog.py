@@ -125,6 +125,7 @@ def read_layout(read: Read) -> Layout:
 
 def _image(fields: dict[int, Field], order: str) -> Image:
     def number(tag: int, default: int | None = None) -> int:
+        """Return the single value of a tag."""
         if tag not in fields and default is not None:
             return default
         return int(_numbers(fields[tag], order)[0])

@@ -110,6 +110,7 @@ class Http:
         found: list[tuple[RemoteFile, bytes]] = []
 
         def first_bytes(response: requests.Response) -> None:
+            """Take the length of the file and its first bytes."""
             start, total = _content_range(response)
             if response.status_code != 206 or total is None or start != 0:
                 raise FetchError(f"{shown(url)}: the server serves no byte ranges")
@@ -183,6 +184,7 @@ class Http:
         texts: list[str] = []
 
         def accept(response: requests.Response) -> None:
+            """Take the text if it passes the check."""
             text = response.content.decode()
             check(text)
             texts.append(text)

@@ -198,6 +198,7 @@ def remote_copy(http: Http, url: str, squares: Flags | None, band: str) -> tuple
     remote, head = http.open(url, _HEAD_BYTES)
 
     def read(offset: int, length: int) -> bytes:
+        """Return a byte range, from the head where it holds it."""
         if offset + length <= len(head):
             return head[offset : offset + length]
         return http.read(remote, offset, length)

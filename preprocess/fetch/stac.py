@@ -153,6 +153,7 @@ class _HttpIO(StacApiIO):
         headers: dict[str, str] | None = None,
         parameters: dict[str, Any] | None = None,
     ) -> str:
+        """Answer a request of pystac-client by the client with retries."""
         sent: dict[str, Any] = {"json" if method == "POST" else "params": parameters or {}}
         return self._http.get_text(href, _require_json, method or "GET", headers or {}, **sent)
 

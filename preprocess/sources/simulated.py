@@ -495,6 +495,7 @@ def _write_patch(
     y = tile.y - (row + south) * PATCH_SIDE_M
 
     def window(size_px: int) -> tuple[slice, slice]:
+        """Return the rows and columns of the patch on a grid of this size."""
         return (
             slice(south * size_px, (south + 1) * size_px),
             slice(east * size_px, (east + 1) * size_px),

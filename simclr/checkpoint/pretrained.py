@@ -1,4 +1,7 @@
-"""A run folder comes in, its pretrained encoder with all that belongs to it goes out."""
+"""The pretrained encoder of a run folder with its settings; for evaluation and export.
+
+Only a checkpoint whose every byte matches its manifest is read.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Metric records come in; a warning in words goes out when a run has ceased to learn."""
+"""Health of a training: collapse, non-finite steps, work per view; called by the metrics logger.
+
+Counters stay on the device: nothing here waits for it within a step.
+"""
 
 from __future__ import annotations
 

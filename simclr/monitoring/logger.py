@@ -1,4 +1,7 @@
-"""Outcomes of steps come in; metric records, warnings and the best checkpoint's score go out."""
+"""The metrics logger of the trainer: averages an interval, writes records, and scores checkpoints.
+
+Ranks are averaged in one collective an interval; sinks are called on the main rank alone.
+"""
 
 from __future__ import annotations
 
