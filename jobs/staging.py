@@ -6,6 +6,7 @@ kernel releases the locks of killed processes, so no lock is ever stale.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -24,6 +25,8 @@ from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read
 NUM_STREAMS = 4
 SCRATCH = "SIMCLR_SCRATCH"  # carries cluster.scratch to the processes of a job
 GIB = 2**30
+# Lustre mounted without -o flock, and some FUSE file systems
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 
 _log = logging.getLogger("simclr")
 
@@ -58,7 +61,8 @@ def staged(shards: Sequence[str], scratch: str, progress: bool = True) -> Iterat
         progress: show progress.
 
     Raises:
-        ValueError: there is too little space, or a copy does not match its manifest.
+        ValueError: there is too little space, the file system has no locks, or a copy does not
+            match its manifest.
     """
     with ExitStack() as copies:
         yield [
@@ -103,7 +107,16 @@ def _lock_of(copy: Path) -> Iterator[int]:
 
 
 def _is_held(lock: int, copy: Path) -> bool:
-    fcntl.flock(lock, fcntl.LOCK_SH)
+    """Take a shared lock, and say whether the copy is complete under it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise ValueError(
+            f"cluster.scratch is {copy.parent}, whose file system has no file locks "
+            f"({error.strerror}); give a folder on the node's own disk, or cluster.scratch=null"
+        ) from error
     return (copy / MANIFEST_NAME).exists()
 
 

@@ -1,5 +1,6 @@
 """Copies on the node's own disk: one for all who read it, whole or not seen, gone at the end."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -150,3 +151,18 @@ def test_the_name_of_the_scratch_folder_is_understood_on_each_node(monkeypatch):
     monkeypatch.delenv("SLURMD_NODENAME")
     with pytest.raises(ValueError, match=r"which becomes /local/it's/\$SLURMD_NODENAME/7 on node"):
         scratch_folder()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_named_with_the_fix(tmp_path, monkeypatch, code):
+    shards = packed(tmp_path)
+
+    def without_locks(_lock, _operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with (
+        pytest.raises(ValueError, match=r"cluster\.scratch is .*scratch.*no file locks.*=null"),
+        staged([str(shards)], str(tmp_path / "scratch"), progress=False),
+    ):
+        pass
