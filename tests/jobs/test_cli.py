@@ -154,7 +154,7 @@ def test_a_wrong_file_of_settings_is_named_with_what_is_wrong_in_it(refused, tmp
     ("arguments", "told"),
     [
         (["seeds=[-1]"], "seeds is [-1]; give whole numbers from 0 to 2^63 - 1"),
-        (["seeds=[1,1]"], "a seed given twice is no second opinion"),
+        (["seeds=[1,1]"], "give each seed once"),
         (["bootstrap=99999999999999"], "bootstrap is 99999999999999; give 100 to 1,000,000"),
         (["fractions=[nan]"], "fractions[0] is nan; give a number"),
     ],
