@@ -34,6 +34,7 @@ ROUNDS = 3
 SCENES = ("S2A_10SFH_20190715_0_L2A", "S2A_10SFH_20190720_0_L2A")
 EPSG, CORNER = 32610, (600000, 4200000)
 EVERYWHERE = [-123.0, 36.0, -119.0, 39.0]
+SAMPLE = ("B01", "B02", "B05")  # for GDAL, which needs a minute for a whole scene
 SHARE = 0.8  # of the bare reader
 MEMORY_MIB = 500
 
@@ -129,7 +130,7 @@ def _bare(url: str, folder: Path, *, keep: bool) -> int:
 
 
 def _gdal(url: str, folder: Path) -> int:
-    """Read all blocks of one scene through GDAL, and write them compressed as they were."""
+    """Read a band of each resolution through GDAL, and write it compressed as it was."""
 
     def read(u: str) -> None:
         with rasterio.open(f"/vsicurl/{u}") as source:
@@ -140,7 +141,12 @@ def _gdal(url: str, folder: Path) -> int:
 
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": 128 * 2**20}
     with rasterio.Env(**options), ThreadPoolExecutor(STREAMS) as pool:
-        list(pool.map(lambda u: _in_env(options, read, u), _urls(url, SCENES[:1])))
+        list(
+            pool.map(
+                lambda u: _in_env(options, read, u),
+                [u for u in _urls(url, SCENES[:1]) if Path(u).stem in SAMPLE],
+            )
+        )
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -161,7 +167,7 @@ FORGOTTEN = "bare range reader, bytes forgotten"
 BARE = "bare range reader, bytes written"
 WINDOWS = "simclr-fetch, windows of the whole tile"
 WHOLE = "simclr-fetch, whole scenes"
-GDAL = "GDAL's vsicurl, decoded and written again"
+GDAL = "GDAL's vsicurl, three bands, decoded and written again"
 WORK: dict[str, Callable[[str, Path], int]] = {
     FORGOTTEN: lambda url, folder: _bare(url, folder, keep=False),
     BARE: lambda url, folder: _bare(url, folder, keep=True),

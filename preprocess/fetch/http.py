@@ -112,8 +112,9 @@ class Http:
         def first_bytes(response: requests.Response) -> None:
             """Take the length of the file and its first bytes."""
             start, total = _content_range(response)
-            if response.status_code != 206 or total is None or start != 0:
-                raise FetchError(f"{shown(url)}: the server serves no byte ranges")
+            code = response.status_code
+            if code != 206 or total is None or start != 0:
+                raise _TransientError(f"the server serves no byte ranges (HTTP {code})")
             head = response.content[:length]
             if len(head) != min(length, total):
                 raise _TransientError(f"sent {len(head)} bytes of {min(length, total)}")

@@ -67,11 +67,7 @@ def fetch(config: FetchConfig, archive: Archive | None = None) -> Summary:
             _refuse_too_much(config, summary.missing_bytes, summary.missing_bytes)
             failed = fetch_scenes(http, plans, config)
             write_scenes(output / "scenes.csv", _rows(scenes, plans))
-            if failed:
-                raise FetchError(
-                    f"{len(failed)} of {len(plans)} scenes could not be fetched, first "
-                    f"{failed[0]}; the others are there: start again to try these once more"
-                )
+            _refuse_failed(plans, failed)
         shutil.rmtree(output / STAGING, ignore_errors=True)
     return summary
 
@@ -87,6 +83,7 @@ def plan(config: FetchConfig, archive: Archive | None = None) -> Summary:
     if record:
         return _summary_of_files(record, plan_archive(http, record, config))
     scenes, plans = _plan_scenes(http, config)
+    _refuse_failed(plans, [])
     return _summary_of_scenes(scenes, plans, measure_rate(http, plans, config.streams))
 
 
@@ -142,6 +139,15 @@ def _most_disk(plans: list[ArchivePlan]) -> int:
         unpacked += plan.file.unpacked_bytes if plan.file.root else plan.remote.size
         most = max(most, unpacked + (plan.remote.size if plan.file.root else 0))
     return most
+
+
+def _refuse_failed(plans: list[ScenePlan], failed: list[str]) -> None:
+    lines = sorted([plan.failed for plan in plans if plan.failed] + failed)
+    if lines:
+        raise FetchError(
+            f"{len(lines)} of {len(plans)} scenes could not be fetched, first {lines[0]}; the "
+            "others are kept: start again to try these once more"
+        )
 
 
 def _refuse_too_much(config: FetchConfig, download: int, disk: int) -> None:

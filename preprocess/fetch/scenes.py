@@ -22,13 +22,20 @@ import numpy as np
 from preprocess.bands import BANDS
 from preprocess.fetch.cog import Layout, blocks_of, overview_for, plan_copy, read_layout
 from preprocess.fetch.config import FetchConfig
-from preprocess.fetch.http import FetchError, Http, RemoteChangedError, RemoteFile, UnreachableError
+from preprocess.fetch.http import (
+    FetchError,
+    Http,
+    RemoteChangedError,
+    RemoteFile,
+    StoppedError,
+    UnreachableError,
+)
 from preprocess.fetch.partial import PartialFile, Span, byte_progress, chunks, read_json
 from preprocess.fetch.stac import NO_GROUND, SCL, Area, Scene
 from preprocess.radiometry import DARK_BANDS
 from preprocess.raster import keep_squares
 from preprocess.shards.atomic_io import atomic_path, fsync, write_json
-from preprocess.tiling import PATCH_SIDE_M, Flags, TileGrid, is_corner_of_tile
+from preprocess.tiling import PATCH_SIDE_M, SIDE, Flags, TileGrid, is_corner_of_tile
 
 STATE = "fetch.json"
 STAGING = ".fetch"
@@ -69,6 +76,7 @@ class ScenePlan:
         sample: a span of one of its files, with which the rate is measured.
         done: whether it is there, whole and as planned.
         missing: bands that are not there yet.
+        failed: why it could not be planned; empty if it could.
     """
 
     scene: Scene
@@ -78,6 +86,7 @@ class ScenePlan:
     sample: tuple[RemoteFile, Span] | None = None
     done: bool = False
     missing: set[str] = field(default_factory=set)
+    failed: str = ""
 
     @property
     def num_squares(self) -> int:
@@ -100,16 +109,14 @@ def plan_scenes(
     Raises:
         FetchError: a header cannot be fetched.
     """
-    output = Path(config.output)
     judged: dict[str, Scene] = {scene.id: scene for scene in scenes}
     plans = []
-    output = Path(config.output)
     pool = ThreadPoolExecutor(config.streams)
     try:
         taken = [scene for scene in scenes if not scene.reason]
         for scene, plan in zip(
             taken,
-            pool.map(lambda s: _steady(lambda: _plan_scene(http, s, config, area, output)), taken),
+            pool.map(lambda s: _plan_or_failure(http, s, config, area), taken),
             strict=True,
         ):
             if isinstance(plan, str):
@@ -131,7 +138,7 @@ def fetch_scenes(http: Http, plans: list[ScenePlan], config: FetchConfig) -> lis
         FetchError: the server cannot be reached any more.
         OSError: the disk is full, for example.
     """
-    todo = [plan for plan in plans if not plan.done]
+    todo = [plan for plan in plans if not plan.done and not plan.failed]
     total = sum(plan.sizes[band] for plan in todo for band in plan.missing)
     with (
         byte_progress(total, "fetch", enabled=bool(todo)) as advance,
@@ -232,12 +239,21 @@ def _steady(action: Callable[[], _Result]) -> _Result:
     return action()
 
 
-def _plan_scene(
-    http: Http, scene: Scene, config: FetchConfig, area: Area, output: Path
-) -> ScenePlan | str:
+def _plan_or_failure(http: Http, scene: Scene, config: FetchConfig, area: Area) -> ScenePlan | str:
+    """Plan a scene; what is wrong with it alone does not hold up the others."""
+    try:
+        return _steady(lambda: _plan_scene(http, scene, config, area))
+    except (UnreachableError, StoppedError):
+        raise
+    except FetchError as error:
+        nothing = np.zeros((SIDE, SIDE), bool)
+        return ScenePlan(scene, nothing, (0, 0.0, 0.0), failed=f"{scene.id}: {error}")
+
+
+def _plan_scene(http: Http, scene: Scene, config: FetchConfig, area: Area) -> ScenePlan | str:
     """Return the plan of a scene, or the reason why there is none."""
     try:
-        state = read_json(output / scene.id / STATE)
+        state = read_json(Path(config.output) / scene.id / STATE)
         corner = state.get("corner") or _corner(remote_copy(http, scene.urls[SCL], None, SCL)[1])
         squares = area.squares(TileGrid(scene.tile, *corner), config.one_owner)
         if not squares.any():
