@@ -13,8 +13,10 @@ _Config = TypeVar("_Config")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """Return a dataclass of settings as plain JSON types, enums by value."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=lambda enum: enum.value))
+    """Return a dataclass of settings as plain JSON types, choices by the names that people type."""
+    plain: dict[str, Any] = json.loads(
+        json.dumps(asdict(config), default=lambda choice: choice.name)
+    )
     return plain
 
 

@@ -27,7 +27,7 @@ from simclr.checkpoint.manifest import (
     saved_precision,
     step_of,
 )
-from simclr.config import Positives, Precision, TrainConfig
+from simclr.config import Positives, Precision, Stem, TrainConfig, require
 from simclr.config_io import binding_settings, config_hash, differing_settings, from_plain, to_plain
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, Loader, training_batches
@@ -135,9 +135,7 @@ class Trainer:
         hooks: TrainerHooks | None = None,
         copies: Sequence[str] = (),
     ) -> None:
-        config = with_precision(config, context)
-        self.config, self.context = config, context
-        self.run_dir = Path(config.run_dir)
+        self.context, self.run_dir = context, Path(config.run_dir)
         data = config.data
         self.dataset = open_dataset(
             copies or config.shards,
@@ -147,6 +145,8 @@ class Trainer:
             config.seed,
             whole_places=data.positives is Positives.season,
         )
+        side_px = config.augment.view_size_px or self.dataset.groups[0].size_px
+        self.config = config = with_precision(config, context, side_px)
         self.pair_sampler = None
         if data.positives is Positives.season:
             self.pair_sampler = temporal_pairs_of(
@@ -372,11 +372,31 @@ class Trainer:
         )
 
 
-def with_precision(config: TrainConfig, context: DistributedContext) -> TrainConfig:
-    """Replace ``precision=auto`` by the precision the run began in, or by what all devices suit."""
+def with_precision(config: TrainConfig, context: DistributedContext, side_px: int) -> TrainConfig:
+    """Replace ``precision=auto`` by the precision the run began in, or by what all devices suit.
+
+    Args:
+        config: settings.
+        context: this rank among all.
+        side_px: side of a view.
+
+    Raises:
+        ValueError: bfloat16 is asked for where torch computes wrong gradients in it.
+    """
+    # oneDNN, seen with torch 2.15: the weight gradient of a 3 x 3 convolution of stride 2 on one
+    # pixel, as at the start of the last stage, keeps bytes of earlier tensors in bfloat16.
+    largest_wrong_px = 16 if config.model.stem is Stem.standard else 4
+    is_wrong = context.device.type == "cpu" and side_px <= largest_wrong_px
     if config.precision is not Precision.auto:
+        require(
+            not (is_wrong and config.precision is Precision.bfloat16),
+            f"precision is bfloat16 and a view has {side_px} px: on CPUs torch computes wrong "
+            f"gradients for views of {largest_wrong_px} px and less; set precision=float32 or "
+            f"augment.view_size_px={largest_wrong_px + 1} or more",
+        )
         return config
-    slow = context.all_reduce_max(int(not is_fast_in_bfloat16(context.device)))
+    is_slow = is_wrong or not is_fast_in_bfloat16(context.device)
+    slow = context.all_reduce_max(int(is_slow))
     suited = Precision.float32 if slow else Precision.bfloat16
     begun = from_main_rank(saved_precision(Path(config.run_dir)) if context.is_main else "")
     chosen = Precision(begun) if begun else suited

@@ -1,13 +1,13 @@
-"""simclr and its doors into preprocess import with torch, torchvision, numpy, h5py, tqdm alone."""
+"""simclr and its doors into preprocess import without a scheduler, hydra or rasterio."""
 
 import subprocess
 import sys
 
 from conftest import REPOSITORY
 
-ALLOWED = {"torch", "torchvision", "numpy", "h5py", "tqdm"}
+ALLOWED = {"torch", "torchvision", "numpy", "scipy", "h5py", "safetensors", "tqdm"}
 
-# What the five themselves import is theirs to choose: only imports from our modules are judged.
+# What these import themselves is theirs to choose: only imports from our modules are judged.
 SCRIPT = """
 import builtins, pathlib, sys
 allowed, root = set(sys.argv[1].split(",")), pathlib.Path(sys.argv[2])
@@ -29,12 +29,12 @@ for path in [*files, root / "preprocess" / "bands.py"]:
     parts = path.relative_to(root).with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     real(name)
-foreign = {"hydra", "omegaconf", "submitit", "rasterio", "safetensors", "rich"} & set(sys.modules)
+foreign = {"hydra", "omegaconf", "submitit", "rasterio", "rich"} & set(sys.modules)
 print(len(files), sorted(refused), sorted(foreign))
 """
 
 
-def test_every_simclr_module_imports_with_the_five_libraries_alone():
+def test_every_simclr_module_imports_with_its_own_libraries_alone():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, ",".join(ALLOWED), str(REPOSITORY)],
         capture_output=True, text=True, timeout=120, check=True, cwd=REPOSITORY,

@@ -208,7 +208,9 @@ class Pretrain(Command):
             exit_for_requeue(stop)
         stop.record(Decision.quit)
         raise StoppedError(
-            f"stopped, saved at step {step}; the same command goes on from there"
+            f"stopped, saved at step {step}; the same command continues from there"
+            if step
+            else "stopped before a step was saved; the same command starts again"
         ) from None
 
 

@@ -256,7 +256,7 @@ class Saver:
         except CheckpointError as error:
             raise CheckpointError(
                 f"step {about.step} could not be saved in {self._run_dir / CHECKPOINTS}: "
-                f"{error}; older checkpoints are untouched, the same command goes on from them"
+                f"{error}; older checkpoints are untouched, the same command continues from them"
             ) from error.__cause__
         pinned = best(self._run_dir)
         step = pinned.step if pinned else None

@@ -25,7 +25,8 @@ COMMANDS = (
 TRAINING = (
     *("recipe=laptop", "epochs=100", "max_steps=24", "data.bands=[B02,B04]"),
     *("data.global_batch_size=8", "augment.view_size_px=24", "checkpoint.every_steps=10"),
-    "world.threads_per_rank=1",
+    # bfloat16, which auto takes on some machines, tells one rank from two in the second digit
+    *("world.threads_per_rank=1", "precision=float32"),
 )
 # What a step of a Slurm job finds in its environment, and scontrol's answer while it is preempted.
 OF_A_JOB = {

@@ -231,7 +231,7 @@ def test_a_damaged_shard_fails_by_name_and_is_repaired_to_the_byte(packed, tmp_p
     whole = bytearray(shard.read_bytes())
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     arguments = (f"shards={copy}", f"root={packed.folder.parent / 'rasters'}")
-    ended = call("verify", *arguments, cwd=tmp_path)
+    ended = call("verify", arguments[0], cwd=tmp_path)
     assert ended.code == 1
     assert "shard-00001.h5" in ended.err.splitlines()[-1]
     assert ended.err.count("simclr-verify: ") == 1

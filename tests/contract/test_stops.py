@@ -114,7 +114,7 @@ def test_a_training_here_saves_at_a_stop_and_ends_with_the_same_bits(packed, tra
     assert (ended.code, ended.out) == (1, ""), ended
     assert ended.err.count("simclr-pretrain: ") == 1
     last = ended.err.splitlines()[-1]
-    assert "the same command goes on" in last
+    assert "the same command continues" in last
     step = int(re.search(r"step (\d+)", last)[1])
     assert newest(tmp_path / "run").name == f"step-{step:09d}"
     assert [stop["step"] for stop in stops] == [step]

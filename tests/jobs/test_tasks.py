@@ -65,7 +65,7 @@ def test_a_finished_training_names_its_checkpoint(pretrain, monkeypatch):
 
 def test_a_stopped_training_says_where_it_saved(pretrain, monkeypatch):
     trains(monkeypatch, Preempted(7, StopReason.SIGTERM))
-    with pytest.raises(StoppedError, match="saved at step 7; the same command goes on"):
+    with pytest.raises(StoppedError, match="saved at step 7; the same command continues"):
         run(pretrain, HERE)
     assert events(pretrain)[-1]["event"] == "stop"
     assert events(pretrain)[-1]["step"] == 7

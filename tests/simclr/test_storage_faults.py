@@ -69,7 +69,7 @@ def test_a_full_disk_ends_all_ranks_and_with_room_they_go_on(shards, unbroken, d
         AssertionError, match=r"step 9 could not be saved in .*No space left"
     ) as end:
         run_ranks(train_small, 2, tmp_path, config)
-    assert "older checkpoints are untouched, the same command goes on" in str(end.value)
+    assert "older checkpoints are untouched, the same command continues" in str(end.value)
     names = sorted(path.name for path in (folder / "run" / "checkpoints").iterdir())
     assert names == ["latest", "step-000000003", "step-000000006"]  # and nothing half-written
     change(f"remount,size={4 * size}")

@@ -17,6 +17,7 @@ from simclr.checkpoint.manager import newest_valid
 from simclr.checkpoint.manifest import read_checkpoint_manifest
 from simclr.checkpoint.pretrained import load_pretrained
 from simclr.config import (
+    AugmentConfig,
     BatchNormGroup,
     CheckpointConfig,
     DataConfig,
@@ -319,7 +320,8 @@ def test_a_run_of_precision_auto_keeps_what_it_began_in(
     shards, tmp_path, monkeypatch, caplog, fast, chosen
 ):
     caplog.set_level("WARNING", "simclr")
-    run = small_run(shards, tmp_path / "run", precision="auto", max_steps=4)
+    larger = AugmentConfig(view_size_px=24)
+    run = small_run(shards, tmp_path / "run", precision="auto", max_steps=4, augment=larger)
     monkeypatch.setattr("simclr.trainer.is_fast_in_bfloat16", lambda _: fast)
     with pytest.raises(Preempted):
         train(run, [SignalAt(2)])
@@ -327,3 +329,15 @@ def test_a_run_of_precision_auto_keeps_what_it_began_in(
     folder = train(run)
     assert read_checkpoint_manifest(folder).config["precision"] == chosen
     assert f"the run began in {chosen} and keeps it" in caplog.text
+
+
+def test_bfloat16_is_refused_where_torch_computes_wrong_gradients_in_it(shards, tmp_path):
+    run = small_run(shards, tmp_path / "run", precision="bfloat16", max_steps=2)
+    with pytest.raises(ValueError, match=r"view has 12 px.*set precision=float32 or .*=17 or more"):
+        train(run)
+
+
+def test_auto_takes_float32_where_bfloat16_would_be_wrong(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("simclr.trainer.is_fast_in_bfloat16", lambda _: True)
+    folder = train(small_run(shards, tmp_path / "run", precision="auto", max_steps=1))
+    assert read_checkpoint_manifest(folder).config["precision"] == "float32"

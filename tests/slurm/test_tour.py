@@ -12,7 +12,8 @@ EDITOR = """#!/bin/sh
 exec sed -i -e 's/partition: gpu/partition: null/' -e 's/tasks_per_node: 4/tasks_per_node: 1/' \\
     -e 's/gpus_per_node: 4/gpus_per_node: null/' -e 's/cpus_per_task: 8/cpus_per_task: 1/' \\
     -e 's/memory_gb: 200/memory_gb: null/' -e 's/time_min: 1440/time_min: 10/' \\
-    -e 's/parts: 16/parts: 2/' "$1"
+    -e 's/cpus_per_task: 2/cpus_per_task: 1/' -e 's/memory_gb: 16/memory_gb: null/' \\
+    -e 's/time_min: 240/time_min: 10/' -e 's/parts: 16/parts: 2/' "$1"
 """
 
 
