@@ -1,4 +1,4 @@
-"""An encoder in training and held-out labelled shards come in; probe scores go out.
+"""The online probe: scores of an encoder in training on held-out labelled shards; for the trainer.
 
 The classifiers are those of the final evaluation, chosen and scored on the validation split; the
 test split is never looked at, or it could not judge the checkpoint chosen here. Order, splits and
