@@ -18,18 +18,23 @@ from torch import Tensor, nn
 from simclr.checkpoint.manifest import CHECKPOINTS, STATE_NAME
 from simclr.checkpoint.pretrained import Pretrained, load_pretrained
 from simclr.config import ModelConfig, require
-from simclr.evaluation.config import ON_FEATURES, PRETRAINED, EvaluateConfig, Protocol
+from simclr.evaluation.config import (
+    CONTROLS,
+    FROM_SCRATCH,
+    IMAGE_STATISTICS,
+    ON_FEATURES,
+    PRETRAINED,
+    RANDOM_CONVOLUTIONS,
+    RANDOM_ENCODER,
+    EvaluateConfig,
+    Protocol,
+)
 from simclr.evaluation.features import Embedder, Features, LabelledPatches
 from simclr.evaluation.metrics import BoolArray, Indices, Predictions
 from simclr.evaluation.splits import Split, Splits, label_subset
 from simclr.evaluation.task import Task
 from simclr.model.simclr import build_encoder
 from simclr.model.weights import load_encoder_file
-
-FROM_SCRATCH = "training from scratch"
-RANDOM_ENCODER = "random encoder"
-RANDOM_CONVOLUTIONS = "random convolutions"
-IMAGE_STATISTICS = "image statistics"
 
 NUM_FILTERS = 256
 PERCENTILES = (0.1, 0.5, 0.9)
@@ -291,5 +296,5 @@ def _named(others: Sequence[str]) -> dict[str, Path]:
         name if names.count(name) == 1 else f"{path.parent.name}/{name}": path
         for name, path in zip(names, paths, strict=True)
     }
-    reserved = {PRETRAINED, RANDOM_ENCODER, RANDOM_CONVOLUTIONS, IMAGE_STATISTICS, FROM_SCRATCH}
+    reserved = {PRETRAINED, *CONTROLS}
     return {f"{name} (other)" if name in reserved else name: path for name, path in named.items()}

@@ -7,7 +7,13 @@ from enum import Enum
 
 from simclr.config import Precision, parse_choices, require
 
-PRETRAINED = "pretrained"  # name of the rows of the encoder in question
+# Names of rows: the encoder in question, and the controls, which have learnt nothing from images.
+PRETRAINED = "pretrained"
+FROM_SCRATCH = "training from scratch"
+RANDOM_ENCODER = "random encoder"
+RANDOM_CONVOLUTIONS = "random convolutions"
+IMAGE_STATISTICS = "image statistics"
+CONTROLS = (RANDOM_ENCODER, RANDOM_CONVOLUTIONS, IMAGE_STATISTICS, FROM_SCRATCH)
 
 
 class Protocol(Enum):

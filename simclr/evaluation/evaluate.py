@@ -76,6 +76,7 @@ from simclr.evaluation.report import (
     findings,
     notes,
     own_path,
+    verdict,
     write_report,
 )
 from simclr.evaluation.splits import Splits, make_splits, on_validation, seen_in_pretraining
@@ -316,7 +317,12 @@ def evaluation_report(setup: EvalSetup, rows: Sequence[Row], cache: FeatureCache
             "map": feature_map(features, setup.task.targets, setup.splits.by_seed[0].test),
         }
     )
-    return {**evaluation, "findings": findings(evaluation), "notes": notes(evaluation)}
+    return {
+        **evaluation,
+        "verdict": verdict(evaluation),
+        "findings": findings(evaluation),
+        "notes": notes(evaluation),
+    }
 
 
 def _facts(setup: EvalSetup) -> dict[str, Any]:

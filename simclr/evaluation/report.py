@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.shards.atomic_io import write_json, write_text
-from simclr.evaluation.config import Protocol
+from simclr.evaluation.config import CONTROLS, Protocol
 
 FORMAT, FORMAT_VERSION = "simclr-s2-evaluation", 1
 CHOICE_FORMAT, CHOICE_FORMAT_VERSION = "simclr-s2-checkpoints", 1
@@ -51,18 +51,54 @@ def finding(difference: dict[str, Any], *, several: bool = False) -> str:
         difference: of the two, as ``evaluation.json`` holds it.
         several: name the share of the labels.
     """
-    gap, seeds = difference["over_samples"], difference["over_seeds"]
-    verdict = "is ahead of" if gap["value"] > 0 else "is behind"
+    state = "is ahead of" if difference["over_samples"]["value"] > 0 else "is behind"
     if not difference["resolved"]:
-        verdict = "cannot be told from"
-    ends = "" if gap["low"] is None else f" {_points(gap)}"
-    ends += "" if seeds["low"] is None else f", over seeds {_points(seeds)}"
+        state = "cannot be told from"
     labels = f", {100 * difference['fraction']:g} % of the labels" if several else ""
     return (
-        f"{difference['protocol']}{labels}: {difference['encoder']} {verdict} "
-        f"{difference['control']}, {difference['score'].replace('_', ' ')} "
-        f"{100 * gap['value']:+.1f} points{ends}"
+        f"{difference['protocol']}{labels}: {difference['encoder']} {state} "
+        f"{difference['control']}, {_gap(difference)}"
     )
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """Return in one sentence whether pretraining beats every control, with the closest difference.
+
+    By the primary metric and the largest share of the labels; under the linear probe, or else the
+    first protocol there is.
+    """
+    against = [
+        one
+        for one in evaluation["differences"]
+        if one["score"] == evaluation["headline"] and one["control"] in CONTROLS
+    ]
+    if not against:
+        return "No verdict: no control was scored beside the encoder; controls=true does."
+    most = max(one["fraction"] for one in against)
+    protocols = [one["protocol"] for one in against if one["fraction"] == most]
+    probe = Protocol.probe.value
+    protocol = probe if probe in protocols else protocols[0]
+    against = [one for one in against if (one["fraction"], one["protocol"]) == (most, protocol)]
+    beaten = [one for one in against if one["resolved"] and one["over_samples"]["value"] > 0]
+    closest = min(
+        (one for one in against if len(beaten) == len(against) or one not in beaten),
+        key=lambda one: one["over_samples"]["value"],
+    )
+    shown = f"{protocol}, {_gap(closest)} over {closest['control']}"
+    if len(beaten) == len(against):
+        return f"Pretraining beats every control: {shown}, the strongest of {len(against)}."
+    state = "is behind it" if closest["resolved"] else "cannot be told from it"
+    return (
+        f"Pretraining does not beat every control: {shown}, so that the encoder {state}; it is "
+        f"ahead of {len(beaten)} of {len(against)}."
+    )
+
+
+def _gap(difference: dict[str, Any]) -> str:
+    samples, seeds = difference["over_samples"], difference["over_seeds"]
+    ends = "" if samples["low"] is None else f" {_points(samples)}"
+    ends += "" if seeds["low"] is None else f", over seeds {_points(seeds)}"
+    return f"{difference['score'].replace('_', ' ')} {100 * samples['value']:+.1f} points{ends}"
 
 
 def _points(interval: dict[str, float]) -> str:
@@ -243,7 +279,8 @@ def text_table(evaluation: dict[str, Any]) -> str:
     Scores are in percent, with the ends of their 95 % intervals; the rest is left to the files.
     """
     shown = [name for name in _score_names(evaluation) if not name.startswith(_FILES_ONLY)]
-    lines = [title(evaluation), *_wrapped(_facts(evaluation)), ""]
+    lines = [title(evaluation), *textwrap.wrap(verdict(evaluation), TEXT_WIDTH)]
+    lines += [*_wrapped(_facts(evaluation)), ""]
     lines += _aligned(score_table(evaluation, shown))
     return (
         "\n".join([*lines, "", *_wrapped([*evaluation["findings"], *evaluation["notes"]])]) + "\n"
@@ -293,6 +330,7 @@ def markdown(evaluation: dict[str, Any], level: int = 1) -> str:
     notes = [f"- {note}" for note in evaluation["notes"]]
     blocks = [
         [f"{'#' * level} {title(evaluation)}"],
+        [f"**{verdict(evaluation)}**"],
         facts,
         ["Scores in percent with 95 % intervals."],
         _piped(score_table(evaluation, _score_names(evaluation))),

@@ -9,8 +9,10 @@ import pytest
 from make_data import packed_arrays
 
 from simclr.checkpoint.manifest import read_checkpoint_manifest, write_manifest
-from simclr.evaluation.baselines import IMAGE_STATISTICS, RANDOM_CONVOLUTIONS, RANDOM_ENCODER
 from simclr.evaluation.config import (
+    IMAGE_STATISTICS,
+    RANDOM_CONVOLUTIONS,
+    RANDOM_ENCODER,
     SCORES,
     WITHOUT_INTERVAL,
     EvaluateConfig,
@@ -100,7 +102,7 @@ def test_simulated_is_said_in_every_output(evaluated):
     assert evaluation["simulated"] is True
     assert report_text(own_path(evaluated)).startswith("SIMULATED PATCHES")
     page = (Path(evaluated.run) / "evaluation.md").read_text()
-    assert page.startswith("# SIMULATED PATCHES, labels, step 2\n")
+    assert page.startswith(f"# SIMULATED PATCHES, labels, step 2\n\n**{evaluation['verdict']}**\n")
 
 
 def test_the_terminal_table_is_plain_and_names_all_rows(evaluated):
