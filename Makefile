@@ -7,7 +7,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 RUNTIME := $(VENV)/installed-runtime
 DEVELOPMENT := $(VENV)/installed-development
 LOWEST := .venv-lowest
-SLURM := slurm-wlm munge iproute2
+SLURM_PACKAGES := slurm-wlm munge iproute2
+# another release for slurm-shell: 24.11 or 26.05
+SLURM ?=
 # One thread a process: the tests' processes share the cores, and threads that wait for cores spin.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
@@ -59,14 +61,15 @@ gpu: $(DEVELOPMENT) ## what one GPU proves in 25 minutes: its tests, views, loss
 slurm: ## Slurm's Debian packages, if they are missing and this is root on Debian
 	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq $(SLURM); \
-	else echo "no Slurm here: its tests will be skipped (needs: $(SLURM))"; fi
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get -o DPkg::Lock::Timeout=600 install -yqq $(SLURM_PACKAGES); \
+	else echo "no Slurm here: its tests will be skipped (needs: $(SLURM_PACKAGES))"; fi
 
-chaos: $(DEVELOPMENT) slurm ## 30 random blows to a training on the test cluster; its weights must be as undisturbed
+chaos: $(DEVELOPMENT) slurm ## 30 random faults in a training on the test cluster; its weights must be as undisturbed
 	@$(BIN)/python tests/slurm/chaos.py
 
-slurm-shell: $(DEVELOPMENT) slurm ## a shell on a Slurm of four nodes inside this machine
-	@$(BIN)/python tests/slurm/cluster.py
+slurm-shell: $(DEVELOPMENT) slurm ## a shell on a Slurm of four nodes inside this machine; SLURM=24.11 or 26.05 for a newer one
+	@$(BIN)/python $(if $(SLURM),tests/slurm/releases.py $(SLURM) $(CURDIR)/$(BIN)/python) tests/slurm/cluster.py
 
 clean: ## what demo, tests and tools leave; .venv stays
 	rm -rf demo build dist $(LOWEST) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

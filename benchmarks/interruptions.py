@@ -73,23 +73,23 @@ def trial(run: Habits, work_s: float, seed: int) -> float:
     a stop's own checkpoint does not move the next one.
     """
     draw = random.Random(seed)
-    blows = _blows(run, draw)
-    blow, is_kill = next(blows)
+    arrivals = _arrivals(run, draw)
+    next_s, is_kill = next(arrivals)
     clock = 0.0
     for mark_s in _intervals(run.interval_s, work_s):
         saved_s = 0.0  # of this interval
         while saved_s < mark_s:
             end = clock + mark_s - saved_s + run.save_s
-            if blow >= end:
+            if next_s >= end:
                 clock, saved_s = end, mark_s
                 continue
             if not is_kill:
-                saved_s += min(blow - clock, mark_s - saved_s)
-            clock = blow + (0.0 if is_kill else run.save_s) + run.restart_s
-            blow, is_kill = next(blows)
-            while blow < clock:  # hit while it was coming back: it comes back anew
-                clock = max(clock, blow + run.restart_s)
-                blow, is_kill = next(blows)
+                saved_s += min(next_s - clock, mark_s - saved_s)
+            clock = next_s + (0.0 if is_kill else run.save_s) + run.restart_s
+            next_s, is_kill = next(arrivals)
+            while next_s < clock:  # hit while it was coming back: it comes back anew
+                clock = max(clock, next_s + run.restart_s)
+                next_s, is_kill = next(arrivals)
     return clock / work_s - 1
 
 
@@ -99,8 +99,8 @@ def _intervals(interval_s: float, work_s: float) -> Iterator[float]:
         yield min(interval_s, work_s - number * interval_s)
 
 
-def _blows(run: Habits, draw: random.Random) -> Iterator[tuple[float, bool]]:
-    """Yield when the next blow falls, and whether it is a kill: both kinds come at any moment."""
+def _arrivals(run: Habits, draw: random.Random) -> Iterator[tuple[float, bool]]:
+    """Yield the time of each interruption, a Poisson process, and whether it is a kill."""
     rate = (run.kills_a_day + run.stops_a_day) / DAY_S
     moment = 0.0
     while rate:

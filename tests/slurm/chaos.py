@@ -1,7 +1,7 @@
-"""Random blows to a training on a real Slurm; its weights must be those of an undisturbed one.
+"""Random faults in a training on a real Slurm; its weights must be those of an undisturbed run.
 
-``python tests/slurm/chaos.py [BLOWS] [SEED]`` starts a cluster, trains once in peace and once under
-blows, compares every bit, and prints what was done and what it cost.
+``python tests/slurm/chaos.py [FAULTS] [SEED]`` starts a cluster, trains once undisturbed and once
+with faults, compares every bit, and prints what was done and what it cost.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from preprocess.sources.simulated import SimulatedConfig
 EVERY = 10  # steps between checkpoints
 SETTINGS = (f"checkpoint.every_steps={EVERY}", "checkpoint.keep=3", "world.timeout_s=20")
 ENDED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-LIMIT_S = 300  # for the run to get on after a blow
+LIMIT_S = 300  # for the run to train on after a fault
 MISSED_S = 120  # within which Slurm takes a silent node for lost: SlurmdTimeout and its rounds
 
 
 @dataclass
-class Victim:
-    """The training that is beaten, and what happened to it.
+class DisturbedRun:
+    """The training that the faults hit, and what happened to it.
 
     Attributes:
         cluster: where it runs.
         shards: what it reads.
         run: its folder and present job.
         steps: of the whole run.
-        draw: all chance there is.
-        blows: name of each blow, and the step it met.
+        rng: the only source of randomness.
+        faults: name of each fault, and the step at which it came.
     """
 
     cluster: Cluster
     shards: Path
     run: Run
     steps: int
-    draw: random.Random
-    blows: list[tuple[str, int]] = field(default_factory=list)
+    rng: random.Random
+    faults: list[tuple[str, int]] = field(default_factory=list)
 
     def state(self) -> str:
         return self.cluster.state(self.run.job_id)["JobState"]
@@ -59,18 +59,18 @@ class Victim:
     def some_ranks(self, count: int = 1) -> list[int]:
         """Return processes of so many ranks; fewer or none while it starts."""
         alive = list(self.cluster.ranks(self.run.job_id).values())
-        return self.draw.sample(alive, min(count, len(alive)))
+        return self.rng.sample(alive, min(count, len(alive)))
 
     def is_training(self) -> bool:
-        """Say whether its latest attempt has come to train, and what failed has been put right."""
-        self.help_up()
+        """Say whether its latest attempt trains; put right what failed, as a person would."""
+        self.recover()
         starts, trainings = self.run.events("start"), self.run.events("training")
         same = bool(starts and trainings) and starts[-1]["attempt"] == trainings[-1]["attempt"]
         ended = self.run.events("stop") + self.run.events("failed")
         over = bool(ended) and ended[-1]["attempt"] == starts[-1]["attempt"]
         return same and not over and self.state() == "RUNNING"
 
-    def help_up(self) -> None:
+    def recover(self) -> None:
         """Do what a person would: release what is held, give the command again for what failed."""
         fields = self.cluster.state(self.run.job_id)
         if fields["JobState"] == "PENDING" and "held" in fields["Reason"].lower():
@@ -79,68 +79,97 @@ class Victim:
             self.run = submit(self.cluster, self.shards, self.run.folder, *settings(self.steps))
 
 
-def kill_a_rank(victim: Victim) -> None:
-    for pid in victim.some_ranks():
+def kill_a_rank(disturbed: DisturbedRun) -> None:
+    for pid in disturbed.some_ranks():
         send(pid, signal.SIGKILL)
 
 
-def kill_all_ranks(victim: Victim) -> None:
-    for pid in victim.some_ranks(4):
+def kill_all_ranks(disturbed: DisturbedRun) -> None:
+    for pid in disturbed.some_ranks(4):
         send(pid, signal.SIGKILL)
 
 
-def stop_a_rank(victim: Victim) -> None:
-    for pid in victim.some_ranks():
+def stop_a_rank(disturbed: DisturbedRun) -> None:
+    for pid in disturbed.some_ranks():
         send(pid, signal.SIGSTOP)
 
 
-def warn_a_rank(victim: Victim) -> None:
-    for pid in victim.some_ranks():
+def warn_a_rank(disturbed: DisturbedRun) -> None:
+    for pid in disturbed.some_ranks():
         send(pid, signal.SIGUSR2)
 
 
-def requeue(victim: Victim) -> None:
-    victim.cluster.run("scontrol", "requeue", victim.run.job_id, check=False)
+def requeue(disturbed: DisturbedRun) -> None:
+    disturbed.cluster.run("scontrol", "requeue", disturbed.run.job_id, check=False)
 
 
-def preempt_it(victim: Victim) -> None:
-    high = preempt(victim.cluster)
-    victim.cluster.wait_for(high, "COMPLETED", timeout_s=60)
+def preempt_it(disturbed: DisturbedRun) -> None:
+    high = preempt(disturbed.cluster)
+    disturbed.cluster.wait_for(high, "COMPLETED", timeout_s=60)
 
 
-def take_a_node_down(victim: Victim) -> None:
-    node = f"NodeName={victim.draw.choice(NODES[:2])}"
-    victim.cluster.run("scontrol", "update", node, "State=DOWN", "Reason=chaos")
+def take_a_node_down(disturbed: DisturbedRun) -> None:
+    node = f"NodeName={disturbed.rng.choice(NODES[:2])}"
+    disturbed.cluster.run("scontrol", "update", node, "State=DOWN", "Reason=chaos")
 
 
-def lose_a_node(victim: Victim) -> None:
-    node = victim.draw.choice(NODES[:2])
-    victim.cluster.lose_node(node)
+def lose_a_node(disturbed: DisturbedRun) -> None:
+    node = disturbed.rng.choice(NODES[:2])
+    disturbed.cluster.lose_node(node)
     # Back at once, Slurm would miss nothing, and the ranks would train on.
-    wait_until(lambda: victim.state() != "RUNNING", "Slurm to miss a node", MISSED_S)
-    victim.cluster.start_node(node)
+    wait_until(lambda: disturbed.state() != "RUNNING", "Slurm to miss a node", MISSED_S)
+    disturbed.cluster.start_node(node)
 
 
-def cancel_it(victim: Victim) -> None:
-    victim.cluster.run("scancel", victim.run.job_id)
-    victim.cluster.wait_for(victim.run.job_id, *ENDED, "COMPLETED", timeout_s=60)
+def cancel_it(disturbed: DisturbedRun) -> None:
+    disturbed.cluster.run("scancel", disturbed.run.job_id)
+    disturbed.cluster.wait_for(disturbed.run.job_id, *ENDED, "COMPLETED", timeout_s=60)
 
 
-def restart_the_controller(victim: Victim) -> None:
-    victim.cluster.restart_controller()
+def restart_the_controller(disturbed: DisturbedRun) -> None:
+    disturbed.cluster.restart_controller()
 
 
-def damage_the_newest_checkpoint(victim: Victim) -> None:
-    for pid in victim.some_ranks():
+def damage_the_newest_checkpoint(disturbed: DisturbedRun) -> None:
+    for pid in disturbed.some_ranks():
         send(pid, signal.SIGKILL)
-    names = sorted((victim.run.folder / "checkpoints").glob("step-*/state.pt"))
+    names = sorted((disturbed.run.folder / "checkpoints").glob("step-*/state.pt"))
     if len(names) > 1:  # the one before it is whole
         os.truncate(names[-1], names[-1].stat().st_size // 2)
 
 
-# A blow, how often it is drawn, and the steps it may cost: announced ones none. What ends a rank
-# costs those since the last checkpoint; with that one damaged, those of one more interval.
-BLOWS: dict[Callable[[Victim], None], tuple[int, int]] = {
+def preempt_while_it_starts(disturbed: DisturbedRun) -> None:
+    preempt_it(disturbed)
+    disturbed.cluster.wait_for(disturbed.run.job_id, "RUNNING")
+    preempt_it(disturbed)
+
+
+def warn_while_no_controller_answers(disturbed: DisturbedRun) -> None:
+    ranks = disturbed.some_ranks()
+    with disturbed.cluster.without_controller():
+        for pid in ranks:
+            send(pid, signal.SIGUSR2)
+        time.sleep(65)  # longer than clients retry
+
+
+def block_heartbeats(disturbed: DisturbedRun) -> None:
+    folder = disturbed.run.folder / "heartbeats"
+    folder.rename(folder.with_suffix(".away"))
+    folder.write_text("not a folder")
+    time.sleep(3)
+    folder.unlink()
+    folder.with_suffix(".away").rename(folder)
+
+
+def tear_the_log_of_attempts(disturbed: DisturbedRun) -> None:
+    with (disturbed.run.folder / "attempts.jsonl").open("a") as file:
+        file.write('{"event": "st')  # as a full disk leaves it
+    kill_a_rank(disturbed)
+
+
+# A fault, its weight, and the steps it may cost: announced ones none. What ends a rank costs the
+# steps since the last checkpoint; with that one damaged, those of one more interval.
+FAULTS: dict[Callable[[DisturbedRun], None], tuple[int, int]] = {
     kill_a_rank: (6, EVERY),
     kill_all_ranks: (3, EVERY),
     stop_a_rank: (3, EVERY),
@@ -152,68 +181,75 @@ BLOWS: dict[Callable[[Victim], None], tuple[int, int]] = {
     cancel_it: (2, 0),
     restart_the_controller: (1, 0),
     damage_the_newest_checkpoint: (2, 2 * EVERY),
+    preempt_while_it_starts: (2, 0),
+    warn_while_no_controller_answers: (1, 0),
+    block_heartbeats: (2, 0),
+    tear_the_log_of_attempts: (1, EVERY),
 }
+WITHOUT_RESTART = (restart_the_controller, block_heartbeats)
 
 
 def settings(steps: int) -> tuple[str, ...]:
-    """Return what disturbed and undisturbed training have in common."""
+    """Return what disturbed and undisturbed run have in common."""
     return (*SETTINGS, f"max_steps={steps}")
 
 
-def beat(victim: Victim, count: int) -> None:
-    """Deal so many blows, each after the run has come some steps further; then let it finish."""
+def disturb(disturbed: DisturbedRun, count: int) -> None:
+    """Cause so many faults, each after the run has trained some steps more; then let it finish."""
     for number in range(count):
-        wait_until(victim.is_training, "the run to train", LIMIT_S, victim.run.log)
-        goal = victim.run.step() + victim.draw.randint(1, EVERY)
-        wait_until(lambda goal=goal: victim.run.step() >= goal, "steps", LIMIT_S, victim.run.log)
-        time.sleep(victim.draw.uniform(0, 0.5))  # anywhere in a step, or in a save
-        blow = draw_blow(victim.draw)
-        victim.blows.append((blow.__name__, victim.run.step()))
-        say(f"{number + 1:3d}  step {victim.run.step():4d}  {blow.__name__}")
-        attempts = len(victim.run.events("start"))
-        blow(victim)
-        if blow is not restart_the_controller:
-            wait_until(lambda n=attempts: comes_back(victim, n), "its return", LIMIT_S)
-    wait_until(lambda: is_finished(victim), "the end of the run", 2 * LIMIT_S, victim.run.log)
+        wait_until(disturbed.is_training, "the run to train", LIMIT_S, disturbed.run.log)
+        goal = disturbed.run.step() + disturbed.rng.randint(1, EVERY)
+        wait_until(
+            lambda goal=goal: disturbed.run.step() >= goal, "steps", LIMIT_S, disturbed.run.log
+        )
+        time.sleep(disturbed.rng.uniform(0, 0.5))  # anywhere in a step, or in a save
+        fault = random_fault(disturbed.rng)
+        disturbed.faults.append((fault.__name__, disturbed.run.step()))
+        say(f"{number + 1:3d}  step {disturbed.run.step():4d}  {fault.__name__}")
+        attempts = len(disturbed.run.events("start"))
+        fault(disturbed)
+        if fault not in WITHOUT_RESTART:
+            wait_until(lambda n=attempts: has_restarted(disturbed, n), "its return", LIMIT_S)
+    wait_until(lambda: is_finished(disturbed), "the end of the run", 2 * LIMIT_S, disturbed.run.log)
 
 
-def draw_blow(draw: random.Random) -> Callable[[Victim], None]:
-    """Return one of the blows, by their weights."""
-    weights = [weight for weight, _ in BLOWS.values()]
-    return draw.choices(list(BLOWS), weights)[0]
+def random_fault(rng: random.Random) -> Callable[[DisturbedRun], None]:
+    """Return one of the faults, by their weights."""
+    weights = [weight for weight, _ in FAULTS.values()]
+    return rng.choices(list(FAULTS), weights)[0]
 
 
-def comes_back(victim: Victim, attempts: int) -> bool:
-    victim.help_up()
-    return len(victim.run.events("start")) > attempts
+def has_restarted(disturbed: DisturbedRun, attempts: int) -> bool:
+    disturbed.recover()
+    return len(disturbed.run.events("start")) > attempts
 
 
-def is_finished(victim: Victim) -> bool:
-    victim.help_up()
-    return victim.state() == "COMPLETED"
+def is_finished(disturbed: DisturbedRun) -> bool:
+    disturbed.recover()
+    return disturbed.state() == "COMPLETED"
 
 
-def costs(victim: Victim) -> list[int]:
-    """Return the steps that each attempt had to take again, from the second one on."""
-    return [event["lost_steps"] for event in victim.run.events("training")[1:]]
+def costs(disturbed: DisturbedRun) -> list[int]:
+    """Return the steps that each attempt had to train again, from the second one on."""
+    return [event["lost_steps"] for event in disturbed.run.events("training")[1:]]
 
 
-def chaos(cluster: Cluster, shards: Path, folder: Path, blows: int, seed: int) -> Victim:
-    """Train in peace, train under blows, and compare.
+def chaos(cluster: Cluster, shards: Path, folder: Path, faults: int, seed: int) -> DisturbedRun:
+    """Train undisturbed, train with faults, and compare.
 
     Raises:
-        AssertionError: a bit differs, or a blow has cost more steps than it may.
+        AssertionError: a bit differs, or a fault has cost more steps than it may.
     """
-    steps = 40 + (EVERY + 2) * blows
-    reference = submit(cluster, shards, folder / "in peace", *settings(steps))
+    steps = 40 + (EVERY + 2) * faults
+    reference = submit(cluster, shards, folder / "undisturbed", *settings(steps))
     cluster.wait_for(reference.job_id, "COMPLETED", *ENDED, timeout_s=900)
-    run = submit(cluster, shards, folder / "under blows", *settings(steps))
-    victim = Victim(cluster, shards, run, steps, random.Random(seed))
-    beat(victim, blows)
-    assert_equal(victim.run, reference)
-    allowed = {blow.__name__: cost for blow, (_, cost) in BLOWS.items()}
-    assert max(costs(victim), default=0) <= max(allowed[name] for name, _ in victim.blows)
-    return victim
+    run = submit(cluster, shards, folder / "with faults", *settings(steps))
+    disturbed = DisturbedRun(cluster, shards, run, steps, random.Random(seed))
+    disturb(disturbed, faults)
+    assert_equal(disturbed.run, reference)
+    allowed = {fault.__name__: cost for fault, (_, cost) in FAULTS.items()}
+    assert max(costs(disturbed), default=0) <= max(allowed[name] for name, _ in disturbed.faults)
+    return disturbed
 
 
 def send(pid: int, number: int) -> None:
@@ -229,16 +265,17 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def report(victim: Victim, lasted_s: float) -> None:
-    """Print how each attempt ended, and what all blows have cost together."""
-    events = victim.run.events("stop") + victim.run.events("failed")
+def report(disturbed: DisturbedRun, lasted_s: float) -> None:
+    """Print how each attempt ended, and what all faults have cost together."""
+    events = disturbed.run.events("stop") + disturbed.run.events("failed")
     for event in sorted(events, key=lambda event: float(event["time"])):
         words = event.get("cause") or event.get("error") or f"{event['signal']}: saved"
         say(f"attempt {event['attempt']}, after step {event.get('step', '?')}: {words}")
-    lost = costs(victim)
+    lost = costs(disturbed)
     say(
-        f"{len(victim.blows)} blows, {len(lost)} restarts, {sum(lost)} of {victim.steps} steps "
-        f"taken again, at most {max(lost, default=0)} at once; {lasted_s:.0f} s; "
+        f"{len(disturbed.faults)} faults, {len(lost)} restarts, "
+        f"{sum(lost)} of {disturbed.steps} steps trained again, at most {max(lost, default=0)} "
+        f"at once; {lasted_s:.0f} s; "
         "weights, optimizer, generators and every loss: bit-identical"
     )
 
@@ -247,13 +284,13 @@ def main() -> int:
     """Start a cluster, do it all, and print what it cost."""
     if missing():
         sys.exit(f"no Slurm cluster here: {missing()}")
-    blows, seed = (int(word) for word in [*sys.argv[1:], "30", "0"][:2])
+    faults, seed = (int(word) for word in [*sys.argv[1:], "30", "0"][:2])
     with tempfile.TemporaryDirectory() as name, running_cluster() as cluster:
         source = SimulatedConfig(root=f"{name}/rasters", num_patches=48, bands=["B02", "B04"])
         pack(PackConfig(source=source, output=f"{name}/shards"), progress=False)
         start = time.monotonic()
-        victim = chaos(cluster, Path(name, "shards"), Path(name), blows, seed)
-        report(victim, time.monotonic() - start)
+        disturbed = chaos(cluster, Path(name, "shards"), Path(name), faults, seed)
+        report(disturbed, time.monotonic() - start)
     return 0
 
 

@@ -53,6 +53,7 @@ class Cluster:
         requeue: bool = True,
         user_signal: bool = True,
         accounting: bool = False,
+        kill_wait_s: int = 10,
     ) -> None:
         self.folder = folder
         self.environment = {
@@ -65,7 +66,7 @@ class Cluster:
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._accounting = accounting
-        self._ports = write_configuration(folder, requeue, user_signal, accounting)
+        self._ports = write_configuration(folder, requeue, user_signal, accounting, kill_wait_s)
 
     def start(self) -> None:
         """Start all daemons and wait until four nodes are idle."""
@@ -209,12 +210,22 @@ class Cluster:
 
 @contextmanager
 def running_cluster(
-    *, requeue: bool = True, user_signal: bool = True, accounting: bool = False
+    *,
+    requeue: bool = True,
+    user_signal: bool = True,
+    accounting: bool = False,
+    kill_wait_s: int = 10,
 ) -> Iterator[Cluster]:
     """Start a cluster in a short temporary folder; end it and remove the folder."""
     # Paths of sockets end at 108 characters, so not in the folder of the tests.
     folder = Path(tempfile.mkdtemp(prefix="sl-", dir="/tmp"))
-    cluster = Cluster(folder, requeue=requeue, user_signal=user_signal, accounting=accounting)
+    cluster = Cluster(
+        folder,
+        requeue=requeue,
+        user_signal=user_signal,
+        accounting=accounting,
+        kill_wait_s=kill_wait_s,
+    )
     try:
         cluster.start()
         yield cluster
@@ -281,7 +292,7 @@ def main() -> int:
     """Open a shell on a new cluster, and end the cluster with the shell."""
     if missing():
         sys.exit(f"no Slurm cluster here: {missing()}")
-    with running_cluster() as cluster:
+    with running_cluster(kill_wait_s=30) as cluster:  # as real clusters have it
         sys.stdout.write(
             f"Slurm of 4 nodes; partitions low, low0, high; logs in {cluster.folder}/log\n"
             "exit ends it\n"

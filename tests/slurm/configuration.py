@@ -41,7 +41,7 @@ SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue={requeue:d}
-KillWait=10
+KillWait={kill_wait}
 # Longer than srun waits for a child that holds its output, or the node would be drained.
 UnkillableStepTimeout=180
 SlurmdTimeout=30
@@ -76,7 +76,7 @@ AccountingStoragePass={folder}/munge.sock"""
 
 
 def write_configuration(
-    folder: Path, requeue: bool, user_signal: bool, accounting: bool
+    folder: Path, requeue: bool, user_signal: bool, accounting: bool, kill_wait_s: int
 ) -> tuple[int, int]:
     """Write all files; return ports that are left for slurmdbd and its database."""
     port, dbd_port, database_port, *ports = _free_ports(3 + len(NODES))
@@ -90,6 +90,7 @@ def write_configuration(
         first=ports[0],
         last=ports[-1],
         requeue=requeue,
+        kill_wait=kill_wait_s,
         parameters="SlurmctldParameters=preempt_send_user_signal" if user_signal else "",
         accounting=ACCOUNTING.format(port=dbd_port, folder=folder) if accounting else NO_ACCOUNTING,
     )

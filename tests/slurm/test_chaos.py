@@ -1,4 +1,4 @@
-"""A few random blows; ``make chaos`` deals thirty."""
+"""A few random faults; ``make chaos`` causes thirty."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from slurm.chaos import chaos
 pytestmark = [pytest.mark.slurm, pytest.mark.exhaustive]
 
 
-def test_weights_after_random_blows_are_those_of_a_run_in_peace(cluster, shards, tmp_path):
-    victim = chaos(cluster, shards, tmp_path, blows=6, seed=1)
-    assert len(victim.blows) == 6
+def test_weights_after_random_faults_are_those_of_an_undisturbed_run(cluster, shards, tmp_path):
+    disturbed = chaos(cluster, shards, tmp_path, faults=6, seed=1)
+    assert len(disturbed.faults) == 6
