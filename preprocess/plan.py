@@ -12,7 +12,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ def write_table(output: Path, selection: Selection) -> None:
 WORK_FOLDER = "packing"
 PLAN_NAME = "plan.jsonl"
 REPEATED_NAME = "repeated.jsonl"
+_NOT_IN_HEAD = {"path", "fingerprint", "num_refs"}  # of a plan: they follow from its file
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +308,7 @@ def read_plan(output: Path) -> Plan:
     """Read the plan of an output folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or another version of this program wrote it.
     """
     path = output / WORK_FOLDER / PLAN_NAME
     if not path.is_file():
@@ -315,6 +316,12 @@ def read_plan(output: Path) -> Plan:
     with path.open("rb") as file:
         head = json.loads(next(file))
         num_refs = sum(1 for _ in file)
+    missing = [field.name for field in fields(Plan) if field.name not in {*_NOT_IN_HEAD, *head}]
+    if missing:
+        raise ValueError(
+            f"{path} was written by another version of this program (it has no {missing[0]}); "
+            "give another output, or remove the folder and pack again"
+        )
     return Plan(
         path=path,
         fingerprint=sha256_of(path),

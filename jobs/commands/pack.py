@@ -145,10 +145,16 @@ class FinishPack(Command):
 
 def _summary(config: PackConfig, manifest: Manifest) -> str:
     kind = "simulated patches" if manifest.simulated else "patches"
-    shards = len(manifest.shards)
+    layout, shards = manifest.layout, len(manifest.shards)
+    size_mb = sum(shard.size_bytes for shard in manifest.shards) / 1e6
+    tasks = [f"{each.name} ({len(each.classes)} classes)" for each in layout.label_sets]
     rejected = manifest.provenance["patches_rejected"]
     parts = (
-        f"{config.output}: {manifest.rows} {kind} in {shards} shards, manifest written",
+        f"{config.output}: {manifest.rows} {kind} in {shards} shard{'s' * (shards > 1)}, "
+        f"{size_mb:.1f} MB, manifest written",
+        f"{len(layout.bands)} bands, {layout.groups[0].size_px} pixels of "
+        f"{layout.groups[0].ground_resolution_m:g} m",
+        f"tasks: {', '.join(tasks)}" if tasks else "no labels",
         f"{rejected} bad ones left out, listed in {REJECTED_NAME}" if rejected else "",
         describe_dropped(manifest.provenance.get("selection", {})),
     )

@@ -58,6 +58,8 @@ class BandStatistics:
     """Exact statistics of one band of one source over valid pixels, in stored values.
 
     Nodata (0) and saturated (65535) pixels are left out of all but ``nodata_fraction``.
+    ``clipped_fraction`` is the share stored as 1, which stands for all reflectances up to 0.0001,
+    the negative ones among them.
     """
 
     count: int
@@ -68,6 +70,7 @@ class BandStatistics:
     percentile_1: int
     percentile_99: int
     nodata_fraction: float
+    clipped_fraction: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def summarise(counts: npt.NDArray[np.int64]) -> BandStatistics:
     valid[[NODATA, SATURATED]] = 0
     values = np.flatnonzero(valid)
     if not values.size:
-        return BandStatistics(0, 0.0, 0.0, 0, 0, 0, 0, nodata / total if total else 0.0)
+        return BandStatistics(0, 0.0, 0.0, 0, 0, 0, 0, nodata / total if total else 0.0, 0.0)
     weights = valid[values]
     count = int(weights.sum())
     mean = int((values * weights).sum()) / count
@@ -66,6 +66,7 @@ def summarise(counts: npt.NDArray[np.int64]) -> BandStatistics:
         percentile_1=_percentile(values, weights, 1),
         percentile_99=_percentile(values, weights, 99),
         nodata_fraction=nodata / total,
+        clipped_fraction=int(valid[NODATA + 1]) / count,
     )
 
 

@@ -155,22 +155,22 @@ def files_below(
         OSError: a folder cannot be listed. Python's own walks pass over it, and its patches would
             be missing in silence.
     """
-    walked: set[str] = set()
+    walked: set[tuple[int, int]] = set()
     counts = Counter[str]()
     # links wait: a folder that is also there by itself is named by its own path
     real_root = os.path.realpath(root)
     trees = deque([(real_root, ".")])
     while trees:
         top, shown = trees.popleft()
-        above_root = real_root.startswith(f"{top.rstrip(os.sep)}{os.sep}")
-        if above_root or any(_is_inside(top, tree) for tree in walked):
-            counts["links"] += 1
+        if real_root.startswith(f"{top.rstrip(os.sep)}{os.sep}"):
+            counts["again"] += 1  # above the root
         else:
-            walked.add(top)
             yield from _files_of_tree(top, shown, is_whole, trees, walked, counts)
     if counts:
-        message = "%s: passed over %d hidden or system entries and %d links to folders seen before"
-        _log.info(message, root, counts["hidden"], counts["links"])
+        message = (
+            "%s: passed over %d hidden or system entries and %d folders seen before (links, mounts)"
+        )
+        _log.info(message, root, counts["hidden"], counts["again"])
 
 
 def _files_of_tree(
@@ -178,13 +178,20 @@ def _files_of_tree(
     shown: str,
     is_whole: Callable[[str], object],
     links: deque[tuple[str, str]],
-    walked: set[str],
+    walked: set[tuple[int, int]],
     counts: Counter[str],
 ) -> Iterator[tuple[str, list[str]]]:
     """Walk one tree; links to folders are appended to ``links``, what is passed over counted."""
     folders = [(top, shown)]
     while folders:
         folder, shown = folders.pop()
+        # not by path: a folder that is mounted at two places is one folder
+        status = Path(folder).stat()
+        identity = status.st_dev, status.st_ino
+        if identity in walked:
+            counts["again"] += 1
+            continue
+        walked.add(identity)
         names = []
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -197,14 +204,6 @@ def _files_of_tree(
                 names.append(name)
             elif entry.is_symlink():
                 links.append((os.path.realpath(entry.path), inside))
-            elif entry.path not in walked:  # by a link
+            else:
                 folders.append((entry.path, inside))
         yield shown, names
-
-
-def _is_inside(path: str, tree: str) -> bool:
-    """Say whether the walk over a tree has visited a folder."""
-    if path == tree:
-        return True
-    below = path.removeprefix(tree.rstrip(os.sep) + os.sep)
-    return below != path and not any(map(is_passed_over, Path(below).parts))

@@ -150,8 +150,9 @@ class Geotiff(Source):
 
     def _read_table(self) -> LabelTable:
         config = self.config
+        here, in_root = Path(config.label_table), Path(config.root, config.label_table)
         return read_label_table(
-            Path(config.root) / config.label_table,
+            here if here.is_file() and not in_root.is_file() else in_root,
             config.label_set,
             config.id_column,
             config.label_column,
@@ -199,8 +200,8 @@ class Geotiff(Source):
             cuts[patch] = max(1, columns), max(1, rows)
         kept = _share_kept(sizes, config.size_px)
         if kept < 0.999:
-            # a multiple of 6 pixels fills the coarser grids as well
-            near = range(max(6, config.size_px // 12 * 6), config.size_px * 3 // 2 + 1, 6)
+            step = 6 if config.native else 1  # bands of 60 m need whole pixels too
+            near = range(max(1, config.size_px // 2 // step) * step, config.size_px * 3 // 2, step)
             best = max(near, key=lambda size_px: (_share_kept(sizes, size_px), size_px), default=0)
             better = _share_kept(sizes, best) if best else 0
             hint = f"; source.size_px={best} keeps {better:.1%}" if better > kept else ""

@@ -63,7 +63,8 @@ class GeotiffConfig(SourceConfig):
         places_from_corners: patches with one upper left corner are one place on several dates.
         path_pattern: regular expression that finds in a patch's path what its named groups say:
             ``(?P<place>..)``, acquired (20200131 or 20200131T101031), tile, product.
-        label_table: CSV or parquet table of labels, absolute or relative to the root.
+        label_table: CSV or parquet table of labels; a relative path is looked for in the root,
+            then from here.
         id_column: its column of ids: a patch's id, or the last part of it.
         label_column: its column of classes: text, several parted by ``;``, or a list; empty for
             a table of splits alone.
@@ -274,7 +275,9 @@ def _read_file(
         raise PatchError(path, f"has {count} band(s), {declared} {len(held)}")
     if (height, width) != (size_px, size_px):
         larger = min(height, width) >= size_px and not config.cut
-        hint = "; source.cut=true cuts larger files" if larger else ""
+        side = height * config.size_px // size_px
+        whole = f"source.size_px={side} takes them whole, " if height == width else ""
+        hint = f"; {whole}source.cut=true cuts them" if larger else ""
         wanted = f"source.size_px asks for {size_px} in {group.name}"
         raise PatchError(path, f"is {width} x {height} pixels, {wanted}{hint}")
     for number, (name, band) in enumerate(zip(found.names, held, strict=True), start=1):

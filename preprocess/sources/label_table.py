@@ -32,9 +32,10 @@ class LabelTable:
         label_set: of the classes; None for a table of splits alone.
     """
 
-    def __init__(self, path: Path, name: str, rows: dict[str, Row]) -> None:
+    def __init__(self, path: Path, name: str, rows: dict[str, Row], repeated: int = 0) -> None:
         self._path = path
         self._rows = rows
+        self._repeated = repeated
         classes = sorted({entry for _, names in rows.values() for entry in names})
         # by what the table holds: a table of one class each answers by softmax, others by sigmoid
         several = any(len(names) > 1 for _, names in rows.values())
@@ -65,9 +66,12 @@ class LabelTable:
                 f"look like {patches[0]}"
             )
         unused = len(self._rows) - len(owners)
-        if missing or unused:
-            message = "%s: %d of %d patches are not listed, %d lines name no patch that is there"
-            _log.warning(message, self._path, missing, len(patches), unused)
+        if missing or unused or self._repeated:
+            message = (
+                "%s: %d of %d patches are not listed, %d lines name no patch that is there, %d "
+                "repeat another line"
+            )
+            _log.warning(message, self._path, missing, len(patches), unused, self._repeated)
 
     def of(self, patch_id: str) -> tuple[str, Labels]:
         """Return split and labels of a patch; an unlisted one has neither."""
@@ -92,6 +96,7 @@ def read_label_table(
         ValueError: it cannot be read, lacks a column, names a patch twice, or a split that is none.
     """
     rows: dict[str, Row] = {}
+    repeated = 0
     for name, classes, split in read_rows(path, [id_column, label_column, split_column]):
         patch_id, part = _without_suffix(_text(name)), _text(split)
         if not patch_id:
@@ -100,9 +105,10 @@ def read_label_table(
             named = ", ".join(name for name in _SPLITS if name)
             raise ValueError(f"{path}: the split of {name} is {split!r}; give {named}, or leave it")
         row = (_SPLITS[part], _names(classes))
+        repeated += patch_id in rows
         if rows.setdefault(patch_id, row) != row:
             raise ValueError(f"{path} lists {name} twice, and differently; leave one line")
-    return LabelTable(path, label_set, rows)
+    return LabelTable(path, label_set, rows, repeated)
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:

@@ -96,7 +96,7 @@ def test_parts_on_this_machine_leave_what_one_process_leaves(tmp_path):
     source = SimulatedConfig(root=str(tmp_path / "rasters"), num_patches=6)
     config = PackConfig(source=source, output=str(tmp_path / "shards"), shard_size_mib=0.2)
     said = run(Pack(config), LOCAL)
-    assert said.endswith("6 simulated patches in 6 shards, manifest written")
+    assert "6 simulated patches in 6 shards" in said
     assert run(Verify(VerifyConfig(shards=config.output)), LOCAL).endswith("sound")
 
 

@@ -110,7 +110,7 @@ def test_parts_of_an_array_pack_all_together(tmp_path, monkeypatch):
         monkeypatch.setattr(requeue, "current_rank", lambda env=env: env)
         said.append(Pack(config)())
     assert said[:2] == ["", ""]
-    assert said[2].endswith("6 simulated patches in 6 shards, manifest written")
+    assert "6 simulated patches in 6 shards" in said[2]
 
 
 def test_damaged_shards_fail_with_what_is_wrong_and_the_cure(tmp_path):
@@ -173,7 +173,7 @@ def test_a_process_that_packs_only_its_part_names_it_and_what_is_missing(tmp_pat
     assert "part 0 of 2 (from 0) packed; 1 of 3 shards are not there yet: shard-00001.h5" in said
     assert not Pack(config).completion.exists()
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert run(Pack(config), HERE).endswith("3 shards, manifest written")
+    assert "in 3 shards" in run(Pack(config), HERE)
 
 
 def test_a_job_array_with_gaps_is_refused(tmp_path, monkeypatch):

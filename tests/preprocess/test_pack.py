@@ -459,6 +459,17 @@ def test_a_pack_that_wrote_no_shard_leaves_its_folder_to_the_corrected_command(t
         pack(config(size_px=15, cut=True), progress=False)
 
 
+def test_a_plan_of_another_version_is_refused_with_the_fix(tmp_path, tree):
+    config = config_of(tree, tmp_path / "s")
+    pack(config, progress=False)
+    plan = tmp_path / "s" / "packing" / "plan.jsonl"
+    head, rest = plan.read_text().split("\n", 1)
+    without = {key: value for key, value in json.loads(head).items() if key != "processing_level"}
+    plan.write_text(json.dumps(without) + "\n" + rest)
+    with pytest.raises(ValueError, match=r"another version .*no processing_level.*another output"):
+        pack(config, progress=False)
+
+
 def test_a_shard_in_the_making_keeps_its_folder(tmp_path, tree):
     pack(config_of(tree, tmp_path / "out", limit=2), progress=False)
     shard = tmp_path / "out" / "shard-00000.h5"

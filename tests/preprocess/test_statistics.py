@@ -35,6 +35,7 @@ def test_statistics_equal_numpy_on_the_valid_pixels(pixels):
             assert found.mean == pytest.approx(valid.mean(), rel=1e-12)
             assert found.std == pytest.approx(valid.std(), rel=1e-9, abs=1e-9)
             assert (found.minimum, found.maximum) == (valid.min(), valid.max())
+            assert found.clipped_fraction == (valid == 1).mean()
             for percent in (1, 99):
                 expected = np.percentile(valid, percent, method="inverted_cdf")
                 assert getattr(found, f"percentile_{percent}") == expected
@@ -47,7 +48,7 @@ def test_counts_of_parts_add_up_to_the_counts_of_the_whole(first, second):
 
 def test_a_band_of_nodata_has_count_zero_and_zeros():
     found = summarise(counted(np.zeros((1, 2, 3, 3), np.uint16))[0])
-    assert found == BandStatistics(0, 0.0, 0.0, 0, 0, 0, 0, 1.0)
+    assert found == BandStatistics(0, 0.0, 0.0, 0, 0, 0, 0, 1.0, 0.0)
 
 
 def test_a_whole_archive_does_not_overflow():

@@ -97,6 +97,10 @@ def test_files_without_class_have_no_label_set(tmp_path, in_folders):
     [
         (np.ones((12, 64, 64), np.uint16), r"has 12 band\(s\), source.file_bands names 13"),
         (np.ones((13, 64, 60), np.uint16), "60 x 64 pixels, source.size_px asks for 64 in b10"),
+        (
+            np.ones((13, 96, 96), np.uint16),
+            "in b10; source.size_px=96 takes them whole, source.cut=true cuts them",
+        ),
         (np.ones((13, 64, 64), np.uint8), "uint8, which holds no reflectances"),
     ],
 )
@@ -121,6 +125,16 @@ def test_undeclared_bands_are_refused(tmp_path):
         open_source(GeotiffConfig(root=str(tmp_path))).layout()
     with pytest.raises(ValueError, match="B02"):
         open_source(GeotiffConfig(root=str(tmp_path), file_bands=["B01"], bands=["B02"])).layout()
+
+
+def test_a_table_is_found_in_the_root_or_from_here(tmp_path, monkeypatch):
+    class_folders(tmp_path / "tifs")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.csv").write_text("id,label\nForest_1,here\n")
+    source = eurosat(tmp_path / "tifs", label_table="labels.csv")
+    assert source.layout().label_sets[0].classes == ("here",)
+    (tmp_path / "tifs" / "labels.csv").write_text("id,label\nForest_1,root\n")
+    assert source.layout().label_sets[0].classes == ("root",)
 
 
 @pytest.mark.parametrize("root", ["nowhere", "."])
@@ -428,8 +442,8 @@ def test_a_cut_says_what_it_leaves_out_and_which_size_keeps_more(tmp_path, caplo
     assert len(list(source.discover())) == 1
     (line,) = [record.message for record in caplog.records if "source.cut" in record.message]
     assert "leaves out 71.3 % of the ground" in line
-    assert "source.size_px=108 keeps 93.0%" in line
-    assert len(list(exports(tmp_path, cut=True, size_px=108).discover())) == 4
+    assert "source.size_px=112 keeps 100.0%" in line
+    assert len(list(exports(tmp_path, cut=True, size_px=112).discover())) == 4
 
 
 @pytest.mark.parametrize(

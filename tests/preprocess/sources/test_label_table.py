@@ -71,7 +71,10 @@ def test_unlisted_patches_and_unused_lines_are_counted_in_one_line(tmp_path, cap
         refs = list(source(tmp_path).discover())
     assert [bool(ref.labels) for ref in refs] == [True, True, False, False, False, False]
     (line,) = [record.message for record in caplog.records if "listed" in record.message]
-    assert "4 of 6 patches are not listed, 1 lines name no patch that is there" in line
+    assert (
+        "4 of 6 patches are not listed, 1 lines name no patch that is there, 1 repeat another line"
+        in line
+    )
 
 
 def test_one_line_for_two_files_of_one_name_is_refused_with_both_names(tmp_path):

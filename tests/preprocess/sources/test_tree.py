@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +87,23 @@ def test_links_to_folders_are_followed_once_and_loops_are_harmless(tmp_path, cap
         ids = [ref.id for ref in source.discover()]
     assert ids == ["A/a", "B/b", "B/deep/c"]
     assert all(source.read(ref, source.layout()).id == ref.id for ref in source.discover())
-    assert "4 links to folders seen before" in caplog.text
+    assert "4 folders seen before" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_a_folder_that_is_mounted_twice_is_read_once(tmp_path):
+    geotiffs(tmp_path, "d/A/a.tif")
+    (tmp_path / "d" / "B").mkdir()
+    walk = (
+        "import sys; from pathlib import Path; from preprocess.sources.base import files_below;"
+        "print([name for _, names in files_below(Path(sys.argv[1])) for name in names])"
+    )
+    mount = 'mount --bind "$1/A" "$1/B" && ls "$1/B" && exec "$2" -c "$3" "$1"'
+    words = ["unshare", "-m", "bash", "-c", mount, "-", str(tmp_path / "d"), sys.executable, walk]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode and "permitted" in done.stderr:
+        pytest.skip(f"this container may not mount: {done.stderr.strip()}")
+    assert done.stdout == "a.tif\n['a.tif']\n", done.stderr
 
 
 def test_hidden_and_system_names_are_passed_over_and_counted(tmp_path, caplog):
