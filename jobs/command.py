@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar, cast
 
 from jobs.config import ClusterConfig
 from jobs.run_dir import CompletionMarker
-from jobs.slurm.environment import RankEnvironment, current_rank
+from jobs.slurm.environment import RankEnvironment, current_rank, mark_rank_0_done
 from jobs.slurm.preemption import requeued_if_stopped
 
 _Config = TypeVar("_Config")
@@ -107,6 +107,8 @@ class Command(ABC):
             result = self.run(env)
         if result:
             self.completion.write(result)
+        if env.log:  # submitit's: a process that it starts runs one command
+            mark_rank_0_done()
         return result
 
     def checkpoint(self, *_: object) -> Any:

@@ -28,6 +28,7 @@ from jobs.cli.help import help_page
 from jobs.cli.schema import as_meant, register, schema_of, to_settings
 from jobs.command import Command
 from jobs.config import ClusterConfig
+from jobs.slurm.environment import mark_rank_0_done
 from simclr.config import require
 
 DONE = 0
@@ -75,7 +76,10 @@ def main(command: type[Command], start: Start = launch.run) -> NoReturn:
         )
         _compose(command, start)
 
-    raise SystemExit(guarded(command, act, debug="debug=true" in arguments))
+    code = guarded(command, act, debug="debug=true" in arguments)
+    if code == DONE:
+        mark_rank_0_done()
+    raise SystemExit(code)
 
 
 def guarded(command: type[Command] | str, act: Callable[[], object], *, debug: bool = False) -> int:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _FIRST_PORT, _NUM_PORTS = 15000, 16000
 _ATTEMPTS_APART = 1009  # prime: neighbouring jobs, with many attempts each, do not meet
 _PORTS_APART = 4  # simclr tries as many, should one be taken
+RANK_0_DONE = "SIMCLR_RANK_0_DONE"  # names the file that ends the batch script, srun or not
+
+_log = logging.getLogger("simclr")
 
 
 class Launcher(Enum):
@@ -211,6 +214,16 @@ def _address(host: str) -> str:
     except socket.gaierror:
         return slurm.node_address(host)  # clouds often give nodes no name
     return host
+
+
+def mark_rank_0_done() -> None:
+    """Tell the batch script of a Slurm job that rank 0 has done all its work; see ``submit``."""
+    path, env = os.environ.get(RANK_0_DONE), current_rank()
+    if path and env.launcher is Launcher.slurm and env.is_main:
+        try:
+            Path(path).touch()
+        except OSError as error:  # srun ends the script in any case but the rarest
+            _log.warning("%s cannot be written: %s", path, error)
 
 
 LOG_NAME = "logs/pretrain.log"  # of a run that trains here, where no scheduler keeps one

@@ -19,6 +19,7 @@ from jobs.code_snapshot import import_lines, take_snapshot
 from jobs.config import PLAIN_OPTIONS, ClusterConfig
 from jobs.run_dir import Submission, read_submission, write_submission
 from jobs.slurm import client as slurm
+from jobs.slurm.environment import RANK_0_DONE
 from jobs.staging import SCRATCH
 from simclr.config import require
 
@@ -150,6 +151,18 @@ def _minutes(seconds: int | None) -> int | None:
 
 # Ranks end within seconds of each other; the main one may still draw curves.
 LAST_RANK_S = 300
+# srun waits for ever for a task whose slurmstepd is lost. --wait does not help where that is the
+# only one, so the batch script ends half a minute after rank 0 has done its work.
+SRUN_UNTIL_RANK_0_IS_DONE = f"""\
+srun() {{
+    rm -f "${RANK_0_DONE}"
+    command srun "$@" & local step=$! code=0
+    (until [ -e "${RANK_0_DONE}" ]; do sleep 5; done; sleep 30) &> /dev/null & local watch=$!
+    wait -n $step $watch || code=$?
+    kill $watch 2> /dev/null || kill -KILL $step  # the first, where srun has ended as it should
+    rm -f "${RANK_0_DONE}"
+    return $code
+}}"""
 _log = logging.getLogger("simclr")
 
 
@@ -205,14 +218,15 @@ def script(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = _writable_in_script(folder.absolute())
-    options = slurm_options(cluster, tasks[0].name, folder.parent / "code" / "DIGEST")
+    options = slurm_options(cluster, tasks[0].name, folder, folder.parent / "code" / "DIGEST")
     options |= {"map_count": len(tasks)} if len(tasks) > 1 else {}
     command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     return str(_make_sbatch_string(command=command, folder=folder, **options))
 
 
-def slurm_options(cluster: ClusterConfig, name: str, code: Path) -> dict[str, Any]:
-    """Return what submitit's Slurm executor is asked for."""
+def slurm_options(cluster: ClusterConfig, name: str, folder: Path, code: Path) -> dict[str, Any]:
+    """Return what submitit's Slurm executor is asked for, with logs in a folder and its code."""
+    mark = f"export {RANK_0_DONE}={shlex.quote(str(folder))}/$SLURM_JOB_ID.done"
     options: dict[str, Any] = {
         "job_name": f"simclr-{name}",
         "time": cluster.time_min,
@@ -223,12 +237,18 @@ def slurm_options(cluster: ClusterConfig, name: str, code: Path) -> dict[str, An
         "mem": None if cluster.memory_gb is None else f"{round(cluster.memory_gb * 1024)}M",
         "signal_delay_s": cluster.signal_delay_s,
         # ours last: a module that sets PYTHONPATH must not come before the code of the job
-        "setup": [*cluster.setup, *scratch_lines(cluster), *import_lines(code)],
+        "setup": [
+            *cluster.setup,
+            *scratch_lines(cluster),
+            *import_lines(code),
+            mark,
+            SRUN_UNTIL_RANK_0_IS_DONE,
+        ],
         "array_parallelism": cluster.parallel_parts,
         "additional_parameters": _further(cluster),
         "srun_args": [
             "--kill-on-bad-exit=1",  # a dead rank ends the others
-            f"--wait={LAST_RANK_S}",  # one whose slurmstepd is lost would keep the nodes for ever
+            f"--wait={LAST_RANK_S}",  # one that Slurm has lost would keep the nodes for ever
             "--export=ALL",  # sbatch --export=NONE would keep the setup from the ranks as well
             # srun of 22.05 to 23.02 does not take the cores from the job
             f"--cpus-per-task={cluster.cpus_per_task}",
@@ -323,7 +343,7 @@ def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: P
         executor = submitit.SlurmExecutor(
             str(folder.absolute()), max_num_timeout=1000, python=python_command(cluster)
         )
-        executor.update_parameters(**slurm_options(cluster, tasks[0].name, code))
+        executor.update_parameters(**slurm_options(cluster, tasks[0].name, folder.absolute(), code))
         try:
             with redirect_stderr(io.StringIO()):  # submitit prints the error that it raises
                 return list(executor.submit_array(tasks))

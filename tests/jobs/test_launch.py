@@ -24,7 +24,7 @@ from jobs.commands.verify import Verify
 from jobs.config import ClusterConfig, CpuConfig, Executor
 from jobs.launch import JobError, last_exception, log_lines, num_gpus, run
 from jobs.slurm import client as slurm
-from jobs.slurm.submit import python_command, slurm_options
+from jobs.slurm.submit import SRUN_UNTIL_RANK_0_IS_DONE, python_command, slurm_options
 from preprocess.config import PackConfig, VerifyConfig
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import (
@@ -199,11 +199,21 @@ def test_slurm_is_asked_for_what_the_cluster_says():
     cluster = ClusterConfig(
         executor=Executor.slurm, nodes=2, gpus_per_node=4, tasks_per_node=4, cpus_per_task=8
     )
-    options = slurm_options(cluster, "pretrain", Path("code"))
+    options = slurm_options(cluster, "pretrain", Path("slurm"), Path("code"))
     assert {"--kill-on-bad-exit=1", "--cpus-per-task=8", "--export=ALL"} < {*options["srun_args"]}
     assert options["additional_parameters"] == {"requeue": True}
     assert options["wckey"] is None
     assert (options["nodes"], options["ntasks_per_node"], options["gpus_per_node"]) == (2, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "export", "pretrain"])
+def test_every_script_ends_with_rank_0_in_the_same_way(name, training, monkeypatch):
+    plain = (Path(launch.__file__).parent / "sbatch" / f"{name}.sbatch").read_text()
+    text = submitted_script(Pretrain(training), ClusterConfig(executor=Executor.slurm), monkeypatch)
+    for each in (plain, text):
+        assert SRUN_UNTIL_RANK_0_IS_DONE in each
+        assert each.index("export SIMCLR_RANK_0_DONE=") < each.index("srun() {")
+        assert subprocess.run(["bash", "-n"], input=each, text=True, check=False).returncode == 0
 
 
 def test_a_job_that_may_not_be_requeued_says_so_whatever_the_site_does(training, monkeypatch):
@@ -227,13 +237,15 @@ def test_python_runs_inside_the_wrapper_and_the_container():
 
 
 def test_a_job_waits_for_others_and_is_cancelled_with_them():
-    options = slurm_options(ClusterConfig(after="12:13"), "export", Path("code"))
+    options = slurm_options(ClusterConfig(after="12:13"), "export", Path("slurm"), Path("code"))
     asked = options["additional_parameters"]
     assert (asked["dependency"], asked["kill-on-invalid-dep"]) == ("afterok:12:13", "yes")
 
 
 def test_scratch_keeps_the_variables_of_the_job_for_the_node():
-    setup = slurm_options(ClusterConfig(scratch="/tmp/$SLURM_JOB_ID"), "x", Path("c"))["setup"]
+    setup = slurm_options(
+        ClusterConfig(scratch="/tmp/$SLURM_JOB_ID"), "x", Path("slurm"), Path("c")
+    )["setup"]
     assert "export SIMCLR_SCRATCH='/tmp/$SLURM_JOB_ID'" in setup
 
 

@@ -113,6 +113,14 @@ class Cluster:
             os.kill(pid, signal.SIGKILL)
         daemon.wait()
 
+    def lose_step(self, job_id: str) -> None:
+        """Kill what manages the ranks of a job; they live on, and nobody hears of their end."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                name = (folder / "cmdline").read_bytes().decode(errors="replace")
+                if name.startswith(f"slurmstepd: [{job_id}.0]"):
+                    os.kill(int(folder.name), signal.SIGKILL)
+
     def ranks(self, job_id: str) -> dict[int, int]:
         """Return the live processes of a job's step: rank to process id."""
         found = {}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 from slurm.cluster import Cluster, running_cluster, wait_until
-from slurm.runs import Run, assert_finished_like, preempt, submit, wait_for_step
+from slurm.runs import SETTINGS, STEPS, Run, assert_finished_like, preempt, submit, wait_for_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.exhaustive]
 
@@ -130,3 +130,28 @@ def test_signals_that_follow_in_a_save_change_nothing(cluster, shards, unbroken,
         threading.Event().wait(0.02)
     assert_finished_like(cluster, run, unbroken, restarts=1)
     assert stopped_once_without_loss(run)
+
+
+def test_a_finished_job_whose_slurmstepd_is_lost_gives_its_nodes_back(
+    cluster, shards, repository, tmp_path
+):
+    one_node = submit(cluster, shards, tmp_path / "run", "cluster.nodes=1")
+    folder = tmp_path / "plain"
+    options = ("--parsable", "-N1", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
+    script = str(repository / "jobs" / "sbatch" / "pretrain.sbatch")
+    settings = (*SETTINGS, f"shards=['{shards}']", f"run_dir='{folder}'")
+    job_id = cluster.run(
+        *("sbatch", *options, "--time=10", f"--output={tmp_path}/log", f"--chdir={tmp_path}"),
+        *(script, *settings),
+    ).strip()
+    plain = Run(folder, job_id)
+    for run in (one_node, plain):
+        wait_for_step(cluster, run, 2)
+        cluster.lose_step(run.job_id)
+    for run in (one_node, plain):
+        fields = cluster.wait_for(run.job_id, "COMPLETED", "FAILED", "CANCELLED", timeout_s=180)
+        assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "0"), run.log()
+        assert run.step() == STEPS
+        assert len(run.events("finished")) == 1
+    assert not list(tmp_path.rglob("*.done"))
+    cluster.wait_for_idle_nodes()
