@@ -61,39 +61,20 @@ class Options:
     watch_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Records:
-    """Records of runs and packings.
-
-    Attributes:
-        runs: records of runs.
-        packings: records of packings.
-    """
-
-    runs: list[RunRecord]
-    packings: list[PackingRecord]
-
-    @property
-    def all(self) -> list[RunRecord | PackingRecord]:
-        """Runs, then packings."""
-        return [*self.runs, *self.packings]
-
-    @property
-    def needs_person(self) -> bool:
-        """True when anything does."""
-        return any(record.needs_person for record in self.all)
-
-
 def main() -> None:
     """Console script."""
     arguments = sys.argv[1:]
     if cli.HELP & set(arguments):
         cli.say(HELP)
         raise SystemExit(cli.DONE)
-    found: list[Records] = []
-    code = cli.guarded("status", lambda: found.append(show(parse(arguments))))
-    needed = any(records.needs_person for records in found)
-    raise SystemExit(code or (cli.FAILED if needed else cli.DONE))
+    needs_person = False
+
+    def act() -> None:
+        nonlocal needs_person
+        needs_person = show(parse(arguments))
+
+    code = cli.guarded("status", act)
+    raise SystemExit(code or (cli.FAILED if needs_person else cli.DONE))
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -118,37 +99,32 @@ def parse(arguments: Sequence[str]) -> Options:
     )
 
 
-def show(options: Options) -> Records:
-    """Print the records of the named runs and packings, once or repeatedly, and return the last.
-
-    Raises:
-        ValueError: a folder is neither.
-    """
-    poller = SlurmPoller(options.watch_s or INTERVAL_S)
-    while options.watch_s:
-        records = look(options, poller)
-        sys.stdout.write(_CLEAR if sys.stdout.isatty() else "")
-        _print(options, records)
-        if all(record.state == "finished" for record in records.runs) or records.needs_person:
-            return records
-        time.sleep(REFRESH_S)
-    records = look(options, poller)
-    _print(options, records)
-    return records
-
-
-def look(options: Options, poller: SlurmPoller) -> Records:
-    """Return the present records.
+def show(options: Options) -> bool:
+    """Print the records of runs and packings, once or repeatedly; say whether a person is needed.
 
     Raises:
         ValueError: a folder is neither run nor packing, nor holds runs.
     """
+    poller = SlurmPoller(options.watch_s or INTERVAL_S)
+    while True:
+        runs, packings = _look(options, poller)
+        if options.watch_s and sys.stdout.isatty():
+            sys.stdout.write(_CLEAR)
+        _print(options, runs, packings)
+        needed = [*(run.needs_person for run in runs), *(each.needs_person for each in packings)]
+        finished = all(run.state == "finished" for run in runs)
+        if not options.watch_s or finished or any(needed):
+            return any(needed)
+        time.sleep(REFRESH_S)
+
+
+def _look(options: Options, poller: SlurmPoller) -> tuple[list[RunRecord], list[PackingRecord]]:
     runs, packings = _find(options.folders)
     job_ids = [job for run in runs for job in jobs_of(run)]
     answer = poller.ask([*job_ids, *(job for folder in packings for job in packing_job(folder))])
     # Checksums of one checkpoint are worth reading it; those of many would keep the disk busy.
     thorough = len(runs) == 1 and not options.watch_s
-    return Records(
+    return (
         [describe(run, answer, thorough=thorough) for run in runs],
         [describe_packing(folder, answer.jobs) for folder in packings],
     )
@@ -179,17 +155,18 @@ def _seconds(option: str) -> float:
     return float(text)
 
 
-def _print(options: Options, records: Records) -> None:
+def _print(options: Options, runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> None:
     if options.report:
         # Here, since matplotlib is slow to import and a status should be quick.
         from jobs.figures.run_report import write_report
 
-        for record in records.runs:
+        for record in runs:
             cli.say(str(write_report(record)))
     elif options.as_json:
-        cli.say(json.dumps([asdict(record) for record in records.all], indent=1))
-    elif records.runs or records.packings:
-        print_records(records.runs, records.packings)
+        records = [*map(asdict, runs), *map(asdict, packings)]
+        cli.say(json.dumps(records, indent=1))
+    elif runs or packings:
+        print_records(runs, packings)
     else:
         cli.say("no runs in ./runs; name run folders: simclr-status RUN ...")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.figures.canvas import COLORS, Axes, Page, canvas
 from jobs.run_dir import CONFIG_NAME
-from jobs.status.progress import AttemptRecord
+from jobs.status.causes import AttemptRecord
 from jobs.status.render import clock, duration, run_lines
 from jobs.status.run_status import RunRecord
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics

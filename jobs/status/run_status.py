@@ -1,7 +1,7 @@
 """The state of a run, from its folder and from Slurm, with what a person should do next.
 
 Called by simclr-status and by the report of a run. Nothing here needs torch, and neither squeue nor
-sacct has to answer: then the run's own records decide.
+sacct has to answer: then the run's own records decide. Reads only.
 """
 
 from __future__ import annotations
@@ -10,158 +10,41 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from jobs.run_dir import CONFIG_NAME, JOB_FOLDER, Submission, read_attempts, read_submission
+from jobs.run_dir import (
+    CONFIG_NAME,
+    JOB_FOLDER,
+    Submission,
+    read_attempts,
+    read_heartbeats,
+    read_submission,
+)
 from jobs.slurm import client as slurm
 from jobs.slurm.client import Ending, JobState, endings, seconds_of
 from jobs.slurm.environment import LOG_NAME
-from jobs.status.pending import why_waiting
-from jobs.status.progress import AttemptRecord, Progress, history, read_progress
+from jobs.status.causes import AttemptRecord, Events, history, why_waiting
+from simclr.checkpoint.manifest import (
+    CHECKPOINTS,
+    FOLDER_PATTERN,
+    MANIFEST_NAME,
+    read_checkpoint_manifest,
+    verify,
+)
+from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 STALE_S = 900.0  # a heartbeat comes every step; minutes without one is a hang
+INTERVAL_S = 30.0  # many people watch many runs; the controller answers all of them
+_LONGEST_CAUSE = 200  # characters; the whole is in the log
+_RECENT = 5  # metric lines whose pace says when the run will end
+_SHOWN = ("loss", "learning_rate")
+_PROBES = ("probe/", "knn/")
+_WHOLE = ("verified", "whole")  # what is said of an undamaged checkpoint
+_LATER_COMMANDS = ("evaluate", "export")  # on a trained run, with jobs of their own
 
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What is known of a run.
-
-    Attributes:
-        run_dir: run folder.
-        job: state of its job; None when there is none, or Slurm has forgotten it.
-        events: lines of its attempts.
-        attempts: the same, one record a start.
-        progress: step, checkpoint, heartbeats.
-        now: seconds since 1970.
-    """
-
-    run_dir: Path
-    job: JobState | None
-    events: Sequence[Mapping[str, Any]]
-    attempts: Sequence[AttemptRecord]
-    progress: Progress
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
-class RunState:
-    """State of a run.
-
-    Attributes:
-        state: in plain English.
-        needs_person: it will neither continue nor end by itself.
-        action: what to do; empty when nothing.
-        is_live: its processes are running.
-    """
-
-    state: str
-    needs_person: bool = False
-    action: str = ""
-    is_live: bool = False
-
-
-def assess(facts: Facts) -> RunState:
-    """Return the state of a run."""
-    kept = facts.progress.checkpoint
-    if kept and not kept.is_whole:
-        # the run itself skips a damaged checkpoint; a person should know why there is one
-        found = _assess(facts)
-        return RunState(
-            f"{found.state}; newest checkpoint {kept.state}",
-            True,
-            found.action or "check the disk; the run continues from the checkpoint before",
-            found.is_live,
-        )
-    return _assess(facts)
-
-
-def _assess(facts: Facts) -> RunState:
-    last = facts.events[-1]["event"] if facts.events else "none"
-    if last == "finished":
-        evaluated = (facts.run_dir / "evaluation.json").exists()
-        return RunState("finished", action="" if evaluated else _evaluate(facts.run_dir))
-    if facts.job and not facts.job.is_final:
-        return _live(facts.job, facts)
-    if facts.job and last in ("start", "training"):
-        word = facts.job.state.lower()
-        return RunState(f"ended by Slurm: {word}", True, _start_again(facts))
-    if facts.job and last == "none":
-        return RunState(f"ended before it began: {facts.job.state.lower()}", True, "read the log")
-    return _without_job(facts, last)
-
-
-def _evaluate(run_dir: Path) -> str:
-    return f"simclr-evaluate run={run_dir} ..."
-
-
-def _live(job: JobState, facts: Facts) -> RunState:
-    if job.state == "PENDING":
-        why = why_waiting(job)
-        fix = f"{why.fix}; scontrol show job {job.job_id}" if why.fix else ""
-        return RunState(f"waiting: {why.text}", bool(why.fix), fix)
-    if job.state != "RUNNING":
-        return RunState(job.state.lower())
-    slowest = facts.progress.slowest
-    if _silent_s(facts) > STALE_S:
-        return RunState(
-            f"running, but {f'rank {slowest.rank}' if slowest else 'every rank'} is silent",
-            True,
-            f"read the log; scancel {job.job_id} if it hangs, and submit again",
-            is_live=True,
-        )
-    return _at_work(facts)
-
-
-def _without_job(facts: Facts, last: str) -> RunState:
-    again = _start_again(facts)
-    if last == "none":
-        return RunState("not started")
-    attempt = facts.attempts[-1]
-    if last == "failed":
-        return RunState(attempt.cause[:200], True, f"read the log; {again}")
-    if last == "stop":
-        return RunState(attempt.cause, True, again)
-    if attempt.outcome == "running" and _may_be_alive(facts):
-        return _at_work(facts)
-    cause = attempt.cause or "killed, or the machine failed"
-    return RunState(f"ended unrecorded: {cause}", True, again)
-
-
-def _at_work(facts: Facts) -> RunState:
-    if facts.events and facts.events[-1]["event"] == "start":
-        return RunState(
-            f"starting for {round(facts.now - facts.events[-1]['time'])} s", is_live=True
-        )
-    return RunState("training" if facts.progress.step else "starting", is_live=True)
-
-
-def _may_be_alive(facts: Facts) -> bool:
-    """Return whether the process of an attempt runs: by its id on this host, else by its age."""
-    start = next(event for event in reversed(facts.events) if event["event"] == "start")
-    if start.get("host") == socket.gethostname():
-        return Path(f"/proc/{start['pid']}").exists()
-    return _silent_s(facts) < STALE_S
-
-
-def _silent_s(facts: Facts) -> float:
-    """Return the age of the oldest heartbeat; before the first one, the age of the attempt."""
-    slowest = facts.progress.slowest
-    if slowest:
-        return facts.now - slowest.time
-    return facts.now - facts.attempts[-1].start if facts.attempts else 0.0
-
-
-def _start_again(facts: Facts) -> str:
-    kept = facts.progress.checkpoint
-    if kept and not kept.is_whole:
-        return "the same command continues from the checkpoint before"
-    return f"the same command continues {f'at step {kept.step}' if kept else 'from the start'}"
-
-
-# commands that work on a trained run, with jobs of their own
-_LATER_COMMANDS = ("evaluate", "export")
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,184 +58,6 @@ class SlurmAnswer:
 
     jobs: Mapping[str, JobState] = field(default_factory=dict)
     endings: Mapping[str, list[Ending]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """All that simclr-status shows of a run; durations and ages in seconds.
-
-    Attributes:
-        run: run folder.
-        state: in plain English, with the reason.
-        needs_person: True when it will neither continue nor end by itself.
-        action: what to do next; empty when nothing.
-        job_id: Slurm's, if any.
-        nodes: where it runs.
-        attempt: how often it was started.
-        attempts: each of them, with the cause of its end.
-        step: optimizer steps done.
-        num_steps: of the whole run.
-        patches_per_s: over all ranks, in the last interval.
-        time_left_s: at that rate.
-        expected_end: when it will be done at that rate, seconds since 1970; requeues left out.
-        limit_left_s: until the time limit of its job.
-        checkpoint_step: of the newest checkpoint.
-        checkpoint_age_s: since it was written.
-        checkpoint_state: verified, whole (sizes only), or what is wrong with it.
-        at_risk_steps: steps that a kill would cost now.
-        at_risk_s: and the time that they took.
-        heartbeat_age_s: of the rank that was silent the longest.
-        heartbeat_of: that rank, with its node and step.
-        metrics: last loss and learning rate, last scores of the probes.
-        log: where its main rank writes.
-        others: jobs of later verbs on this run, and how they fare.
-    """
-
-    run: str
-    state: str
-    needs_person: bool = False
-    action: str = ""
-    job_id: str = ""
-    nodes: str = ""
-    attempt: int = 0
-    attempts: list[AttemptRecord] = field(default_factory=list)
-    step: int = 0
-    num_steps: int = 0
-    patches_per_s: float | None = None
-    time_left_s: float | None = None
-    expected_end: float | None = None
-    limit_left_s: float | None = None
-    checkpoint_step: int | None = None
-    checkpoint_age_s: float | None = None
-    checkpoint_state: str = ""
-    at_risk_steps: int | None = None
-    at_risk_s: float | None = None
-    heartbeat_age_s: float | None = None
-    heartbeat_of: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    log: str = ""
-    others: dict[str, str] = field(default_factory=dict)
-
-
-def describe(
-    run_dir: Path,
-    slurm: SlurmAnswer | None = None,
-    now: float | None = None,
-    *,
-    thorough: bool = False,
-) -> RunRecord:
-    """Return the record of a run.
-
-    Args:
-        run_dir: run folder.
-        slurm: states of its jobs; without them the run's own records decide.
-        now: seconds since 1970.
-        thorough: compare the checksums of its newest checkpoint, not only sizes.
-
-    Raises:
-        ValueError: it is not a run folder.
-    """
-    if not (run_dir / CONFIG_NAME).exists():
-        raise ValueError(f"{run_dir} is not a run folder: it has no {CONFIG_NAME}")
-    now, slurm = time.time() if now is None else now, slurm or SlurmAnswer()
-    events, submission = read_attempts(run_dir), read_submission(run_dir / JOB_FOLDER, "pretrain")
-    starts = [event for event in events if event["event"] == "start"]
-    progress = read_progress(run_dir, starts[-1]["time"] if starts else 0.0, thorough=thorough)
-    job = slurm.jobs.get(_latest_job(submission, starts))
-    attempts = history(events, slurm.endings, is_over=bool(job and job.is_final))
-    found = assess(Facts(run_dir, job, events, attempts, progress, now))
-    return RunRecord(
-        str(run_dir),
-        found.state,
-        found.needs_person,
-        found.action,
-        attempt=max((event["attempt"] for event in events), default=0),
-        attempts=attempts,
-        log=_log(run_dir, events, submission),
-        others=_others(run_dir, slurm.jobs),
-        **_of_job(job),
-        **_of_progress(progress, now, is_live=found.is_live),
-    )
-
-
-def jobs_of(run_dir: Path) -> list[str]:
-    """Return the jobs of a run: its training, submitted in any way, and what came after."""
-    names = ("pretrain", *_LATER_COMMANDS)
-    found = [read_submission(run_dir / JOB_FOLDER, name) for name in names]
-    # jobs of plain sbatch scripts have no submission record
-    starts = [event for event in read_attempts(run_dir) if event["event"] == "start"]
-    latest = _latest_job(found[0], starts)
-    ids = [*(submission.job_id for submission in found if submission), latest]
-    return list(dict.fromkeys(filter(None, ids)))
-
-
-def find_runs(folder: Path) -> list[Path]:
-    """Return the run folders in a folder, and those of sweeps one level below."""
-    found = [*folder.glob(f"*/{CONFIG_NAME}"), *folder.glob(f"*/*/{CONFIG_NAME}")]
-    return sorted(path.parent for path in found)
-
-
-def _of_job(job: JobState | None) -> dict[str, Any]:
-    if job is None:
-        return {}
-    running = job.state == "RUNNING"
-    return {
-        "job_id": job.job_id,
-        "nodes": job.nodes,
-        "limit_left_s": seconds_of(job.time_left) if running else None,
-    }
-
-
-def _of_progress(progress: Progress, now: float, *, is_live: bool) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "step": progress.step,
-        "num_steps": progress.num_steps,
-        "patches_per_s": progress.patches_per_s,
-        "time_left_s": progress.time_left_s,
-        "metrics": progress.metrics,
-    }
-    if is_live and progress.time_left_s is not None:
-        facts["expected_end"] = now + progress.time_left_s
-    kept, slowest = progress.checkpoint, progress.slowest
-    if kept:
-        facts["checkpoint_step"], facts["checkpoint_age_s"] = kept.step, now - kept.time
-        facts["checkpoint_state"] = kept.state
-    if is_live and progress.step:
-        facts["at_risk_steps"] = progress.step - (kept.step if kept else 0)
-        facts["at_risk_s"] = now - kept.time if kept else None
-    if slowest:
-        facts["heartbeat_age_s"] = now - slowest.time
-        where = f" on {slowest.node}" if slowest.node else ""
-        facts["heartbeat_of"] = f"rank {slowest.rank}{where}, step {slowest.step}"
-    return facts
-
-
-def _others(run_dir: Path, jobs: Mapping[str, JobState]) -> dict[str, str]:
-    found = {name: read_submission(run_dir / JOB_FOLDER, name) for name in _LATER_COMMANDS}
-    return {
-        name: f"job {submission.job_id}, {jobs[submission.job_id].state.lower()}"
-        for name, submission in found.items()
-        if submission and submission.job_id in jobs
-    }
-
-
-def _log(run_dir: Path, events: Sequence[Mapping[str, Any]], submission: Submission | None) -> str:
-    logs = [event["log"] for event in events if event.get("log")]
-    own = run_dir / LOG_NAME
-    return logs[-1] if logs else submission.log if submission else str(own if own.exists() else "")
-
-
-def _latest_job(submission: Submission | None, starts: Sequence[Mapping[str, Any]]) -> str:
-    """Return the id of the job of the latest start or submission; empty without Slurm."""
-    started = str(starts[-1].get("job_id", "")) if starts else ""
-    if submission and not (starts and starts[-1]["time"] >= submission.time):
-        return submission.job_id
-    return started
-
-
-_Answer = TypeVar("_Answer")
-
-INTERVAL_S = 30.0  # many people watch many runs; the controller answers all of them
 
 
 class SlurmPoller:
@@ -382,3 +87,311 @@ def _query(
     except slurm.SlurmError as error:
         sys.stderr.write(f"simclr-status: {error}; showing the runs' own records alone\n")
         return {}
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """All that simclr-status shows of a run; durations and ages in seconds.
+
+    Attributes:
+        run: run folder.
+        state: in plain English, with the reason.
+        needs_person: True when it will neither continue nor end by itself.
+        action: what to do next; empty when nothing.
+        job_id: Slurm's, if any.
+        nodes: where it runs.
+        attempt: how often it was started.
+        attempts: each of them, with the cause of its end.
+        step: optimizer steps done.
+        num_steps: of the whole run.
+        patches_per_s: over all ranks, in the last interval.
+        time_left_s: at that rate.
+        expected_end: when it will be done at that rate, seconds since 1970; requeues left out.
+        limit_left_s: until the time limit of its job.
+        checkpoint_step: of the newest checkpoint.
+        checkpoint_age_s: since it was written.
+        checkpoint_state: verified, whole (sizes only), or what is wrong with it.
+        at_risk_steps: steps that a kill would cost now.
+        at_risk_s: and the time that they took.
+        heartbeat_age_s: of the rank that was silent the longest.
+        heartbeat_of: that rank, with its node and step.
+        metrics: last loss and learning rate, last scores of the probes.
+        log: where its main rank writes.
+        others: jobs of later commands on this run, and how they fare.
+    """
+
+    run: str
+    state: str = ""
+    needs_person: bool = False
+    action: str = ""
+    job_id: str = ""
+    nodes: str = ""
+    attempt: int = 0
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    step: int = 0
+    num_steps: int = 0
+    patches_per_s: float | None = None
+    time_left_s: float | None = None
+    expected_end: float | None = None
+    limit_left_s: float | None = None
+    checkpoint_step: int | None = None
+    checkpoint_age_s: float | None = None
+    checkpoint_state: str = ""
+    at_risk_steps: int | None = None
+    at_risk_s: float | None = None
+    heartbeat_age_s: float | None = None
+    heartbeat_of: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    log: str = ""
+    others: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the newest checkpoint is."""
+        return bool(self.checkpoint_state) and self.checkpoint_state not in _WHOLE
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the run folders in a folder, and those of sweeps one level below."""
+    found = [*folder.glob(f"*/{CONFIG_NAME}"), *folder.glob(f"*/*/{CONFIG_NAME}")]
+    return sorted(path.parent for path in found)
+
+
+def jobs_of(run_dir: Path) -> list[str]:
+    """Return the jobs of a run: its training, submitted in any way, and what came after."""
+    names = ("pretrain", *_LATER_COMMANDS)
+    found = [read_submission(run_dir / JOB_FOLDER, name) for name in names]
+    # jobs of plain sbatch scripts have no submission record
+    latest = _latest_job(found[0], _starts(read_attempts(run_dir)))
+    ids = [*(submission.job_id for submission in found if submission), latest]
+    return list(dict.fromkeys(filter(None, ids)))
+
+
+def describe(
+    run_dir: Path,
+    answer: SlurmAnswer | None = None,
+    now: float | None = None,
+    *,
+    thorough: bool = False,
+) -> RunRecord:
+    """Return the record of a run.
+
+    Args:
+        run_dir: run folder.
+        answer: states of its jobs; without them the run's own records decide.
+        now: seconds since 1970.
+        thorough: compare the checksums of its newest checkpoint, not only sizes.
+
+    Raises:
+        ValueError: it is not a run folder.
+    """
+    if not (run_dir / CONFIG_NAME).exists():
+        raise ValueError(f"{run_dir} is not a run folder: it has no {CONFIG_NAME}")
+    now, answer = time.time() if now is None else now, answer or SlurmAnswer()
+    events, submission = read_attempts(run_dir), read_submission(run_dir / JOB_FOLDER, "pretrain")
+    starts = _starts(events)
+    job = answer.jobs.get(_latest_job(submission, starts))
+    record = RunRecord(
+        str(run_dir),
+        attempt=max((event["attempt"] for event in events), default=0),
+        attempts=history(events, answer.endings, is_over=bool(job and job.is_final)),
+        log=_log(run_dir, events, submission),
+        others=_others(run_dir, answer.jobs),
+    )
+    if job:
+        record.job_id, record.nodes = job.job_id, job.nodes
+        record.limit_left_s = seconds_of(job.time_left) if job.state == "RUNNING" else None
+    _add_metrics(record, run_dir)
+    silent_rank = _add_heartbeat(record, run_dir, starts[-1]["time"] if starts else 0.0, now)
+    _add_checkpoint(record, run_dir, now, thorough)
+    state = _with_damage(record, _assess(record, events, job, silent_rank, now))
+    record.state, record.needs_person, record.action = state.text, state.needs_person, state.action
+    if state.is_live and record.time_left_s is not None:
+        record.expected_end = now + record.time_left_s
+    if state.is_live and record.step:
+        record.at_risk_steps = record.step - (record.checkpoint_step or 0)
+        record.at_risk_s = record.checkpoint_age_s
+    return record
+
+
+def _starts(events: Events) -> Events:
+    return [event for event in events if event["event"] == "start"]
+
+
+def _latest_job(submission: Submission | None, starts: Events) -> str:
+    """Return the id of the job of the latest start or submission; empty without Slurm."""
+    if submission and not (starts and starts[-1]["time"] >= submission.time):
+        return submission.job_id
+    return str(starts[-1].get("job_id", "")) if starts else ""
+
+
+def _log(run_dir: Path, events: Events, submission: Submission | None) -> str:
+    logs = [event["log"] for event in events if event.get("log")]
+    own = run_dir / LOG_NAME
+    return logs[-1] if logs else submission.log if submission else str(own if own.exists() else "")
+
+
+def _others(run_dir: Path, jobs: Mapping[str, JobState]) -> dict[str, str]:
+    found = {name: read_submission(run_dir / JOB_FOLDER, name) for name in _LATER_COMMANDS}
+    return {
+        name: f"job {submission.job_id}, {jobs[submission.job_id].state.lower()}"
+        for name, submission in found.items()
+        if submission and submission.job_id in jobs
+    }
+
+
+def _add_metrics(record: RunRecord, run_dir: Path) -> None:
+    path = run_dir / METRICS_NAME
+    lines = read_metrics(path) if path.exists() else []
+    if not lines:
+        return
+    last, first = lines[-1], lines[-_RECENT:][0]
+    record.step, record.num_steps = last["step"], last["num_steps"]
+    record.patches_per_s = last.get("patches_per_s")
+    record.metrics = {name: last[name] for name in _SHOWN if name in last}
+    if (steps := last["step"] - first["step"]) > 0:
+        pace = (last["time"] - first["time"]) / steps
+        record.time_left_s = pace * (last["num_steps"] - last["step"])
+    for line in reversed(lines):
+        if probes := {key: value for key, value in line.items() if key.startswith(_PROBES)}:
+            record.metrics |= probes | {"probed_at_step": line["step"]}
+            return
+
+
+def _add_heartbeat(record: RunRecord, run_dir: Path, since: float, now: float) -> int | None:
+    """Add the heartbeat of the rank that was silent the longest; return the rank."""
+    # an attempt on fewer ranks leaves the files of the others as they were
+    beats = read_heartbeats(run_dir, since)
+    if not beats:
+        return None
+    # a heartbeat comes every step, a metric line every interval
+    record.step = max(record.step, *(beat["step"] or 0 for beat in beats))
+    slowest = min(beats, key=lambda beat: float(beat["time"]))
+    record.heartbeat_age_s = now - slowest["time"]
+    where = f" on {slowest['node']}" if slowest["node"] else ""
+    record.heartbeat_of = f"rank {slowest['rank']}{where}, step {slowest['step'] or 0}"
+    return int(slowest["rank"])
+
+
+def _add_checkpoint(record: RunRecord, run_dir: Path, now: float, thorough: bool) -> None:
+    """Add the newest checkpoint that is there, and whether it is damaged."""
+    for folder in sorted(run_dir.glob(f"{CHECKPOINTS}/{FOLDER_PATTERN}"), reverse=True):
+        manifest = folder / MANIFEST_NAME
+        try:
+            written = (manifest if manifest.exists() else folder).stat().st_mtime
+            state = _checked(folder, thorough)
+        except FileNotFoundError:
+            continue  # the run has just removed it: it has a newer one
+        except ValueError as error:
+            if not folder.exists():
+                continue
+            state = f"damaged: {error}"
+        record.checkpoint_step = int(folder.name.rpartition("-")[2])
+        record.checkpoint_age_s, record.checkpoint_state = now - written, state
+        return
+
+
+def _checked(folder: Path, thorough: bool) -> str:
+    if thorough:
+        verify(folder)
+        return "verified"
+    for name, expected in read_checkpoint_manifest(folder).files.items():
+        size = (folder / name).stat().st_size
+        if size != expected["size_bytes"]:
+            raise ValueError(f"{name} has {size} bytes, not {expected['size_bytes']}")
+    return "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    text: str
+    needs_person: bool = False
+    action: str = ""
+    is_live: bool = False  # its processes are running
+
+
+def _with_damage(record: RunRecord, state: _State) -> _State:
+    if not record.is_damaged:
+        return state
+    # the run itself skips a damaged checkpoint; a person should know why there is one
+    action = state.action or "check the disk; the run continues from the checkpoint before"
+    text = f"{state.text}; newest checkpoint {record.checkpoint_state}"
+    return replace(state, text=text, needs_person=True, action=action)
+
+
+def _assess(
+    record: RunRecord, events: Events, job: JobState | None, silent_rank: int | None, now: float
+) -> _State:
+    last, again = events[-1]["event"] if events else "", _start_again(record)
+    if last == "finished":
+        evaluated = Path(record.run, "evaluation.json").exists()
+        return _State(
+            "finished", action="" if evaluated else f"simclr-evaluate run={record.run} ..."
+        )
+    # before the first heartbeat the age of the attempt counts
+    silent_s = record.heartbeat_age_s
+    if silent_s is None:
+        silent_s = now - record.attempts[-1].start if record.attempts else 0.0
+    if job and not job.is_final:
+        return _of_live_job(record, events, job, silent_rank, silent_s, now)
+    if not events:
+        if job:
+            return _State(f"ended before it began: {job.state.lower()}", True, "read the log")
+        return _State("not started")
+    if job and last in ("start", "training"):
+        return _State(f"ended by Slurm: {job.state.lower()}", True, again)
+    return _without_job(record, events, silent_s, now)
+
+
+def _without_job(record: RunRecord, events: Events, silent_s: float, now: float) -> _State:
+    attempt, again = record.attempts[-1], _start_again(record)
+    if attempt.outcome == "failed":
+        return _State(attempt.cause[:_LONGEST_CAUSE], True, f"read the log; {again}")
+    if attempt.outcome == "stopped":
+        return _State(attempt.cause, True, again)
+    if attempt.outcome == "running" and _may_be_alive(events, silent_s):
+        return _at_work(record, events, now)
+    cause = attempt.cause or "killed, or the machine failed"
+    return _State(f"ended unrecorded: {cause}", True, again)
+
+
+def _of_live_job(
+    record: RunRecord,
+    events: Events,
+    job: JobState,
+    silent_rank: int | None,
+    silent_s: float,
+    now: float,
+) -> _State:
+    if job.state == "PENDING":
+        text, fix = why_waiting(job)
+        action = f"{fix}; scontrol show job {job.job_id}" if fix else ""
+        return _State(f"waiting: {text}", bool(fix), action)
+    if job.state != "RUNNING":
+        return _State(job.state.lower())
+    if silent_s > STALE_S:
+        who = "every rank" if silent_rank is None else f"rank {silent_rank}"
+        action = f"read the log; scancel {job.job_id} if it hangs, and submit again"
+        return _State(f"running, but {who} is silent", True, action, is_live=True)
+    return _at_work(record, events, now)
+
+
+def _at_work(record: RunRecord, events: Events, now: float) -> _State:
+    if events and events[-1]["event"] == "start":
+        return _State(f"starting for {round(now - events[-1]['time'])} s", is_live=True)
+    return _State("training" if record.step else "starting", is_live=True)
+
+
+def _may_be_alive(events: Events, silent_s: float) -> bool:
+    """Return whether the process of an attempt runs: by its id on this host, else by its age."""
+    start = _starts(events)[-1]
+    if start.get("host") == socket.gethostname():
+        return Path(f"/proc/{start['pid']}").exists()
+    return silent_s < STALE_S
+
+
+def _start_again(record: RunRecord) -> str:
+    if record.is_damaged:
+        return "the same command continues from the checkpoint before"
+    step = record.checkpoint_step
+    return f"the same command continues {'from the start' if step is None else f'at step {step}'}"

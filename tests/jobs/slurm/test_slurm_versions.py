@@ -11,7 +11,7 @@ import pytest
 
 from jobs.slurm import client as slurm
 from jobs.slurm.client import endings, parse_endings
-from jobs.status.pending import why_waiting
+from jobs.status.causes import why_waiting
 
 _HEAD = "UserId=ann(1000) GroupId=ann(1000) MCS_label=N/A Priority=9 Nice=0 Account=a QOS=normal"
 _TAIL = "Command=/home/ann/x.sh WorkDir=/home/ann StdErr=/runs/a run/err StdIn=/dev/null"
@@ -118,10 +118,10 @@ def test_a_site_without_accounts_has_no_endings(tmp_path, monkeypatch):
     ],
 )
 def test_reasons_are_told_in_words_and_those_that_never_pass_as_such(reason, words, is_stuck):
-    why = why_waiting(slurm.JobState("1", "PENDING", reason))
-    assert (why.text, bool(why.fix)) == (words, is_stuck)
+    text, fix = why_waiting(slurm.JobState("1", "PENDING", reason))
+    assert (text, bool(fix)) == (words, is_stuck)
 
 
 def test_an_expected_start_is_told():
     job = slurm.JobState("1", "PENDING", "Priority", start="2026-01-01T10:00:00")
-    assert why_waiting(job).text.endswith("expected to start 2026-01-01T10:00:00")
+    assert why_waiting(job)[0].endswith("expected to start 2026-01-01T10:00:00")
