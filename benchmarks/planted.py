@@ -27,9 +27,9 @@ import numpy.typing as npt
 from report import RESULTS, origin
 
 from jobs.commands.study import run_study
-from jobs.config import ClusterConfig, StudyConfig, StudyName
+from jobs.config import ClusterConfig
 from jobs.study.analysis import read_table
-from jobs.study.arms import couplet_name
+from jobs.study.arms import StudyConfig, StudyName, couplet_name
 from jobs.study.report import Findings, conclude
 from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
 from preprocess.shards.manifest import ShardOrigin

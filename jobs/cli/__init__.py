@@ -24,8 +24,7 @@ from jobs import launch
 from jobs.cli.errors import FAILED as FAILED
 from jobs.cli.errors import WRONG_USE as WRONG_USE
 from jobs.cli.errors import explain
-from jobs.cli.help import help_page
-from jobs.cli.schema import as_meant, register, schema_of, to_settings
+from jobs.cli.schema import as_meant, help_page, register, schema_of, to_settings
 from jobs.command import Command
 from jobs.config import ClusterConfig
 from jobs.slurm.environment import mark_rank_0_done

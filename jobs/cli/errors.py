@@ -14,8 +14,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
-from jobs.cli.help import choices
-from jobs.cli.schema import schema_of
+from jobs.cli.schema import choices, schema_of
 from jobs.command import Command
 
 FAILED, WRONG_USE = 1, 2

@@ -13,10 +13,10 @@ from jobs import cli, launch
 from jobs.command import Command
 from jobs.commands.evaluate import Evaluate
 from jobs.commands.pretrain import Pretrain
-from jobs.config import ClusterConfig, Executor, StudyConfig, StudyName
+from jobs.config import ClusterConfig, Executor
 from jobs.run_dir import JOB_FOLDER, provenance
 from jobs.slurm.environment import RankEnvironment
-from jobs.study.arms import StudyRun, count_patches, most_steps, runs_of
+from jobs.study.arms import StudyConfig, StudyName, StudyRun, count_patches, most_steps, runs_of
 from preprocess.shards.manifest import read_manifest
 from simclr.checkpoint.manifest import CHECKPOINTS
 from simclr.config import require

@@ -1,4 +1,4 @@
-"""Scores of a study's runs, and what they allow to conclude: means, paired differences, ranks.
+"""Scores and curves of a study's runs, and what they allow to conclude.
 
 Called by the report of simclr-study. Seeds are the replicates: intervals are Student's over seeds,
 paired where arms are compared; tests on many arms are corrected by Holm's procedure (1979).
@@ -10,7 +10,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
@@ -20,26 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from jobs.config import StudyConfig, StudyName
-from jobs.study.arms import StudyRun, couplet_name, runs_of
+from jobs.study.arms import StudyConfig, StudyName, StudyRun, couplet_name, runs_of
 from simclr.config import require
 from simclr.evaluation.report import FOLDER_NAME
+from simclr.monitoring.health import collapse_in_words
+from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 PRETRAINED = "pretrained"
+CONFIDENCE = 0.95
+LOWEST_SHARE = 0.25  # of the couplets, that the study of 2021 left out
+RELIABLE = 0.8  # from here on a ranking is called resolved
 Array = NDArray[np.float64]
-Grid = Array  # (arms, label sets, seeds), NaN where a score is missing
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The score of one run on one label set.
-
-    Attributes:
-        arm: name.
-        labels: label set.
-        seed: of the study.
-        value: the score, 0 to 1.
-    """
+    """The score of one run of an arm on one label set, 0 to 1."""
 
     arm: str
     labels: str
@@ -55,13 +51,13 @@ class Table:
         arms: names, in the order of the study.
         labels: label sets.
         seeds: seeds.
-        grid: scores.
+        grid: scores, (arms, label sets, seeds), NaN where one is missing.
     """
 
     arms: tuple[str, ...]
     labels: tuple[str, ...]
     seeds: tuple[int, ...]
-    grid: Grid
+    grid: Array
 
     @property
     def missing(self) -> list[str]:
@@ -71,20 +67,19 @@ class Table:
             for arm, labels, seed in np.argwhere(np.isnan(self.grid))
         ]
 
+    @property
+    def by_seed(self) -> Array:
+        """Means over the label sets, (arms, seeds)."""
+        return _mean(self.grid, axis=1)
+
     def only(self, arms: Sequence[str]) -> Table:
         """Return the table of some arms."""
         rows = [self.arms.index(name) for name in arms]
-        return Table(tuple(arms), self.labels, self.seeds, self.grid[rows])
+        return replace(self, arms=tuple(arms), grid=self.grid[rows])
 
     def of_labels(self, column: int) -> Table:
         """Return the table of one label set."""
-        columns = slice(column, column + 1)
-        return Table(self.arms, self.labels[columns], self.seeds, self.grid[:, columns])
-
-
-def row_name(encoder: str, share: float) -> str:
-    """Return the name of a row of a study of labels: ``pretrained, 3 %``."""
-    return f"{encoder}, {100 * share:g} %"
+        return replace(self, labels=(self.labels[column],), grid=self.grid[:, [column]])
 
 
 def tabulate(scores: Iterable[Score], arms: Sequence[str] = ()) -> Table:
@@ -121,10 +116,12 @@ def published() -> list[Score]:
     ``notebooks/finetune_results.csv``: fine-tuned on 3 % of the labels.
     """
     text = files("jobs.study").joinpath("published_2021.csv").read_text(encoding="utf-8")
-    return [
-        Score(couplet_name(*row["couplet"].split("+")), row["labels"], 0, _f1(row))
-        for row in csv.DictReader(StringIO(text))
-    ]
+    scores = []
+    for row in csv.DictReader(StringIO(text)):
+        hits, errors = 2 * int(row["tp"]), int(row["fp"]) + int(row["fn"])
+        name = couplet_name(*row["couplet"].split("+"))
+        scores.append(Score(name, row["labels"], 0, hits / (hits + errors)))
+    return scores
 
 
 def to_csv(rows: Iterable[Any], kind: type[Any]) -> str:
@@ -134,18 +131,6 @@ def to_csv(rows: Iterable[Any], kind: type[Any]) -> str:
     writer.writerow([entry.name for entry in fields(kind)])
     writer.writerows(astuple(row) for row in rows)
     return out.getvalue()
-
-
-def _value(scores: dict[str, dict[str, float]], name: str) -> float:
-    # a yes or no has one f1; of several classes the mean over them is meant
-    found = next((scores[key] for key in (name, f"{name}_macro") if key in scores), None)
-    require(found is not None, f"score is {name}; these label sets have {', '.join(scores)}")
-    return found["value"] if found else math.nan
-
-
-def _f1(row: dict[str, str]) -> float:
-    hits, errors = 2 * int(row["tp"]), int(row["fp"]) + int(row["fn"])
-    return hits / (hits + errors)
 
 
 def _scores(config: StudyConfig, run: StudyRun) -> list[Score]:
@@ -167,9 +152,11 @@ def _scores(config: StudyConfig, run: StudyRun) -> list[Score]:
     ]
 
 
-CONFIDENCE = 0.95
-SHARE = 0.25  # of the couplets, that the study of 2021 left out
-RELIABLE = 0.8  # from here on a ranking is called resolved
+def _value(scores: dict[str, dict[str, float]], name: str) -> float:
+    # a yes or no has one f1; of several classes the mean over them is meant
+    found = next((scores[key] for key in (name, f"{name}_macro") if key in scores), None)
+    require(found is not None, f"score is {name}; these label sets have {', '.join(scores)}")
+    return found["value"] if found else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +183,94 @@ class Estimate:
         return self.p_value < 1 - CONFIDENCE
 
 
+def arm_means(table: Table) -> list[Estimate]:
+    """Return the mean of each arm, over the label sets of each seed and then over seeds."""
+    return [_estimate(*row) for row in zip(table.arms, table.by_seed, strict=True)]
+
+
+def differences(table: Table, reference: str) -> list[Estimate]:
+    """Return each arm's difference to the reference arm, paired by seed."""
+    return _paired(table, {name: (name, reference) for name in table.arms if name != reference})
+
+
+def _paired(table: Table, pairs: Mapping[str, tuple[str, str]]) -> list[Estimate]:
+    """Return, under its name, the first arm of each pair minus the second, seed by seed."""
+    by_seed = dict(zip(table.arms, table.by_seed, strict=True))
+    return _tested({name: by_seed[arm] - by_seed[other] for name, (arm, other) in pairs.items()})
+
+
+def operation_effects(table: Table) -> list[Estimate]:
+    """Return what each operation does to a couplet: mean with it minus mean without it, by seed.
+
+    Arms whose names are no couplet are left out.
+    """
+    by_seed = table.by_seed
+    pairs = {row: set(name.split("+")) for row, name in enumerate(table.arms) if "+" in name}
+    contrasts = {}
+    for operation in sorted(set().union(*pairs.values())):
+        having = [row for row, pair in pairs.items() if operation in pair]
+        lacking = [row for row, pair in pairs.items() if operation not in pair]
+        if lacking:
+            contrasts[operation] = _mean(by_seed[having], axis=0) - _mean(by_seed[lacking], axis=0)
+    return _tested(contrasts)
+
+
+def lowest_quarter(means: Sequence[Estimate]) -> list[str]:
+    """Return the couplets of the lowest quarter, the lowest first; other arms are left out."""
+    ranked = sorted((one for one in means if "+" in one.name), key=lambda one: one.mean)
+    return [one.name for one in ranked[: round(LOWEST_SHARE * len(ranked))]]
+
+
+def chance_of_bottom(table: Table, draws: int = 2000) -> dict[str, float]:
+    """Return for each arm how often it is in the lowest quarter when replicates are drawn again.
+
+    Replicates are seeds; with one seed the label sets, of which two give a coarse answer.
+    """
+    replicates = table.by_seed if len(table.seeds) > 1 else _mean(table.grid, axis=2)
+    generator = np.random.default_rng(0)
+    count = replicates.shape[1]
+    low = np.zeros(len(table.arms))
+    size = round(LOWEST_SHARE * len(table.arms))
+    for _ in range(draws):
+        drawn = _mean(replicates[:, generator.integers(count, size=count)], axis=1)
+        low[np.argsort(drawn, kind="stable")[:size]] += 1
+    return dict(zip(table.arms, (low / draws).tolist(), strict=True))
+
+
+def _tested(contrasts: Mapping[str, Array]) -> list[Estimate]:
+    """Return estimates with p values after Holm, who tests the smallest against all."""
+    found = [_estimate(name, values, test=True) for name, values in contrasts.items()]
+    tests, highest = sum(not math.isnan(one.p_value) for one in found), 0.0
+    for rank, k in enumerate(sorted(range(len(found)), key=lambda k: found[k].p_value)):
+        if not math.isnan(found[k].p_value):
+            highest = max(highest, min(1.0, (tests - rank) * found[k].p_value))
+            found[k] = replace(found[k], p_value=highest)
+    return found
+
+
+def _estimate(name: str, values: Array, *, test: bool = False) -> Estimate:
+    values = values[~np.isnan(values)]
+    count = len(values)
+    mean = float(values.mean()) if count else math.nan
+    if count < 2:
+        return Estimate(name, mean, math.nan, math.nan, count)
+    error = float(values.std(ddof=1)) / math.sqrt(count)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    p_value = math.nan
+    if test:
+        ratio = abs(mean) / error if error else math.inf
+        p_value = float(2 * stats.t.sf(ratio, count - 1))
+    return Estimate(name, mean, half, p_value, count)
+
+
+def _mean(values: Array, axis: int) -> Array:
+    """Return means over what is there; NaN where nothing is."""
+    count = (~np.isnan(values)).sum(axis=axis)
+    with np.errstate(invalid="ignore"):
+        mean: Array = np.where(count, np.nansum(values, axis=axis) / count, np.nan)
+    return mean
+
+
 @dataclass(frozen=True, slots=True)
 class Stability:
     """How far the ranking of arms can be trusted.
@@ -218,50 +293,11 @@ class Stability:
     seeds_needed: float
 
 
-def arm_means(table: Table) -> list[Estimate]:
-    """Return the mean of each arm, over the label sets of each seed and then over seeds."""
-    by_seed = _mean(table.grid, axis=1)
-    return [_estimate(name, by_seed[row]) for row, name in enumerate(table.arms)]
-
-
-def differences(table: Table, reference: str) -> list[Estimate]:
-    """Return each arm's difference to the reference arm, paired by seed."""
-    return paired(table, {name: (name, reference) for name in table.arms if name != reference})
-
-
-def paired(table: Table, pairs: Mapping[str, tuple[str, str]]) -> list[Estimate]:
-    """Return, under its name, the first arm of each pair minus the second, seed by seed."""
-    by_seed = dict(zip(table.arms, _mean(table.grid, axis=1), strict=True))
-    found = [
-        _estimate(name, by_seed[arm] - by_seed[other], test=True)
-        for name, (arm, other) in pairs.items()
-    ]
-    return _corrected(found)
-
-
-def operation_effects(table: Table) -> list[Estimate]:
-    """Return what each operation does to a couplet: mean with it minus mean without it, by seed.
-
-    Arms whose names are no couplet are left out.
-    """
-    by_seed = _mean(table.grid, axis=1)
-    pairs = {row: set(name.split("+")) for row, name in enumerate(table.arms) if "+" in name}
-    operations = sorted(set().union(*pairs.values())) if pairs else []
-    found = []
-    for operation in operations:
-        having = [row for row, pair in pairs.items() if operation in pair]
-        lacking = [row for row, pair in pairs.items() if operation not in pair]
-        if lacking:
-            contrast = _mean(by_seed[having], axis=0) - _mean(by_seed[lacking], axis=0)
-            found.append(_estimate(operation, contrast, test=True))
-    return _corrected(found)
-
-
 def stability(table: Table) -> Stability:
     """Return how well label sets, and seeds, agree on the arms."""
-    labels, seeds = _mean(table.grid, axis=2).T, _mean(table.grid, axis=1).T
+    labels = _mean(table.grid, axis=2).T
     between_labels = _agreement(labels, stats.pearsonr)
-    between_seeds = _agreement(seeds, stats.pearsonr)
+    between_seeds = _agreement(table.by_seed.T, stats.pearsonr)
     return Stability(
         _agreement(labels, stats.spearmanr),
         between_labels,
@@ -292,29 +328,6 @@ def replicates_needed(correlation: float) -> float:
     return math.ceil(RELIABLE * (1 - correlation) / (correlation * (1 - RELIABLE)) - 1e-9)
 
 
-def lowest_quarter(means: Sequence[Estimate]) -> list[str]:
-    """Return the couplets of the lowest quarter, the lowest first; other arms are left out."""
-    ranked = sorted((one for one in means if "+" in one.name), key=lambda one: one.mean)
-    return [one.name for one in ranked[: round(SHARE * len(ranked))]]
-
-
-def chance_of_bottom(table: Table, share: float = SHARE, draws: int = 2000) -> dict[str, float]:
-    """Return for each arm how often it is among the lowest when replicates are drawn again.
-
-    Replicates are seeds; with one seed the label sets, of which two give a coarse answer.
-    """
-    by_seed = _mean(table.grid, axis=1)
-    replicates = by_seed if len(table.seeds) > 1 else _mean(table.grid, axis=2)
-    generator = np.random.default_rng(0)
-    count = replicates.shape[1]
-    low = np.zeros(len(table.arms))
-    size = round(share * len(table.arms))
-    for _ in range(draws):
-        drawn = _mean(replicates[:, generator.integers(count, size=count)], axis=1)
-        low[np.argsort(drawn, kind="stable")[:size]] += 1
-    return dict(zip(table.arms, (low / draws).tolist(), strict=True))
-
-
 def _agreement(rows: Array, correlate: Callable[..., tuple[float, float]]) -> float:
     """Return the mean correlation of all pairs of rows, over the arms that all of them have."""
     rows = rows[:, ~np.isnan(rows).any(axis=0)]
@@ -325,51 +338,20 @@ def _agreement(rows: Array, correlate: Callable[..., tuple[float, float]]) -> fl
     return float(np.mean([correlate(rows[a], rows[b])[0] for a, b in pairs]))
 
 
-def _estimate(name: str, values: Array, *, test: bool = False) -> Estimate:
-    values = values[~np.isnan(values)]
-    count = len(values)
-    if count < 2:
-        mean = float(values.mean()) if count else math.nan
-        return Estimate(name, mean, math.nan, math.nan, count)
-    error = float(values.std(ddof=1)) / math.sqrt(count)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-    p_value = math.nan
-    if test:
-        ratio = abs(float(values.mean())) / error if error else math.inf
-        p_value = float(2 * stats.t.sf(ratio, count - 1))
-    return Estimate(name, float(values.mean()), half, p_value, count)
-
-
-def _corrected(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """Return the estimates with p values after Holm, who tests the smallest against all."""
-    order = sorted(range(len(estimates)), key=lambda k: estimates[k].p_value)
-    tests = sum(not math.isnan(one.p_value) for one in estimates)
-    corrected, highest = dict(enumerate(estimates)), 0.0
-    for rank, k in enumerate(order):
-        one = estimates[k]
-        if not math.isnan(one.p_value):
-            highest = max(highest, min(1.0, (tests - rank) * one.p_value))
-            corrected[k] = Estimate(one.name, one.mean, one.half_width, highest, one.seeds)
-    return [corrected[k] for k in range(len(estimates))]
-
-
-def _mean(values: Array, axis: int) -> Array:
-    """Return means over what is there; NaN where nothing is."""
-    count = (~np.isnan(values)).sum(axis=axis)
-    with np.errstate(invalid="ignore"):
-        mean: Array = np.where(count, np.nansum(values, axis=axis) / count, np.nan)
-    return mean
+def row_name(encoder: str, share: float) -> str:
+    """Return the name of a row of a study of labels: ``pretrained, 3 %``."""
+    return f"{encoder}, {100 * share:g} %"
 
 
 def advantages(table: Table) -> list[Estimate]:
     """Return the pretrained encoder's difference to each control at each share, paired by seed."""
-    rows = [(name, *_parts(name)) for name in table.arms]
+    rows = {name: _encoder_and_share(name) for name in table.arms}
     pairs = {
-        f"{encoder}, {share:g} %": (row_name(PRETRAINED, share / 100), name)
-        for name, encoder, share in rows
+        name: (row_name(PRETRAINED, share), name)
+        for name, (encoder, share) in rows.items()
         if encoder != PRETRAINED
     }
-    return paired(table, pairs)
+    return _paired(table, pairs)
 
 
 def by_share(table: Table, score: str) -> list[dict[str, Any]]:
@@ -378,21 +360,85 @@ def by_share(table: Table, score: str) -> list[dict[str, Any]]:
         {
             "protocol": labels.replace("_", " "),
             "encoder": encoder,
-            "fraction": share / 100,
+            "fraction": share,
             "scores": {score: _interval(one)},
         }
         for column, labels in enumerate(table.labels)
         for one in arm_means(table.of_labels(column))
-        for encoder, share in [_parts(one.name)]
+        for encoder, share in [_encoder_and_share(one.name)]
     ]
 
 
-def _parts(name: str) -> tuple[str, float]:
-    encoder, _, share = name.removesuffix(" %").rpartition(", ")
-    return encoder, float(share)
+def _encoder_and_share(name: str) -> tuple[str, float]:
+    encoder, _, percent = name.removesuffix(" %").rpartition(", ")
+    return encoder, float(percent) / 100
 
 
 def _interval(one: Estimate) -> dict[str, float]:
     # of a score, which is a share: Student's interval over few seeds does not know that
     low, high = np.clip([one.mean - one.half_width, one.mean + one.half_width], 0, 1)
     return {"value": one.mean, "low": float(low), "high": float(high)}
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One metric record of a run.
+
+    Attributes:
+        arm: of the study.
+        seed: of the study.
+        step: optimizer step.
+        share: of all steps.
+        loss: mean since the record before.
+        chance_level: loss of guessing, ln(2N - 1) with N pairs.
+        metric: name of the score of the probe; empty where not probed.
+        probe: linear probe on validation labels; NaN where not probed.
+        knn: the same of k-NN.
+        random_encoder: the probe of an encoder that learnt nothing.
+        image_statistics: the probe of means and deviations of the bands.
+        collapsed: whether the projections of the interval had collapsed.
+    """
+
+    arm: str
+    seed: int
+    step: int
+    share: float
+    loss: float
+    chance_level: float
+    metric: str
+    probe: float
+    knn: float
+    random_encoder: float
+    image_statistics: float
+    collapsed: bool
+
+
+def read_curves(runs: Iterable[StudyRun]) -> list[CurvePoint]:
+    """Read the metric records of runs; those that have not begun have none."""
+    paths = [(run, Path(run.config.run_dir, METRICS_NAME)) for run in runs]
+    return [_point(run, one) for run, path in paths if path.is_file() for one in read_metrics(path)]
+
+
+def _point(run: StudyRun, record: dict[str, Any]) -> CurvePoint:
+    # the first metric of the probe, as curves of a single run take it
+    metric = next((key for key in record if key.startswith("probe/")), "").partition("/")[2]
+
+    def number(key: str) -> float:
+        value = record.get(key)
+        return math.nan if value is None else float(value)
+
+    known = None not in (record["deviation"], record["mean_cosine"])
+    return CurvePoint(
+        run.arm,
+        run.seed,
+        record["step"],
+        record["step"] / record["num_steps"],
+        number("loss"),
+        record["chance_level"],
+        metric,
+        number(f"probe/{metric}"),
+        number(f"knn/{metric}"),
+        number("controls/random_encoder"),
+        number("controls/image_statistics"),
+        known and bool(collapse_in_words(record)),
+    )

@@ -1,4 +1,4 @@
-"""The arms of each study and the pretraining runs that they make with every seed.
+"""The settings of a study, its arms, and the pretraining runs that they make with every seed.
 
 Called by simclr-study and by its report. An arm's folder depends on its name and seed alone, so the
 same command finds what has been done.
@@ -8,35 +8,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from jobs.config import StudyConfig, StudyName
 from preprocess.shards.manifest import read_manifest
 from simclr.augment.operations import NINE, USUAL_ORDER
 from simclr.config import TrainConfig, require
 from simclr.config_io import from_plain, to_plain
+from simclr.evaluation.config import Protocol, SplitRule
+
+LABEL_SHARES = [0.01, 0.03, 0.1, 0.25, 0.5, 1.0]
 
 
-def count_patches(shards: Iterable[str]) -> int:
-    """Return the patches of packed folders, whatever split they are of.
+class StudyName(Enum):
+    """What is varied; ``published`` only analyses the table of the SimCLR-S2 study (2021)."""
 
-    Raises:
-        ValueError: a folder holds no packed source.
-    """
-    return sum(read_manifest(Path(folder)).rows for folder in shards)
-
-
-def most_steps(run: TrainConfig, patches: int) -> int:
-    """Return an upper bound: patches of other splits count here, and are not trained on."""
-    steps = run.epochs * (round(patches * run.data.fraction) // run.data.global_batch_size)
-    return min(steps, run.max_steps or steps)
+    augmentation = "augmentation"
+    optimizer = "optimizer"
+    rate = "rate"
+    labels = "labels"
+    batch_size = "batch_size"
+    temperature = "temperature"
+    published = "published"
 
 
-# Figure 3 of the study of 2021.
-RATES = (1e-4, 5e-4, 1e-3, 1e-2, 3.5e-2, 5e-2)
+# Of these, curves of loss and probe are drawn. The others train on other views or on other labels.
+CURVES = (StudyName.optimizer, StudyName.rate, StudyName.batch_size, StudyName.temperature)
+PROBES = 10  # of a run, about
+RUNS = "runs"
+# The four presets that the study of 2021 ran beside its couplets; the first is the reference.
+WHOLE = ("none", "all", "geometric", "pixel")
 # Each optimiser has a grid about its usual rates: one rate for all would decide the comparison.
 OPTIMIZER_RATES = {
     "adam": (1e-4, 5e-4, 1e-3),
@@ -44,25 +48,84 @@ OPTIMIZER_RATES = {
     "sgd": (1e-2, 5e-2, 1e-1),
     "lars": (0.1, 0.3, 1.0),
 }
-# The four presets that the study ran beside its couplets; the first is the reference.
-WHOLE = ("none", "all", "geometric", "pixel")
-RUNS = "runs"
-# Of these, curves of loss and probe are drawn. The others train on other views or on other labels.
-CURVES = (StudyName.optimizer, StudyName.rate, StudyName.batch_size, StudyName.temperature)
-PROBES = 10  # of a run, about
+# One setting, and its values; the rates are those of figure 3 of the study of 2021.
+VARIED = {
+    StudyName.rate: ("optim.learning_rate", (1e-4, 5e-4, 1e-3, 1e-2, 3.5e-2, 5e-2)),
+    StudyName.batch_size: ("data.global_batch_size", (32, 64, 128, 256, 512)),
+    StudyName.temperature: ("loss.temperature", (0.05, 0.1, 0.2, 0.5, 1.0)),
+}
+Arms = dict[str, dict[str, Any]]  # name, in tables and folders, to dotted keys and plain values
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One choice of settings.
+@dataclass(kw_only=True, slots=True)
+class StudyConfig(TrainConfig):
+    """A study: arms x seeds, each pretrained and scored in the same way.
+
+    The settings of a pretraining are those of every arm; ``run_dir`` and ``seed`` are the study's.
 
     Attributes:
-        name: in tables and folders.
-        changes: dotted key to plain value.
+        study: what is varied.
+        output: folder for the runs, the tables and the report.
+        labelled: folder with labelled shards to score on; empty takes the first of ``shards``.
+        tasks: label sets that are scored; arms are compared on the mean over them.
+        seeds: of initialisation, order, draws and label subsets; an arm is run once for each.
+        protocol: how encoders are scored.
+        fractions: shares of the training labels; several only in ``study=labels``. Empty takes
+            all labels, and in ``study=labels`` 1, 3, 10, 25, 50 and 100 %.
+        split: where training, validation and test patches of the labelled shards come from.
+        score: which score is compared: f1, average_precision, accuracy, ...; of several classes
+            the mean over them.
+        arms: only these arms, by name; empty runs all.
+        max_runs: more pretrainings than this are refused, lest a typing error costs a week.
+        max_hours: a study that is expected to take more hours of one device is refused.
+        expected_rate: pairs a second of one job, until a run of the study has measured it; a
+            ResNet-50 on patches of 120 pixels makes some 500 on most GPUs, and more on new ones.
+        died_after_steps: of the arm ``sgd 2021`` of study=optimizer: the step from which its
+            learning rate is zero.
     """
 
-    name: str
-    changes: dict[str, Any]
+    study: StudyName = StudyName.augmentation
+    output: str = ""
+    labelled: str = ""
+    tasks: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    protocol: Protocol = Protocol.probe
+    fractions: list[float] = field(default_factory=list)
+    split: SplitRule = SplitRule.given
+    score: str = "f1"
+    arms: list[str] = field(default_factory=list)
+    max_runs: int = 200
+    max_hours: float = 24.0
+    expected_rate: float = 500.0
+    died_after_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        require(
+            not self.run_dir, f"run_dir is {self.run_dir}; a study names its runs, give output="
+        )
+        require(
+            bool(self.seeds) and len(set(self.seeds)) == len(self.seeds),
+            f"seeds is {self.seeds}; give different ones, three or more: seeds=[0,1,2]",
+        )
+        require(
+            len(self.fractions) < 2 or self.study is StudyName.labels,
+            f"fractions is {self.fractions}; several shares of the labels are study=labels",
+        )
+        for name in ("max_hours", "expected_rate", "died_after_steps"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give more than 0")
+
+    @property
+    def shares(self) -> list[float]:
+        """The shares of the training labels that are asked for."""
+        if self.fractions:
+            return self.fractions
+        return LABEL_SHARES if self.study is StudyName.labels else [1.0]
+
+    @property
+    def scored_shards(self) -> str:
+        """The packed folder on whose labels encoders are scored."""
+        return self.labelled or self.shards[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +143,19 @@ class StudyRun:
     config: TrainConfig
 
 
-def arms_of(config: StudyConfig) -> list[Arm]:
+def arms_of(config: StudyConfig) -> Arms:
     """Return the arms that are asked for, the reference first.
 
     Raises:
         ValueError: an arm is unknown.
     """
-    named = {arm.name: arm for arm in _all_arms(config)}
-    unknown = [name for name in config.arms if name not in named]
+    arms = _all_arms(config)
+    unknown = [name for name in config.arms if name not in arms]
     require(
         not unknown,
-        f"arms holds {', '.join(unknown)}; study={config.study.value} has {', '.join(named)}",
+        f"arms holds {', '.join(unknown)}; study={config.study.value} has {', '.join(arms)}",
     )
-    return [arm for name, arm in named.items() if not config.arms or name in config.arms]
+    return {name: arm for name, arm in arms.items() if not config.arms or name in config.arms}
 
 
 def runs_of(config: StudyConfig) -> list[StudyRun]:
@@ -111,9 +174,9 @@ def runs_of(config: StudyConfig) -> list[StudyRun]:
         "name arms=[...]",
     )
     runs = [
-        StudyRun(arm.name, seed, _settings(config, arm, seed))
+        StudyRun(name, seed, _settings(config, name, changes, seed))
         for seed in config.seeds
-        for arm in arms
+        for name, changes in arms.items()
     ]
     return _probed(config, runs) if config.study in CURVES else runs
 
@@ -123,11 +186,26 @@ def couplet_name(first: str, second: str) -> str:
     return "+".join(sorted((first, second), key=USUAL_ORDER.index))
 
 
-def _settings(config: StudyConfig, arm: Arm, seed: int) -> TrainConfig:
+def count_patches(shards: Iterable[str]) -> int:
+    """Return the patches of packed folders, whatever split they are of.
+
+    Raises:
+        ValueError: a folder holds no packed source.
+    """
+    return sum(read_manifest(Path(folder)).rows for folder in shards)
+
+
+def most_steps(run: TrainConfig, patches: int) -> int:
+    """Return an upper bound: patches of other splits count here, and are not trained on."""
+    steps = run.epochs * (round(patches * run.data.fraction) // run.data.global_batch_size)
+    return min(steps, run.max_steps or steps)
+
+
+def _settings(config: StudyConfig, arm: str, changes: dict[str, Any], seed: int) -> TrainConfig:
     known = {entry.name for entry in fields(TrainConfig)}
     plain = {key: value for key, value in to_plain(config).items() if key in known}
-    folder = Path(config.output, RUNS, arm.name.replace(" ", "-"), f"seed-{seed}")
-    for key, value in {**arm.changes, "seed": seed, "run_dir": str(folder)}.items():
+    folder = Path(config.output, RUNS, arm.replace(" ", "-"), f"seed-{seed}")
+    for key, value in {**changes, "seed": seed, "run_dir": str(folder)}.items():
         *parents, last = key.split(".")
         level = plain
         for name in parents:
@@ -140,56 +218,52 @@ def _probed(config: StudyConfig, runs: list[StudyRun]) -> list[StudyRun]:
     """Probe runs while they train, unless the user has chosen how: a loss is no measure."""
     if config.monitor.shards or not (config.shards and config.tasks):
         return runs
-    patches = count_patches(config.shards)
-    labelled = config.labelled or config.shards[0]
+    patches, scored = count_patches(config.shards), config.scored_shards
     probed = []
     for run in runs:
         every = max(1, math.ceil(most_steps(run.config, patches) / PROBES))
-        monitor = replace(config.monitor, shards=labelled, task=config.tasks[0], every_steps=every)
+        monitor = replace(config.monitor, shards=scored, task=config.tasks[0], every_steps=every)
         probed.append(replace(run, config=replace(run.config, monitor=monitor)))
     return probed
 
 
-def _all_arms(config: StudyConfig) -> list[Arm]:
+def _all_arms(config: StudyConfig) -> Arms:
+    if config.study in VARIED:
+        key, values = VARIED[config.study]
+        return {f"{value:g}": {key: value} for value in values}
     match config.study:
         case StudyName.augmentation:
-            return [*(_preset_arm(name, []) for name in WHOLE), *_couplets()]
+            couplets = [couplet_name(*pair) for pair in combinations(NINE, 2)]
+            # a list is always applied, whole and in its order: the order is part of the arm
+            pairs = {name: _augmented("list", name.split("+")) for name in couplets}
+            return {name: _augmented(name, []) for name in WHOLE} | pairs
         case StudyName.optimizer:
             return _optimizer_arms(config.died_after_steps)
-        case StudyName.rate:
-            return _varied("optim.learning_rate", RATES)
         case StudyName.labels:
-            return [Arm("as set", {})]
-        case StudyName.batch_size:
-            return _varied("data.global_batch_size", (32, 64, 128, 256, 512))
-        case StudyName.temperature:
-            return _varied("loss.temperature", (0.05, 0.1, 0.2, 0.5, 1.0))
-        case StudyName.published:
-            return []
+            return {"as set": {}}
+    return {}
 
 
-def _couplets() -> list[Arm]:
-    pairs = [couplet_name(*pair) for pair in combinations(NINE, 2)]
-    # a list is always applied, whole and in its order: the order is part of the arm
-    return [_preset_arm("list", pair.split("+"), pair) for pair in pairs]
+def _augmented(preset: str, operations: list[str]) -> dict[str, Any]:
+    return {
+        "augment.preset": preset,
+        "augment.operations": operations,
+        "augment.couplets": [],
+    }
 
 
-def _preset_arm(preset: str, operations: list[str], name: str = "") -> Arm:
-    changes = {"preset": preset, "operations": operations, "couplets": []}
-    return Arm(name or preset, {f"augment.{key}": value for key, value in changes.items()})
-
-
-def _optimizer_arms(died_after_steps: int) -> list[Arm]:
-    proper = [
-        Arm(f"{name} {rate:g}", {"optim.name": name, "optim.learning_rate": rate})
+def _optimizer_arms(died_after_steps: int) -> Arms:
+    proper = {
+        f"{name} {rate:g}": {"optim.name": name, "optim.learning_rate": rate}
         for name, rates in OPTIMIZER_RATES.items()
         for rate in rates
-    ]
+    }
     # what figure 2 compared adam with: no warm-up, and a cosine that ended in the first epoch
-    dead = {"schedule": "cosine", "decay_steps": died_after_steps, "warmup_epochs": 0.0}
-    plain = {"name": "sgd", "learning_rate": OPTIMIZER_RATES["sgd"][1], **dead}
-    return [*proper, Arm("sgd 2021", {f"optim.{key}": value for key, value in plain.items()})]
-
-
-def _varied(key: str, values: tuple[float, ...]) -> list[Arm]:
-    return [Arm(f"{value:g}", {key: value}) for value in values]
+    dead = {
+        "optim.name": "sgd",
+        "optim.learning_rate": OPTIMIZER_RATES["sgd"][1],
+        "optim.schedule": "cosine",
+        "optim.decay_steps": died_after_steps,
+        "optim.warmup_epochs": 0.0,
+    }
+    return {**proper, "sgd 2021": dead}

@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from scipy import stats
 
-from jobs.config import StudyConfig, StudyName
-from jobs.figures.canvas import COLORS, Axes, Page, canvas
+from jobs.figures.canvas import Page
 from jobs.figures.charts import draw_fractions
 from jobs.run_dir import provenance, to_yaml
 from jobs.study.analysis import (
     RELIABLE,
-    Array,
+    CurvePoint,
     Estimate,
     Score,
     Stability,
@@ -33,38 +32,25 @@ from jobs.study.analysis import (
     differences,
     lowest_quarter,
     operation_effects,
+    read_curves,
     read_table,
     stability,
     to_csv,
 )
-from jobs.study.arms import CURVES, runs_of
-from jobs.study.curves import (
-    SAME_LOSS,
-    CurvePoint,
-    collapses,
-    draw_curves,
-    loss_beside_score,
-    read_curves,
-)
+from jobs.study.arms import CURVES, StudyConfig, StudyName, runs_of
+from jobs.study.figures import draw_couplets, draw_curves, draw_estimates
 from preprocess.shards.atomic_io import write_text
 from simclr.config_io import to_plain
 
 PAGE_NAME = "report.html"
 COUPLET_STUDIES = (StudyName.augmentation, StudyName.published)
-# The heat map is a triangle: each pair of the nine operations once.
-_ROWS = ("brightness", "contrast", "gain", "speckle", "flip", "rotation", "shift", "zoom")
-_COLUMNS = ("blur", *_ROWS[:-1])
-_PALE = "#444444"  # still readable on the darkest green
+# Elsewhere arms differ in the chance level or the scale of their losses.
+SAME_LOSS = (StudyName.optimizer, StudyName.rate)
 
 
 @dataclass(frozen=True, slots=True)
 class Chance:
-    """How surely a couplet is among the lowest quarter.
-
-    Attributes:
-        arm: the couplet.
-        chance: share of the bootstrap draws of replicates in which it is.
-    """
+    """In which share of bootstrap draws a couplet is among the lowest quarter."""
 
     arm: str
     chance: float
@@ -173,17 +159,18 @@ def _write_tables(folder: Path, found: Findings) -> None:
         for column, labels in enumerate(table.labels)
         for layer, seed in enumerate(table.seeds)
     ]
-    write_text(folder / "scores.csv", to_csv(scores, Score))
-    write_text(folder / "arms.csv", to_csv(found.means, Estimate))
-    if found.ranks:
-        write_text(folder / "stability.csv", to_csv([found.ranks], Stability))
-    if found.against:
-        write_text(folder / "differences.csv", to_csv(found.against, Estimate))
-    if found.curves:
-        write_text(folder / "curves.csv", to_csv(found.curves, CurvePoint))
-    if found.chances:
-        write_text(folder / "operations.csv", to_csv(found.operations, Estimate))
-        write_text(folder / "lowest_quarter.csv", to_csv(found.chances, Chance))
+    tables: dict[str, tuple[Sequence[object], type[Any]]] = {
+        "scores": (scores, Score),
+        "arms": (found.means, Estimate),
+        "stability": ([found.ranks] if found.ranks else [], Stability),
+        "differences": (found.against, Estimate),
+        "curves": (found.curves, CurvePoint),
+        "operations": (found.operations, Estimate),
+        "lowest_quarter": (found.chances, Chance),
+    }
+    for name, (rows, kind) in tables.items():
+        if rows:
+            write_text(folder / f"{name}.csv", to_csv(rows, kind))
 
 
 def _write_recipe(folder: Path, found: Findings) -> None:
@@ -229,21 +216,6 @@ def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
     return page.text("These and all other numbers are in the CSV files beside this page.")
 
 
-def _add_origin(page: Page, config: StudyConfig, made_by: Mapping[str, Any]) -> None:
-    """Append what it takes to make the study again."""
-    script, *words = made_by["command"]
-    program = "simclr-study" if Path(script).stem == "study" else Path(script).name
-    commit, changed = made_by["code"]["commit"], made_by["code"]["changed"]
-    page.heading("How it was made")
-    page.command(f"cd {shlex.quote(made_by['folder'])}\n{shlex.join([program, *words])}")
-    if commit:
-        page.text(f"Commit {commit}{', with changes' if changed else ''}.")
-    versions = ", ".join(f"{name} {number}" for name, number in made_by["versions"].items())
-    page.text(f"{made_by['time']}, Python {made_by['python']}; {versions}.")
-    page.text(f"Seeds {', '.join(map(str, config.seeds))}; all settings:")
-    page.command(to_yaml(to_plain(config)))
-
-
 def _add_couplets(page: Page, folder: Path, found: Findings) -> None:
     table = found.table
     pairs = table.only([name for name in table.arms if "+" in name])
@@ -271,83 +243,19 @@ def _add_couplets(page: Page, folder: Path, found: Findings) -> None:
     )
 
 
-def draw_couplets(
-    path: Path, maps: Mapping[str, Sequence[Estimate]], clear: set[str], score: str
-) -> Path:
-    """Draw a triangle of couplets for each title; the lowest quarter of each is framed.
-
-    Args:
-        path: PNG.
-        maps: title to estimates, those of couplets are drawn.
-        clear: couplets of the first map that differ from the reference beyond chance, in bold.
-        score: what is shown.
-    """
-    values = [one.mean for some in maps.values() for one in some if "+" in one.name]
-    low, high = np.nanmin(values), np.nanmax(values)
-    with canvas(path, 6.2 * len(maps), 5.8) as figure:
-        panels = figure.subplots(1, len(maps), squeeze=False)[0]
-        for axes, (title, estimates) in zip(panels, maps.items(), strict=True):
-            bold = clear if axes is panels[0] else set()  # of the mean, not of one label set
-            image = _triangle(axes, estimates, (float(low), float(high)), bold)
-            _frame(axes, lowest_quarter(estimates))
-            axes.set_title(title)
-        figure.colorbar(image, ax=panels, shrink=0.7, label=score)
-    return path
-
-
-def draw_estimates(path: Path, estimates: Sequence[Estimate], label: str) -> Path:
-    """Draw means with their intervals, in the order of the table; a line where 0 matters."""
-    with canvas(path, 7.5, 1.2 + 0.28 * len(estimates)) as figure:
-        axes = figure.subplots()
-        for row, one in enumerate(estimates):
-            half = 0 if math.isnan(one.half_width) else one.half_width
-            color = COLORS[1] if one.excludes_zero else COLORS[0]
-            axes.errorbar(one.mean, row, xerr=half, fmt="o", color=color, capsize=3, markersize=4)
-        axes.set_yticks(range(len(estimates)), [one.name for one in estimates])
-        axes.set_ylim(len(estimates) - 0.4, -0.6)  # downwards, as in the tables
-        axes.set_xlabel(label)
-        axes.grid(alpha=0.3)
-        if tests := sum(not math.isnan(one.p_value) for one in estimates):
-            axes.axvline(0, color=COLORS[6], linewidth=1)
-            # of many intervals some leave 0 out by chance: the colour counts, not the interval
-            axes.set_title(f"red: beyond chance, corrected for {tests} tests", fontsize=10)
-    return path
-
-
-def _triangle(
-    axes: Axes, estimates: Sequence[Estimate], limits: tuple[float, float], clear: set[str]
-) -> Any:
-    cells = {frozenset(one.name.split("+")): one for one in estimates if "+" in one.name}
-    grid: Array = np.full((len(_ROWS), len(_COLUMNS)), np.nan)
-    for row, one in enumerate(_ROWS):
-        for column, other in enumerate(_COLUMNS[: row + 1]):
-            cell = cells.get(frozenset((one, other)))
-            if cell is None:
-                continue
-            grid[row, column] = cell.mean
-            style: dict[str, Any] = (
-                {"color": "black", "weight": "bold"} if cell.name in clear else {"color": _PALE}
-            )
-            text = f"{cell.mean:.3f}"
-            if not math.isnan(cell.half_width):
-                text += f"\n±{cell.half_width:.3f}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, **style)
-    image = axes.imshow(grid, cmap="YlGn", vmin=limits[0], vmax=limits[1], alpha=0.55)
-    axes.set_xticks(range(len(_COLUMNS)), _COLUMNS, rotation=40, ha="right")
-    axes.set_yticks(range(len(_ROWS)), _ROWS)
-    axes.spines[:].set_visible(False)
-    return image
-
-
-def _frame(axes: Axes, couplets: Sequence[str]) -> None:
-    """Draw a frame around the cells of some couplets."""
-    side = 0.46  # of a cell that is 1 wide: neighbours keep a frame each
-    for name in couplets:
-        column, below = sorted(("blur", *_ROWS).index(one) for one in name.split("+"))
-        row = below - 1  # rows begin with the second operation
-        across = [column + side * sign for sign in (-1, 1, 1, -1, -1)]
-        down = [row + side * sign for sign in (-1, -1, 1, 1, -1)]
-        axes.plot(across, down, color=COLORS[1], linewidth=1.5)
+def _add_origin(page: Page, config: StudyConfig, made_by: Mapping[str, Any]) -> None:
+    """Append what it takes to make the study again."""
+    script, *words = made_by["command"]
+    program = "simclr-study" if Path(script).stem == "study" else Path(script).name
+    commit, changed = made_by["code"]["commit"], made_by["code"]["changed"]
+    page.heading("How it was made")
+    page.command(f"cd {shlex.quote(made_by['folder'])}\n{shlex.join([program, *words])}")
+    if commit:
+        page.text(f"Commit {commit}{', with changes' if changed else ''}.")
+    versions = ", ".join(f"{name} {number}" for name, number in made_by["versions"].items())
+    page.text(f"{made_by['time']}, Python {made_by['python']}; {versions}.")
+    page.text(f"Seeds {', '.join(map(str, config.seeds))}; all settings:")
+    page.command(to_yaml(to_plain(config)))
 
 
 def ranking_verdict(found: Stability, seeds: int) -> list[str]:
@@ -363,17 +271,17 @@ def ranking_verdict(found: Stability, seeds: int) -> list[str]:
             f"Label sets agree on the arms with Spearman {found.spearman_labels:.2f} and Pearson "
             f"{found.pearson_labels:.2f}; {reliability}."
         )
+    reliable = f"reliability {found.reliability_seeds:.2f}"
+    rank = f"the mean of {seeds} seeds ranks the arms with {reliable}"
     if math.isnan(found.pearson_seeds):
         verdict = "Not conclusive: one seed cannot tell a difference from chance."
     elif math.isinf(found.seeds_needed):
         verdict = f"Not conclusive: {seeds} seeds agree on the arms no better than chance."
+    elif found.reliability_seeds >= RELIABLE:
+        verdict = f"Conclusive: {rank}."
     else:
-        seeds_agree = found.reliability_seeds
-        rank = f"the mean of {seeds} seeds ranks the arms with reliability {seeds_agree:.2f}"
-        more = f"; about {found.seeds_needed:.0f} seeds would resolve them"
-        verdict = (
-            f"Conclusive: {rank}." if seeds_agree >= RELIABLE else f"Not conclusive: {rank}{more}."
-        )
+        more = f"about {found.seeds_needed:.0f} seeds would resolve them"
+        verdict = f"Not conclusive: {rank}; {more}."
     return [*sentences, verdict]
 
 
@@ -390,3 +298,40 @@ def effects_verdict(estimates: Sequence[Estimate], what: str) -> str:
     others = len(tested) - len(clear)
     rest = f"; the other {others} {'are' if others > 1 else 'is'} not" if others else ""
     return f"{what}: beyond chance are {', '.join(clear)}{rest}."
+
+
+def loss_beside_score(points: Sequence[CurvePoint], means: Sequence[Estimate], score: str) -> str:
+    """Name the arm that the loss would choose and the one that the score chooses; empty for one."""
+    last = {(one.arm, one.seed): one.loss for one in points}
+    losses = {arm: _mean_loss(last, arm) for arm, _ in last}
+    both = [one for one in means if not math.isnan(one.mean + losses.get(one.name, math.nan))]
+    if len(both) < 2:
+        return ""
+    lowest = min(both, key=lambda one: losses[one.name])
+    best = max(both, key=lambda one: one.mean)
+    sentence = (
+        f"The lowest loss, {losses[lowest.name]:.2f}, is that of {lowest.name}, whose {score} is "
+        f"{lowest.mean:.3f}; the highest {score}, {best.mean:.3f}, is that of {best.name}, whose "
+        f"loss is {losses[best.name]:.2f}."
+    )
+    if len(both) < 3 or len({one.mean for one in both}) < 2:
+        return sentence
+    found = stats.spearmanr([-losses[one.name] for one in both], [one.mean for one in both])
+    return f"{sentence} Low loss and high {score} agree with Spearman {found.statistic:.2f}."
+
+
+def _mean_loss(last: Mapping[tuple[str, int], float], arm: str) -> float:
+    losses = [loss for (name, _), loss in last.items() if name == arm]
+    return sum(losses) / len(losses)
+
+
+def collapses(points: Sequence[CurvePoint]) -> str:
+    """Name the arms that collapsed, with the share of their runs that did; empty if none did."""
+    runs = {(one.arm, one.seed) for one in points}
+    hit = {(one.arm, one.seed) for one in points if one.collapsed}
+    arms = dict.fromkeys(one.arm for one in points if (one.arm, one.seed) in hit)
+    named = [
+        f"{arm} (in {sum(a == arm for a, _ in hit)} of {sum(a == arm for a, _ in runs)} runs)"
+        for arm in arms
+    ]
+    return f"Projections collapsed at some step of {', '.join(named)}." if named else ""

@@ -17,8 +17,7 @@ from omegaconf import OmegaConf
 
 from jobs import cli, commands
 from jobs.cli.errors import explain
-from jobs.cli.help import choices, default_of, description_of, help_page
-from jobs.cli.schema import schema_of
+from jobs.cli.schema import choices, default_of, description_of, help_page, schema_of
 from preprocess.sources import SOURCES
 
 COMMANDS = {name: commands.load(name) for name in commands.WITH_SETTINGS}

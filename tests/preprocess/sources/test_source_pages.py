@@ -10,8 +10,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from jobs.cli.help import choices
-from jobs.cli.schema import register
+from jobs.cli.schema import choices, register
 from jobs.commands.pack import Pack
 from preprocess.config import PackConfig
 from preprocess.pack import pack

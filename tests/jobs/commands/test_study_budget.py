@@ -10,8 +10,8 @@ import pytest
 from make_data import packed_arrays
 
 from jobs.commands.study import check_budget, run_study
-from jobs.config import ClusterConfig, Executor, StudyConfig, StudyName
-from jobs.study.arms import runs_of
+from jobs.config import ClusterConfig, Executor
+from jobs.study.arms import StudyConfig, StudyName, runs_of
 from simclr.config import DataConfig
 
 TWO = ClusterConfig(executor=Executor.local, tasks_per_node=2)

@@ -18,8 +18,9 @@ from make_data import packed_arrays
 from jobs.cli.schema import register, to_settings
 from jobs.commands.pretrain import Pretrain
 from jobs.commands.study import run_study
-from jobs.config import ClusterConfig, StudyConfig, StudyName
+from jobs.config import ClusterConfig
 from jobs.study.analysis import published, read_table, tabulate
+from jobs.study.arms import StudyConfig, StudyName
 from jobs.study.report import conclude, write_study
 from simclr.config import DataConfig, EncoderName, ModelConfig
 from simclr.config_io import to_plain
@@ -30,10 +31,9 @@ HERE = ClusterConfig()
 ALL_SPLITS = DataConfig(splits=["train", "validation", "test"], bands=["B04", "B08"])
 DRIVER = """
 import json, sys
-from jobs.config import ClusterConfig
-from jobs.config import StudyConfig
-from jobs.commands.pretrain import Pretrain
 from jobs.commands.study import run_study
+from jobs.config import ClusterConfig
+from jobs.study.arms import StudyConfig
 from simclr.config_io import from_plain
 run_study(from_plain(StudyConfig, json.load(sys.stdin)), ClusterConfig())
 """

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jobs.config import LABEL_SHARES, StudyConfig, StudyName
 from jobs.study.analysis import Score, by_share, row_name, tabulate
+from jobs.study.arms import LABEL_SHARES, StudyConfig, StudyName
 from jobs.study.report import conclude
 
 CONTROLS = ("random encoder", "image statistics")
