@@ -259,21 +259,21 @@ def _fitting(command: Command, cluster: ClusterConfig) -> ClusterConfig:
 
 
 def _submit(commands: Sequence[tuple[Command, ClusterConfig]]) -> Iterator[str]:
-    """Submit commands that need the same resources together; yield job numbers, or scripts."""
+    """Submit commands as one array for each set of resources; yield job numbers, or scripts."""
     for cluster, group in itertools.groupby(commands, lambda pair: pair[1]):
-        together = [command for command, _ in group]
+        members = [command for command, _ in group]
         folder = _folder_of(commands)
         tasks: list[Command] = []
         needs = cluster
-        for command in together:
+        for command in members:
             parts, needs = command.split(cluster)
             tasks += parts
         if cluster.dry_run:
             yield script(tasks, folder, needs)
             continue
-        last = [after for command in together if (after := command.follow_up())]
+        last = [after for command in members if (after := command.follow_up())]
         unknown = [check_submission(each, needs) for each in (tasks, last) if each]
-        for command in together:
+        for command in members:
             command.prepare()
         job = submit(tasks, folder, needs)
         if last:
@@ -326,7 +326,7 @@ def _run_local(command: Command, cluster: ClusterConfig) -> str:
         timeout_min=_LOCAL_LIMIT_MIN,
         setup=[*needs.setup, *scratch_lines(needs)],
     )
-    with _uninterrupted():
+    with _ignoring_ctrl_c():
         job = executor.submit(task)
     return wait_for_local_job(job, task)
 
@@ -363,8 +363,8 @@ def num_gpus() -> int:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C: it is the watcher who tells them to save and stop."""
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """Let processes that are started ignore Ctrl-C: this one asks them to save and stop."""
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -159,7 +159,7 @@ def frozen_config(run_dir: Path) -> TrainConfig:
 
 
 def write_submission(folder: Path, submission: Submission) -> None:
-    """Remember which job was submitted for a folder, apart for each command."""
+    """Record the job that was submitted for a folder, one record for each command."""
     write_json(folder / SUBMISSION_NAME.format(command=submission.command), asdict(submission))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,6 @@ STAGES: dict[str, type[Command]] = {
     command.name: command for command in (Fetch, Pack, Verify, Pretrain, Evaluate, Export)
 }
 _SOON = "JOB"  # stands for the number of a job that is not submitted yet
-
-
-@dataclass(frozen=True, slots=True)
-class TypedStage:
-    """One stage of a chain as it was typed.
-
-    Attributes:
-        name: of its command.
-        arguments: its settings, those in front of the first command included.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +77,10 @@ def plan(arguments: Sequence[str]) -> list[Stage]:
         ValueError: no stage is named, or one of them cannot run.
     """
     stages: list[Stage] = []
-    for typed in split_stages(arguments):
-        settings: Any = _compose(typed)
-        _fill_in(settings, typed.name, stages)
-        command = STAGES[typed.name].from_settings(settings)
-        stages.append(Stage(command, settings.cluster))
+    for name, words in split_stages(arguments):
+        settings = _compose(name, words)
+        _fill_in(settings, name, stages)
+        stages.append(Stage(STAGES[name].from_settings(settings), settings.cluster))
     for number, stage in enumerate(stages):
         # before an earlier stage has worked for hours
         awaited = _SOON if number else stage.cluster.after
@@ -105,7 +91,7 @@ def plan(arguments: Sequence[str]) -> list[Stage]:
     return stages
 
 
-def split_stages(arguments: Sequence[str]) -> list[TypedStage]:
+def split_stages(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Cut ``A B pack C pretrain D`` into ``pack A B C`` and ``pretrain A B D``.
 
     A setting of a stage takes the place of the common one of the same key.
@@ -120,34 +106,29 @@ def split_stages(arguments: Sequence[str]) -> list[TypedStage]:
         f"no stage is named; {nearest(words[0], [*STAGES]) if words else ''}give commands with "
         f"their settings: {', '.join(STAGES)}",
     )
-    common = arguments[: starts[0]]
-    ends = [*starts[1:], len(arguments)]
-    return [
-        TypedStage(arguments[start], tuple(_merged(common, arguments[start + 1 : end])))
-        for start, end in zip(starts, ends, strict=True)
-    ]
-
-
-def _merged(common: Sequence[str], own: Sequence[str]) -> Iterator[str]:
-    keys = {_key(word) for word in own}
-    yield from (word for word in common if _key(word) not in keys)
-    yield from own
+    stages = []
+    for start, end in zip(starts, [*starts[1:], len(arguments)], strict=True):
+        own = arguments[start + 1 : end]
+        keys = {_key(word) for word in own}
+        common = [word for word in arguments[: starts[0]] if _key(word) not in keys]
+        stages.append((arguments[start], [*common, *own]))
+    return stages
 
 
 def _key(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
-def _compose(typed: TypedStage) -> Any:
-    folders = [w.partition("=")[2] for w in typed.arguments if _key(w) in cli.CONFIG_DIR]
-    settings = [w for w in typed.arguments if _key(w) not in cli.CONFIG_DIR]
+def _compose(name: str, words: Sequence[str]) -> Any:
+    folders = [word.partition("=")[2] for word in words if _key(word) in cli.CONFIG_DIR]
+    settings = [word for word in words if _key(word) not in cli.CONFIG_DIR]
     for word in settings:
         require(
             "=" in word and not word.startswith("-"),
-            f"{typed.name}: {word!r} is not a setting; {nearest(word, [*STAGES])}write key=value, "
+            f"{name}: {word!r} is not a setting; {nearest(word, [*STAGES])}write key=value, "
             "and options in front of the first command: --config-dir=DIR, --dry-run",
         )
-    command = STAGES[typed.name]
+    command = STAGES[name]
     settings = [as_meant(word, schema_of(command)) for word in settings]
     if folders:
         # what ``--config-dir`` means to a command alone
@@ -156,10 +137,10 @@ def _compose(typed: TypedStage) -> Any:
     register(command)
     try:
         with initialize_config_module("jobs.conf", version_base="1.3"):
-            return to_settings(compose(typed.name, overrides=settings))
+            return to_settings(compose(name, overrides=settings))
     except Exception as error:
         # A wrong key is explained with the keys of the command that it was typed for.
-        raise ValueError(f"{typed.name}: {explain(error, command)[0]}") from error
+        raise ValueError(f"{name}: {explain(error, command)[0]}") from error
 
 
 def _fill_in(settings: Any, name: str, earlier: Sequence[Stage]) -> None:

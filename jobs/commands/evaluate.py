@@ -12,7 +12,7 @@ from jobs.command import Command, require_all
 from jobs.commands.export import run_exists
 from jobs.config import ClusterConfig
 from jobs.run_dir import JOB_FOLDER
-from jobs.slurm.environment import RankEnvironment, launch_of
+from jobs.slurm.environment import RankEnvironment, rendezvous_of
 from preprocess.shards.manifest import read_manifest
 from simclr.evaluation.config import EvaluateConfig
 
@@ -76,7 +76,7 @@ class Evaluate(Command):
         from simclr.evaluation.report import JSON_NAME, choice_report, report_text
         from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
-        launch = launch_of(env, self.token)
+        launch = rendezvous_of(env, self.token)
         if self.config.all_checkpoints:
             metrics = Path(self.config.run, METRICS_NAME)
             records = read_metrics(metrics) if metrics.exists() else []

@@ -76,7 +76,7 @@ class Pack(Command):
         return parts, replace(cluster, nodes=1, tasks_per_node=1)
 
     def incomplete(self, env: RankEnvironment) -> str:
-        """Name the part that this process packed, and the shards that other parts still owe."""
+        """Name the part that this process packed, and the shards that other parts have not."""
         from preprocess.pack import missing_shards
 
         output, (part, num_parts) = Path(self.config.output), self._part(env)

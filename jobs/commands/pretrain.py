@@ -16,10 +16,10 @@ from jobs.run_dir import JOB_FOLDER, RunAttempt, check_run_dir, freeze, saved_st
 from jobs.slurm.environment import (
     Launcher,
     RankEnvironment,
+    configure_logging,
     current_rank,
-    forget_results,
-    launch_of,
-    log_as,
+    remove_stale_results,
+    rendezvous_of,
 )
 from jobs.slurm.heartbeat import (
     LATE,
@@ -133,12 +133,12 @@ class Pretrain(Command):
 
     def run(self, env: RankEnvironment) -> str:
         """Train as one rank; return the last checkpoint's folder on the main one."""
-        log_as(env, self.run_dir)
+        configure_logging(env, self.run_dir)
         with StopSignal(ctrl_c=env.launcher is Launcher.here) as signals:
             attempt = None
             try:
                 signals.listen()
-                forget_results(env)
+                remove_stale_results(env)
                 attempt = self._begin(env) if env.is_main else None
                 folder = self._train(env, attempt, signals)
                 signals.ignore()
@@ -179,7 +179,7 @@ class Pretrain(Command):
             in_time if env.launcher is Launcher.slurm else nullcontext(),
         ):
             # settings name the shards that were given: a copy is gone when the job has ended
-            launch = launch_of(env, self.token)
+            launch = rendezvous_of(env, self.token)
             return train(self.config, sinks, launch, hooks, copies, signals)
 
     def _draw(self) -> None:

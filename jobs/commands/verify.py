@@ -51,9 +51,9 @@ class Verify(Command):
         """Verify, and repair if that is wanted; raise ``VerifyError`` if problems are left."""
         from preprocess.verify import verify, verify_and_repair
 
-        mended = 0
+        repaired = 0
         if self.config.repair:
-            report, mended = verify_and_repair(self.config, env.is_main)
+            report, repaired = verify_and_repair(self.config, env.is_main)
         else:
             report = verify(self.config, env.is_main)
         if not report.ok:
@@ -63,9 +63,9 @@ class Verify(Command):
             )
         depth = "structure" if report.quick else "every checksum, statistics and label counts"
         kind = "simulated patches" if report.simulated else "patches"
-        repaired = f"{mended} files repaired; " if mended else ""
+        prefix = f"{repaired} files repaired; " if repaired else ""
         return (
-            f"{self.config.shards}: {repaired}{report.rows} {kind}, {report.shards} shards, "
+            f"{self.config.shards}: {prefix}{report.rows} {kind}, {report.shards} shards, "
             f"{depth}: sound"
         )
 

@@ -96,7 +96,7 @@ def call(arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{' '.join(arguments)} gave no answer in {timeout_s:.0f} s") from None
     if done.returncode:
-        raise SlurmError(f"{' '.join(arguments)} failed: {in_a_line(done.stderr or done.stdout)}")
+        raise SlurmError(f"{' '.join(arguments)} failed: {one_line(done.stderr or done.stdout)}")
     return done.stdout
 
 
@@ -106,7 +106,7 @@ def _unfiltered_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
-def in_a_line(complaint: str) -> str:
+def one_line(complaint: str) -> str:
     """Return Slurm's words in one line, without the command's name before each of them."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
     # a Slurm that cannot be reached tells of every attempt; only the last line says what it means

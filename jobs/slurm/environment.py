@@ -1,4 +1,4 @@
-"""Which process of which job is this, read from the variables of Slurm, submitit or torchrun.
+"""Rank, node and job of this process, from the variables of Slurm, submitit or torchrun.
 
 ``simclr`` knows no scheduler: it takes the ``Rendezvous`` that is made here.
 """
@@ -112,8 +112,8 @@ def current_rank(environment: Mapping[str, str] = os.environ) -> RankEnvironment
     return RankEnvironment(rank=int(environment["RANK"]), num_ranks=size)
 
 
-def launch_of(env: RankEnvironment, token: str) -> Rendezvous | None:
-    """Return how the ranks of a job meet; None leaves it to torchrun's variables, or to one rank.
+def rendezvous_of(env: RankEnvironment, token: str) -> Rendezvous | None:
+    """Return where the ranks of a job meet; None for one rank, or where torchrun's variables say.
 
     Args:
         env: of this process.
@@ -146,16 +146,16 @@ def launch_of(env: RankEnvironment, token: str) -> Rendezvous | None:
 def port_of(job_id: str, restarts: int) -> int:
     """Return the port where the ranks of one attempt meet; another attempt has another one.
 
-    A rank of a former attempt may still be alive and must not be met.
+    A rank of an earlier attempt may still be alive, and must not join.
     """
     number = int(re.sub(r"\D", "", job_id) or 0)
     return _FIRST_PORT + (number * _ATTEMPTS_APART + restarts) * _PORTS_APART % _NUM_PORTS
 
 
-def forget_results(env: RankEnvironment) -> None:
-    """Remove what an earlier start of this job left as this rank's result, whole or half.
+def remove_stale_results(env: RankEnvironment) -> None:
+    """Remove the result files that an earlier start of this job left for this rank.
 
-    submitit believes a result that is there, and fails to write one beside a half-written one.
+    submitit takes a result that is there for the new one, and cannot replace a half-written one.
     """
     if env.log:
         for left in Path(env.log).parent.glob(f"{env.job_id}_{env.rank}_result.pkl*"):
@@ -229,10 +229,10 @@ def mark_rank_0_done() -> None:
 LOG_NAME = "logs/pretrain.log"  # of a run that trains here, where no scheduler keeps one
 
 
-def log_as(env: RankEnvironment, run_dir: Path | None = None) -> None:
-    """Show log lines on stderr; of the main rank all, of others warnings only.
+def configure_logging(env: RankEnvironment, run_dir: Path | None = None) -> None:
+    """Log to stderr: everything on the main rank, warnings on the others.
 
-    Here, where no scheduler keeps a log, lines go to a file of the run folder as well.
+    Without a scheduler, which would keep the log, lines go to a file of the run folder as well.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if run_dir and env.launcher is Launcher.here and env.is_main:
@@ -246,5 +246,5 @@ def log_as(env: RankEnvironment, run_dir: Path | None = None) -> None:
         handlers=handlers,
         force=True,
     )
-    # submitit has a handler of its own, and words that say nothing about the work
+    # submitit has a handler of its own, and its messages say nothing about the work
     logging.getLogger("submitit").propagate = False

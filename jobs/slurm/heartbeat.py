@@ -2,9 +2,8 @@
 
 Each rank writes a heartbeat every second or so: its step, and the line of our code that its main
 thread is in. It monitors the heartbeat of the next rank, so that the cost of monitoring does not
-grow with the number of ranks. A rank that is stopped has no heartbeat; one that is stuck has one,
-which says where. The ranks that are left find out at different moments and by different signs; one
-of them reports for all.
+grow with the number of ranks. A stopped rank has no heartbeat; a stuck one does, and it says where.
+The remaining ranks notice a loss at different moments and by different signs; one of them reports.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ class HeartbeatMonitor(TrainerHooks):
         self._beat("alive")
         while not self._over.wait(self._period_s):
             if self._beat("alive") and self._step is not None and self._env.num_ranks > 1:
-                # who was away for three beats was suspended itself, and blames nobody for them
+                # a process that was itself suspended for three beats must not blame others
                 silent_s = self._next.silence_s(3 * self._period_s)
                 if silent_s > self._silence_s and self._next.is_stale():
                     self._on_silence(f"{self._next.describe()} for {silent_s:.0f} s")
@@ -353,7 +352,7 @@ def peer_reported_failure(run_dir: Path, env: RankEnvironment) -> bool:
 
 
 def clear_heartbeats(run_dir: Path, env: RankEnvironment) -> None:
-    """Remove heartbeats of earlier starts; main rank, before this one begins."""
+    """Remove the heartbeats of earlier starts; called on the main rank before this one begins."""
     own = heartbeat_folder(run_dir, env)
     for folder in own.parent.glob("*"):
         if folder != own:

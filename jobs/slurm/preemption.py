@@ -1,4 +1,4 @@
-"""How a process ends that was asked to stop: what Slurm says of the job decides on a requeue.
+"""End a process that was asked to stop: the state of its job decides whether it is requeued.
 
 A signal does not say why it came. Requeueing a job that a person has cancelled would bring it back
 to life, and a job that merely leaves while it is being preempted is lost. docs/preemption.md has
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from jobs.run_dir import idle_attempts, read_attempts, record_event
 from jobs.slurm import client as slurm
-from jobs.slurm.environment import Launcher, RankEnvironment, current_rank, log_as
+from jobs.slurm.environment import Launcher, RankEnvironment, configure_logging, current_rank
 from simclr.preemption import Preempted, StopReason, StopSignal
 
 RUN_AGAIN = 75  # exit code inside a job: stopped, run me again; sysexits.h: temporary failure
@@ -220,7 +220,7 @@ def end_process(code: int) -> NoReturn:
 def requeued_if_stopped() -> Iterator[RankEnvironment]:
     """Run a block that may be cut anywhere; in a Slurm job, a stop signal requeues the job."""
     env = current_rank()
-    log_as(env)
+    configure_logging(env)
     if env.launcher is not Launcher.slurm:
         yield env
         return

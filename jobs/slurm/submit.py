@@ -53,7 +53,7 @@ class NodeKind:
 
 
 def check_capacity(cluster: ClusterConfig) -> str:
-    """Refuse what the nodes of the partition do not have; return why if Slurm did not tell.
+    """Refuse what the nodes of the partition do not have; return why it could not be checked.
 
     Raises:
         ValueError: with the setting, its value, and what there is.
@@ -159,7 +159,8 @@ srun() {{
     command srun "$@" & local step=$! code=0
     (until [ -e "${RANK_0_DONE}" ]; do sleep 5; done; sleep 30) &> /dev/null & local watch=$!
     wait -n $step $watch || code=$?
-    kill $watch 2> /dev/null || kill -KILL $step  # the first, where srun has ended as it should
+    # the second only where srun has not ended by itself
+    kill $watch 2> /dev/null || kill -KILL $step 2> /dev/null || true
     rm -f "${RANK_0_DONE}"
     return $code
 }}"""
@@ -196,10 +197,10 @@ def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
         SlurmError: Slurm refused it.
     """
     code = take_snapshot(folder.parent / "code")
-    arrays = _cut(tasks, largest_array())
-    # as many at the same time as were asked for, in all arrays together
-    abreast = replace(cluster, parallel_parts=max(1, cluster.parallel_parts // len(arrays)))
-    jobs = [job for array in arrays for job in _sbatch(array, folder, abreast, code)]
+    arrays = _split_into_arrays(tasks, largest_array())
+    # the limit holds for all arrays together
+    limited = replace(cluster, parallel_parts=max(1, cluster.parallel_parts // len(arrays)))
+    jobs = [job for array in arrays for job in _sbatch(array, folder, limited, code)]
     ids = list(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs))
     for task, job in zip(tasks, jobs, strict=True):
         entry = Submission(job.job_id, task.name, sys.argv, time.time(), str(job.paths.stderr))
@@ -209,7 +210,7 @@ def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
             task.job_dir, entry if not shared else replace(entry, job_id=",".join(ids))
         )
     job_id, log = ":".join(ids), jobs[0].paths.stderr
-    _log.info("submitted job %s; simclr-status and squeue show how it fares, log %s", job_id, log)
+    _log.info("submitted job %s; simclr-status and squeue show its state, log %s", job_id, log)
     return job_id
 
 
@@ -217,7 +218,7 @@ def script(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
     """Return the script that ``submit`` would hand to sbatch; nothing is written."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    folder = _writable_in_script(folder.absolute())
+    folder = _checked_folder(folder.absolute())
     options = slurm_options(cluster, tasks[0].name, folder, folder.parent / "code" / "DIGEST")
     options |= {"map_count": len(tasks)} if len(tasks) > 1 else {}
     command = f"{python_command(cluster)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
@@ -245,7 +246,7 @@ def slurm_options(cluster: ClusterConfig, name: str, folder: Path, code: Path) -
             SRUN_UNTIL_RANK_0_IS_DONE,
         ],
         "array_parallelism": cluster.parallel_parts,
-        "additional_parameters": _further(cluster),
+        "additional_parameters": _additional_parameters(cluster),
         "srun_args": [
             "--kill-on-bad-exit=1",  # a dead rank ends the others
             f"--wait={LAST_RANK_S}",  # one that Slurm has lost would keep the nodes for ever
@@ -259,14 +260,14 @@ def slurm_options(cluster: ClusterConfig, name: str, folder: Path, code: Path) -
 
 
 def scratch_lines(cluster: ClusterConfig) -> list[str]:
-    """Return the shell line that hands on the name of the nodes' own disk, as it is given."""
-    # each process fills them in: what the first node's shell makes of them need not suit the others
+    """Return the shell line that passes on the name of the nodes' own disk, unexpanded."""
+    # each process expands it: the values of the first node need not be those of the others
     return [f"export {SCRATCH}={shlex.quote(cluster.scratch)}"] if cluster.scratch else []
 
 
 def python_command(cluster: ClusterConfig) -> str:
     """Return the command that runs Python on a node: wrapper, container, interpreter."""
-    # The wrapper outside: what starts a container would die of a warning as well.
+    # The wrapper comes first: a signal would kill what starts a container as well.
     parts = (cluster.wrapper, cluster.container, interpreter(cluster))
     return " ".join(part for part in parts if part)
 
@@ -277,7 +278,7 @@ def interpreter(cluster: ClusterConfig) -> str:
 
 
 def refuse_second(folder: Path, name: str) -> None:
-    """Refuse to submit for a folder in which a job of the command is still at work, or waiting.
+    """Refuse a second job of a command in a folder while the first waits or runs.
 
     Raises:
         ValueError: with the job and the fix.
@@ -300,10 +301,10 @@ def live_job(folder: Path, name: str) -> slurm.JobState | None:
 
 
 def check_submission(tasks: Sequence[Task], cluster: ClusterConfig) -> str:
-    """Refuse a job that cannot run; return why the nodes' size is unknown, if it is.
+    """Refuse a job that cannot run; return why its size could not be checked, or nothing.
 
     Raises:
-        ValueError: it cannot, or such a job is at work in its folder already.
+        ValueError: it cannot run, or a job of the command is active in its folder.
     """
     if not slurm.is_available():
         raise ValueError(
@@ -312,13 +313,13 @@ def check_submission(tasks: Sequence[Task], cluster: ClusterConfig) -> str:
         )
     capacity_error = check_capacity(cluster)
     for folder in {task.job_dir for task in tasks}:
-        _writable_in_script(folder.absolute())
+        _checked_folder(folder.absolute())
         refuse_second(folder, tasks[0].name)
     return capacity_error
 
 
-def _writable_in_script(folder: Path) -> Path:
-    """Refuse a folder whose name would not come out of an ``#SBATCH`` line as it went in."""
+def _checked_folder(folder: Path) -> Path:
+    """Refuse a folder whose name an ``#SBATCH`` line would change."""
     if "\n" in str(folder) or "\r" in str(folder):
         raise ValueError(f"the folder {str(folder)!r} has a line break in it; Slurm takes none")
     if "%" in str(folder):
@@ -329,7 +330,7 @@ def _writable_in_script(folder: Path) -> Path:
     return folder
 
 
-def _cut(tasks: Sequence[Task], limit: int | None) -> list[Sequence[Task]]:
+def _split_into_arrays(tasks: Sequence[Task], limit: int | None) -> list[Sequence[Task]]:
     """Cut tasks into arrays that Slurm takes."""
     size = limit or len(tasks)
     return [tasks[first : first + size] for first in range(0, len(tasks), size)]
@@ -339,7 +340,7 @@ def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: P
     import submitit
     from submitit.core.utils import FailedJobError
 
-    with _outside_jobs():
+    with _without_job_variables():
         executor = submitit.SlurmExecutor(
             str(folder.absolute()), max_num_timeout=1000, python=python_command(cluster)
         )
@@ -348,7 +349,7 @@ def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: P
             with redirect_stderr(io.StringIO()):  # submitit prints the error that it raises
                 return list(executor.submit_array(tasks))
         except FailedJobError as error:
-            said = slurm.in_a_line(str(error))
+            said = slurm.one_line(str(error))
             away = ": fatal: " in str(error)
             raise slurm.SlurmError(
                 f"Slurm cannot be reached from here ({said}); simclr-doctor looks for the cause"
@@ -357,18 +358,18 @@ def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: P
             ) from error
 
 
-def _further(cluster: ClusterConfig) -> dict[str, Any]:
+def _additional_parameters(cluster: ClusterConfig) -> dict[str, Any]:
     # submitit writes neither, and the default is the site's (JobRequeue)
     options: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True}
     if cluster.after:
-        # A job whose forerunner has failed would wait for ever.
+        # Else it would wait for ever when the job before it has failed.
         options |= {"dependency": f"afterok:{cluster.after}", "kill-on-invalid-dep": "yes"}
     return options | cluster.flags
 
 
 @contextmanager
-def _outside_jobs() -> Iterator[None]:
-    """Hide a surrounding job's variables: a job submitted from a job would inherit its size."""
+def _without_job_variables() -> Iterator[None]:
+    """Hide the variables of a surrounding job, whose size a job submitted from it would inherit."""
     from submitit.helpers import clean_env
 
     configuration = os.environ.get("SLURM_CONF")

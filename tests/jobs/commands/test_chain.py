@@ -1,4 +1,4 @@
-"""Several verbs in one command: cut apart, checked before the first starts, run in order."""
+"""Several stages in one command: cut apart, checked before the first starts, run in order."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jobs.commands.chain import plan, run_chain, split_stages
 
 
 def test_settings_in_front_are_for_all_and_a_stages_own_come_first():
-    words = split_stages(["cluster=a", "debug=true", "pack", "x=1", "export", "cluster=b"])
-    assert [(w.name, w.arguments) for w in words] == [
-        ("pack", ("cluster=a", "debug=true", "x=1")),
-        ("export", ("debug=true", "cluster=b")),
+    words = ["cluster=a", "debug=true", "pack", "x=1", "export", "cluster=b"]
+    assert split_stages(words) == [
+        ("pack", ["cluster=a", "debug=true", "x=1"]),
+        ("export", ["debug=true", "cluster=b"]),
     ]
 
 

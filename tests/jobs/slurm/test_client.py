@@ -164,9 +164,9 @@ def test_a_missing_command_is_named(monkeypatch):
 
 def test_a_complaint_is_one_line_without_the_name_of_the_command():
     refused = "sbatch: error: invalid partition\nsbatch: error: Batch job submission failed: no\n"
-    assert slurm.in_a_line(refused) == "invalid partition; Batch job submission failed: no"
+    assert slurm.one_line(refused) == "invalid partition; Batch job submission failed: no"
     away = "sinfo: error: fetch_config: DNS SRV lookup failed\nsinfo: fatal: Could not establish"
-    assert slurm.in_a_line(away) == "Could not establish"
+    assert slurm.one_line(away) == "Could not establish"
 
 
 @pytest.mark.parametrize(

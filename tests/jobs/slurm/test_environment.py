@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jobs.slurm import client as slurm
 from jobs.slurm import environment
-from jobs.slurm.environment import Launcher, current_rank, expand_counts, launch_of, port_of
+from jobs.slurm.environment import Launcher, current_rank, expand_counts, port_of, rendezvous_of
 
 STEP = {
     "SLURM_JOB_ID": "77",
@@ -26,7 +26,7 @@ def test_a_process_that_a_person_started_is_here():
     env = current_rank({})
     assert env.launcher is Launcher.here
     assert env.is_main
-    assert launch_of(env, "token") is None
+    assert rendezvous_of(env, "token") is None
 
 
 def test_a_second_process_of_torchrun_is_not_the_main_one():
@@ -66,7 +66,7 @@ def test_ranks_of_submitit_meet_in_a_file_of_their_own():
     }
     env = current_rank(local)
     assert env.log == "/runs/a b/slurm/5_0_log.err"
-    launch = launch_of(env, "token")
+    launch = rendezvous_of(env, "token")
     assert launch is not None
     assert (launch.rank, launch.world_size) == (1, 2)
     assert launch.init_method.startswith("file:///")
@@ -75,7 +75,7 @@ def test_ranks_of_submitit_meet_in_a_file_of_their_own():
 
 def test_ranks_of_slurm_meet_on_the_first_node_at_the_port_of_the_attempt(monkeypatch):
     monkeypatch.setattr(slurm, "host_names", lambda nodes: ["127.0.0.1", "127.0.0.2"])
-    launch = launch_of(current_rank(STEP), "token")
+    launch = rendezvous_of(current_rank(STEP), "token")
     assert launch is not None
     assert launch.init_method == f"tcp://127.0.0.1:{port_of('77', 0)}"
 
@@ -87,7 +87,7 @@ def test_a_node_without_a_name_is_met_at_the_address_that_slurm_uses(monkeypatch
     monkeypatch.setattr(environment.socket, "getaddrinfo", fails)
     monkeypatch.setattr(slurm, "host_names", lambda nodes: ["node-7"])
     monkeypatch.setattr(slurm, "node_address", lambda name: f"address-of-{name}")
-    launch = launch_of(current_rank(STEP), "token")
+    launch = rendezvous_of(current_rank(STEP), "token")
     assert launch is not None
     assert launch.init_method.startswith("tcp://address-of-node-7:")
 

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 
 from jobs.run_dir import RunAttempt, read_attempts
 from jobs.slurm import heartbeat
-from jobs.slurm.environment import Launcher, RankEnvironment, forget_results
+from jobs.slurm.environment import Launcher, RankEnvironment, remove_stale_results
 from jobs.slurm.heartbeat import (
     clear_heartbeats,
     elect_reporter,
@@ -144,5 +144,5 @@ def test_results_of_an_earlier_start_are_forgotten_whole_or_half(tmp_path):
     kept = ("70_6_0_result.pkl", "70_1_result.pkl", "70_6_submitted.pkl")
     for name in (*gone, *kept):
         (tmp_path / name).write_text("")
-    forget_results(env)
+    remove_stale_results(env)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
