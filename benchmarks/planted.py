@@ -31,10 +31,8 @@ from jobs.config import ClusterConfig
 from jobs.study.analysis import read_table
 from jobs.study.arms import StudyConfig, StudyName, couplet_name
 from jobs.study.report import Findings, conclude
-from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
-from preprocess.shards.manifest import ShardOrigin
-from preprocess.shards.patch import Patch
-from preprocess.shards.statistics import build_manifest
+from preprocess.shards.format import GroupLayout, LabelSet, Patch, ShardLayout
+from preprocess.shards.manifest import ShardOrigin, build_manifest
 from preprocess.shards.writer import write_shard
 from simclr.config import (
     DataConfig,

@@ -23,10 +23,8 @@ import numpy.typing as npt
 from report import RESULTS, origin
 
 from preprocess.bands import L2A_BANDS
-from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
-from preprocess.shards.manifest import ShardOrigin
-from preprocess.shards.patch import Patch
-from preprocess.shards.statistics import build_manifest
+from preprocess.shards.format import GroupLayout, LabelSet, Patch, ShardLayout
+from preprocess.shards.manifest import ShardOrigin, build_manifest
 from preprocess.shards.writer import write_shard
 from preprocess.sources.simulated import ENDMEMBERS
 from simclr.config import (

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.shards.format import FractionSet, LabelSet
-from preprocess.shards.patch import Fractions, Labels
+from preprocess.shards.format import Fractions, FractionSet, Labels, LabelSet
 
 # One row a class of the 43: CORINE level-3 code, name, and the name among the 19; empty: dropped.
 # CORINE has a 44th class, 335 (glaciers and perpetual snow), which BigEarthNet never uses.

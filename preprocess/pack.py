@@ -34,17 +34,15 @@ from preprocess.plan import (
 )
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import is_abandoned, write_json
-from preprocess.shards.compression import check_codec
-from preprocess.shards.format import ShardLayout, sha256_of
+from preprocess.shards.format import Patch, PatchError, PatchRef, ShardLayout, sha256_of
+from preprocess.shards.hdf5 import check_codec
 from preprocess.shards.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardEntry,
-    ShardOrigin,
+    build_manifest,
     read_manifest,
 )
-from preprocess.shards.patch import Patch, PatchError, PatchRef
-from preprocess.shards.statistics import build_manifest
 from preprocess.shards.writer import write_shard
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
@@ -130,10 +128,9 @@ def records_of(output: Path, plan: Plan) -> list[ShardRecord | None]:
 
 def missing_shards(output: Path) -> tuple[int, list[str]]:
     """Return how many shards are planned, and the names of those that are not packed yet."""
-    plan = read_plan(output)
-    records = enumerate(records_of(output, plan))
-    names = [shard_path(output, number).name for number, record in records if record is None]
-    return plan.num_shards, names
+    records = records_of(output, read_plan(output))
+    missing = [number for number, record in enumerate(records) if record is None]
+    return len(records), [shard_path(output, number).name for number in missing]
 
 
 def finish(config: PackConfig) -> Manifest:
@@ -143,17 +140,23 @@ def finish(config: PackConfig) -> Manifest:
         PackError: shards are missing, or more inputs are bad than ``max_rejected`` tolerates.
     """
     plan = make_or_read_plan(config, open_source(config.source))
-    output = Path(config.output)
-    num_shards, missing = missing_shards(output)
+    num_shards, missing = missing_shards(Path(config.output))
     if missing:
         named = ", ".join(missing[:_NAMED]) + (" ..." if len(missing) > _NAMED else "")
         raise PackError(
             f"{len(missing)} of {num_shards} shards are not packed ({named}): their parts "
             "failed or were cancelled, and their logs say why; the same command packs only these"
         )
-    if (output / MANIFEST_NAME).exists():
+    return _manifest_of(config, plan, records_of(Path(config.output), plan))
+
+
+def _manifest_of(
+    config: PackConfig, plan: Plan, records: Sequence[ShardRecord | None], anew: bool = False
+) -> Manifest:
+    """Return the manifest of whole shards; write it if it is missing, or anew."""
+    output = Path(config.output)
+    if not anew and (output / MANIFEST_NAME).exists():
         return read_manifest(output)
-    records = records_of(output, plan)
     return _write_manifest(config, plan, [record for record in records if record is not None])
 
 
@@ -166,7 +169,7 @@ def _write_manifest(config: PackConfig, plan: Plan, records: Sequence[ShardRecor
     if not entries:
         raise PackError(f"no patch of {config.source.root} could be packed")
     write_quarantine(output / REJECTED_NAME, rejected)
-    manifest = build_manifest(output, _origin_of(config, plan), plan.layout, entries)
+    manifest = build_manifest(output, plan.origin, plan.layout, entries)
     manifest.provenance.update(
         settings=plan.settings,
         plan=plan.fingerprint,
@@ -201,10 +204,6 @@ def _stop_above(config: PackConfig, plan: Plan, rejected: Sequence[QuarantinedPa
         f"{len(rejected)} of {plan.num_refs} patches are bad, max_rejected={config.max_rejected} "
         f"tolerates {tolerated}; the last: {last.file}: {last.reason} (all in {path})"
     )
-
-
-def _origin_of(config: PackConfig, plan: Plan) -> ShardOrigin:
-    return ShardOrigin(config.source.name, plan.simulated, plan.processing_level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,9 +254,7 @@ def check_settings(config: PackConfig, root_exists: bool = True) -> None:
                 f"source.root is {root}, which is not a folder; give the folder of {source.kind}: "
                 "source.root=DIR"
             )
-        if (
-            problems and root_exists
-        ):  # else it is read when the plan is made: it may walk over all files
+        if problems and root_exists:  # else the plan asks for it: it may walk over all files
             opened.layout()
     except ValueError as error:
         problems.append(str(error))
@@ -292,12 +289,7 @@ def pack(
     remove_leftovers(this.output)
     changed = _pack_part(this, progress)
     records = records_of(this.output, this.plan)
-    whole = [record for record in records if record is not None]
-    if len(whole) < len(records):
-        return None
-    if not changed and (this.output / MANIFEST_NAME).exists():
-        return read_manifest(this.output)
-    return _write_manifest(config, this.plan, whole)
+    return None if None in records else _manifest_of(config, this.plan, records, anew=changed)
 
 
 def _pack_part(part: _Part, progress: bool) -> bool:
@@ -340,19 +332,16 @@ def _pack_shard(
     remove_leftovers(part.output, shard)
     (part.output / MANIFEST_NAME).unlink(missing_ok=True)  # from here on it would not be true
     before = len(part.rejected)
-    path, origin = shard_path(part.output, shard), _origin_of(part.config, part.plan)
+    path, plan = shard_path(part.output, shard), part.plan
     patches = _good_patches(part, refs, advance)
-    entry = write_shard(path, part.plan.layout, patches, len(refs), origin, part.config.compression)
+    entry = write_shard(path, plan.layout, patches, len(refs), plan.origin, part.config.compression)
     rejected = tuple(part.rejected[before:])
     if rejected:
         _log.warning(
             "%s: left out %d patches, the first %s: %s",
-            path.name,
-            len(rejected),
-            rejected[0].file,
-            rejected[0].reason,
-        )
-    ShardRecord(part.plan.fingerprint, entry, rejected).write(part.output, shard)
+            path.name, len(rejected), rejected[0].file, rejected[0].reason,
+        )  # fmt: skip
+    ShardRecord(plan.fingerprint, entry, rejected).write(part.output, shard)
 
 
 def _good_patches(

@@ -18,14 +18,22 @@ from typing import Any
 
 from preprocess.config import OnError, PackConfig
 from preprocess.shards.atomic_io import atomic_path, is_abandoned, write_text
-from preprocess.shards.format import FORMAT_VERSION, ShardLayout, sha256_of
-from preprocess.shards.patch import Dropped, PatchError, PatchRef
+from preprocess.shards.format import (
+    FORMAT_VERSION,
+    Dropped,
+    PatchError,
+    PatchRef,
+    ShardLayout,
+    sha256_of,
+)
+from preprocess.shards.manifest import ShardOrigin
 from preprocess.sources.base import Source
 
-REJECTED_NAME = "rejected.jsonl"
+WORK_FOLDER = "packing"
+PLAN_NAME, REPEATED_NAME, DROPPED_NAME = "plan.jsonl", "repeated.jsonl", "dropped.jsonl"
+REJECTED_NAME, TABLE_NAME = "rejected.jsonl", "selection.csv"
 KEPT = "kept"
-TABLE_NAME = "selection.csv"
-DROPPED_NAME = "dropped.jsonl"
+_NOT_IN_HEAD = {"path", "fingerprint", "num_refs"}  # of a plan: they follow from its file
 
 # Kept and dropped patches by product and reason; a product dropped whole counts as one.
 Selection = dict[str, Counter[str]]
@@ -55,39 +63,25 @@ def quarantined(sample: str, error: PatchError, root: Path) -> QuarantinedPatch:
 
 def write_quarantine(path: Path, rejected: Iterable[QuarantinedPatch]) -> None:
     """Write one JSON object a line, whole or not at all."""
-    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected]
-    write_text(path, "".join(lines))
+    _write_lines(path, rejected)
 
 
 def read_quarantine(path: Path) -> tuple[QuarantinedPatch, ...]:
     """Return what ``write_quarantine`` wrote; nothing if there is no such file."""
-    if not path.is_file():
-        return ()
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return tuple(QuarantinedPatch(**json.loads(line)) for line in lines)
+    return tuple(QuarantinedPatch(**line) for line in _read_lines(path))
 
 
-def kept(stream: Iterable[PatchRef | Dropped], dropped: list[Dropped]) -> Iterator[PatchRef]:
-    """Yield the references of a stream; what is dropped goes to the list."""
-    for item in stream:
-        if isinstance(item, Dropped):
-            dropped.append(item)
-        else:
-            yield item
-
-
-def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
-    """Write one line of JSON for each product and reason."""
-    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in dropped]
+def _write_lines(path: Path, items: Iterable[QuarantinedPatch | Dropped]) -> None:
+    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items]
     write_text(path, "".join(lines))
 
 
-def read_dropped(path: Path) -> list[Dropped]:
-    """Return what ``write_dropped`` wrote; nothing if there is no such file."""
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8") as file:
-        return [Dropped(**json.loads(line)) for line in file]
+    # newline: an id may hold what str.splitlines takes for the end of a line
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]
 
 
 def selection_of(dropped: Sequence[Dropped], refs: Iterable[PatchRef]) -> Selection:
@@ -125,12 +119,6 @@ def write_table(output: Path, selection: Selection) -> None:
     write_text(output / TABLE_NAME, text.getvalue())
 
 
-WORK_FOLDER = "packing"
-PLAN_NAME = "plan.jsonl"
-REPEATED_NAME = "repeated.jsonl"
-_NOT_IN_HEAD = {"path", "fingerprint", "num_refs"}  # of a plan: they follow from its file
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A plan on disk, of which only the head is in memory.
@@ -154,6 +142,11 @@ class Plan:
     processing_level: str
     rows_per_shard: int
     num_refs: int
+
+    @property
+    def origin(self) -> ShardOrigin:
+        """What its shards and manifest say of their source."""
+        return ShardOrigin(self.settings["source.name"], self.simulated, self.processing_level)
 
     @property
     def num_shards(self) -> int:
@@ -180,7 +173,7 @@ class Plan:
 
     def selection(self) -> Selection:
         """Return how many patches of each product were kept and dropped; empty if none was."""
-        dropped = read_dropped(self.path.with_name(DROPPED_NAME))
+        dropped = [Dropped(**line) for line in _read_lines(self.path.with_name(DROPPED_NAME))]
         refs = (ref for _, shard in self.shards(0, 1) for ref in shard)
         return selection_of(dropped, refs)
 
@@ -246,8 +239,6 @@ def _has_shards(output: Path) -> bool:
 
 
 def _refuse_foreign(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output is {output}, which is a file; give a folder")
     foreign = sorted(path.name for path in output.glob("[!.]*") if path.name != WORK_FOLDER)
     # looked at again: another part may have planned and packed in the meantime
     if foreign and not (output / WORK_FOLDER / PLAN_NAME).exists():
@@ -261,7 +252,7 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
     layout = source.layout()
     dropped: list[Dropped] = []
     repeated: list[QuarantinedPatch] = []
-    refs = _unique(kept(source.discover(), dropped), config, repeated)
+    refs = _unique(_kept(source.discover(), dropped), config, repeated)
     refs = itertools.islice(refs, config.limit or None)
     first = next(refs, None)  # before anything is written: a wrong root shows here
     if first is None:
@@ -281,8 +272,17 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
         for ref in itertools.chain([first], refs):
             file.write(ref.to_json() + "\n")
         # before the plan is in place
-        write_dropped(path.with_name(DROPPED_NAME), dropped)
-        write_quarantine(path.with_name(REPEATED_NAME), repeated)
+        _write_lines(path.with_name(DROPPED_NAME), dropped)
+        _write_lines(path.with_name(REPEATED_NAME), repeated)
+
+
+def _kept(stream: Iterable[PatchRef | Dropped], dropped: list[Dropped]) -> Iterator[PatchRef]:
+    """Yield the references of a stream; what is dropped goes to the list."""
+    for item in stream:
+        if isinstance(item, Dropped):
+            dropped.append(item)
+        else:
+            yield item
 
 
 def _unique(

@@ -1,9 +1,10 @@
-"""Progress of packing, verifying and staging: a bar on a terminal, else a log line every 30 s."""
+"""Progress of packing, verifying, staging and fetching: a bar on a terminal, else log lines."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,39 +18,50 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def progress_of(total: int, what: str, enabled: bool = True) -> Iterator[Callable[[int], object]]:
-    """Yield a function that adds to the number of patches that are done, out of ``total``."""
+def progress_of(
+    total: int, what: str, enabled: bool = True, unit: str = "patches"
+) -> Iterator[Callable[[int], object]]:
+    """Yield a function that adds to how much of ``total`` is done; threads may share it.
+
+    Args:
+        total: amount of work.
+        what: names it.
+        enabled: false shows and logs nothing.
+        unit: of the amount; ``B`` counts bytes.
+    """
     if not enabled:
         yield lambda count: None
     elif sys.stderr.isatty():
-        with tqdm(total=total, desc=what, unit=" patches", dynamic_ncols=True) as bar:
+        shown = unit if unit == "B" else f" {unit}"
+        with tqdm(
+            total=total, desc=what, unit=shown, unit_scale=unit == "B", dynamic_ncols=True
+        ) as bar:
             yield bar.update
     else:
-        yield _LogLines(total, what).advance
+        yield _LogLines(total, what, unit).advance
 
 
 class _LogLines:
-    """Counts, and logs a line at intervals and at the end."""
+    """Logs how far the work is at intervals and at the end."""
 
-    def __init__(self, total: int, what: str) -> None:
-        self.total = total
-        self.what = what
-        self.done = 0
-        self.started = self.reported = time.monotonic()
+    def __init__(self, total: int, what: str, unit: str) -> None:
+        self._total, self._what, self._unit = total, what, unit
+        self._done = 0
+        self._started = self._reported = time.monotonic()
+        self._lock = threading.Lock()
 
     def advance(self, count: int) -> None:
-        """Add to the number of patches that are done."""
-        self.done += count
-        now = time.monotonic()
-        if now - self.reported >= LOG_EVERY_S or self.done == self.total:
-            rate = self.done / max(now - self.started, 1e-9)
-            left = timedelta(seconds=round((self.total - self.done) / max(rate, 1e-9)))
-            _log.info(
-                "%s: %d of %d patches, %.0f/s, %s left",
-                self.what,
-                self.done,
-                self.total,
-                rate,
-                left,
-            )
-            self.reported = now
+        """Add to what is done."""
+        with self._lock:
+            self._done += count
+            done, now = self._done, time.monotonic()
+            if now - self._reported < LOG_EVERY_S and done != self._total:
+                return
+            self._reported = now
+        rate = done / max(now - self._started, 1e-9)
+        if self._unit == "B":
+            far = f"{done / 1e9:.2f} of {self._total / 1e9:.2f} GB, {rate / 1e6:.1f} MB/s"
+        else:
+            far = f"{done} of {self._total} {self._unit}, {rate:.0f}/s"
+        left = timedelta(seconds=round(max(0, self._total - done) / max(rate, 1e-9)))
+        _log.info("%s: %s, %s left", self._what, far, left)

@@ -47,8 +47,11 @@ from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError  # 
 from rasterio.warp import transform as reproject  # noqa: E402
 from rasterio.windows import Window  # noqa: E402
 
-from preprocess.shards.format import NODATA  # noqa: E402
-from preprocess.shards.patch import PatchError, Transform  # noqa: E402
+from preprocess.shards.format import (  # noqa: E402
+    NODATA,
+    PatchError,
+    Transform,
+)
 
 # GDAL's own default is a twentieth of the machine's memory, whatever the job was granted. This much
 # holds the blocks that one column of patches crosses, in all bands of a product. In bytes: rasterio

@@ -20,16 +20,10 @@ import numpy as np
 
 from preprocess import raster
 from preprocess.config import SourceConfig, VerifyConfig
-from preprocess.pack import (
-    read_patch,
-    read_record,
-    remove_leftovers,
-    shard_path,
-)
+from preprocess.pack import read_patch, read_record, remove_leftovers, shard_path
 from preprocess.plan import WORK_FOLDER, Plan, read_plan
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import publish
-from preprocess.shards.compression import CODECS, load_filter
 from preprocess.shards.format import (
     FACTS_CRC32,
     FORMAT,
@@ -42,28 +36,25 @@ from preprocess.shards.format import (
     PATCHES,
     PIXEL_DTYPE,
     UNKNOWN_LABEL,
+    Patch,
+    PatchError,
+    PatchRef,
     ShardLayout,
     crc32_by_row,
     crc32_of,
     facts_in,
     sha256_of,
 )
+from preprocess.shards.hdf5 import CODECS, load_filter, open_shard
 from preprocess.shards.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardEntry,
-    ShardOrigin,
-    read_manifest,
-)
-from preprocess.shards.patch import Patch, PatchError, PatchRef
-from preprocess.shards.reader import open_readers, open_shard
-from preprocess.shards.statistics import (
-    Histogram,
     build_manifest,
     empty_histogram,
-    label_counts,
-    statistics_of,
+    read_manifest,
 )
+from preprocess.shards.reader import open_readers
 from preprocess.shards.writer import (
     Block,
     block_rows,
@@ -78,130 +69,14 @@ from preprocess.sources.base import Source
 # What h5py raises where a flipped bit has hit the structure of a file.
 _UNREADABLE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
 _CHANGED = "differs from its checksum"
+_PACK_AGAIN = "repair=true packs it again from the source"
+_SUM_UP_AGAIN = "repair=true sums the shards up again"
+
+_log = logging.getLogger(__name__)
 
 
-def structure_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
-    """Return what presence, size and tables of contents tell, without reading a pixel."""
-    if not path.is_file():
-        return ["is missing"]
-    size = path.stat().st_size
-    if size != entry.size_bytes:
-        return [f"has {size} bytes, the manifest says {entry.size_bytes}"]
-    try:
-        with open_shard(path) as file:
-            return [*_head_faults(file), *_table_faults(file, entry, layout)]
-    except _UNREADABLE as error:
-        return [f"cannot be read as a shard ({error})"]
-
-
-def content_faults(
-    path: Path, entry: ShardEntry, layout: ShardLayout
-) -> tuple[Histogram, list[str]]:
-    """Return the counts of the pixels, and what checksums and pixels tell.
-
-    A changed sample is named; a change elsewhere in the file shows in the file's checksum.
-    """
-    faults: list[str] = []
-    histogram = empty_histogram(len(layout.bands))
-    try:
-        with open_shard(path) as file:
-            faults.extend(_pixel_faults(file, entry, layout, histogram))
-            faults.extend(_fact_faults(file, layout))
-            faults.extend(_label_faults(file, layout))
-    except _UNREADABLE as error:
-        faults.append(f"cannot be read to its end ({error})")
-    if sha256_of(path) != entry.sha256:
-        place = "" if faults else f" in its structure, which concerns all {entry.rows} samples"
-        faults.append(f"differs from its SHA-256 in the manifest{place}")
-    return histogram, faults
-
-
-def _head_faults(file: h5py.File) -> Iterator[str]:
-    found = (file.attrs["format"], int(file.attrs["format_version"]))
-    if found != (FORMAT, FORMAT_VERSION):
-        yield f"is of format {found[0]} {found[1]}, not {FORMAT} {FORMAT_VERSION}"
-
-
-def _table_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> Iterator[str]:
-    rows = entry.rows
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{PATCHES}/{group.name}": (rows, *group.shape) for group in layout.groups
-    }
-    shapes |= {f"{LABELS}/{s.name}": (rows, len(s.classes)) for s in layout.label_sets}
-    shapes |= {f"{FRACTIONS}/{s.name}": (rows, len(s.classes)) for s in layout.fraction_sets}
-    shapes |= {f"{INDEX}/{name}": (rows,) for name in INDEX_FIELDS if name != "transform"}
-    shapes |= {f"{INDEX}/transform": (rows, 6), f"{INDEX}/{FACTS_CRC32}": (rows,)}
-    for name, shape in shapes.items():
-        if name not in file:
-            yield f"holds no {name}"
-        elif file[name].shape != shape:
-            yield f"{name} is of shape {file[name].shape}, the manifest says {shape}"
-        elif name.startswith(PATCHES) and file[name].dtype != PIXEL_DTYPE:
-            yield f"{name} is of type {file[name].dtype}, not {PIXEL_DTYPE}"
-    offsets = offsets_in(file, layout)
-    if offsets != entry.offsets:
-        yield f"pixels begin at {offsets}, the manifest says {entry.offsets}"
-
-
-def _pixel_faults(
-    file: h5py.File, entry: ShardEntry, layout: ShardLayout, histogram: Histogram
-) -> Iterator[str]:
-    """Yield the samples that differ from their checksum; count the pixels in ``histogram``."""
-    checksums = file[f"{INDEX}/crc32"][()]
-    sound = True
-    for row, block in _readable_blocks(file, layout, entry.rows):
-        if isinstance(block, OSError):
-            sound = False
-            yield f"sample {_name(file, row)} (row {row}) cannot be decoded ({block})"
-            continue
-        count_block(histogram, block, layout)
-        for place in range(len(next(iter(block.values())))):
-            sample = {name: pixels[place] for name, pixels in block.items()}
-            if crc32_of(sample, layout) != checksums[row + place]:
-                sound = False
-                yield f"sample {_name(file, row + place)} (row {row + place}) {_CHANGED}"
-    # counts of changed pixels would only repeat what is known
-    if sound and not np.array_equal(histogram, file[HISTOGRAM][()]):
-        yield f"{HISTOGRAM} differs from the pixels"
-
-
-def _readable_blocks(
-    file: h5py.File, layout: ShardLayout, rows: int
-) -> Iterator[tuple[int, Block | OSError]]:
-    """Yield first row and pixels of blocks; in the place of a sample without pixels, the error."""
-    for part in block_rows(rows):
-        try:
-            yield part.start, stored_block(file, layout, part)
-        except OSError:
-            # one damaged chunk hides all others of its block: sample by sample shows which it is
-            for row in range(part.start, part.stop):
-                try:
-                    yield row, stored_block(file, layout, slice(row, row + 1))
-                except OSError as error:
-                    yield row, error
-
-
-def _name(file: h5py.File, row: int) -> str:
-    return str(file[f"{INDEX}/id"][row].decode(errors="replace"))
-
-
-def _fact_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
-    changed = crc32_by_row(facts_in(file, layout)) != file[f"{INDEX}/{FACTS_CRC32}"][()]
-    for row in np.flatnonzero(changed).tolist():
-        yield f"what is known of sample {_name(file, row)} (row {row}) {_CHANGED}"
-
-
-def _label_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
-    for label_set in layout.label_sets:
-        rows = file[f"{LABELS}/{label_set.name}"][()]
-        answered = rows[(rows != UNKNOWN_LABEL).any(axis=1)]
-        single = label_set.kind == "single" and (answered.sum(axis=1) != 1).any()
-        if (answered > 1).any() or single:
-            yield f"{LABELS}/{label_set.name} holds rows that are no {label_set.kind} label"
-
-
-PACK_AGAIN = "repair=true packs it again from the source"
-SUM_UP_AGAIN = "repair=true sums the shards up again"
+class RepairError(RuntimeError):
+    """A shard cannot be brought back; it was left as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,64 +132,53 @@ def verify(config: VerifyConfig, progress: bool = True) -> VerifyReport:
     folder = Path(config.shards)
     manifest = read_manifest(folder)
     problems = [
-        Problem(entry.file, fault, PACK_AGAIN)
+        Problem(entry.file, fault, _PACK_AGAIN)
         for entry in manifest.shards
         for fault in structure_faults(folder / entry.file, entry, manifest.layout)
     ]
     if not config.quick:
         for codec in {entry.codec for entry in manifest.shards}:
             load_filter(codec)  # without it every sample would look damaged
-        problems += _content_problems(
-            folder, manifest, {p.file for p in problems}, config, progress
-        )
+        broken = {problem.file for problem in problems}
+        sound = [entry for entry in manifest.shards if entry.file not in broken]
+        problems += _content_problems(folder, manifest.layout, sound, config.threads, progress)
+        if not problems:  # sums over faulty shards would only repeat what is known
+            problems += _sum_problems(folder, manifest)
     return VerifyReport(
         len(manifest.shards), manifest.rows, manifest.simulated, config.quick, problems
     )
 
 
 def _content_problems(
-    folder: Path, manifest: Manifest, broken: set[str], config: VerifyConfig, progress: bool
+    folder: Path, layout: ShardLayout, entries: list[ShardEntry], threads: int, progress: bool
 ) -> list[Problem]:
-    sound = [entry for entry in manifest.shards if entry.file not in broken]
-    total, problems = _look_at(folder, manifest, sound, config.threads, progress)
-    if broken or problems:
-        return problems  # sums over faulty shards would only repeat what is known
-    if statistics_of(total, manifest.layout) != manifest.statistics:
-        problems.append(Problem(MANIFEST_NAME, "statistics differ from the pixels", SUM_UP_AGAIN))
-    problems += _sum_problems(folder, manifest, manifest.shards)
+    problems: list[Problem] = []
+    # checksums are computed outside the interpreter's lock
+    with (
+        progress_of(sum(entry.rows for entry in entries), "verify", progress) as advance,
+        ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool,
+    ):
+        looks = [pool.submit(content_faults, folder / e.file, e, layout) for e in entries]
+        for entry, look in zip(entries, looks, strict=True):
+            problems += [Problem(entry.file, fault, _PACK_AGAIN) for fault in look.result()]
+            advance(entry.rows)
     return problems
 
 
-def _look_at(
-    folder: Path, manifest: Manifest, entries: list[ShardEntry], threads: int, progress: bool
-) -> tuple[Histogram, list[Problem]]:
-    """Return the counts of all pixels, and what is wrong with shards."""
-    problems: list[Problem] = []
-    total = empty_histogram(len(manifest.layout.bands))
-    rows = sum(entry.rows for entry in entries)
-    # checksums are computed outside the interpreter's lock
-    with (
-        progress_of(rows, "verify", progress) as advance,
-        ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool,
-    ):
-        looks = [
-            (entry, pool.submit(content_faults, folder / entry.file, entry, manifest.layout))
-            for entry in entries
-        ]
-        for entry, look in looks:
-            histogram, faults = look.result()
-            total += histogram
-            problems += [Problem(entry.file, fault, PACK_AGAIN) for fault in faults]
-            advance(entry.rows)
-    return total, problems
-
-
-def _sum_problems(
-    folder: Path, manifest: Manifest, entries: tuple[ShardEntry, ...]
-) -> Iterator[Problem]:
-    claimed = manifest.provenance.get("label_counts")
-    if claimed != label_counts(folder, entries, manifest.layout):
-        yield Problem(MANIFEST_NAME, "label counts differ from the labels", SUM_UP_AGAIN)
+def _sum_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """Yield what the manifest sums up differently; each shard is known to equal its own claims."""
+    again = build_manifest(folder, manifest.origin, manifest.layout, manifest.shards)
+    claimed = {
+        # older manifests do not count clipped pixels
+        band: replace(found, clipped_fraction=again.statistics[band].clipped_fraction)
+        if found.clipped_fraction is None
+        else found
+        for band, found in manifest.statistics.items()
+    }
+    if again.statistics != claimed:
+        yield Problem(MANIFEST_NAME, "statistics differ from the pixels", _SUM_UP_AGAIN)
+    if again.provenance["label_counts"] != manifest.provenance.get("label_counts"):
+        yield Problem(MANIFEST_NAME, "label counts differ from the labels", _SUM_UP_AGAIN)
     ids = Counter[str]()
     for reader in open_readers(folder, manifest):
         ids.update(reader.index("id").tolist())
@@ -325,11 +189,116 @@ def _sum_problems(
         )
 
 
-_log = logging.getLogger(__name__)
+def structure_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
+    """Return what presence, size and tables of contents tell, without reading a pixel."""
+    if not path.is_file():
+        return ["is missing"]
+    size = path.stat().st_size
+    if size != entry.size_bytes:
+        return [f"has {size} bytes, the manifest says {entry.size_bytes}"]
+    try:
+        with open_shard(path) as file:
+            return list(_table_faults(file, entry, layout))
+    except _UNREADABLE as error:
+        return [f"cannot be read as a shard ({error})"]
 
 
-class RepairError(RuntimeError):
-    """A shard cannot be brought back; it was left as it is."""
+def content_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
+    """Return what checksums and pixels tell.
+
+    A changed sample is named; a change elsewhere in the file shows in the file's checksum.
+    """
+    faults: list[str] = []
+    try:
+        with open_shard(path) as file:
+            faults.extend(_pixel_faults(file, entry, layout))
+            faults.extend(_fact_faults(file, layout))
+            faults.extend(_label_faults(file, layout))
+    except _UNREADABLE as error:
+        faults.append(f"cannot be read to its end ({error})")
+    if sha256_of(path) != entry.sha256:
+        place = "" if faults else f" in its structure, which concerns all {entry.rows} samples"
+        faults.append(f"differs from its SHA-256 in the manifest{place}")
+    return faults
+
+
+def _table_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> Iterator[str]:
+    found = (file.attrs["format"], int(file.attrs["format_version"]))
+    if found != (FORMAT, FORMAT_VERSION):
+        yield f"is of format {found[0]} {found[1]}, not {FORMAT} {FORMAT_VERSION}"
+    rows = entry.rows
+    shapes: dict[str, tuple[int, ...]] = {
+        **{f"{PATCHES}/{group.name}": (rows, *group.shape) for group in layout.groups},
+        **{f"{LABELS}/{s.name}": (rows, len(s.classes)) for s in layout.label_sets},
+        **{f"{FRACTIONS}/{s.name}": (rows, len(s.classes)) for s in layout.fraction_sets},
+        **{f"{INDEX}/{name}": (rows,) for name in (*INDEX_FIELDS, FACTS_CRC32)},
+        f"{INDEX}/transform": (rows, 6),
+    }
+    for name, shape in shapes.items():
+        if name not in file:
+            yield f"holds no {name}"
+        elif file[name].shape != shape:
+            yield f"{name} is of shape {file[name].shape}, the manifest says {shape}"
+        elif name.startswith(PATCHES) and file[name].dtype != PIXEL_DTYPE:
+            yield f"{name} is of type {file[name].dtype}, not {PIXEL_DTYPE}"
+    offsets = offsets_in(file, layout)
+    if offsets != entry.offsets:
+        yield f"pixels begin at {offsets}, the manifest says {entry.offsets}"
+
+
+def _pixel_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> Iterator[str]:
+    checksums = file[f"{INDEX}/crc32"][()]
+    histogram = empty_histogram(len(layout.bands))
+    sound = True
+    for row, block in _readable_blocks(file, layout, entry.rows):
+        if isinstance(block, OSError):
+            sound = False
+            yield f"{_sample(file, row)} cannot be decoded ({block})"
+            continue
+        count_block(histogram, block, layout)
+        for place in range(len(next(iter(block.values())))):
+            sample = {name: pixels[place] for name, pixels in block.items()}
+            if crc32_of(sample, layout) != checksums[row + place]:
+                sound = False
+                yield f"{_sample(file, row + place)} {_CHANGED}"
+    # counts of changed pixels would only repeat what is known
+    if sound and not np.array_equal(histogram, file[HISTOGRAM][()]):
+        yield f"{HISTOGRAM} differs from the pixels"
+
+
+def _readable_blocks(
+    file: h5py.File, layout: ShardLayout, rows: int
+) -> Iterator[tuple[int, Block | OSError]]:
+    """Yield first row and pixels of blocks; in the place of a sample without pixels, the error."""
+    for part in block_rows(rows):
+        try:
+            yield part.start, stored_block(file, layout, part)
+        except OSError:
+            # one damaged chunk hides all others of its block: sample by sample shows which it is
+            for row in range(part.start, part.stop):
+                try:
+                    yield row, stored_block(file, layout, slice(row, row + 1))
+                except OSError as error:
+                    yield row, error
+
+
+def _sample(file: h5py.File, row: int) -> str:
+    return f"sample {file[f'{INDEX}/id'][row].decode(errors='replace')} (row {row})"
+
+
+def _fact_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
+    changed = crc32_by_row(facts_in(file, layout)) != file[f"{INDEX}/{FACTS_CRC32}"][()]
+    for row in np.flatnonzero(changed).tolist():
+        yield f"what is known of {_sample(file, row)} {_CHANGED}"
+
+
+def _label_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
+    for label_set in layout.label_sets:
+        rows = file[f"{LABELS}/{label_set.name}"][()]
+        answered = rows[(rows != UNKNOWN_LABEL).any(axis=1)]
+        single = label_set.kind == "single" and (answered.sum(axis=1) != 1).any()
+        if (answered > 1).any() or single:
+            yield f"{LABELS}/{label_set.name} holds rows that are no {label_set.kind} label"
 
 
 def verify_and_repair(config: VerifyConfig, progress: bool = True) -> tuple[VerifyReport, int]:
@@ -352,23 +321,27 @@ def verify_and_repair(config: VerifyConfig, progress: bool = True) -> tuple[Veri
     if faulty:
         _pack_again(folder, manifest, faulty, config.root)
     else:
-        _sum_up_again(folder, manifest)
+        again = build_manifest(folder, manifest.origin, manifest.layout, manifest.shards)
+        replace(again, provenance={**manifest.provenance, **again.provenance}).write(folder)
+        _log.info("%s: summed up again from the shards", MANIFEST_NAME)
     return verify(config, progress), max(1, len(faulty))
 
 
 def _pack_again(folder: Path, manifest: Manifest, faulty: list[ShardEntry], root: str) -> None:
     plan = read_plan(folder)
-    source_config = _source_of(plan.settings, root)
-    source = open_source(source_config)
+    config = _source_config(plan.settings, root)
+    source = open_source(config)
     by_name = {entry.file: entry for entry in faulty}
     with raster.session():
         for number, refs in plan.shards(0, 1):
             entry = by_name.get(shard_path(folder, number).name)
             if entry is not None:
-                rejected = _rejected(folder, number, plan)
+                record = read_record(folder, number, plan.fingerprint)
+                if record is None:
+                    raise ValueError(f"{folder} lost its record of shard {number}; pack again")
+                rejected = {item.id for item in record.rejected}
                 kept = [ref for ref in refs if ref.id not in rejected]
-                patches = _patches(source, source_config.root, plan, kept)
-                _replace(folder, manifest, entry, patches)
+                _replace(folder, manifest, entry, _patches(source, config.root, plan, kept))
 
 
 def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Iterator[Patch]) -> None:
@@ -378,10 +351,11 @@ def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Itera
             f"a new folder with compression={CODECS[-1]}"
         )
     path = folder / WORK_FOLDER / "repaired" / entry.file
-    origin = ShardOrigin(manifest.source, manifest.simulated, manifest.processing_level)
     path.parent.mkdir(exist_ok=True)
     try:
-        again = write_shard(path, manifest.layout, patches, entry.rows, origin, entry.codec)
+        again = write_shard(
+            path, manifest.layout, patches, entry.rows, manifest.origin, entry.codec
+        )
         if again != entry:
             raise RepairError(
                 f"{entry.file} cannot be brought back: the source, or a library, no longer gives "
@@ -405,22 +379,8 @@ def _patches(source: Source, root: str, plan: Plan, refs: list[PatchRef]) -> Ite
             ) from error
 
 
-def _rejected(folder: Path, number: int, plan: Plan) -> set[str]:
-    record = read_record(folder, number, plan.fingerprint)
-    if record is None:
-        raise ValueError(f"{folder} lost its record of shard {number}; pack again")
-    return {item.id for item in record.rejected}
-
-
-def _source_of(settings: dict[str, Any], root: str) -> SourceConfig:
+def _source_config(settings: dict[str, Any], root: str) -> SourceConfig:
     """Rebuild the settings of the source; the rasters may have moved to another root."""
     kind = SOURCES[settings["source.kind"]].config
     values = {entry.name: settings[f"source.{entry.name}"] for entry in fields(kind)}
     return kind(**{**values, "root": root or values["root"]})
-
-
-def _sum_up_again(folder: Path, manifest: Manifest) -> None:
-    origin = ShardOrigin(manifest.source, manifest.simulated, manifest.processing_level)
-    again = build_manifest(folder, origin, manifest.layout, manifest.shards)
-    replace(again, provenance={**manifest.provenance, **again.provenance}).write(folder)
-    _log.info("%s: summed up again from the shards", MANIFEST_NAME)

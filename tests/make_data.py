@@ -14,10 +14,8 @@ import rasterio
 from preprocess.bands import BANDS, L2A_BANDS, native_groups
 from preprocess.config import PackConfig
 from preprocess.pack import pack
-from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
-from preprocess.shards.manifest import ShardOrigin
-from preprocess.shards.patch import Patch
-from preprocess.shards.statistics import build_manifest
+from preprocess.shards.format import GroupLayout, LabelSet, Patch, ShardLayout
+from preprocess.shards.manifest import ShardOrigin, build_manifest
 from preprocess.shards.writer import write_shard
 from preprocess.sources.simulated import SimulatedConfig
 

@@ -15,8 +15,8 @@ from jobs.figures.canvas import COLORS, Page, canvas
 from preprocess import raster
 from preprocess.shards import Manifest, ShardReader, open_readers, read_manifest
 from preprocess.shards.format import HISTOGRAM
-from preprocess.shards.reader import open_shard
-from preprocess.shards.statistics import empty_histogram
+from preprocess.shards.hdf5 import open_shard
+from preprocess.shards.manifest import empty_histogram
 from simclr.augment.operations import OPERATIONS
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig, PresetName

@@ -23,8 +23,9 @@ import zstandard
 
 from preprocess.fetch.config import FetchConfig, What
 from preprocess.fetch.http import FetchError, Http, RemoteChangedError, RemoteFile, shown
-from preprocess.fetch.partial import PartialFile, byte_progress, chunks, read_json
+from preprocess.fetch.partial import PartialFile, chunks, read_json
 from preprocess.fetch.scenes import STAGING, STATE
+from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import fsync, write_json
 
 _CHUNK_BYTES = 64 * 2**20  # few requests: record servers count them
@@ -194,7 +195,7 @@ def unpack(path: Path, target: Path, expected: int = 0) -> int:
         fresh_files = fresh_bytes = 0
         size = path.stat().st_size
         with (
-            byte_progress(size, f"unpack {path.name}", enabled=True) as advance,
+            progress_of(size, f"unpack {path.name}", unit="B") as advance,
             _members(path, advance) as members,
         ):
             for index, (name, length, stream) in enumerate(members):
@@ -221,7 +222,7 @@ def _download(http: Http, plan: ArchivePlan, path: Path, config: FetchConfig) ->
     spans = chunks(plan.remote.size, _CHUNK_BYTES)
     missing = partial.missing(spans)
     pool = ThreadPoolExecutor(min(config.streams, _MAX_STREAMS))
-    with byte_progress(plan.remote.size, path.name, enabled=True) as advance:
+    with progress_of(plan.remote.size, path.name, unit="B") as advance:
         advance(plan.remote.size - sum(span.length for span in missing))
         try:
             partial.fetch_all(http, missing, pool, advance)

@@ -7,29 +7,19 @@ is always whole.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import sys
 import threading
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, as_completed, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from tqdm import tqdm
 
 from preprocess.fetch.http import Http, RemoteFile
 from preprocess.shards.atomic_io import publish
 
 RANGE_BYTES = 8 * 2**20  # what a killed download may have to fetch again, for each stream
-_LOG_EVERY_S = 30.0
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,43 +164,6 @@ def write_all(descriptor: int, data: bytes, offset: int) -> None:
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
-
-
-@contextmanager
-def byte_progress(total: int, what: str, enabled: bool) -> Iterator[Callable[[int], object]]:
-    """Yield a function that counts bytes: a bar on a terminal, a line now and then in a log."""
-    if not enabled:
-        yield lambda count: None
-    elif sys.stderr.isatty():
-        with tqdm(total=total, desc=what, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
-            yield bar.update
-    else:
-        yield _LogLines(total, what).advance
-
-
-class _LogLines:
-    """Counts bytes and logs how far they are at intervals and at the end."""
-
-    def __init__(self, total: int, what: str) -> None:
-        self._total, self._what = total, what
-        self._done = 0
-        self._started = self._reported = time.monotonic()
-        self._lock = threading.Lock()
-
-    def advance(self, count: int) -> None:
-        """Count so many more bytes."""
-        with self._lock:
-            self._done += count
-            now = time.monotonic()
-            if now - self._reported < _LOG_EVERY_S and self._done != self._total:
-                return
-            self._reported = now
-        rate = self._done / max(now - self._started, 1e-9)
-        left = timedelta(seconds=round(max(0, self._total - self._done) / max(rate, 1e-9)))
-        _log.info(
-            "%s: %.2f of %.2f GB, %.1f MB/s, %s left",
-            self._what, self._done / 1e9, self._total / 1e9, rate / 1e6, left,
-        )  # fmt: skip
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

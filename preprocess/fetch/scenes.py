@@ -30,8 +30,9 @@ from preprocess.fetch.http import (
     StoppedError,
     UnreachableError,
 )
-from preprocess.fetch.partial import PartialFile, Span, byte_progress, chunks, read_json
+from preprocess.fetch.partial import PartialFile, Span, chunks, read_json
 from preprocess.fetch.stac import NO_GROUND, SCL, Area, Scene
+from preprocess.progress import progress_of
 from preprocess.radiometry import DARK_BANDS
 from preprocess.raster import keep_squares
 from preprocess.shards.atomic_io import atomic_path, fsync, write_json
@@ -141,7 +142,7 @@ def fetch_scenes(http: Http, plans: list[ScenePlan], config: FetchConfig) -> lis
     todo = [plan for plan in plans if not plan.done and not plan.failed]
     total = sum(plan.sizes[band] for plan in todo for band in plan.missing)
     with (
-        byte_progress(total, "fetch", enabled=bool(todo)) as advance,
+        progress_of(total, "fetch", bool(todo), "B") as advance,
         ThreadPoolExecutor(config.streams) as ranges,
         # one for each band that is worked on: it plans and finishes, and waits for its ranges
         ThreadPoolExecutor(config.streams) as pool,

@@ -1,19 +1,46 @@
-"""The manifest of a packed source: written last by packing, read first by everybody else."""
+"""The manifest of a packed source: written last by packing, read first by everybody else.
+
+Its band statistics come from histograms over all 65,536 values, which lose nothing and merge by
+addition: parts of a source packed by different tasks give the same to the last bit.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
+import numpy.typing as npt
+
 from preprocess.shards.atomic_io import write_json
-from preprocess.shards.compression import NO_CODEC
-from preprocess.shards.format import FORMAT, FORMAT_VERSION, UNIT, ShardLayout
+from preprocess.shards.format import (
+    FORMAT,
+    FORMAT_VERSION,
+    HISTOGRAM,
+    INDEX,
+    LABELS,
+    NODATA,
+    NUM_PIXEL_VALUES,
+    SATURATED,
+    UNIT,
+    UNKNOWN_LABEL,
+    ShardLayout,
+)
+from preprocess.shards.hdf5 import NO_CODEC, open_shard
 
 MANIFEST_NAME = "manifest.json"
+SIMULATED_NOTICE = "simulated patches: synthesised by a program, never measured"
 _CHECKSUM = "sha256"
+_UNKNOWN = "unknown"
+_OF_PRODUCTS = ("product", "baseline", "offset", "offset_authority")
+
+Histogram = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +86,7 @@ class BandStatistics:
 
     Nodata (0) and saturated (65535) pixels are left out of all but ``nodata_fraction``.
     ``clipped_fraction`` is the share stored as 1, which stands for all reflectances up to 0.0001,
-    the negative ones among them.
+    the negative ones among them; None in manifests that were written before it was counted.
     """
 
     count: int
@@ -70,7 +97,7 @@ class BandStatistics:
     percentile_1: int
     percentile_99: int
     nodata_fraction: float
-    clipped_fraction: float
+    clipped_fraction: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +121,11 @@ class Manifest:
     statistics: dict[str, BandStatistics]
     provenance: dict[str, Any] = field(default_factory=dict)
     processing_level: str = ""
+
+    @property
+    def origin(self) -> ShardOrigin:
+        """What its shards say of their source."""
+        return ShardOrigin(self.source, self.simulated, self.processing_level)
 
     @property
     def rows(self) -> int:
@@ -169,3 +201,98 @@ def _from_json(data: dict[str, Any]) -> Manifest:
         provenance=data["provenance"],
         processing_level=data.get("processing_level", ""),
     )
+
+
+def empty_histogram(num_bands: int) -> Histogram:
+    """Return counts of nothing: (num_bands, 65536) int64."""
+    return np.zeros((num_bands, NUM_PIXEL_VALUES), np.int64)
+
+
+def count_values(histogram: Histogram, pixels: npt.NDArray[np.uint16]) -> None:
+    """Add pixels (samples, bands, height, width) to a histogram (bands, 65536), in place."""
+    for band, counts in enumerate(histogram):
+        counts += np.bincount(pixels[:, band].ravel(), minlength=NUM_PIXEL_VALUES)
+
+
+def summarise(counts: npt.NDArray[np.int64]) -> BandStatistics:
+    """Return the statistics of one band from its counts (65536,).
+
+    Percentiles are stored values: the smallest that at least that share of pixels does not
+    exceed. A band without a valid pixel has ``count`` 0 and zeros throughout.
+    """
+    total = int(counts.sum())
+    nodata = int(counts[NODATA])
+    valid = counts.copy()
+    valid[[NODATA, SATURATED]] = 0
+    values = np.flatnonzero(valid)
+    if not values.size:
+        return BandStatistics(0, 0.0, 0.0, 0, 0, 0, 0, nodata / total if total else 0.0, 0.0)
+    weights = valid[values]
+    count = int(weights.sum())
+    mean = int((values * weights).sum()) / count
+    return BandStatistics(
+        count=count,
+        mean=mean,
+        std=float(np.sqrt((weights * (values - mean) ** 2).sum() / count)),
+        minimum=int(values[0]),
+        maximum=int(values[-1]),
+        percentile_1=_percentile(values, weights, 1),
+        percentile_99=_percentile(values, weights, 99),
+        nodata_fraction=nodata / total,
+        clipped_fraction=int(valid[NODATA + 1]) / count,
+    )
+
+
+def _percentile(values: npt.NDArray[np.int64], weights: npt.NDArray[np.int64], percent: int) -> int:
+    # whole numbers only: a rounded rank could fall on the neighbouring value
+    rank = -(-int(weights.sum()) * percent // 100)
+    return int(values[np.searchsorted(weights.cumsum(), rank)])
+
+
+def statistics_of(histogram: Histogram, layout: ShardLayout) -> dict[str, BandStatistics]:
+    """Return statistics by band from counts (bands of the layout, 65536)."""
+    return {band: summarise(counts) for band, counts in zip(layout.bands, histogram, strict=True)}
+
+
+def build_manifest(
+    folder: Path, origin: ShardOrigin, layout: ShardLayout, entries: Sequence[ShardEntry]
+) -> Manifest:
+    """Return the manifest of finished shards; writing it is left to the caller."""
+    total = empty_histogram(len(layout.bands))
+    products = Counter[tuple[Any, ...]]()
+    labels = {s.name: dict.fromkeys((*s.classes, _UNKNOWN), 0) for s in layout.label_sets}
+    for entry in entries:
+        with open_shard(folder / entry.file) as file:
+            total += file[HISTOGRAM][()]
+            columns = [file[f"{INDEX}/{name}"][()].tolist() for name in _OF_PRODUCTS]
+            products.update(zip(*columns, strict=True))
+            for name, counts in labels.items():
+                for label, count in zip(counts, _label_counts(file, name), strict=True):
+                    counts[label] += count
+    provenance: dict[str, Any] = {"notice": SIMULATED_NOTICE} if origin.simulated else {}
+    provenance |= {"label_counts": labels, "products": _product_rows(products)}
+    return Manifest(
+        source=origin.source,
+        simulated=origin.simulated,
+        processing_level=origin.processing_level,
+        layout=layout,
+        shards=tuple(entries),
+        statistics=statistics_of(total, layout),
+        provenance=provenance,
+    )
+
+
+def _label_counts(file: h5py.File, name: str) -> list[int]:
+    """Return how many patches of a shard carry each class, and how many have no answer."""
+    rows = file[f"{LABELS}/{name}"][()]
+    unknown = (rows == UNKNOWN_LABEL).all(axis=1)
+    return [*rows[~unknown].sum(axis=0, dtype=int).tolist(), int(unknown.sum())]
+
+
+def _product_rows(products: Counter[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """Return each product with its baseline, the offset applied, who decided it, and its rows."""
+    named = [
+        [value.decode() if isinstance(value, bytes) else value for value in key] + [rows]
+        for key, rows in sorted(products.items())
+    ]
+    return [dict(zip((*_OF_PRODUCTS, "rows"), row, strict=True)) for row in named]

@@ -16,7 +16,6 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.shards.compression import NO_CODEC, load_filter
 from preprocess.shards.format import (
     FRACTIONS,
     INDEX,
@@ -26,6 +25,7 @@ from preprocess.shards.format import (
     GroupLayout,
     ShardLayout,
 )
+from preprocess.shards.hdf5 import NO_CODEC, load_filter, open_shard
 from preprocess.shards.manifest import Manifest, ShardEntry
 
 MAX_VECTORS = 1024  # buffers of one preadv: IOV_MAX of Linux
@@ -153,21 +153,6 @@ class ShardReader:
                 load_filter(self.entry.codec)
                 self._compressed = os.getpid(), open_shard(self.path)
             return self._compressed[1]
-
-
-def open_shard(path: Path) -> h5py.File:
-    """Open a shard read-only; without locks, which network file systems often refuse.
-
-    Raises:
-        OSError: the file is missing, cut short, or not HDF5; the message names it.
-    """
-    try:
-        # no chunk cache: a sample is one chunk, and is read once
-        return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # HDF5 tells what is wrong, but not with which file
-        raise OSError(f"{path} cannot be read as a shard: {error}; see simclr-verify") from error
 
 
 def open_readers(folder: Path, manifest: Manifest) -> list[ShardReader]:

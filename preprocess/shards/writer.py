@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.shards.atomic_io import atomic_path
-from preprocess.shards.compression import NO_CODEC, dataset_options
 from preprocess.shards.format import (
     FACTS_CRC32,
     FORMAT,
@@ -35,16 +34,21 @@ from preprocess.shards.format import (
     UNKNOWN_LABEL,
     FractionSet,
     LabelSet,
+    Patch,
     ShardLayout,
     crc32_by_row,
     crc32_of,
     facts_in,
     sha256_of,
 )
-from preprocess.shards.manifest import ShardEntry, ShardOrigin
-from preprocess.shards.patch import Patch
-from preprocess.shards.reader import open_shard
-from preprocess.shards.statistics import Histogram, count_values, empty_histogram
+from preprocess.shards.hdf5 import NO_CODEC, dataset_options, open_shard
+from preprocess.shards.manifest import (
+    Histogram,
+    ShardEntry,
+    ShardOrigin,
+    count_values,
+    empty_histogram,
+)
 
 # Samples held in memory at a time: 10 MB of BigEarthNet patches, enough to count values by the
 # million and to write in large pieces.

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from preprocess.bands import canonical_name
-from preprocess.shards.format import ShardLayout
-from preprocess.shards.patch import Dropped, Patch, PatchRef
+from preprocess.shards.format import Dropped, Patch, PatchRef, ShardLayout
 
 
 class Source(ABC):

@@ -22,8 +22,7 @@ from preprocess.bands import L2A_BANDS, native_groups
 from preprocess.config import SourceConfig
 from preprocess.labels import BIGEARTHNET19, BIGEARTHNET43, EXTENDED, REGULAR, labels_of_43
 from preprocess.raster import Grid, Raster, read_raster
-from preprocess.shards.format import GroupLayout, ShardLayout
-from preprocess.shards.patch import Labels, Patch, PatchError, PatchRef
+from preprocess.shards.format import GroupLayout, Labels, Patch, PatchError, PatchRef, ShardLayout
 from preprocess.sources.base import Source, read_exclusions, read_splits
 from preprocess.tiling import PATCH_SIDE_M, place_name
 

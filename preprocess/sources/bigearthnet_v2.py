@@ -31,8 +31,7 @@ from preprocess.labels import (
     shares_of_codes,
 )
 from preprocess.raster import Grid, read_raster
-from preprocess.shards.format import ShardLayout
-from preprocess.shards.patch import Fractions, Labels, Patch, PatchError, PatchRef
+from preprocess.shards.format import Fractions, Labels, Patch, PatchError, PatchRef, ShardLayout
 from preprocess.sources.base import Source, read_exclusions
 from preprocess.sources.bigearthnet import band_groups, place_of, read_band_files
 from preprocess.sources.label_table import parquet_file

@@ -25,8 +25,15 @@ from preprocess.radiometry import (
     offset_of,
 )
 from preprocess.raster import Grid, read_grid, session
-from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
-from preprocess.shards.patch import Labels, Patch, PatchError, PatchRef
+from preprocess.shards.format import (
+    GroupLayout,
+    Labels,
+    LabelSet,
+    Patch,
+    PatchError,
+    PatchRef,
+    ShardLayout,
+)
 from preprocess.sources.base import (
     Source,
     iso_time,

@@ -18,8 +18,7 @@ from preprocess.radiometry import (
     to_digital_numbers,
 )
 from preprocess.raster import Box, ForeignRaster, Grid, read_foreign
-from preprocess.shards.format import GroupLayout
-from preprocess.shards.patch import PatchError, PatchRef
+from preprocess.shards.format import GroupLayout, PatchError, PatchRef
 from preprocess.sources.base import (
     GEOTIFF_SUFFIXES,
     files_below,

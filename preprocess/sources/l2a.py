@@ -28,8 +28,18 @@ from preprocess.raster import (
     read_window,
     session,
 )
-from preprocess.shards.format import NODATA, FractionSet, GroupLayout, ShardLayout
-from preprocess.shards.patch import Dropped, Fractions, Patch, PatchError, PatchRef, Transform
+from preprocess.shards.format import (
+    NODATA,
+    Dropped,
+    Fractions,
+    FractionSet,
+    GroupLayout,
+    Patch,
+    PatchError,
+    PatchRef,
+    ShardLayout,
+    Transform,
+)
 from preprocess.sources.base import Source, read_exclusions
 from preprocess.tiling import (
     EXCLUDED_LIST,

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from preprocess.shards.format import LabelSet
-from preprocess.shards.patch import Labels
+from preprocess.shards.format import Labels, LabelSet
 from preprocess.sources.base import nfc
 
 Row = tuple[str, tuple[str, ...]]  # split and classes

@@ -28,8 +28,7 @@ from preprocess.config import SourceConfig, require
 from preprocess.progress import progress_of
 from preprocess.raster import session, wkt_of, write_raster
 from preprocess.shards.atomic_io import is_abandoned, temporary_path, write_json, write_text
-from preprocess.shards.format import SATURATED, ShardLayout
-from preprocess.shards.patch import Patch, PatchRef
+from preprocess.shards.format import SATURATED, Patch, PatchRef, ShardLayout
 from preprocess.sources.base import Source, read_splits
 from preprocess.sources.bigearthnet import TREE, layout_of, patch_folders, read_patch, tree_of
 from preprocess.tiling import PATCH_SIDE_M

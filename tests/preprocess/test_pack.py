@@ -18,7 +18,7 @@ from make_data import bigearthnet_v1, write_geotiff
 from preprocess.config import OnError, PackConfig
 from preprocess.pack import PackError, pack, remove_leftovers
 from preprocess.shards import open_readers, read_manifest
-from preprocess.shards.patch import PatchError
+from preprocess.shards.format import PatchError
 from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
 from preprocess.sources.geotiff_files import GeotiffConfig

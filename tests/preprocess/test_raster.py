@@ -20,7 +20,7 @@ from preprocess.raster import (
     versions,
     write_raster,
 )
-from preprocess.shards.patch import PatchError
+from preprocess.shards.format import PatchError
 
 PIXELS = np.arange(2 * 6 * 8, dtype=np.uint16).reshape(2, 6, 8)
 

@@ -158,3 +158,13 @@ def test_a_flipped_bit_in_what_is_known_of_a_sample_names_it(packed):
     found = [str(problem) for problem in problems_of(packed)]
     assert any("what is known of sample arrays-000015 (row 3)" in text for text in found)
     assert not any("(row 4)" in text for text in found)
+
+
+def test_a_manifest_from_before_clipped_pixels_were_counted_is_read_and_sound(packed):
+    def forget(data):
+        for band in data["statistics"].values():
+            del band["clipped_fraction"]
+
+    edit_manifest(packed, forget)
+    assert {s.clipped_fraction for s in read_manifest(packed).statistics.values()} == {None}
+    assert problems_of(packed) == []

@@ -14,7 +14,7 @@ from preprocess.config import PackConfig
 from preprocess.labels import CLC_CODES, CORINE, TO_19, shares_of_codes
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
-from preprocess.shards.patch import PatchError
+from preprocess.shards.format import PatchError
 from preprocess.sources import open_source
 from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
 

@@ -12,7 +12,7 @@ from preprocess.config import PackConfig, VerifyConfig
 from preprocess.pack import pack
 from preprocess.radiometry import Values
 from preprocess.shards import LabelSet, open_readers, read_manifest
-from preprocess.shards.patch import PatchError
+from preprocess.shards.format import PatchError
 from preprocess.sources import open_source
 from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.verify import verify

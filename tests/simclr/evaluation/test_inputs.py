@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from jobs.commands import evaluate as verb
-from preprocess.shards.format import GroupLayout, LabelSet, ShardLayout
-from preprocess.shards.manifest import ShardOrigin
-from preprocess.shards.patch import Patch
-from preprocess.shards.statistics import build_manifest
+from preprocess.shards.format import GroupLayout, LabelSet, Patch, ShardLayout
+from preprocess.shards.manifest import ShardOrigin, build_manifest
 from preprocess.shards.writer import write_shard
 from simclr.evaluation.report import read_report
 

@@ -12,8 +12,7 @@ from test_pages import blocks
 
 from preprocess.config import PackConfig
 from preprocess.pack import pack
-from preprocess.shards.format import GroupLayout, ShardLayout
-from preprocess.shards.patch import Patch
+from preprocess.shards.format import GroupLayout, Patch, ShardLayout
 from preprocess.sources.geotiff_files import GeotiffConfig
 from simclr.data.dataset import open_dataset
 from simclr.evaluation.task import open_task

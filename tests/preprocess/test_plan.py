@@ -9,7 +9,7 @@ from make_data import bigearthnet_v1, class_folders, write_geotiff
 
 from preprocess.config import OnError, PackConfig, VerifyConfig
 from preprocess.pack import PackError, pack
-from preprocess.shards.patch import PatchError
+from preprocess.shards.format import PatchError
 from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.verify import verify

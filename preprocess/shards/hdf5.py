@@ -1,4 +1,4 @@
-"""Compression of pixels by HDF5 filters; used by the writer, the reader and verify.
+"""HDF5 as shards use it: opened without locks, pixels compressed by one of a few filters.
 
 HDF5 itself has gzip. Zstandard, and bitshuffle-LZ4 of older packs, come with hdf5plugin, whose
 import makes them known to HDF5.
@@ -6,11 +6,29 @@ import makes them known to HDF5.
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import h5py
+
 NO_CODEC = "none"
 CODECS = (NO_CODEC, "gzip", "zstd")
+
+
+def open_shard(path: Path) -> h5py.File:
+    """Open a shard read-only; without locks, which network file systems often refuse.
+
+    Raises:
+        OSError: the file is missing, cut short, or not HDF5; the message names it.
+    """
+    try:
+        # no chunk cache: a sample is one chunk, and is read once
+        return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # HDF5 tells what is wrong, but not with which file
+        raise OSError(f"{path} cannot be read as a shard: {error}; see simclr-verify") from error
 
 
 def check_codec(codec: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from make_data import bigearthnet_v1, write_geotiff
 
-from preprocess.shards.patch import PatchError
+from preprocess.shards.format import PatchError
 from preprocess.sources import open_source
 from preprocess.sources.base import read_names, read_splits
 from preprocess.sources.bigearthnet import _PATCH, BigEarthNetV1Config

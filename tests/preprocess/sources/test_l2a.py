@@ -10,7 +10,7 @@ from preprocess.pack import pack
 from preprocess.radiometry import harmonise
 from preprocess.raster import session, to_degrees
 from preprocess.shards import open_readers, read_manifest
-from preprocess.shards.patch import Dropped, PatchError, PatchRef
+from preprocess.shards.format import Dropped, PatchError, PatchRef
 from preprocess.sources import open_source
 from preprocess.sources.safe import SafeL2AConfig
 from preprocess.sources.stac_cog import CogL2AConfig

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from preprocess.shards import GroupLayout, ShardLayout, ShardReader
-from preprocess.shards.compression import (
+from preprocess.shards.format import Patch
+from preprocess.shards.hdf5 import (
     CODECS,
     NO_CODEC,
     check_codec,
     dataset_options,
+    open_shard,
 )
 from preprocess.shards.manifest import ShardOrigin
-from preprocess.shards.patch import Patch
-from preprocess.shards.reader import open_shard
 from preprocess.shards.writer import write_shard
 
 LAYOUT = ShardLayout(

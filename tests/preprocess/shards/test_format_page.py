@@ -11,7 +11,7 @@ from make_data import packed_simulated
 from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.format import INDEX_FIELDS
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "shard-format.md").read_text()
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "shard-format.md").read_text()
 
 
 @pytest.fixture(scope="module")
