@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jobs import cli
+from jobs.config import ClusterConfig
 from jobs.slurm import client as slurm
+from jobs.slurm.cluster_file import ask_site, write_cluster_file
 from simclr.config import require
 
 LIBRARIES = ("rasterio", "h5py", "submitit", "hydra-core", "hydra-submitit-launcher")
@@ -144,9 +147,29 @@ def _slurm() -> Iterator[Finding]:
         yield Finding(Level.warn, f"Slurm does not answer ({said})", "go to a login node of it")
         return
     yield Finding(Level.ok, f"partitions: {', '.join(partitions)}")
+    yield _wrapper(ClusterConfig().wrapper)
     for name, judge in _JUDGES.items():
         if name in settings:
             yield judge(settings[name])
+
+
+def _wrapper(command: str) -> Finding:
+    """Try what keeps a signal that comes before Python listens from killing the process."""
+    try:
+        done = subprocess.run(
+            [*shlex.split(command), "true"], capture_output=True, text=True, timeout=30, check=False
+        )
+        failed = done.stderr.strip() or str(done.returncode) if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failed = str(error)
+    if not failed:
+        return Finding(Level.ok, f"{command} works")
+    fix = 'sh -c \'trap "" USR2 TERM; exec "$@"\' -'
+    return Finding(
+        Level.fail,
+        f"cluster.wrapper {command} fails ({' '.join(failed.split())}): it needs coreutils 8.31",
+        f"write into the cluster file: wrapper: {fix!r}",
+    )
 
 
 def parse_settings(text: str) -> dict[str, str]:
@@ -278,9 +301,13 @@ Examples:
   simclr-doctor                        the machine alone
   simclr-doctor /scratch/me            and a folder: file system, space, speed
   srun -N1 --gpus=1 simclr-doctor      a node with GPUs, from a login node
+  simclr-doctor --write-cluster=clusters/cluster/mine.yaml
+                                       a cluster file from what Slurm says
 
 Options:
-  --quiet    show only what fails
+  --quiet                    show only what fails
+  --write-cluster=NAME.yaml  write a cluster file, and do nothing else
+  --partition=NAME           for this partition, not the one with most GPUs
 
 64 MiB are written to each folder, and removed again.
 
@@ -290,23 +317,47 @@ Output:
 Exit codes: 0 nothing failed, 1 something did, 2 wrong use."""
 
 
+def _parse(words: list[str]) -> tuple[dict[str, str], list[Path]]:
+    """Return the options with their values, and the folders."""
+    known = ("--quiet", "--write-cluster", "--partition")
+    options: dict[str, str] = {}
+    folders, rest = [], iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            folders.append(Path(word))
+            continue
+        there = ", ".join(known)
+        require(name in known, f"{word} is not an option; there are {there}; else name folders")
+        options[name] = value if equals or name == "--quiet" else next(rest, "")
+        require(name == "--quiet" or bool(options[name]), f"{name} needs a value: {name}=NAME")
+    require(
+        "--partition" not in options or "--write-cluster" in options,
+        "--partition goes with --write-cluster=NAME.yaml",
+    )
+    return options, folders
+
+
 def main() -> None:
     """Console script."""
-    arguments = sys.argv[1:]
-    if cli.HELP & set(arguments):
+    if cli.HELP & set(sys.argv[1:]):
         cli.say(HELP)
         raise SystemExit(cli.DONE)
-    quiet, failed = "--quiet" in arguments, False
+    failed = False
 
     def look() -> None:
-        """Print the findings."""
+        """Print the findings, or write the cluster file."""
         nonlocal failed
-        for word in arguments:
-            require(
-                word == "--quiet" or not word.startswith("-"),
-                f"{word} is not an option; there is --quiet; else name folders",
+        options, folders = _parse(sys.argv[1:])
+        if "--write-cluster" in options:
+            path = write_cluster_file(
+                Path(options["--write-cluster"]), ask_site(), options.get("--partition", "")
             )
-        for finding in examine([Path(word) for word in arguments if word != "--quiet"]):
+            folder = shlex.quote(str(path.parent.parent))
+            cli.say(f"{path}; look at it, then use --config-dir={folder} cluster={path.stem}")
+            return
+        quiet = "--quiet" in options
+        for finding in examine(folders):
             fails = finding.level is Level.fail
             failed = failed or fails
             if fails or not quiet:

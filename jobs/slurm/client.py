@@ -239,6 +239,17 @@ def node_address(name: str) -> str:
     return _fields(call(["scontrol", "-o", "show", "node", name])).get("NodeAddr", name)
 
 
+def partitions() -> dict[str, dict[str, str]]:
+    """Return the fields of ``scontrol show partition`` by partition.
+
+    Raises:
+        SlurmError: no answer.
+    """
+    lines = call(["scontrol", "-o", "show", "partition"]).splitlines()
+    found = [_fields(line) for line in lines]
+    return {fields["PartitionName"]: fields for fields in found if "PartitionName" in fields}
+
+
 def _fields(text: str) -> dict[str, str]:
     """Split ``Key=value Key=value``; of a key that comes twice the first counts."""
     parts = _FIELD.split(text.strip().split("\n", 1)[0])[1:]  # key, value, key, value, ...

@@ -59,12 +59,21 @@ def check_capacity(cluster: ClusterConfig) -> str:
         ValueError: with the setting, its value, and what there is.
     """
     try:
-        kinds = parse_nodes(slurm.call(["sinfo", "-h", "-o", _FORMAT]))
+        kinds = node_kinds()
     except slurm.SlurmError as error:
         return str(error)
     if kinds:
         _check_partition(cluster, kinds)
     return ""
+
+
+def node_kinds() -> list[NodeKind]:
+    """Ask Slurm for the nodes of all partitions.
+
+    Raises:
+        SlurmError: no answer.
+    """
+    return parse_nodes(slurm.call(["sinfo", "-h", "-o", _FORMAT]))
 
 
 def largest_array() -> int | None:
@@ -123,26 +132,22 @@ def _check_nodes(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
     needs = (
         ("gpus_per_node", cluster.gpus_per_node or 0, max(k.gpus for k in kinds), "GPUs a node"),
         ("tasks_per_node x cpus_per_task", cores, max(k.cores for k in kinds), "cores a node"),
-        (
-            "memory_gb",
-            cluster.memory_gb or 0,
-            gib,
-            "GiB a node",
-        ),
+        ("memory_gb", cluster.memory_gb or 0, gib, "GiB a node"),
         ("nodes", cluster.nodes, sum(k.nodes for k in kinds), "nodes"),
     )
-    for key, asked, there, unit in needs:
-        require(
-            asked <= there,
-            f"cluster.{key} is {asked} but {where} has {there:g} {unit}; give at most {there:g}",
-        )
+    problems = [
+        f"cluster.{key} is {asked} but {where} has {there:g} {unit}; give at most {there:g}"
+        for key, asked, there, unit in needs
+        if asked > there
+    ]
     limits = [kind.limit_min for kind in kinds]
     longest = None if None in limits else max(limit for limit in limits if limit is not None)
-    require(
-        longest is None or cluster.time_min <= longest,
-        f"cluster.time_min is {cluster.time_min} but {where} ends jobs after {longest}; give at "
-        f"most {longest}: the run is requeued at its limit and goes on",
-    )
+    if longest is not None and cluster.time_min > longest:
+        problems.append(
+            f"cluster.time_min is {cluster.time_min} but {where} ends jobs after {longest}; give "
+            f"at most {longest}: the run is requeued at its limit and goes on"
+        )
+    require(not problems, "; ".join(problems))
 
 
 def _minutes(seconds: int | None) -> int | None:

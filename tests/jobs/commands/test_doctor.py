@@ -110,5 +110,6 @@ def test_options_are_refused_in_one_line():
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "simclr-doctor: --fast is not an option; there is --quiet; else name folders\n"
+        "simclr-doctor: --fast is not an option; there are --quiet, --write-cluster, --partition; "
+        "else name folders\n"
     )

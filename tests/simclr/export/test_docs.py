@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -80,8 +82,9 @@ def test_labelled_geotiffs_become_a_classifier_and_a_map_of_a_scene(exported, tm
     write_raster(tmp_path / "scene.tif", scene)
     shutil.copytree(exported, tmp_path / "encoder")
 
-    stdout = run(python_blocks("fine-tuning.md")[0], tmp_path)
+    stdout = fine_tune(tmp_path)
 
+    assert re.search(r"accuracy (0\.9\d|1\.00) on 12 patches held out", stdout)
     assert "map.tif: 5 x 4 patches of forest, sand, water" in stdout
     with rasterio.open(tmp_path / "map.tif") as file:
         found, transform, tags = file.read(1), file.transform, file.tags(1)
@@ -93,6 +96,47 @@ def test_labelled_geotiffs_become_a_classifier_and_a_map_of_a_scene(exported, tm
     assert (transform.a, transform.e) == (120, -120)
     assert (transform.c, transform.f) == (600_000, 4_000_000)
     assert [tags[f"class_{number}"] for number in range(3)] == names
+
+
+def fine_tune(folder, *changes):
+    """Run the page's own command, with further options."""
+    (block,) = re.findall(
+        r"```bash\n(python .*?)```", (DOCS / "fine-tuning.md").read_text(), re.DOTALL
+    )
+    words = shlex.split(block.replace("\\\n", " "))
+    assert (words[0], words[1]) == ("python", "examples/finetune.py")
+    done = subprocess.run(
+        [sys.executable, str(DOCS.parent / words[1]), *words[2:], *changes],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(DOCS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == (2 if "finetune: " in done.stderr else 0), done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_fine_tuning_takes_the_table_of_packing_and_refuses_what_does_not_fit(exported, tmp_path):
+    random = np.random.default_rng(0)
+    lines = ["id,label,split"]
+    for number, (name, level) in enumerate([*LEVELS.items()] * 8):
+        write_raster(tmp_path / "labelled" / f"p{number}.tif", patch_of(level, random))
+        lines.append(f"p{number},{name},{'test' if number >= 18 else 'train'}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    write_raster(tmp_path / "scene.tif", patch_of(1200, random))
+    shutil.copytree(exported, tmp_path / "encoder")
+    table = "--labels=labels.csv"
+    assert "on 6 patches held out" in fine_tune(tmp_path, table)
+    assert "p0.tif: the patches are said to be reflectance, but the median" in fine_tune(
+        tmp_path, table, "--unit=reflectance"
+    )
+    assert "p0.tif has no B04; the encoder reads B04, B03, B02, B08" in fine_tune(
+        tmp_path, table, "--bands=B01,B02,B03,B08"
+    )
+    assert "fewer than two classes" in fine_tune(tmp_path)
 
 
 @pytest.mark.slow

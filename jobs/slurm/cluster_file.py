@@ -1,0 +1,157 @@
+"""A first cluster file, filled in from what Slurm says of its partitions; ``simclr-doctor`` asks.
+
+Values are those of one partition with GPUs, if there is one; what Slurm does not know stays null.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.slurm import client as slurm
+from jobs.slurm.submit import NodeKind, node_kinds
+from preprocess.shards.atomic_io import write_text
+from simclr.config import require
+
+_DAY_MIN = 1440
+_CPU_JOB_MIN = 240
+_CPU_JOB_GB = 16
+_MEMORY_SHARE = 0.9  # of a node: the rest is the system's
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a cluster file can be filled in from.
+
+    Attributes:
+        kinds: of nodes, by partition.
+        limits: fields of ``scontrol show partition``, by partition.
+        accounts: that this user may charge.
+    """
+
+    kinds: Sequence[NodeKind]
+    limits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    accounts: Sequence[str] = ()
+
+
+def ask_site() -> Site:
+    """Ask Slurm for partitions and accounts.
+
+    Raises:
+        SlurmError: there is no Slurm here, or it does not answer.
+    """
+    limits = slurm.partitions()
+    try:
+        command = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}"]
+        accounts = set(slurm.call([*command, "format=account"]).split())
+    except slurm.SlurmError:
+        accounts = set()  # sites without accounting have none
+    return Site(node_kinds(), limits, sorted(accounts))
+
+
+def write_cluster_file(target: Path, site: Site, partition: str = "") -> Path:
+    """Write a cluster file and return its path, in a folder ``cluster`` as ``--config-dir`` wants.
+
+    Args:
+        target: FOLDER/NAME.yaml or FOLDER/cluster/NAME.yaml.
+        site: what Slurm says.
+        partition: to be described; empty takes the one with the most GPUs.
+
+    Raises:
+        ValueError: the file is there already, or there is no such partition.
+    """
+    require(target.suffix == ".yaml", f"--write-cluster is {target}; give NAME.yaml")
+    folder = target.parent if target.parent.name == "cluster" else target.parent / "cluster"
+    path = folder / target.name
+    require(not path.exists(), f"{path} is there already; remove it, or give another name")
+    write_text(path, cluster_yaml(site, partition))
+    return path
+
+
+def cluster_yaml(site: Site, partition: str = "") -> str:
+    """Return the text of a cluster file.
+
+    Raises:
+        ValueError: there is no such partition, or none at all that is up.
+    """
+    names = list(dict.fromkeys(kind.partition for kind in site.kinds))
+    usable = [name for name in names if site.limits.get(name, {}).get("State", "UP") == "UP"]
+    require(bool(usable), "sinfo shows no partition that is up; ask the site which one to use")
+    require(
+        not partition or partition in names,
+        f"partition is {partition!r}; choose one of {', '.join(names)}",
+    )
+    largest = {name: _most_common(site.kinds, name) for name in names}
+    trained_on = partition or max(
+        usable,
+        key=lambda name: (largest[name].gpus * largest[name].nodes, largest[name].is_default),
+    )
+    without_gpus = [name for name in usable if not largest[name].gpus] or [trained_on]
+    for_cpu = max(without_gpus, key=lambda name: (largest[name].is_default, largest[name].cores))
+    return _text(site, largest, trained_on, for_cpu)
+
+
+def _most_common(kinds: Sequence[NodeKind], partition: str) -> NodeKind:
+    mine = [kind for kind in kinds if kind.partition == partition]
+    return max(mine, key=lambda kind: (kind.gpus > 0, kind.nodes))
+
+
+def _text(site: Site, largest: Mapping[str, NodeKind], trained_on: str, for_cpu: str) -> str:
+    node, small = largest[trained_on], largest[for_cpu]
+    tasks = max(1, node.gpus)
+    others = "; ".join(_described(kind) for name, kind in largest.items() if name != trained_on)
+    account = json.dumps(site.accounts[0]) if len(site.accounts) == 1 else "null"
+    known = ", ".join(site.accounts) or "none known; sacctmgr show assoc user=$USER"
+    time_min = min(node.limit_min or _DAY_MIN, _DAY_MIN)
+    lines = [
+        "# @package _global_",
+        "# Written by simclr-doctor from what Slurm says; check it against the guide of your site.",
+        "cluster:",
+        "  executor: slurm",
+        f"  partition: {json.dumps(trained_on)} # {_described(node)}",
+        *([f"  # others: {others}"] if others else []),
+        f"  account: {account} # {known}",
+        "  qos: null",
+        "  constraint: null",
+        f"  nodes: 1 # of {node.nodes}",
+        f"  tasks_per_node: {tasks} # one rank for each GPU",
+        f"  gpus_per_node: {node.gpus or 'null'}",
+        f"  cpus_per_task: {max(1, node.cores // tasks) if node.gpus else min(2, node.cores)}",
+        f"  memory_gb: {_memory(node)} # of each node",
+        f"  time_min: {time_min} # the job is requeued at the limit and continues",
+        f"  signal_delay_s: {120 if time_min > 3 else 30} # warning before the limit: one save",
+        *_grace(site.limits.get(trained_on, {})),
+        "  requeue: true",
+        "  parts: 16 # array tasks used by simclr-pack",
+        "  parallel_parts: 8 # as many as the file system can serve",
+        "  setup: # shell lines on each node, before Python: module load ..., source ...",
+        "    - export OMP_NUM_THREADS=1",
+        "  scratch: null # the nodes' own disk, /tmp/$SLURM_JOB_ID for example",
+        "  cpu: # pack, verify, export and inspect",
+        f"    partition: {json.dumps(for_cpu)} # {_described(small)}",
+        f"    cpus_per_task: {min(2, small.cores)}",
+        f"    memory_gb: {min(_CPU_JOB_GB, _memory(small))}",
+        f"    time_min: {min(small.limit_min or _CPU_JOB_MIN, _CPU_JOB_MIN)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _memory(node: NodeKind) -> int:
+    return max(1, int(node.memory_mib / 1024 * _MEMORY_SHARE))
+
+
+def _described(node: NodeKind) -> str:
+    gpus = f", {node.gpus} GPUs" if node.gpus else ""
+    return (
+        f"{node.partition}: {node.nodes} nodes of {node.cores} cores, "
+        f"{node.memory_mib / 1024:.0f} GiB{gpus}"
+    )
+
+
+def _grace(limits: Mapping[str, str]) -> list[str]:
+    """Return a comment on what preemption leaves to a job of the partition."""
+    mode, grace = limits.get("PreemptMode", "OFF"), limits.get("GraceTime", "0")
+    return [f"  # PreemptMode={mode}, GraceTime={grace} s"] if mode not in ("OFF", "N/A") else []
