@@ -13,6 +13,7 @@ from jobs.commands.export import run_exists
 from jobs.config import ClusterConfig
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment, rendezvous_of
+from jobs.tracking.sink import log_artifacts
 from preprocess.shards.manifest import read_manifest
 from simclr.evaluation.config import EvaluateConfig
 
@@ -92,6 +93,7 @@ class Evaluate(Command):
         from jobs.figures.evaluation import write_evaluation_page
 
         write_evaluation_page(Path(self.config.run))
+        log_artifacts(Path(self.config.run), {"evaluation": Path(self.config.run, JSON_NAME)})
         return result
 
 

@@ -10,6 +10,7 @@ from jobs.command import Command, require_all
 from jobs.config import ClusterConfig
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
+from jobs.tracking.sink import log_artifacts
 from simclr.export import ExportConfig
 
 
@@ -48,8 +49,11 @@ class Export(Command):
     def run(self, env: RankEnvironment) -> str:
         """Export; return the folder."""
         from simclr.export.export import export
+        from simclr.export.load import CARD_NAME
 
-        return str(export(self.config))
+        folder = export(self.config)
+        log_artifacts(Path(self.config.run), {"card": folder / CARD_NAME})
+        return str(folder)
 
 
 def run_exists(run: str, cluster: ClusterConfig) -> tuple[bool, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,9 +35,10 @@ from jobs.slurm.heartbeat import (
 )
 from jobs.slurm.preemption import Decision, RunStop, exit_for_requeue
 from jobs.staging import scratch_folder, staged
-from jobs.tracking import Tracking, sinks_of
+from jobs.tracking.sink import TrackerProcesses, Tracking, check_installed
 from preprocess.shards.manifest import read_manifest
 from simclr.config import TrainConfig
+from simclr.monitoring.metrics import Sink
 from simclr.preemption import Preempted, StopSignal
 
 
@@ -45,10 +47,10 @@ class PretrainConfig(TrainConfig):
     """Settings of ``simclr-pretrain``: those of training, and where its metrics go.
 
     Attributes:
-        tracking: where metrics go beside metrics.jsonl.
+        tracking: where metrics go beside metrics.jsonl, such as [tensorboard,wandb].
     """
 
-    tracking: Tracking = Tracking.none
+    tracking: list[Tracking] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Pretrain(Command):
 
     config: TrainConfig
     token: str = field(default_factory=lambda: uuid4().hex)
-    tracking: Tracking = Tracking.none
+    tracking: list[Tracking] = field(default_factory=list)
     stop_budget_s: float = 90.0
 
     name = "pretrain"
@@ -119,6 +121,7 @@ class Pretrain(Command):
         for shards in [] if cluster.after else config.shards:  # a job before this one packs them
             read_manifest(Path(shards))
         check_batch(config.data.global_batch_size, cluster)
+        check_installed(self.tracking)
         if current_rank().is_main:
             check_run_dir(self.run_dir, config)
 
@@ -134,13 +137,17 @@ class Pretrain(Command):
     def run(self, env: RankEnvironment) -> str:
         """Train as one rank; return the last checkpoint's folder on the main one."""
         configure_logging(env, self.run_dir)
-        with StopSignal(ctrl_c=env.launcher is Launcher.here) as signals:
+        with (
+            StopSignal(ctrl_c=env.launcher is Launcher.here) as signals,
+            TrackerProcesses(self.tracking if env.is_main else (), self.run_dir) as trackers,
+        ):
             attempt = None
             try:
                 signals.listen()
                 remove_stale_results(env)
                 attempt = self._begin(env) if env.is_main else None
-                folder = self._train(env, attempt, signals)
+                sinks: list[Sink] = [attempt, trackers] if attempt else []
+                folder = self._train(env, sinks, attempt, signals)
                 signals.ignore()
             except BaseException as event:
                 signals.ignore()
@@ -155,11 +162,15 @@ class Pretrain(Command):
         clear_heartbeats(self.run_dir, env)
         return RunAttempt(self.run_dir, env.describe())
 
-    def _train(self, env: RankEnvironment, attempt: RunAttempt | None, signals: StopSignal) -> Path:
+    def _train(
+        self,
+        env: RankEnvironment,
+        sinks: Sequence[Sink],
+        attempt: RunAttempt | None,
+        signals: StopSignal,
+    ) -> Path:
         from simclr.train import train
 
-        tracked = sinks_of(self.tracking, self.run_dir) if env.is_main else []
-        sinks = [attempt, *tracked] if attempt else tracked
         lost = partial(exit_lost_rank, self.run_dir, env)
 
         def look_for_lost_rank() -> None:

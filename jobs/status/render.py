@@ -38,6 +38,7 @@ def run_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
     if record.job_id:
         yield "job", f"{record.job_id}{f' on {record.nodes}' if record.nodes else ''}"
     yield from record.others.items()
+    yield from record.trackers.items()
     if record.log:
         yield "log", record.log
     if record.action:

@@ -26,6 +26,7 @@ from jobs.slurm import client as slurm
 from jobs.slurm.client import Ending, JobState, endings, seconds_of
 from jobs.slurm.environment import LOG_NAME
 from jobs.status.causes import AttemptRecord, Events, history, why_waiting
+from jobs.tracking.sink import tracker_links
 from simclr.checkpoint.manifest import (
     CHECKPOINTS,
     FOLDER_PATTERN,
@@ -118,6 +119,7 @@ class RunRecord:
         metrics: last loss and learning rate, last scores of the probes.
         log: where its main rank writes.
         others: jobs of later commands on this run, and how they fare.
+        trackers: of its metrics, each with its address, or the command that shows or sends them.
     """
 
     run: str
@@ -144,6 +146,7 @@ class RunRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     log: str = ""
     others: dict[str, str] = field(default_factory=dict)
+    trackers: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_damaged(self) -> bool:
@@ -197,6 +200,7 @@ def describe(
         attempts=history(events, answer.endings, is_over=bool(job and job.is_final)),
         log=_log(run_dir, events, submission),
         others=_others(run_dir, answer.jobs),
+        trackers=tracker_links(run_dir),
     )
     if job:
         record.job_id, record.nodes = job.job_id, job.nodes

@@ -26,7 +26,7 @@ SETTINGS = {
         **{"shards": "", "run_dir": "", "epochs": "50", "max_steps": "0"},
         **{"data.global_batch_size": "256", "data.bands": "", "data.positives": "same"},
         **{"model.encoder": "resnet50", "optim.learning_rate": "0.0005"},
-        **{"loss.temperature": "0.1", "monitor.shards": "", "tracking": "none"},
+        **{"loss.temperature": "0.1", "monitor.shards": "", "tracking": ""},
     },
     "evaluate": {
         **{"run": "", "shards": "", "task": "", "protocols": "", "fractions": "", "others": ""},

@@ -1,0 +1,178 @@
+"""Start and end the processes that send a run's metrics to trackers; simclr-pretrain calls it.
+
+Training waits for no tracker: it only looks whether their processes have said something, and what
+they miss is in ``metrics.jsonl``, which the next attempt sends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from preprocess.shards.atomic_io import write_json
+
+FOLDER = "tracking"  # in the run folder: ids and logs of the trackers, and what they keep there
+ARTIFACTS_NAME = "artifacts.json"
+FINISH_S = 120.0  # what a tracker may take to send its last records
+_INTERRUPTED_S = 10.0  # the same, where a person has pressed Ctrl-C and waits
+
+_log = logging.getLogger("simclr")
+
+
+class Tracking(Enum):
+    """Where metrics go beside ``metrics.jsonl``."""
+
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    mlflow = "mlflow"
+
+
+# sqlalchemy and alembic: mlflow-skinny has no store of its own without them
+_MODULES = {
+    Tracking.tensorboard: ("tensorboard",),
+    Tracking.wandb: ("wandb",),
+    Tracking.mlflow: ("mlflow", "sqlalchemy", "alembic"),
+}
+
+
+def check_installed(trackers: Sequence[Tracking]) -> None:
+    """Refuse trackers that are not installed, before a job waits in the queue for them.
+
+    Raises:
+        ValueError: a library is missing; the message names the extra.
+    """
+    for tracker in trackers:
+        if not all(map(find_spec, _MODULES[tracker])):
+            raise ValueError(
+                f"tracking has {tracker.value}, which is not installed; pip install "
+                f"'simclr-s2[{tracker.value}]', or leave it out"
+            )
+
+
+class TrackerProcesses:
+    """Metrics sink and context manager: a process a tracker, from the first record to the end.
+
+    Args:
+        trackers: to be started.
+        run_dir: run folder.
+    """
+
+    def __init__(self, trackers: Sequence[Tracking], run_dir: Path) -> None:
+        # named twice is wanted once
+        self._names = list(dict.fromkeys(tracker.value for tracker in trackers))
+        self._run_dir = run_dir
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        """Start nothing yet: lines after the checkpoint are still in ``metrics.jsonl``."""
+        return self
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Log what the trackers complain of; the record itself they read in ``metrics.jsonl``."""
+        for name in list(self._names):
+            try:
+                if name not in self._processes:
+                    self._processes[name] = _start(name, self._run_dir, subprocess.PIPE)
+            except OSError as error:  # no memory, a full disk
+                self._names.remove(name)
+                _log.warning("tracking by %s could not start: %s", name, error)
+                continue
+            _log_complaints(name, self._processes[name])
+            if self._processes[name].poll() is not None:
+                self._names.remove(name)
+                log = self._run_dir / FOLDER / f"{name}.log"
+                _log.warning("tracking by %s has ended until the next attempt; see %s", name, log)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let the trackers send the last records; they end by themselves if that takes too long."""
+        _finish(self._processes, FINISH_S if kind is None else _INTERRUPTED_S)
+
+
+def log_artifacts(run_dir: Path, files: Mapping[str, Path]) -> None:
+    """Add files of a run to each tracker that it has; a tracker that fails is a warning.
+
+    Args:
+        run_dir: run folder.
+        files: name of each in the tracker, and where it lies.
+    """
+    folder = run_dir / FOLDER
+    names = [one.value for one in Tracking if (folder / f"{one.value}.json").exists()]
+    if not names:
+        return
+    path = folder / ARTIFACTS_NAME
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, known | {name: str(file.resolve()) for name, file in files.items()})
+    _finish({name: _start(name, run_dir, subprocess.DEVNULL) for name in names}, FINISH_S)
+
+
+def tracker_links(run_dir: Path) -> dict[str, str]:
+    """Return, for each tracker of a run, its address or the command that shows or sends it."""
+    links = {}
+    for tracker in Tracking:
+        path = run_dir / FOLDER / f"{tracker.value}.json"
+        if path.exists():
+            links[tracker.value] = json.loads(path.read_text(encoding="utf-8")).get("link", "")
+    return {name: link for name, link in links.items() if link}
+
+
+def _start(name: str, run_dir: Path, stdin: int) -> subprocess.Popen[bytes]:
+    folder = run_dir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    # the code that this process runs, which may be a snapshot, wherever it was started
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    with (folder / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "jobs.tracking.follower", name, str(run_dir)],
+            stdin=stdin,  # its end tells the tracker that the training is over
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            start_new_session=True,  # Ctrl-C is for the training
+        )
+    os.set_blocking(_stdout(process).fileno(), False)
+    return process
+
+
+def _finish(processes: Mapping[str, subprocess.Popen[bytes]], limit_s: float) -> None:
+    end = time.monotonic() + limit_s
+    for process in processes.values():
+        if process.stdin:
+            process.stdin.close()
+    for name, process in processes.items():
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            _log.warning("tracking by %s did not end within %.0f s", name, limit_s)
+            process.kill()
+            process.wait()
+        else:
+            _log_complaints(name, process)
+        _stdout(process).close()
+
+
+def _log_complaints(name: str, process: subprocess.Popen[bytes]) -> None:
+    # None: nothing to read; empty: the process has ended
+    lines = (_stdout(process).read() or b"").decode(errors="replace").splitlines()
+    for line in lines:
+        _log.warning("tracking by %s: %s", name, line)
+
+
+def _stdout(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    if process.stdout is None:
+        raise ValueError("a tracker's process was started without a pipe")
+    return process.stdout

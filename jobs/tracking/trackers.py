@@ -1,0 +1,310 @@
+"""The trackers: each keeps one run for a run folder, with every step once; for the follower.
+
+The id of that run is in ``RUN/tracking/NAME.json``, written before the run is made, so that an
+attempt that is killed in between makes no second one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from jobs.run_dir import CONFIG_NAME, PROVENANCE_NAME, read_attempts, read_yaml
+from jobs.tracking.sink import FINISH_S, FOLDER
+from preprocess.shards.atomic_io import write_json
+
+PROJECT = "simclr-s2"
+# Position in the run: no curve of its own.
+_POSITION = ("step", "num_steps", "epoch", "time")
+
+
+class Tracker(ABC):
+    """One run of one tracker; every method may raise what the tracker's library raises.
+
+    Args:
+        run_dir: run folder.
+    """
+
+    name: str
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.folder = run_dir / FOLDER
+        self._path = self.folder / f"{self.name}.json"
+        self.state: dict[str, str] = {"id": uuid4().hex[:12], "link": ""}
+        if self._path.exists():
+            self.state |= json.loads(self._path.read_text(encoding="utf-8"))
+
+    @abstractmethod
+    def open(self) -> int:
+        """Open the run, or make it; return the last step that it holds, 0 for none."""
+
+    @abstractmethod
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Add metric records, oldest first, of steps that the run does not hold."""
+
+    def add_artifact(self, name: str, path: Path) -> None:  # noqa: B027 - not every tracker has them
+        """Add a file to the run, or a new version of it."""
+
+    @abstractmethod
+    def close(self, ending: str) -> None:
+        """Send everything; ``ending`` is the last event of the run, such as ``finished``."""
+
+    def remember(self, **facts: str) -> None:
+        """Keep facts for later attempts and for simclr-status."""
+        self.state |= facts
+        write_json(self._path, self.state)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the run, as in its ``config.yaml``."""
+        return read_yaml((self.run_dir / CONFIG_NAME).read_text(encoding="utf-8"))
+
+    def origin(self) -> dict[str, str]:
+        """Return the commit, and the jobs and nodes of all attempts."""
+        path = self.run_dir / PROVENANCE_NAME
+        code = json.loads(path.read_text(encoding="utf-8"))["code"] if path.exists() else {}
+        starts = [event for event in read_attempts(self.run_dir) if event["event"] == "start"]
+        jobs = dict.fromkeys(str(event.get("job_id", "")) for event in starts)
+        nodes = dict.fromkeys(str(event.get("nodes") or event.get("host", "")) for event in starts)
+        return {
+            "run_dir": str(self.run_dir.resolve()),
+            "commit": (code.get("commit") or "unknown") + " + changes" * bool(code.get("changed")),
+            "attempts": str(len(starts)),
+            "job_id": " ".join(filter(None, jobs)),
+            "nodes": " ".join(filter(None, nodes)),
+        }
+
+
+class TensorBoard(Tracker):
+    """Event files in ``RUN/tensorboard``, written anew from all records by each attempt."""
+
+    name = "tensorboard"
+
+    def open(self) -> int:
+        """Remove the events of earlier attempts; the records of steps that were kept come again."""
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        logs = self.run_dir / "tensorboard"
+        for old in logs.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = EventFileWriter(str(logs))
+        self._is_empty = True
+        self.remember(link=f"tensorboard --logdir {self.run_dir.resolve()}")
+        return 0
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write every number as a scalar, with the time at which it was measured."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for record in records:
+            if self._is_empty:
+                # a TensorBoard that is open forgets what it has read of the files before
+                start = SessionLog(status=SessionLog.START)
+                self._add(record, session_log=start)
+                self._add(record, summary=self._described())
+                self._is_empty = False
+            values = [Summary.Value(tag=key, simple_value=n) for key, n in _numbers(record)]
+            event = Event(step=record["step"], wall_time=record["time"])
+            event.summary.CopyFrom(Summary(value=values))
+            self._writer.add_event(event)
+        self._writer.flush()
+
+    def close(self, ending: str) -> None:
+        """Close the file."""
+        self._writer.close()
+
+    def _add(self, record: dict[str, Any], **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        event = Event(step=record["step"], wall_time=record["time"], **content)
+        self._writer.add_event(event)
+
+    def _described(self) -> Any:
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+
+        text = json.dumps({"origin": self.origin(), "settings": self.settings()}, indent=1)
+        tensor = TensorProto(dtype="DT_STRING", string_val=[f"```\n{text}\n```".encode()])
+        tensor.tensor_shape.CopyFrom(TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]))
+        about = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        return Summary(value=[Summary.Value(tag="run", metadata=about, tensor=tensor)])
+
+
+class Wandb(Tracker):
+    """A run of Weights & Biases: at its server, or offline in ``RUN/tracking/wandb``.
+
+    The server keeps the steps that it has, and gets those after. Without a server, each attempt
+    writes one offline run with the records of all, in the place of the one before.
+    """
+
+    name = "wandb"
+
+    def open(self) -> int:
+        """Reach the server, unless WANDB_MODE says otherwise; without it, go offline."""
+        for key in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            os.environ.setdefault(key, str(self.folder))  # not in a home folder with a quota
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ["WANDB_SILENT"] = "true"
+        import wandb
+
+        self.remember()  # the id, before there is a run
+        for old in (self.folder / "wandb").glob(f"*run-*-{self.state['id']}"):
+            shutil.rmtree(old)
+        mode = os.environ.get("WANDB_MODE", "online")
+        if mode == "online":
+            try:
+                self._run = self._init("online")
+            except wandb.Error as error:
+                sys.stderr.write(f"offline, since {error}\n")
+                wandb.teardown()  # else the id would be in use
+                mode = "offline"
+        if mode != "online":
+            self._run = self._init(mode)
+        folder = Path(self._run.dir).parent
+        self.remember(link=self._run.url or f"wandb sync {folder}")
+        return max(0, int(self._run.step) - 1)
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Log one record a step; W&B sends them by itself, however long its server is away."""
+        for record in records:
+            values = {**dict(_numbers(record)), "_timestamp": record["time"]}
+            self._run.log(values, step=record["step"], commit=True)
+
+    def add_artifact(self, name: str, path: Path) -> None:
+        """Add a version of an artifact."""
+        import wandb
+
+        artifact = wandb.Artifact(f"{name}-{self.state['id']}", type=name)
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
+
+    def close(self, ending: str) -> None:
+        """Send the rest; a run that was stopped shows as preempted until its next attempt."""
+        if ending == "stop":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=0 if ending == "finished" else 1)
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=self.state["id"],
+            name=os.environ.get("WANDB_NAME", self.run_dir.resolve().name),
+            dir=str(self.folder),
+            mode=mode,
+            # an offline run that resumes would be added to what the server has
+            resume="allow" if mode == "online" else None,
+            config={**self.settings(), "origin": self.origin()},
+            allow_val_change=True,  # jobs and nodes of another attempt
+            settings=wandb.Settings(
+                console="off",
+                disable_git=True,  # a remote's address may hold a token; ``origin`` has the commit
+                init_timeout=FINISH_S / 3,
+                x_stats_pid=os.getppid(),  # the training, not this process
+            ),
+        )
+
+
+class Mlflow(Tracker):
+    """A run of MLflow: at the server of MLFLOW_TRACKING_URI, else in ``RUN/tracking/mlflow.db``.
+
+    The store keeps the steps that it has, and gets those after.
+    """
+
+    name = "mlflow"
+
+    def open(self) -> int:
+        """Find the run by its tag, or make it."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # the follower tries again by itself
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        from mlflow import MlflowClient
+
+        server = os.environ.get("MLFLOW_TRACKING_URI", "")
+        # One store a run, as one process writes to it: locks of sqlite do not hold between nodes.
+        uri = server or f"sqlite:///{self.folder.resolve()}/mlflow.db"
+        self.remember()  # the id, before there is a run
+        self._client = MlflowClient(uri)
+        experiment = self._experiment(has_server=bool(server))
+        found = self._client.search_runs([experiment], f"tags.simclr_run = '{self.state['id']}'")
+        run = found[0] if found else self._create(experiment)
+        self._run_id = run.info.run_id
+        self._client.update_run(self._run_id, status="RUNNING")
+        for key, value in self.origin().items():
+            self._client.set_tag(self._run_id, key, value)
+        self.remember(
+            link=f"{server}/#/experiments/{experiment}/runs/{self._run_id}"
+            if server.startswith("http")
+            else f"mlflow ui --backend-store-uri {uri}"
+        )
+        # every record has a learning rate; a loss may not exist
+        held = self._client.get_metric_history(self._run_id, "learning_rate")
+        return max((metric.step for metric in held), default=0)
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Log the numbers of records; a batch that is sent again is not stored twice."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(key, value, round(record["time"] * 1000), record["step"])
+            for record in records
+            for key, value in _numbers(record)
+        ]
+        for start in range(0, len(metrics), 1000):  # the most that a server takes
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + 1000])
+
+    def add_artifact(self, name: str, path: Path) -> None:
+        """Copy a file to the run."""
+        self._client.log_artifact(self._run_id, str(path), name)
+
+    def close(self, ending: str) -> None:
+        """Set the state of the run; one that was stopped stays as running, as it comes back."""
+        if ending in ("finished", "failed"):
+            self._client.set_terminated(self._run_id, ending.upper())
+
+    def _experiment(self, *, has_server: bool) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        known = self._client.get_experiment_by_name(name)
+        if known:
+            return str(known.experiment_id)
+        here = None if has_server else f"file://{self.folder.resolve()}/mlflow-artifacts"
+        return str(self._client.create_experiment(name, artifact_location=here))
+
+    def _create(self, experiment: str) -> Any:
+        from mlflow.entities import Param
+
+        name = self.run_dir.resolve().name
+        tags = {"simclr_run": self.state["id"]}
+        run = self._client.create_run(experiment, run_name=name, tags=tags)
+        parameters = [Param(key, str(value)[:500]) for key, value in _flat(self.settings())]
+        for start in range(0, len(parameters), 100):  # the most that a server takes
+            self._client.log_batch(run.info.run_id, params=parameters[start : start + 100])
+        return run
+
+
+TRACKERS: dict[str, type[Tracker]] = {one.name: one for one in (TensorBoard, Wandb, Mlflow)}
+
+
+def _numbers(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in record.items():
+        if key not in _POSITION and isinstance(value, int | float):
+            yield key, value
+
+
+def _flat(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in plain.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
