@@ -68,16 +68,12 @@ class RandomConvolutions(nn.Module):
         scale = 1 / math.sqrt(self.filters.weight[0].numel())
         nn.init.normal_(self.filters.weight, std=scale, generator=generator)
         nn.init.uniform_(self.filters.get_parameter("bias"), -1, 1, generator=generator)
+        self.eval().requires_grad_(False)
 
     def forward(self, views: Tensor) -> Tensor:
         """Return (B, 512) features."""
         response = self.filters(views)
         return torch.cat([response.relu(), (-response).relu()], dim=1).mean(dim=(2, 3))
-
-
-def random_convolutions(num_bands: int, seed: int, device: torch.device) -> nn.Module:
-    """Build random convolution features, in evaluation mode."""
-    return RandomConvolutions(num_bands, seed).to(device).eval().requires_grad_(False)
 
 
 def image_statistics(views: Tensor) -> Tensor:
@@ -169,7 +165,7 @@ class EvalResult:
 
     Attributes:
         encoder: name of the row in the report.
-        protocol: ``k-NN``, ``linear probe`` or ``fine-tune ...``.
+        protocol: value of a ``Protocol``.
         seed: of the split, the label subset and a random control.
         test: (n,) samples that were predicted.
         targets: (n, C).
@@ -196,28 +192,22 @@ def eval_jobs(
     An encoder without a seed is evaluated once where no seed changes anything: its features on one
     split with all labels.
     """
-    fractions = sorted(set(config.fractions), reverse=True)
-    seeded = list(zip(config.seeds, splits.by_seed, strict=True))
-    subsets = {
-        (fraction, seed): replace(
-            split, train=label_subset(task.targets, split.train, fraction, seed)
-        )
-        for fraction in fractions
-        for seed, split in seeded
-    }
     jobs = []
-    for fraction in fractions:
+    for fraction in sorted(set(config.fractions), reverse=True):
+        subsets = {
+            seed: replace(split, train=label_subset(task.targets, split.train, fraction, seed))
+            for seed, split in zip(config.seeds, splits.by_seed, strict=True)
+        }
         for protocol in config.protocols:
             trained = protocol not in ON_FEATURES
             varies = splits.redrawn or fraction < 1 or trained
-            for encoder in encoders:
-                if trained and encoder.network is None:
-                    continue
-                seeds = config.seeds if varies else config.seeds[:1]
-                jobs += [
-                    EvalJob(encoder, protocol, fraction, seed, subsets[fraction, seed])
-                    for seed in (seeds if encoder.seed is None else [encoder.seed])
-                ]
+            seeds = config.seeds if varies else config.seeds[:1]
+            jobs += [
+                EvalJob(encoder, protocol, fraction, seed, subsets[seed])
+                for encoder in encoders
+                if encoder.network is not None or not trained
+                for seed in (seeds if encoder.seed is None else [encoder.seed])
+            ]
     return jobs
 
 
@@ -232,10 +222,16 @@ def open_encoders(
     model, bands = pretrained.config.model, pretrained.config.data.bands
     encoders = [of_checkpoint(PRETRAINED, pretrained)]
     for name, path in _named(config.others).items():
-        encoder = open_encoder(path, bands, device)
+        encoder = _open_encoder(path, bands, device)
         encoders.append(EvaluatedEncoder(name, None, encoder, _fingerprint(path)))
     if config.controls:
-        encoders += _controls(model, len(bands), config.seeds, device)
+        for seed in config.seeds:
+            network = random_encoder(model, len(bands), seed, device)
+            encoders.append(EvaluatedEncoder(RANDOM_ENCODER, seed, network))
+        for seed in config.seeds:
+            filters = RandomConvolutions(len(bands), seed).to(device)
+            encoders.append(EvaluatedEncoder(RANDOM_CONVOLUTIONS, seed, filters))
+        encoders.append(EvaluatedEncoder(IMAGE_STATISTICS, None, image_statistics))
     return encoders
 
 
@@ -245,12 +241,7 @@ def of_checkpoint(name: str, pretrained: Pretrained) -> EvaluatedEncoder:
     return EvaluatedEncoder(name, None, pretrained.encoder, weights, pretrained.checkpoint.name)
 
 
-def open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:
-    """Load an encoder from a run folder or a file of weights.
-
-    Raises:
-        ValueError: there is neither, or it reads other bands.
-    """
+def _open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:
     if not (path / CHECKPOINTS).is_dir():
         return load_encoder_file(path, bands, device)
     run = load_pretrained(path, device)
@@ -260,24 +251,6 @@ def open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.M
         "evaluate it by itself",
     )
     return run.encoder
-
-
-def _controls(
-    model: ModelConfig, num_bands: int, seeds: Sequence[int], device: torch.device
-) -> list[EvaluatedEncoder]:
-    return [
-        *(
-            EvaluatedEncoder(RANDOM_ENCODER, seed, random_encoder(model, num_bands, seed, device))
-            for seed in seeds
-        ),
-        *(
-            EvaluatedEncoder(
-                RANDOM_CONVOLUTIONS, seed, random_convolutions(num_bands, seed, device)
-            )
-            for seed in seeds
-        ),
-        EvaluatedEncoder(IMAGE_STATISTICS, None, image_statistics),
-    ]
 
 
 def _fingerprint(other: Path) -> str:

@@ -8,7 +8,7 @@ every interval is simulated in the tests.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,12 +19,9 @@ from scipy import stats
 from simclr.evaluation.baselines import EvalResult
 from simclr.evaluation.config import SCORES, WITHOUT_INTERVAL
 from simclr.evaluation.metrics import (
-    CLASS_SCORES,
     FloatArray,
     Indices,
-    MetricTable,
     Weights,
-    claims,
     metric_table,
     reliability,
     unit_weights,
@@ -32,8 +29,7 @@ from simclr.evaluation.metrics import (
 
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 0
-# A bootstrap over fewer blocks is too narrow to be believed.
-MIN_BLOCKS = 20
+MIN_BLOCKS = 20  # a bootstrap over fewer is too narrow to be believed
 # More blocks are left out by groups: at most this many scorings for bias and skew.
 _MAX_GROUPS = 250
 _CHUNK_ELEMENTS = 1 << 22
@@ -54,14 +50,19 @@ class Blocks:
     of_sample: Indices
     count: int
 
+    @property
+    def samples_a_chunk(self) -> int:
+        """Rows of weights (r, N) that stay small in memory."""
+        return max(1, _CHUNK_ELEMENTS // max(len(self.of_sample), 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A value with the ends of its 95 % interval; ends are NaN where there is none."""
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
     @property
     def excludes_zero(self) -> bool:
@@ -89,10 +90,10 @@ def choose_blocks(units: dict[str, npt.NDArray[np.str_]], num_samples: int) -> B
 def resamples(blocks: Blocks, num_resamples: int, seed: int) -> Iterator[Weights]:
     """Yield counts (r, N) of ``num_resamples`` resamples of the blocks, some rows at a time.
 
-    Every yield is small enough to stay in memory; the rows depend on the seed alone.
+    The rows depend on the seed alone, not on how many come at a time.
     """
     generator = np.random.default_rng(seed)
-    rows = max(1, _CHUNK_ELEMENTS // max(len(blocks.of_sample), 1))
+    rows = blocks.samples_a_chunk
     for start in range(0, num_resamples, rows):
         size = min(rows, num_resamples - start)
         drawn = generator.integers(0, blocks.count, (size, blocks.count))
@@ -103,10 +104,9 @@ def resamples(blocks: Blocks, num_resamples: int, seed: int) -> Iterator[Weights
 
 def left_out_counts(blocks: Blocks) -> Iterator[Weights]:
     """Yield counts (r, N), each without one block, or one of 250 random groups of blocks."""
-    groups = min(blocks.count, _MAX_GROUPS)
+    groups, rows = min(blocks.count, _MAX_GROUPS), blocks.samples_a_chunk
     drawn = np.random.default_rng(BOOTSTRAP_SEED).permutation(blocks.count)
     group_of_sample = (drawn * groups // blocks.count)[blocks.of_sample]
-    rows = max(1, _CHUNK_ELEMENTS // max(len(blocks.of_sample), 1))
     for start in range(0, groups, rows):
         left_out = np.arange(start, min(start + rows, groups))[:, None]
         yield (group_of_sample != left_out).astype(np.int32)
@@ -133,8 +133,8 @@ def score_interval(
     """
     draws, left_out = draws[~np.isnan(draws)], left_out[~np.isnan(left_out)]
     if len(draws) < 2 or len(left_out) < 2 or np.ptp(draws) < _ALIKE:
-        return Interval(value, math.nan, math.nan)
-    reach = student_quantile(num_blocks - 1) * math.sqrt(num_blocks / (num_blocks - 1))
+        return Interval(value)
+    reach = _student_quantile(num_blocks - 1) * math.sqrt(num_blocks / (num_blocks - 1))
     below = (draws < value).mean() + 0.5 * (draws == value).mean()
     bias = stats.norm.ppf(np.clip(below, 1 / len(draws), 1 - 1 / len(draws)))
     pull = left_out.mean() - left_out
@@ -157,21 +157,12 @@ def difference_interval(value: float, draws: FloatArray, num_blocks: int) -> tup
     """
     draws = draws[~np.isnan(draws)]
     if len(draws) < 2 or np.ptp(draws) < _ALIKE:
-        return Interval(value, math.nan, math.nan), 1.0
+        return Interval(value), 1.0
     centre = 2 * value - float(draws.mean())
     error = float(draws.std(ddof=1)) * math.sqrt(num_blocks / (num_blocks - 1))
-    half = student_quantile(num_blocks - 1) * error
+    half = _student_quantile(num_blocks - 1) * error
     p_value = 2 * stats.t.sf(abs(centre) / error, num_blocks - 1)
     return Interval(value, centre - half, centre + half), float(p_value)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm 1979): each in its own place."""
-    order = np.argsort(p_values)
-    factors = len(p_values) - np.arange(len(p_values))
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.maximum.accumulate(np.array(p_values)[order] * factors)
-    return [float(value) for value in corrected.clip(max=1.0)]
 
 
 def repeated_split_interval(differences: FloatArray, test_to_train: float) -> Interval:
@@ -185,17 +176,15 @@ def repeated_split_interval(differences: FloatArray, test_to_train: float) -> In
     Returns:
         The interval; without ends for a single seed.
     """
-    num_seeds = len(differences)
-    mean = float(differences.mean())
+    num_seeds, mean = len(differences), float(differences.mean())
     if num_seeds < 2:
-        return Interval(mean, math.nan, math.nan)
+        return Interval(mean)
     spread = float(differences.std(ddof=1)) * math.sqrt(1 / num_seeds + test_to_train)
-    half = student_quantile(num_seeds - 1) * spread
+    half = _student_quantile(num_seeds - 1) * spread
     return Interval(mean, mean - half, mean + half)
 
 
-def student_quantile(degrees: int) -> float:
-    """Return the two-sided 95 % point of Student's t."""
+def _student_quantile(degrees: int) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
 
 
@@ -204,8 +193,7 @@ class Row:
     """One encoder under one protocol, the mean over its seeds.
 
     Attributes:
-        encoder, protocol: what was scored, and how.
-        fraction: share of the training labels that was used.
+        encoder, protocol, fraction: what was scored, how, and with which share of the labels.
         results: one a seed; a single one where no seed plays a part.
         intervals: by score, over resamples of the test blocks.
         classes: by score of single classes, (C,) values.
@@ -244,17 +232,78 @@ class Row:
         if kind == "single":
             parts = [r.targets.T.astype(np.int64) @ r.predictions.predicted for r in self.results]
             confusion = np.sum(parts, axis=0).tolist()
-        curve = asdict(reliability(claims(first.targets, first.predictions.scores, kind)))
+        curve = reliability(first.targets, first.predictions.scores, kind)
         return {
             **self.scores_as_data(),
             # a single class has too few patches for an interval that covers
             "classes": {
-                name: [asdict(Interval(value, math.nan, math.nan)) for value in values.tolist()]
+                name: [asdict(Interval(value)) for value in values.tolist()]
                 for name, values in self.classes.items()
             },
             "confusion": confusion,
             "reliability": {name: values.tolist() for name, values in curve.items()},
         }
+
+
+def score_results(
+    results: Sequence[EvalResult],
+    kind: str,
+    tested: Indices,
+    blocks: Blocks,
+    num_resamples: int,
+) -> list[Row]:
+    """Score all results on the same resamples, and gather those of one encoder and protocol.
+
+    Args:
+        results: all of them.
+        kind: of the task.
+        tested: (T,) sorted, every sample that some result tested.
+        blocks: of these samples.
+        num_resamples: of the bootstrap.
+    """
+    tables = [metric_table(one.targets, one.predictions, kind) for one in results]
+    positions = [np.searchsorted(tested, one.test) for one in results]
+
+    def tabulate(chunks: Iterator[Weights]) -> list[dict[str, FloatArray]]:
+        """Return the scores of each result under weights of the tested samples."""
+        parts: list[list[dict[str, FloatArray]]] = [[] for _ in results]
+        for counts in chunks:
+            for table, rows, own in zip(tables, positions, parts, strict=True):
+                whole = len(rows) == counts.shape[1]  # then a copy would change nothing
+                own.append(table(counts if whole else counts[:, rows]).overall)
+        return [
+            {name: np.concatenate([part[name] for part in own]) for name in SCORES[kind]}
+            for own in parts
+        ]
+
+    plain = [table(unit_weights(len(one.test))) for table, one in zip(tables, results, strict=True)]
+    draws = tabulate(resamples(blocks, num_resamples, BOOTSTRAP_SEED))
+    left_out = tabulate(left_out_counts(blocks))
+    members: dict[tuple[str, str, float], list[int]] = {}
+    for number, one in enumerate(results):
+        members.setdefault((one.encoder, one.protocol, one.fraction), []).append(number)
+
+    def row(names: tuple[str, str, float], numbers: list[int]) -> Row:
+        """Return the mean over some results, with intervals."""
+        by_seed, intervals, mean_draws = {}, {}, {}
+        for name in SCORES[kind]:
+            by_seed[name] = np.array([plain[i].overall[name][0] for i in numbers])
+            mean_draws[name] = np.mean([draws[i][name] for i in numbers], axis=0)
+            without = np.mean([left_out[i][name] for i in numbers], axis=0)
+            value = float(by_seed[name].mean())
+            intervals[name] = (
+                Interval(value)
+                if name in WITHOUT_INTERVAL
+                else score_interval(value, mean_draws[name], without, blocks.count)
+            )
+        classes = {
+            name: np.mean([plain[i].classes[name][0] for i in numbers], axis=0)
+            for name in plain[0].classes
+        }
+        own = tuple(results[i] for i in numbers)
+        return Row(*names, own, intervals, classes, by_seed, mean_draws, blocks.count)
+
+    return [row(names, numbers) for names, numbers in members.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,80 +331,6 @@ class Difference:
     resolved: bool
 
 
-def score_results(
-    results: Sequence[EvalResult],
-    kind: str,
-    tested: Indices,
-    blocks: Blocks,
-    num_resamples: int,
-) -> list[Row]:
-    """Score all results on the same resamples, and gather those of one encoder and protocol.
-
-    Args:
-        results: all of them.
-        kind: of the task.
-        tested: (T,) sorted, every sample that some result tested.
-        blocks: of these samples.
-        num_resamples: of the bootstrap.
-    """
-    tables = [metric_table(one.targets, one.predictions, kind) for one in results]
-    positions = [np.searchsorted(tested, one.test) for one in results]
-
-    def tabulate(chunks: Iterator[Weights]) -> list[dict[str, FloatArray]]:
-        """Return the overall scores of each result under weights of the tested samples."""
-        parts: list[list[MetricTable]] = [[] for _ in results]
-        for counts in chunks:
-            for table, rows, own in zip(tables, positions, parts, strict=True):
-                whole = len(rows) == counts.shape[1]  # then a copy would change nothing
-                own.append(table(counts if whole else counts[:, rows]))
-        return [
-            {name: np.concatenate([part.overall[name] for part in own]) for name in SCORES[kind]}
-            for own in parts
-        ]
-
-    plain = [table(unit_weights(len(one.test))) for table, one in zip(tables, results, strict=True)]
-    draws = tabulate(resamples(blocks, num_resamples, BOOTSTRAP_SEED))
-    left_out = tabulate(left_out_counts(blocks))
-    members: dict[tuple[str, str, float], list[int]] = {}
-    for number, one in enumerate(results):
-        members.setdefault((one.encoder, one.protocol, one.fraction), []).append(number)
-    rows = []
-    for (encoder, protocol, fraction), numbers in members.items():
-        by_seed = {
-            name: np.array([plain[i].overall[name][0] for i in numbers]) for name in draws[0]
-        }
-        mean_draws, mean_left_out = (
-            {name: np.mean([table[i][name] for i in numbers], axis=0) for name in by_seed}
-            for table in (draws, left_out)
-        )
-        classes = {
-            name: np.mean([plain[i].classes[name][0] for i in numbers], axis=0)
-            for name in CLASS_SCORES
-        }
-        own = tuple(results[i] for i in numbers)
-        intervals = _intervals(by_seed, mean_draws, mean_left_out, blocks.count)
-        row = Row(
-            encoder, protocol, fraction, own, intervals, classes, by_seed, mean_draws, blocks.count
-        )
-        rows.append(row)
-    return rows
-
-
-def _intervals(
-    by_seed: Mapping[str, FloatArray],
-    draws: Mapping[str, FloatArray],
-    left_out: Mapping[str, FloatArray],
-    num_blocks: int,
-) -> dict[str, Interval]:
-    values = {name: float(scores.mean()) for name, scores in by_seed.items()}
-    return {
-        name: Interval(value, math.nan, math.nan)
-        if name in WITHOUT_INTERVAL
-        else score_interval(value, draws[name], left_out[name], num_blocks)
-        for name, value in values.items()
-    }
-
-
 def compare(row: Row, control: Row, kind: str, test_to_train: float) -> list[Difference]:
     """Return the paired differences of two rows of one protocol, for every score with intervals.
 
@@ -372,20 +347,35 @@ def compare(row: Row, control: Row, kind: str, test_to_train: float) -> list[Dif
         # a row without seeds stands beside every seed of the other
         by_seed = np.subtract(*np.broadcast_arrays(row.by_seed[score], control.by_seed[score]))
         paired = row.draws[score] - control.draws[score]
-        over_samples, p_value = difference_interval(float(by_seed.mean()), paired, row.num_blocks)
-        over_seeds = repeated_split_interval(by_seed, test_to_train)
-        known = [over_samples] if len(by_seed) == 1 else [over_samples, over_seeds]
-        differences.append(
-            Difference(
-                row.encoder,
-                control.encoder,
-                row.protocol,
-                row.fraction,
-                score,
-                over_samples,
-                over_seeds,
-                p_value,
-                resolved=all(interval.excludes_zero for interval in known),
-            )
-        )
+        samples, p_value = difference_interval(float(by_seed.mean()), paired, row.num_blocks)
+        seeds = repeated_split_interval(by_seed, test_to_train)
+        resolved = samples.excludes_zero and (len(by_seed) == 1 or seeds.excludes_zero)
+        names = row.encoder, control.encoder, row.protocol, row.fraction, score
+        differences.append(Difference(*names, samples, seeds, p_value, resolved))
+    return differences
+
+
+def compare_with_all(
+    rows: Sequence[Row], encoder: str, kind: str, test_to_train: float
+) -> list[dict[str, Any]]:
+    """Return as plain data how far an encoder's rows are ahead of all others of their protocol.
+
+    ``p_holm`` is the p-value corrected for the number of controls (Holm 1979).
+    """
+    differences = [
+        asdict(difference)
+        for row in rows
+        for other in rows
+        if row.encoder == encoder != other.encoder
+        and (row.protocol, row.fraction) == (other.protocol, other.fraction)
+        for difference in compare(row, other, kind, test_to_train)
+    ]
+    families: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for one in differences:
+        families.setdefault((one["protocol"], one["fraction"], one["score"]), []).append(one)
+    for family in families.values():
+        highest = 0.0
+        for rank, one in enumerate(sorted(family, key=lambda member: member["p_value"])):
+            highest = max(highest, one["p_value"] * (len(family) - rank))
+            one["p_holm"] = min(highest, 1.0)
     return differences

@@ -29,36 +29,22 @@ class Protocol(Enum):
 # They fit a classifier to stored features; all others train a network.
 ON_FEATURES = (Protocol.knn, Protocol.probe)
 
-
 # The scores of each kind of task; the first is the primary metric, by which everything is chosen on
 # the validation split. ``single`` is one of three classes or more, ``multi`` any number of classes,
 # and ``binary`` yes or no, scored on the yes alone: at 2 % prevalence the no would drown it. The
 # balanced scores are those of the same predictions if as many patches were yes as no.
-CALIBRATION = ("calibration_error", "brier")
 SCORES = {
     "single": (
-        "accuracy",
-        "f1_macro",
-        "average_precision_macro",
-        "roc_auc_macro",
-        *CALIBRATION,
+        *("accuracy", "f1_macro", "average_precision_macro", "roc_auc_macro"),
+        *("calibration_error", "brier"),
     ),
     "binary": (
-        "average_precision",
-        "f1",
-        "roc_auc",
-        "accuracy",
-        "average_precision_balanced",
-        "f1_balanced",
-        *CALIBRATION,
+        *("average_precision", "f1", "roc_auc", "accuracy"),
+        *("average_precision_balanced", "f1_balanced", "calibration_error", "brier"),
     ),
     "multi": (
-        "average_precision_micro",
-        "average_precision_macro",
-        "f1_micro",
-        "f1_macro",
-        "roc_auc_macro",
-        *CALIBRATION,
+        *("average_precision_micro", "average_precision_macro", "f1_micro", "f1_macro"),
+        *("roc_auc_macro", "calibration_error", "brier"),
     ),
 }
 
@@ -100,6 +86,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         parse_choices(self, "finetune")
+        rates, size, decay = self.learning_rates, self.batch_size, self.weight_decay
         require(
             self.precision is not Precision.auto,
             "finetune.precision is auto; give float32 or bfloat16",
@@ -107,16 +94,12 @@ class FinetuneConfig:
         for name in ("epochs", "max_steps", "checks"):
             value = getattr(self, name)
             require(value >= 1, f"finetune.{name} is {value}; give 1 or more")
-        size = self.batch_size
         require(size >= 2, f"finetune.batch_size is {size}; BatchNorm needs 2 patches or more")
-        rates = self.learning_rates
         require(
             bool(rates) and min(rates) > 0,
             f"finetune.learning_rates is {rates}; give at least one, all above 0",
         )
-        require(
-            self.weight_decay >= 0, f"finetune.weight_decay is {self.weight_decay}; give 0 or more"
-        )
+        require(decay >= 0, f"finetune.weight_decay is {decay}; give 0 or more")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -168,19 +151,17 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         parse_choices(self)
-        require(bool(self.seeds), "seeds is empty; give at least one, seeds=[0]")
+        seeds, fractions = self.seeds, self.fractions
+        require(bool(seeds), "seeds is empty; give at least one, seeds=[0]")
         require(
-            all(0 <= seed < 2**63 for seed in self.seeds),
-            f"seeds is {self.seeds}; give whole numbers from 0 to 2^63 - 1",
+            all(0 <= seed < 2**63 for seed in seeds),
+            f"seeds is {seeds}; give whole numbers from 0 to 2^63 - 1",
         )
-        require(
-            len(set(self.seeds)) == len(self.seeds),
-            f"seeds is {self.seeds}; give each seed once",
-        )
+        require(len(set(seeds)) == len(seeds), f"seeds is {seeds}; give each seed once")
         require(bool(self.protocols), "protocols is empty; give at least one, protocols=[probe]")
         require(
-            bool(self.fractions) and all(0 < share <= 1 for share in self.fractions),
-            f"fractions is {self.fractions}; give shares in (0, 1], fractions=[0.01,0.1,1]",
+            bool(fractions) and all(0 < share <= 1 for share in fractions),
+            f"fractions is {fractions}; give shares in (0, 1], fractions=[0.01,0.1,1]",
         )
         require(self.step >= 0, f"step is {self.step}; give 0 for the newest, or a saved step")
         if self.all_checkpoints:
@@ -193,12 +174,11 @@ class EvaluateConfig:
         )
 
     def _check_all_checkpoints(self) -> None:
-        """Refuse settings that exclude scoring all checkpoints."""
+        trained = [one.name for one in self.protocols if one not in ON_FEATURES]
         require(
             self.step == 0,
             f"step is {self.step} and all_checkpoints is true; leave one of them out",
         )
-        trained = [one.name for one in self.protocols if one not in ON_FEATURES]
         require(
             not trained,
             f"protocols holds {', '.join(trained)}; all_checkpoints=true scores by probe and "

@@ -36,18 +36,18 @@ from simclr.philox import uniforms
 Features = npt.NDArray[np.float32]
 Embedder = Callable[[Tensor], Tensor]  # (B, C, H, W) float32 -> (B, D)
 
-# of lines of progress where stderr is no terminal
-_LOG_AFTER_S, _LOG_EVERY_S = 30.0, 60.0
+NUM_SYMMETRIES = 8
+MAX_POINTS = 1500  # of a map; more would cover each other
 
 _log = logging.getLogger("simclr")
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureCache:
-    """Features kept in a folder, one file for each network.
+    """Features kept in a folder, one file for each network, so that disk use stays bounded.
 
     Attributes:
-        folder: where the files lie; each network has one, so that disk use stays bounded.
+        folder: on storage that all ranks see.
         origin: everything the features depend on but the network itself: shards, samples,
             bands, view size, versions.
         weights: by name, checksum of the weights that a network was loaded from; none for those
@@ -56,7 +56,7 @@ class FeatureCache:
 
     folder: Path
     origin: Mapping[str, object]
-    weights: Mapping[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """Return the file of a network."""
@@ -80,11 +80,6 @@ class FeatureCache:
             return None
         return features if key == self._key(name) and len(features) == num_samples else None
 
-    def write(self, name: str, features: Features) -> None:
-        """Store features (N, D) float32 atomically."""
-        with atomic_path(self.path(name)) as temporary, temporary.open("wb") as file:
-            np.savez(file, key=np.array(self._key(name)), features=features)
-
     def stored(self, name: str, num_samples: int) -> Features:
         """Return stored features (num_samples, D).
 
@@ -96,8 +91,13 @@ class FeatureCache:
             raise ValueError(f"{self.path(name)} has been removed or changed; evaluate again")
         return features
 
+    def write(self, name: str, features: Features) -> None:
+        """Store features (N, D) float32 atomically."""
+        with atomic_path(self.path(name)) as temporary, temporary.open("wb") as file:
+            np.savez(file, key=np.array(self._key(name)), features=features)
+
     def write_part(self, name: str, rank: int, features: Features) -> None:
-        """Store the rows that one rank took, in any order of ranks."""
+        """Store the rows that one rank took."""
         with atomic_path(self._part(name, rank)) as temporary, temporary.open("wb") as file:
             np.save(file, features)
 
@@ -132,7 +132,7 @@ def store_features(
     that one rank alone would have stored, up to the rounding of batches of another size.
 
     Args:
-        cache: where features of earlier evaluations lie, on storage that all ranks see.
+        cache: where features of earlier evaluations lie.
         embedders: networks or functions by name.
         views: starts a pass over the samples of the given numbers, see ``extract_features``.
         num_samples: N.
@@ -145,10 +145,11 @@ def store_features(
     if not names:
         return
     own = np.array_split(np.arange(num_samples), context.size)[context.rank]
-    missing = {name: embedders[name] for name in names}
-    rows = extract_features(missing, views(own), len(own), progress=progress) if len(own) else {}
-    for name, features in rows.items():
-        cache.write_part(name, context.rank, features)
+    if len(own):
+        missing = {name: embedders[name] for name in names}
+        rows = extract_features(missing, views(own), len(own), progress=progress)
+        for name, features in rows.items():
+            cache.write_part(name, context.rank, features)
     meet(context)
     if context.is_main:
         for name in names:
@@ -172,7 +173,7 @@ def extract_features(
         embedders: networks or functions by name.
         views: batches (B, C, H, W) float32, normalised, in the order of the samples.
         num_samples: N, for the bar.
-        progress: draw a bar; it is drawn on a terminal only.
+        progress: draw a bar.
 
     Returns:
         (N, D) float32 by name.
@@ -186,15 +187,21 @@ def extract_features(
                 f"{name} is in training mode; call its eval() before extracting features"
             )
     rows: dict[str, list[Features]] = {name: [] for name in embedders}
-    with (
-        torch.inference_mode(),
-        progress_bar("features", "patch", num_samples, shown=progress) as bar,
-    ):
+    bar = progress_bar("features", "patch", num_samples, shown=progress)
+    with torch.inference_mode(), bar:
         for batch in views:
             for name, embedder in embedders.items():
                 rows[name].append(embedder(batch).float().cpu().numpy())
             bar.update(len(batch))
-    return {name: _joined(name, parts) for name, parts in rows.items()}
+    joined = {name: np.concatenate(parts) for name, parts in rows.items()}
+    for name, features in joined.items():
+        bad = ~np.isfinite(features).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"{int(bad.sum())} of {len(features)} features of {name} are not finite; the "
+                "network diverged or its input is damaged"
+            )
+    return joined
 
 
 def progress_bar(what: str, unit: str, total: int, *, shown: bool) -> tqdm[Any]:
@@ -208,13 +215,8 @@ def progress_bar(what: str, unit: str, total: int, *, shown: bool) -> tqdm[Any]:
     """
     options: dict[str, Any] = {"total": total, "desc": what, "unit": unit, "disable": not shown}
     if not sys.stderr.isatty():
-        options |= {
-            "delay": _LOG_AFTER_S,
-            "mininterval": _LOG_EVERY_S,
-            "file": _LogLines(),
-            "ascii": True,
-            "ncols": 80,
-        }
+        options |= {"delay": 30.0, "mininterval": 60.0, "file": _LogLines()}
+        options |= {"ascii": True, "ncols": 80}
     return tqdm(**options)
 
 
@@ -226,17 +228,6 @@ class _LogLines(io.TextIOBase):
         if text.strip():
             _log.info("%s", text.strip())
         return len(text)
-
-
-def _joined(name: str, parts: list[Features]) -> Features:
-    features = np.concatenate(parts)
-    bad = ~np.isfinite(features).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"{int(bad.sum())} of {len(features)} features of {name} are not finite; the network "
-            "diverged or its input is damaged"
-        )
-    return features
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,22 +275,18 @@ class LabelledPatches:
         fewer samples: a last batch of one would leave BatchNorm without statistics.
         """
         per_epoch = steps_per_epoch(len(self.rows), batch_size)
-        plan = [
-            part
-            for epoch in range(-(-num_steps // per_epoch))
-            for part in np.array_split(self._permuted(seed, epoch), per_epoch)
-        ][:num_steps]
-        for step, batch in enumerate(self._loader(plan)):
+        plan: list[Indices] = []
+        for epoch in range(-(-num_steps // per_epoch)):
+            order = self.rows[permutation(len(self.rows), seed, epoch)]
+            plan += np.array_split(order, per_epoch)
+        for step, batch in enumerate(self._loader(plan[:num_steps])):
             targets = torch.from_numpy(self.targets[plan[step]]).to(self.device)
             yield step // per_epoch, batch.sample_id, self.maker.eval_views(batch), targets
-
-    def _permuted(self, seed: int, epoch: int) -> Indices:
-        return self.rows[permutation(len(self.rows), seed, epoch)]
 
     def _loader(self, plan: list[Indices]) -> Loader:
         return Loader(
             self.dataset,
-            lambda number: plan[number],
+            plan.__getitem__,
             num_batches=len(plan),
             batch_size=max(map(len, plan)),
             device=self.device,
@@ -309,9 +296,6 @@ class LabelledPatches:
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
     """Return how many batches of at least ``batch_size`` samples an epoch has."""
     return max(1, num_samples // batch_size)
-
-
-NUM_SYMMETRIES = 8
 
 
 def apply_symmetry(views: Tensor, symmetry: Tensor) -> Tensor:
@@ -331,7 +315,7 @@ def draw_symmetries(seed: int, epoch: int, sample_id: Tensor) -> Tensor:
 
 
 def averaged_over_symmetries(network: Embedder) -> Embedder:
-    """Return a network whose output is the mean over the 8 symmetries of a view."""
+    """Return a network whose output (B, D) is the mean over the 8 symmetries of a view."""
 
     def embed(views: Tensor) -> Tensor:
         """Return (B, D)."""
@@ -342,9 +326,6 @@ def averaged_over_symmetries(network: Embedder) -> Embedder:
         return total / NUM_SYMMETRIES
 
     return embed
-
-
-MAX_POINTS = 1500  # of a map; more would cover each other
 
 
 def feature_map(features: Features, targets: BoolArray, test: Indices) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Scores of a whole test set from targets and class scores, for many sample weightings at once.
 
-Nothing averages over batches. Every score takes ``weights``, an (R, N) table of how often each of N
-samples counts in each of R weightings: a row of ones gives the plain score, the counts of a
-bootstrap its distribution, and neither needs another sort. An undefined score is NaN and stays out
-of macro means: AP of a class without a positive, ROC-AUC of a class without a positive or without a
-negative, F1 of a class neither present nor predicted. Otherwise definitions are scikit-learn's.
+Nothing averages over batches. ``weights`` (R, N) say how often each of N samples counts in each of
+R weightings: a row of ones gives the plain score, the counts of a bootstrap its distribution, and
+neither needs another sort. A score that is undefined is NaN and stays out of macro means: AP of a
+class without a positive, ROC-AUC of one without a positive or without a negative, F1 of one neither
+present nor predicted. All else is defined as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -26,6 +26,108 @@ FloatArray = npt.NDArray[np.float64]
 Weights = npt.NDArray[Any]  # (R, N) counts, or shares where a prevalence is corrected
 Indices = npt.NDArray[np.intp]
 ScoreArray = npt.NDArray[np.floating]
+
+NUM_BINS = 15  # of the calibration error: Guo et al. 2017 (arXiv 1706.04599) and most since
+_EDGES = np.linspace(0, 1, NUM_BINS + 1)
+NO_POSITIVE_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a classifier predicts for N samples.
+
+    Attributes:
+        scores: (N, C).
+        predicted: (N, C) decisions.
+        predicted_balanced: (N, C) decisions at as many yes as no; of a ``binary`` task only.
+    """
+
+    scores: ScoreArray
+    predicted: BoolArray
+    predicted_balanced: BoolArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricTable:
+    """Scores by name: (R,) of each weighting, and (R, C) of single classes."""
+
+    overall: dict[str, FloatArray]
+    classes: dict[str, FloatArray]
+
+
+def metric_table(
+    targets: BoolArray, predictions: Predictions, kind: str
+) -> Callable[[Weights], MetricTable]:
+    """Return a function from weights (R, N) to the scores of a kind; it sorts only here.
+
+    Args:
+        targets: (N, C), with C = 1 for ``binary``.
+        predictions: to be scored.
+        kind: of the task, see ``simclr.evaluation.config.SCORES``.
+    """
+    scores, predicted = predictions.scores, predictions.predicted
+    columns = [rank(targets[:, c], scores[:, c]) for c in range(targets.shape[1])]
+    pooled = rank(targets, scores) if kind == "multi" else None
+    gaps = _calibration_gaps(*_claims(targets, scores, kind))
+    squares = _squared_errors(targets, scores, kind)
+    claims_a_sample = 1 if kind == "single" else targets.shape[1]
+
+    def score(weights: Weights) -> MetricTable:
+        """Return all scores of these weightings."""
+        weighed = tally(weights)
+        sums = [running(column, weighed) for column in columns]
+        classes = {
+            "average_precision": np.stack([average_precision(one) for one in sums], axis=1),
+            "f1": f1(targets, predicted, weighed),
+            "roc_auc": np.stack([roc_auc(one) for one in sums], axis=1),
+        }
+        overall = {name: macro(values) for name, values in classes.items()}
+        overall |= {f"{name}_macro": values for name, values in overall.items()}
+        overall["accuracy"] = accuracy(targets, predicted, weighed)
+        total = weighed.sum(dim=0).double()
+        error = (gaps.to(weighed.dtype) @ weighed).abs().sum(dim=0)
+        overall["calibration_error"] = _quotient(error, claims_a_sample * total)
+        overall["brier"] = _quotient(squares.to(weighed.dtype) @ weighed, total)
+        if pooled is not None:
+            overall["average_precision_micro"] = average_precision(running(pooled, weighed))
+            overall["f1_micro"] = f1_micro(targets, predicted, weighed)
+        if kind == "binary":
+            overall |= _balanced(columns[0], targets, predictions, weighed)
+        return MetricTable({name: overall[name] for name in SCORES[kind]}, classes)
+
+    return score
+
+
+def primary_metric(targets: BoolArray, scores: ScoreArray, kind: str) -> float:
+    """Return the first score of a kind of task, by which choices are made; -inf if undefined."""
+    weighed = tally(unit_weights(len(targets)))
+    if kind == "single":
+        value = accuracy(targets, decide(scores, kind, NO_POSITIVE_THRESHOLD), weighed)
+    else:  # of one column, the pooled ranking is the ranking
+        value = average_precision(running(rank(targets, scores), weighed))
+    return float(np.nan_to_num(value[0], nan=-np.inf))
+
+
+def decide(scores: ScoreArray, kind: str, thresholds: FloatArray | float) -> BoolArray:
+    """Return (N, C) decisions: the best class of a ``single`` task, else ``>= threshold``."""
+    if kind != "single":
+        return np.asarray(scores >= thresholds)
+    chosen = scores.argmax(axis=1)
+    return np.asarray(np.arange(scores.shape[1]) == chosen[:, None])
+
+
+def unit_weights(num_samples: int) -> Weights:
+    """Return the one weighting in which every sample counts once: (1, N)."""
+    return np.ones((1, num_samples), np.int32)
+
+
+def tally(weights: Weights) -> Tensor:
+    """Return weights (R, N) as (N, R): a row of all weightings for each sample.
+
+    Counts become float32, which is exact below 2^24 a sum; anything else stays float64.
+    """
+    kind = np.float32 if np.issubdtype(weights.dtype, np.integer) else np.float64
+    return torch.from_numpy(np.ascontiguousarray(weights.T, dtype=kind))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +177,12 @@ def rank(targets: BoolArray, scores: ScoreArray) -> Ranking:
     Raises:
         ValueError: shapes differ, or a score is not a number.
     """
-    _check(targets, scores)
-    num_classes = targets.size // max(len(targets), 1)
+    if targets.shape != scores.shape:
+        raise ValueError(
+            f"targets are {targets.shape} and scores are {scores.shape}; give equal shapes"
+        )
+    if np.isnan(scores).any():
+        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are not a number")
     order = np.argsort(-scores.ravel(), kind="stable")
     values, hit = scores.ravel()[order], targets.ravel()[order]
     starts = np.flatnonzero(np.diff(values, prepend=np.nan) != 0)
@@ -84,7 +190,7 @@ def rank(targets: BoolArray, scores: ScoreArray) -> Ranking:
     hits = np.add.reduceat(hit, starts, dtype=np.intp) if len(starts) else starts
     held = hits > 0
     starts, ends, hits = starts[held], ends[held], hits[held]
-    samples = order // num_classes
+    samples = order // (targets.size // max(len(targets), 1))
     return Ranking(
         samples,
         segments=np.append(0, np.stack([starts, ends], axis=1).ravel()),
@@ -94,19 +200,19 @@ def rank(targets: BoolArray, scores: ScoreArray) -> Ranking:
     )
 
 
-def tally(weights: Weights) -> Tensor:
-    """Return weights (R, N) as (N, R): a row of all weightings for each sample.
-
-    Counts become float32, which is exact below 2^24 a sum; anything else stays float64.
-    """
-    kind = np.float32 if np.issubdtype(weights.dtype, np.integer) else np.float64
-    return torch.from_numpy(np.ascontiguousarray(weights.T, dtype=kind))
-
-
 def running(ranking: Ranking, weighed: Tensor) -> Running:
     """Sum weights (N, R) down a ranking."""
-    seen = _sums(weighed, ranking.samples, ranking.segments).double().cumsum(dim=0)
-    hits = _sums(weighed, ranking.positives, ranking.groups).double()
+
+    def sums(samples: Indices, starts: Indices) -> Tensor:
+        """Return (S, R) sums of the rows of weights over consecutive stretches of samples."""
+        if len(samples) == 0:
+            return weighed.new_zeros(len(starts), weighed.shape[1]).double()
+        # reads each row once, in order, and writes only the sums: no (M, R) table is ever made
+        bags = torch.from_numpy(samples), weighed, torch.from_numpy(starts)
+        return functional.embedding_bag(*bags, mode="sum").double()
+
+    seen = sums(ranking.samples, ranking.segments).cumsum(dim=0)
+    hits = sums(ranking.positives, ranking.groups)
     return Running(hits, hits.cumsum(dim=0), seen[:-1:2], seen[1::2], seen[-1])
 
 
@@ -114,7 +220,7 @@ def average_precision(sums: Running) -> FloatArray:
     """Return the step-wise area under precision and recall: (R,); NaN without a positive."""
     # above the first decision that counts, 0 / 0 would stand for a precision nobody asks for
     precision = sums.hits_through / sums.seen_through.where(sums.seen_through > 0, 1.0)
-    return _array((sums.hits * precision).sum(dim=0) / sums.hits.sum(dim=0))
+    return _quotient((sums.hits * precision).sum(dim=0), sums.hits.sum(dim=0))
 
 
 def roc_auc(sums: Running) -> FloatArray:
@@ -124,214 +230,34 @@ def roc_auc(sums: Running) -> FloatArray:
     positives = sums.hits.sum(dim=0)
     negatives = sums.total - positives
     won = (sums.hits * (negatives - (above + through) / 2)).sum(dim=0)
-    return _array(won / (positives * negatives))
+    return _quotient(won, positives * negatives)
 
 
-def f1_by_group(sums: Running) -> FloatArray:
-    """Return F1 of saying yes down to the end of each group: (G, R)."""
-    return _array(2 * sums.hits_through / (sums.seen_through + sums.hits.sum(dim=0)))
+def accuracy(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
+    """Return the share of samples whose whole row is right: (R,), from (N, C) and (N, R)."""
+    right = torch.from_numpy((targets == predicted).all(axis=1))
+    return _quotient(right.to(weighed.dtype) @ weighed, weighed.sum(dim=0))
 
 
-def _sums(weighed: Tensor, samples: Indices, starts: Indices) -> Tensor:
-    """Return (S, R) sums of the rows of weights over consecutive stretches of samples."""
-    if len(samples) == 0:
-        return weighed.new_zeros(len(starts), weighed.shape[1])
-    # reads each row once, in order, and writes only the sums: no (M, R) table is ever made
-    return functional.embedding_bag(
-        torch.from_numpy(samples), weighed, torch.from_numpy(starts), mode="sum"
-    )
-
-
-def _array(values: Tensor) -> FloatArray:
-    return np.asarray(values.numpy(), np.float64)
-
-
-def _check(targets: BoolArray, scores: ScoreArray) -> None:
-    if targets.shape != scores.shape:
-        raise ValueError(
-            f"targets are {targets.shape} and scores are {scores.shape}; give equal shapes"
-        )
-    if np.isnan(scores).any():
-        raise ValueError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are not a number")
-
-
-# Guo et al. 2017 (arXiv 1706.04599) and most since.
-NUM_BINS = 15
-
-
-@dataclass(frozen=True, slots=True)
-class Claims:
-    """What was claimed with which probability: (N, K), K = 1 for one answer a sample.
-
-    Attributes:
-        probability: in [0, 1].
-        right: whether it was so.
-    """
-
-    probability: FloatArray
-    right: BoolArray
-
-
-@dataclass(frozen=True, slots=True)
-class Reliability:
-    """Claims by probability, in bins of equal width.
-
-    Attributes:
-        edges: (NUM_BINS + 1,).
-        counts: (NUM_BINS,) claims.
-        probability: (NUM_BINS,) their mean; NaN in an empty bin.
-        frequency: (NUM_BINS,) share of them that was right.
-    """
-
-    edges: FloatArray
-    counts: FloatArray
-    probability: FloatArray
-    frequency: FloatArray
-
-
-def claims(targets: BoolArray, scores: ScoreArray, kind: str) -> Claims:
-    """Return the claims of scores (N, C): the best class of a ``single`` task, else every yes."""
-    probability = scores.astype(np.float64)
-    if kind != "single":
-        return Claims(probability, targets)
-    best = probability.argmax(axis=1)[:, None]
-    return Claims(
-        np.take_along_axis(probability, best, axis=1), np.take_along_axis(targets, best, axis=1)
-    )
-
-
-def reliability(made: Claims) -> Reliability:
-    """Return how often claims of about one probability came true."""
-    bins = _bins(made.probability).ravel()
-    counts = np.bincount(bins, minlength=NUM_BINS).astype(np.float64)
-    sums = np.bincount(bins, made.probability.ravel(), NUM_BINS)
-    hits = np.bincount(bins, made.right.ravel().astype(float), NUM_BINS)
-    filled = np.where(counts > 0, counts, np.nan)
-    return Reliability(_edges(), counts, sums / filled, hits / filled)
-
-
-def calibration_gaps(made: Claims) -> Tensor:
-    """Return (NUM_BINS, N) float64: what each sample adds to the gap of each bin.
-
-    The expected calibration error of a weighting is the sum of the absolute weighted gaps over
-    the weight of all claims: bins with many claims count more.
-    """
-    gaps = torch.zeros(NUM_BINS, len(made.right), dtype=torch.float64)
-    difference = torch.from_numpy(made.probability - made.right)
-    for column, bins in enumerate(_bins(made.probability).T):
-        rows = torch.from_numpy(bins.copy())
-        gaps[rows, torch.arange(len(rows))] += difference[:, column]
-    return gaps
-
-
-def squared_errors(targets: BoolArray, scores: ScoreArray, kind: str) -> Tensor:
-    """Return the Brier score of each sample, (N,) float64.
-
-    Brier's own (1950) for ``single``: the sum over classes, from 0 to 2. The mean over decisions
-    otherwise, from 0 to 1.
-    """
-    squares = torch.from_numpy((scores.astype(np.float64) - targets) ** 2)
-    return squares.sum(dim=1) if kind == "single" else squares.mean(dim=1)
-
-
-def _edges() -> FloatArray:
-    return np.linspace(0, 1, NUM_BINS + 1)
-
-
-def _bins(probability: FloatArray) -> Indices:
-    """Return the bin of each probability; 1 belongs to the last one."""
-    return np.clip(np.digitize(probability, _edges()) - 1, 0, NUM_BINS - 1)
-
-
-CLASS_SCORES = ("average_precision", "f1", "roc_auc")
-NO_POSITIVE_THRESHOLD = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class MetricTable:
-    """Scores of R weightings.
-
-    Attributes:
-        overall: by name, each (R,).
-        classes: by name, each (R, C).
-    """
-
-    overall: dict[str, FloatArray]
-    classes: dict[str, FloatArray]
-
-
-@dataclass(frozen=True, slots=True)
-class Predictions:
-    """What a classifier predicts for N samples.
-
-    Attributes:
-        scores: (N, C).
-        predicted: (N, C) decisions.
-        predicted_balanced: (N, C) decisions at as many yes as no; of a ``binary`` task only.
-    """
-
-    scores: ScoreArray
-    predicted: BoolArray
-    predicted_balanced: BoolArray | None = None
-
-
-def metric_table(
-    targets: BoolArray, predictions: Predictions, kind: str
-) -> Callable[[Weights], MetricTable]:
-    """Return a function from weights (R, N) to the scores of a kind; it sorts only here.
-
-    Args:
-        targets: (N, C), with C = 1 for ``binary``.
-        predictions: to be scored.
-        kind: of the task, see ``simclr.evaluation.config.SCORES``.
-    """
-    scores, predicted = predictions.scores, predictions.predicted
-    columns = [rank(targets[:, c], scores[:, c]) for c in range(targets.shape[1])]
-    pooled = rank(targets, scores) if kind == "multi" else None
-    calibrated = _calibration(targets, scores, kind)
-
-    def score(weights: Weights) -> MetricTable:
-        """Return all scores of these weightings."""
-        weighed = tally(weights)
-        classes = _by_class(columns, targets, predicted, weighed)
-        overall = {name: macro(values) for name, values in classes.items()}
-        overall |= {f"{name}_macro": values for name, values in overall.items()}
-        overall["accuracy"] = _accuracy(targets, predicted, weighed)
-        overall |= calibrated(weighed)
-        if pooled is not None:
-            overall["average_precision_micro"] = average_precision(running(pooled, weighed))
-            overall["f1_micro"] = f1_micro(targets, predicted, weights)
-        if kind == "binary":
-            overall |= _balanced(columns[0], targets, predictions, weighed)
-        return MetricTable({name: overall[name] for name in SCORES[kind]}, classes)
-
-    return score
-
-
-def primary_metric(targets: BoolArray, scores: ScoreArray, kind: str) -> float:
-    """Return the first score of a kind of task, by which choices are made; -inf if undefined."""
-    weights = unit_weights(len(targets))
-    if kind == "single":
-        value = accuracy(targets, decide(scores, kind, NO_POSITIVE_THRESHOLD), weights)
-    else:  # of one column, the pooled ranking is the ranking
-        value = average_precision(running(rank(targets, scores), tally(weights)))
-    return float(np.nan_to_num(value[0], nan=-np.inf))
-
-
-def accuracy(targets: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
-    """Return the share of samples whose whole row is right: (R,), from (N, C) one-hot rows."""
-    return _accuracy(targets, predicted, tally(weights))
-
-
-def f1(targets: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
+def f1(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
     """Return F1 of each class: (R, C); NaN where a class is neither present nor predicted."""
-    return _f1(targets, predicted, tally(weights))
+    hits, marked = _f1_counts(targets, predicted, weighed)
+    return _quotient(2 * hits, marked).T
 
 
-def f1_micro(targets: BoolArray, predicted: BoolArray, weights: Weights) -> FloatArray:
+def f1_micro(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
     """Return F1 over all decisions of all classes together: (R,)."""
-    hits, marked = _f1_counts(targets, predicted, tally(weights))
+    hits, marked = _f1_counts(targets, predicted, weighed)
     return _quotient(2 * hits.sum(dim=0), marked.sum(dim=0))
+
+
+def _f1_counts(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return true positives, and positives plus predictions: both (C, R)."""
+    hits, positives, marked = (
+        torch.from_numpy(marks.T.astype(np.float32)).to(weighed.dtype) @ weighed
+        for marks in (targets & predicted, targets, predicted)
+    )
+    return hits, positives + marked
 
 
 def macro(values: FloatArray) -> FloatArray:
@@ -339,56 +265,6 @@ def macro(values: FloatArray) -> FloatArray:
     defined = ~np.isnan(values)
     total = torch.from_numpy(np.where(defined, values, 0.0).sum(axis=1))
     return _quotient(total, torch.from_numpy(defined.sum(axis=1)))
-
-
-def best_thresholds(
-    targets: BoolArray, scores: ScoreArray, weights: FloatArray | None = None
-) -> FloatArray:
-    """Return for each class the threshold with the highest F1 of ``score >= it``: (C,).
-
-    Thresholds are scores of the validation split, the highest one among equals. A class without a
-    positive takes the one that is best for all classes together; 0.5 where no class has any.
-
-    Args:
-        targets: (N, C).
-        scores: (N, C).
-        weights: (N,) how much each sample counts; None counts all alike.
-    """
-    counts = unit_weights(len(targets)) if weights is None else weights[None]
-    together = _best(rank(targets, scores), counts, NO_POSITIVE_THRESHOLD)
-    columns = (rank(targets[:, c], scores[:, c]) for c in range(targets.shape[1]))
-    return np.array([_best(column, counts, together) for column in columns])
-
-
-def balancing_weights(targets: BoolArray) -> FloatArray:
-    """Return weights (N,) under which the yes of targets (N, 1) weigh as much as the no."""
-    positive = targets[:, 0]
-    negatives = max(int((~positive).sum()), 1)
-    return np.where(positive, 1.0, positive.sum() / negatives)
-
-
-def decide(scores: ScoreArray, kind: str, thresholds: FloatArray | float) -> BoolArray:
-    """Return (N, C) decisions: the best class of a ``single`` task, else ``>= threshold``."""
-    if kind != "single":
-        return np.asarray(scores >= thresholds)
-    chosen = scores.argmax(axis=1)
-    return np.asarray(np.arange(scores.shape[1]) == chosen[:, None])
-
-
-def unit_weights(num_samples: int) -> Weights:
-    """Return the one weighting in which every sample counts once: (1, N)."""
-    return np.ones((1, num_samples), np.int32)
-
-
-def _by_class(
-    columns: list[Ranking], targets: BoolArray, predicted: BoolArray, weighed: Tensor
-) -> dict[str, FloatArray]:
-    sums = [running(column, weighed) for column in columns]
-    return {
-        "average_precision": np.stack([average_precision(one) for one in sums], axis=1),
-        "f1": _f1(targets, predicted, weighed),
-        "roc_auc": np.stack([roc_auc(one) for one in sums], axis=1),
-    }
 
 
 def _balanced(
@@ -405,55 +281,103 @@ def _balanced(
     decided = predictions.predicted if chosen is None else chosen
     return {
         "average_precision_balanced": average_precision(running(column, even)),
-        "f1_balanced": _f1(targets, decided, even)[:, 0],
+        "f1_balanced": f1(targets, decided, even)[:, 0],
     }
 
 
-def _calibration(
-    targets: BoolArray, scores: ScoreArray, kind: str
-) -> Callable[[Tensor], dict[str, FloatArray]]:
-    made = claims(targets, scores, kind)
-    gaps, squares = calibration_gaps(made), squared_errors(targets, scores, kind)
-    num_claims = made.right.shape[1]
+def best_thresholds(
+    targets: BoolArray, scores: ScoreArray, weights: FloatArray | None = None
+) -> FloatArray:
+    """Return for each class the threshold with the highest F1 of ``score >= it``: (C,).
 
-    def score(weighed: Tensor) -> dict[str, FloatArray]:
-        """Return expected calibration error and Brier score."""
-        total = weighed.sum(dim=0).double()
-        error = (gaps.to(weighed.dtype) @ weighed).abs().sum(dim=0)
-        return {
-            "calibration_error": _quotient(error, num_claims * total),
-            "brier": _quotient(squares.to(weighed.dtype) @ weighed, total),
-        }
+    Thresholds are scores of the validation split, the highest one among equals. A class without a
+    positive takes the one that is best for all classes together; 0.5 where no class has any.
 
-    return score
+    Args:
+        targets: (N, C).
+        scores: (N, C).
+        weights: (N,) how much each sample counts; None counts all alike.
+    """
+    weighed = tally(unit_weights(len(targets)) if weights is None else weights[None])
 
+    def best(ranking: Ranking, otherwise: float) -> float:
+        """Return the best threshold of one ranking."""
+        if len(ranking.values) == 0:
+            return otherwise
+        # F1 only falls between two positives, so its maximum is at the group of a positive
+        sums = running(ranking, weighed)
+        by_group = _quotient(2 * sums.hits_through, sums.seen_through + sums.hits.sum(dim=0))
+        return float(ranking.values[np.argmax(by_group[:, 0])])
 
-def _best(ranking: Ranking, counts: Weights, otherwise: float) -> float:
-    if len(ranking.values) == 0:
-        return otherwise
-    # F1 only falls between two positives, so its maximum is at the group of a positive
-    by_group = f1_by_group(running(ranking, tally(counts)))
-    return float(ranking.values[np.argmax(by_group[:, 0])])
-
-
-def _accuracy(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
-    right = torch.from_numpy((targets == predicted).all(axis=1))
-    return _quotient(right.to(weighed.dtype) @ weighed, weighed.sum(dim=0))
+    together = best(rank(targets, scores), NO_POSITIVE_THRESHOLD)
+    columns = (rank(targets[:, c], scores[:, c]) for c in range(targets.shape[1]))
+    return np.array([best(column, together) for column in columns])
 
 
-def _f1(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
-    hits, marked = _f1_counts(targets, predicted, weighed)
-    return _quotient(2 * hits, marked).T
+def balancing_weights(targets: BoolArray) -> FloatArray:
+    """Return weights (N,) under which the yes of targets (N, 1) weigh as much as the no."""
+    positive = targets[:, 0]
+    negatives = max(int((~positive).sum()), 1)
+    return np.where(positive, 1.0, positive.sum() / negatives)
 
 
-def _f1_counts(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return true positives, and positives plus predictions: both (C, R)."""
+def reliability(targets: BoolArray, scores: ScoreArray, kind: str) -> dict[str, FloatArray]:
+    """Return how often decisions of about one probability were right, in bins of equal width.
 
-    def total(marks: BoolArray) -> Tensor:
-        """Return the weight of the marked samples of each class."""
-        return torch.from_numpy(marks.T.astype(np.float32)).to(weighed.dtype) @ weighed
+    A ``single`` task decides for one class a sample; any other decides on every class.
 
-    return total(targets & predicted), total(targets) + total(predicted)
+    Returns:
+        ``edges`` (NUM_BINS + 1,); ``counts`` of decisions, their mean ``probability``, and the
+        ``frequency`` of right ones, (NUM_BINS,) each and NaN in an empty bin.
+    """
+    probability, right = _claims(targets, scores, kind)
+    bins = _bins(probability).ravel()
+    counts = np.bincount(bins, minlength=NUM_BINS).astype(np.float64)
+    filled = np.where(counts > 0, counts, np.nan)
+    return {
+        "edges": _EDGES,
+        "counts": counts,
+        "probability": np.bincount(bins, probability.ravel(), NUM_BINS) / filled,
+        "frequency": np.bincount(bins, right.ravel().astype(float), NUM_BINS) / filled,
+    }
+
+
+def _claims(targets: BoolArray, scores: ScoreArray, kind: str) -> tuple[FloatArray, BoolArray]:
+    """Return what was claimed with which probability, and whether it was right: (N, K) both."""
+    probability = scores.astype(np.float64)
+    if kind != "single":
+        return probability, targets
+    best = probability.argmax(axis=1)[:, None]
+    return np.take_along_axis(probability, best, axis=1), np.take_along_axis(targets, best, axis=1)
+
+
+def _calibration_gaps(probability: FloatArray, right: BoolArray) -> Tensor:
+    """Return (NUM_BINS, N) float64: what each sample adds to the gap of each bin.
+
+    The expected calibration error of a weighting is the sum of the absolute weighted gaps over
+    the weight of all claims: bins with many claims count more.
+    """
+    gaps = torch.zeros(NUM_BINS, len(right), dtype=torch.float64)
+    difference = torch.from_numpy(probability - right)
+    for column, bins in enumerate(_bins(probability).T):
+        rows = torch.from_numpy(bins.copy())
+        gaps[rows, torch.arange(len(rows))] += difference[:, column]
+    return gaps
+
+
+def _squared_errors(targets: BoolArray, scores: ScoreArray, kind: str) -> Tensor:
+    """Return the Brier score of each sample, (N,) float64.
+
+    Brier's own (1950) for ``single``: the sum over classes, from 0 to 2. The mean over decisions
+    otherwise, from 0 to 1.
+    """
+    squares = torch.from_numpy((scores.astype(np.float64) - targets) ** 2)
+    return squares.sum(dim=1) if kind == "single" else squares.mean(dim=1)
+
+
+def _bins(probability: FloatArray) -> Indices:
+    """Return the bin of each probability; 1 belongs to the last one."""
+    return np.clip(np.digitize(probability, _EDGES) - 1, 0, NUM_BINS - 1)
 
 
 def _quotient(above: Tensor, below: Tensor) -> FloatArray:

@@ -2,9 +2,9 @@
 
 Penalty and thresholds are chosen on the validation split by the primary metric; the test split is
 only ever predicted. The probe is multinomial logistic regression for single labels, one logistic
-regression a class for several. Features are standardised on the training split; the
-loss is the mean negative log-likelihood plus ``penalty / 2`` times the squared weights, intercepts
-free: scikit-learn's ``LogisticRegression`` with ``C = 1 / (penalty * N)``.
+regression a class for several. Features are standardised on the training split; the loss is the
+mean negative log-likelihood plus ``penalty / 2`` times the squared weights, intercepts free:
+scikit-learn's ``LogisticRegression`` with ``C = 1 / (penalty * N)``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ from simclr.evaluation.metrics import (
     decide,
     primary_metric,
 )
-from simclr.evaluation.splits import Split
 from simclr.evaluation.task import Task
 
+# The published grid, strongest first: every fit starts where the stronger one ended.
+PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
+# The search ends after this many weaker penalties that do no better: past its optimum a path only
+# overfits, and its last fits cost as much as all others.
+PATIENCE = 2
 GRADIENT_TOLERANCE = 1e-5
 MAX_STEPS = 100
 _MAX_PRODUCTS = 200  # conjugate gradients of one step
@@ -39,156 +43,110 @@ _MAX_HALVINGS = 30
 # one. Above, float32, whose rounding stays a hundred times below the tolerance.
 _LARGE = 2**24
 
+TEMPERATURE = 0.07  # of k-NN: Wu et al. 2018 (arXiv 1805.01978), section 3.4, and most since
+_BLOCK_ELEMENTS = 1 << 25
 
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """Where the solver stands.
 
-    Attributes:
-        weight: (r + 1, C); the last row is the intercept, which no penalty touches.
-        logits: (N, C).
-        loss: (C,) of each class, or the same total in every column if classes hang together.
+def knn(job: EvalJob, data: EvalData) -> EvalResult:
+    """Predict the test split by a vote among the training split.
+
+    Features are standardised on the training split, as for the probe: an untrained encoder whose
+    features point nearly all the same way would otherwise be a weaker control than it is.
     """
+    parts, num_neighbours = _parts(job, data), data.config.neighbours
+    mean, scale = standardisation(parts[0])
+    train, validation, test = (((part - mean) / scale).float() for part in parts)
+    targets = torch.from_numpy(data.task.targets[job.split.train])
+    on_validation, on_test = (
+        knn_scores(train, targets, queries, num_neighbours).numpy()
+        for queries in (validation, test)
+    )
+    choices = {"neighbours": float(min(num_neighbours, len(train))), "temperature": TEMPERATURE}
+    return result_of(job, data.task, on_validation, on_test, choices)
 
-    weight: Tensor
-    logits: Tensor
-    loss: Tensor
+
+def linear_probe(job: EvalJob, data: EvalData) -> EvalResult:
+    """Fit a linear probe for every penalty, and predict the test split with the best one."""
+    task = data.task
+    train, validation, test = _parts(job, data)
+    kind = "single" if task.kind == "single" else "multi"
+    expected = task.targets[job.split.validation]
+    best = choose_probe(
+        probe_path(train, torch.from_numpy(task.targets[job.split.train]), kind),
+        lambda probe: primary_metric(expected, probe.scores(validation).numpy(), task.kind),
+    )
+    choices = {
+        "penalty": best.penalty,
+        "penalty_at_end_of_grid": best.penalty in (PENALTIES[0], PENALTIES[-1]),
+        "converged": best.converged,
+    }
+    return result_of(job, task, best.scores(validation).numpy(), best.scores(test).numpy(), choices)
 
 
-class Likelihood:
-    """Mean negative log-likelihood with an L2 penalty, solved for one penalty after the other.
+def _parts(job: EvalJob, data: EvalData) -> list[Tensor]:
+    """Return the features of the training, validation and test split."""
+    features, split = data.features(job.encoder.features_name), job.split
+    return [
+        torch.from_numpy(features[rows]) for rows in (split.train, split.validation, split.test)
+    ]
 
-    Each solution is the start of the next one. ``single``: multinomial. ``multi``: one regression
-    a class, all at once.
+
+def result_of(
+    job: EvalJob,
+    task: Task,
+    on_validation: ScoreArray,
+    on_test: ScoreArray,
+    choices: dict[str, Any],
+) -> EvalResult:
+    """Choose thresholds on the validation scores (V, C) and apply them to the test scores (T, C).
+
+    For balanced scores of a binary task, thresholds are chosen anew under weights that balance the
+    validation split.
     """
-
-    def __init__(self, features: Tensor, targets: Tensor, kind: str) -> None:
-        """Take standardised features (N, D) float64 and targets (N, C) bool."""
-        variance, axes = _principal_axes(features)
-        large = len(features) * axes.shape[1] * targets.shape[1] > _LARGE
-        self._kind, self._axes = kind, axes
-        self._type = torch.float32 if large else torch.float64
-        ones = features.new_ones(len(features), 1)
-        self._features = torch.cat([features @ axes, ones], dim=1).to(self._type)
-        self._curvature = torch.cat([variance, ones[0]]).to(self._type)[:, None]
-        self._targets = targets.to(self._type)
-        self._weight = self._features.new_zeros(axes.shape[1] + 1, targets.shape[1])
-
-    def solve(self, penalty: float) -> tuple[Tensor, Tensor, bool]:
-        """Return weight (D, C), intercept (C,), both float64, and whether the gradient vanished."""
-        with _threads_that_pay(self._features.numel() * self._targets.shape[1]):
-            point, converged = self._descend(self._penalties(penalty))
-        self._weight = point.weight
-        exact = point.weight.double()
-        return self._axes @ exact[:-1], exact[-1], converged
-
-    def _descend(self, penalties: Tensor) -> tuple[_Point, bool]:
-        point = self._point(self._weight, penalties)
-        for _ in range(MAX_STEPS):
-            share = self._share(point.logits)
-            gradient = self._features.T @ ((share - self._targets) / len(share))
-            gradient += penalties * point.weight
-            steepest = float(gradient.abs().max())
-            if steepest <= GRADIENT_TOLERANCE:
-                return point, True
-            step = self._newton_step(gradient, share, penalties, min(0.1, steepest**0.5))
-            moved = self._move(point, step, penalties)
-            if moved is None:  # rounding: no step lowers the loss
-                return point, steepest <= 10 * GRADIENT_TOLERANCE
-            point = moved
-        return point, False
-
-    def _newton_step(
-        self, gradient: Tensor, share: Tensor, penalties: Tensor, accuracy: float
-    ) -> Tensor:
-        """Solve Hessian x step = -gradient by preconditioned conjugate gradients, (r + 1, C)."""
-        # the Hessian's diagonal if the axes were independent of the answers
-        scale = 1 / (self._curvature * (share * (1 - share)).mean(dim=0) + penalties + 1e-12)
-        step, residual = torch.zeros_like(gradient), -gradient
-        direction = scale * residual
-        size = first = self._sum(residual * direction)
-        for _ in range(_MAX_PRODUCTS):
-            bent = self._times_hessian(direction, share) + penalties * direction
-            length = size / self._sum(direction * bent).clamp_min(torch.finfo(bent.dtype).tiny)
-            step, residual = step + length * direction, residual - length * bent
-            sought = scale * residual
-            before, size = size, self._sum(residual * sought)
-            if bool((size <= accuracy**2 * first).all()):
-                break
-            direction = sought + size / before.clamp_min(torch.finfo(bent.dtype).tiny) * direction
-        return step
-
-    def _move(self, point: _Point, step: Tensor, penalties: Tensor) -> _Point | None:
-        """Take the step, halved per class until its loss falls; None if no loss falls."""
-        length = torch.ones_like(point.loss, dtype=step.dtype)  # losses are float64 always
-        for _ in range(_MAX_HALVINGS):
-            there = self._point(point.weight + length * step, penalties)
-            worse = there.loss > point.loss
-            if not worse.any():
-                return there if bool((there.loss < point.loss).any()) else None
-            length = torch.where(worse, length / 2, length)
-        return None
-
-    def _point(self, weight: Tensor, penalties: Tensor) -> _Point:
-        logits = self._features @ weight
-        # summed in float64: near the minimum two losses differ in their last digits only
-        if self._kind == "single":
-            losses = functional.cross_entropy(logits, self._targets, reduction="none")
-            loss = losses.double().mean().expand(weight.shape[1])
-        else:
-            losses = functional.binary_cross_entropy_with_logits(
-                logits, self._targets, reduction="none"
-            )
-            loss = losses.double().mean(dim=0)
-        return _Point(weight, logits, loss + self._sum((penalties / 2 * weight**2).double()))
-
-    def _share(self, logits: Tensor) -> Tensor:
-        return logits.softmax(dim=1) if self._kind == "single" else logits.sigmoid()
-
-    def _times_hessian(self, direction: Tensor, share: Tensor) -> Tensor:
-        change = self._features @ direction
-        if self._kind == "single":
-            change = change - (share * change).sum(dim=1, keepdim=True)
-            return self._features.T @ (share * change / len(share))
-        return self._features.T @ (share * (1 - share) * change / len(share))
-
-    def _sum(self, products: Tensor) -> Tensor:
-        """Return (C,) sums: of each class where classes are separate problems, else of all."""
-        sums = products.sum(dim=0)
-        return sums if self._kind == "multi" else sums.sum().expand(len(sums))
-
-    def _penalties(self, penalty: float) -> Tensor:
-        penalties = torch.full_like(self._curvature, penalty)
-        penalties[-1] = 0
-        return penalties
+    test, balanced = job.split.test, None
+    targets = task.targets[job.split.validation]
+    if task.kind != "single":
+        choices = {**choices, "thresholds": best_thresholds(targets, on_validation).tolist()}
+    if task.kind == "binary":
+        even = best_thresholds(targets, on_validation, balancing_weights(targets))
+        balanced = decide(on_test, task.kind, even)
+        choices["thresholds_balanced"] = even.tolist()
+    predicted = decide(on_test, task.kind, np.array(choices.get("thresholds", 0.5)))
+    predictions = Predictions(on_test, predicted, balanced)
+    names = job.row, job.protocol.value, job.seed
+    return EvalResult(*names, test, task.targets[test], predictions, choices, job.fraction)
 
 
-@contextmanager
-def _threads_that_pay(products: int) -> Iterator[None]:
-    """Use one thread in the block, unless there is work for more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if products > _LARGE else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def knn_scores(features: Tensor, targets: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
+    """Score each query by its nearest features in cosine similarity.
 
+    A neighbour votes for each of its classes with weight exp(similarity / 0.07); the votes of a
+    query are divided by the sum of its weights, so that scores lie in [0, 1] for single and for
+    multiple labels alike. Similarities are computed block by block: memory does not grow with the
+    product of features and queries.
 
-def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return variances (r,) and orthonormal axes (D, r) that span the rows of (N, D) features."""
-    num_samples, width = features.shape
-    if num_samples < width:  # cheaper, and the directions left out have weight 0 at the optimum
-        _, singular, rows = torch.linalg.svd(features, full_matrices=False)
-        return singular.square() / num_samples, rows.T
-    variance, axes = torch.linalg.eigh(features.T @ features / num_samples)
-    return variance.clamp_min(0), axes
+    Args:
+        features: (N, D) float32, as the encoder gives them.
+        targets: (N, C) bool.
+        queries: (M, D) float32.
+        num_neighbours: k; with fewer features than that, all of them vote.
 
+    Returns:
+        (M, C) float32.
 
-# The published grid, strongest first: every fit starts where the stronger one ended.
-PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
-# The search ends after this many weaker penalties that do no better: past its optimum a path only
-# overfits, and its last fits cost as much as all others.
-PATIENCE = 2
+    Raises:
+        ValueError: there is no feature to be near to.
+    """
+    if len(features) == 0:
+        raise ValueError("k-NN has no labelled features to look among")
+    unit, votes = functional.normalize(features, dim=1), targets.to(features.dtype)
+    scores = []
+    for block in torch.split(queries, max(1, _BLOCK_ELEMENTS // len(features))):
+        similarity = functional.normalize(block, dim=1) @ unit.T
+        nearest, index = similarity.topk(min(num_neighbours, len(features)), dim=1)
+        weights = functional.softmax(nearest / TEMPERATURE, dim=1)
+        scores.append(torch.einsum("mk,mkc->mc", weights, votes[index]))
+    return torch.cat(scores).clamp_(0, 1)  # a sum of rounded weights may exceed 1 by an ulp
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,17 +176,32 @@ class Probe:
         return logits.softmax(dim=1) if self.kind == "single" else logits.sigmoid()
 
 
-def fit_probes(
-    features: Tensor, targets: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
-) -> list[Probe]:
-    """Fit a probe for every penalty, see ``probe_path``."""
-    return list(probe_path(features, targets, kind, penalties))
+def choose_probe(probes: Iterable[Probe], score: Callable[[Probe], float]) -> Probe:
+    """Return the probe with the highest validation score; among equals the strongest penalty.
+
+    A path is not followed further once ``PATIENCE`` probes after the best one were worse.
+
+    Raises:
+        ValueError: there is no probe to choose from.
+    """
+    best, highest, waited = None, -float("inf"), 0
+    for probe in probes:
+        found = score(probe)
+        if best is None or (found, probe.penalty) > (highest, best.penalty):
+            best, highest, waited = probe, found, 0
+        elif found < highest:  # on a plateau the end of the path may still be worth its price
+            waited += 1
+        if waited == PATIENCE:
+            break
+    if best is None:
+        raise ValueError("no penalty is given; a probe is chosen among at least one")
+    return best
 
 
 def probe_path(
     features: Tensor, targets: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
 ) -> Iterator[Probe]:
-    """Fit probes lazily, one after the other.
+    """Fit a probe for every penalty, lazily, each from where the one before ended.
 
     Args:
         features: (N, D) of the training split.
@@ -269,144 +242,135 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(scale > 1e-9 * (1 + mean.abs()), scale, torch.inf)
 
 
-def choose_probe(probes: Iterable[Probe], score: Callable[[Probe], float]) -> Probe:
-    """Return the probe with the highest validation score; among equals the strongest penalty.
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Weights (r + 1, C), the last row the intercept, their logits (N, C), and the loss (C,).
 
-    A path is not followed further once ``PATIENCE`` probes after the best one were worse.
-
-    Raises:
-        ValueError: there is no probe to choose from.
+    The loss is that of each class, or the same total in every column if classes hang together.
     """
-    best, highest, waited = None, -float("inf"), 0
-    for probe in probes:
-        found = score(probe)
-        if best is None or (found, probe.penalty) > (highest, best.penalty):
-            best, highest, waited = probe, found, 0
-        elif found < highest:  # on a plateau the end of the path may still be worth its price
-            waited += 1
-        if waited == PATIENCE:
-            break
-    if best is None:
-        raise ValueError("no penalty is given; a probe is chosen among at least one")
-    return best
+
+    weight: Tensor
+    logits: Tensor
+    loss: Tensor
 
 
-TEMPERATURE = 0.07  # Wu et al. 2018 (arXiv 1805.01978), section 3.4, and most since
-_BLOCK_ELEMENTS = 1 << 25
+class Likelihood:
+    """Mean negative log-likelihood with an L2 penalty, solved for one penalty after the other.
 
-
-def knn_scores(features: Tensor, targets: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
-    """Score each query by its nearest features in cosine similarity.
-
-    A neighbour votes for each of its classes with weight exp(similarity / 0.07); the votes of a
-    query are divided by the sum of its weights, so that scores lie in [0, 1] for single and for
-    multiple labels alike. Similarities are computed block by block: memory does not grow with the
-    product of features and queries.
-
-    Args:
-        features: (N, D) float32, as the encoder gives them.
-        targets: (N, C) bool.
-        queries: (M, D) float32.
-        num_neighbours: k; with fewer features than that, all of them vote.
-
-    Returns:
-        (M, C) float32.
-
-    Raises:
-        ValueError: there is no feature to be near to.
+    Each solution is the start of the next one. ``single``: multinomial. ``multi``: one regression
+    a class, all at once. The method is Newton's, each step solved by conjugate gradients.
     """
-    if len(features) == 0:
-        raise ValueError("k-NN has no labelled features to look among")
-    unit, votes = functional.normalize(features, dim=1), targets.to(features.dtype)
-    rows = max(1, _BLOCK_ELEMENTS // len(features))
-    return torch.cat(
-        [
-            _vote(functional.normalize(block, dim=1) @ unit.T, votes, num_neighbours)
-            for block in torch.split(queries, rows)
-        ]
-    )
+
+    def __init__(self, features: Tensor, targets: Tensor, kind: str) -> None:
+        """Take standardised features (N, D) float64 and targets (N, C) bool."""
+        variance, axes = _principal_axes(features)
+        large = len(features) * axes.shape[1] * targets.shape[1] > _LARGE
+        self._single, self._axes = kind == "single", axes
+        self._type = torch.float32 if large else torch.float64
+        ones = features.new_ones(len(features), 1)
+        self._features = torch.cat([features @ axes, ones], dim=1).to(self._type)
+        self._curvature = torch.cat([variance, ones[0]]).to(self._type)[:, None]
+        self._targets = targets.to(self._type)
+        self._weight = self._features.new_zeros(axes.shape[1] + 1, targets.shape[1])
+
+    def solve(self, penalty: float) -> tuple[Tensor, Tensor, bool]:
+        """Return weight (D, C), intercept (C,), both float64, and whether the gradient vanished."""
+        penalties = torch.full_like(self._curvature, penalty)
+        penalties[-1] = 0  # the intercept is free
+        with _threads_that_pay(self._features.numel() * self._targets.shape[1]):
+            self._weight, converged = self._descend(penalties)
+        exact = self._weight.double()
+        return self._axes @ exact[:-1], exact[-1], converged
+
+    def _descend(self, penalties: Tensor) -> tuple[Tensor, bool]:
+        point = self._point(self._weight, penalties)
+        for _ in range(MAX_STEPS):
+            share = point.logits.softmax(dim=1) if self._single else point.logits.sigmoid()
+            gradient = self._features.T @ ((share - self._targets) / len(share))
+            gradient += penalties * point.weight
+            steepest = float(gradient.abs().max())
+            if steepest <= GRADIENT_TOLERANCE:
+                return point.weight, True
+            step = self._newton_step(gradient, share, penalties, min(0.1, steepest**0.5))
+            moved = self._move(point, step, penalties)
+            if moved is None:  # rounding: no step lowers the loss
+                return point.weight, steepest <= 10 * GRADIENT_TOLERANCE
+            point = moved
+        return point.weight, False
+
+    def _newton_step(
+        self, gradient: Tensor, share: Tensor, penalties: Tensor, accuracy: float
+    ) -> Tensor:
+        """Solve Hessian x step = -gradient by preconditioned conjugate gradients, (r + 1, C)."""
+        # the Hessian's diagonal if the axes were independent of the answers
+        scale = 1 / (self._curvature * (share * (1 - share)).mean(dim=0) + penalties + 1e-12)
+        step, residual = torch.zeros_like(gradient), -gradient
+        direction = scale * residual
+        size = first = self._sum(residual * direction)
+        for _ in range(_MAX_PRODUCTS):
+            bent = self._times_hessian(direction, share) + penalties * direction
+            length = size / self._sum(direction * bent).clamp_min(torch.finfo(bent.dtype).tiny)
+            step, residual = step + length * direction, residual - length * bent
+            sought = scale * residual
+            before, size = size, self._sum(residual * sought)
+            if bool((size <= accuracy**2 * first).all()):
+                break
+            direction = sought + size / before.clamp_min(torch.finfo(bent.dtype).tiny) * direction
+        return step
+
+    def _move(self, point: _Point, step: Tensor, penalties: Tensor) -> _Point | None:
+        """Take the step, halved per class until its loss falls; None if no loss falls."""
+        length = torch.ones_like(point.loss, dtype=step.dtype)  # losses are float64 always
+        for _ in range(_MAX_HALVINGS):
+            there = self._point(point.weight + length * step, penalties)
+            worse = there.loss > point.loss
+            if not worse.any():
+                return there if bool((there.loss < point.loss).any()) else None
+            length = torch.where(worse, length / 2, length)
+        return None
+
+    def _point(self, weight: Tensor, penalties: Tensor) -> _Point:
+        logits = self._features @ weight
+        # summed in float64: near the minimum two losses differ in their last digits only
+        if self._single:
+            losses = functional.cross_entropy(logits, self._targets, reduction="none")
+            loss = losses.double().mean().expand(weight.shape[1])
+        else:
+            losses = functional.binary_cross_entropy_with_logits(
+                logits, self._targets, reduction="none"
+            )
+            loss = losses.double().mean(dim=0)
+        return _Point(weight, logits, loss + self._sum((penalties / 2 * weight**2).double()))
+
+    def _times_hessian(self, direction: Tensor, share: Tensor) -> Tensor:
+        change = self._features @ direction
+        if self._single:
+            change = change - (share * change).sum(dim=1, keepdim=True)
+            return self._features.T @ (share * change / len(share))
+        return self._features.T @ (share * (1 - share) * change / len(share))
+
+    def _sum(self, products: Tensor) -> Tensor:
+        """Return (C,) sums: of each class where classes are separate problems, else of all."""
+        sums = products.sum(dim=0)
+        return sums.sum().expand(len(sums)) if self._single else sums
 
 
-def _vote(similarity: Tensor, votes: Tensor, num_neighbours: int) -> Tensor:
-    """Return (m, C) scores from similarities (m, N) and the votes (N, C) of all features."""
-    nearest, index = similarity.topk(min(num_neighbours, similarity.shape[1]), dim=1)
-    weights = functional.softmax(nearest / TEMPERATURE, dim=1)
-    scores = torch.einsum("mk,mkc->mc", weights, votes[index])
-    return scores.clamp_(0, 1)  # a sum of rounded weights may exceed 1 by an ulp
+@contextmanager
+def _threads_that_pay(products: int) -> Iterator[None]:
+    """Use one thread in the block, unless there is work for more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if products > _LARGE else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def knn(job: EvalJob, data: EvalData) -> EvalResult:
-    """Predict the test split by a vote among the training split.
-
-    Features are standardised on the training split, as for the probe: an untrained encoder whose
-    features point nearly all the same way would otherwise be a weaker control than it is.
-    """
-    split, num_neighbours = job.split, data.config.neighbours
-    parts = _parts(data.features(job.encoder.features_name), split)
-    mean, scale = standardisation(parts[0])
-    train, validation, test = (((part - mean) / scale).float() for part in parts)
-    targets = torch.from_numpy(data.task.targets[split.train])
-    on_validation, on_test = (
-        knn_scores(train, targets, queries, num_neighbours).numpy()
-        for queries in (validation, test)
-    )
-    choices = {"neighbours": float(min(num_neighbours, len(train))), "temperature": TEMPERATURE}
-    return result_of(job, data.task, on_validation, on_test, choices)
-
-
-def linear_probe(job: EvalJob, data: EvalData) -> EvalResult:
-    """Fit a linear probe for every penalty, and predict the test split with the best one."""
-    split, task = job.split, data.task
-    train, validation, test = _parts(data.features(job.encoder.features_name), split)
-    kind = "single" if task.kind == "single" else "multi"
-    expected = task.targets[split.validation]
-    best = choose_probe(
-        probe_path(train, torch.from_numpy(task.targets[split.train]), kind),
-        lambda probe: primary_metric(expected, probe.scores(validation).numpy(), task.kind),
-    )
-    choices = {
-        "penalty": best.penalty,
-        "penalty_at_end_of_grid": best.penalty in (PENALTIES[0], PENALTIES[-1]),
-        "converged": best.converged,
-    }
-    return result_of(job, task, best.scores(validation).numpy(), best.scores(test).numpy(), choices)
-
-
-def result_of(
-    job: EvalJob,
-    task: Task,
-    on_validation: ScoreArray,
-    on_test: ScoreArray,
-    choices: dict[str, Any],
-) -> EvalResult:
-    """Choose thresholds on the validation scores (V, C) and apply them to the test scores (T, C).
-
-    For balanced scores of a binary task, thresholds are chosen anew under weights that balance the
-    validation split.
-    """
-    split, balanced = job.split, None
-    targets = task.targets[split.validation]
-    if task.kind != "single":
-        choices = {**choices, "thresholds": best_thresholds(targets, on_validation).tolist()}
-    if task.kind == "binary":
-        even = best_thresholds(targets, on_validation, balancing_weights(targets))
-        balanced = decide(on_test, task.kind, even)
-        choices["thresholds_balanced"] = even.tolist()
-    predicted = decide(on_test, task.kind, np.array(choices.get("thresholds", 0.5)))
-    return EvalResult(
-        job.row,
-        job.protocol.value,
-        job.seed,
-        split.test,
-        task.targets[split.test],
-        Predictions(on_test, predicted, balanced),
-        choices,
-        job.fraction,
-    )
-
-
-def _parts(features: ScoreArray, split: Split) -> tuple[Tensor, Tensor, Tensor]:
-    train, validation, test = (
-        torch.from_numpy(features[rows]) for rows in (split.train, split.validation, split.test)
-    )
-    return train, validation, test
+def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return variances (r,) and orthonormal axes (D, r) that span the rows of (N, D) features."""
+    num_samples, width = features.shape
+    if num_samples < width:  # cheaper, and the directions left out have weight 0 at the optimum
+        _, singular, rows = torch.linalg.svd(features, full_matrices=False)
+        return singular.square() / num_samples, rows.T
+    variance, axes = torch.linalg.eigh(features.T @ features / num_samples)
+    return variance.clamp_min(0), axes

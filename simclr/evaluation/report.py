@@ -1,4 +1,4 @@
-"""The report of an evaluation in words: findings, limits, tables; and the files that hold it.
+"""The report of an evaluation in words: verdict, findings, limits, tables; and its files.
 
 ``evaluate`` calls it with plain data and writes that; figures and studies read ``evaluation.json``.
 Every task keeps its own file in ``RUN/evaluation``; ``RUN/evaluation.json`` and ``.md`` hold them
@@ -42,23 +42,18 @@ _HEADINGS = {
 
 Evaluation = dict[str, Any]  # as ``evaluation_report`` builds it
 Choice = dict[str, Any]  # as ``simclr.evaluation.evaluate.select_checkpoint`` builds it
+Difference = dict[str, Any]  # as both hold it: a ``simclr.evaluation.bootstrap.Difference``
 
 
-def finding(difference: dict[str, Any], *, several: bool = False) -> str:
-    """Return a sentence on whether the encoder is ahead of a control.
-
-    Args:
-        difference: of the two, as ``evaluation.json`` holds it.
-        several: name the share of the labels.
-    """
-    state = "is ahead of" if difference["over_samples"]["value"] > 0 else "is behind"
-    if not difference["resolved"]:
-        state = "cannot be told from"
-    labels = f", {100 * difference['fraction']:g} % of the labels" if several else ""
-    return (
-        f"{difference['protocol']}{labels}: {difference['encoder']} {state} "
-        f"{difference['control']}, {_gap(difference)}"
-    )
+def conclusions(evaluation: Evaluation) -> dict[str, Any]:
+    """Return ``verdict``, ``findings`` on every control in the primary metric, and ``notes``."""
+    several = evaluation["protocol"]["fractions"] != [1.0]
+    primary = [one for one in evaluation["differences"] if one["score"] == evaluation["headline"]]
+    return {
+        "verdict": verdict(evaluation),
+        "findings": [_finding(one, several=several) for one in primary],
+        "notes": _notes(evaluation, [one["over_samples"] for one in primary]),
+    }
 
 
 def verdict(evaluation: Evaluation) -> str:
@@ -76,25 +71,38 @@ def verdict(evaluation: Evaluation) -> str:
         return "No verdict: no control was scored beside the encoder; controls=true does."
     most = max(one["fraction"] for one in against)
     protocols = [one["protocol"] for one in against if one["fraction"] == most]
-    probe = Protocol.probe.value
-    protocol = probe if probe in protocols else protocols[0]
+    protocol = Protocol.probe.value if Protocol.probe.value in protocols else protocols[0]
     against = [one for one in against if (one["fraction"], one["protocol"]) == (most, protocol)]
-    beaten = [one for one in against if one["resolved"] and one["over_samples"]["value"] > 0]
-    closest = min(
-        (one for one in against if len(beaten) == len(against) or one not in beaten),
-        key=lambda one: one["over_samples"]["value"],
-    )
+    unbeaten = [one for one in against if _state(one) != _AHEAD]
+    closest = min(unbeaten or against, key=lambda one: one["over_samples"]["value"])
     shown = f"{protocol}, {_gap(closest)} over {closest['control']}"
-    if len(beaten) == len(against):
+    if not unbeaten:
         return f"Pretraining beats every control: {shown}, the strongest of {len(against)}."
-    state = "is behind it" if closest["resolved"] else "cannot be told from it"
     return (
-        f"Pretraining does not beat every control: {shown}, so that the encoder {state}; it is "
-        f"ahead of {len(beaten)} of {len(against)}."
+        f"Pretraining does not beat every control: {shown}, so that the encoder {_state(closest)} "
+        f"it; it is ahead of {len(against) - len(unbeaten)} of {len(against)}."
     )
 
 
-def _gap(difference: dict[str, Any]) -> str:
+def _finding(difference: Difference, *, several: bool = False) -> str:
+    """Return whether an encoder is ahead of a control, naming the share of labels if several."""
+    labels = f", {100 * difference['fraction']:g} % of the labels" if several else ""
+    return (
+        f"{difference['protocol']}{labels}: {difference['encoder']} {_state(difference)} "
+        f"{difference['control']}, {_gap(difference)}"
+    )
+
+
+_AHEAD = "is ahead of"
+
+
+def _state(difference: Difference) -> str:
+    if not difference["resolved"]:
+        return "cannot be told from"
+    return _AHEAD if difference["over_samples"]["value"] > 0 else "is behind"
+
+
+def _gap(difference: Difference) -> str:
     samples, seeds = difference["over_samples"], difference["over_seeds"]
     ends = "" if samples["low"] is None else f" {_points(samples)}"
     ends += "" if seeds["low"] is None else f", over seeds {_points(seeds)}"
@@ -105,19 +113,110 @@ def _points(interval: dict[str, float]) -> str:
     return f"[{100 * interval['low']:+.1f}, {100 * interval['high']:+.1f}]"
 
 
-def findings(evaluation: Evaluation) -> list[str]:
-    """Return a sentence on every control, in the primary metric."""
-    several = evaluation["protocol"]["fractions"] != [1.0]
-    primary = evaluation["headline"]
-    return [
-        finding(one, several=several)
-        for one in evaluation["differences"]
-        if one["score"] == primary
-    ]
+def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
+    """Return what these figures cannot show, and what makes them look better than they are."""
+    protocol, split, shards = (evaluation[key] for key in ("protocol", "split", "shards"))
+    num_blocks, num_seeds = protocol["bootstrap"]["blocks"], len(split["seeds"])
+    halves = [(gap["high"] - gap["low"]) / 2 for gap in gaps if gap["low"] is not None]
+    choices = [one for row in evaluation["results"] for one in row["choices"]]
+    unsolved = sum(not one.get("converged", True) for one in choices)
+    scratch = any(row["protocol"] == Protocol.finetune_all.value for row in evaluation["results"])
+    seen = split["seen_in_pretraining"]
+    return _those_that_hold(
+        (
+            halves,
+            f"{num_blocks} test blocks cannot resolve differences to a control below about "
+            f"{100 * min(halves, default=0):.1f} points",
+        ),
+        (
+            len(halves) < len(gaps),
+            "where two encoders differ alike in every resample, or not at all, the bootstrap has "
+            f"nothing to vary: {300 / num_blocks:.1f} points of difference stay possible (rule of "
+            "three)",
+        ),
+        (
+            num_seeds < MIN_SEEDS,
+            f"{num_seeds} seed(s): how much a score varies between seeds is unknown; use "
+            f"{MIN_SEEDS} or more",
+        ),
+        (True, "one pretraining run: no interval includes the variation between pretraining seeds"),
+        (
+            not scratch,
+            "not compared with the same architecture trained on the labels alone; "
+            "protocols=[...,finetune_all] does",
+        ),
+        (
+            min(protocol["fractions"]) < 1,
+            "penalties, thresholds and rates are chosen on the whole validation split, also where "
+            "few labels are trained on",
+        ),
+        (
+            seen is None,
+            "it is unknown whether the encoder was pretrained on these test patches: its training "
+            "shards cannot be read as they were, or hold equal ids with other pixels",
+        ),
+        (seen == 0, "pretrained on none of these test patches, compared by pixels and by id"),
+        (
+            seen,
+            f"pretrained on {100 * (seen or 0):.3g} % of these test patches, without labels: the "
+            "scores do not hold for unseen places",
+        ),
+        *_absent(evaluation, "train", "training", "no classifier can know them"),
+        *_absent(evaluation, "test", "test", "they have no score and stay out of all means"),
+        *_near(evaluation, "test"),
+        (unsolved, f"{unsolved} of the chosen probes had not converged"),
+        (
+            shards["num_surplus"],
+            f"{shards['num_surplus']} patches of the commoner class were left out: these scores "
+            "are higher than at the natural prevalence",
+        ),
+        (
+            protocol["others"],
+            "other encoders got these patches normalised as for the pretrained one, which may not "
+            "be how they were trained",
+        ),
+        (
+            shards["num_unlabelled"],
+            f"{shards['num_unlabelled']} patches without a label were left out",
+        ),
+    )
 
 
-def choice_findings(choice: Choice) -> list[str]:
-    """Return which checkpoint is best on validation, and which others are as good."""
+def _those_that_hold(*notes: tuple[object, str]) -> list[str]:
+    return [sentence for holds, sentence in notes if holds]
+
+
+def _absent(
+    evaluation: Evaluation, part: str, kind: str, effect: str
+) -> Iterable[tuple[object, str]]:
+    """Return which classes have no patch in a part of the split."""
+    counts = zip(evaluation["task"]["classes"], evaluation["split"]["positives"][part], strict=True)
+    names = [name for name, count in counts if count == 0]
+    more = f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
+    yield (
+        names,
+        f"classes without a {kind} patch: {', '.join(names[:_NAMED])}{more}; {effect}",
+    )
+
+
+def _near(evaluation: Evaluation, scored: str) -> Iterable[tuple[object, str]]:
+    """Return how close the scored patches are to training patches, and to each other."""
+    leakage, touching = (evaluation["split"][key] for key in ("leakage", "touching"))
+    yield leakage, f"{100 * (leakage or 0):.1f} % of the {scored} patches lie in a training cell"
+    yield (
+        touching,
+        f"{100 * (touching or 0):.1f} % of the {scored} patches touch a training patch on the "
+        "ground",
+    )
+    yield (
+        evaluation["protocol"]["bootstrap"]["unit"] == "patch",
+        "too few tiles or ground cells are known to resample by: neighbouring patches count as "
+        "independent, and intervals may be too narrow",
+    )
+
+
+def choice_conclusions(choice: Choice) -> dict[str, list[str]]:
+    """Return ``findings``: the best checkpoint, others as good, the controls; and ``notes``."""
     names = {one["encoder"] for one in choice["results"] if one["step"] is not None}
     alike = [
         one["control"]
@@ -132,229 +231,77 @@ def choice_findings(choice: Choice) -> list[str]:
         sentence += f", and cannot be told from {len(alike)} of them"
         sentence += f": {', '.join(alike)}" if len(alike) <= _NAMED else ""
     controls = [one for one in choice["differences"] if one["control"] not in names]
-    return [sentence, *map(finding, controls)]
-
-
-def choice_notes(choice: Choice) -> list[str]:
-    """Return what the scores of checkpoints are not."""
-    return [
-        "validation patches chose penalty and checkpoint: these scores flatter the best one; the "
-        "test split was not used, and judges what was chosen here",
-        *(
-            ["one checkpoint leaves no choice; checkpoint.keep keeps more"]
-            * (len(choice["steps"]) < 2)
+    notes = _those_that_hold(
+        (
+            True,
+            "validation patches chose penalty and checkpoint: these scores flatter the best one; "
+            "the test split was not used, and judges what was chosen here",
+        ),
+        (
+            len(choice["steps"]) < 2,
+            "one checkpoint leaves no choice; checkpoint.keep keeps more",
         ),
         *_near(choice, "validation"),
-    ]
-
-
-def notes(evaluation: Evaluation) -> list[str]:
-    """Return what these figures cannot show, and what makes them look better than they are."""
-    num_blocks = evaluation["protocol"]["bootstrap"]["blocks"]
-    primary, seeds = evaluation["headline"], evaluation["split"]["seeds"]
-    gaps = [one["over_samples"] for one in evaluation["differences"] if one["score"] == primary]
-    halves = [(gap["high"] - gap["low"]) / 2 for gap in gaps if gap["low"] is not None]
-    sentences = []
-    if halves:
-        sentences.append(
-            f"{num_blocks} test blocks cannot resolve differences to a control below about "
-            f"{100 * min(halves):.1f} points"
-        )
-    if len(halves) < len(gaps):
-        sentences.append(
-            "where two encoders differ alike in every resample, or not at all, the bootstrap has "
-            f"nothing to vary: {300 / num_blocks:.1f} points of difference stay possible (rule of "
-            "three)"
-        )
-    if len(seeds) < MIN_SEEDS:
-        sentences.append(
-            f"{len(seeds)} seed(s): how much a score varies between seeds is unknown; use "
-            f"{MIN_SEEDS} or more"
-        )
-    sentences.append(
-        "one pretraining run: no interval includes the variation between pretraining seeds"
     )
-    if Protocol.finetune_all.value not in {one["protocol"] for one in evaluation["results"]}:
-        sentences.append(
-            "not compared with the same architecture trained on the labels alone; "
-            "protocols=[...,finetune_all] does"
-        )
-    if min(evaluation["protocol"]["fractions"]) < 1:
-        sentences.append(
-            "penalties, thresholds and rates are chosen on the whole validation split, also where "
-            "few labels are trained on"
-        )
-    return [
-        *sentences,
-        _seen(evaluation),
-        *_absent(evaluation),
-        *_near(evaluation, "test"),
-        *_others(evaluation),
-    ]
+    return {"findings": [sentence, *map(_finding, controls)], "notes": notes}
 
 
-def _seen(evaluation: Evaluation) -> str:
-    share = evaluation["split"]["seen_in_pretraining"]
-    if share is None:
-        return (
-            "it is unknown whether the encoder was pretrained on these test patches: its training "
-            "shards cannot be read as they were, or hold equal ids with other pixels"
-        )
-    if share == 0:
-        return "pretrained on none of these test patches, compared by pixels and by id"
-    return (
-        f"pretrained on {100 * share:.3g} % of these test patches, without labels: the scores do "
-        "not hold for unseen places"
-    )
+def report_text(path: Path) -> str:
+    """Return what a terminal shows of one evaluation, from the file that holds it alone.
 
-
-def _absent(evaluation: Evaluation) -> list[str]:
-    """Return which classes have no training or no test patch."""
-    sentences = []
-    for part, effect in (
-        ("train", "no classifier can know them"),
-        ("test", "they have no score and stay out of all means"),
-    ):
-        counts = evaluation["split"]["positives"][part]
-        names = [
-            name
-            for name, count in zip(evaluation["task"]["classes"], counts, strict=True)
-            if count == 0
-        ]
-        if names:
-            more = f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
-            what = {"train": "training", "test": "test"}[part]
-            shown = ", ".join(names[:_NAMED])
-            sentences.append(f"classes without a {what} patch: {shown}{more}; {effect}")
-    return sentences
-
-
-def _near(evaluation: Evaluation, scored: str) -> list[str]:
-    """Return how close the scored patches are to training patches, and to each other."""
-    split, sentences = evaluation["split"], []
-    if split["leakage"]:
-        sentences.append(
-            f"{100 * split['leakage']:.1f} % of the {scored} patches lie in a training cell"
-        )
-    if split["touching"]:
-        sentences.append(
-            f"{100 * split['touching']:.1f} % of the {scored} patches touch a training patch on "
-            "the ground"
-        )
-    if evaluation["protocol"]["bootstrap"]["unit"] == "patch":
-        sentences.append(
-            "too few tiles or ground cells are known to resample by: neighbouring patches count as "
-            "independent, and intervals may be too narrow"
-        )
-    return sentences
-
-
-def _others(evaluation: Evaluation) -> list[str]:
-    choices = [one for row in evaluation["results"] for one in row["choices"]]
-    unsolved = sum(not one.get("converged", True) for one in choices)
-    surplus, unlabelled = (evaluation["shards"][key] for key in ("num_surplus", "num_unlabelled"))
-    return [
-        sentence
-        for known, sentence in (
-            (unsolved, f"{unsolved} of the chosen probes had not converged"),
-            (
-                surplus,
-                f"{surplus} patches of the commoner class were left out: these scores are higher "
-                "than at the natural prevalence",
-            ),
-            (
-                evaluation["protocol"]["others"],
-                "other encoders got these patches normalised as for the pretrained one, which may "
-                "not be how they were trained",
-            ),
-            (unlabelled, f"{unlabelled} patches without a label were left out"),
-        )
-        if known
-    ]
-
-
-def text_table(evaluation: dict[str, Any]) -> str:
-    """Return what a terminal shows of one evaluation: plain text of about 100 columns.
-
-    Scores are in percent, with the ends of their 95 % intervals; the rest is left to the files.
+    Plain text of about 100 columns; scores are in percent, with the ends of their 95 % intervals,
+    and the rest is left to the files.
     """
+    evaluation = json.loads(path.read_text(encoding="utf-8"))
     shown = [name for name in _score_names(evaluation) if not name.startswith(_FILES_ONLY)]
-    lines = [title(evaluation), *textwrap.wrap(verdict(evaluation), TEXT_WIDTH)]
-    lines += [*_wrapped(_facts(evaluation)), ""]
-    lines += _aligned(score_table(evaluation, shown))
-    return (
-        "\n".join([*lines, "", *_wrapped([*evaluation["findings"], *evaluation["notes"]])]) + "\n"
-    )
+    head = [title(evaluation), *textwrap.wrap(verdict(evaluation), TEXT_WIDTH)]
+    return _text(head, _facts(evaluation), score_table(evaluation, shown), evaluation)
 
 
-def choice_text(choice: dict[str, Any]) -> str:
-    """Return what a terminal shows of the scores of all checkpoints."""
-    mark = "SIMULATED PATCHES, " if choice["simulated"] else ""
-    counts = choice["split"]["counts"]
+def choice_report(path: Path) -> str:
+    """Return what a terminal shows of ``checkpoints.json``: its table, and how to go on."""
+    choice = read_choice(path)
+    counts, origin, seeds = (choice["split"][key] for key in ("counts", "origin", "seeds"))
     facts = [
         f"{counts['train']} training and {counts['test']} validation patches",
-        f"split {choice['split']['origin']}",
-        f"seeds {', '.join(map(str, choice['split']['seeds']))}",
+        f"split {origin}",
+        f"seeds {', '.join(map(str, seeds))}",
     ]
-    lines = [f"{mark}{choice['task']['name']}, checkpoints on validation", *_wrapped(facts), ""]
-    lines += [*_aligned(choice_table(choice)), ""]
-    return "\n".join([*lines, *_wrapped([*choice["findings"], *choice["notes"]])]) + "\n"
+    head = f"{_mark(choice)}{choice['task']['name']}, checkpoints on validation"
+    options = (
+        f"run={choice['run']} shards={choice['shards']['folder']} task={choice['task']['name']}"
+    )
+    text = _text([head], facts, choice_table(choice), choice)
+    return f"{text}\nto test it: simclr-evaluate {options} step={choice['best']}"
 
 
-def choice_table(choice: dict[str, Any]) -> list[list[str]]:
-    """Return header and rows: a checkpoint each, then the controls.
-
-    Scores are the primary metric in percent, with the ends of their intervals.
-    """
-    results, primary = choice["results"], choice["headline"]
-    protocols = list(dict.fromkeys(one["protocol"] for one in results))
-    scores = {
-        (one["encoder"], one["protocol"]): _interval(one["scores"][primary]) for one in results
-    }
-    losses = dict(zip(choice["steps"], choice["losses"], strict=True))
-    rows = [["", "loss", *(f"{protocol}: {_HEADINGS[primary]}" for protocol in protocols)]]
-    for encoder, step in {one["encoder"]: one["step"] for one in results}.items():
-        loss = losses.get(step)
-        mark = " (best)" if step == choice["best"] else ""
-        shown = "" if loss is None else f"{loss:.4f}"
-        rows.append(
-            [encoder + mark, shown, *(scores.get((encoder, each), "") for each in protocols)]
-        )
-    return rows
-
-
-def markdown(evaluation: dict[str, Any], level: int = 1) -> str:
+def markdown(evaluation: Evaluation, level: int = 1) -> str:
     """Return one evaluation as a section of a page, under a heading of this level."""
-    facts = [f"- {fact}" for fact in _facts(evaluation)]
-    findings = [f"- {finding}" for finding in evaluation["findings"]]
-    notes = [f"- {note}" for note in evaluation["notes"]]
     blocks = [
         [f"{'#' * level} {title(evaluation)}"],
         [f"**{verdict(evaluation)}**"],
-        facts,
+        [f"- {fact}" for fact in _facts(evaluation)],
         ["Scores in percent with 95 % intervals."],
-        _piped(score_table(evaluation, _score_names(evaluation))),
-        findings,
+        _piped(score_table(evaluation)),
+        [f"- {finding}" for finding in evaluation["findings"]],
         ["Limits:"],
-        notes,
+        [f"- {note}" for note in evaluation["notes"]],
         ["F1 of each class under the linear probe, without intervals: classes have few patches."],
         _piped(_class_table(evaluation)),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
-def percent(value: float | None) -> str:
-    """Return a score in percent with one decimal; a score that does not exist is a dash."""
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def title(evaluation: dict[str, Any]) -> str:
+def title(evaluation: Evaluation) -> str:
     """Return a heading: task and step, and whether the patches are simulated."""
-    mark = "SIMULATED PATCHES, " if evaluation["simulated"] else ""
-    return f"{mark}{evaluation['task']['name']}, step {evaluation['step']}"
+    return f"{_mark(evaluation)}{evaluation['task']['name']}, step {evaluation['step']}"
 
 
-def _facts(evaluation: dict[str, Any]) -> list[str]:
+def _mark(data: dict[str, Any]) -> str:
+    return "SIMULATED PATCHES, " if data["simulated"] else ""
+
+
+def _facts(evaluation: Evaluation) -> list[str]:
     task, shards, split = evaluation["task"], evaluation["shards"], evaluation["split"]
     counts = ", ".join(f"{count} {name}" for name, count in split["counts"].items())
     bootstrap = evaluation["protocol"]["bootstrap"]
@@ -369,11 +316,11 @@ def _facts(evaluation: dict[str, Any]) -> list[str]:
     ]
 
 
-def _score_names(evaluation: dict[str, Any]) -> list[str]:
+def _score_names(evaluation: Evaluation) -> list[str]:
     return list(evaluation["results"][0]["scores"])
 
 
-def score_table(evaluation: dict[str, Any], names: list[str] | None = None) -> list[list[str]]:
+def score_table(evaluation: Evaluation, names: list[str] | None = None) -> list[list[str]]:
     """Return header and rows of all results; scores in percent with the ends of their intervals.
 
     Args:
@@ -384,35 +331,59 @@ def score_table(evaluation: dict[str, Any], names: list[str] | None = None) -> l
     several = {result["fraction"] for result in evaluation["results"]} != {1.0}
     rows = [["", *(_HEADINGS[name] for name in names)]]
     for result in evaluation["results"]:
-        cells = [_interval(result["scores"][name]) for name in names]
         labels = f", {100 * result['fraction']:g} % of the labels" if several else ""
+        cells = [_interval(result["scores"][name]) for name in names]
         rows.append([f"{result['protocol']}: {result['encoder']}{labels}", *cells])
     return rows
 
 
-def _interval(score: dict[str, Any]) -> str:
-    if score["low"] is None:
-        return percent(score["value"])
-    return f"{percent(score['value'])} [{percent(score['low'])}, {percent(score['high'])}]"
+def choice_table(choice: Choice) -> list[list[str]]:
+    """Return header and rows: a checkpoint each, then the controls.
+
+    Scores are the primary metric in percent, with the ends of their intervals.
+    """
+    results, primary = choice["results"], choice["headline"]
+    protocols = list(dict.fromkeys(one["protocol"] for one in results))
+    scores = {
+        (one["encoder"], one["protocol"]): _interval(one["scores"][primary]) for one in results
+    }
+    losses = dict(zip(choice["steps"], choice["losses"], strict=True))
+    rows = [["", "loss", *(f"{protocol}: {_HEADINGS[primary]}" for protocol in protocols)]]
+    for encoder, step in {one["encoder"]: one["step"] for one in results}.items():
+        name = encoder + (" (best)" if step == choice["best"] else "")
+        loss = "" if losses.get(step) is None else f"{losses[step]:.4f}"
+        rows.append([name, loss, *(scores.get((encoder, each), "") for each in protocols)])
+    return rows
 
 
-def _class_table(evaluation: dict[str, Any]) -> list[list[str]]:
+def _class_table(evaluation: Evaluation) -> list[list[str]]:
     """Return F1 of each class under the linear probe, the mean over seeds."""
-    task = evaluation["task"]
-    probed = [one for one in evaluation["results"] if one["protocol"] == "linear probe"]
+    task, probe = evaluation["task"], Protocol.probe.value
+    probed = [one for one in evaluation["results"] if one["protocol"] == probe]
     rows = [["class", "labelled patches", *(one["encoder"] for one in probed)]]
     for number, name in enumerate(task["classes"]):
-        scores = [percent(one["classes"]["f1"][number]["value"]) for one in probed]
+        scores = [_percent(one["classes"]["f1"][number]["value"]) for one in probed]
         rows.append([name, str(task["positives"][number]), *scores])
     return rows
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def _interval(score: dict[str, Any]) -> str:
+    value, low, high = (_percent(score[key]) for key in ("value", "low", "high"))
+    return value if score["low"] is None else f"{value} [{low}, {high}]"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"  # a dash: the score does not exist
+
+
+def _text(head: list[str], facts: list[str], rows: list[list[str]], data: dict[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
+    table = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+    conclusions = _wrapped([*data["findings"], *data["notes"]])
+    return "\n".join([*head, *_wrapped(facts), "", *table, "", *conclusions]) + "\n"
 
 
 def _piped(rows: list[list[str]]) -> list[str]:
@@ -420,14 +391,9 @@ def _piped(rows: list[list[str]]) -> list[str]:
     return [head, "|" + "---|" * len(rows[0]), *body]
 
 
-def _wrapped(paragraphs: Iterable[str]) -> list[str]:
-    return [
-        line
-        for paragraph in paragraphs
-        for line in textwrap.wrap(
-            paragraph, TEXT_WIDTH, initial_indent="- ", subsequent_indent="  "
-        )
-    ]
+def _wrapped(paragraphs: list[str]) -> list[str]:
+    wrapper = textwrap.TextWrapper(TEXT_WIDTH, initial_indent="- ", subsequent_indent="  ")
+    return [line for paragraph in paragraphs for line in wrapper.wrap(paragraph)]
 
 
 def write_report(run_dir: Path, evaluation: Evaluation) -> Path:
@@ -436,12 +402,10 @@ def write_report(run_dir: Path, evaluation: Evaluation) -> Path:
     Returns:
         The path of the file that holds this evaluation alone.
     """
-    folder = run_dir / FOLDER_NAME
     own = own_path(run_dir, f"{evaluation['task']['name']}-{evaluation['shards']['fingerprint']}")
     write_json(own, evaluation)
-    evaluations = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
-    ]
+    paths = sorted((run_dir / FOLDER_NAME).glob("*.json"))
+    evaluations = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     write_text(run_dir / MARKDOWN_NAME, "\n".join(markdown(one) for one in evaluations))
     head = {"format": FORMAT, "format_version": FORMAT_VERSION}
     write_json(run_dir / JSON_NAME, {**head, "evaluations": evaluations})
@@ -459,17 +423,8 @@ def read_report(path: Path) -> list[Evaluation]:
     Raises:
         ValueError: it is not such a file, or of another format version.
     """
-    data = json.loads(path.read_text(encoding="utf-8"))
-    found = (data.get("format"), data.get("format_version"))
-    if found != (FORMAT, FORMAT_VERSION):
-        raise ValueError(f"{path} is of {found}, not {(FORMAT, FORMAT_VERSION)}; evaluate again")
-    evaluations: list[Evaluation] = data["evaluations"]
+    evaluations: list[Evaluation] = _read(path, (FORMAT, FORMAT_VERSION))["evaluations"]
     return evaluations
-
-
-def report_text(path: Path) -> str:
-    """Return what a terminal shows of one evaluation, from the file that holds it alone."""
-    return text_table(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_choice(path: Path) -> Choice:
@@ -478,20 +433,12 @@ def read_choice(path: Path) -> Choice:
     Raises:
         ValueError: it is not such a file, or of another format version.
     """
-    choice: Choice = json.loads(path.read_text(encoding="utf-8"))
-    found, wanted = (
-        (choice.get("format"), choice.get("format_version")),
-        (CHOICE_FORMAT, CHOICE_FORMAT_VERSION),
-    )
+    return _read(path, (CHOICE_FORMAT, CHOICE_FORMAT_VERSION))
+
+
+def _read(path: Path, wanted: tuple[str, int]) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found = (data.get("format"), data.get("format_version"))
     if found != wanted:
-        raise ValueError(f"{path} is of {found}, not {wanted}; choose again")
-    return choice
-
-
-def choice_report(path: Path) -> str:
-    """Return what a terminal shows of ``checkpoints.json``: its table, and how to go on."""
-    choice = read_choice(path)
-    options = (
-        f"run={choice['run']} shards={choice['shards']['folder']} task={choice['task']['name']}"
-    )
-    return f"{choice_text(choice)}\nto test it: simclr-evaluate {options} step={choice['best']}"
+        raise ValueError(f"{path} is of {found}, not {wanted}; evaluate again")
+    return data

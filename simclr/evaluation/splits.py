@@ -5,14 +5,14 @@ A split that the shards carry is taken as it is; drawn splits keep ground cells,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from simclr.checkpoint.pretrained import Pretrained
-from simclr.config import Positives
+from simclr.config import Positives, require
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.evaluation.config import SplitRule
 from simclr.evaluation.metrics import BoolArray, Indices
@@ -81,9 +81,8 @@ def make_splits(task: Task, seeds: Sequence[int], rule: SplitRule = SplitRule.gi
     named = set(np.unique(task.given_splits).tolist()) - {""}
     if {TRAIN, TEST} <= named:
         return _official(task, seeds, named)
-    everything = np.arange(len(task.ids))
-    names = [_assign(task, everything, _whole(task), _CYCLE, seed) for seed in seeds]
-    splits = tuple(_indices(part) for part in names)
+    everything, whole = np.arange(len(task.ids)), _whole(task)
+    splits = [_indices(_assign(task, everything, whole, _CYCLE, seed)) for seed in seeds]
     origin = "drawn for each seed: 50 % train, 20 % validation, 30 % test, ground cells kept whole"
     if named:
         origin += f"; the shards name only {', '.join(sorted(named))}"
@@ -92,8 +91,152 @@ def make_splits(task: Task, seeds: Sequence[int], rule: SplitRule = SplitRule.gi
 
 def on_validation(task: Task, splits: Splits) -> Splits:
     """Return splits in which the validation samples are tested: the test samples stay unread."""
-    parts = tuple(Split(one.train, one.validation, one.validation) for one in splits.by_seed)
+    parts = [Split(one.train, one.validation, one.validation) for one in splits.by_seed]
     return _measured(task, parts, splits.origin, redrawn=splits.redrawn)
+
+
+def _official(task: Task, seeds: Sequence[int], named: set[str]) -> Splits:
+    pairs = np.unique(np.stack([task.ids, task.given_splits]), axis=1)
+    ids, counts = np.unique(pairs[0], return_counts=True)
+    if (counts > 1).any():
+        shared = str(ids[counts > 1][0])
+        found = ", ".join(sorted(pairs[1][pairs[0] == shared].tolist()))
+        raise ValueError(
+            f"patch {shared} is in the splits {found}; a test patch must not be seen in "
+            "training: take it out of all lists but one, and pack again"
+        )
+    names, origin = task.given_splits.astype("U10"), "official split of the shards"
+    if VALIDATION not in named:
+        train = np.flatnonzero(names == TRAIN)
+        names[train] = _assign(task, train, _whole(task), _CYCLE_TRAIN, seeds[0])
+        origin += f"; a third of its training cells drawn for validation with seed {seeds[0]}"
+    return _measured(task, [_indices(names)] * len(seeds), origin, redrawn=False)
+
+
+def _drawn_blocks(task: Task, seeds: Sequence[int]) -> Splits:
+    if (task.blocks != "").all():
+        blocks, origin = task.blocks, "blocks of ground as the shards name them"
+    elif task.ground.known:
+        blocks = ground_blocks(task.ground, BLOCK_SIDE_M)
+        origin = f"squares of ground {BLOCK_SIDE_M / 1000:.0f} km wide"
+    else:
+        raise ValueError(
+            "split is drawn, but it is not known where all patches lie; use split=given, or pack "
+            "files with a coordinate system"
+        )
+    everything = np.arange(len(task.ids))
+    splits = [
+        _with_buffer(task, _indices(_assign(task, everything, blocks, _CYCLE, seed)))
+        for seed in seeds
+    ]
+    first = splits[0]
+    left_out = len(everything) - len(first.train) - len(first.validation) - len(first.test)
+    sentence = (
+        f"drawn for each seed: {len(np.unique(blocks))} {origin}, kept whole; {left_out} training "
+        "patches that touch others left out"
+    )
+    return _measured(task, splits, sentence, redrawn=True)
+
+
+def _with_buffer(task: Task, split: Split) -> Split:
+    """Leave out training samples that touch a validation or test sample."""
+    if not task.ground.known:
+        return split
+    others = np.concatenate([split.validation, split.test])
+    train = split.train[~touching(task.ground, split.train, others)]
+    require(
+        len(train) > 0,
+        "every training patch touches a test or validation patch; the ground is too small to be "
+        "split by blocks, use split=given",
+    )
+    return Split(train, split.validation, split.test)
+
+
+def _measured(task: Task, splits: Sequence[Split], origin: str, *, redrawn: bool) -> Splits:
+    """Return the splits with what is shared by training and test samples of the first one."""
+    first, tested, near, leakage = splits[0], task.cells[splits[0].test], math.nan, math.nan
+    if task.ground.known:
+        near = float(touching(task.ground, first.test, first.train).mean())
+    if (tested != "").all():
+        leakage = float(np.isin(tested, task.cells[first.train]).mean())
+    return Splits(tuple(splits), redrawn, origin, leakage, near)
+
+
+def _whole(task: Task) -> Texts:
+    """Return what a drawn split keeps whole: a ground cell, or a sample without one."""
+    return np.where(task.cells == "", task.ids, task.cells)
+
+
+def _assign(
+    task: Task, samples: Indices, whole: Texts, pattern: tuple[str, ...], seed: int
+) -> Texts:
+    """Return the split (n,) of each of the given samples.
+
+    Samples of one name in ``whole`` (N,) stay together, shuffled and assigned by stratum.
+    """
+    _, group = np.unique(whole[samples], return_inverse=True)
+    strata = _strata(task.targets[samples], group)
+    order = np.random.default_rng(seed).permutation(len(strata))
+    order = order[np.argsort(strata[order], kind="stable")]
+    rank, _ = _ranks(strata[order])
+    assigned = np.empty(len(strata), "U10")
+    assigned[order] = np.array(pattern)[rank % len(pattern)]
+    return assigned[group]
+
+
+def _indices(names: Texts) -> Split:
+    parts = {name: np.flatnonzero(names == name) for name in (TRAIN, VALIDATION, TEST)}
+    counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+    require(
+        all(map(len, parts.values())),
+        f"{len(names)} labelled patches give {counts}; each part needs at least one, so label "
+        "more patches, or fewer classes",
+    )
+    return Split(*parts.values())
+
+
+def label_subset(targets: BoolArray, train: Indices, fraction: float, seed: int) -> Indices:
+    """Return a share of the training samples, sorted; a larger share holds the smaller ones.
+
+    Strata are the rarest class of each sample. Every stratum keeps one sample at least, so that a
+    small share still has each class to learn from; it may then be larger than asked for.
+
+    Args:
+        targets: (N, C) of all samples.
+        train: (n,) the training samples.
+        fraction: in (0, 1].
+        seed: draws the order in which samples join.
+    """
+    if fraction >= 1:
+        return train
+    order = np.random.default_rng(seed).permutation(len(train))
+    rank, sizes = _ranks(_strata(targets[train][order], np.arange(len(train))))
+    first = rank == 0
+    # by how far down its stratum a sample stands, and the first of every stratum before all
+    joining = np.lexsort((sizes, rank / sizes, ~first))
+    count = max(round(fraction * len(train)), int(first.sum()))
+    return np.sort(train[order[joining[:count]]])
+
+
+def _strata(targets: BoolArray, group: Indices) -> Indices:
+    """Return for each group of samples (N,) the rank of its rarest class, C where it has none."""
+    rarity = np.argsort(np.argsort(targets.sum(axis=0), kind="stable"))
+    num_classes = targets.shape[1]
+    rarest = np.where(targets, rarity, num_classes).min(axis=1)
+    strata = np.full(int(group.max()) + 1, num_classes)
+    np.minimum.at(strata, group, rarest)
+    return strata
+
+
+def _ranks(strata: Indices) -> tuple[Indices, Indices]:
+    """Return for each sample its rank in its stratum, from 0, and the stratum's size."""
+    by_stratum = np.argsort(strata, kind="stable")
+    ordered = strata[by_stratum]
+    starts = np.searchsorted(ordered, ordered)
+    rank, sizes = np.empty_like(starts), np.empty_like(starts)
+    rank[by_stratum] = np.arange(len(strata)) - starts
+    sizes[by_stratum] = np.searchsorted(ordered, ordered, side="right") - starts
+    return rank, sizes
 
 
 def seen_in_pretraining(
@@ -112,10 +255,10 @@ def seen_in_pretraining(
         tested: (T,) samples of the dataset.
     """
     config, data = pretrained.config, pretrained.config.data
-    same_shards = pretrained.dataset["fingerprint"] == dataset.fingerprint
+    fingerprint = pretrained.dataset["fingerprint"]
     try:
         trained = open_dataset(
-            [folder] if same_shards else config.shards,
+            [folder] if fingerprint == dataset.fingerprint else config.shards,
             data.bands,
             data.splits,
             data.fraction,
@@ -123,183 +266,21 @@ def seen_in_pretraining(
             whole_places=data.positives is Positives.season,
         )
     except (ValueError, OSError):
-        return float("nan")
-    if trained.fingerprint != pretrained.dataset["fingerprint"]:
-        return float("nan")
+        return math.nan
+    if trained.fingerprint != fingerprint:
+        return math.nan
     comparable = trained.manifests[0].layout.groups == dataset.manifests[0].layout.groups
     seen = np.isin(dataset.index("crc32")[tested], trained.index("crc32")) & comparable
     known = {str(name): row for row, name in enumerate(trained.index("id"))}
-    ids = dataset.index("id")[tested]
-    pairs = np.array([known.get(str(name), -1) for name in ids], np.intp)
+    pairs = np.array([known.get(str(name), -1) for name in dataset.index("id")[tested]], np.intp)
+    epsg = dataset.index("epsg")[tested]
+    corners, others = (
+        of.index("transform").reshape(-1, 6)[rows][:, [2, 5]]
+        for of, rows in ((dataset, tested), (trained, pairs))
+    )
     equal_id = pairs >= 0
-    located = equal_id & (dataset.index("epsg")[tested] != 0)
-    corners = dataset.index("transform").reshape(-1, 6)[tested][:, [2, 5]]
-    others = trained.index("transform").reshape(-1, 6)[pairs][:, [2, 5]]
-    same_ground = (corners == others).all(axis=1)
-    same_ground &= dataset.index("epsg")[tested] == trained.index("epsg")[pairs]
-    seen |= located & same_ground
+    located = equal_id & (epsg != 0)
+    seen |= located & (corners == others).all(axis=1) & (epsg == trained.index("epsg")[pairs])
     if (equal_id & ~located & ~seen).any() and not comparable:
-        return float("nan")
+        return math.nan
     return float(seen.mean())
-
-
-def strata_of(targets: BoolArray, group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Return for each group of samples (N,) the rank of its rarest class, C where it has none."""
-    rarity = np.argsort(np.argsort(targets.sum(axis=0), kind="stable"))
-    num_classes = targets.shape[1]
-    rarest = np.where(targets, rarity, num_classes).min(axis=1)
-    strata = np.full(int(group.max()) + 1, num_classes)
-    np.minimum.at(strata, group, rarest)
-    return strata
-
-
-def _official(task: Task, seeds: Sequence[int], named: set[str]) -> Splits:
-    _refuse_shared_samples(task)
-    names, origin = task.given_splits, "official split of the shards"
-    if VALIDATION not in named:
-        names = _draw_validation(task, seeds[0])
-        origin += f"; a third of its training cells drawn for validation with seed {seeds[0]}"
-    split = _indices(names)
-    return _measured(task, (split,) * len(seeds), origin, redrawn=False)
-
-
-def _draw_validation(task: Task, seed: int) -> Texts:
-    train = np.flatnonzero(task.given_splits == TRAIN)
-    drawn = task.given_splits.astype("U10")
-    drawn[train] = _assign(task, train, _whole(task), _CYCLE_TRAIN, seed)
-    return drawn
-
-
-def _drawn_blocks(task: Task, seeds: Sequence[int]) -> Splits:
-    if (task.blocks != "").all():
-        blocks, origin = task.blocks, "blocks of ground as the shards name them"
-    elif task.ground.known:
-        blocks = ground_blocks(task.ground, BLOCK_SIDE_M)
-        origin = f"squares of ground {BLOCK_SIDE_M / 1000:.0f} km wide"
-    else:
-        raise ValueError(
-            "split is drawn, but it is not known where all patches lie; use split=given, or pack "
-            "files with a coordinate system"
-        )
-    everything = np.arange(len(task.ids))
-    splits = tuple(
-        _with_buffer(task, _indices(_assign(task, everything, blocks, _CYCLE, seed)))
-        for seed in seeds
-    )
-    parts = (splits[0].train, splits[0].validation, splits[0].test)
-    left_out = len(everything) - sum(map(len, parts))
-    words = (
-        f"drawn for each seed: {len(np.unique(blocks))} {origin}, kept whole; {left_out} training "
-        "patches that touch others left out"
-    )
-    return _measured(task, splits, words, redrawn=True)
-
-
-def _with_buffer(task: Task, split: Split) -> Split:
-    """Leave out training samples that touch a validation or test sample."""
-    if not task.ground.known:
-        return split
-    others = np.concatenate([split.validation, split.test])
-    train = split.train[~touching(task.ground, split.train, others)]
-    if len(train) == 0:
-        raise ValueError(
-            "every training patch touches a test or validation patch; the ground is too small to "
-            "be split by blocks, use split=given"
-        )
-    return Split(train, split.validation, split.test)
-
-
-def _measured(task: Task, splits: tuple[Split, ...], origin: str, *, redrawn: bool) -> Splits:
-    first, near = splits[0], float("nan")
-    if task.ground.known:
-        near = float(touching(task.ground, first.test, first.train).mean())
-    return Splits(splits, redrawn, origin, _leakage(first, task.cells), near)
-
-
-def _whole(task: Task) -> Texts:
-    """Return what a drawn split keeps whole: a ground cell, or a sample without one."""
-    return np.where(task.cells == "", task.ids, task.cells)
-
-
-def _assign(
-    task: Task, samples: Indices, whole: Texts, pattern: tuple[str, ...], seed: int
-) -> Texts:
-    """Return the split (n,) of each of the given samples.
-
-    Samples of one name in ``whole`` (N,) stay together, shuffled and assigned by stratum.
-    """
-    _, group = np.unique(whole[samples], return_inverse=True)
-    strata = strata_of(task.targets[samples], group)
-    order = np.random.default_rng(seed).permutation(len(strata))
-    order = order[np.argsort(strata[order], kind="stable")]
-    ordered = strata[order]
-    turn = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    assigned = np.empty(len(strata), "U10")
-    assigned[order] = np.array(pattern)[turn % len(pattern)]
-    return assigned[group]
-
-
-def _indices(names: Texts) -> Split:
-    parts = {name: np.flatnonzero(names == name) for name in (TRAIN, VALIDATION, TEST)}
-    empty = [name for name, part in parts.items() if len(part) == 0]
-    if empty:
-        counts = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
-        raise ValueError(
-            f"{len(names)} labelled patches give {counts}; each part needs at least one, so "
-            "label more patches, or fewer classes"
-        )
-    return Split(parts[TRAIN], parts[VALIDATION], parts[TEST])
-
-
-def _refuse_shared_samples(task: Task) -> None:
-    pairs = np.unique(np.stack([task.ids, task.given_splits]), axis=1)
-    ids, counts = np.unique(pairs[0], return_counts=True)
-    if (counts > 1).any():
-        shared = str(ids[counts > 1][0])
-        found = ", ".join(sorted(pairs[1][pairs[0] == shared].tolist()))
-        raise ValueError(
-            f"patch {shared} is in the splits {found}; a test patch must not be seen in "
-            "training: take it out of all lists but one, and pack again"
-        )
-
-
-def _leakage(split: Split, cells: Texts) -> float:
-    tested = cells[split.test]
-    if (tested == "").any():
-        return float("nan")
-    return float(np.isin(tested, cells[split.train]).mean())
-
-
-def label_subset(targets: BoolArray, train: Indices, fraction: float, seed: int) -> Indices:
-    """Return a share of the training samples, sorted; a larger share holds the smaller ones.
-
-    Strata are the rarest class of each sample. Every stratum keeps one sample at least, so that a
-    small share still has each class to learn from; it may then be larger than asked for.
-
-    Args:
-        targets: (N, C) of all samples.
-        train: (n,) the training samples.
-        fraction: in (0, 1].
-        seed: draws the order in which samples join.
-    """
-    if fraction >= 1:
-        return train
-    order = np.random.default_rng(seed).permutation(len(train))
-    strata = strata_of(targets[train][order], np.arange(len(train)))
-    rank, sizes = _ranks(strata)
-    first = rank == 0
-    # by how far down its stratum a sample stands, and the first of every stratum before all
-    joining = np.lexsort((sizes, rank / sizes, ~first))
-    count = max(round(fraction * len(train)), int(first.sum()))
-    return np.sort(train[order[joining[:count]]])
-
-
-def _ranks(strata: Indices) -> tuple[Indices, Indices]:
-    """Return for each sample its rank in its stratum, from 0, and the stratum's size."""
-    by_stratum = np.argsort(strata, kind="stable")
-    ordered = strata[by_stratum]
-    starts = np.searchsorted(ordered, ordered)
-    rank, sizes = np.empty_like(starts), np.empty_like(starts)
-    rank[by_stratum] = np.arange(len(strata)) - starts
-    sizes[by_stratum] = np.searchsorted(ordered, ordered, side="right") - starts
-    return rank, sizes

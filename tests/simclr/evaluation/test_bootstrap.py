@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from simclr.evaluation import bootstrap
-from simclr.evaluation.metrics import accuracy
+from simclr.evaluation.metrics import accuracy, tally
 
 
 def patches(num_samples):
@@ -77,7 +77,7 @@ def test_intervals_by_block_cover_the_truth_where_those_by_patch_do_not():
         for unit, blocks in units.items():
             drawn, left_out = (
                 np.concatenate(
-                    [accuracy(np.ones_like(predicted), predicted, chunk) for chunk in chunks]
+                    [accuracy(np.ones_like(predicted), predicted, tally(chunk)) for chunk in chunks]
                 )
                 for chunks in (
                     bootstrap.resamples(blocks, 200, seed=result),
@@ -100,7 +100,10 @@ def test_two_encoders_of_equal_skill_are_told_apart_once_in_twenty():
         truth = np.ones_like(first)
         chunks = list(bootstrap.resamples(patches(200), 300, seed=result))
         drawn = np.concatenate(
-            [accuracy(truth, first, chunk) - accuracy(truth, second, chunk) for chunk in chunks]
+            [
+                accuracy(truth, first, tally(chunk)) - accuracy(truth, second, tally(chunk))
+                for chunk in chunks
+            ]
         )
         value = float(first.mean() - second.mean())
         told += bootstrap.difference_interval(value, drawn, 200)[1] < 0.05

@@ -9,7 +9,6 @@ from sklearn import metrics
 from simclr.evaluation.metrics import (
     NUM_BINS,
     Predictions,
-    claims,
     decide,
     metric_table,
     reliability,
@@ -79,8 +78,8 @@ def test_weights_of_two_equal_a_sample_written_twice():
 
 def test_the_curve_holds_every_claim_once_and_leaves_empty_bins_unknown():
     scores = np.array([[0.05], [0.06], [0.95], [1.0]])
-    curve = reliability(claims(np.array([[False], [True], [True], [True]]), scores, "binary"))
-    assert curve.counts.tolist() == [2, *[0] * (NUM_BINS - 2), 2]
-    assert (curve.frequency[0], curve.frequency[-1]) == (0.5, 1)
-    assert curve.probability[0] == pytest.approx(0.055)
-    assert np.isnan(curve.frequency[1:-1]).all()
+    curve = reliability(np.array([[False], [True], [True], [True]]), scores, "binary")
+    assert curve["counts"].tolist() == [2, *[0] * (NUM_BINS - 2), 2]
+    assert (curve["frequency"][0], curve["frequency"][-1]) == (0.5, 1)
+    assert curve["probability"][0] == pytest.approx(0.055)
+    assert np.isnan(curve["frequency"][1:-1]).all()

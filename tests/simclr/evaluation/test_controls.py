@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from simclr.config import EncoderName, ModelConfig
-from simclr.evaluation.baselines import image_statistics, random_convolutions, random_encoder
+from simclr.evaluation.baselines import RandomConvolutions, image_statistics, random_encoder
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(encoder=EncoderName.resnet18)
@@ -30,7 +30,7 @@ def test_a_random_encoder_follows_its_seed_and_leaves_the_global_one_alone():
 
 
 def test_random_convolutions_follow_their_seed():
-    first, again, other = (random_convolutions(5, seed, CPU)(make_views()) for seed in (0, 0, 1))
+    first, again, other = (RandomConvolutions(5, seed)(make_views()) for seed in (0, 0, 1))
     assert first.shape == (3, 512)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

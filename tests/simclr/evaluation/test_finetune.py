@@ -14,7 +14,7 @@ from simclr.data.dataset import open_dataset
 from simclr.evaluation.baselines import random_encoder
 from simclr.evaluation.config import FinetuneConfig, Protocol
 from simclr.evaluation.features import LabelledPatches
-from simclr.evaluation.finetune import finetune, predict
+from simclr.evaluation.finetune import FineTuning, predict
 from simclr.evaluation.task import open_task
 
 CPU = torch.device("cpu")
@@ -40,11 +40,11 @@ def encoder():
 
 def tuned(patches, encoder, depth=Protocol.finetune_all, config=SHORT, seed=0):
     train, validation = patches.only(np.arange(0, 40)), patches.only(np.arange(40, 52))
-    return finetune(encoder, train, validation, config, depth, seed)
+    return FineTuning(train, validation, config, depth, seed).fit(encoder)
 
 
 def accuracy(found, patches, rows):
-    scores = predict(found, patches.only(rows))
+    scores = predict(found.classifier, patches.only(rows))
     return (scores.argmax(axis=1) == patches.targets[rows].argmax(axis=1)).mean()
 
 
@@ -80,16 +80,16 @@ def test_only_the_opened_parts_change_statistics_included(patches, encoder, dept
 
 @pytest.mark.slow
 def test_an_answer_does_not_depend_on_its_batch(patches, encoder):
-    found = tuned(patches, encoder)
+    found = tuned(patches, encoder).classifier
     together = predict(found, patches)
     alone = np.concatenate([predict(found, patches.only(np.array([k]))) for k in (0, 31, 63)])
     np.testing.assert_allclose(together[[0, 31, 63]], alone, atol=1e-6)
-    assert not any(part.training for part in found.classifier.modules())
+    assert not any(part.training for part in found.modules())
 
 
 @pytest.mark.slow
 def test_the_seed_decides_everything_and_symmetries_can_be_averaged(patches, encoder):
-    first, again, other = (tuned(patches, encoder, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (tuned(patches, encoder, seed=seed).classifier for seed in (1, 1, 2))
     np.testing.assert_array_equal(predict(first, patches), predict(again, patches))
     assert not np.array_equal(predict(first, patches), predict(other, patches))
     averaged = predict(first, patches, test_time=True)
@@ -100,10 +100,10 @@ def test_the_seed_decides_everything_and_symmetries_can_be_averaged(patches, enc
 def test_five_patches_are_enough_and_one_answer_is_not(patches, encoder):
     config = FinetuneConfig(epochs=1, learning_rates=[1e-3], checks=1)
     few, validation = patches.only(np.arange(5)), patches.only(np.arange(40, 44))
-    assert finetune(encoder, few, validation, config).num_steps == 1
+    assert FineTuning(few, validation, config).fit(encoder).num_steps == 1
     same = patches.only(np.arange(0, 40, 4))
     with pytest.raises(ValueError, match="all 10 training patches have the same labels"):
-        finetune(encoder, same, validation, config)
+        FineTuning(same, validation, config).fit(encoder)
 
 
 def test_every_patch_is_shown_once_an_epoch_in_batches_that_are_never_short(patches):

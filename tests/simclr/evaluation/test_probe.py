@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from simclr.evaluation import probes as newton
-from simclr.evaluation.probes import PENALTIES, choose_probe, fit_probes, standardisation
+from simclr.evaluation.probes import PENALTIES, choose_probe, probe_path, standardisation
 
 
 def example(num_samples=150, width=12, num_classes=4, seed=0):
@@ -21,6 +21,10 @@ def example(num_samples=150, width=12, num_classes=4, seed=0):
     logits = StandardScaler().fit_transform(features) @ rng.normal(size=(width, num_classes))
     labels = (logits + 2 * rng.normal(size=logits.shape)).argmax(axis=1)
     return features, labels
+
+
+def fitted(features, targets, kind, penalties=PENALTIES):
+    return list(probe_path(features, targets, kind, penalties))
 
 
 def one_hot(labels, num_classes=4):
@@ -44,7 +48,7 @@ def test_multinomial_probe_reaches_scikit_learns_optimum(num_samples, penalty):
         C=1 / (penalty * num_samples), solver="newton-cg", tol=1e-12, max_iter=20_000
     )
     oracle.fit(standard, labels)
-    probe = fit_probes(torch.tensor(features), one_hot(labels), "single", (1.0, penalty))[1]
+    probe = fitted(torch.tensor(features), one_hot(labels), "single", (1.0, penalty))[1]
     assert probe.converged
     scores = probe.scores(torch.tensor(features)).numpy()
     np.testing.assert_allclose(scores[:, present], oracle.predict_proba(standard), atol=1e-4)
@@ -59,7 +63,7 @@ def test_multi_label_probe_is_one_regression_a_class():
     features, labels = example()
     truth = np.stack([labels == 0, labels > 1, labels == 3], axis=1)
     standard = StandardScaler().fit_transform(features)
-    probe = fit_probes(torch.tensor(features), torch.tensor(truth), "multi", (0.01,))[0]
+    probe = fitted(torch.tensor(features), torch.tensor(truth), "multi", (0.01,))[0]
     scores = probe.scores(torch.tensor(features)).numpy()
     for column in range(3):
         oracle = LogisticRegression(C=1 / (0.01 * len(labels)), tol=1e-10, max_iter=20_000)
@@ -75,15 +79,15 @@ def test_every_fit_of_a_collapsed_encoder_converges():
     features = 5 + 1e-6 * rng.normal(size=(80, 1)) * direction + 1e-9 * rng.normal(size=(80, 32))
     labels = rng.integers(0, 4, 80)
     assert all(
-        probe.converged for probe in fit_probes(torch.tensor(features), one_hot(labels), "single")
+        probe.converged for probe in fitted(torch.tensor(features), one_hot(labels), "single")
     )
 
 
 def test_a_constant_feature_changes_nothing():
     features, labels = example()
     wider = np.hstack([features, np.full((len(features), 1), 0.1)])
-    plain = fit_probes(torch.tensor(features), one_hot(labels), "single", (0.1,))[0]
-    probe = fit_probes(torch.tensor(wider), one_hot(labels), "single", (0.1,))[0]
+    plain = fitted(torch.tensor(features), one_hot(labels), "single", (0.1,))[0]
+    probe = fitted(torch.tensor(wider), one_hot(labels), "single", (0.1,))[0]
     assert standardisation(torch.tensor(wider))[1][-1] == torch.inf
     wider[:, -1] = 0.7  # seen for the first time in a query: it must not speak
     torch.testing.assert_close(
@@ -93,7 +97,7 @@ def test_a_constant_feature_changes_nothing():
 
 def test_a_class_absent_from_training_scores_zero_and_the_others_sum_to_one():
     features, labels = example(num_classes=3)
-    probe = fit_probes(torch.tensor(features), one_hot(labels), "single", (0.1,))[0]
+    probe = fitted(torch.tensor(features), one_hot(labels), "single", (0.1,))[0]
     scores = probe.scores(torch.tensor(features))
     assert (scores[:, 3] == 0).all()
     torch.testing.assert_close(scores.sum(dim=1), torch.ones(len(labels), dtype=torch.float64))
@@ -102,7 +106,7 @@ def test_a_class_absent_from_training_scores_zero_and_the_others_sum_to_one():
 def test_a_multi_label_class_in_every_or_no_sample_is_certain():
     features, labels = example()
     truth = np.stack([labels == 0, labels >= 0, labels < 0], axis=1)
-    probe = fit_probes(torch.tensor(features), torch.tensor(truth), "multi", (0.1,))[0]
+    probe = fitted(torch.tensor(features), torch.tensor(truth), "multi", (0.1,))[0]
     scores = probe.scores(torch.tensor(features))
     assert (scores[:, 1] == 1).all()
     assert (scores[:, 2] == 0).all()
@@ -113,12 +117,12 @@ def test_labels_that_are_all_the_same_stop(kind):
     features, _ = example()
     truth = one_hot(np.zeros(len(features), int))
     with pytest.raises(ValueError, match="all 150 training patches have the same labels"):
-        fit_probes(torch.tensor(features), truth, kind)
+        fitted(torch.tensor(features), truth, kind)
 
 
 def test_among_equal_scores_the_strongest_penalty_is_chosen():
     features, labels = example()
-    probes = fit_probes(torch.tensor(features), one_hot(labels), "single")
+    probes = fitted(torch.tensor(features), one_hot(labels), "single")
     assert choose_probe(probes, lambda probe: 0.5).penalty == max(PENALTIES)
     assert choose_probe(probes, lambda probe: probe.penalty == 0.1).penalty == 0.1
 

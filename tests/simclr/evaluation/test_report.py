@@ -8,28 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from simclr.checkpoint.pretrained import load_pretrained
-from simclr.data.dataset import open_dataset
+from simclr.distributed import DistributedContext
 from simclr.evaluation.baselines import EvalResult
-from simclr.evaluation.bootstrap import choose_blocks, score_results
+from simclr.evaluation.bootstrap import score_results
 from simclr.evaluation.config import PRETRAINED, EvaluateConfig, Protocol
-from simclr.evaluation.evaluate import EvalSetup, evaluation_report
+from simclr.evaluation.evaluate import evaluation_report, open_setup
 from simclr.evaluation.features import FeatureCache
 from simclr.evaluation.metrics import Predictions
-from simclr.evaluation.splits import make_splits
-from simclr.evaluation.task import open_task
 
 
 @pytest.fixture
 def setting(trained_run):
     """What an evaluation of the run on its own shards fixes before anything is scored."""
-    dataset = open_dataset([str(trained_run.shards)], ["B04", "B03", "B02", "B08"])
-    task = open_task(dataset, "labels")
-    splits = make_splits(task, [0])
-    config = EvaluateConfig(run="run", shards="shards", task="labels", seeds=[0])
-    pretrained = load_pretrained(trained_run.folder, torch.device("cpu"))
-    blocks = choose_blocks({}, len(splits.by_seed[0].test))
-    return EvalSetup(config, pretrained, dataset, task, splits, blocks)
+    config = EvaluateConfig(
+        run=str(trained_run.folder), shards=str(trained_run.shards), task="labels", seeds=[0]
+    )
+    setup = open_setup(config, DistributedContext(0, 0, 1, torch.device("cpu"), "here"))
+    return dataclasses.replace(setup, cache=Stored(len(setup.task.ids)))
 
 
 def make_trial(setting, encoder, num_right, **choices):
@@ -53,7 +48,7 @@ def summary(setting, results):
     setting.config.bootstrap = 200
     tested = setting.splits.by_seed[0].test
     rows = score_results(results, setting.task.kind, tested, setting.blocks, 200)
-    return evaluation_report(setting, rows, Stored(len(setting.task.ids)))
+    return evaluation_report(setting, rows)
 
 
 class Stored(FeatureCache):
