@@ -113,17 +113,15 @@ class EvaluatedEncoder:
     @property
     def network(self) -> nn.Module | None:
         """The encoder, if it is one that can be trained; statistics and filters cannot."""
-        trainable = isinstance(self.embed, nn.Module) and self.name != RANDOM_CONVOLUTIONS
-        return self.embed if trainable and isinstance(self.embed, nn.Module) else None
+        network = self.embed if isinstance(self.embed, nn.Module) else None
+        return None if self.name == RANDOM_CONVOLUTIONS else network
 
 
 @dataclass(frozen=True, slots=True)
 class EvalJob:
-    """One classifier to be fitted.
+    """One classifier to be fitted to an encoder's features or weights.
 
     Attributes:
-        encoder: whose features or weights it starts from.
-        protocol: how.
         fraction: share of the training labels.
         seed: of split, label subset and first weights.
         split: with the training labels that the fraction leaves; validation and test are whole.
@@ -147,9 +145,7 @@ class EvalData:
     """What every protocol reads beside its job.
 
     Attributes:
-        task: labelled samples.
         features: of an encoder, (N, D), by ``EvaluatedEncoder.features_name``.
-        config: neighbours, fine-tuning, test-time averaging.
         patches: all labelled ones; None where nothing is fine-tuned.
     """
 

@@ -73,12 +73,8 @@ class Interval:
 def choose_blocks(units: dict[str, npt.NDArray[np.str_]], num_samples: int) -> Blocks:
     """Take the first unit known for every sample, with 20 blocks at least and shared by samples.
 
-    Args:
-        units: names of blocks (N,), coarsest unit first; an empty name means unknown.
-        num_samples: N.
-
-    Returns:
-        The blocks; single patches where no unit will do.
+    ``units`` hold names of blocks (N,), coarsest unit first; an empty name means unknown. Single
+    patches are taken where no unit will do.
     """
     for unit, names in units.items():
         found, of_sample = np.unique(names, return_inverse=True)
@@ -119,17 +115,15 @@ def score_interval(
 
     The wider of two: the BCa interval (Efron 1987), right for skewed scores near their bound, and
     the percentile interval moved and widened to bias and error of the jackknife, right for average
-    precision, whose resamples rank repeated samples too well. Both take Student's
-    quantiles for few blocks (Hesterberg 2015, expanded percentile interval).
+    precision, whose resamples rank repeated samples too well. Both take Student's quantiles for
+    few blocks (Hesterberg 2015, expanded percentile interval). Without ends where all resamples
+    give the same score.
 
     Args:
         value: of all samples.
         draws: (R,) over resamples; NaN where the score does not exist.
         left_out: (G,) each without one block, or group of blocks.
         num_blocks: that are drawn.
-
-    Returns:
-        The interval; without ends where all resamples give the same score.
     """
     draws, left_out = draws[~np.isnan(draws)], left_out[~np.isnan(left_out)]
     if len(draws) < 2 or len(left_out) < 2 or np.ptp(draws) < _ALIKE:
@@ -168,13 +162,12 @@ def difference_interval(value: float, draws: FloatArray, num_blocks: int) -> tup
 def repeated_split_interval(differences: FloatArray, test_to_train: float) -> Interval:
     """Return Student's interval of a mean over seeds (Nadeau and Bengio 2003, section 4).
 
+    Without ends for a single seed.
+
     Args:
         differences: (S,) paired differences, one for each seed.
         test_to_train: test samples over training samples where every seed draws its own split of
             the same samples, whose scores are therefore correlated; 0 where all share one split.
-
-    Returns:
-        The interval; without ends for a single seed.
     """
     num_seeds, mean = len(differences), float(differences.mean())
     if num_seeds < 2:
@@ -254,12 +247,7 @@ def score_results(
 ) -> list[Row]:
     """Score all results on the same resamples, and gather those of one encoder and protocol.
 
-    Args:
-        results: all of them.
-        kind: of the task.
-        tested: (T,) sorted, every sample that some result tested.
-        blocks: of these samples.
-        num_resamples: of the bootstrap.
+    ``tested`` (T,), sorted, are the samples that any result tested; ``blocks`` are theirs.
     """
     tables = [metric_table(one.targets, one.predictions, kind) for one in results]
     positions = [np.searchsorted(tested, one.test) for one in results]
@@ -334,11 +322,7 @@ class Difference:
 def compare(row: Row, control: Row, kind: str, test_to_train: float) -> list[Difference]:
     """Return the paired differences of two rows of one protocol, for every score with intervals.
 
-    Args:
-        row: the encoder in question.
-        control: what it should beat.
-        kind: of the task.
-        test_to_train: test samples over training samples if every seed drew its own split, else 0.
+    ``test_to_train``: test samples over training samples if every seed drew its own split, else 0.
     """
     differences = []
     for score in SCORES[kind]:

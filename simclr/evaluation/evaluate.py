@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -78,13 +78,7 @@ from simclr.evaluation.report import (
 from simclr.evaluation.splits import Splits, make_splits, on_validation, seen_in_pretraining
 from simclr.evaluation.task import Task, open_task
 
-PROTOCOLS: dict[Protocol, Callable[[EvalJob, EvalData], EvalResult]] = {
-    Protocol.knn: knn,
-    Protocol.probe: linear_probe,
-    Protocol.finetune_frozen: fine_tune,
-    Protocol.finetune_last_stage: fine_tune,
-    Protocol.finetune_all: fine_tune,
-}
+_ON_FEATURES = {Protocol.knn: knn, Protocol.probe: linear_probe}  # all others fine-tune
 # Raise it when a control or the plain view changes, so that features stored before are not used.
 FEATURES_VERSION = 2
 _ENCODERS_A_PASS = 8  # checkpoints in memory at a time, each of which embeds every patch of a pass
@@ -95,23 +89,17 @@ class EvalSetup:
     """What an evaluation fixes before anything is scored.
 
     Attributes:
-        config: as the user gave it.
-        context: this rank among all of them.
         pretrained: the encoder in question.
-        dataset: the labelled samples alone.
-        patches: their views.
+        patches: the labelled samples alone.
         task: their targets.
         splits: one a seed.
         blocks: what the bootstrap draws, over the tested samples.
         overlap: share of the test samples that the encoder was pretrained on; NaN if unknown.
-        cache: of features.
-        progress: show progress bars.
     """
 
     config: EvaluateConfig
     context: DistributedContext
     pretrained: Pretrained
-    dataset: ShardDataset
     patches: LabelledPatches
     task: Task
     splits: Splits
@@ -123,7 +111,7 @@ class EvalSetup:
     @property
     def name(self) -> str:
         """Of all files of this task and these shards."""
-        return f"{self.task.name}-{self.dataset.fingerprint}"
+        return self.cache.folder.name
 
 
 def evaluate(
@@ -211,11 +199,7 @@ def open_setup(
 ) -> EvalSetup:
     """Load the encoder and the task, and fix the splits.
 
-    Args:
-        config: run, shards and task.
-        context: this rank among all of them.
-        validation: test on the validation samples, and leave the test samples unread.
-        progress: show progress bars.
+    With ``validation``, the validation samples are tested, and the test samples stay unread.
     """
     require(bool(config.run), "run is empty; give a run folder, run=RUN")
     require(bool(config.shards), "shards is empty; give a packed folder, shards=SHARDS")
@@ -248,17 +232,7 @@ def open_setup(
     folder = Path(config.run, FOLDER_NAME, "features", f"{task.name}-{dataset.fingerprint}")
     cache = FeatureCache(folder, origin)
     return EvalSetup(
-        config,
-        context,
-        pretrained,
-        dataset,
-        patches,
-        task,
-        splits,
-        blocks,
-        overlap,
-        cache,
-        progress,
+        config, context, pretrained, patches, task, splits, blocks, overlap, cache, progress
     )
 
 
@@ -327,7 +301,7 @@ def run_jobs(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> list[Eva
 
         def run(job: EvalJob) -> EvalResult:
             """Run a job by its protocol."""
-            result = PROTOCOLS[job.protocol](job, data)
+            result = _ON_FEATURES.get(job.protocol, fine_tune)(job, data)
             bar.update()
             return result
 
@@ -401,6 +375,7 @@ def _choice(
 def _facts(setup: EvalSetup) -> dict[str, Any]:
     """Return which run was evaluated on which patches, and how."""
     config, splits, task, pretrained = setup.config, setup.splits, setup.task, setup.pretrained
+    dataset = setup.patches.dataset
     parts = ("train", "validation", "test")
     counts = {part: len(getattr(splits.by_seed[0], part)) for part in parts}
     # the fewest over seeds: a class that any seed lacks is named
@@ -411,10 +386,10 @@ def _facts(setup: EvalSetup) -> dict[str, Any]:
         for part in parts
     }
     return {
-        "simulated": setup.dataset.simulated or bool(pretrained.dataset["simulated"]),
+        "simulated": dataset.simulated or bool(pretrained.dataset["simulated"]),
         "run": config.run,
         "encoder": pretrained.config.model.encoder.value,
-        "bands": list(setup.dataset.bands),
+        "bands": list(dataset.bands),
         "task": {
             "name": task.name,
             "kind": task.kind,
@@ -423,8 +398,8 @@ def _facts(setup: EvalSetup) -> dict[str, Any]:
         },
         "shards": {
             "folder": config.shards,
-            "sources": list(setup.dataset.sources),
-            "fingerprint": setup.dataset.fingerprint,
+            "sources": list(dataset.sources),
+            "fingerprint": dataset.fingerprint,
             "num_labelled": len(task.ids),
             "num_unlabelled": task.num_unlabelled,
             "num_surplus": task.num_surplus,

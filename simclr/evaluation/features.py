@@ -129,15 +129,8 @@ def store_features(
     """Leave the features of every network in the cache; every rank takes a share of the samples.
 
     Shares are stretches without overlap or padding, joined in order: the stored rows equal those
-    that one rank alone would have stored, up to the rounding of batches of another size.
-
-    Args:
-        cache: where features of earlier evaluations lie.
-        embedders: networks or functions by name.
-        views: starts a pass over the samples of the given numbers, see ``extract_features``.
-        num_samples: N.
-        context: all ranks must call this together.
-        progress: draw a progress bar.
+    that one rank alone would have stored, up to the rounding of batches of another size. All ranks
+    must call this together. ``views`` starts a pass over the samples of the given numbers.
     """
     # one rank decides: two might see different states of a network file system
     missing_here = [name for name in embedders if cache.read(name, num_samples) is None]
@@ -164,19 +157,10 @@ def extract_features(
     *,
     progress: bool,
 ) -> dict[str, Features]:
-    """Read every view once and embed it with every network.
+    """Embed batches of views (B, C, H, W), read once, with every network: (N, D) float32 by name.
 
     A module must be in evaluation mode: BatchNorm would otherwise mix the samples of a batch, and
     a feature would depend on its neighbours.
-
-    Args:
-        embedders: networks or functions by name.
-        views: batches (B, C, H, W) float32, normalised, in the order of the samples.
-        num_samples: N, for the bar.
-        progress: draw a bar.
-
-    Returns:
-        (N, D) float32 by name.
 
     Raises:
         ValueError: a module is in training mode, or a feature is not finite.
@@ -207,11 +191,7 @@ def extract_features(
 def progress_bar(what: str, unit: str, total: int, *, shown: bool) -> tqdm[Any]:
     """Return a progress bar on a terminal, and a line every minute in a log, from half a minute on.
 
-    Args:
-        what: is counted.
-        unit: of the count.
-        total: at the end.
-        shown: False on all ranks but one.
+    ``shown`` is False on all ranks but one.
     """
     options: dict[str, Any] = {"total": total, "desc": what, "unit": unit, "disable": not shown}
     if not sys.stderr.isatty():
@@ -249,12 +229,6 @@ class LabelledPatches:
     targets: BoolArray
     kind: str
     device: torch.device
-
-    @property
-    def view_shape(self) -> tuple[int, int, int]:
-        """Shape of a view: (C, S, S)."""
-        size_px = self.maker.view_size_px
-        return (len(self.dataset.bands), size_px, size_px)
 
     def only(self, rows: Indices) -> LabelledPatches:
         """Return some samples of the same dataset."""
@@ -329,12 +303,10 @@ def averaged_over_symmetries(network: Embedder) -> Embedder:
 
 
 def feature_map(features: Features, targets: BoolArray, test: Indices) -> dict[str, Any]:
-    """Return test samples on the two main axes of their standardised features.
+    """Return test samples (n,) on the two main axes of their standardised features (N, D).
 
-    Args:
-        features: (N, D).
-        targets: (N, C); a sample has the number of its rarest class, C where it has none.
-        test: (n,) samples to show; some are drawn where there are many.
+    A sample has the number of its rarest class, C where it has none. Where there are many samples,
+    some are drawn.
     """
     if len(test) > MAX_POINTS:
         test = np.sort(test[np.random.default_rng(0).permutation(len(test))[:MAX_POINTS]])

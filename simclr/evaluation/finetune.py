@@ -55,26 +55,14 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Finetuned:
-    """A trained classifier in evaluation mode, and how it was trained.
+    """A trained classifier in evaluation mode, and what was chosen on validation, for the report.
 
-    Attributes:
-        classifier: views to logits.
-        learning_rate: the rate that was chosen.
-        step: optimizer steps at which its weights were taken.
-        num_steps: that were taken.
-        validation: primary metric there.
+    ``choices`` hold the ``learning_rate``, the ``step`` of ``num_steps`` at which the weights were
+    taken, and ``validation``, the primary metric there.
     """
 
     classifier: Classifier
-    learning_rate: float
-    step: int
-    num_steps: int
-    validation: float
-
-    def choices(self) -> dict[str, Any]:
-        """Return what was chosen on validation, for the report."""
-        names = ("learning_rate", "step", "num_steps", "validation")
-        return {name: getattr(self, name) for name in names}
+    choices: dict[str, Any]
 
 
 def fine_tune(job: EvalJob, data: EvalData) -> EvalResult:
@@ -92,7 +80,7 @@ def fine_tune(job: EvalJob, data: EvalData) -> EvalResult:
     on_validation, on_test = (
         predict(tuned.classifier, part, test_time=config.test_time) for part in (validation, test)
     )
-    return result_of(job, data.task, on_validation, on_test, tuned.choices())
+    return result_of(job, data.task, on_validation, on_test, tuned.choices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +115,7 @@ class FineTuning:
                 "two classes"
             )
         tuned = (self._train(encoder, rate) for rate in self.config.learning_rates)
-        return max(tuned, key=lambda one: one.validation)
+        return max(tuned, key=lambda one: one.choices["validation"])
 
     def _train(self, encoder: nn.Module, rate: float) -> Finetuned:
         """Train for all steps; return the state with the best validation score."""
@@ -160,7 +148,13 @@ class FineTuning:
                 state = copy.deepcopy(classifier.state_dict())
         classifier.load_state_dict(state)
         classifier.eval().requires_grad_(False)
-        return Finetuned(classifier, rate, step_of_best, num_steps, best)
+        choices = {
+            "learning_rate": rate,
+            "step": step_of_best,
+            "num_steps": num_steps,
+            "validation": best,
+        }
+        return Finetuned(classifier, choices)
 
 
 def predict(
@@ -168,10 +162,7 @@ def predict(
 ) -> ScoreArray:
     """Return probabilities (n, C) float32 of patches, each independent of its batch.
 
-    Args:
-        classifier: left in evaluation mode.
-        patches: to be predicted.
-        test_time: average the probabilities over the 8 symmetries of each patch.
+    ``test_time`` averages them over the 8 symmetries of each patch.
     """
 
     def probabilities(views: Tensor) -> Tensor:
@@ -200,9 +191,10 @@ def _rate_share(step: int, num_steps: int) -> float:
 
 
 def _build(encoder: nn.Module, train: LabelledPatches, seed: int) -> Classifier:
-    encoder = copy.deepcopy(encoder).eval()
+    encoder, size_px = copy.deepcopy(encoder).eval(), train.maker.view_size_px
+    view = torch.zeros(1, len(train.dataset.bands), size_px, size_px, device=train.device)
     with torch.inference_mode():
-        width = encoder(torch.zeros(1, *train.view_shape, device=train.device)).shape[1]
+        width = encoder(view).shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Classifier(encoder, width, train.targets.shape[1]).to(train.device)

@@ -60,10 +60,7 @@ def metric_table(
 ) -> Callable[[Weights], MetricTable]:
     """Return a function from weights (R, N) to the scores of a kind; it sorts only here.
 
-    Args:
-        targets: (N, C), with C = 1 for ``binary``.
-        predictions: to be scored.
-        kind: of the task, see ``simclr.evaluation.config.SCORES``.
+    Targets are (N, C), with C = 1 for ``binary``; see ``simclr.evaluation.config.SCORES``.
     """
     scores, predicted = predictions.scores, predictions.predicted
     columns = [rank(targets[:, c], scores[:, c]) for c in range(targets.shape[1])]
@@ -290,13 +287,9 @@ def best_thresholds(
 ) -> FloatArray:
     """Return for each class the threshold with the highest F1 of ``score >= it``: (C,).
 
-    Thresholds are scores of the validation split, the highest one among equals. A class without a
-    positive takes the one that is best for all classes together; 0.5 where no class has any.
-
-    Args:
-        targets: (N, C).
-        scores: (N, C).
-        weights: (N,) how much each sample counts; None counts all alike.
+    Thresholds are among the scores (N, C), the highest one among equals. A class without a positive
+    takes the one that is best for all classes together; 0.5 where no class has any. ``weights``
+    (N,) say how much each sample counts; None counts all alike.
     """
     weighed = tally(unit_weights(len(targets)) if weights is None else weights[None])
 

@@ -118,21 +118,12 @@ def result_of(
 
 
 def knn_scores(features: Tensor, targets: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
-    """Score each query by its nearest features in cosine similarity.
+    """Score queries (M, D) by their nearest features (N, D) in cosine similarity: (M, C) float32.
 
     A neighbour votes for each of its classes with weight exp(similarity / 0.07); the votes of a
     query are divided by the sum of its weights, so that scores lie in [0, 1] for single and for
-    multiple labels alike. Similarities are computed block by block: memory does not grow with the
-    product of features and queries.
-
-    Args:
-        features: (N, D) float32, as the encoder gives them.
-        targets: (N, C) bool.
-        queries: (M, D) float32.
-        num_neighbours: k; with fewer features than that, all of them vote.
-
-    Returns:
-        (M, C) float32.
+    multiple labels alike. With fewer features than neighbours, all of them vote. Similarities are
+    computed block by block: memory does not grow with the product of features and queries.
 
     Raises:
         ValueError: there is no feature to be near to.
@@ -201,13 +192,9 @@ def choose_probe(probes: Iterable[Probe], score: Callable[[Probe], float]) -> Pr
 def probe_path(
     features: Tensor, targets: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
 ) -> Iterator[Probe]:
-    """Fit a probe for every penalty, lazily, each from where the one before ended.
+    """Fit a probe for every penalty, strongest first, each from where the one before ended.
 
-    Args:
-        features: (N, D) of the training split.
-        targets: (N, C) bool; one true class a row if ``kind`` is ``single``.
-        kind: ``single`` or ``multi``.
-        penalties: strengths of the L2 penalty, strongest first.
+    Features are (N, D), targets (N, C) bool; ``kind`` is ``single``, one class a row, or ``multi``.
 
     Raises:
         ValueError: no class is both present and absent.

@@ -321,11 +321,9 @@ def _score_names(evaluation: Evaluation) -> list[str]:
 
 
 def score_table(evaluation: Evaluation, names: list[str] | None = None) -> list[list[str]]:
-    """Return header and rows of all results; scores in percent with the ends of their intervals.
+    """Return header and rows of all results, with the scores of these names or with all.
 
-    Args:
-        evaluation: as ``evaluation.json`` holds it.
-        names: scores to show; None shows all.
+    Scores are in percent with the ends of their intervals.
     """
     names = _score_names(evaluation) if names is None else names
     several = {result["fraction"] for result in evaluation["results"]} != {1.0}
@@ -396,20 +394,15 @@ def _wrapped(paragraphs: list[str]) -> list[str]:
     return [line for paragraph in paragraphs for line in wrapper.wrap(paragraph)]
 
 
-def write_report(run_dir: Path, evaluation: Evaluation) -> Path:
-    """Write one evaluation into a run folder, and all of that folder into evaluation.json and .md.
-
-    Returns:
-        The path of the file that holds this evaluation alone.
-    """
-    own = own_path(run_dir, f"{evaluation['task']['name']}-{evaluation['shards']['fingerprint']}")
-    write_json(own, evaluation)
+def write_report(run_dir: Path, evaluation: Evaluation) -> None:
+    """Write one evaluation into a run folder, and all of them into evaluation.json and .md."""
+    name = f"{evaluation['task']['name']}-{evaluation['shards']['fingerprint']}"
+    write_json(own_path(run_dir, name), evaluation)
     paths = sorted((run_dir / FOLDER_NAME).glob("*.json"))
     evaluations = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     write_text(run_dir / MARKDOWN_NAME, "\n".join(markdown(one) for one in evaluations))
     head = {"format": FORMAT, "format_version": FORMAT_VERSION}
     write_json(run_dir / JSON_NAME, {**head, "evaluations": evaluations})
-    return own
 
 
 def own_path(run_dir: Path, name: str) -> Path:

@@ -196,16 +196,11 @@ def _indices(names: Texts) -> Split:
 
 
 def label_subset(targets: BoolArray, train: Indices, fraction: float, seed: int) -> Indices:
-    """Return a share of the training samples, sorted; a larger share holds the smaller ones.
+    """Return a share of the training samples (n,), sorted; a larger share holds the smaller ones.
 
     Strata are the rarest class of each sample. Every stratum keeps one sample at least, so that a
-    small share still has each class to learn from; it may then be larger than asked for.
-
-    Args:
-        targets: (N, C) of all samples.
-        train: (n,) the training samples.
-        fraction: in (0, 1].
-        seed: draws the order in which samples join.
+    small share still has each class to learn from; it may then be larger than asked for. The seed
+    draws the order in which samples join.
     """
     if fraction >= 1:
         return train
@@ -246,13 +241,8 @@ def seen_in_pretraining(
 
     A sample is the same if its pixels are (by checksum), or if its id and its position are. It is
     unknown where the shards of the pretraining cannot be read or have changed, and where only ids
-    are equal that no position confirms, in shards of other bands or size.
-
-    Args:
-        pretrained: the encoder and the settings of its run.
-        dataset: the labelled samples.
-        folder: of their shards, where they may lie now.
-        tested: (T,) samples of the dataset.
+    are equal that no position confirms, in shards of other bands or size. ``folder`` is where the
+    shards of the data set lie now.
     """
     config, data = pretrained.config, pretrained.config.data
     fingerprint = pretrained.dataset["fingerprint"]

@@ -106,10 +106,7 @@ class Task:
 def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Task:
     """Read a label set, and leave only its labelled samples in the dataset.
 
-    Args:
-        dataset: loses every sample that is no part of the task.
-        name: of the label set.
-        balanced: of a binary task: keep as many of both classes in every split.
+    ``balanced`` keeps as many of both classes in every split of a binary task.
 
     Raises:
         ValueError: there is no such label set, nothing is labelled, all labels are the same, a

@@ -54,7 +54,7 @@ def test_classes_that_differ_are_learnt_and_the_encoder_is_left_as_it_was(patche
     longer = FinetuneConfig(epochs=12, batch_size=8, learning_rates=[3e-3], checks=3)
     found = tuned(patches, encoder, config=longer)
     assert accuracy(found, patches, np.arange(52, 64)) > 0.8
-    assert 0 < found.step <= found.num_steps == 60
+    assert 0 < found.choices["step"] <= found.choices["num_steps"] == 60
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -100,7 +100,7 @@ def test_the_seed_decides_everything_and_symmetries_can_be_averaged(patches, enc
 def test_five_patches_are_enough_and_one_answer_is_not(patches, encoder):
     config = FinetuneConfig(epochs=1, learning_rates=[1e-3], checks=1)
     few, validation = patches.only(np.arange(5)), patches.only(np.arange(40, 44))
-    assert FineTuning(few, validation, config).fit(encoder).num_steps == 1
+    assert FineTuning(few, validation, config).fit(encoder).choices["num_steps"] == 1
     same = patches.only(np.arange(0, 40, 4))
     with pytest.raises(ValueError, match="all 10 training patches have the same labels"):
         FineTuning(same, validation, config).fit(encoder)
