@@ -141,7 +141,9 @@ class ClusterConfig:
         return {name: values.get(value.lower(), value) for name, value in wanted.items()}
 
     def for_cpu(self) -> ClusterConfig:
-        """Return the same cluster for a command that uses no GPU."""
+        """Return the same cluster for a command that uses no GPU, where jobs ask for resources."""
+        if self.executor is not Executor.slurm:
+            return self
         own = {entry.name: getattr(self.cpu, entry.name) for entry in fields(self.cpu)}
         given = {name: value for name, value in own.items() if value is not None}
         return replace(self, **{"gpus_per_node": None, "memory_gb": None, **given})

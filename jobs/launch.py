@@ -52,14 +52,15 @@ def wait_for_local_job(job: Any, command: Command) -> str:
         _until_done(job, screen)
     except KeyboardInterrupt:
         print("\nsaving; Ctrl-C again leaves at once", file=sys.stderr)  # noqa: T201
-        _signal_controller(job, signal.SIGTERM)
+        if not job.done():
+            os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which passes it on
         try:
             _until_done(job, screen)
         except KeyboardInterrupt:
             _kill_ranks(job)
             raise
     finally:
-        screen.close()
+        screen.refresh()
     return _result(job)
 
 
@@ -75,21 +76,13 @@ class _Screen:
 
     def refresh(self) -> None:
         """Show what is new."""
-        if self._bar:
-            self._move_bar(self._bar)
-        else:
+        if not self._bar:
             self._copy_log()
-
-    def close(self) -> None:
-        """Show the last of it."""
-        self.refresh()
-
-    def _move_bar(self, bar: ProgressBar) -> None:
-        records = read_metrics(self._metrics) if self._metrics.exists() else []
-        for record in records[-1:]:
-            if record["time"] > self._seen:
-                self._seen = record["time"]
-                bar.write(record)
+        elif self._metrics.exists():
+            for record in read_metrics(self._metrics)[-1:]:
+                if record["time"] > self._seen:
+                    self._seen = record["time"]
+                    self._bar.write(record)
 
     def _copy_log(self) -> None:
         if not self._log.exists():
@@ -107,19 +100,14 @@ def _until_done(job: Any, screen: _Screen) -> None:
     complete, failed_at = False, None
     while not job.done():
         screen.refresh()
-        complete = complete or len(_processes(job)) == job.num_tasks
-        if failed_at is None and complete and _has_lost_a_rank(job):
+        alive = len(_processes(job))  # first, as a rank leaves its result before it ends
+        complete = complete or alive == job.num_tasks
+        unfinished = sum(not rank.paths.result_pickle.exists() for rank in _ranks(job))
+        if failed_at is None and complete and (alive < unfinished or _failures(job)):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > PEERS_S:
             _kill_ranks(job)
         time.sleep(POLL_S)
-
-
-def _has_lost_a_rank(job: Any) -> bool:
-    """Say whether a rank has failed, or has ended without leaving a result."""
-    alive = len(_processes(job))  # first, as a rank leaves its result before it ends
-    unfinished = sum(not rank.paths.result_pickle.exists() for rank in _ranks(job))
-    return alive < unfinished or bool(_failures(job))
 
 
 def _result(job: Any) -> str:
@@ -141,17 +129,12 @@ def _ranks(job: Any) -> list[Any]:
 
 def _failures(job: Any) -> list[str]:
     """Return the traceback of each rank that failed, the first to fail first."""
-    written = [rank for rank in _ranks(job) if rank.paths.result_pickle.exists()]
-    written.sort(key=lambda rank: rank.paths.result_pickle.stat().st_mtime_ns)
-    return [str(error) for error in (_exception(rank) for rank in written) if error]
-
-
-def _exception(rank: Any) -> object:
-    # submitit's own waits for the whole job; a rank that has written its result is at its end
+    # submitit's own way waits for the whole job; a rank that has written its result is at its end
     from submitit.core.utils import pickle_load
 
-    outcome, result = pickle_load(rank.paths.result_pickle)
-    return result if outcome == "error" else None
+    paths = [rank.paths.result_pickle for rank in _ranks(job)]
+    written = sorted(filter(Path.exists, paths), key=lambda path: path.stat().st_mtime_ns)
+    return [str(result) for outcome, result in map(pickle_load, written) if outcome == "error"]
 
 
 def _raise_failure(trace: str, log: Path) -> None:
@@ -176,12 +159,6 @@ def last_exception(trace: str) -> tuple[str, str]:
 def log_lines(text: str) -> str:
     """Keep our log lines; tracebacks stay in the file, their last line is the reason given."""
     return "".join(line for line in text.splitlines(keepends=True) if _LOG_LINE.match(line))
-
-
-def _signal_controller(job: Any, number: int) -> None:
-    """Send a signal to the controller, which hands SIGTERM down to the ranks."""
-    if not job.done():
-        os.kill(int(job.job_id), number)
 
 
 def _kill_ranks(job: Any) -> None:
@@ -229,7 +206,10 @@ def run_all(
         ValueError: a command cannot run where its cluster says; nothing has been started.
         RuntimeError: one was started and failed.
     """
-    commands = [(command, _fitting(command, cluster)) for command, cluster in commands]
+    commands = [
+        (command, cluster if command.uses_gpu else cluster.for_cpu())
+        for command, cluster in commands
+    ]
     for command, cluster in commands:
         _check_interpreter(cluster)
         command.validate(cluster)
@@ -251,11 +231,6 @@ def run_all(
         else:
             queued.append((command, cluster))
     yield from _submit(queued)
-
-
-def _fitting(command: Command, cluster: ClusterConfig) -> ClusterConfig:
-    on_slurm = cluster.executor is Executor.slurm
-    return cluster.for_cpu() if on_slurm and not command.uses_gpu else cluster
 
 
 def _submit(commands: Sequence[tuple[Command, ClusterConfig]]) -> Iterator[str]:

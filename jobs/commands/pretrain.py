@@ -145,8 +145,11 @@ class Pretrain(Command):
             try:
                 signals.listen()
                 remove_stale_results(env)
-                attempt = self._begin(env) if env.is_main else None
-                sinks: list[Sink] = [attempt, trackers] if attempt else []
+                sinks: list[Sink] = []
+                if env.is_main:
+                    clear_heartbeats(self.run_dir, env)
+                    attempt = RunAttempt(self.run_dir, env.describe())
+                    sinks = [attempt, trackers]
                 folder = self._train(env, sinks, attempt, signals)
                 signals.ignore()
             except BaseException as event:
@@ -155,12 +158,11 @@ class Pretrain(Command):
                 raise
             if attempt:
                 attempt.record("finished", checkpoint=folder.name)
-                self._draw()
-        return str(folder) if env.is_main else ""
+                # Here, since matplotlib is slow to import and a login node only submits.
+                from jobs.figures.run_report import draw_curves
 
-    def _begin(self, env: RankEnvironment) -> RunAttempt:
-        clear_heartbeats(self.run_dir, env)
-        return RunAttempt(self.run_dir, env.describe())
+                draw_curves(self.run_dir)
+        return str(folder) if env.is_main else ""
 
     def _train(
         self,
@@ -192,12 +194,6 @@ class Pretrain(Command):
             # settings name the shards that were given: a copy is gone when the job has ended
             launch = rendezvous_of(env, self.token)
             return train(self.config, sinks, launch, hooks, copies, signals)
-
-    def _draw(self) -> None:
-        # Here, since matplotlib is slow to import and a login node only submits.
-        from jobs.figures.run_report import draw_curves
-
-        draw_curves(self.run_dir)
 
     def _end(self, env: RankEnvironment, attempt: RunAttempt | None, event: BaseException) -> None:
         """End a job that comes back; else record why the attempt has failed."""

@@ -157,10 +157,9 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
         RuntimeError: a run failed.
     """
     _check(config)
-    if config.study is not StudyName.published and not cluster.after:  # a job before packs them
-        _check_scoring(config)
     runs = runs_of(config)
-    if runs and not cluster.after:
+    if runs and not cluster.after:  # a job before this one packs the shards
+        _check_scoring(config)
         _check_batch(runs)
     if runs:
         _log.info("%s", check_budget(config, runs, cluster))
@@ -193,7 +192,7 @@ def scoring(config: StudyConfig, run: StudyRun, *, first: bool) -> ScoreConfig:
     evaluations = [
         EvaluateConfig(
             run=run_dir,
-            shards=config.labelled or config.shards[0],
+            shards=config.scored_shards,
             task=task,
             protocols=[config.protocol],
             fractions=config.shares,
@@ -222,7 +221,7 @@ def _check(config: StudyConfig) -> None:
 
 def _check_scoring(config: StudyConfig) -> None:
     """Refuse before hours of training what their scoring would refuse."""
-    layout = read_manifest(Path(config.labelled or config.shards[0])).layout
+    layout = read_manifest(Path(config.scored_shards)).layout
     for task in config.tasks:
         layout.label_set(task)
     scores = sorted({name.removesuffix("_macro") for kind in SCORES.values() for name in kind})
@@ -252,7 +251,9 @@ def _submit(stages: Sequence[Sequence[Command]], cluster: ClusterConfig) -> list
     """Submit each stage as an array that waits for the one before; return a line for each."""
     lines, after = [], cluster.after
     for name, tasks in zip(("pretrain", "score", "report"), stages, strict=True):
-        waiting = _after(cluster, after) if after else cluster
+        # afterany: the report names what a failed run lacks, the others are scored all the same
+        extra = {**cluster.extra, "dependency": f"afterany:{after}"}
+        waiting = replace(cluster, after=after, extra=extra) if after else cluster
         left = [one for one in tasks if name == "report" or not one.completion.exists()]
         jobs = list(launch.run_all([(one, waiting) for one in left], skip_done=False))
         if not jobs:
@@ -265,19 +266,9 @@ def _submit(stages: Sequence[Sequence[Command]], cluster: ClusterConfig) -> list
     return lines
 
 
-def _after(cluster: ClusterConfig, jobs: str) -> ClusterConfig:
-    # afterany: what one failed run lacks is named in the report, the others are scored all the same
-    return replace(cluster, after=jobs, extra={**cluster.extra, "dependency": f"afterany:{jobs}"})
-
-
-def start(study: Study, cluster: ClusterConfig) -> str:
-    """Run what is missing, or submit it; return the verdict or the jobs."""
-    return run_study(study.config, cluster)
-
-
 def main() -> None:
     """Console script."""
-    cli.main(Study, start)
+    cli.main(Study, lambda study, cluster: run_study(study.config, cluster))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def parse_nodes(text: str) -> list[NodeKind]:
                     cores,
                     memory,
                     gpus,
-                    _minutes(slurm.seconds_of(parts[5])),
+                    None if (limit_s := slurm.seconds_of(parts[5])) is None else limit_s // 60,
                 )
             )
     return kinds
@@ -148,10 +148,6 @@ def _check_nodes(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
             f"at most {longest}: the run is requeued at its limit and goes on"
         )
     require(not problems, "; ".join(problems))
-
-
-def _minutes(seconds: int | None) -> int | None:
-    return None if seconds is None else seconds // 60
 
 
 # Ranks end within seconds of each other; the main one may still draw curves.

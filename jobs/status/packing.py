@@ -68,7 +68,9 @@ def describe_packing(folder: Path, jobs: Mapping[str, JobState]) -> PackingRecor
     array = submission.job_id if submission else ""
     arrays = array.split(",")  # more members than fit into one array lie in several
     members = {name: job for name, job in jobs.items() if name.partition("_")[0] in arrays}
-    failed = sorted(name for name, job in members.items() if _has_failed(job))
+    failed = sorted(
+        name for name, job in members.items() if job.is_final and job.state != "COMPLETED"
+    )
     done, planned = _shards(folder)
     alive = any(not job.is_final for job in members.values())
     is_complete = (folder / MANIFEST_NAME).exists()
@@ -110,10 +112,6 @@ def _damage(folder: Path) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _has_failed(job: JobState) -> bool:
-    return job.is_final and job.state != "COMPLETED"
 
 
 def _shards(folder: Path) -> tuple[int, int]:

@@ -93,11 +93,8 @@ def _progress_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
     if record.heartbeat_age_s is not None:
         yield "heartbeat", f"{duration(record.heartbeat_age_s)} ago ({record.heartbeat_of})"
     if record.metrics:
-        yield "metrics", ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in _numbers(record))
-
-
-def _numbers(record: RunRecord) -> list[tuple[str, float]]:
-    return [(key, value) for key, value in record.metrics.items() if value is not None]
+        known = {key: value for key, value in record.metrics.items() if value is not None}
+        yield "metrics", ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in known.items())
 
 
 def _against_limit(record: RunRecord) -> str:
