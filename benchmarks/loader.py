@@ -92,7 +92,7 @@ def write(root: Path, num_patches: int) -> ShardDataset:
     pack(config, progress=False)
     dataset = open_dataset([str(root / "shards")], L2A_BANDS)
     (root / "arrays").mkdir()
-    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in dataset.groups}
+    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in dataset.layouts[0]}
     for sample in range(num_patches):
         dataset.read_into(np.array([sample]), buffers, np.array([0]))
         flat = np.concatenate([buffer.ravel() for buffer in buffers.values()])

@@ -93,7 +93,7 @@ def study(folder: Path, seeds: list[int]) -> StudyConfig:
         data=DataConfig(bands=list(BANDS), splits=[""], global_batch_size=64, num_threads=1),
         model=ModelConfig(encoder=EncoderName.resnet18),
         loss=LossConfig(temperature=0.2),
-        optim=OptimConfig(name=OptimizerName.adam, learning_rate=1e-3),
+        optim=OptimConfig(name=OptimizerName.adam, learning_rate=1e-3, decay_steps=STEPS),
     )
 
 

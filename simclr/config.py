@@ -82,7 +82,7 @@ class OptimizerName(Enum):
 
 
 class Schedule(Enum):
-    """Learning rate after warm-up: cosine to zero at the last step, or constant."""
+    """Learning rate after warm-up: cosine to zero at the end of the last epoch, or constant."""
 
     cosine = "cosine"
     constant = "constant"
@@ -400,9 +400,9 @@ class OptimConfig:
         reference_batch_size: pairs for which ``learning_rate`` is meant.
         momentum: for sgd and lars.
         weight_decay: off for biases and normalisation weights.
-        schedule: cosine to zero at the last step, or constant.
+        schedule: cosine to zero at the end of the last epoch, or constant.
         decay_steps: steps that the cosine takes after warm-up, and zero from there on, as the study
-            of 2021 had it with 1000 whatever the length of its runs; 0: all steps of the run.
+            of 2021 had it with 1000 whatever the length of its runs; 0: those of all epochs.
         warmup_epochs: epochs of linear warm-up.
         accumulate_steps: 1; anything else is refused, since it would not add negatives.
     """
@@ -469,7 +469,8 @@ class TrainConfig:
         run_dir: run folder: metrics, checkpoints, logs.
         seed: of initial weights, shuffling, augmentation and the subset of ``data.fraction``.
         epochs: passes over the samples.
-        max_steps: stop after this many steps even if epochs are left; 0 means no limit.
+        max_steps: end after this many steps even if epochs are left; 0 means no limit. The schedule
+            keeps the length of all epochs, and the same run goes on with a higher limit.
         precision: number format of the forward pass.
         gradient_precision: number format in which gradients travel between ranks.
         max_skipped_steps: steps without a finite gradient, one after another, that end the run;

@@ -37,10 +37,10 @@ def from_plain(kind: type[_Config], data: dict[str, Any]) -> _Config:
     return kind(**values)
 
 
-# What may change between two attempts of one run: where it lies and how it is watched, but
-# nothing that would give other weights.
+# What may change between two attempts of one run: where it lies, how it is watched and where it
+# ends, but nothing that would give other weights at a step.
 _FREE_TO_CHANGE = (
-    *("run_dir", "shards", "log_every_steps", "max_skipped_steps"),
+    *("run_dir", "shards", "max_steps", "log_every_steps", "max_skipped_steps"),
     *("world", "checkpoint", "monitor"),
 )
 _FREE_DATA = ("num_threads", "num_slots")

@@ -124,7 +124,7 @@ class Trainer:
         model: encoder and head, wrapped for gradient averaging.
         optimizer: with one rate for all groups.
         step: optimizer steps done.
-        num_steps: steps of the whole run.
+        num_steps: steps after which the run ends: those of all epochs, or ``max_steps``.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Trainer:
             config.seed,
             whole_places=data.positives is Positives.season,
         )
-        side_px = config.augment.view_size_px or self.dataset.groups[0].size_px
+        side_px = config.augment.view_size_px or self.dataset.size_px
         self.config = config = with_precision(config, context, side_px)
         self.pair_sampler = None
         if data.positives is Positives.season:
@@ -167,6 +167,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optim, self._peak_rate)
         self.step = 0
         self.num_steps = count_steps(config, self.sampler.steps_per_epoch)
+        self._schedule_steps = config.epochs * self.sampler.steps_per_epoch
         self._warmup_steps = round(config.optim.warmup_epochs * self.sampler.steps_per_epoch)
         self._metrics = MetricsLogger(
             config, context, self.views.view_size_px, self._warmup_steps, sinks
@@ -185,7 +186,8 @@ class Trainer:
     @property
     def rate(self) -> float:
         """Learning rate of the step to come."""
-        share = learning_rate(self.step, self.num_steps, self._warmup_steps, self.config.optim)
+        optim = self.config.optim
+        share = learning_rate(self.step, self._schedule_steps, self._warmup_steps, optim)
         return self._peak_rate * share
 
     def resume(self) -> None:
@@ -433,6 +435,6 @@ def build_sampler(
 
 
 def count_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Return the steps of the whole run."""
+    """Return the steps after which the run ends."""
     steps = config.epochs * steps_per_epoch
     return min(steps, config.max_steps) if config.max_steps else steps

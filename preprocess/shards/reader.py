@@ -173,7 +173,7 @@ class BatchReader:
         rows = np.array([reader.entry.rows for reader in readers], np.int64)
         self._ends = np.cumsum(rows)
         self._starts = self._ends - rows
-        self._groups = {group.name: group for group in readers[0].layout.groups}
+        self._groups = [{group.name: group for group in one.layout.groups} for one in readers]
 
     def read_into(
         self,
@@ -184,20 +184,28 @@ class BatchReader:
         """Read row ``numbers[i]`` into ``buffers[group][slots[i]]`` of every group with a buffer.
 
         Args:
-            numbers: rows, counted over all shards; neighbours in a file are read in one call.
+            numbers: rows, counted over all shards; neighbours in a file are read in one call. All
+                are of one layout.
             buffers: C-contiguous uint16 (batch, bands, size_px, size_px) of each group to read.
             slots: index into the batch of each row.
 
         Raises:
-            ValueError: a buffer is not of its group's shape, or not contiguous.
+            ValueError: a buffer is not of its group's shape, or not contiguous, or rows are of
+                several layouts.
             IndexError: a batch has no such slot.
             OSError: a file is missing or damaged, or shorter than the manifest says.
         """
-        for name, buffer in buffers.items():
-            _check_buffer(self._groups[name], buffer, slots)
-        memory = {name: buffer.data.cast("B") for name, buffer in buffers.items()}
         shards = np.searchsorted(self._ends, numbers, side="right")
         rows = numbers - self._starts[shards]
+        held = [self._groups[shard] for shard in set(shards.tolist())] or self._groups[:1]
+        groups = held[0]
+        for name, buffer in buffers.items():
+            if any(other.get(name) != groups[name] for other in held):
+                raise ValueError(
+                    f"rows of several layouts, which differ in {name}; read each alone"
+                )
+            _check_buffer(groups[name], buffer, slots)
+        memory = {name: buffer.data.cast("B") for name, buffer in buffers.items()}
         # a run ends where the next row does not follow in the same file
         ends = np.flatnonzero((np.diff(rows) != 1) | (np.diff(shards) != 0)) + 1
         shard_list, row_list, slot_list = shards.tolist(), rows.tolist(), slots.tolist()
@@ -207,7 +215,7 @@ class BatchReader:
             run = slot_list[start:end]
             if reader.entry.codec == NO_CODEC:
                 for name, view in memory.items():
-                    size = self._groups[name].sample_bytes
+                    size = groups[name].sample_bytes
                     views = [view[slot * size : (slot + 1) * size] for slot in run]
                     reader.read_bytes(views, reader.entry.offsets[name] + first * size)
             else:

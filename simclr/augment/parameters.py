@@ -52,8 +52,8 @@ class ViewParameters:
         """Return N."""
         return len(self.blur)
 
-    def part(self, views: slice) -> ViewParameters:
-        """Return the parameters of some of the views, without copying."""
+    def part(self, views: slice | torch.Tensor) -> ViewParameters:
+        """Return the parameters of some of the views; of a slice, without copying."""
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
         part: dict[str, Any] = {
             name: value if value is None else value[views] for name, value in values.items()

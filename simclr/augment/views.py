@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 
+from preprocess.shards import GroupLayout
 from simclr.augment import parameters as drawn
 from simclr.augment.geometry import frame_of, mean_of_view, warp
 from simclr.augment.operations import Preset, Stage, preset_of
@@ -53,6 +54,22 @@ class _Group:
     std: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How the band groups of some sources become the channels of a view.
+
+    Attributes:
+        groups: finest first.
+        order: (C,) where the bands, group by group, find their channel.
+        runs: (number of the group, its channels from, to); joined in this order, the parts of the
+            groups become the bands in their order in one pass.
+    """
+
+    groups: list[_Group]
+    order: torch.Tensor
+    runs: list[tuple[int, slice]]
+
+
 class ViewMaker:
     """Makes views of the samples of a data set.
 
@@ -61,7 +78,8 @@ class ViewMaker:
         config: preset, strengths and size of the views.
         seed: of the run.
         device: where batches lie.
-        compiled: compile the views of training, one graph for a size of batch.
+        compiled: compile the views of training, one graph for a size of batch; those of a data set
+            of several layouts are not compiled, as the parts of a batch are of any size.
         tf32: let a GPU multiply in TF32, with 11 bits of each factor: for encoders that get
             bfloat16, 8 bits, anyway.
 
@@ -81,21 +99,20 @@ class ViewMaker:
         tf32: bool = False,
     ) -> None:
         self.preset: Preset = preset_of(config)
-        self.view_size_px = config.view_size_px or dataset.groups[0].size_px
+        self.view_size_px = config.view_size_px or dataset.size_px
         self._tf32 = tf32
         self._mean, self._std = _statistics(dataset, device)
         self._level = self._mean / self._std
-        self._groups = _groups(dataset, self._mean, self._std)
-        # Where the bands, group by group, find their channel.
-        self._order = torch.cat([group.channels for group in self._groups]).argsort()
-        self._runs = _runs(dataset)
+        self._layouts = [
+            _layout(groups, dataset.bands, self._mean, self._std) for groups in dataset.layouts
+        ]
         num_bands = len(dataset.bands)
         self._sampler = ParameterSampler(self.preset, seed, num_bands, device)
         self._unchanged = ParameterSampler(_NOTHING, seed, num_bands, device)
         self._noise = Noise(seed, device) if self.preset.of_stage(Stage.noise) else None
         self._training_views = (
             torch.compile(self._make_both, dynamic=False, fullgraph=True)
-            if (compiled)
+            if compiled and len(self._layouts) == 1
             else self._make_both
         )
 
@@ -130,6 +147,13 @@ class ViewMaker:
         """
         num, size = len(parameters), self.view_size_px
         views = self._mean.new_empty(num, size, size, self._mean.shape[1])
+        if batch.parts:
+            first = torch.arange(0, num, len(batch.source), device=views.device)[:, None]
+            for positions, part in batch.parts:
+                rows = (first + positions).flatten()
+                made = self.apply(part, parameters.part(rows), preset)
+                views[rows] = made.permute(0, 2, 3, 1)
+            return views.permute(0, 3, 1, 2)
 
         def make(part: tuple[slice, slice]) -> None:
             """Fill some rows of the views."""
@@ -146,28 +170,28 @@ class ViewMaker:
         self, views: torch.Tensor, batch: Batch, parameters: ViewParameters, preset: Preset
     ) -> None:
         """Fill (N, S, S, C) with the views that the parameters describe."""
-        frame = frame_of(parameters, preset, self.view_size_px)
+        frame, layout = frame_of(parameters, preset, self.view_size_px), self._layouts[batch.layout]
         copies = len(parameters) // len(batch.source)
         level = self._level[batch.source].repeat(copies, 1)
         groups = [
             frame.lay_out(self._patches(number, batch, parameters, level))
-            for number in range(len(self._groups))
+            for number in range(len(layout.groups))
         ]
         if preset.of_stage(Stage.line) or preset.band_drop:
             # A line may be drawn before the warp, whose weights add up to one: fewer pixels.
             view_mean = [mean_of_view(p, rows.mean(1), cols.mean(1)) for p, rows, cols in groups]
             patch_mean = None
             if parameters.line_of_patch is not None:
-                patch_mean = torch.cat([p.mean((1, 3)) for p, _, _ in groups], 1)[:, self._order]
+                patch_mean = torch.cat([p.mean((1, 3)) for p, _, _ in groups], 1)[:, layout.order]
             slope, shift = joined_line(
-                parameters, level, torch.cat(view_mean, 1)[:, self._order], patch_mean
+                parameters, level, torch.cat(view_mean, 1)[:, layout.order], patch_mean
             )
-            for group, (patches, _, _) in zip(self._groups, groups, strict=True):
+            for group, (patches, _, _) in zip(layout.groups, groups, strict=True):
                 patches.mul_(slope[:, None, group.channels, None])
                 patches.add_(shift[:, None, group.channels, None])
         warped = [warp(*group) for group in groups]
         channel = 0
-        for number, run in self._runs:
+        for number, run in layout.runs:
             # Not torch.cat, which takes twice the time to interleave a few numbers at a time.
             width = run.stop - run.start
             views[..., channel : channel + width] = warped[number][..., run]
@@ -185,7 +209,8 @@ class ViewMaker:
         self, number: int, batch: Batch, parameters: ViewParameters, level: torch.Tensor
     ) -> torch.Tensor:
         """Return a group's normalised patches, one for each view, nodata at 0: (N, n, c, n)."""
-        group, stored = self._groups[number], batch.groups[self._groups[number].name]
+        group = self._layouts[batch.layout].groups[number]
+        stored = batch.groups[group.name]
         if group.positions is not None:
             # CUDA has no kernel that indexes uint16; copies know it, and turn it into float32.
             stored = stored.view(torch.int16)[:, group.positions].view(torch.uint16)
@@ -264,13 +289,15 @@ def _statistics(dataset: ShardDataset, device: torch.device) -> tuple[torch.Tens
     return mean.to(device), std.clamp(min=1.0).to(device)
 
 
-def _groups(dataset: ShardDataset, mean: torch.Tensor, std: torch.Tensor) -> list[_Group]:
-    groups = []
-    for group in dataset.groups:
-        channels = [number for number, band in enumerate(dataset.bands) if band in group.bands]
-        positions = [group.bands.index(dataset.bands[number]) for number in channels]
+def _layout(
+    groups: Sequence[GroupLayout], bands: Sequence[str], mean: torch.Tensor, std: torch.Tensor
+) -> _Layout:
+    made = []
+    for group in groups:
+        channels = [number for number, band in enumerate(bands) if band in group.bands]
+        positions = [group.bands.index(bands[number]) for number in channels]
         whole = positions == list(range(len(group.bands)))
-        groups.append(
+        made.append(
             _Group(
                 group.name,
                 None if whole else torch.tensor(positions, device=mean.device),
@@ -279,18 +306,15 @@ def _groups(dataset: ShardDataset, mean: torch.Tensor, std: torch.Tensor) -> lis
                 std[:, channels],
             )
         )
-    return groups
+    order = torch.cat([group.channels for group in made]).argsort()
+    return _Layout(made, order, _runs(groups, bands))
 
 
-def _runs(dataset: ShardDataset) -> list[tuple[int, slice]]:
-    """Return the channels of a view as runs: (number of the group, its channels from, to).
-
-    Joined in this order, the parts of the groups become the bands in their order in one pass.
-    """
-    used = [0] * len(dataset.groups)
+def _runs(groups: Sequence[GroupLayout], bands: Sequence[str]) -> list[tuple[int, slice]]:
+    used = [0] * len(groups)
     runs: list[tuple[int, slice]] = []
-    for band in dataset.bands:
-        number = next(n for n, group in enumerate(dataset.groups) if band in group.bands)
+    for band in bands:
+        number = next(n for n, group in enumerate(groups) if band in group.bands)
         place, used[number] = used[number], used[number] + 1
         if runs and runs[-1][0] == number:
             runs[-1] = (number, slice(runs[-1][1].start, place + 1))

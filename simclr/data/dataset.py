@@ -30,7 +30,7 @@ class ShardDataset:
     Attributes:
         manifests: one a packed source.
         bands: selected bands, the channels of a view in this order.
-        groups: band groups that hold a selected band, finest first.
+        layouts: L distinct lists of band groups that hold a selected band, finest first.
         sample_id: (num_samples,) int64, position among all packed rows; subsets keep it.
         source: (num_samples,) int64, index into ``manifests``.
     """
@@ -40,7 +40,9 @@ class ShardDataset:
     ) -> None:
         self.manifests = tuple(manifests)
         self.bands = tuple(bands)
-        self.groups = _needed_groups(manifests, bands)
+        needed = [_needed_groups(manifest, bands) for manifest in manifests]
+        self.layouts = tuple(dict.fromkeys(needed))
+        self._layout_of_source = np.array([self.layouts.index(groups) for groups in needed])
         self._readers: list[ShardReader] = []
         rows_of_source = []
         for folder, manifest in zip(folders, manifests, strict=True):
@@ -54,6 +56,26 @@ class ShardDataset:
     def num_samples(self) -> int:
         """Number of selected samples."""
         return len(self.sample_id)
+
+    def layout_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the index into ``layouts`` of each sample (n,): (n,) int64."""
+        return self._layout_of_source[self.source[samples]]
+
+    @property
+    def size_px(self) -> int:
+        """Side of every patch on its finest grid.
+
+        Raises:
+            ValueError: sources differ in it.
+        """
+        sizes: list[int] = [self.layouts[n][0].size_px for n in self._layout_of_source]
+        if len(set(sizes)) > 1:
+            pairs = zip(self.sources, sizes, strict=True)
+            raise ValueError(
+                f"patches have {' and '.join(f'{size} px in {name}' for name, size in pairs)}; set "
+                "the side that all views are to have, augment.view_size_px=64 for example"
+            )
+        return sizes[0]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -99,8 +121,9 @@ class ShardDataset:
         """Read the pixels of samples into places of a batch, from any thread.
 
         Args:
-            samples: their numbers; in ascending order files are read in one direction.
-            buffers: (batch, bands, size_px, size_px) uint16 of each group to read.
+            samples: their numbers, all of one layout; in ascending order files are read in one
+                direction.
+            buffers: (batch, bands, size_px, size_px) uint16 of each group of their layout.
             places: index into the batch of each sample.
         """
         self._batches.read_into(self.sample_id[samples], buffers, places)
@@ -175,8 +198,8 @@ def open_dataset(
         whole_places: the fraction is one of the places, each with all its dates.
 
     Raises:
-        ValueError: a folder is not packed, sources differ in grid or share a name, a band is
-            missing, or nothing is left.
+        ValueError: a folder is not packed, sources share a name, a band is missing, or nothing is
+            left.
     """
     if not shards:
         raise ValueError("shards is empty; give at least one packed folder, shards=[DIR]")
@@ -196,21 +219,15 @@ def open_dataset(
     return dataset
 
 
-def _needed_groups(manifests: Sequence[Manifest], bands: Sequence[str]) -> tuple[GroupLayout, ...]:
-    first = manifests[0]
-    for manifest in manifests:
-        if manifest.layout.groups != first.layout.groups:
-            raise ValueError(
-                f"{first.source} and {manifest.source} differ in bands or patch size; "
-                "pretrain on sources of one layout, or pack one of them again"
-            )
-    missing = [band for band in bands if band not in first.layout.bands]
+def _needed_groups(manifest: Manifest, bands: Sequence[str]) -> tuple[GroupLayout, ...]:
+    layout = manifest.layout
+    missing = [band for band in bands if band not in layout.bands]
     if missing:
         raise ValueError(
-            f"band {', '.join(missing)} not in the shards of {first.source}; they hold "
-            f"{', '.join(first.layout.bands)}; set data.bands"
+            f"band {', '.join(missing)} not in the shards of {manifest.source}; they hold "
+            f"{', '.join(layout.bands)}; set data.bands"
         )
-    return tuple(group for group in first.layout.groups if set(group.bands) & set(bands))
+    return tuple(group for group in layout.groups if set(group.bands) & set(bands))
 
 
 def _refuse_repeated_sources(manifests: Sequence[Manifest]) -> None:

@@ -25,12 +25,14 @@ class Batch:
     """Samples as stored, on the device.
 
     Attributes:
-        groups: per band group (B, bands, size_px, size_px) uint16.
+        groups: per band group (B, bands, size_px, size_px) uint16; empty if there are parts.
         source: (B,) int64, index of each sample's source.
         sample_id: (B,) int64.
         epoch: (B,) int64, how often each sample was read before.
         paired: the first half is for first views, the second half for second views; otherwise
             both views of a pair come from one sample.
+        layout: of the samples, index into ``ShardDataset.layouts``.
+        parts: of a data set of several layouts: positions in the batch and samples of each.
     """
 
     groups: dict[str, torch.Tensor]
@@ -38,11 +40,24 @@ class Batch:
     sample_id: torch.Tensor
     epoch: torch.Tensor
     paired: bool = False
+    layout: int = 0
+    parts: tuple[tuple[torch.Tensor, Batch], ...] = ()
 
     def part(self, samples: slice) -> Batch:
-        """Return some of the samples, without copying; which views they are for is lost."""
+        """Return some of the samples of a batch of one layout, without copying.
+
+        Which views they are for is lost.
+        """
         groups = {name: stored[samples] for name, stored in self.groups.items()}
-        return Batch(groups, self.source[samples], self.sample_id[samples], self.epoch[samples])
+        own = self.source[samples], self.sample_id[samples], self.epoch[samples]
+        return Batch(groups, *own, layout=self.layout)
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Yield every tensor of the batch and its parts."""
+        yield from (*self.groups.values(), self.source, self.sample_id, self.epoch)
+        for positions, part in self.parts:
+            yield positions
+            yield from part.tensors()
 
 
 class Loader:
@@ -136,31 +151,46 @@ class _Slot:
 
     def __init__(self, dataset: ShardDataset, batch_size: int, device: torch.device) -> None:
         self._pinned = device.type == "cuda"  # other memory is not copied beside the computation
-        self._groups = {
-            group.name: torch.empty(
-                (batch_size, *group.shape), dtype=torch.uint16, pin_memory=self._pinned
-            )
-            for group in dataset.groups
-        }
+        # A batch may be of one layout alone, so each has memory for all of it.
+        self._groups = [
+            {
+                group.name: torch.empty(
+                    (batch_size, *group.shape), dtype=torch.uint16, pin_memory=self._pinned
+                )
+                for group in groups
+            }
+            for groups in dataset.layouts
+        ]
         # The same memory as numpy sees it: reads land in it without torch, and without a copy.
-        self._views = {name: tensor.numpy() for name, tensor in self._groups.items()}
+        self._views = [
+            {name: tensor.numpy() for name, tensor in held.items()} for held in self._groups
+        ]
         self._copy = torch.cuda.Stream(device) if self._pinned else None  # type: ignore[no-untyped-call]
         self._copied: torch.cuda.Event | None = None
-        self._samples = np.empty(0, np.int64)
+        self._samples = self._layout = self._place = np.empty(0, np.int64)
         self.sample_id = np.empty(0, np.int64)
-        self._extra = np.empty((3, 0), np.int64)
+        self._extra = np.empty((4, 0), np.int64)
 
     def assign(self, dataset: ShardDataset, samples: Samples, epochs: Samples) -> None:
         """Take the numbers of the samples that this memory is to hold."""
         self._samples = samples
         self.sample_id = dataset.sample_id[samples]
-        self._extra = np.stack([dataset.source[samples], self.sample_id, epochs])
+        self._layout = dataset.layout_of(samples)
+        by_layout = np.argsort(self._layout, kind="stable")
+        # of each sample among those of its layout
+        self._place = np.empty_like(by_layout)
+        starts = np.searchsorted(self._layout[by_layout], np.arange(len(self._groups)))
+        self._place[by_layout] = np.arange(len(samples)) - starts[self._layout[by_layout]]
+        self._extra = np.stack([dataset.source[samples], self.sample_id, epochs, by_layout])
 
     def fill(self, dataset: ShardDataset, positions: Samples) -> None:
         """Read the samples at these places of the batch; run by a reader thread."""
         if self._copied is not None:
             self._copied.synchronize()  # the last copy out of this memory must be over
-        dataset.read_into(self._samples[positions], self._views, positions)
+        for layout, views in enumerate(self._views):
+            own = positions[self._layout[positions] == layout]
+            if len(own):
+                dataset.read_into(self._samples[own], views, self._place[own])
 
     def copy(self, reads: list[Future[None]], device: torch.device, paired: bool) -> Batch:
         """Wait for the reads and return the batch on the device.
@@ -169,21 +199,24 @@ class _Slot:
         """
         for read in reads:
             read.result()
-        num = len(self._samples)
-        tensors = {
-            name: held if len(held) == num else held[:num] for name, held in self._groups.items()
-        }
+        counts = np.bincount(self._layout, minlength=len(self._groups)).tolist()
+        groups = [
+            {name: tensor[:count] for name, tensor in held.items()}
+            for held, count in zip(self._groups, counts, strict=True)
+        ]
         extra = torch.from_numpy(self._extra)
         if self._copy is None:
             # the slot itself: no copy, hence valid only until it is filled again
-            source, sample_id, epoch = extra
-            return Batch(tensors, source, sample_id, epoch, paired)
+            return _joined(groups, counts, extra, paired)
         with torch.cuda.stream(self._copy):
-            moved = {name: part.to(device, non_blocking=True) for name, part in tensors.items()}
+            groups = [
+                {name: part.to(device, non_blocking=True) for name, part in held.items()}
+                for held in groups
+            ]
             extra = extra.pin_memory().to(device, non_blocking=True)
+            batch = _joined(groups, counts, extra, paired)
         self._copied = self._copy.record_event()
-        source, sample_id, epoch = extra
-        return Batch(moved, source, sample_id, epoch, paired)
+        return batch
 
     def hand_over(self, batch: Batch) -> None:
         """Let the computing stream wait for the copy; the host does not."""
@@ -192,8 +225,25 @@ class _Slot:
         current = torch.cuda.current_stream(batch.source.device)
         current.wait_event(self._copied)
         # Or the allocator would hand this memory on while the computing stream still reads it.
-        for tensor in (*batch.groups.values(), batch.source, batch.sample_id, batch.epoch):
+        for tensor in batch.tensors():
             tensor.record_stream(current)
+
+
+def _joined(
+    groups: list[dict[str, torch.Tensor]], counts: list[int], extra: torch.Tensor, paired: bool
+) -> Batch:
+    """Return the batch of samples that stand layout by layout in their memory."""
+    source, sample_id, epoch, by_layout = extra
+    if len(groups) == 1:
+        return Batch(groups[0], source, sample_id, epoch, paired)
+    parts, start = [], 0
+    for layout, (held, count) in enumerate(zip(groups, counts, strict=True)):
+        own = by_layout[start : start + count]
+        start += count
+        if count:
+            part = Batch(held, source[own], sample_id[own], epoch[own], layout=layout)
+            parts.append((own, part))
+    return Batch({}, source, sample_id, epoch, paired, parts=tuple(parts))
 
 
 def training_batches(  # noqa: PLR0913 - what a loader is made of

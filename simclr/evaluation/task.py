@@ -135,7 +135,7 @@ def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Ta
         targets = targets[kept]
     sources = np.array(dataset.sources)[dataset.source]
     transform = dataset.index("transform").astype(np.float64).reshape(-1, 6)
-    side = float(np.abs(transform[:, 0]).max(initial=0.0)) * dataset.groups[0].size_px
+    side = float(np.abs(transform[:, 0]).max(initial=0.0)) * dataset.size_px
     return Task(
         f"{name}-balanced" if balanced else name,
         kind,

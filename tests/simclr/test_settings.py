@@ -27,7 +27,7 @@ def test_the_hash_follows_what_decides_the_weights_and_nothing_else():
     base = config_hash(TrainConfig())
     free = TrainConfig(
         run_dir="elsewhere", log_every_steps=1, data=DataConfig(num_threads=9),
-        checkpoint=CheckpointConfig(every_steps=7), world=WorldConfig(timeout_s=9),
+        checkpoint=CheckpointConfig(every_steps=7), world=WorldConfig(timeout_s=9), max_steps=9,
     )  # fmt: skip
     assert config_hash(free) == base
     assert config_hash(TrainConfig(loss=LossConfig(temperature=0.2))) != base

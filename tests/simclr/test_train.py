@@ -1,5 +1,6 @@
 """Training as its users meet it: resumes bit for bit, stops together, says what is wrong."""
 
+import math
 import os
 import random
 import signal
@@ -29,7 +30,7 @@ from simclr.config import (
     TrainConfig,
 )
 from simclr.data.dataset import open_dataset
-from simclr.monitoring.metrics import read_metrics
+from simclr.monitoring.metrics import METRICS_NAME, JsonLines, read_metrics
 from simclr.preemption import Preempted
 from simclr.train import train
 from simclr.trainer import refuse_other_run
@@ -227,6 +228,16 @@ def test_a_finished_run_started_again_changes_nothing(shards, unbroken):
     config = small_run(shards, unbroken)
     assert run_ranks(train_small, 2, unbroken.parent, config) == ["step-000000016"] * 2
     assert {path: path.stat().st_mtime_ns for path in unbroken.glob("checkpoints/*/*")} == before
+
+
+def test_a_limit_of_steps_ends_a_run_on_the_schedule_of_all_its_epochs(shards, tmp_path):
+    run = small_run(shards, tmp_path / "run", max_steps=3, log_every_steps=1)
+    train(run, [JsonLines(tmp_path / "run")])
+    rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run" / METRICS_NAME)]
+    cosine = [(1 + math.cos(math.pi * step / STEPS)) / 2 for step in range(3)]
+    assert rates == pytest.approx([run.optim.learning_rate * share for share in cosine])
+    longer = replace(run, max_steps=4)
+    assert train(longer).name == "step-000000004"
 
 
 def test_the_pretrained_encoder_comes_with_its_origin(shards, unbroken):

@@ -22,7 +22,7 @@ def dataset(tmp_path_factory):
 
 
 def pixels_of(dataset, sample):
-    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in dataset.groups}
+    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in dataset.layouts[0]}
     dataset.read_into(np.array([sample]), buffers, np.array([0]))
     return {name: buffer[0] for name, buffer in buffers.items()}
 

@@ -149,11 +149,11 @@ def test_both_patches_reach_the_two_views_each_normalised_by_its_own_source(shar
 
 def one_view(dataset: ShardDataset, sample: int) -> torch.Tensor:
     """Return the bands that lie on the finest grid of views, z-scored by hand; others as NaN."""
-    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in dataset.groups}
+    buffers = {group.name: np.empty((1, *group.shape), np.uint16) for group in dataset.layouts[0]}
     dataset.read_into(np.array([sample]), buffers, np.array([0]))
     table = dataset.normalisation[dataset.sources[dataset.source[sample]]]
     view = np.empty((12, 12, 12), np.float32)
-    for group in dataset.groups:
+    for group in dataset.layouts[0]:
         for band, stored in zip(group.bands, buffers[group.name][0], strict=True):
             score = (stored.astype(np.float32) - table[band]["mean"]) / table[band]["std"]
             grid = torch.from_numpy(score)[None, None]

@@ -36,7 +36,7 @@ def embedded(trained_run):
     rows = torch.arange(16).numpy()
     (batch,) = Loader(dataset, lambda _: rows, num_batches=1, batch_size=16, device=CPU)
     # band groups hold more than the encoder reads: its channels in its order
-    layout = dataset.groups[0]
+    layout = dataset.layouts[0][0]
     channels = [layout.bands.index(band) for band in BANDS]
     patches = batch.groups[layout.name][:, channels].float()
     encoder = load_pretrained(trained_run.folder, CPU).encoder
