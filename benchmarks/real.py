@@ -54,7 +54,6 @@ from simclr.config import (
 from simclr.distributed import is_fast_in_bfloat16
 from simclr.evaluation.config import PRETRAINED, EvaluateConfig, FinetuneConfig, Protocol
 from simclr.evaluation.evaluate import evaluate
-from simclr.monitoring.metrics import JsonLines, screen
 from simclr.train import train
 
 BANDS = ("B04", "B03", "B02")
@@ -77,7 +76,7 @@ def main() -> None:
         found = {}
         for seed in options.seeds:
             run = work / f"ours-{options.view}px-{options.epochs}-{seed}"
-            train(ours(pool, run, options, seed), [JsonLines(run), screen()])
+            train(ours(pool, run, options, seed))
             others = peer(pool, work, options, seed)
             found[seed] = score(run, labelled, others, options.finetune)
     text = page(found, options, read_manifest(pool), read_manifest(labelled))

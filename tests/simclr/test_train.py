@@ -30,7 +30,7 @@ from simclr.config import (
     TrainConfig,
 )
 from simclr.data.dataset import open_dataset
-from simclr.monitoring.metrics import METRICS_NAME, JsonLines, read_metrics
+from simclr.monitoring.metrics import read_metrics
 from simclr.preemption import Preempted
 from simclr.train import train
 from simclr.trainer import refuse_other_run
@@ -232,8 +232,8 @@ def test_a_finished_run_started_again_changes_nothing(shards, unbroken):
 
 def test_a_limit_of_steps_ends_a_run_on_the_schedule_of_all_its_epochs(shards, tmp_path):
     run = small_run(shards, tmp_path / "run", max_steps=3, log_every_steps=1)
-    train(run, [JsonLines(tmp_path / "run")])
-    rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run" / METRICS_NAME)]
+    train(run)
+    rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     cosine = [(1 + math.cos(math.pi * step / STEPS)) / 2 for step in range(3)]
     assert rates == pytest.approx([run.optim.learning_rate * share for share in cosine])
     longer = replace(run, max_steps=4)
