@@ -33,8 +33,13 @@ def take_snapshot(folder: Path) -> Path:
     if not target.exists():
         partial = temporary_path(target)
         shutil.rmtree(partial, ignore_errors=True)  # of an interrupted submission
-        _copy(files, partial)
-        _describe(partial)
+        for name, path in files.items():
+            copy = partial / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        checkout = _package_folder("jobs").parent
+        write_json(partial / ORIGIN_NAME, {"folder": str(checkout), **code_version(checkout)})
+        write_text(partial / CHANGES_NAME, changes(checkout))
         _put(partial, target)
     return target
 
@@ -79,19 +84,6 @@ def _digest(files: dict[str, Path]) -> str:
         total.update(f"{name}\0{len(content)}\0".encode())
         total.update(content)
     return total.hexdigest()[:16]
-
-
-def _copy(files: dict[str, Path], folder: Path) -> None:
-    for name, path in files.items():
-        copy = folder / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-
-
-def _describe(folder: Path) -> None:
-    checkout = _package_folder("jobs").parent
-    write_json(folder / ORIGIN_NAME, {"folder": str(checkout), **code_version(checkout)})
-    write_text(folder / CHANGES_NAME, changes(checkout))
 
 
 def _put(partial: Path, target: Path) -> None:

@@ -338,14 +338,10 @@ def idle_attempts(events: Sequence[Mapping[str, Any]], job_id: str, step: int) -
         is_held = own is not attempts[-1] and any(e.get("decision") == "hold" for e in own)
         if own[0].get("job_id") != job_id or is_held or (begun and begun[0] < step):
             break
-        count += _is_own_fault(own)
+        # a lost rank or a failed save ended it; Slurm leaves no such record
+        stops = [event for event in own if event["event"] == "stop"]
+        count += any(stop.get("signal") == "lost" or "save_error" in stop for stop in stops)
     return count
-
-
-def _is_own_fault(own: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a lost rank or a failed save ended an attempt; Slurm leaves no such record."""
-    stops = [event for event in own if event["event"] == "stop"]
-    return any(stop.get("signal") == "lost" or "save_error" in stop for stop in stops)
 
 
 def saved_step(run_dir: Path) -> int:

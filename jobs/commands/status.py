@@ -70,6 +70,7 @@ def main() -> None:
     needs_person = False
 
     def act() -> None:
+        """Show what the arguments ask for."""
         nonlocal needs_person
         needs_person = show(parse(arguments))
 

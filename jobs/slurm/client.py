@@ -28,6 +28,7 @@ _FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z:/]*)=")
 _DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 _DISABLED = "presently disabled"  # said of a job without --requeue
 _QUEUE_FORMAT = "%i|%T|%S|%L|%N|%r"
+_NOTHING = ("None", "(null)", "Unknown", "N/A", "None assigned")  # in place of a value
 
 
 class SlurmError(RuntimeError):
@@ -133,16 +134,15 @@ def parse_job(text: str) -> JobState:
     if "JobId" not in fields or "JobState" not in fields:
         raise SlurmError(f"scontrol said {text.strip()[:80]!r}, not a job")
     array, index = fields.get("ArrayJobId"), fields.get("ArrayTaskId", "")
-    nothing = ("", "None", "(null)", "Unknown", "N/A")
     return JobState(
         job_id=f"{array}_{index}" if array and index.isdigit() else fields["JobId"],
         # "CANCELLED by 1000" appears in accounting only, "RUNNING" never has a second word
         state=fields["JobState"].split()[0],
-        reason="" if fields.get("Reason") in nothing else fields.get("Reason", ""),
-        preempted=fields.get("PreemptTime", "") not in nothing,
+        reason=_known(fields.get("Reason", "")),
+        preempted=bool(_known(fields.get("PreemptTime", ""))),
         restarts=int(fields.get("Restarts", "0") or 0),
-        nodes="" if fields.get("NodeList") in nothing else fields.get("NodeList", ""),
-        start="" if fields.get("StartTime") in nothing else fields.get("StartTime", ""),
+        nodes=_known(fields.get("NodeList", "")),
+        start=_known(fields.get("StartTime", "")),
         log=fields.get("StdErr", ""),
     )
 
@@ -173,9 +173,9 @@ def parse_queue(text: str) -> dict[str, JobState]:
         parts = [part.strip() for part in line.split("|", 5)]
         if len(parts) == 6 and parts[1]:
             job_id, state, start, left, nodes, reason = parts
-            known = start if start != "N/A" else ""
-            why = reason if reason != "None" else ""
-            states[job_id] = JobState(job_id, state, why, nodes=nodes, time_left=left, start=known)
+            states[job_id] = JobState(
+                job_id, state, _known(reason), nodes=nodes, time_left=left, start=_known(start)
+            )
     return states
 
 
@@ -250,6 +250,10 @@ def partitions() -> dict[str, dict[str, str]]:
     return {fields["PartitionName"]: fields for fields in found if "PartitionName" in fields}
 
 
+def _known(value: str) -> str:
+    return "" if value in _NOTHING else value
+
+
 def _fields(text: str) -> dict[str, str]:
     """Split ``Key=value Key=value``; of a key that comes twice the first counts."""
     parts = _FIELD.split(text.strip().split("\n", 1)[0])[1:]  # key, value, key, value, ...
@@ -311,9 +315,7 @@ def parse_endings(text: str) -> dict[str, list[Ending]]:
         parts = [part.strip() for part in line.split("|")]
         if len(parts) != _FIELDS.count(",") + 1 or not parts[1]:
             continue
-        job_id, state, code, start, end, nodes = parts
-        known = ["" if time in ("Unknown", "None", "N/A") else time for time in (start, end)]
-        where = "" if nodes == "None assigned" else nodes
-        ending = Ending(job_id, state.split()[0].rstrip("+"), code, known[0], known[1], where)
+        job_id, state, code, *others = parts
+        ending = Ending(job_id, state.split()[0].rstrip("+"), code, *map(_known, others))
         found.setdefault(job_id, []).append(ending)
     return found

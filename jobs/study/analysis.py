@@ -424,6 +424,7 @@ def _point(run: StudyRun, record: dict[str, Any]) -> CurvePoint:
     metric = next((key for key in record if key.startswith("probe/")), "").partition("/")[2]
 
     def number(key: str) -> float:
+        """Return a metric, NaN where it is missing or null."""
         value = record.get(key)
         return math.nan if value is None else float(value)
 
