@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -56,15 +55,12 @@ BARE = "write and flush the same bytes"
 LOAD = "find the newest, check it, load it"
 PATCH = "bytes of a packed patch of 12 bands"
 STATE = "bytes of a checkpoint for each byte of weights, {}"
-RANK = "bytes that each rank adds to a checkpoint"
 SENT = "bytes a rank sends in a step, measured over formula, 4 ranks"
-HOP = "s a hop of the agreement of all ranks, once a step"
 OPENED = "files that a rank reads before it trains"
 LOADED = "MB of these files"
 MEASURED = (OptimizerName.lars, OptimizerName.adamw)
 MIB = 2**20
 RANKS, PAIRS = 4, 8  # of the step whose traffic is counted
-WORLDS = (2, 4, 8)
 
 
 def main() -> None:
@@ -77,11 +73,9 @@ def main() -> None:
         timings, claims = checkpoints(folder)
         report.timings += timings
         report.claims += [*claims, Claim(SENT, sent(folder), at_least=0.98, at_most=1.1)]
-        report.claims.append(Claim(HOP, hop_s(folder)))
     files, size = opened()
     report.claims += [Claim(OPENED, files), Claim(LOADED, size / 1e6)]
     report.notes.append("checkpoints of ResNet-50 with head simclr2, on this machine's disk")
-    report.notes.append(f"hops between {WORLDS} processes that share the cores of this machine")
     report.write()
 
 
@@ -100,13 +94,12 @@ def checkpoints(folder: Path) -> tuple[list[Timing], list[Claim]]:
         for name in MEASURED:
             state, weights = trained(name)
             saver = Saver(folder / name.value, context, CheckpointConfig(), TrainerHooks())
-            saved = saver.save(state, {}, _about(1))
-            files = {path.name: path.stat().st_size for path in saved.glob("*.pt")}
-            claims.append(Claim(STATE.format(name.value), files.pop(STATE_NAME) / weights))
-        claims.append(Claim(RANK, *files.values()))
+            saved = saver.save(state, _about(1))
+            size = (saved / STATE_NAME).stat().st_size
+            claims.append(Claim(STATE.format(name.value), size / weights))
         content, steps = (saved / STATE_NAME).read_bytes(), itertools.count(2)
         work = {
-            SAVE: lambda: saver.save(state, {}, _about(next(steps))),
+            SAVE: lambda: saver.save(state, _about(next(steps))),
             BARE: lambda: _write(folder / "bare", content),
             LOAD: lambda: _load(saved.parents[1], context),
         }
@@ -181,35 +174,17 @@ def ring_bytes(ranks: int, size: int) -> float:
 
 
 def gathered_bytes(ranks: int, pairs: int, projection_size: int) -> float:
-    """Return what each rank sends on in the loss: projections and sums of all others, float32."""
-    return (ranks - 1) * 2 * pairs * (projection_size + 1) * 4
+    """Return what each rank sends on in the loss, float32.
+
+    Of every other rank: its projections, their sums, and its reason to stop.
+    """
+    return (ranks - 1) * (2 * pairs * (projection_size + 1) + 1) * 4
 
 
 def _written() -> int:
     """Return the bytes that this process has handed to files and sockets so far."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["wchar"])
-
-
-def hop_s(folder: Path) -> float:
-    """Return how much longer an agreement takes for each hop of its ring, 2 (W - 1) of them."""
-    times = [statistics.median(run_ranks(agreement, size, folder)) for size in WORLDS]
-    hops = [2 * (size - 1) for size in WORLDS]
-    return statistics.linear_regression(hops, times).slope
-
-
-def agreement(launch: Rendezvous) -> float:
-    """Return the seconds of an agreement among ranks that do nothing else."""
-    return in_process_group(_agreement, launch)
-
-
-def _agreement(context: DistributedContext) -> float:
-    taken = []
-    for _ in range(300):
-        begin = time.perf_counter()
-        context.all_reduce_max(0)
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
 
 
 def opened() -> tuple[int, int]:

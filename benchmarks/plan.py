@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from constants import (
-    HOP,
     LOADED,
     MEASURED,
     OPENED,
     PATCH,
-    RANK,
     SAVE,
     SENT,
     STATE,
@@ -71,9 +69,7 @@ class Constants:
     patch_bytes: float
     save_mib_s: float
     state_share: dict[str, float]
-    rank_bytes: float
     sent: float
-    hop_s: float
     files: float
     loaded_mb: float
     start_s: float
@@ -118,14 +114,9 @@ class Plan:
         return (self.gradient_bytes + self.gathered_bytes) / (rate * 1e9)
 
     @property
-    def agreement_s(self) -> float:
-        """Of a step, on the CPUs: hidden as long as the GPUs are busy for longer."""
-        return 2 * (self.gpus - 1) * self.known.hop_s
-
-    @property
     def step_s(self) -> float:
         """Of clock time."""
-        return max(self.compute_s + self.network_s, self.agreement_s)
+        return self.compute_s + self.network_s
 
     @property
     def patches_s(self) -> float:
@@ -135,8 +126,7 @@ class Plan:
     @property
     def checkpoint_bytes(self) -> float:
         """Of one checkpoint."""
-        state = self.known.state_share[self.config.optim.name.value] * self.weights * 4
-        return state + self.gpus * self.known.rank_bytes
+        return self.known.state_share[self.config.optim.name.value] * self.weights * 4
 
     @property
     def save_s(self) -> float:
@@ -178,9 +168,7 @@ def read_constants() -> Constants:
         patch_bytes=claims[PATCH],
         save_mib_s=save["amount"] / statistics.median(save["wall_s"]),
         state_share={one.value: claims[STATE.format(one.value)] for one in MEASURED},
-        rank_bytes=claims[RANK],
         sent=claims[SENT],
-        hop_s=claims[HOP],
         files=claims[OPENED],
         loaded_mb=claims[LOADED],
         start_s=claims[WHOLE.format(RESUMED)],

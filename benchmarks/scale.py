@@ -92,9 +92,7 @@ def measured(known: Constants) -> str:
             (f"a checkpoint for each byte of weights, {name}, bytes", f"{share:.3f}")
             for name, share in known.state_share.items()
         ),
-        ("what each rank adds to a checkpoint, bytes", f"{known.rank_bytes:,.0f}"),
         ("bytes sent in a step, over the formula", f"{known.sent:.3f}"),
-        ("a hop of an agreement, µs", f"{known.hop_s * 1e6:.0f}"),
         ("files that a rank loads before it trains", f"{known.files:,.0f}"),
         ("and their size, MB", f"{known.loaded_mb:,.0f}"),
         ("from sbatch to the first step of a resumed run, s", f"{known.start_s:.1f}"),
@@ -105,7 +103,7 @@ def measured(known: Constants) -> str:
 def network(plans: Sequence[Plan]) -> str:
     """Return what a step asks of the network, and how long it takes."""
     head = ("GPUs", "pairs a GPU", "arithmetic, ms", "gradients, MB", "gathered, MB")
-    head += ("network, ms", "agreement, ms", "step, ms", "arithmetic's share")
+    head += ("network, ms", "step, ms", "arithmetic's share")
     rows: Rows = [
         (
             plan.gpus,
@@ -114,7 +112,6 @@ def network(plans: Sequence[Plan]) -> str:
             f"{plan.gradient_bytes / 1e6:.0f}",
             f"{plan.gathered_bytes / 1e6:.1f}",
             f"{plan.network_s * 1e3:.1f}",
-            f"{plan.agreement_s * 1e3:.1f}",
             f"{plan.step_s * 1e3:.0f}",
             f"{plan.compute_s / plan.step_s:.0%}",
         )
@@ -152,14 +149,7 @@ def storage(plans: Sequence[Plan]) -> str:
 
 def checkpoints(plans: Sequence[Plan]) -> str:
     """Return what checkpoints weigh, and how often they are best written."""
-    head = (
-        "GPUs",
-        "a checkpoint, MB",
-        "in files",
-        "a save, s",
-        "kills a day",
-        "best interval, min",
-    )
+    head = ("GPUs", "a checkpoint, MB", "a save, s", "kills a day", "best interval, min")
     head += ("that is `checkpoint.every_steps`", "written, MB/s", "lost")
     rows: Rows = []
     for plan in plans:
@@ -168,7 +158,6 @@ def checkpoints(plans: Sequence[Plan]) -> str:
             (
                 plan.gpus,
                 f"{plan.checkpoint_bytes / 1e6:.0f}",
-                plan.gpus + 2,
                 f"{plan.save_s:.2f}",
                 f"{plan.habits().kills_a_day:.2f}",
                 f"{best / 60:.1f}",

@@ -13,6 +13,7 @@ import re
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -134,9 +135,53 @@ def copy_from_main_rank(tensors: Sequence[torch.Tensor]) -> None:
             dist.broadcast(tensor, src=0)
 
 
-def barrier() -> None:
-    """Wait until every rank has come here."""
-    max_over_ranks(torch.zeros(1, dtype=torch.int32))
+class StopAgreement:
+    """The largest of all ranks' reasons to stop, carried by a gather that each step has anyway.
+
+    A collective of its own would cost the ranks a round trip in every step. On a GPU the answer of
+    a step is read after the step behind it, when it has long arrived: the host holds nothing up,
+    and all ranks read the same answer after the same step.
+
+    Args:
+        device: of the rows that are gathered.
+        reason: of this rank; asked once a step.
+        delay: steps between a gather and the reading of its answer; by default as the device asks.
+    """
+
+    def __init__(
+        self, device: torch.device, reason: Callable[[], int], delay: int | None = None
+    ) -> None:
+        self._reason = reason
+        self._delay = int(device.type == "cuda") if delay is None else delay
+        self._answers = deque[tuple[torch.Tensor, torch.cuda.Event | None]](maxlen=self._delay + 1)
+
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Concatenate all ranks' rows, (R,) to (W * R,), and take this rank's reason along."""
+        if num_ranks() == 1:
+            return rows
+        brought = torch.cat([rows, rows.new_full((1,), self._reason())])
+        gathered = gather_rows(brought).view(num_ranks(), -1)
+        largest = gathered[:, -1].max()
+        if largest.is_cuda:
+            answer = torch.empty_like(largest, device="cpu", pin_memory=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            answer.copy_(largest, non_blocking=True)
+            arrived.record()
+            self._answers.append((answer, arrived))
+        else:
+            self._answers.append((largest, None))
+        return gathered[:, :-1].flatten()
+
+    def largest(self) -> int:
+        """Return the newest answer that is due, the same on every rank; call it once a step."""
+        if num_ranks() == 1:
+            return self._reason()
+        if len(self._answers) <= self._delay:
+            return 0
+        answer, arrived = self._answers.popleft()
+        if arrived:
+            arrived.synchronize()
+        return int(answer)
 
 
 # What gloo and its sockets say when the other side has died, or does not answer.
@@ -211,8 +256,7 @@ class DistributedContext:
 
     def all_reduce_max(self, value: int) -> int:
         """Return the largest value any rank brought; every rank must call it at the same step."""
-        # On the CPU group, so that a GPU is never waited for. The cost is a ring of 2 (W - 1) hops,
-        # hidden behind the GPU up to some hundred ranks: docs/scale.md.
+        # On the CPU group, so that a GPU is never waited for; a ring of 2 (W - 1) hops.
         return int(max_over_ranks(torch.tensor([value], dtype=torch.int32)).item())
 
 
@@ -310,9 +354,11 @@ def _deterministic_kernels(wanted: bool) -> Iterator[None]:
 
 def _refuse_shared_gpus(context: DistributedContext) -> None:
     if context.device.type == "cuda" and context.size > 1:
-        uuid = torch.cuda.get_device_properties(context.device).uuid
+        uuid = str(torch.cuda.get_device_properties(context.device).uuid)
+        # Some virtual GPUs have no identity, all zeros; then their numbers are all there is.
+        gpu = uuid if uuid.strip("0-") else str(context.device)
         gpus: list[str] = [""] * context.size
-        dist.all_gather_object(gpus, f"{uuid} on {context.node}")
+        dist.all_gather_object(gpus, f"{gpu} on {context.node}")
         refuse_shared_gpus(gpus)
 
 

@@ -14,7 +14,7 @@ collective and every exponent is at most zero. The matrix is visited in tiles an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,7 +28,11 @@ from simclr.distributed import gather_rows, num_ranks, rank
 _TILE_ROWS = 256
 
 
-def contrastive_loss(projections: torch.Tensor, config: LossConfig) -> torch.Tensor:
+def contrastive_loss(
+    projections: torch.Tensor,
+    config: LossConfig,
+    gather: Callable[[torch.Tensor], torch.Tensor] = gather_rows,
+) -> torch.Tensor:
     """Return the mean loss of this rank's rows against the views of all ranks.
 
     DistributedDataParallel averages gradients over ranks; the gradient returned here is such that
@@ -38,6 +42,7 @@ def contrastive_loss(projections: torch.Tensor, config: LossConfig) -> torch.Ten
         projections: (2B, D), first views then second views; row i and row i + B are positives.
             Every rank brings the same B, and no rank scales its loss alone.
         config: which loss, and its temperature.
+        gather: concatenates the ranks' denominators, (2B,) each; another word may ride on it.
 
     Returns:
         A float32 scalar (float64 for float64 input).
@@ -56,7 +61,7 @@ def contrastive_loss(projections: torch.Tensor, config: LossConfig) -> torch.Ten
         rows = projections if projections.dtype == torch.float64 else projections.float()
         unit = F.normalize(rows, dim=1)
         loss: torch.Tensor = _Contrastive.apply(
-            unit, config.temperature, config.name is LossName.dcl
+            unit, config.temperature, config.name is LossName.dcl, gather
         )
     return loss
 
@@ -71,7 +76,13 @@ class _Contrastive(torch.autograd.Function):
     """The loss of unit rows (2B, D), with its hand-written gradient."""
 
     @staticmethod
-    def forward(ctx: Any, unit: torch.Tensor, temperature: float, decoupled: bool) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        unit: torch.Tensor,
+        temperature: float,
+        decoupled: bool,
+        gather: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
         """Gather all rows, then all rows' denominators: the only two collectives."""
         everyone = gather_rows(unit)  # (M, D), rank by rank, M = 2B x ranks
         # A rank's own rows stand at rank * 2B in the gathered matrix.
@@ -88,13 +99,13 @@ class _Contrastive(torch.autograd.Function):
             losses = F.softplus(negatives - similarity, threshold=60)
         # What backward needs is O(M D): tiles of the (2B, M) matrix are made anew there.
         ctx.save_for_backward(
-            unit, everyone, denominator, gather_rows(denominator), negatives - similarity
+            unit, everyone, denominator, gather(denominator), negatives - similarity
         )
         ctx.temperature, ctx.decoupled, ctx.first = temperature, decoupled, first
         return losses.mean()
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """Return what the losses of all ranks owe to this rank's rows."""
         unit, everyone, denominator, denominators, margin = ctx.saved_tensors
         half = len(unit) // 2
@@ -115,7 +126,7 @@ class _Contrastive(torch.autograd.Function):
             pull = missing + torch.roll(missing, half, 0)
         gradient -= pull[:, None] * torch.roll(unit, half, 0)
         # The mean over 2B rows here and DDP's mean over ranks make the mean over all M views.
-        return gradient * (upstream / (len(unit) * ctx.temperature)), None, None
+        return gradient * (upstream / (len(unit) * ctx.temperature)), None, None, None
 
 
 def _logsumexp_of_negatives(

@@ -51,13 +51,13 @@ def train(
     with (
         (stop or StopSignal()).deferred() as stop,
         distributed_context(config.world, rendezvous) as context,
-        closing(Trainer(config, context, sinks, hooks, copies)) as trainer,
+        closing(Trainer(config, context, sinks, hooks, copies, stop)) as trainer,
     ):
         trainer.resume()
         while trainer.step < trainer.num_steps:
             trainer.observe(train_step(trainer, next(trainer.batches)))
             # all ranks leave at the same step
-            reason = StopReason(context.all_reduce_max(max(stop.reason, trainer.save_failed)))
+            reason = StopReason(trainer.agreement.largest())
             if reason > StopReason.SAVE_FAILED:
                 raise trainer.preempted(reason)
             if reason or trainer.checkpoint_is_due():
@@ -78,7 +78,7 @@ def train_step(trainer: Trainer, batch: Batch) -> StepOutput:
     half = trainer.config.precision is Precision.bfloat16
     with torch.autocast(trainer.context.device.type, dtype=torch.bfloat16, enabled=half):
         _, projections = trainer.model(views)
-    loss = contrastive_loss(projections, trainer.config.loss)
+    loss = contrastive_loss(projections, trainer.config.loss, trainer.agreement.gather_rows)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = gradient_norm(trainer.network)
     # The averaged gradient is the same on all ranks, and so is this word: one rank's trouble has

@@ -37,14 +37,19 @@ from simclr.data.sampler import (
     shares,
     temporal_pairs_of,
 )
-from simclr.distributed import DistributedContext, from_main_rank, is_fast_in_bfloat16
+from simclr.distributed import (
+    DistributedContext,
+    StopAgreement,
+    from_main_rank,
+    is_fast_in_bfloat16,
+)
 from simclr.loss import chance_level
 from simclr.model.simclr import SimCLR, build_model
 from simclr.model.weights import start_from
 from simclr.monitoring.logger import MetricsLogger
 from simclr.monitoring.metrics import Sink
 from simclr.optim import build_optimizer, learning_rate, peak_rate
-from simclr.preemption import Preempted, StopReason, TrainerHooks
+from simclr.preemption import Preempted, StopReason, StopSignal, TrainerHooks
 from simclr.step import StepOutput
 
 
@@ -125,6 +130,7 @@ class Trainer:
         optimizer: with one rate for all groups.
         step: optimizer steps done.
         num_steps: steps after which the run ends: those of all epochs, or ``max_steps``.
+        agreement: of all ranks on why to stop.
     """
 
     def __init__(
@@ -134,6 +140,7 @@ class Trainer:
         sinks: Sequence[Sink],
         hooks: TrainerHooks | None = None,
         copies: Sequence[str] = (),
+        stop: StopSignal | None = None,
     ) -> None:
         self.context, self.run_dir = context, Path(config.run_dir)
         data = config.data
@@ -174,6 +181,8 @@ class Trainer:
         )
         self._hooks = hooks or TrainerHooks()
         self._saver = Saver(self.run_dir, context, config.checkpoint, self._hooks)
+        self._stop = stop
+        self.agreement = StopAgreement(context.device, self._stop_reason)
         self._saved: Path | None = None
         self._is_best = False
 
@@ -301,11 +310,6 @@ class Trainer:
             self._saved = newest_checkpoint(self.run_dir)
         return Preempted(step_of(self._saved) if self._saved else 0, reason, error)
 
-    @property
-    def save_failed(self) -> StopReason:
-        """``SAVE_FAILED`` once a save beside the loop has failed, on this rank."""
-        return StopReason.SAVE_FAILED if self._saver.has_failed else StopReason.NONE
-
     def close(self) -> None:
         """Wait for the save beside the loop, which still uses the process group.
 
@@ -313,6 +317,10 @@ class Trainer:
             CheckpointError: it failed.
         """
         self._saver.wait()
+
+    def _stop_reason(self) -> StopReason:
+        asked = self._stop.reason if self._stop else StopReason.NONE
+        return max(asked, StopReason.SAVE_FAILED) if self._saver.has_failed else asked
 
     def _begin(self) -> None:
         model = self.config.model

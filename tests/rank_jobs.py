@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,14 @@ from simclr.config import (
     ModelConfig,
     TrainConfig,
 )
-from simclr.distributed import DistributedContext, Rendezvous, average_gradients, group_of_node
+from simclr.distributed import (
+    DistributedContext,
+    Rendezvous,
+    StopAgreement,
+    average_gradients,
+    gather_rows,
+    group_of_node,
+)
 from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import GroupBatchNorm, _NativeBatchNorm, join_statistics
 from simclr.model.simclr import SimCLR
@@ -39,6 +46,23 @@ from simclr.trainer import Trainer
 def agreed_value(rendezvous: Rendezvous) -> int:
     """Rank r brings r; every rank gets the largest."""
     return in_process_group(lambda context: context.all_reduce_max(context.rank), rendezvous)
+
+
+def agreed_reasons(rendezvous: Rendezvous, reasons: Sequence[int], delay: int) -> list[int]:
+    """Return what each step learns where only the last rank has these reasons, one a step."""
+    return in_process_group(_agreed_reasons, rendezvous, reasons, delay)
+
+
+def _agreed_reasons(context: DistributedContext, reasons: Sequence[int], delay: int) -> list[int]:
+    is_last = context.rank == context.size - 1
+    own = iter(reasons if is_last else [0] * len(reasons))
+    agreement = StopAgreement(context.device, lambda: next(own), delay)
+    rows = torch.arange(3.0) + 10 * context.rank
+    learnt = []
+    for _ in reasons:
+        assert torch.equal(agreement.gather_rows(rows), gather_rows(rows))
+        learnt.append(agreement.largest())
+    return learnt
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Module:

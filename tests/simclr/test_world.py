@@ -7,12 +7,13 @@ from datetime import timedelta
 
 import pytest
 import torch
-from rank_jobs import agreed_value
+from rank_jobs import agreed_reasons, agreed_value
 from ranks import CPU, results_of, run_ranks, start_ranks
 
 from simclr import distributed
 from simclr.distributed import (
     Rendezvous,
+    StopAgreement,
     distributed_context,
     refuse_shared_gpus,
     rendezvous_from_environment,
@@ -97,6 +98,18 @@ def test_half_a_launch_is_refused_instead_of_training_alone(bare_environment):
 
 def test_all_ranks_agree_on_the_largest_value(tmp_path):
     assert run_ranks(agreed_value, 3, tmp_path) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("delay", "learnt"), [(0, [0, 3, 1, 0]), (1, [0, 0, 3, 1])])
+def test_a_reason_to_stop_reaches_all_ranks_with_a_gather_of_the_same_step(tmp_path, delay, learnt):
+    assert run_ranks(agreed_reasons, 3, tmp_path, [0, 3, 1, 0], delay) == [learnt] * 3
+
+
+def test_one_rank_needs_no_agreement_and_learns_its_reason_at_once():
+    rows = torch.arange(3.0)
+    agreement = StopAgreement(torch.device("cpu"), lambda: 2, delay=1)
+    assert agreement.gather_rows(rows) is rows
+    assert agreement.largest() == 2
 
 
 def meeting(port, world_size=2):
