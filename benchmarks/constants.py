@@ -33,20 +33,20 @@ from preprocess.shards.manifest import read_manifest
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.checkpoint.manager import Saver, agreed_checkpoint, load_state
 from simclr.checkpoint.manifest import STATE_NAME, CheckpointManifest
+from simclr.choices import EncoderName, OptimizerName
 from simclr.config import (
     AugmentConfig,
     CheckpointConfig,
     DataConfig,
-    EncoderName,
     ModelConfig,
     OptimConfig,
-    OptimizerName,
     TrainConfig,
 )
-from simclr.distributed import DistributedContext, Rendezvous, distributed_context
+from simclr.distributed import DistributedContext, distributed_context
 from simclr.model.simclr import SimCLR
 from simclr.optim import build_optimizer
 from simclr.preemption import TrainerHooks
+from simclr.rendezvous import Rendezvous
 from simclr.train import train_step
 from simclr.trainer import Trainer
 

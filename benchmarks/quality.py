@@ -27,17 +27,8 @@ from preprocess.shards.format import GroupLayout, LabelSet, Patch, ShardLayout
 from preprocess.shards.manifest import ShardOrigin, build_manifest
 from preprocess.shards.writer import write_shard
 from preprocess.sources.simulated import ENDMEMBERS
-from simclr.config import (
-    DataConfig,
-    Device,
-    EncoderName,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    OptimizerName,
-    TrainConfig,
-    WorldConfig,
-)
+from simclr.choices import Device, EncoderName, OptimizerName
+from simclr.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig, WorldConfig
 from simclr.evaluation.config import EvaluateConfig
 from simclr.evaluation.evaluate import evaluate
 from simclr.train import train

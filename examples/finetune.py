@@ -25,7 +25,7 @@ from rasterio.windows import Window
 from torch import Tensor, nn
 
 from preprocess.bands import canonical_name
-from simclr.config import PatchUnit
+from simclr.export import PatchUnit
 from simclr.export.load import check_unit, load_encoder, read_card
 
 NODATA_CLASS = 255

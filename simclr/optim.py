@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from simclr.config import OptimConfig, OptimizerName, RateScaling, Schedule
+from simclr.choices import OptimizerName, RateScaling, Schedule
+from simclr.config import OptimConfig
 
 
 class LARS(Optimizer):

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
-from simclr.config import Precision, TrainConfig, require
+from simclr.choices import Precision
+from simclr.config import TrainConfig, require
 from simclr.data.loader import Batch
-from simclr.distributed import Rendezvous, distributed_context
+from simclr.distributed import distributed_context
 from simclr.loss import contrastive_loss
 from simclr.monitoring.metrics import Sink
 from simclr.optim import set_rate, step_unless
 from simclr.preemption import StopReason, StopSignal, TrainerHooks
+from simclr.rendezvous import Rendezvous
 from simclr.step import Statistics, StepOutput, gradient_norm
 from simclr.trainer import Trainer
 

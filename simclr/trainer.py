@@ -27,7 +27,8 @@ from simclr.checkpoint.manifest import (
     saved_precision,
     step_of,
 )
-from simclr.config import Positives, Precision, Stem, TrainConfig, require
+from simclr.choices import Positives, Precision, Stem
+from simclr.config import TrainConfig, require
 from simclr.config_io import binding_settings, config_hash, differing_settings, from_plain, to_plain
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, Loader, training_batches

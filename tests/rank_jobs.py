@@ -15,20 +15,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr.augment.parameters import ViewParameters
-from simclr.config import (
-    BatchNormGroup,
-    CheckpointConfig,
-    DataConfig,
-    EncoderName,
-    HeadName,
-    LossConfig,
-    LossName,
-    ModelConfig,
-    TrainConfig,
-)
+from simclr.choices import BatchNormGroup, EncoderName, HeadName, LossName
+from simclr.config import CheckpointConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
 from simclr.distributed import (
     DistributedContext,
-    Rendezvous,
     StopAgreement,
     average_gradients,
     gather_rows,
@@ -39,6 +29,7 @@ from simclr.model.batchnorm import GroupBatchNorm, _NativeBatchNorm, join_statis
 from simclr.model.simclr import SimCLR
 from simclr.optim import build_optimizer
 from simclr.preemption import Preempted
+from simclr.rendezvous import Rendezvous
 from simclr.train import train, train_step
 from simclr.trainer import Trainer
 

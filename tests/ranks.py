@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from simclr.config import Device, WorldConfig
-from simclr.distributed import Rendezvous, distributed_context
+from simclr.choices import Device
+from simclr.config import WorldConfig
+from simclr.distributed import distributed_context
+from simclr.rendezvous import Rendezvous
 
 # One server imports torch once; every rank of every test is forked from it in milliseconds.
 _context = multiprocessing.get_context("forkserver")

@@ -19,7 +19,8 @@ from preprocess.shards.hdf5 import open_shard
 from preprocess.shards.manifest import empty_histogram
 from simclr.augment.operations import OPERATIONS
 from simclr.augment.views import ViewMaker
-from simclr.config import AugmentConfig, PresetName
+from simclr.choices import PresetName
+from simclr.config import AugmentConfig
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, Loader
 

@@ -21,7 +21,7 @@ from jobs.code_snapshot import running_snapshot
 from jobs.slurm import client as slurm
 
 if TYPE_CHECKING:
-    from simclr.distributed import Rendezvous
+    from simclr.rendezvous import Rendezvous
 
 # Below the ports that Linux gives to outgoing connections (32768 up).
 _FIRST_PORT, _NUM_PORTS = 15000, 16000
@@ -122,7 +122,7 @@ def rendezvous_of(env: RankEnvironment, token: str) -> Rendezvous | None:
     Raises:
         SlurmError: Slurm does not say where the first node is.
     """
-    from simclr.distributed import Rendezvous
+    from simclr.rendezvous import Rendezvous
 
     if env.launcher is Launcher.here:
         return None

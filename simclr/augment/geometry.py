@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from simclr.augment.operations import Preset
 from simclr.augment.parameters import ViewParameters, selected
-from simclr.config import Rotation
+from simclr.choices import Rotation
 
 
 class Axes(NamedTuple):

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from simclr.config import AugmentConfig, Rotation
+from simclr.choices import Rotation
+from simclr.config import AugmentConfig
 
 Strengths = Mapping[str, float]
 Couplet = tuple[str, str]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from simclr.augment.operations import OPERATIONS, Operation, Preset, Stage, free_rotation
-from simclr.config import Rotation
+from simclr.choices import Rotation
 from simclr.philox import Epoch, uniforms
 
 _COUPLET, _ORDER, _NOISE, _NUM_COMMON = range(4)  # columns of the uniforms before the bands'

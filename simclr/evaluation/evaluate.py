@@ -24,13 +24,13 @@ from preprocess.shards.atomic_io import write_json
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.manifest import CHECKPOINTS, FOLDER_PATTERN, folder_name, verify
 from simclr.checkpoint.pretrained import Pretrained, load_pretrained, saved_steps
-from simclr.config import AugmentConfig, PresetName, WorldConfig, require
+from simclr.choices import PresetName
+from simclr.config import AugmentConfig, WorldConfig, require
 from simclr.config_io import to_plain
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.distributed import (
     TIMEOUT_S,
     DistributedContext,
-    Rendezvous,
     distributed_context,
     from_main_rank,
     map_over_ranks,
@@ -77,6 +77,7 @@ from simclr.evaluation.report import (
 )
 from simclr.evaluation.splits import Splits, make_splits, on_validation, seen_in_pretraining
 from simclr.evaluation.task import Task, open_task
+from simclr.rendezvous import Rendezvous
 
 _ON_FEATURES = {Protocol.knn: knn, Protocol.probe: linear_probe}  # all others fine-tune
 # Raise it when a control or the plain view changes, so that features stored before are not used.

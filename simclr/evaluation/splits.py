@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from simclr.checkpoint.pretrained import Pretrained
-from simclr.config import Positives, require
+from simclr.choices import Positives
+from simclr.config import require
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.evaluation.config import SplitRule
 from simclr.evaluation.metrics import BoolArray, Indices

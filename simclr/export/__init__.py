@@ -6,8 +6,25 @@ The settings lie here, without torch, for commands that only submit.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
-from simclr.config import ExportFormat, parse_choices
+from simclr.config import parse_choices
+
+
+class ExportFormat(Enum):
+    """Files beside the weights: graphs that normalise inside, or a torch file for hub loaders."""
+
+    onnx = "onnx"
+    pt2 = "pt2"
+    pth = "pth"
+
+
+class PatchUnit(Enum):
+    """Values of patches: ready for the encoder; reflectance x 10000 as stored; reflectance."""
+
+    normalised = "normalised"
+    stored = "stored"
+    reflectance = "reflectance"
 
 
 @dataclass(kw_only=True, slots=True)

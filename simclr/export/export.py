@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from preprocess.shards.atomic_io import fsync, publish, temporary_path
 from preprocess.shards.format import sha256_of
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.config import ExportFormat, PatchUnit, require
-from simclr.export import ExportConfig
+from simclr.config import require
+from simclr.export import ExportConfig, ExportFormat, PatchUnit
 from simclr.export.card import build_card, card_markdown
 from simclr.export.load import (
     CARD_NAME,

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from preprocess.bands import canonical_names
 from preprocess.shards.format import NODATA, sha256_of
-from simclr.config import EncoderName, ModelConfig, PatchUnit, Stem, require
+from simclr.choices import EncoderName, Stem
+from simclr.config import ModelConfig, require
+from simclr.export import PatchUnit
 from simclr.export.card import FORMAT, FORMAT_VERSION
 from simclr.model.simclr import build_encoder
 from simclr.model.weights import adapt_kernel

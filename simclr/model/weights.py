@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from simclr.config import EncoderName, ModelConfig, Stem, require
+from simclr.choices import EncoderName, Stem
+from simclr.config import ModelConfig, require
 from simclr.model.simclr import build_encoder
 
 _FIRST = "conv1.weight"

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from simclr.config import BatchNormGroup, ModelConfig
+from simclr.choices import BatchNormGroup
+from simclr.config import ModelConfig
 from simclr.distributed import sum_over_ranks
 from simclr.model.simclr import SimCLR
 

@@ -8,21 +8,18 @@ import pytest
 
 from simclr import config as module
 from simclr.augment.operations import PRESETS
+from simclr.choices import LossName, Precision, PresetName
 from simclr.config import (
     AugmentConfig,
     CheckpointConfig,
     DataConfig,
-    ExportFormat,
     LossConfig,
-    LossName,
     OptimConfig,
-    Precision,
-    PresetName,
     TrainConfig,
     WorldConfig,
 )
 from simclr.evaluation.config import EvaluateConfig, FinetuneConfig, Protocol
-from simclr.export import ExportConfig
+from simclr.export import ExportConfig, ExportFormat
 
 CLASSES = [
     value

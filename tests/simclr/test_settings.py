@@ -2,12 +2,12 @@
 
 import pytest
 
+from simclr.choices import Stem
 from simclr.config import (
     CheckpointConfig,
     DataConfig,
     LossConfig,
     ModelConfig,
-    Stem,
     TrainConfig,
     WorldConfig,
 )

@@ -10,15 +10,10 @@ import torch
 from rank_jobs import agreed_reasons, agreed_value
 from ranks import CPU, results_of, run_ranks, start_ranks
 
-from simclr import distributed
-from simclr.distributed import (
-    Rendezvous,
-    StopAgreement,
-    distributed_context,
-    refuse_shared_gpus,
-    rendezvous_from_environment,
-)
+from simclr import rendezvous
+from simclr.distributed import StopAgreement, distributed_context, refuse_shared_gpus
 from simclr.preemption import DeviceFaultError, LostPeerError
+from simclr.rendezvous import Rendezvous, rendezvous_from_environment
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
@@ -77,7 +72,7 @@ def test_threads_follow_what_a_process_was_given(bare_environment, openmp, cores
 )
 def test_errors_are_a_lost_peer_a_device_fault_or_misuse(tmp_path, monkeypatch, text, kind):
     rendezvous = Rendezvous(world_size=2, init_method=f"file://{tmp_path}/meeting")
-    monkeypatch.setattr("simclr.distributed._join", lambda *_: None)
+    monkeypatch.setattr("simclr.distributed.join_process_group", lambda *_: None)
     monkeypatch.setattr("simclr.distributed._abort", lambda: None)
     with pytest.raises((RuntimeError, ValueError)) as event, distributed_context(CPU, rendezvous):
         raise RuntimeError(text)
@@ -146,7 +141,7 @@ def test_a_port_of_another_run_is_passed_over(tmp_path, port):
 
 
 def test_ranks_that_were_never_started_are_waited_for_aloud(port, monkeypatch, caplog):
-    monkeypatch.setattr(distributed, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(rendezvous, "PATIENCE_S", 0.5)
     with (
         pytest.raises(LostPeerError, match="timed out: 1 of 2 ranks have started"),
         distributed_context(replace(CPU, timeout_s=2), meeting(port)[0]),

@@ -22,7 +22,8 @@ from jobs.config import ClusterConfig
 from jobs.study.analysis import published, read_table, tabulate
 from jobs.study.arms import StudyConfig, StudyName
 from jobs.study.report import conclude, write_study
-from simclr.config import DataConfig, EncoderName, ModelConfig
+from simclr.choices import EncoderName
+from simclr.config import DataConfig, ModelConfig
 from simclr.config_io import to_plain
 from simclr.train import train
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from simclr.augment.geometry import blur_matrix, frame_of, mean_of_view, trace_axes, warp
 from simclr.augment.operations import Preset
 from simclr.augment.parameters import ParameterSampler, ViewParameters
-from simclr.config import Rotation
+from simclr.choices import Rotation
 
 NOTHING = Preset("none", {})
 

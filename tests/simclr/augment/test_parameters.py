@@ -16,7 +16,8 @@ from simclr.augment.operations import (
     preset_of,
 )
 from simclr.augment.parameters import ParameterSampler
-from simclr.config import AugmentConfig, Rotation
+from simclr.choices import Rotation
+from simclr.config import AugmentConfig
 
 BANDS = 3
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from simclr.config import EncoderName, ModelConfig
+from simclr.choices import EncoderName
+from simclr.config import ModelConfig
 from simclr.evaluation.baselines import RandomConvolutions, image_statistics, random_encoder
 
 CPU = torch.device("cpu")

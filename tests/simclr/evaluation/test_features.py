@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from simclr.config import EncoderName, ModelConfig, Stem
+from simclr.choices import EncoderName, Stem
+from simclr.config import ModelConfig
 from simclr.distributed import DistributedContext
 from simclr.evaluation.baselines import random_encoder
 from simclr.evaluation.features import FeatureCache, extract_features, store_features

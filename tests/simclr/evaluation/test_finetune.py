@@ -9,7 +9,8 @@ from make_data import packed_arrays
 from torch import nn
 
 from simclr.augment.views import ViewMaker
-from simclr.config import AugmentConfig, EncoderName, ModelConfig, Stem
+from simclr.choices import EncoderName, Stem
+from simclr.config import AugmentConfig, ModelConfig
 from simclr.data.dataset import open_dataset
 from simclr.evaluation.baselines import random_encoder
 from simclr.evaluation.config import FinetuneConfig, Protocol

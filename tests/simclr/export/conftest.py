@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simclr.config import ExportFormat
-from simclr.export import ExportConfig
+from simclr.export import ExportConfig, ExportFormat
 from simclr.export.export import export
 
 

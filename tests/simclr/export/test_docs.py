@@ -17,8 +17,7 @@ import torch
 
 from preprocess.shards.format import sha256_of
 from simclr.checkpoint.manifest import read_checkpoint_manifest, write_manifest
-from simclr.config import ExportFormat
-from simclr.export import ExportConfig
+from simclr.export import ExportConfig, ExportFormat
 from simclr.export.export import export
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"

@@ -15,10 +15,11 @@ from torch import nn
 
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.pretrained import load_pretrained
-from simclr.config import AugmentConfig, EncoderName, ExportFormat, ModelConfig
+from simclr.choices import EncoderName
+from simclr.config import AugmentConfig, ModelConfig
 from simclr.data.dataset import open_dataset
 from simclr.data.loader import Loader
-from simclr.export import ExportConfig
+from simclr.export import ExportConfig, ExportFormat
 from simclr.export import export as module
 from simclr.export.export import export
 from simclr.export.load import load_encoder, read_card

@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
 
-from simclr.config import EncoderName, ModelConfig, Stem
+from simclr.choices import EncoderName, Stem
+from simclr.config import ModelConfig
 from simclr.model.simclr import build_encoder
 from simclr.model.weights import adapt_kernel, load_encoder_file, start_from
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from simclr.config import EncoderName, ModelConfig
+from simclr.choices import EncoderName
+from simclr.config import ModelConfig
 from simclr.monitoring.health import (
     STUCK_STEPS,
     CollapseDetector,

@@ -3,7 +3,8 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simclr.config import EncoderName, ModelConfig, OptimConfig, OptimizerName
+from simclr.choices import EncoderName, OptimizerName
+from simclr.config import ModelConfig, OptimConfig
 from simclr.model.simclr import build_encoder
 from simclr.optim import build_optimizer, step_unless
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from simclr.config import OptimConfig, OptimizerName, RateScaling, Schedule
+from simclr.choices import OptimizerName, RateScaling, Schedule
+from simclr.config import OptimConfig
 from simclr.optim import LARS, build_optimizer, learning_rate, parameter_groups, peak_rate, set_rate
 
 
