@@ -31,7 +31,7 @@ from simclr.choices import Positives, Precision, Stem
 from simclr.config import TrainConfig, require
 from simclr.config_io import binding_settings, config_hash, differing_settings, from_plain, to_plain
 from simclr.data.dataset import ShardDataset, open_dataset
-from simclr.data.loader import Batch, Loader, training_batches
+from simclr.data.loader import Batch, training_batches
 from simclr.data.sampler import (
     DeterministicBatchSampler,
     TemporalPairSampler,
@@ -52,40 +52,6 @@ from simclr.monitoring.metrics import Sink
 from simclr.optim import build_optimizer, learning_rate, peak_rate
 from simclr.preemption import Preempted, StopReason, StopSignal, TrainerHooks
 from simclr.step import StepOutput
-
-
-def about_checkpoint(
-    config: TrainConfig,
-    dataset: dict[str, Any],
-    context: DistributedContext,
-    step: int,
-    num_steps: int,
-) -> CheckpointManifest:
-    """Return the manifest of a checkpoint to be saved, without its files."""
-    return CheckpointManifest(
-        step=step,
-        num_steps=num_steps,
-        world_size=context.size,
-        config=to_plain(config),
-        config_hash=config_hash(config),
-        dataset=dataset,
-        torch=torch.__version__,
-        files={},
-    )
-
-
-def describe_dataset(dataset: ShardDataset, view_size_px: int) -> dict[str, Any]:
-    """Return what a checkpoint remembers of its training patches."""
-    return {
-        "sources": list(dataset.sources),
-        "simulated": dataset.simulated,
-        "fingerprint": dataset.fingerprint,
-        "num_samples": dataset.num_samples,
-        "bands": list(dataset.bands),
-        "view_size_px": view_size_px,
-        "normalisation": dataset.normalisation,
-        "processing_level": {one.source: one.processing_level for one in dataset.manifests},
-    }
 
 
 def refuse_other_run(
@@ -208,17 +174,29 @@ class Trainer:
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
         folder = agreed_checkpoint(self.run_dir, self.context)
-        if folder is None:
-            self._begin()
-        else:
+        model, data = self.config.model, self.config.data
+        if folder:
             self._restore(folder)
+        elif model.weights:
+            start_from(
+                self.network.encoder, Path(model.weights), self.dataset.bands, model.weights_bands
+            )
         if self.context.is_main:
             self._metrics.rewind(self.step)
             if self.pair_sampler:
                 held, num = self.pair_sampler.num_seasonal, self.pair_sampler.num_places
                 _log.info("positives are seasons: %d of %d places have two dates", held, num)
             self._hooks.on_start(self.step)
-        self.loader = self._loader()
+        self.loader = training_batches(
+            self.dataset,
+            self.sampler,
+            self.pair_sampler,
+            start_step=self.step,
+            num_steps=self.num_steps,
+            device=self.context.device,
+            num_threads=data.num_threads,
+            num_slots=data.num_slots,
+        )
         self.batches: Iterator[Batch] = iter(self.loader)
         self._hooks.on_step(self.step)
 
@@ -279,7 +257,7 @@ class Trainer:
         for pause_s in (*SAVE_PAUSES_S, None):
             try:
                 if self._saved is None or self._saved.name != folder_name(self.step):
-                    self._saved = self._saver.save(self._state(), self._about())
+                    self._saved = self._saver.save(self._state(), self._manifest())
                 if wait:
                     self._saver.wait()
             except CheckpointError as error:
@@ -323,13 +301,6 @@ class Trainer:
         asked = self._stop.reason if self._stop else StopReason.NONE
         return max(asked, StopReason.SAVE_FAILED) if self._saver.has_failed else asked
 
-    def _begin(self) -> None:
-        model = self.config.model
-        if model.weights:
-            start_from(
-                self.network.encoder, Path(model.weights), self.dataset.bands, model.weights_bands
-            )
-
     def _restore(self, folder: Path) -> None:
         manifest = read_checkpoint_manifest(folder)
         refuse_other_run(self.config, self.dataset, manifest)
@@ -350,9 +321,28 @@ class Trainer:
             "metrics": self._metrics.state(),
         }
 
-    def _about(self) -> CheckpointManifest:
-        dataset = describe_dataset(self.dataset, self.views.view_size_px)
-        return about_checkpoint(self.config, dataset, self.context, self.step, self.num_steps)
+    def _manifest(self) -> CheckpointManifest:
+        """Return the origin of a checkpoint of this step, without its files."""
+        dataset = self.dataset
+        return CheckpointManifest(
+            step=self.step,
+            num_steps=self.num_steps,
+            world_size=self.context.size,
+            config=to_plain(self.config),
+            config_hash=config_hash(self.config),
+            dataset={
+                "sources": list(dataset.sources),
+                "simulated": dataset.simulated,
+                "fingerprint": dataset.fingerprint,
+                "num_samples": dataset.num_samples,
+                "bands": list(dataset.bands),
+                "view_size_px": self.views.view_size_px,
+                "normalisation": dataset.normalisation,
+                "processing_level": {one.source: one.processing_level for one in dataset.manifests},
+            },
+            torch=torch.__version__,
+            files={},
+        )
 
     def _pin_if_best(self) -> None:
         if self._is_best and self.context.is_main:
@@ -368,19 +358,6 @@ class Trainer:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "chance_level": chance_level(self.sampler.global_batch_size, self.config.loss),
         }
-
-    def _loader(self) -> Loader:
-        data = self.config.data
-        return training_batches(
-            self.dataset,
-            self.sampler,
-            self.pair_sampler,
-            start_step=self.step,
-            num_steps=self.num_steps,
-            device=self.context.device,
-            num_threads=data.num_threads,
-            num_slots=data.num_slots,
-        )
 
 
 def with_precision(config: TrainConfig, context: DistributedContext, side_px: int) -> TrainConfig:

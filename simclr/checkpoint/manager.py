@@ -37,8 +37,11 @@ from simclr.distributed import DistributedContext, from_main_rank
 from simclr.preemption import TrainerHooks
 
 BEST_NAME = "best.json"
+LATEST = "latest"  # for people and scripts; loading looks for the newest whole one itself
 
 _REMOVING_PREFIX = ".removing-"
+
+_log = logging.getLogger("simclr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +77,19 @@ def best(run_dir: Path) -> Best | None:
     return found if (run_dir / CHECKPOINTS / folder_name(found.step)).is_dir() else None
 
 
-def prune(run_dir: Path, keep: int, best_step: int | None = None) -> None:
-    """Remove all checkpoints but the newest ``keep``, at least two, and that of ``best_step``."""
+def prune(run_dir: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest ``keep``, at least two, and the pinned one."""
+    pinned = best(run_dir)
     folders = sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN))
     # One alone may turn out damaged, and there would be nothing to go back to.
     for folder in folders[: -max(keep, 2)]:
-        if best_step is None or folder.name != folder_name(best_step):
-            discard(folder)
+        if pinned is None or folder.name != folder_name(pinned.step):
+            _discard(folder)
 
 
-def discard(folder: Path) -> None:
-    """Take a checkpoint out of the readers' sight, then away: a kill between leaves no half one.
-
-    A failure is no fault of the run: on NFS a folder cannot go while somebody reads a file of it.
-    The next attempt sweeps what is left.
-    """
+def _discard(folder: Path) -> None:
+    # First out of the readers' sight: a kill between the two leaves no half checkpoint. On NFS a
+    # folder cannot go while somebody reads a file of it; the next attempt sweeps what is left.
     doomed = folder.with_name(f"{_REMOVING_PREFIX}{folder.name}")
     shutil.rmtree(doomed, ignore_errors=True)  # a namesake that a killed attempt left
     try:
@@ -134,11 +135,11 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be saved, on whichever rank; older ones are as they were."""
 
 
-class Together:
-    """The ranks of a run while they save.
+class SaveGroup:
+    """The ranks of a run while they save, in a process group of their own.
 
-    They communicate through a group of their own: a save beside the training loop must not meet the
-    loop's collectives, which follow another order on every rank.
+    A save beside the training loop must not meet the loop's collectives, which follow another order
+    on every rank.
     """
 
     def __init__(self, context: DistributedContext) -> None:
@@ -148,49 +149,27 @@ class Together:
         if context.size > 1:
             self._group = dist.new_group(backend="gloo", timeout=context.timeout)
 
-    def do(self, action: Callable[[], object]) -> None:
-        """Run an action on every rank and wait for all.
+    def run_on_main(self, action: Callable[[], object]) -> None:
+        """Run an action on the main rank, and let all ranks wait for it.
 
         Raises:
-            CheckpointError: it failed somewhere; raised on all ranks, with the words of the first.
+            CheckpointError: it failed; raised on all ranks, with the same message.
         """
-        failure = None
-        try:
-            action()
-        except Exception as error:  # the peers would wait for ever; raised below
-            failure = error
-        troubles = [text for text in self._gathered(self._in_words(failure)) if text]
-        if troubles:
-            raise CheckpointError(troubles[0]) from failure
+        failure, message = None, ""
+        if self.context.is_main:
+            try:
+                action()
+            except Exception as error:  # the others would wait for ever; raised below
+                failure, message = error, f"rank 0 on {socket.gethostname()}: {error}"
+        if message := self.from_main(message):
+            raise CheckpointError(message) from failure
 
-    def do_on_main(self, action: Callable[[], object]) -> None:
-        """Run an action on the main rank only, and let all ranks wait for it."""
-        self.do(action if self.context.is_main else _nothing)
-
-    def told_by_main(self, text: str) -> str:
+    def from_main(self, text: str) -> str:
         """Return rank 0's text on every rank."""
-        return self._gathered(text)[0]
-
-    def _gathered(self, text: str) -> list[str]:
-        if self._group is None:
-            return [text]
-        texts = [""] * self.context.size
-        dist.all_gather_object(texts, text, group=self._group)
-        return texts
-
-    def _in_words(self, failure: Exception | None) -> str:
-        if failure is None:
-            return ""
-        return f"rank {self.context.rank} on {socket.gethostname()}: {failure}"
-
-
-def _nothing() -> None:
-    """Take part in a step without anything to do."""
-
-
-LATEST = "latest"
-
-_log = logging.getLogger("simclr")
+        box = [text]
+        if self._group is not None:
+            dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
 
 
 class Saver:
@@ -207,7 +186,7 @@ class Saver:
         hooks: TrainerHooks,
     ) -> None:
         self._run_dir, self._keep, self._hooks = run_dir, config.keep, hooks
-        self._together = Together(context)
+        self._ranks = SaveGroup(context)
         self._beside = ThreadPoolExecutor(1, "save") if config.asynchronous else None
         self._under_way: Future[None] | None = None
 
@@ -231,7 +210,7 @@ class Saver:
             CheckpointError: this save failed, or the one before it, on any rank.
         """
         self.wait()
-        context = self._together.context
+        context = self._ranks.context
         if context.is_main and (self._beside or context.device.type == "cuda"):
             state = host_copy(state)
         if self._beside is None:
@@ -251,62 +230,38 @@ class Saver:
             save.result()
 
     def _write(self, state: dict[str, Any], about: CheckpointManifest) -> None:
+        final = self._run_dir / CHECKPOINTS / folder_name(about.step)
+        # A name of its own: a former attempt that still lives may be saving the same step.
+        name = f"{SAVING_PREFIX}{final.name}-{secrets.token_hex(4)}"
         try:
-            write_checkpoint(self._run_dir, state, about, self._together, self._hooks)
+            self._ranks.run_on_main(lambda: self._publish(final.with_name(name), state, about))
         except CheckpointError as error:
             raise CheckpointError(
-                f"step {about.step} could not be saved in {self._run_dir / CHECKPOINTS}: "
+                f"step {about.step} could not be saved in {final.parent}: "
                 f"{error}; older checkpoints are untouched, the same command continues from them"
             ) from error.__cause__
-        pinned = best(self._run_dir)
-        step = pinned.step if pinned else None
-        self._together.do_on_main(lambda: prune(self._run_dir, self._keep, step))
+        self._ranks.run_on_main(lambda: prune(self._run_dir, self._keep))
 
-
-def write_checkpoint(
-    run_dir: Path,
-    state: dict[str, Any],
-    about: CheckpointManifest,
-    ranks: Together,
-    hooks: TrainerHooks,
-) -> None:
-    """Write, then publish; every rank calls it at the same step.
-
-    Only when all files are on the device does rank 0 write the manifest, ask the hooks,
-    rename the folder to its name and move ``latest``. A kill at any moment leaves older ones alone.
-
-    Raises:
-        CheckpointError: a rank could not write, or the hooks refused.
-    """
-    final = run_dir / CHECKPOINTS / folder_name(about.step)
-    # A name of its own: a former attempt that still lives may be saving the same step.
-    name = ranks.told_by_main(f"{SAVING_PREFIX}{final.name}-{secrets.token_hex(4)}")
-    folder = final.with_name(name)
-    try:
-        # One action after the other, each awaited by all: whoever fails, nobody is left waiting in
-        # a collective, and all raise the same words.
-        ranks.do_on_main(lambda: folder.mkdir(parents=True))
-        ranks.do_on_main(lambda: _write_state(folder / STATE_NAME, state))
-        ranks.do_on_main(lambda: _publish(folder, final, about, hooks))
-    except CheckpointError:
-        if ranks.context.is_main:
+    def _publish(self, folder: Path, state: dict[str, Any], about: CheckpointManifest) -> None:
+        """Write, then rename to the final name; a kill at any moment leaves older ones alone."""
+        final = folder.with_name(folder_name(about.step))
+        folder.mkdir(parents=True)
+        try:
+            _write_state(folder / STATE_NAME, state)
+            write_manifest(folder, replace(about, files=describe_files(folder)))
+            # After the folder was made, not before: see ``sweep``.
+            self._hooks.before_publish()
+            if _is_whole(final):
+                shutil.rmtree(folder)  # a restart may meet a step that is saved already
+            else:
+                publish(folder, final)
+        except Exception:
             shutil.rmtree(folder, ignore_errors=True)  # make room again
-        raise
-
-
-def _publish(folder: Path, final: Path, about: CheckpointManifest, hooks: TrainerHooks) -> None:
-    write_manifest(folder, replace(about, files=describe_files(folder)))
-    # After the folder was made, not before: see retention.sweep.
-    hooks.before_publish()
-    if _is_whole(final):
-        shutil.rmtree(folder)  # a restart may meet a step that is saved already
-    else:
-        publish(folder, final)
-    try:
-        # for people and scripts; loading looks for the newest whole one itself
-        write_text(final.parent / LATEST, final.name + "\n")
-    except OSError as error:
-        _log.warning("%s is saved, but %s could not be written: %s", final.name, LATEST, error)
+            raise
+        try:
+            write_text(final.parent / LATEST, final.name + "\n")
+        except OSError as error:
+            _log.warning("%s is saved, but %s could not be written: %s", final.name, LATEST, error)
 
 
 def _is_whole(final: Path) -> bool:
@@ -317,12 +272,12 @@ def _is_whole(final: Path) -> bool:
         verify(final)
     except ValueError as error:
         _log.warning("checkpoint replaced: %s", error)
-        rename_bad(final)
+        _rename_bad(final)
         return False
     return True
 
 
-def rename_bad(folder: Path) -> None:
+def _rename_bad(folder: Path) -> None:
     """Rename a damaged checkpoint out of the readers' sight; a person may want to look at it."""
     name = f"bad-{folder.name}"
     taken = len(list(folder.parent.glob(f"{name}*")))
@@ -363,7 +318,7 @@ def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
         except ValueError as error:
             _log.warning("checkpoint passed over: %s", error)
             if set_aside:
-                rename_bad(folder)
+                _rename_bad(folder)
         else:
             return folder
     if folders:

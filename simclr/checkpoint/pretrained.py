@@ -19,6 +19,7 @@ from simclr.checkpoint.manifest import (
     CheckpointManifest,
     folder_name,
     read_checkpoint_manifest,
+    step_of,
     verify,
 )
 from simclr.config import TrainConfig
@@ -88,8 +89,7 @@ def load_pretrained(run_dir: Path, device: torch.device, step: int = 0) -> Pretr
 
 def saved_steps(run_dir: Path) -> list[int]:
     """Return the steps of the checkpoints of a run, valid or not, in order."""
-    folders = (run_dir / CHECKPOINTS).glob(FOLDER_PATTERN)
-    return sorted(int(folder.name.rpartition("-")[2]) for folder in folders)
+    return sorted(map(step_of, (run_dir / CHECKPOINTS).glob(FOLDER_PATTERN)))
 
 
 def _checkpoint_of(run_dir: Path, step: int) -> Path:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ranks import CPU
 
-from simclr.checkpoint import manager as retention
+from simclr.checkpoint import manager
 from simclr.checkpoint.manager import (
     CheckpointError,
     Saver,
@@ -171,12 +171,12 @@ def test_no_order_of_two_attempts_lets_the_former_publish_behind_the_choice(run_
 
 
 def test_a_pinned_checkpoint_outlives_newer_ones(run_dir, context):
-    retention.pin(run_dir, 10, 0.8, "k-NN")
+    manager.pin(run_dir, 10, 0.8, "k-NN")
     for step in (40, 50):
         save(run_dir, context, step, keep=2)
     folders = [name for name in names(run_dir) if name.startswith("step")]
     assert folders == [folder_name(step) for step in (10, 40, 50)]
-    assert retention.best(run_dir) == retention.Best(10, 0.8, "k-NN")
+    assert manager.best(run_dir) == manager.Best(10, 0.8, "k-NN")
 
 
 def test_a_save_beside_the_loop_keeps_the_state_of_its_step(tmp_path, context):

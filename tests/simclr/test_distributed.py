@@ -1,35 +1,21 @@
 """Who is in the world, and what they agree on."""
 
 import os
-import socket
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 import torch
 from rank_jobs import agreed_reasons, agreed_value
-from ranks import CPU, results_of, run_ranks, start_ranks
+from ranks import CPU, run_ranks
 
-from simclr import rendezvous
 from simclr.distributed import StopAgreement, distributed_context, refuse_shared_gpus
 from simclr.preemption import DeviceFaultError, LostPeerError
-from simclr.rendezvous import Rendezvous, rendezvous_from_environment
-
-TORCHRUN = {
-    "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
-    "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
-}  # fmt: skip
+from simclr.rendezvous import Rendezvous
 
 
-@pytest.fixture
-def bare_environment(monkeypatch):
-    for name in TORCHRUN:
-        monkeypatch.delenv(name, raising=False)
-    return monkeypatch
-
-
-def test_without_a_launcher_the_world_is_this_process(bare_environment):
-    assert rendezvous_from_environment() == Rendezvous()
+def test_a_single_rank_agrees_with_itself(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
     with distributed_context(CPU) as context:
         assert (context.rank, context.size, context.is_main) == (0, 1, True)
         assert context.all_reduce_max(5) == 5
@@ -45,8 +31,8 @@ def test_without_a_launcher_the_world_is_this_process(bare_environment):
         ("1", 1, 3, 3),  # world.threads_per_rank is the last word
     ],
 )
-def test_threads_follow_what_a_process_was_given(bare_environment, openmp, cores, wanted, threads):
-    bare_environment.setenv("OMP_NUM_THREADS", openmp)
+def test_threads_follow_what_a_process_was_given(monkeypatch, openmp, cores, wanted, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", openmp)
     before = torch.get_num_threads()
     try:
         with distributed_context(replace(CPU, threads_per_rank=wanted), Rendezvous(cores=cores)):
@@ -79,18 +65,6 @@ def test_errors_are_a_lost_peer_a_device_fault_or_misuse(tmp_path, monkeypatch, 
     assert type(event.value) is kind
 
 
-def test_torchruns_variables_are_understood(bare_environment):
-    for name, value in TORCHRUN.items():
-        bare_environment.setenv(name, value)
-    assert rendezvous_from_environment() == Rendezvous(3, 1, 8, 2, "env://")
-
-
-def test_half_a_launch_is_refused_instead_of_training_alone(bare_environment):
-    bare_environment.setenv("RANK", "0")
-    with pytest.raises(ValueError, match="RANK set but WORLD_SIZE, LOCAL_RANK"):
-        rendezvous_from_environment()
-
-
 def test_all_ranks_agree_on_the_largest_value(tmp_path):
     assert run_ranks(agreed_value, 3, tmp_path) == [2, 2, 2]
 
@@ -105,49 +79,6 @@ def test_one_rank_needs_no_agreement_and_learns_its_reason_at_once():
     agreement = StopAgreement(torch.device("cpu"), lambda: 2, delay=1)
     assert agreement.gather_rows(rows) is rows
     assert agreement.largest() == 2
-
-
-def meeting(port, world_size=2):
-    return [
-        Rendezvous(rank, rank, world_size, world_size, f"tcp://127.0.0.1:{port}", token="7-0")
-        for rank in range(world_size)
-    ]
-
-
-@pytest.fixture
-def port():
-    """Return the first of some free ports in a row."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def met(tmp_path, rendezvous):
-    started = start_ranks(agreed_value, 2, tmp_path, among=rendezvous)
-    return results_of(started)
-
-
-def test_a_port_that_another_program_listens_at_is_passed_over(tmp_path, port):
-    with socket.socket() as stranger:
-        stranger.bind(("127.0.0.1", port))
-        stranger.listen()
-        assert met(tmp_path, meeting(port)) == [1, 1]
-
-
-def test_a_port_of_another_run_is_passed_over(tmp_path, port):
-    other = torch.distributed.TCPStore("127.0.0.1", port, 2, True, wait_for_workers=False)
-    other.set("run", "6-0")
-    assert met(tmp_path, meeting(port)) == [1, 1]
-
-
-def test_ranks_that_were_never_started_are_waited_for_aloud(port, monkeypatch, caplog):
-    monkeypatch.setattr(rendezvous, "PATIENCE_S", 0.5)
-    with (
-        pytest.raises(LostPeerError, match="timed out: 1 of 2 ranks have started"),
-        distributed_context(replace(CPU, timeout_s=2), meeting(port)[0]),
-    ):
-        pass
-    assert "waiting for ranks: 1 of 2 have started" in caplog.text
 
 
 def test_ranks_that_share_a_gpu_are_refused_with_their_numbers():

@@ -5,10 +5,20 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from simclr.choices import OptimizerName, RateScaling, Schedule
-from simclr.config import OptimConfig
-from simclr.optim import LARS, build_optimizer, learning_rate, parameter_groups, peak_rate, set_rate
+from simclr.choices import EncoderName, OptimizerName, RateScaling, Schedule
+from simclr.config import ModelConfig, OptimConfig
+from simclr.model.simclr import build_encoder
+from simclr.optim import (
+    LARS,
+    build_optimizer,
+    learning_rate,
+    parameter_groups,
+    peak_rate,
+    set_rate,
+    step_unless,
+)
 
 
 def test_the_cosine_starts_at_the_peak_and_ends_next_to_zero():
@@ -110,3 +120,27 @@ def test_a_cosine_of_given_length_ends_there_and_stays_at_zero():
     config = OptimConfig(decay_steps=1000)
     shares = [learning_rate(step, 15680, 0, config) for step in (0, 500, 1000, 1500, 15679)]
     assert shares == pytest.approx([1, 0.5, 0, 0, 0])
+
+
+class Calls(TorchDispatchMode):
+    """Collects the names of all calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_lars_takes_at_most_thirty_calls_and_no_wait():
+    model = build_encoder(ModelConfig(encoder=EncoderName.resnet152), 12)
+    optimizer = build_optimizer(model, OptimConfig(name=OptimizerName.lars), 0.1)
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    step_unless(optimizer, torch.tensor(0.0))  # makes the momenta
+    with Calls() as calls:
+        step_unless(optimizer, torch.tensor(0.0))
+    assert len(calls.names) <= 30, calls.names
+    assert "aten::_local_scalar_dense" not in calls.names
