@@ -1,7 +1,8 @@
 """The only module that imports rasterio: reads and writes pixels with their grid.
 
 Sources call it within ``session()``. What a file says of itself by tags, masks and side files is
-honoured; what another installation of GDAL or PROJ left in the environment is not.
+honoured; what another installation of GDAL or PROJ left in the environment is not. A file that is
+missing or unreadable raises ``PatchError``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import lcm
 from pathlib import Path
@@ -47,11 +48,8 @@ from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError  # 
 from rasterio.warp import transform as reproject  # noqa: E402
 from rasterio.windows import Window  # noqa: E402
 
-from preprocess.shards.format import (  # noqa: E402
-    NODATA,
-    PatchError,
-    Transform,
-)
+from preprocess.grid import Crs, Grid  # noqa: E402
+from preprocess.shards.format import NODATA, PatchError, Transform  # noqa: E402
 
 # GDAL's own default is a twentieth of the machine's memory, whatever the job was granted. This much
 # holds the blocks that one column of patches crosses, in all bands of a product. In bytes: rasterio
@@ -72,106 +70,6 @@ _WORLD_FILES = (".tfw", ".tifw", ".wld")
 
 Box = tuple[int, int, int, int]  # column, row, width, height in pixels
 Classes = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Crs:
-    """A coordinate system, judged by what it is: codes are missing from many.
-
-    Attributes:
-        epsg: code; 0 where the registry has none, and for a file without a coordinate system.
-        wkt: well-known text where there is no code.
-        unit_m: metres of a unit; 0 where units are degrees or unknown.
-        mercator: metres are the ground's at the equator only.
-    """
-
-    epsg: int = 0
-    wkt: str = ""
-    unit_m: float = 0.0
-    mercator: bool = False
-
-    def __str__(self) -> str:
-        """Return how messages name it."""
-        if self.epsg:
-            return f"EPSG {self.epsg}"
-        named = self.wkt.split('"')[1:2]
-        return f"CRS {named[0]}" if named else "no CRS"
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """Where a raster, or a window of it, lies.
-
-    Attributes:
-        transform: affine a b c d e f of the upper left pixel, in units of the CRS.
-        crs: coordinate system.
-        width: pixels in a row of the file.
-        height: rows of the file.
-        scales: scale and offset of each band's values, as the tags say; (1, 0) without.
-    """
-
-    transform: Transform
-    crs: Crs
-    width: int
-    height: int
-    scales: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def epsg(self) -> int:
-        """Code of the coordinate system; 0 without one."""
-        return self.crs.epsg
-
-    @property
-    def corner(self) -> tuple[Crs, float, float]:
-        """Where it begins; resolutions differ between bands, the upper left corner must not."""
-        return self.crs, self.transform[2], self.transform[5]
-
-    @property
-    def boa_offset(self) -> int | None:
-        """What scale and offset tags say must be added to digital numbers; None without tags.
-
-        Reflectance is scale x number + offset: 0.0001 and -0.1 say that 1000 is in the numbers.
-
-        Raises:
-            ValueError: values are of another scale, or bands of several.
-        """
-        if all(pair == (1, 0) for pair in self.scales):
-            return None
-        if any(abs(scale * 10000 - 1) > 1e-6 for scale, _ in self.scales):
-            scale, offset = next(pair for pair in self.scales if pair != (1, 0))
-            raise ValueError(
-                f"its tags say that values are {scale:g} x number + {offset:g}; export reflectance "
-                "x 10000, or remove the tags if they are wrong"
-            )
-        added = {round(offset / scale) for scale, offset in self.scales}
-        if len(added) > 1:
-            raise ValueError(f"its tags say that bands have different offsets, {sorted(added)}")
-        return added.pop()
-
-    def fault(self, size_m: float, slack: float = 0.0) -> str:
-        """Say why pixels are not upright squares of ``size_m`` on the ground; empty if they are.
-
-        A file without a CRS says nothing of metres.
-
-        Args:
-            size_m: side of a pixel in metres.
-            slack: share by which sides may differ from it.
-        """
-        if self.crs == Crs():
-            return ""
-        a, b, _, d, e, _ = self.transform
-        if not self.crs.unit_m:
-            return f"lies in {self.crs}, whose units are no metres ({a:g} x {-e:g} a pixel)"
-        if b or d:
-            return f"is rotated (transform {a:g} {b:g} {d:g} {e:g})"
-        if a < 0 or e > 0:
-            return f"is {'south-up' if e > 0 else 'mirrored'} (pixels of {a:g} x {e:g})"
-        if self.crs.mercator:
-            return f"lies in {self.crs} (a Mercator projection), whose metres are not the ground's"
-        width, height = a * self.crs.unit_m, -e * self.crs.unit_m
-        if max(abs(width / size_m - 1), abs(height / size_m - 1)) > slack + 1e-9:
-            return f"has pixels of {width:g} x {height:g} m by {self.crs}, not of {size_m:g} m"
-        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +108,8 @@ class ForeignRaster:
 def session() -> Iterator[None]:
     """Read many small files within this context.
 
-    GDAL does not list the folder of every file it opens; what GDAL says of a bad file is part of
-    the error and not logged a second time. Files that stay open between windows are closed at the
-    end.
+    What GDAL says of a bad file is part of the error and not logged a second time. Files that stay
+    open between windows are closed at the end.
 
     Raises:
         ValueError: PROJ knows no coordinate system, so that all files would seem to have none.
@@ -232,37 +129,25 @@ def session() -> Iterator[None]:
 def read_raster(path: Path, window: Box | None = None) -> Raster:
     """Read all bands of a uint16 raster, whole or a window of it.
 
-    Raises:
-        PatchError: the file is missing, unreadable, truncated, not uint16, or marks nodata by
-            another value than 0.
-    """
-    with _errors_named(path), _open(path) as dataset:
-        return _read(path, dataset, _grid(dataset), window)
-
-
-def read_window(path: Path, window: Box) -> Raster:
-    """Read a window like ``read_raster`` and leave the file open for the next one.
-
-    For large rasters of which every part is read in turn: opening a JPEG 2000 file of a product and
+    After a window the file stays open for the next one: opening a JPEG 2000 file of a product and
     decoding a block of it cost much more than the patch that is cut from it.
 
     Raises:
-        PatchError: as ``read_raster``.
+        PatchError: it is not uint16, or marks nodata by another value than 0.
     """
     with _errors_named(path):
-        return _read(path, *_held(path), window)
+        if window:
+            return _read(path, *_held(path), window)
+        with _open(path) as dataset:
+            return _read(path, dataset, _grid(dataset), window)
 
 
 def read_foreign(path: Path, window: Box | None = None) -> ForeignRaster:
-    """Read all bands of any raster, whole or a window of it.
-
-    Raises:
-        PatchError: the file is missing, unreadable or truncated.
-    """
+    """Read all bands of any raster, whole or a window of it; the file stays open."""
     with _errors_named(path):
         dataset, grid = _held(path)
         return ForeignRaster(
-            pixels=dataset.read(window=Window(*window) if window else None),
+            pixels=dataset.read(window=_window(window)),
             valid=_valid(dataset, window),
             nodata=tuple(dataset.nodatavals),
             names=tuple(name or "" for name in dataset.descriptions),
@@ -271,33 +156,21 @@ def read_foreign(path: Path, window: Box | None = None) -> ForeignRaster:
 
 
 def read_classes(path: Path, window: Box | None = None) -> Classes:
-    """Read a map of classes, (height, width) uint8; the file stays open for further windows.
-
-    Raises:
-        PatchError: the file is missing, unreadable, or not uint8.
-    """
+    """Read a map of classes, (height, width) uint8; the file stays open for further windows."""
     with _errors_named(path):
         dataset, _ = _held(path)
         _check_values(path, dataset, "uint8")
-        return np.asarray(dataset.read(1, window=Window(*window) if window else None))
+        return np.asarray(dataset.read(1, window=_window(window)))
 
 
 def read_coarse(path: Path, size_px: int) -> npt.NDArray[Any]:
-    """Read the first band as (size_px, size_px), whatever its size, from an overview if it has one.
-
-    Raises:
-        PatchError: the file is missing or unreadable.
-    """
+    """Read the first band as (size_px, size_px), from an overview if there is one."""
     with _errors_named(path), _open(path) as dataset:
         return np.asarray(dataset.read(1, out_shape=(size_px, size_px)))
 
 
 def read_grid(path: Path) -> Grid:
-    """Return where the pixels of a raster lie without reading any.
-
-    Raises:
-        PatchError: the file is missing or unreadable.
-    """
+    """Return where the pixels of a raster lie without reading any."""
     with _errors_named(path), _open(path) as dataset:
         return _grid(dataset)
 
@@ -348,7 +221,7 @@ def _read(path: Path, dataset: rasterio.DatasetReader, grid: Grid, window: Box |
         _ = grid.boa_offset
     except ValueError as error:
         raise PatchError(path, str(error)) from error
-    pixels = dataset.read(window=Window(*window) if window else None)
+    pixels = dataset.read(window=_window(window))
     valid = _valid(dataset, window)
     if valid is not None:
         pixels[:, ~valid] = NODATA
@@ -363,7 +236,7 @@ def _valid(dataset: rasterio.DatasetReader, window: Box | None) -> npt.NDArray[n
     flags = dataset.mask_flag_enums[0]
     if MaskFlags.per_dataset not in flags or MaskFlags.alpha in flags:
         return None
-    mask = dataset.read_masks(1, window=Window(*window) if window else None)
+    mask = dataset.read_masks(1, window=_window(window))
     return np.asarray(mask != 0)
 
 
@@ -397,11 +270,15 @@ def _grid(dataset: rasterio.DatasetReader) -> Grid:
 
 
 def _check_values(path: Path, dataset: rasterio.DatasetReader, expected: str) -> None:
-    unexpected = [dtype for dtype in dataset.dtypes if dtype != expected]
-    if unexpected:
-        raise PatchError(path, f"pixels are {unexpected[0]}, not {expected}")
+    for dtype in dataset.dtypes:
+        if dtype != expected:
+            raise PatchError(path, f"pixels are {dtype}, not {expected}")
     if dataset.nodata not in (None, NODATA):
         raise PatchError(path, f"nodata is {dataset.nodata:g}; only {NODATA} can be stored")
+
+
+def _window(box: Box | None) -> Window | None:
+    return Window(*box) if box else None
 
 
 def _moved(grid: Grid, window: Box | None) -> Grid:
@@ -409,7 +286,7 @@ def _moved(grid: Grid, window: Box | None) -> Grid:
         return grid
     (a, b, c, d, e, f), (column, row) = grid.transform, window[:2]
     corner = (a, b, c + a * column + b * row, d, e, f + d * column + e * row)
-    return Grid(corner, grid.crs, grid.width, grid.height, grid.scales)
+    return replace(grid, transform=corner)
 
 
 @lru_cache(maxsize=256)
@@ -472,9 +349,6 @@ def keep_squares(source: Path, target: Path, squares: npt.NDArray[np.bool_], siz
             that hold nothing else.
         squares: (columns, rows), counted from the upper left corner.
         size_px: side of a square.
-
-    Raises:
-        PatchError: the file is unreadable.
     """
     block_px = lcm(size_px, 16)  # TIFF blocks are multiples of 16
     with _errors_named(source), session(), _open(source) as dataset:

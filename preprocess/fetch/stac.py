@@ -24,26 +24,22 @@ from pystac_client.stac_api_io import StacApiIO
 from preprocess.bands import L2A_BANDS, canonical_name
 from preprocess.fetch.config import EARTH_SEARCH, FetchConfig, parse_interval, read_polygons
 from preprocess.fetch.http import FetchError, Http, shown
+from preprocess.radiometry import baseline_of
 from preprocess.shards.atomic_io import write_text
+from preprocess.sources.l2a import OTHER_DATES, REPEATED, newest_processing
+from preprocess.sources.stac_cog import Item, product_of, stated_time
 from preprocess.tiling import Degrees, Flags, TileGrid, in_boxes
 
 SCL = "SCL"
-OTHER_DATES = "acquired outside the dates"
 OTHER_TILE = "a tile that is not asked for"
 OTHER_ORBIT = "an orbit that is not asked for"
-REPEATED = "another processing of the same acquisition is taken"
 NO_GROUND = "no ground of the area that this tile owns"
 _PAGE = 100  # items; a page of Earth Search is then about 2 MB
 # the two forms of names that packing reads: S2A_10SFH_20190715_0_L2A, and ESA's product names
 _ID = re.compile(r"S2[A-D]_(?:MSIL2A_[\dT]+_.*?_T)?(?P<tile>\d{1,2}[C-X][A-Z]{2})_[\w.-]+")
 _ORBIT = re.compile(r"_N\d{4}_R(\d{3})_")
-_BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
-_PRODUCT_KEYS = ("s2:product_uri", "sentinel:product_id", "s2:product_id")
-
 # what pystac raises for JSON that is no STAC differs by what is wrong with it
 _NO_STAC = (APIError, ClientTypeError, STACError, KeyError, TypeError, ValueError, AttributeError)
-
-Item = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +172,7 @@ def _items(pages: Iterable[dict[str, Any]], url: str) -> dict[str, Item]:
 def judge(scenes: Iterable[Scene], config: FetchConfig) -> list[Scene]:
     """Return scenes with the reason why one is not taken, from what the search tells."""
     known = list(scenes)
-    newest: dict[tuple[str, str], str] = {}
-    for scene in known:
-        if not scene.reason:
-            key = (scene.tile, scene.acquired)
-            newest[key] = max(newest.get(key, scene.baseline), scene.baseline, key=_esa_first)
+    newest = newest_processing((s.tile, s.acquired, s.baseline) for s in known if not s.reason)
     # B01 is the coarsest band: packing reads from it where nodata is
     wanted = list(dict.fromkeys([*(config.bands or L2A_BANDS), "B01"]))
     judged = []
@@ -211,18 +203,12 @@ def _against(scene: Scene, config: FetchConfig, wanted: list[str]) -> str:
     return f"its item has no GeoTIFF of {', '.join(missing)}" if missing else ""
 
 
-def _esa_first(baseline: str) -> str:
-    return "" if baseline == "99.99" else baseline  # somebody's own run of the processor
-
-
 def _scene(item: Item, api_url: str) -> Scene:
     """Return what an item tells; one that lacks what every scene has is a scene with a reason."""
     name = str(item["id"])
     properties, assets = item.get("properties") or {}, item.get("assets") or {}
-    product = next((str(properties[k]) for k in _PRODUCT_KEYS if properties.get(k)), name)
-    product = product.removesuffix(".SAFE") + "_"
-    found, orbit, baseline = _ID.fullmatch(name), _ORBIT.search(product), _BASELINE.search(product)
-    acquired = re.sub(r"\.\d+Z$", "Z", str(properties.get("datetime") or ""))
+    product, acquired = product_of(name, properties), stated_time(properties)
+    found, orbit = _ID.fullmatch(name), _ORBIT.search(product)
     number = properties.get("sat:relative_orbit") or (orbit[1] if orbit else 0)
     cloud = properties.get("eo:cloud_cover")
     reason = ""
@@ -238,7 +224,7 @@ def _scene(item: Item, api_url: str) -> Scene:
         acquired=acquired,
         orbit=int(number),
         cloud=None if cloud is None else float(cloud),
-        baseline=f"{baseline[1]}.{baseline[2]}" if baseline else stated,
+        baseline=baseline_of(product) or stated,
         urls=dict(_rasters(assets, _self_url(item, api_url))),
         reason=reason,
     )

@@ -1,4 +1,4 @@
-"""The interface of a source, and what sources share: walks over folders, names of files, lists."""
+"""The interface of a source, and what sources share: bands, walks over folders, names, lists."""
 
 from __future__ import annotations
 
@@ -9,13 +9,27 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
-from preprocess.bands import canonical_name
-from preprocess.shards.format import Dropped, Patch, PatchRef, ShardLayout
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.bands import L2A_BANDS, canonical_name, canonical_names, native_groups
+from preprocess.grid import Grid
+from preprocess.raster import Raster, read_raster
+from preprocess.shards.format import Dropped, GroupLayout, Patch, PatchError, PatchRef, ShardLayout
+from preprocess.tiling import PATCH_SIDE_M, window_of
+
+Groups = tuple[GroupLayout, ...]
+
+# ESA's name of a product, from the satellite to the time that tells processings apart
+PRODUCT = re.compile(
+    r"S2[A-D]_MSI(?P<level>L[12][AC])_(?P<acquired>\d{8}T\d{6})_N\d{4}_R\d{3}"
+    r"_T(?P<tile>\d{2}[A-Z]{3})_\d{8}T\d{6}"
+)
 
 
 class Source(ABC):
@@ -59,6 +73,108 @@ class Source(ABC):
         Raises:
             PatchError: a file of the patch is missing, unreadable or of another shape.
         """
+
+
+def patch_groups(
+    bands: Iterable[str], held: Sequence[str] = L2A_BANDS, factor: int = 1, resolution_m: int = 0
+) -> Groups:
+    """Return the band groups of 1.2 km patches.
+
+    Args:
+        bands: wanted bands; none means all that are held.
+        held: bands that there are.
+        factor: how much coarser than native the files are.
+        resolution_m: read all bands at this ground resolution; 0 reads native ones.
+
+    Raises:
+        ValueError: a band is not held.
+    """
+    wanted = canonical_names(bands) or list(held)
+    foreign = [name for name in wanted if name not in held]
+    if foreign:
+        raise ValueError(
+            f"source.bands names {foreign[0]}, which this source does not hold; it holds "
+            f"{', '.join(held)}"
+        )
+    native = {f"b{resolution_m}": wanted} if resolution_m else native_groups(wanted)
+    sizes_m = {name: int(name[1:]) * factor for name in native}
+    return tuple(
+        GroupLayout(f"b{size_m}", tuple(native[name]), PATCH_SIDE_M // size_m, float(size_m))
+        for name, size_m in sizes_m.items()
+    )
+
+
+def read_groups(
+    paths: Mapping[str, Path], groups: Groups, square: tuple[int, int] | None = None
+) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
+    """Read one patch from rasters of one band each.
+
+    Args:
+        paths: of every band.
+        groups: what to read.
+        square: column and row in a raster of a whole tile; None: the raster is the patch.
+
+    Returns:
+        Pixels (bands, size_px, size_px) by group, digital numbers; grid of the first band.
+
+    Raises:
+        PatchError: a raster is missing, unreadable, of another size, or does not lie as the first.
+    """
+    grids: list[Grid] = []
+    pixels = {}
+    for group in groups:
+        window = window_of(*square, int(group.ground_resolution_m)) if square else None
+        parts = []
+        for band in group.bands:
+            raster = read_raster(paths[band], window)
+            grids.append(raster.grid)
+            _check_fits(paths[band], raster, group, grids[0])
+            parts.append(raster.pixels)
+        pixels[group.name] = np.concatenate(parts)
+    return pixels, grids[0]
+
+
+def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Grid) -> None:
+    grid, (count, height, width) = raster.grid, raster.pixels.shape
+    if (count, height, width) != (1, group.size_px, group.size_px):
+        raise PatchError(
+            path,
+            f"is {count} band(s) of {width} x {height} pixels, {group.bands[0]} and its group are "
+            f"1 band(s) of {group.size_px} x {group.size_px} pixels",
+        )
+    if fault := grid.fault(group.ground_resolution_m):
+        raise PatchError(path, fault)
+    # files carry a grid each; nothing else says that they show the same ground
+    if grid.corner != first.corner:
+        (crs, x, y), (first_crs, first_x, first_y) = grid.corner, first.corner
+        raise PatchError(
+            path,
+            f"lies at {crs} ({x}, {y}), the first band of the patch at {first_crs} ({first_x}, "
+            f"{first_y})",
+        )
+    if grid.boa_offset != first.boa_offset:
+        raise PatchError(
+            path,
+            f"its tags say that the offset {grid.boa_offset} is due, those of the first band "
+            f"{first.boa_offset}",
+        )
+
+
+def folder_of(root: str) -> Path:
+    """Return the root of a source.
+
+    Raises:
+        ValueError: it is not a folder.
+    """
+    if not Path(root).is_dir():
+        raise ValueError(f"source.root is {root!r}, which is not a folder")
+    return Path(root)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the sorted names in a folder; what each of them is would take minutes to ask."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries)
 
 
 def iso_time(stamp: str) -> str:

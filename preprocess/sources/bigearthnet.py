@@ -7,9 +7,8 @@ Sensing Image Understanding" (IGARSS 2019) and in the archive's own documentatio
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,58 +17,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.bands import L2A_BANDS, native_groups
 from preprocess.config import SourceConfig
+from preprocess.grid import Grid
 from preprocess.labels import BIGEARTHNET19, BIGEARTHNET43, EXTENDED, REGULAR, labels_of_43
-from preprocess.raster import Grid, Raster, read_raster
-from preprocess.shards.format import GroupLayout, Labels, Patch, PatchError, PatchRef, ShardLayout
-from preprocess.sources.base import Source, read_exclusions, read_splits
-from preprocess.tiling import PATCH_SIDE_M, place_name
+from preprocess.radiometry import baseline_of
+from preprocess.shards.format import Labels, Patch, PatchError, PatchRef, ShardLayout
+from preprocess.sources.base import (
+    Groups,
+    Source,
+    folder_of,
+    names_in,
+    patch_groups,
+    read_exclusions,
+    read_groups,
+    read_splits,
+)
+from preprocess.tiling import place_name
 
 
-def band_groups(bands: Iterable[str]) -> tuple[GroupLayout, ...]:
-    """Return the native band groups of 1.2 km patches; no bands means all twelve.
-
-    Raises:
-        ValueError: a band does not exist after atmospheric correction.
-    """
-    wanted = list(bands) or list(L2A_BANDS)
-    # B10 is a band of the instrument, but no L2A product has it
-    foreign = [name for name in wanted if name not in L2A_BANDS]
-    if foreign:
-        raise ValueError(
-            f"source.bands names {foreign[0]}, which BigEarthNet does not hold; "
-            f"it holds {', '.join(L2A_BANDS)}"
-        )
-    return tuple(
-        GroupLayout(name, tuple(members), PATCH_SIDE_M // int(name[1:]), float(name[1:]))
-        for name, members in native_groups(wanted).items()
-    )
-
-
-def read_band_files(
-    folder: Path, groups: tuple[GroupLayout, ...]
-) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
-    """Read ``<folder>/<folder name>_<band>.tif`` of every band.
+def read_band_files(folder: Path, groups: Groups) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
+    """Read ``<folder>/<folder name>_<band>.tif`` of every band, as ``read_groups`` returns them.
 
     Files are opened by name: side files in the folder must not count as bands.
 
-    Returns:
-        Pixels (bands, size_px, size_px) by group, grid of the finest group.
-
     Raises:
-        PatchError: a band is missing, unreadable, of another size, or lies elsewhere than the
-            first band.
+        PatchError: as ``read_groups``; or tags of the files say that an offset is due.
     """
     paths = {band: folder / f"{folder.name}_{band}.tif" for g in groups for band in g.bands}
-    rasters = {band: read_raster(path) for band, path in paths.items()}
-    first = rasters[groups[0].bands[0]]
-    pixels = {}
-    for group in groups:
-        for band in group.bands:
-            _check_fits(paths[band], rasters[band], group, first)
-        pixels[group.name] = np.concatenate([rasters[band].pixels for band in group.bands])
-    return pixels, first.grid
+    pixels, grid = read_groups(paths, groups)
+    if grid.boa_offset:
+        path = paths[groups[0].bands[0]]
+        raise PatchError(path, f"its tags say that the offset {grid.boa_offset} is due")
+    return pixels, grid
 
 
 def place_of(tile: str, patch_id: str) -> str:
@@ -79,42 +58,12 @@ def place_of(tile: str, patch_id: str) -> str:
     return place_name(tile, int(column), int(row))
 
 
-def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Raster) -> None:
-    expected = (1, group.size_px, group.size_px)
-    if raster.pixels.shape != expected:
-        raise PatchError(
-            path,
-            f"is {_shape_text(raster.pixels.shape)}, {group.bands[0]} and its group are "
-            f"{_shape_text(expected)}",
-        )
-    fault = raster.grid.fault(group.ground_resolution_m)
-    if fault:
-        raise PatchError(path, fault)
-    if raster.grid.boa_offset:
-        raise PatchError(path, f"its tags say that the offset {raster.grid.boa_offset} is due")
-    # v1 files carry their own grid each; nothing else says that they show the same ground
-    if raster.grid.corner != first.grid.corner:
-        here, there = (_corner_text(found) for found in (raster, first))
-        raise PatchError(path, f"lies at {here}, the first band of the patch at {there}")
-
-
-def _corner_text(raster: Raster) -> str:
-    crs, x, y = raster.grid.corner
-    return f"{crs} ({x}, {y})"
-
-
-def _shape_text(shape: tuple[int, ...]) -> str:
-    bands, height, width = shape
-    return f"{bands} band(s) of {width} x {height} pixels"
-
-
 TREE = "BigEarthNet-v1.0"
 # A tenth of the archive has times of five digits, from which a zero was lost somewhere inside:
 # they identify, but are no clock times.
 _PATCH = re.compile(r"(?:S2[ABC]|SIM)_MSIL2A_\d{8}T\d{5,6}_(?P<column>\d{1,2})_(?P<row>\d{1,2})")
 # By pattern, not by position: the short times move everything behind them.
 _TILE = re.compile(r"_T(\d{2}[A-Z]{3})_")
-_BASELINE = re.compile(r"_N(\d{2})(\d{2})_")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -171,7 +120,7 @@ class BigEarthNetV1(Source):
 
 def layout_of(bands: list[str]) -> ShardLayout:
     """Return the layout of a v1 tree for a choice of bands; an empty choice means all."""
-    return ShardLayout(band_groups(bands), (BIGEARTHNET43, BIGEARTHNET19, REGULAR, EXTENDED))
+    return ShardLayout(patch_groups(bands), (BIGEARTHNET43, BIGEARTHNET19, REGULAR, EXTENDED))
 
 
 def tree_of(root: Path) -> Path:
@@ -185,11 +134,8 @@ def patch_folders(root: Path) -> list[str]:
     Raises:
         ValueError: the root is not a folder.
     """
-    if not root.is_dir():
-        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
-    with os.scandir(tree_of(root)) as entries:
-        # the name decides: asking the file system what each of 590,326 entries is takes minutes
-        return sorted(entry.name for entry in entries if _PATCH.fullmatch(entry.name))
+    tree = tree_of(folder_of(str(root)))
+    return [name for name in names_in(tree) if _PATCH.fullmatch(name)]
 
 
 def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
@@ -205,7 +151,6 @@ def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
     # an L1C product: the authors ran sen2cor themselves, so no L2A name and no offset exists
     product = metadata["tile_source"]
     tile = _TILE.search(product)
-    baseline = _BASELINE.search(product)
     return Patch(
         id=ref.id,
         pixels=pixels,
@@ -216,7 +161,7 @@ def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
         # from the JSON: the time in the name may have lost a digit
         acquired=_acquired(path, metadata["acquisition_date"]),
         split=ref.split,
-        baseline=f"{baseline[1]}.{baseline[2]}" if baseline else "",
+        baseline=baseline_of(product),
         epsg=grid.epsg,
         crs_wkt=grid.crs.wkt,
         transform=grid.transform,

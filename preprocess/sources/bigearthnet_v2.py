@@ -7,11 +7,9 @@ Image Analysis" (IGARSS 2025).
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.config import SourceConfig, require
+from preprocess.grid import Grid
 from preprocess.labels import (
     BIGEARTHNET19,
     CORINE,
@@ -30,10 +29,18 @@ from preprocess.labels import (
     labels_of_shares,
     shares_of_codes,
 )
-from preprocess.raster import Grid, read_raster
+from preprocess.radiometry import baseline_of
+from preprocess.raster import read_raster
 from preprocess.shards.format import Fractions, Labels, Patch, PatchError, PatchRef, ShardLayout
-from preprocess.sources.base import Source, read_exclusions
-from preprocess.sources.bigearthnet import band_groups, place_of, read_band_files
+from preprocess.sources.base import (
+    Source,
+    folder_of,
+    iso_time,
+    names_in,
+    patch_groups,
+    read_exclusions,
+)
+from preprocess.sources.bigearthnet import place_of, read_band_files
 from preprocess.sources.label_table import parquet_file
 
 COLUMNS = ["patch_id", "split", "labels"]
@@ -134,7 +141,7 @@ def _labels(classes: tuple[str, ...]) -> Labels:
 
 TREE = "BigEarthNet-S2"
 _PATCH = re.compile(
-    r"(?P<product>S2[ABC]_MSIL2A_(?P<time>\d{8}T\d{6})_N(?P<baseline>\d{4})_R\d{3}"
+    r"(?P<product>S2[ABC]_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}"
     r"_T(?P<tile>\d{2}[A-Z]{3}))_\d{2}_\d{2}"
 )
 
@@ -177,7 +184,7 @@ class BigEarthNetV2(Source):
 
     def layout(self) -> ShardLayout:
         """Return native band groups and the 19 classes; with maps CORINE shares and irrigation."""
-        groups = band_groups(self.config.bands)
+        groups = patch_groups(self.config.bands)
         if not self._maps.is_dir():
             require(
                 not self.config.min_irrigated,
@@ -224,10 +231,10 @@ class BigEarthNetV2(Source):
             product=name["product"],
             tile=name["tile"],
             place=place_of(name["tile"], ref.id),
-            acquired=datetime.strptime(name["time"], "%Y%m%dT%H%M%S").isoformat() + "Z",
+            acquired=iso_time(name["time"]),
             split=ref.split,
             # 99.99 marks a reprocessing by the archive's authors, which adds no offset
-            baseline=f"{name['baseline'][:2]}.{name['baseline'][2:]}",
+            baseline=baseline_of(ref.id),
             epsg=grid.epsg,
             crs_wkt=grid.crs.wkt,
             transform=grid.transform,
@@ -254,26 +261,16 @@ class BigEarthNetV2(Source):
 
 def _product_folders(root: Path) -> list[str]:
     """Return the names of all product folders, in the order that their patches' names have."""
-    if not root.is_dir():
-        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
-    tree = root / TREE
-    names = [name for name in _names_in(tree) if name.startswith("S2")] if tree.is_dir() else []
+    tree = folder_of(str(root)) / TREE
+    names = [name for name in names_in(tree) if name.startswith("S2")] if tree.is_dir() else []
     if not names:
         raise ValueError(_nothing_in(tree))
     return sorted(names, key=lambda name: name + "_")
 
 
 def _patch_folders(product: Path) -> list[str]:
-    if not product.is_dir():
-        return []
-    names = _names_in(product)
-    return sorted(n for n in names if n.startswith(product.name) and _PATCH.fullmatch(n))
-
-
-def _names_in(folder: Path) -> list[str]:
-    # names alone: asking the file system what half a million entries are takes minutes
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries]
+    names = names_in(product) if product.is_dir() else []
+    return [name for name in names if name.startswith(product.name) and _PATCH.fullmatch(name)]
 
 
 def _is_excluded(name: str, row: Row, excluded: Set[str]) -> bool:

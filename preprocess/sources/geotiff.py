@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from preprocess.bands import BANDS, native_groups
+from preprocess.grid import Grid
 from preprocess.radiometry import (
     DARK_BANDS,
     Numbers,
@@ -24,7 +25,7 @@ from preprocess.radiometry import (
     harmonise,
     offset_of,
 )
-from preprocess.raster import Grid, read_grid, session
+from preprocess.raster import read_grid, session
 from preprocess.shards.format import (
     GroupLayout,
     Labels,
@@ -34,11 +35,7 @@ from preprocess.shards.format import (
     PatchRef,
     ShardLayout,
 )
-from preprocess.sources.base import (
-    Source,
-    iso_time,
-    read_exclusions,
-)
+from preprocess.sources.base import PRODUCT, Groups, Source, folder_of, iso_time, read_exclusions
 from preprocess.sources.geotiff_files import (
     GeotiffConfig,
     Patches,
@@ -50,10 +47,6 @@ from preprocess.sources.geotiff_files import (
 from preprocess.sources.label_table import LabelTable, read_label_table
 
 _SAMPLED = 16  # patches whose pixels may contradict the offset before packing starts
-_PRODUCT = re.compile(
-    r"S2[ABC]_MSI(?P<level>L[12][AC])_(?P<acquired>\d{8}T\d{6})_N\d{4}_R\d{3}"
-    r"_T(?P<tile>\d{2}[A-Z]{3})_[\dT]+"
-)
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +59,7 @@ class Geotiff(Source):
 
     def processing_level(self) -> str:
         """Return the declared level, or that of the products named in paths."""
-        named = {found["level"] for _, path in self._patches() if (found := _PRODUCT.search(path))}
+        named = {found["level"] for _, path in self._patches() if (found := PRODUCT.search(path))}
         declared = self.config.processing_level
         if len(named | ({declared} if declared else set())) > 1:
             said = f", source.processing_level is {declared}" if declared else ""
@@ -128,7 +121,7 @@ class Geotiff(Source):
         )
 
     def _patches(self) -> Patches:
-        return find_patches(Path(self.config.root), not self.config.file_bands)
+        return find_patches(folder_of(self.config.root), not self.config.file_bands)
 
     def _bands(self, patches: Patches) -> list[str]:
         """Return the wanted bands, by default all that there are."""
@@ -223,7 +216,7 @@ class Geotiff(Source):
 
     def _facts(self, path: str) -> dict[str, str]:
         """Return what a path says by ``path_pattern``, else by the name of an ESA product in it."""
-        product = _PRODUCT.search(path)
+        product = PRODUCT.search(path)
         facts = {**product.groupdict(), "product": product[0]} if product else {}
         if self.config.path_pattern:
             found = re.search(self.config.path_pattern, path)
@@ -246,7 +239,7 @@ class Geotiff(Source):
 
     def _offset(self, path: str, tagged: int | None) -> Offset:
         """Return the offset by tags, a product's name in the path, or as declared; no guess."""
-        config, product = self.config, _PRODUCT.search(path)
+        config, product = self.config, PRODUCT.search(path)
         name = product[0] if product else PurePosixPath(path).name
         baseline = baseline_of(name)
         # one declaration for all would contradict the names of ESA's own products beside these
@@ -255,7 +248,7 @@ class Geotiff(Source):
         declared = config.boa_offset if again is None else again
         return decide(name, claims, declared, config.override_offset)
 
-    def _check_dark_pixels(self, patches: Patches, groups: tuple[GroupLayout, ...]) -> None:
+    def _check_dark_pixels(self, patches: Patches, groups: Groups) -> None:
         """Refuse an offset that tags or the darkest pixels of some patches contradict.
 
         Raises:
@@ -274,9 +267,7 @@ class Geotiff(Source):
             if found:
                 raise ValueError(f"{path}: {found}")
 
-    def _contradiction(
-        self, offset: Offset, numbers: dict[str, Numbers], groups: tuple[GroupLayout, ...]
-    ) -> str:
+    def _contradiction(self, offset: Offset, numbers: dict[str, Numbers], groups: Groups) -> str:
         """Return how dark pixels contradict the offset; without an SCL only -1000 can be."""
         if self.config.override_offset or not offset.value:
             return ""
@@ -301,7 +292,7 @@ class Geotiff(Source):
         return f"{grid.epsg}_{x:.{digits}f}_{y:.{digits}f}"
 
 
-def groups_of(config: GeotiffConfig, bands: list[str]) -> tuple[GroupLayout, ...]:
+def groups_of(config: GeotiffConfig, bands: list[str]) -> Groups:
     """Return the band groups of a patch, finest first.
 
     Raises:

@@ -12,12 +12,13 @@ import numpy as np
 
 from preprocess.bands import canonical_name, canonical_names
 from preprocess.config import SourceConfig, require
+from preprocess.grid import Grid
 from preprocess.radiometry import (
     Numbers,
     Values,
     to_digital_numbers,
 )
-from preprocess.raster import Box, ForeignRaster, Grid, read_foreign
+from preprocess.raster import Box, ForeignRaster, read_foreign
 from preprocess.shards.format import GroupLayout, PatchError, PatchRef
 from preprocess.sources.base import (
     GEOTIFF_SUFFIXES,
@@ -149,10 +150,8 @@ def find_patches(root: Path, one_file_a_band: bool) -> Patches:
     """Return id and path of every patch, sorted; an id is the path without what files differ in.
 
     Raises:
-        ValueError: the root is not a folder, holds no GeoTIFF, or none that is named after a band.
+        ValueError: the root holds no GeoTIFF, or none that is named after a band.
     """
-    if not root.is_dir():
-        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
     files = [
         # text: as paths, half a million files would take half a gigabyte
         name if folder == "." else f"{folder}/{name}"

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.bands import L2A_BANDS, canonical_names, native_groups
 from preprocess.config import FilterConfig, ProductsConfig, SelectConfig
-from preprocess.radiometry import Offset, contradiction, decide, harmonise
+from preprocess.radiometry import Numbers, Offset, contradiction, decide, harmonise
 from preprocess.raster import (
     Classes,
-    Raster,
     read_classes,
     read_coarse,
     read_grid,
     read_raster,
-    read_window,
     session,
 )
 from preprocess.shards.format import (
@@ -33,17 +30,14 @@ from preprocess.shards.format import (
     Dropped,
     Fractions,
     FractionSet,
-    GroupLayout,
     Patch,
     PatchError,
     PatchRef,
     ShardLayout,
-    Transform,
 )
-from preprocess.sources.base import Source, read_exclusions
+from preprocess.sources.base import Groups, Source, read_exclusions, read_groups
 from preprocess.tiling import (
     EXCLUDED_LIST,
-    PATCH_SIDE_M,
     SIDE,
     Flags,
     Ground,
@@ -68,8 +62,14 @@ _TILE_M = 109_800
 _COARSE_PX = 1830  # 60 m pixels over a tile
 _EDGE_PX = 4  # how far the wavelets of JPEG 2000 carry nodata into its coarse levels
 
-Numbers = npt.NDArray[np.uint16]
-Groups = tuple[GroupLayout, ...]
+OTHER_DATES = "acquired outside the dates"
+CLOUDY_PRODUCT = "cloud cover of the product"
+REPEATED = "another processing of the same acquisition is taken"
+TOO_FEW_DATES = "places seen on too few dates"
+NO_DATA, CLOUD, SHADOW, SNOW = "nodata", "cloud", "cloud shadow", "snow"
+_CLOUD_CLASSES, _SHADOW_CLASS, _SNOW_CLASS = (8, 9, 10), 3, 11  # SCL
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,38 +108,6 @@ class Scene:
     def day(self) -> str:
         """Date of acquisition, ``2019-07-01``."""
         return self.acquired[:10]
-
-
-def product_groups(
-    bands: list[str], factor: int = 1, resolution_m: int = 0
-) -> tuple[GroupLayout, ...]:
-    """Return band groups of 1.2 km patches of L2A products.
-
-    Args:
-        bands: wanted bands; none means all there are.
-        factor: how much coarser than native the files are.
-        resolution_m: read all bands at this ground resolution; 0 reads native ones.
-
-    Raises:
-        ValueError: no L2A product has a band, or not at that resolution.
-    """
-    # ESA delivers B08 at 10 m only; B8A takes its place at 20 and 60 m
-    held = [name for name in L2A_BANDS if not (resolution_m and name == "B08")]
-    wanted = canonical_names(bands or held)
-    foreign = [name for name in wanted if name not in held]
-    if foreign:
-        raise ValueError(
-            f"source.bands names {foreign[0]}, which these products do not hold; they hold "
-            f"{', '.join(held)}"
-        )
-    native = {f"b{resolution_m}": wanted} if resolution_m else native_groups(wanted)
-    groups = []
-    for name, members in native.items():
-        size_m = int(name[1:]) * factor
-        groups.append(
-            GroupLayout(f"b{size_m}", tuple(members), PATCH_SIDE_M // size_m, float(size_m))
-        )
-    return tuple(groups)
 
 
 def refuse_incomplete(scene: Scene, groups: Groups) -> None:
@@ -214,12 +182,6 @@ def without_edges(pixels: Numbers) -> Numbers:
     return np.where(near, np.uint16(NODATA), pixels)
 
 
-def square_of(patch_id: str) -> tuple[int, int]:
-    """Return column and row in the tile from the end of an id."""
-    column, row = patch_id.rsplit("_", 2)[1:]
-    return int(column), int(row)
-
-
 def scl_shares(classes: Classes) -> npt.NDArray[np.float32]:
     """Return the share of each of the twelve classes of a scene classification map."""
     # minlength: classes that are absent have a column too
@@ -227,44 +189,10 @@ def scl_shares(classes: Classes) -> npt.NDArray[np.float32]:
     return np.asarray(counts[: len(SCL.classes)] / classes.size, np.float32)
 
 
-def _read_bands(scene: Scene, groups: Groups, square: tuple[int, int]) -> dict[str, Raster]:
-    rasters: dict[str, Raster] = {}
-    for group in groups:
-        window = window_of(*square, int(group.ground_resolution_m))
-        for band in group.bands:
-            path = scene.bands[band]
-            raster = rasters[band] = read_window(path, window)
-            if raster.pixels.shape != (1, group.size_px, group.size_px):
-                raise PatchError(path, f"ends inside the square {square}: not a whole tile")
-            _check_place(path, raster, group.ground_resolution_m, rasters[groups[0].bands[0]])
-    return rasters
-
-
-def _check_place(path: Path, raster: Raster, size_m: float, first: Raster) -> None:
-    crs, x, y = first.grid.corner
-    expected: Transform = (size_m, 0, x, 0, -size_m, y)
-    if (raster.grid.transform, raster.grid.crs) != (expected, crs):
-        raise PatchError(
-            path,
-            f"a square lies at {raster.grid.crs} {raster.grid.transform}, expected is {crs} "
-            f"{expected} as in the first band",
-        )
-
-
 def _fractions(scene: Scene, column: int, row: int) -> Fractions:
     if scene.scl is None:
         return {}
     return {SCL.name: scl_shares(read_classes(scene.scl, window_of(column, row, scene.scl_m)))}
-
-
-OTHER_DATES = "acquired outside the dates"
-CLOUDY_PRODUCT = "cloud cover of the product"
-REPEATED = "another processing of the same acquisition is taken"
-TOO_FEW_DATES = "places seen on too few dates"
-NO_DATA, CLOUD, SHADOW, SNOW = "nodata", "cloud", "cloud shadow", "snow"
-_CLOUD_CLASSES, _SHADOW_CLASS, _SNOW_CLASS = (8, 9, 10), 3, 11  # SCL
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,19 +229,12 @@ class Products(Source):
         """Read one square as stored values."""
         # described anew (and remembered there): a part of an array has only the plan's references
         scene = self.describe(Path(self.config.root), ref.path, layout.groups)
-        column, row = square_of(ref.id)
-        rasters = _read_bands(scene, layout.groups, (column, row))
-        first = rasters[layout.groups[0].bands[0]].grid
-        offset = self._offset(replace(scene, claims={**scene.claims, "tags": first.boa_offset}))
-        pixels = {
-            group.name: harmonise(
-                np.concatenate([rasters[band].pixels for band in group.bands]), offset.value
-            )
-            for group in layout.groups
-        }
+        column, row = map(int, ref.id.rsplit("_", 2)[1:])
+        numbers, grid = read_groups(scene.bands, layout.groups, (column, row))
+        offset = self._offset(replace(scene, claims={**scene.claims, "tags": grid.boa_offset}))
         return Patch(
             id=ref.id,
-            pixels=pixels,
+            pixels={name: harmonise(n, offset.value) for name, n in numbers.items()},
             fractions=_fractions(scene, column, row),
             product=scene.product,
             tile=scene.tile,
@@ -324,8 +245,8 @@ class Products(Source):
             baseline=scene.baseline,
             offset=offset.value,
             offset_authority=offset.authority,
-            epsg=first.epsg,
-            transform=first.transform,
+            epsg=grid.epsg,
+            transform=grid.transform,
         )
 
     def _offset(self, scene: Scene) -> Offset:
@@ -376,7 +297,7 @@ def choose_scenes(scenes: list[Scene], select: SelectConfig) -> tuple[list[Scene
     """Return the products to cut, in the order of their names, and the others with the reason."""
     # among all that are there, so that a clouded newest processing is not replaced by an older one
     chosen, dropped = [], []
-    newest = _newest_processing(scenes)
+    newest = newest_processing((s.tile, s.acquired, s.baseline) for s in scenes)
     for scene in sorted(scenes, key=lambda scene: scene.product + "_"):
         reason = _against(scene, select)
         if not reason and scene.baseline != newest[scene.tile, scene.acquired]:
@@ -422,22 +343,21 @@ def _against(scene: Scene, select: SelectConfig) -> str:
     return ""
 
 
-def _newest_processing(scenes: list[Scene]) -> dict[tuple[str, str], str]:
+def newest_processing(scenes: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
     """Return the highest baseline of every acquisition of a tile.
 
     Archives hold scenes in two processings: two files, one look of the satellite. As a pair of
     dates they would teach nothing but the difference between two versions of a program.
+
+    Args:
+        scenes: tile, time of acquisition and baseline of each.
     """
     newest: dict[tuple[str, str], str] = {}
-    for scene in scenes:
-        key = (scene.tile, scene.acquired)
-        newest[key] = max(newest.get(key, scene.baseline), scene.baseline, key=_esa_first)
+    for tile, acquired, baseline in scenes:
+        known = newest.get((tile, acquired), baseline)
+        # 99.99 is somebody's own run of the processor, which ESA's own goes before
+        newest[tile, acquired] = max(known, baseline, key=lambda b: "" if b == "99.99" else b)
     return newest
-
-
-def _esa_first(baseline: str) -> str:
-    # 99.99 is somebody's own run of the processor, which ESA's own goes before
-    return "" if baseline == "99.99" else baseline
 
 
 def _references(

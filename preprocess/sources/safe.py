@@ -15,18 +15,22 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
+from preprocess.bands import L2A_BANDS
 from preprocess.config import ProductsConfig, require
 from preprocess.radiometry import DARK_BANDS, baseline_of, offset_of
 from preprocess.raster import IN_ZIP
-from preprocess.shards.format import GroupLayout
-from preprocess.sources.base import files_below, is_passed_over, iso_time
-from preprocess.sources.l2a import Products, Scene, product_groups
+from preprocess.sources.base import (
+    PRODUCT,
+    Groups,
+    files_below,
+    folder_of,
+    is_passed_over,
+    iso_time,
+    patch_groups,
+)
+from preprocess.sources.l2a import Products, Scene
 
 METADATA_NAME = "MTD_MSIL2A.xml"
-_PRODUCT = re.compile(
-    r"(?P<product>S2[ABC]_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})"
-    r"_\d{8}T\d{6})"
-)
 _RASTER = re.compile(r"_(?P<band>B\d[\dA]|SCL)_(?P<resolution>10|20|60)m\.(?:jp2|tif)$")
 QUANTIFICATION = 10000  # digital numbers per unit of reflectance, in every product so far
 
@@ -54,7 +58,9 @@ class SafeL2AConfig(ProductsConfig):
 
 def safe_l2a(config: SafeL2AConfig) -> Products:
     """Return the source ``safe_l2a``."""
-    groups = product_groups(config.bands, resolution_m=config.resolution_m)
+    # ESA delivers B08 at 10 m only; B8A takes its place at 20 and 60 m
+    held = [band for band in L2A_BANDS if not (config.resolution_m and band == "B08")]
+    groups = patch_groups(config.bands, held, resolution_m=config.resolution_m)
     return Products(config, groups, find_products, describe_product)
 
 
@@ -64,9 +70,8 @@ def find_products(root: Path) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    if not root.is_dir():
-        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
-    if _PRODUCT.match(root.absolute().name):
+    folder_of(str(root))
+    if _name_of(root.absolute().name):
         return [f"../{root.absolute().name}"]
     # not entered: a product holds hundreds of files, a whole archive millions
     found = [
@@ -85,31 +90,36 @@ def find_products(root: Path) -> list[str]:
 
 def _is_product(name: str) -> bool:
     known = PurePosixPath(name).suffix in ("", ".SAFE", ".zip")  # not those of checksums, archives
-    return known and _PRODUCT.match(name) is not None
+    return known and _name_of(name) is not None
+
+
+def _name_of(name: str) -> re.Match[str] | None:
+    found = PRODUCT.match(name)
+    return found if found and found["level"] == "L2A" else None
 
 
 @lru_cache(maxsize=256)  # else looked at anew for every patch
-def describe_product(root: Path, path: str, groups: tuple[GroupLayout, ...]) -> Scene:
+def describe_product(root: Path, path: str, groups: Groups) -> Scene:
     """Return what is known of a product: from its name, its metadata and the names of its files.
 
     Raises:
         ValueError: product or metadata are not readable, or name several offsets.
     """
     product = root / path
-    name = _PRODUCT.match(product.name)
+    name = _name_of(product.name)
     if name is None:
         raise ValueError(f"{product} is not named as an L2A product")
     names = list_files(product)
     rasters = dict(_rasters(product, names))
     claims, cloud_percent = _read_metadata(product, names)
-    baseline = baseline_of(name["product"])
+    baseline = baseline_of(name[0])
     # 20 m is where ESA makes it; the 60 m one is a copy
     scl_m = max((size for band, size in rasters if band == "SCL" and size <= 20), default=60)
     return Scene(
         path=path,
-        product=name["product"],
+        product=name[0],
         tile=name["tile"],
-        acquired=iso_time(name["time"]),
+        acquired=iso_time(name["acquired"]),
         baseline=baseline,
         bands=_wanted(rasters, groups),
         outline=next(filter(None, (_any_band(rasters, size) for size in (60, 20, 10))), None),
@@ -171,9 +181,7 @@ def _rasters(product: Path, names: list[str]) -> Iterator[tuple[tuple[str, int],
             yield (found["band"], int(found["resolution"])), base / name
 
 
-def _wanted(
-    rasters: dict[tuple[str, int], Path], groups: tuple[GroupLayout, ...]
-) -> dict[str, Path]:
+def _wanted(rasters: dict[tuple[str, int], Path], groups: Groups) -> dict[str, Path]:
     return {
         band: rasters[band, int(group.ground_resolution_m)]
         for group in groups

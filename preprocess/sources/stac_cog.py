@@ -19,13 +19,20 @@ from typing import Any
 from preprocess.bands import BANDS, canonical_name
 from preprocess.config import ProductsConfig, require
 from preprocess.radiometry import DARK_BANDS, baseline_of, offset_of
-from preprocess.shards.format import GroupLayout
-from preprocess.sources.base import GEOTIFF_SUFFIXES, files_below, is_passed_over, iso_time
-from preprocess.sources.l2a import Products, Scene, product_groups
+from preprocess.sources.base import (
+    GEOTIFF_SUFFIXES,
+    Groups,
+    files_below,
+    folder_of,
+    is_passed_over,
+    iso_time,
+    patch_groups,
+)
+from preprocess.sources.l2a import Products, Scene
 from preprocess.sources.safe import QUANTIFICATION
 
 # S2A_29RKH_20200219_0_L2A: satellite, tile without a leading zero, day, sequence, level
-_ITEM = re.compile(r"S2[ABC]_(?P<tile>\d{1,2}[A-Z]{3})_(?P<day>\d{8})_\d+_L2A")
+_ITEM = re.compile(r"S2[A-D]_(?P<tile>\d{1,2}[A-Z]{3})_(?P<day>\d{8})_\d+_L2A")
 _PRODUCT = re.compile(r"_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[A-Z]{3})_")
 _PRODUCT_KEYS = ("sentinel:product_id", "s2:product_uri", "s2:product_id")
 _APPLIED_KEYS = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
@@ -56,7 +63,7 @@ Item = dict[str, Any]
 
 def cog_l2a(config: CogL2AConfig) -> Products:
     """Return the source ``cog_l2a``."""
-    groups = product_groups(config.bands, factor=config.decimation)
+    groups = patch_groups(config.bands, factor=config.decimation)
     describe = partial(describe_item, decimation=config.decimation)
     return Products(config, groups, find_items, describe)
 
@@ -67,9 +74,7 @@ def find_items(root: Path) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    if not root.is_dir():
-        raise ValueError(f"source.root is {str(root)!r}, which is not a folder")
-    whole = root.absolute()
+    whole = folder_of(str(root)).absolute()
     if _names_scene(whole.name):
         return [f"../{whole.name}"]
     found = [
@@ -86,9 +91,7 @@ def find_items(root: Path) -> list[str]:
 
 
 @lru_cache(maxsize=256)  # else looked at anew for every patch
-def describe_item(
-    root: Path, path: str, groups: tuple[GroupLayout, ...], decimation: int = 1
-) -> Scene:
+def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) -> Scene:
     """Return what is known of a scene: from its STAC item, else its name.
 
     Raises:
@@ -98,7 +101,7 @@ def describe_item(
     name = folder.name
     item = _read_item(folder, name)
     properties = item.get("properties", {})
-    product = _product_of(name, properties)
+    product = product_of(name, properties)
     baseline = baseline_of(product) or str(properties.get("s2:processing_baseline", ""))
     tile, acquired = _tile_and_time(name, product, properties)
     rasters = dict(_rasters(folder))
@@ -146,7 +149,8 @@ def _asset_offset(item: Item) -> int | None:
     return round(stated[0] * QUANTIFICATION) if stated else None
 
 
-def _product_of(name: str, properties: Item) -> str:
+def product_of(name: str, properties: Item) -> str:
+    """Return the name of ESA's product that an item states, else its own, with ``_`` behind it."""
     stated = next((str(properties[key]) for key in _PRODUCT_KEYS if properties.get(key)), "")
     # trailing: a name may end where the pattern expects its next part
     return (stated or name).removesuffix(".SAFE") + "_"
@@ -155,17 +159,18 @@ def _product_of(name: str, properties: Item) -> str:
 def _tile_and_time(name: str, product: str, properties: Item) -> tuple[str, str]:
     original, item = _PRODUCT.search(product), _ITEM.search(name)
     if original:
-        return original["tile"], _stated_time(properties) or iso_time(original["time"])
+        return original["tile"], stated_time(properties) or iso_time(original["time"])
     if item:
         day = item["day"]
-        return item["tile"].zfill(5), _stated_time(properties) or f"{day[:4]}-{day[4:6]}-{day[6:]}"
+        return item["tile"].zfill(5), stated_time(properties) or f"{day[:4]}-{day[4:6]}-{day[6:]}"
     raise ValueError(
         f"{name}: neither the folder's name nor a STAC item tells tile and day; name the folder "
         "after the item, S2A_29RKH_20200219_0_L2A for example"
     )
 
 
-def _stated_time(properties: Item) -> str:
+def stated_time(properties: Item) -> str:
+    """Return the time of acquisition that an item states, ISO 8601; empty if it states none."""
     # fractions of a second differ between archives of the same acquisition
     return re.sub(r"\.\d+Z$", "Z", str(properties.get("datetime") or ""))
 

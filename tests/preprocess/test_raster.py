@@ -11,15 +11,8 @@ import pytest
 import rasterio
 from make_data import write_geotiff
 
-from preprocess.raster import (
-    Crs,
-    read_foreign,
-    read_grid,
-    read_raster,
-    session,
-    versions,
-    write_raster,
-)
+from preprocess.grid import Crs
+from preprocess.raster import read_foreign, read_grid, read_raster, session, versions, write_raster
 from preprocess.shards.format import PatchError
 
 PIXELS = np.arange(2 * 6 * 8, dtype=np.uint16).reshape(2, 6, 8)

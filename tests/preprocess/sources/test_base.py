@@ -15,6 +15,7 @@ from make_data import write_geotiff
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.plan import read_quarantine
+from preprocess.raster import session
 from preprocess.sources import open_source
 from preprocess.sources.base import files_below
 from preprocess.sources.geotiff_files import GeotiffConfig
@@ -35,6 +36,8 @@ def locked_folder():
         (root / "locked").mkdir()
         root.chmod(0o755)
         (root / "locked").chmod(0)
+        with session():
+            pass  # PROJ opens its database once; where it is installed, nobody else may look
         try:
             if user == 0:  # who may list everything
                 os.seteuid(NOBODY)

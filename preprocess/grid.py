@@ -1,0 +1,110 @@
+"""Where a raster lies: coordinate system and affine transform, and what is wrong with them.
+
+Sources judge the grids that ``raster`` reads; nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from preprocess.shards.format import Transform
+
+
+@dataclass(frozen=True, slots=True)
+class Crs:
+    """A coordinate system, judged by what it is: codes are missing from many.
+
+    Attributes:
+        epsg: code; 0 where the registry has none, and for a file without a coordinate system.
+        wkt: well-known text where there is no code.
+        unit_m: metres of a unit; 0 where units are degrees or unknown.
+        mercator: metres are the ground's at the equator only.
+    """
+
+    epsg: int = 0
+    wkt: str = ""
+    unit_m: float = 0.0
+    mercator: bool = False
+
+    def __str__(self) -> str:
+        """Return how messages name it."""
+        if self.epsg:
+            return f"EPSG {self.epsg}"
+        named = self.wkt.split('"')[1:2]
+        return f"CRS {named[0]}" if named else "no CRS"
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Where a raster, or a window of it, lies.
+
+    Attributes:
+        transform: affine a b c d e f of the upper left pixel, in units of the CRS.
+        crs: coordinate system.
+        width: pixels in a row of the file.
+        height: rows of the file.
+        scales: scale and offset of each band's values, as the tags say; (1, 0) without.
+    """
+
+    transform: Transform
+    crs: Crs
+    width: int
+    height: int
+    scales: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def epsg(self) -> int:
+        """Code of the coordinate system; 0 without one."""
+        return self.crs.epsg
+
+    @property
+    def corner(self) -> tuple[Crs, float, float]:
+        """Where it begins; resolutions differ between bands, the upper left corner must not."""
+        return self.crs, self.transform[2], self.transform[5]
+
+    @property
+    def boa_offset(self) -> int | None:
+        """What scale and offset tags say must be added to digital numbers; None without tags.
+
+        Reflectance is scale x number + offset: 0.0001 and -0.1 say that 1000 is in the numbers.
+
+        Raises:
+            ValueError: values are of another scale, or bands of several.
+        """
+        if all(pair == (1, 0) for pair in self.scales):
+            return None
+        if any(abs(scale * 10000 - 1) > 1e-6 for scale, _ in self.scales):
+            scale, offset = next(pair for pair in self.scales if pair != (1, 0))
+            raise ValueError(
+                f"its tags say that values are {scale:g} x number + {offset:g}; export reflectance "
+                "x 10000, or remove the tags if they are wrong"
+            )
+        added = {round(offset / scale) for scale, offset in self.scales}
+        if len(added) > 1:
+            raise ValueError(f"its tags say that bands have different offsets, {sorted(added)}")
+        return added.pop()
+
+    def fault(self, size_m: float, slack: float = 0.0) -> str:
+        """Say why pixels are not upright squares of ``size_m`` on the ground; empty if they are.
+
+        A file without a CRS says nothing of metres.
+
+        Args:
+            size_m: side of a pixel in metres.
+            slack: share by which sides may differ from it.
+        """
+        if self.crs == Crs():
+            return ""
+        a, b, _, d, e, _ = self.transform
+        if not self.crs.unit_m:
+            return f"lies in {self.crs}, whose units are no metres ({a:g} x {-e:g} a pixel)"
+        if b or d:
+            return f"is rotated (transform {a:g} {b:g} {d:g} {e:g})"
+        if a < 0 or e > 0:
+            return f"is {'south-up' if e > 0 else 'mirrored'} (pixels of {a:g} x {e:g})"
+        if self.crs.mercator:
+            return f"lies in {self.crs} (a Mercator projection), whose metres are not the ground's"
+        width, height = a * self.crs.unit_m, -e * self.crs.unit_m
+        if max(abs(width / size_m - 1), abs(height / size_m - 1)) > slack + 1e-9:
+            return f"has pixels of {width:g} x {height:g} m by {self.crs}, not of {size_m:g} m"
+        return ""
