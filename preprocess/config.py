@@ -156,8 +156,8 @@ class SelectConfig:
     exclude_boxes: list[Box] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check_boxes("source.select.boxes", self.boxes)
-        _check_boxes("source.select.exclude_boxes", self.exclude_boxes)
+        check_boxes("source.select.boxes", self.boxes)
+        check_boxes("source.select.exclude_boxes", self.exclude_boxes)
         _check_day("source.select.date_from", self.date_from)
         _check_day("source.select.date_to", self.date_to)
         require(
@@ -293,10 +293,16 @@ class ProductsConfig(SourceConfig):
         )
 
 
-def _check_boxes(key: str, boxes: list[Box]) -> None:
+def check_boxes(key: str, boxes: list[Box]) -> None:
+    """Refuse boxes that are no areas in degrees.
+
+    Raises:
+        ValueError: one is not [west, south, east, north].
+    """
     for box in boxes:
+        numbers = len(box) == 4 and all(isinstance(edge, int | float) for edge in box)
         require(
-            len(box) == 4 and -180 <= box[0] < box[2] <= 180 and -90 <= box[1] < box[3] <= 90,
+            numbers and -180 <= box[0] < box[2] <= 180 and -90 <= box[1] < box[3] <= 90,
             f"{key} holds {box}; give [west, south, east, north] in degrees",
         )
 

@@ -19,7 +19,8 @@ from preprocess.config import ProductsConfig, SplitConfig
 from preprocess.raster import to_degrees
 
 PATCH_SIDE_M = 1200
-SIDE = 91  # squares along a tile of 109.8 km; the last 600 m hold no whole one
+TILE_M = 109_800
+SIDE = 91  # squares along a tile; the last 600 m hold no whole one
 SQUARE_M = 100_000  # side of the MGRS square that a tile is named after; the rest is overlap
 CORNER_SLACK_M = 60  # corners of tiles lie on multiples of 60 m, those of squares do not
 
@@ -43,10 +44,6 @@ class TileGrid:
     epsg: int
     x: float
     y: float
-
-    def place(self, column: int, row: int) -> str:
-        """Return the name of a square."""
-        return place_name(self.tile, column, row)
 
     def centres(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return eastings and northings of all centres, each (SIDE columns, SIDE rows)."""
@@ -74,9 +71,18 @@ class TileGrid:
         return np.asarray(in_square & (longitude >= begin) & (longitude < end))
 
 
-def place_name(tile: str, column: int, row: int) -> str:
-    """Return the name of a square of ground, the same on every date: ``10SFH_07_90``."""
-    return f"{tile}_{column:02d}_{row:02d}"
+def square_name(of: str, column: int, row: int) -> str:
+    """Return the name of a square of a product, or of a tile: ``10SFH_07_90`` on every date."""
+    return f"{of}_{column:02d}_{row:02d}"
+
+
+def listed_squares(of: str, names: Set[str]) -> Flags:
+    """Return which squares of a tile or product a list names, (SIDE columns, SIDE rows)."""
+    listed = np.zeros((SIDE, SIDE), bool)
+    # each name is compared whole: a search for parts of names would drop 1_25 with 1_2
+    for column, row in np.ndindex(SIDE, SIDE) if names else ():
+        listed[column, row] = square_name(of, column, row) in names
+    return listed
 
 
 def zone_bounds(tile: str) -> tuple[float, float]:
@@ -218,7 +224,7 @@ def ground_of(grid: TileGrid, config: ProductsConfig, excluded: Set[str]) -> Gro
         OUTSIDE: ~in_boxes(longitude, latitude, select.boxes) if select.boxes else ~everywhere,
         FOREIGN: ~grid.owned() if select.one_owner else ~everywhere,
         EXCLUDED_AREA: _touching(grid, select.exclude_boxes),
-        EXCLUDED_LIST: _listed(grid, excluded),
+        EXCLUDED_LIST: listed_squares(grid.tile, excluded),
     }
     if not config.split.block_km:
         return Ground(unwanted, {})
@@ -270,11 +276,3 @@ def _corners_in_degrees(grid: TileGrid) -> npt.NDArray[np.float64]:
         for north in (-half, half)
     ]
     return np.stack(corners, axis=1)
-
-
-def _listed(grid: TileGrid, excluded: Set[str]) -> Flags:
-    listed = np.zeros((SIDE, SIDE), bool)
-    # each name is compared whole: a search for parts of names would drop 1_25 with 1_2
-    for column, row in np.ndindex(SIDE, SIDE) if excluded else ():
-        listed[column, row] = grid.place(column, row) in excluded
-    return listed

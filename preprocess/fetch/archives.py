@@ -124,11 +124,6 @@ class ArchivePlan:
     file: ArchiveFile
     remote: RemoteFile
 
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes on disk while it is unpacked."""
-        return self.remote.size + self.file.unpacked_bytes
-
 
 def plan_archive(http: Http, archive: Archive, config: FetchConfig) -> list[ArchivePlan]:
     """Return the files that are not there yet.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.bands import canonical_names
-from preprocess.config import require
+from preprocess.config import Box, check_boxes, require
 
 EARTH_SEARCH = "https://earth-search.aws.element84.com/v1"
 
@@ -57,8 +57,7 @@ class FetchConfig:
     output: str = ""
     url: str = ""
     collection: str = "sentinel-2-l2a"
-    # Any: of lists in lists, omegaconf refuses whole numbers as floats
-    boxes: list[list[Any]] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
     geojson: str = ""
     dates: list[str] = field(default_factory=list)
     max_cloud: float = 100.0
@@ -75,12 +74,7 @@ class FetchConfig:
 
     def __post_init__(self) -> None:
         self.bands = canonical_names(self.bands)
-        for box in self.boxes:
-            numbers = len(box) == 4 and all(isinstance(edge, int | float) for edge in box)
-            require(
-                numbers and -180 <= box[0] < box[2] <= 180 and -90 <= box[1] < box[3] <= 90,
-                f"boxes holds {box}; give [west, south, east, north] in degrees",
-            )
+        check_boxes("boxes", self.boxes)
         for interval in self.dates:
             parse_interval(interval)
         odd = [name for name in self.tiles if not re.fullmatch(r"\d{2}[C-X][A-Z]{2}", name)]

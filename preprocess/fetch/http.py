@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -26,6 +26,7 @@ BACKOFF_S = 0.5  # first pause after a failure; it doubles with every attempt
 _TIMEOUT_S = (10.0, 60.0)  # to connect, and between two pieces
 
 _log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 class FetchError(OSError):
@@ -107,9 +108,8 @@ class Http:
         Raises:
             FetchError: it is not there, the server serves no ranges, or all attempts failed.
         """
-        found: list[tuple[RemoteFile, bytes]] = []
 
-        def first_bytes(response: requests.Response) -> None:
+        def first_bytes(response: requests.Response) -> tuple[RemoteFile, bytes]:
             """Take the length of the file and its first bytes."""
             start, total = _content_range(response)
             code = response.status_code
@@ -118,10 +118,9 @@ class Http:
             head = response.content[:length]
             if len(head) != min(length, total):
                 raise _TransientError(f"sent {len(head)} bytes of {min(length, total)}")
-            found.append((RemoteFile(url, total, response.headers.get("ETag", "")), head))
+            return RemoteFile(url, total, response.headers.get("ETag", "")), head
 
-        self._with_retries(url, {"Range": f"bytes=0-{length - 1}"}, first_bytes)
-        return found[-1]
+        return self._with_retries(url, {"Range": f"bytes=0-{length - 1}"}, first_bytes)
 
     def read(self, remote: RemoteFile, offset: int, length: int) -> bytes:
         """Return bytes of a remote file, fewer at its end.
@@ -182,31 +181,28 @@ class Http:
         Raises:
             FetchError: all attempts failed.
         """
-        texts: list[str] = []
 
-        def accept(response: requests.Response) -> None:
+        def accept(response: requests.Response) -> str:
             """Take the text if it passes the check."""
             text = response.content.decode()
             check(text)
-            texts.append(text)
+            return text
 
-        self._with_retries(url, headers or {}, accept, method, **request)
-        return texts[-1]
+        return self._with_retries(url, headers or {}, accept, method, **request)
 
     def _with_retries(
         self,
         url: str,
         headers: dict[str, str],
-        accept: Callable[[requests.Response], None],
+        accept: Callable[[requests.Response], _Result],
         method: str = "GET",
         **request: Any,
-    ) -> None:
+    ) -> _Result:
         attempt = 0
         while True:
             try:
                 with self._get(url, headers, method, **request) as response:
-                    accept(response)
-                return
+                    return accept(response)
             except (requests.RequestException, _TransientError, ValueError) as error:
                 attempt = self._pause(url, error, attempt)
 

@@ -36,12 +36,11 @@ from preprocess.progress import progress_of
 from preprocess.radiometry import DARK_BANDS
 from preprocess.raster import keep_squares
 from preprocess.shards.atomic_io import atomic_path, fsync, write_json
-from preprocess.tiling import PATCH_SIDE_M, SIDE, Flags, TileGrid, is_corner_of_tile
+from preprocess.tiling import PATCH_SIDE_M, SIDE, TILE_M, Flags, TileGrid, is_corner_of_tile
 
 STATE = "fetch.json"
 STAGING = ".fetch"
 OUTLINE_M = 60  # ground resolution of the coarsest bands
-_TILE_M = 109_800
 _HEAD_BYTES = 32 * 2**10  # holds the directory of a COG and the places of its blocks
 _VERSIONS = 3  # of a file that changes again and again while it is fetched
 _PROBE_SPANS, _PROBE_BYTES = 2, 2**20  # for each stream, to measure the rate
@@ -214,7 +213,7 @@ def remote_copy(http: Http, url: str, squares: Flags | None, band: str) -> tuple
     layout = read_layout(read)
     width, height = layout.image.width, layout.image.height
     side_m = layout.resolution_m * width
-    if (side_m, width) != (_TILE_M, height) or PATCH_SIDE_M % layout.resolution_m:
+    if (side_m, width) != (TILE_M, height) or PATCH_SIDE_M % layout.resolution_m:
         raise ValueError(
             f"{band} has {width} x {height} pixels of {layout.resolution_m:g} m: no whole tile"
         )

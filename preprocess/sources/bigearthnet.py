@@ -32,7 +32,7 @@ from preprocess.sources.base import (
     read_groups,
     read_splits,
 )
-from preprocess.tiling import place_name
+from preprocess.tiling import square_name
 
 
 def read_band_files(folder: Path, groups: Groups) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
@@ -55,7 +55,7 @@ def place_of(tile: str, patch_id: str) -> str:
     """Return the ground cell: tile, column and row, the same in v1, v2 and on every date."""
     column, row = patch_id.rsplit("_", 2)[1:]
     # as numbers: v1 writes 4_55 where v2 writes 04_55
-    return place_name(tile, int(column), int(row))
+    return square_name(tile, int(column), int(row))
 
 
 TREE = "BigEarthNet-v1.0"

@@ -39,13 +39,15 @@ from preprocess.sources.base import Groups, Source, read_exclusions, read_groups
 from preprocess.tiling import (
     EXCLUDED_LIST,
     SIDE,
+    TILE_M,
     Flags,
     Ground,
     TileGrid,
     ground_of,
     is_corner_of_tile,
-    place_name,
+    listed_squares,
     shares_of,
+    square_name,
     window_of,
 )
 
@@ -58,7 +60,6 @@ SCL = FractionSet(
         "cloud, high probability", "thin cirrus", "snow or ice",
     ),
 )  # fmt: skip
-_TILE_M = 109_800
 _COARSE_PX = 1830  # 60 m pixels over a tile
 _EDGE_PX = 4  # how far the wavelets of JPEG 2000 carry nodata into its coarse levels
 
@@ -135,7 +136,7 @@ def tile_grid(scene: Scene, groups: Groups) -> tuple[TileGrid, int | None]:
     path = scene.bands[group.bands[0]]
     # from pixels, not from the name: squares must lie where the file's own grid has them
     found = read_grid(path)
-    size_px = _TILE_M / group.ground_resolution_m
+    size_px = TILE_M / group.ground_resolution_m
     a, _, x, _, _, y = found.transform
     if fault := found.fault(group.ground_resolution_m):
         raise PatchError(path, fault)
@@ -238,7 +239,7 @@ class Products(Source):
             fractions=_fractions(scene, column, row),
             product=scene.product,
             tile=scene.tile,
-            place=place_name(scene.tile, column, row),
+            place=square_name(scene.tile, column, row),
             block=ref.block,
             acquired=scene.acquired,
             split=ref.split,
@@ -286,7 +287,7 @@ class Products(Source):
     ) -> Iterator[tuple[str, Flags]]:
         """Yield what speaks against squares of a product, the reasons without pixels first."""
         yield from ground.unwanted.items()
-        yield EXCLUDED_LIST, _listed(scene, excluded)
+        yield EXCLUDED_LIST, listed_squares(scene.product, excluded)
         if np.any(list(ground.unwanted.values()), axis=0).all():
             return  # no pixel need be read of a tile without wanted ground
         self._check_dark_pixels(scene)
@@ -370,26 +371,18 @@ def _references(
     for scene, ground, good in found:
         rare = np.zeros((SIDE, SIDE), bool)
         for column, row in np.argwhere(good).tolist():
-            rare[column, row] = days[place_name(scene.tile, column, row)] < min_dates
+            rare[column, row] = days[square_name(scene.tile, column, row)] < min_dates
         yield from _drop(scene, TOO_FEW_DATES, rare)
         for column, row in np.argwhere(good & ~rare).tolist():
             block, split = ground.block(column, row)
-            patch_id = f"{scene.product}_{column:02d}_{row:02d}"
+            patch_id = square_name(scene.product, column, row)
             yield PatchRef(patch_id, scene.path, split=split, block=block)
 
 
 def _places(scene: Scene, chosen: Flags) -> tuple[str, ...]:
-    return tuple(place_name(scene.tile, *square) for square in np.argwhere(chosen).tolist())
+    return tuple(square_name(scene.tile, *square) for square in np.argwhere(chosen).tolist())
 
 
 def _drop(scene: Scene, reason: str, dropped: Flags) -> Iterator[Dropped]:
     if dropped.any():
         yield Dropped(scene.path, reason, _places(scene, dropped))
-
-
-def _listed(scene: Scene, excluded: set[str]) -> Flags:
-    """Say of each square whether a list names its id; places are judged with the ground."""
-    listed = np.zeros((SIDE, SIDE), bool)
-    for column, row in np.ndindex(SIDE, SIDE) if excluded else ():
-        listed[column, row] = f"{scene.product}_{column:02d}_{row:02d}" in excluded
-    return listed
