@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from make_data import write_geotiff
 
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.plan import read_quarantine
 from preprocess.raster import session
+from preprocess.shards.format import PatchError
 from preprocess.sources import open_source
-from preprocess.sources.base import files_below
+from preprocess.sources.base import files_below, patch_groups, read_groups
 from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.safe import find_products, list_files
 from preprocess.sources.stac_cog import CogL2AConfig, find_items
@@ -144,3 +146,19 @@ def test_products_behind_links_are_found_and_loops_are_harmless(tmp_path):
     (tmp_path / "cogs").mkdir()
     (tmp_path / "cogs" / scene.name).symlink_to(scene)
     assert find_items(tmp_path / "cogs") == [scene.name]
+
+
+def test_bands_of_a_patch_whose_tags_claim_several_offsets_are_refused(tmp_path):
+    paths = {
+        band: write_geotiff(tmp_path / f"{band}.tif", np.ones((1, 120, 120), "uint16"))
+        for band in ("B02", "B03")
+    }
+    groups = patch_groups(paths)
+    with session():
+        assert {n: p.shape for n, p in read_groups(paths, groups)[0].items()} == {
+            "b10": (2, 120, 120)
+        }
+    with rasterio.open(paths["B03"], "r+") as dataset:
+        dataset.scales, dataset.offsets = (0.0001,), (-0.1,)
+    with session(), pytest.raises(PatchError, match=r"B03\.tif: its tags .* -1000 .* None"):
+        read_groups(paths, groups)
