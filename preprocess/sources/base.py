@@ -106,7 +106,7 @@ def patch_groups(
 
 def read_groups(
     paths: Mapping[str, Path], groups: Groups, square: tuple[int, int] | None = None
-) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
+) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid, int | None]:
     """Read one patch from rasters of one band each.
 
     Args:
@@ -115,12 +115,15 @@ def read_groups(
         square: column and row in a raster of a whole tile; None: the raster is the patch.
 
     Returns:
-        Pixels (bands, size_px, size_px) by group, digital numbers; grid of the first band.
+        Pixels (bands, size_px, size_px) by group, digital numbers; grid of the first band; the
+        offset that tags of the rasters claim, None without.
 
     Raises:
-        PatchError: a raster is missing, unreadable, of another size, or does not lie as the first.
+        PatchError: a raster is missing, unreadable, of another size, does not lie as the first, or
+            claims another offset.
     """
     grids: list[Grid] = []
+    tagged: int | None = None
     pixels = {}
     for group in groups:
         window = window_of(*square, int(group.ground_resolution_m)) if square else None
@@ -129,9 +132,15 @@ def read_groups(
             raster = read_raster(paths[band], window)
             grids.append(raster.grid)
             _check_fits(paths[band], raster, group, grids[0])
+            claim = raster.grid.boa_offset
+            if claim is not None and tagged not in (None, claim):
+                raise PatchError(
+                    paths[band], f"its tags claim the offset {claim}, those of other bands {tagged}"
+                )
+            tagged = tagged if claim is None else claim
             parts.append(raster.pixels)
         pixels[group.name] = np.concatenate(parts)
-    return pixels, grids[0]
+    return pixels, grids[0], tagged
 
 
 def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Grid) -> None:
@@ -151,12 +160,6 @@ def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Grid) -> 
             path,
             f"lies at {crs} ({x}, {y}), the first band of the patch at {first_crs} ({first_x}, "
             f"{first_y})",
-        )
-    if grid.boa_offset != first.boa_offset:
-        raise PatchError(
-            path,
-            f"its tags say that the offset {grid.boa_offset} is due, those of the first band "
-            f"{first.boa_offset}",
         )
 
 

@@ -36,7 +36,7 @@ from preprocess.tiling import square_name
 
 
 def read_band_files(folder: Path, groups: Groups) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
-    """Read ``<folder>/<folder name>_<band>.tif`` of every band, as ``read_groups`` returns them.
+    """Read pixels and grid of ``<folder>/<folder name>_<band>.tif`` for every band.
 
     Files are opened by name: side files in the folder must not count as bands.
 
@@ -44,10 +44,9 @@ def read_band_files(folder: Path, groups: Groups) -> tuple[dict[str, npt.NDArray
         PatchError: as ``read_groups``; or tags of the files say that an offset is due.
     """
     paths = {band: folder / f"{folder.name}_{band}.tif" for g in groups for band in g.bands}
-    pixels, grid = read_groups(paths, groups)
-    if grid.boa_offset:
-        path = paths[groups[0].bands[0]]
-        raise PatchError(path, f"its tags say that the offset {grid.boa_offset} is due")
+    pixels, grid, tagged = read_groups(paths, groups)
+    if tagged:
+        raise PatchError(folder, f"tags of its files say that the offset {tagged} is due")
     return pixels, grid
 
 

@@ -231,8 +231,11 @@ class Products(Source):
         # described anew (and remembered there): a part of an array has only the plan's references
         scene = self.describe(Path(self.config.root), ref.path, layout.groups)
         column, row = map(int, ref.id.rsplit("_", 2)[1:])
-        numbers, grid = read_groups(scene.bands, layout.groups, (column, row))
-        offset = self._offset(replace(scene, claims={**scene.claims, "tags": grid.boa_offset}))
+        numbers, grid, tagged = read_groups(scene.bands, layout.groups, (column, row))
+        try:
+            offset = self._offset(replace(scene, claims={**scene.claims, "tags": tagged}))
+        except ValueError as error:  # planning asks the first band alone
+            raise PatchError(Path(self.config.root) / ref.path, str(error)) from error
         return Patch(
             id=ref.id,
             pixels={name: harmonise(n, offset.value) for name, n in numbers.items()},
