@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow test-lowest lint audit bench gpu slurm chaos slurm-shell clean
+.PHONY: help demo test test-fast test-slow test-lowest lint docs audit bench gpu slurm chaos slurm-shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,6 +39,9 @@ test-lowest: $(DEVELOPMENT) ## the fast tests with the oldest versions that setu
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct -e ".[dev]"
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -W ignore::DeprecationWarning \
 		-m "not slow and not slurm and not gpu and not exhaustive"
+
+docs: $(DEVELOPMENT) ## the documentation as a site, in site/; opened from there it needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 audit: $(DEVELOPMENT) ## known weaknesses of the versions in constraints.txt; asks the package index
 	$(PIP) install uv
@@ -72,7 +75,7 @@ slurm-shell: $(DEVELOPMENT) slurm ## a shell on a Slurm of four nodes inside thi
 	@$(BIN)/python $(if $(SLURM),tests/slurm/releases.py $(SLURM) $(CURDIR)/$(BIN)/python) tests/slurm/cluster.py
 
 clean: ## what demo, tests and tools leave; .venv stays
-	rm -rf demo build dist $(LOWEST) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo build dist site $(LOWEST) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 # Debian's python3 may come without ensurepip; then the pip beside it fills the environment.

@@ -147,7 +147,7 @@ def train(network: Classifier, patches: Tensor, truth: Tensor, rows: Tensor, epo
                 loss.backward()
                 optimizer.step()
     network.eval()  # BatchNorm must not mix the patches of a batch when it predicts
-    return float(loss)
+    return float(loss.detach())
 
 
 @torch.inference_mode()

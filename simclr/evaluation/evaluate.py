@@ -405,6 +405,10 @@ def _facts(setup: EvalSetup) -> dict[str, Any]:
             "num_unlabelled": task.num_unlabelled,
             "num_surplus": task.num_surplus,
         },
+        "processing_level": {
+            "patches": sorted({one.processing_level for one in dataset.manifests}),
+            "pretraining": sorted(set(pretrained.dataset.get("processing_level", {}).values())),
+        },
         "split": {
             "origin": splits.origin,
             "redrawn": splits.redrawn,

@@ -161,6 +161,7 @@ def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
             f"pretrained on {100 * (seen or 0):.3g} % of these test patches, without labels: the "
             "scores do not hold for unseen places",
         ),
+        _other_level(**evaluation["processing_level"]),
         *_absent(evaluation, "train", "training", "no classifier can know them"),
         *_absent(evaluation, "test", "test", "they have no score and stay out of all means"),
         *_near(evaluation, "test"),
@@ -184,6 +185,16 @@ def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
 
 def _those_that_hold(*notes: tuple[object, str]) -> list[str]:
     return [sentence for holds, sentence in notes if holds]
+
+
+def _other_level(patches: list[str], pretraining: list[str]) -> tuple[object, str]:
+    """Return that patches and pretraining differ in the atmosphere, where both are known."""
+    given, trained = set(patches) - {""}, set(pretraining) - {""}
+    return (
+        trained and given - trained,
+        f"the patches are {', '.join(sorted(given))}, the encoder was pretrained on "
+        f"{', '.join(sorted(trained))}: reflectances of the two differ by the atmosphere",
+    )
 
 
 def _absent(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from simclr.distributed import DistributedContext
+from simclr.evaluation import report
 from simclr.evaluation.baselines import EvalResult
 from simclr.evaluation.bootstrap import score_results
 from simclr.evaluation.config import PRETRAINED, EvaluateConfig, Protocol
@@ -150,3 +151,21 @@ def test_what_does_not_exist_is_null_and_no_number(setting):
     result = summary(unknown, trials)
     assert result["split"]["leakage"] is None
     assert result["differences"][0]["over_seeds"]["low"] is None  # a single seed
+
+
+@pytest.mark.parametrize(
+    ("patches", "pretraining", "told"),
+    [
+        (["L1C"], ["L2A"], True),
+        (["L1C", "L2A"], ["L2A"], True),
+        (["L2A"], ["L1C", "L2A"], False),
+        ([""], ["L2A"], False),
+        (["L1C"], [""], False),
+    ],
+)
+def test_another_processing_level_than_in_pretraining_is_told_where_both_are_known(
+    patches, pretraining, told
+):
+    holds, sentence = report._other_level(patches, pretraining)
+    assert bool(holds) == told
+    assert not told or ("L1C" in sentence and "pretrained on L2A" in sentence)
