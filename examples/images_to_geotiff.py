@@ -32,25 +32,33 @@ def main(words: Sequence[str] | None = None) -> int:
     bands = options.bands.split(",")
     try:
         table = read_table(options.table, options.folder) if options.table else {}
-        done = placed = outside = 0
+        written: set[Path] = set()
+        placed = outside = 0
         for name, pixels in read_input(options.input, options.array, options.names):
             row = table.get(PurePosixPath(name).name, {})
             outside += bool(table) and not row
-            path = options.output / row.get(options.folder, "") / f"{name}.tif"
+            inside = PurePosixPath(row.get(options.folder, ""), f"{name}.tif")
+            path = options.output / inside
+            if inside.is_absolute() or ".." in inside.parts:
+                raise ValueError(f"{options.input} holds {inside}, which leaves the output folder")
+            if path in written:
+                raise ValueError(f"{options.input} holds {name} twice; give each a name of its own")
             centre = position(row)
             write_geotiff(path, as_numbers(name, pixels, bands, options), bands, centre)
-            done, placed = done + 1, placed + bool(centre)
-        if not done:
+            written.add(path)
+            placed += bool(centre)
+        if not written:
             raise ValueError(f"no image in {options.input}: sought {', '.join(SUFFIXES)}")
     except (ValueError, OSError, RasterioError, tarfile.TarError) as error:
         sys.stderr.write(f"images_to_geotiff: {error}\n")
         return 2
     left = f", {outside} of them not in {options.table}" if outside else ""
+    grid = "" if placed == len(written) else "source.any_grid=true "
     sys.stdout.write(
-        f"{done} files in {options.output}{left}; pack them with\n"
+        f"{len(written)} files in {options.output}{left}; pack them with\n"
         f"simclr-pack source=geotiff source.root={options.output} "
         f"source.file_bands=[{options.bands}] source.size_px={pixels.shape[-1]} "
-        f"source.boa_offset=0 {'' if placed == done else 'source.any_grid=true '}output=shards\n"
+        f"source.boa_offset=0 {grid}output=shards\n"
     )
     return 0
 
@@ -79,7 +87,10 @@ def read_table(path: Path, folder: str) -> dict[str, dict[str, str]]:
     missing = [column for column in wanted if rows and column not in rows[0]]
     if missing or not rows:
         raise ValueError(f"{path} has no column {', '.join(missing or wanted)}")
-    return {row["name"]: row for row in rows}
+    by_name = {row["name"]: row for row in rows}
+    if len(by_name) < len(rows):
+        raise ValueError(f"{path} has {len(rows)} rows for {len(by_name)} names; list each once")
+    return by_name
 
 
 def read_input(path: Path, array: str, names: str) -> Iterator[tuple[str, Pixels]]:
@@ -89,8 +100,6 @@ def read_input(path: Path, array: str, names: str) -> Iterator[tuple[str, Pixels
         return
     for inside, content in _read_files(path):
         if inside.suffix.lower() in SUFFIXES:
-            if inside.is_absolute() or ".." in inside.parts:
-                raise ValueError(f"{path} holds {inside}, which leaves the output folder")
             yield str(inside.with_suffix("")), _decode(content())
 
 
@@ -152,7 +161,10 @@ def position(row: dict[str, str]) -> tuple[float, float] | None:
     """Return latitude and longitude of a row of the table, None where it has none."""
     if not row.get("latitude") or not row.get("longitude"):
         return None
-    return float(row["latitude"]), float(row["longitude"])
+    latitude, longitude = float(row["latitude"]), float(row["longitude"])
+    if not (-80 <= latitude <= 84 and -180 <= longitude <= 180):
+        raise ValueError(f"{row['name']} lies at {latitude}, {longitude}, in no UTM zone")
+    return latitude, longitude
 
 
 def write_geotiff(

@@ -15,7 +15,7 @@ import rasterio
 from conftest import REPOSITORY
 
 from preprocess.config import PackConfig
-from preprocess.pack import pack
+from preprocess.pack import PackError, pack
 from preprocess.raster import to_degrees
 from preprocess.shards import open_readers, read_manifest
 from preprocess.sources.geotiff_files import GeotiffConfig
@@ -75,7 +75,7 @@ def test_images_in_class_folders_keep_their_pixels_and_classes(tmp_path):
 def test_an_order_of_bands_other_than_the_images_is_refused_when_packing(tmp_path):
     write_png(tmp_path / "in" / "a.png", IMAGE)
     convert(tmp_path / "in", tmp_path / "out", "--bands", RGB)
-    with pytest.raises(ValueError, match="calls its band 1 B04, declared is B02"):
+    with pytest.raises(PackError, match="calls its band 1 B04, declared is B02"):
         packed(
             tmp_path / "out",
             tmp_path / "shards",
@@ -145,13 +145,19 @@ def test_arrays_keep_numbers_names_and_nodata(tmp_path):
         (["in.npz", "out", "--bands", RGB, "--array", "Y"], "holds no Y; it holds X"),
         (["in.npz", "out", "--bands", RGB], r"X is \(2, 3\); give \(N, bands, H, W\)"),
         (["in", "out", "--bands", RGB, "--table", "t.csv"], "t.csv has no column name"),
+        (["in.npz", "out", "--bands", "B04", "--array", "Z", "--names", "n"], "holds p twice"),
+        (["in", "out", "--bands", RGB, "--table", "far.csv"], "at 89.0, 5.0, in no UTM zone"),
+        (["in", "out", "--bands", RGB, "--table", "two.csv"], "2 rows for 1 names"),
         (["bad.tar", "out", "--bands", RGB], "which leaves the output folder"),
     ],
 )
 def test_what_cannot_be_converted_ends_in_one_line(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     write_png(tmp_path / "in" / "a.png", IMAGE)
-    np.savez(tmp_path / "in.npz", X=np.zeros((2, 3)))
+    two = {"Z": np.ones((2, 1, 4, 4), np.uint8), "n": np.array(["p", "p"])}
+    np.savez(tmp_path / "in.npz", X=np.zeros((2, 3)), **two)
+    (tmp_path / "far.csv").write_text("name,latitude,longitude\na,89,5\n")
+    (tmp_path / "two.csv").write_text("name,latitude,longitude\na,50,5\na,51,5\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "t.csv").write_text("id\n1\n")
     with tarfile.open(tmp_path / "bad.tar", "w") as archive:
