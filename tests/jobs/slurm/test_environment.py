@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from jobs.slurm import client as slurm
 from jobs.slurm import environment
-from jobs.slurm.environment import Launcher, current_rank, expand_counts, port_of, rendezvous_of
+from jobs.slurm.environment import (
+    RANK_0_DONE,
+    Launcher,
+    current_rank,
+    expand_counts,
+    mark_rank_0_done,
+    port_of,
+    rendezvous_of,
+)
 
 STEP = {
     "SLURM_JOB_ID": "77",
@@ -113,3 +121,38 @@ def test_counts_are_expanded(runs):
 def test_counts_of_another_form_are_refused(text):
     with pytest.raises(ValueError, match="invalid literal"):
         expand_counts(text + "y")
+
+
+@pytest.mark.parametrize(
+    ("changes", "marks"),
+    [
+        ({"SLURM_PROCID": "0"}, True),
+        ({}, False),  # rank 3
+        # a process of this machine, started inside a step
+        (
+            {
+                "SUBMITIT_EXECUTOR": "local",
+                "SUBMITIT_LOCAL_JOB_ID": "5",
+                "SUBMITIT_LOCAL_GLOBALID": "0",
+                "SUBMITIT_LOCAL_NTASKS": "1",
+            },
+            False,
+        ),
+    ],
+)
+def test_only_rank_0_of_a_step_tells_the_batch_script_that_it_is_done(
+    monkeypatch, tmp_path, changes, marks
+):
+    path = tmp_path / "7.done"
+    for name, value in {**STEP, **changes, RANK_0_DONE: str(path)}.items():
+        monkeypatch.setenv(name, value)
+    mark_rank_0_done()
+    assert path.exists() is marks
+
+
+def test_a_mark_that_cannot_be_written_only_warns(monkeypatch, tmp_path, caplog):
+    for name, value in {**STEP, "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(RANK_0_DONE, str(tmp_path / "nowhere" / "7.done"))
+    mark_rank_0_done()
+    assert "7.done cannot be written" in caplog.text

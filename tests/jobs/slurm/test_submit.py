@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 
 from jobs.config import ClusterConfig, Executor
-from jobs.slurm.submit import check_capacity, largest_array, parse_nodes
+from jobs.slurm.submit import SRUN_UNTIL_RANK_0_IS_DONE, check_capacity, largest_array, parse_nodes
 
 # sinfo -h -o "%P|%D|%c|%m|%G|%l"; the forms of %G are those of the gres.conf page
 NODES = """\
@@ -74,3 +77,24 @@ def test_slurm_says_how_large_an_array_may_be(sinfo):
 def test_a_slurm_without_an_answer_refuses_nothing_and_says_why(sinfo):
     (sinfo / "sinfo").write_text("#!/bin/sh\necho 'Unable to contact' >&2; exit 1\n")
     assert "Unable to contact" in check_capacity(cluster(gpus_per_node=99, tasks_per_node=1))
+
+
+def test_the_batch_script_leaves_with_the_code_of_srun_and_without_the_mark(tmp_path):
+    srun, mark = tmp_path / "srun", tmp_path / "7.done"
+    srun.write_text('#!/bin/sh\ntouch "$SIMCLR_RANK_0_DONE"\necho "$@"\nexit 3\n')
+    srun.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"{SRUN_UNTIL_RANK_0_IS_DONE}\nsrun --wait=300 'a b'"],
+        env={
+            **os.environ,
+            "PATH": path,
+            "SIMCLR_RANK_0_DONE": str(mark),
+        },
+        capture_output=True,
+        text=True,
+        timeout=25,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, "--wait=300 a b\n"), done.stderr
+    assert not mark.exists()
