@@ -20,8 +20,8 @@ class LARS(Optimizer):
     For each tensor, with u = gradient + weight_decay * w and q = trust * |w| / |u| (1 if either
     norm is 0, or if the group is not adapted): v = momentum * v + q * u; w -= lr * v (You et al.
     2017). The rate is outside the momentum, as in VICReg's LARS; the reference code of SimCLR has
-    it inside, which differs while the rate changes. Every operation runs over all tensors of a
-    group at once, and q never leaves the device.
+    it inside, which differs while the rate changes. Every operation is one call for all tensors of
+    a group, and q never leaves the device.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class LARS(Optimizer):
             updates = list(torch._foreach_add(updates, weights, alpha=group["weight_decay"]))
         # Not for biases and weights of BatchNorm, whose norms say nothing of a layer's scale.
         if group["adapt"]:
+            # A launch for each tensor: torch has no kernel that scales a list by numbers on the
+            # device. One pass over a joined copy would move more bytes than the launches take.
             updates = list(
                 torch._foreach_mul(updates, _trust_ratios(weights, updates, group["trust"]))
             )
