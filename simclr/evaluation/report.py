@@ -75,12 +75,15 @@ def verdict(evaluation: Evaluation) -> str:
     against = [one for one in against if (one["fraction"], one["protocol"]) == (most, protocol)]
     unbeaten = [one for one in against if _state(one) != _AHEAD]
     closest = min(unbeaten or against, key=lambda one: one["over_samples"]["value"])
-    shown = f"{protocol}, {_gap(closest)} over {closest['control']}"
+    control, shown = closest["control"], f"({protocol}, {_gap(closest)})"
     if not unbeaten:
-        return f"Pretraining beats every control: {shown}, the strongest of {len(against)}."
+        return (
+            f"Pretraining beats every control: it is ahead of {control}, the strongest of "
+            f"{len(against)} {shown}."
+        )
     return (
-        f"Pretraining does not beat every control: {shown}, so that the encoder {_state(closest)} "
-        f"it; it is ahead of {len(against) - len(unbeaten)} of {len(against)}."
+        f"Pretraining does not beat every control: it {_state(closest)} {control} {shown}; it is "
+        f"ahead of {len(against) - len(unbeaten)} of {len(against)}."
     )
 
 

@@ -81,16 +81,19 @@ def test_the_verdict_names_the_strongest_control_and_what_is_not_beaten(setting)
         return summary(setting, trials)["verdict"]
 
     beaten = verdict(pretrained=20, random_encoder=4, image_statistics=8, other_run=24)
-    assert beaten.startswith("Pretraining beats every control: linear probe, accuracy +50.0 points")
-    assert beaten.endswith("over image statistics, the strongest of 2.")
-    alike = verdict(pretrained=16, random_encoder=4, image_statistics=15)
-    assert alike.startswith("Pretraining does not beat every control: linear probe, accuracy +4.2")
-    assert alike.endswith("so that the encoder cannot be told from it; it is ahead of 1 of 2.")
-    behind = verdict(pretrained=4, random_encoder=20, image_statistics=24)
-    assert "-83.3 points [-" in behind
-    assert behind.endswith(
-        "image statistics, so that the encoder is behind it; it is ahead of 0 of 2."
+    assert beaten.startswith(
+        "Pretraining beats every control: it is ahead of image statistics, the strongest of 2 "
+        "(linear probe, accuracy +50.0 points [+"
     )
+    alike = verdict(pretrained=16, random_encoder=4, image_statistics=15)
+    assert alike.startswith(
+        "Pretraining does not beat every control: it cannot be told from image statistics "
+        "(linear probe, accuracy +4.2 points [-"
+    )
+    assert alike.endswith("; it is ahead of 1 of 2.")
+    behind = verdict(pretrained=4, random_encoder=20, image_statistics=24)
+    assert "it is behind image statistics (linear probe, accuracy -83.3 points [-" in behind
+    assert behind.endswith("; it is ahead of 0 of 2.")
     assert verdict(pretrained=4, other_run=20).startswith("No verdict: no control was scored")
 
 
