@@ -13,7 +13,7 @@ from slurm.runs import STEPS, preempt, submit, wait_for_step
 START_S = 240
 SETTINGS = (
     "data.global_batch_size=16",
-    "model.backbone=resnet18",
+    "model.encoder=resnet18",
     "augment.view_size_px=32",
     "checkpoint.every_steps=4",
     "world.timeout_s=240",
