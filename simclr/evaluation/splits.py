@@ -260,8 +260,9 @@ def seen_in_pretraining(
         return math.nan
     if trained.fingerprint != fingerprint:
         return math.nan
-    comparable = trained.manifests[0].layout.groups == dataset.manifests[0].layout.groups
-    seen = np.isin(dataset.index("crc32")[tested], trained.index("crc32")) & comparable
+    groups = dataset.manifests[0].layout.groups
+    alike = np.array([one.layout.groups == groups for one in trained.manifests])[trained.source]
+    seen = np.isin(dataset.index("crc32")[tested], trained.index("crc32")[alike])
     known = {str(name): row for row, name in enumerate(trained.index("id"))}
     pairs = np.array([known.get(str(name), -1) for name in dataset.index("id")[tested]], np.intp)
     epsg = dataset.index("epsg")[tested]
@@ -272,6 +273,6 @@ def seen_in_pretraining(
     equal_id = pairs >= 0
     located = equal_id & (epsg != 0)
     seen |= located & (corners == others).all(axis=1) & (epsg == trained.index("epsg")[pairs])
-    if (equal_id & ~located & ~seen).any() and not comparable:
+    if (equal_id & ~located & ~seen & ~alike[pairs]).any():
         return math.nan
     return float(seen.mean())

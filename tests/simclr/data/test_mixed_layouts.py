@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, ModelConf
 from simclr.data.dataset import open_dataset
 from simclr.data.loader import Loader, sequential_batches, training_batches
 from simclr.data.sampler import DeterministicBatchSampler, temporal_pairs_of
+from simclr.evaluation.splits import seen_in_pretraining
 from simclr.train import train
 
 CPU = torch.device("cpu")
@@ -146,6 +149,19 @@ def test_sources_that_agree_in_the_selected_bands_are_of_one_layout(tmp_path):
     dataset = open_dataset([str(first), str(second)], ["B04", "B02"])
     assert len(dataset.layouts) == 1
     assert not next(iter(sequential_batches(dataset, 24, CPU))).parts
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_test_samples_are_known_again_from_each_source_of_a_mix(folders, dataset, number):
+    splits = ["train", "validation", "test"]
+    config = TrainConfig(shards=folders, data=DataConfig(bands=BANDS, splits=splits))
+    run = SimpleNamespace(config=config, dataset={"fingerprint": dataset.fingerprint})
+    tested = open_dataset(folders[number : number + 1], BANDS)
+    rows = np.arange(tested.num_samples)
+    assert seen_in_pretraining(run, tested, folders[number], rows) == 1
+    config.data.splits = ["train"]
+    share = (tested.index("split") == "train").mean()
+    assert seen_in_pretraining(run, tested, folders[number], rows) == share < 1
 
 
 def test_a_run_trains_on_a_mix_by_weight_and_goes_on_where_it_stopped(folders, tmp_path):
