@@ -15,7 +15,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow test-lowest lint docs audit bench gpu slurm chaos slurm-shell clean
+PAGES ?= $(wildcard runs/*/*.html demo/run/*.html)
+
+.PHONY: help demo pages test test-fast test-slow test-lowest lint docs audit bench gpu slurm chaos slurm-shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -60,6 +62,12 @@ bench: $(DEVELOPMENT) ## every claim of speed, with machine, versions and limit;
 
 gpu: $(DEVELOPMENT) ## what one GPU proves in 25 minutes: its tests, views, loss, steps, saving
 	@$(BIN)/python benchmarks/gpu.py
+
+pages: ## screenshots of PAGES, those of runs/ and demo/ unless given, as a screen and a phone show them
+	@for page in $(PAGES); do for width in 1200 500; do \
+		chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=$$width,4000 \
+			--screenshot=$${page%.html}-$$width.png "file://$$(realpath $$page)" 2>/dev/null && echo $${page%.html}-$$width.png; \
+	done; done
 
 slurm: ## Slurm's Debian packages, if they are missing and this is root on Debian
 	@if command -v slurmctld >/dev/null && command -v munged >/dev/null; then :; \

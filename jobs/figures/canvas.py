@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 # An unknown backend in the user's environment makes the import fail; figures use none.
 os.environ["MPLBACKEND"] = "agg"
@@ -57,13 +58,24 @@ def canvas(path: str | Path, width: float = 7.0, height: float = 4.5) -> Iterato
 
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 70rem; margin: 2rem auto;
-       padding: 0 1rem }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-img { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption { color: #555 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid #ddd }
-pre { background: #f5f5f5; padding: .6rem .8rem; overflow-x: auto }
+:root { color-scheme: light dark; --ink: #1a1a1a; --dim: #595959; --line: #d9d9d9; --paper: #fff;
+        --soft: #f4f4f4; --mark: #0072b2 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --dim: #a8a8a8; --line: #444;
+        --paper: #16181b; --soft: #23262b; --mark: #56b4e9 } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+       max-width: 64rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word }
+h1 { font-size: 1.6rem } h3 { font-size: 1.05rem; margin-top: 1.8rem }
+h2 { font-size: 1.3rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem }
+a { color: var(--mark) } li { margin: .2rem 0 } ul { padding-left: 1.2rem }
+.lead { font-size: 1.2rem; border-left: .3rem solid var(--mark); padding-left: .8rem }
+figure { margin: 1rem 0 } figcaption { color: var(--dim); font-size: .9rem }
+/* figures are drawn on white */
+img { max-width: 100%; height: auto; background: #fff }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
+th, td { padding: .25rem 1.2rem .25rem 0; text-align: left; vertical-align: top;
+         border-bottom: 1px solid var(--line); white-space: nowrap }
+.wraps td:last-child { white-space: normal; min-width: 14rem }
+pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; font-size: .85rem }
 .scroll { overflow-x: auto }
 """
 
@@ -76,27 +88,51 @@ class Page:
         self._title = html.escape(title)
         self._parts: list[str] = [f"<h1>{self._title}</h1>"]
 
-    def heading(self, text: str) -> Page:
-        """Append a section heading."""
-        return self._append(f"<h2>{html.escape(text)}</h2>")
+    def heading(self, text: str, level: int = 2) -> Page:
+        """Append the heading of a section, or at level 3 of a part of it."""
+        return self._append(f"<h{level}>{html.escape(text)}</h{level}>")
+
+    def lead(self, text: str) -> Page:
+        """Append the sentence that a reader in a hurry needs."""
+        return self._append(f'<p class="lead">{html.escape(text)}</p>')
 
     def text(self, *paragraphs: str) -> Page:
         """Append paragraphs of plain text."""
         return self._append(*(f"<p>{html.escape(text)}</p>" for text in paragraphs))
 
+    def bullets(self, *items: str) -> Page:
+        """Append a list; nothing without items."""
+        lines = [f"<li>{html.escape(item)}</li>" for item in items]
+        return self._append("<ul>", *lines, "</ul>") if lines else self
+
+    def links(self, targets: Mapping[str, str]) -> Page:
+        """Append a list of links: text to address, or to a path relative to the page."""
+        safe = {text: html.escape(quote(url, safe="/:#?=&@%")) for text, url in targets.items()}
+        lines = [f'<li><a href="{url}">{html.escape(text)}</a></li>' for text, url in safe.items()]
+        return self._append("<ul>", *lines, "</ul>") if lines else self
+
     def command(self, text: str) -> Page:
         """Append a command or a file's content as it is to be typed."""
         return self._append(f"<pre>{html.escape(text)}</pre>")
 
-    def table(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Page:
-        """Append a table; every cell is shown as ``str`` gives it."""
+    def table(
+        self, header: Sequence[str], rows: Iterable[Sequence[object]], *, wraps: bool = False
+    ) -> Page:
+        """Append a table; every cell is shown as ``str`` gives it.
+
+        Args:
+            header: names of the columns.
+            rows: cells of each row.
+            wraps: the last column holds sentences; else every cell stays on one line.
+        """
         head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>\n"
             for row in rows
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return self._append(f'<div class="scroll">{table}</div>')
+        kind = "scroll wraps" if wraps else "scroll"
+        return self._append(f'<div class="{kind}">{table}</div>')
 
     def picture(self, path: str | Path, caption: str) -> Page:
         """Append a PNG file, held in the page itself so that the page can be mailed alone."""
@@ -112,6 +148,7 @@ class Page:
             Path(path),
             f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<link rel="icon" href="data:,">'  # else a browser asks a server for one
             f"<title>{self._title}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n",
         )
         return Path(path)
@@ -148,3 +185,8 @@ def cell(number: float | None) -> object:
 def number_of(value: float | None) -> float:
     """Return a number to be drawn: NaN, a gap, where it does not exist."""
     return float("nan") if value is None else float(value)
+
+
+def percent_of(value: float | None) -> float:
+    """Return a share to be drawn in percent, as tables and sentences have it."""
+    return 100 * number_of(value)

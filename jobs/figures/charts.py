@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from jobs.figures.canvas import COLORS, Axes, canvas, number_of
+from jobs.figures.canvas import COLORS, Axes, canvas, number_of, percent_of
 
 Result = Mapping[str, Any]  # one row of an evaluation: an encoder under a protocol
 
@@ -42,7 +42,7 @@ def draw_fractions(path: Path, results: Sequence[Result], score: str) -> Path:
             axes.set_title(protocol)
             axes.grid(alpha=0.3)
         if not single:
-            panels[0].set_ylabel(plain(score))
+            panels[0].set_ylabel(f"{plain(score)} (%)")
             handles, names = _legend_of(panels)
             figure.legend(handles, names, loc="outside right center", fontsize=9)
     return path
@@ -61,14 +61,14 @@ def draw_classes(
         first, *others = results
         _bars(axes, [first["classes"]["f1"][number] for number in order], first["encoder"])
         for number, other in enumerate(others, start=1):
-            values = [number_of(other["classes"]["f1"][row]["value"]) for row in order]
+            values = [percent_of(other["classes"]["f1"][row]["value"]) for row in order]
             style: dict[str, Any] = {"color": COLORS[number], "marker": _MARKERS[number]}
             axes.plot(values, range(len(order)), linestyle="", label=other["encoder"], **style)
         names = [f"{_short(classes[row])} ({positives[row]})" for row in order]
         axes.set_yticks(range(len(order)), names, fontsize=9)
         axes.set_ylim(len(order) - 0.4, -0.6)
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("F1 (in brackets: labelled patches)")
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("F1 (%); in brackets: labelled patches")
         axes.grid(axis="x", alpha=0.3)
         figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     return path
@@ -81,7 +81,7 @@ def draw_confusion(path: Path, counts: Sequence[Sequence[int]], classes: Sequenc
     side = 2.6 + 0.45 * len(classes)
     with canvas(path, side + 0.8, side) as figure:
         axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
         for row, column in np.argwhere(table > 0):
             color = "white" if shares[row, column] > 0.6 else "black"
             text = str(table[row, column])
@@ -91,7 +91,7 @@ def draw_confusion(path: Path, counts: Sequence[Sequence[int]], classes: Sequenc
         axes.set_yticks(range(len(names)), names, fontsize=9)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
-        figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class")
+        figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class (%)")
     return path
 
 
@@ -99,16 +99,16 @@ def draw_reliability(path: Path, results: Sequence[Result]) -> Path:
     """Draw the frequency of predicted events against their probability, and their number below."""
     with canvas(path, 6, 6) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        above.plot([0, 1], [0, 1], "--", color=_GREY, linewidth=1, label="perfectly calibrated")
+        above.plot([0, 100], [0, 100], "--", color=_GREY, linewidth=1, label="perfectly calibrated")
         for number, one in enumerate(results):
             _reliability(above, below, one, number)
-        above.set_ylabel("observed frequency")
+        above.set_ylabel("observed frequency (%)")
         above.legend(fontsize=9)
-        below.set_ylabel("share of predictions")
-        below.set_xlabel("predicted probability")
+        below.set_ylabel("predictions (%)")
+        below.set_xlabel("predicted probability (%)")
         for axes in (above, below):
-            axes.set_xlim(0, 1)
-            axes.set_ylim(0, 1.02)
+            axes.set_xlim(0, 100)
+            axes.set_ylim(0, 102)
             axes.grid(alpha=0.3)
     return path
 
@@ -163,13 +163,15 @@ def _points(axes: Axes, results: Sequence[Result], encoders: Sequence[str], scor
             axes.errorbar(value, row, xerr=ends, fmt="o", color=COLORS[row], capsize=3)
     axes.set_yticks(range(len(encoders)), encoders)
     axes.set_ylim(len(encoders) - 0.5, -0.5)
-    axes.set_xlabel(plain(score))
+    axes.set_xlabel(f"{plain(score)} (%)")
 
 
 def _band(
     axes: Axes, places: Sequence[float], scores: Sequence[Result], label: str, number: int
 ) -> None:
-    value, low, high = ([number_of(one[key]) for one in scores] for key in ("value", "low", "high"))
+    value, low, high = (
+        [percent_of(one[key]) for one in scores] for key in ("value", "low", "high")
+    )
     color = COLORS[number % len(COLORS)]
     axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
     axes.plot(
@@ -204,8 +206,10 @@ def _reliability(above: Axes, below: Axes, one: Result, number: int) -> None:
     shares = observed[enough]
     ends = np.array([_wilson(*pair) for pair in zip(shares, counts[enough], strict=True)])
     bars = np.abs(ends.reshape(-1, 2).T - shares)
-    above.errorbar(predicted[enough], shares, bars, label=one["protocol"], **style)
-    below.stairs(counts / counts.sum(), curve["edges"], color=COLORS[number], linewidth=1.5)
+    predicted, shares, bars = 100 * predicted[enough], 100 * shares, 100 * bars
+    above.errorbar(predicted, shares, bars, label=one["protocol"], **style)
+    heights, edges = 100 * counts / counts.sum(), 100 * np.asarray(curve["edges"])
+    below.stairs(heights, edges, color=COLORS[number], linewidth=1.5)
 
 
 def _wilson(share: float, count: float) -> tuple[float, float]:
@@ -237,8 +241,8 @@ def _interval(score: Result) -> tuple[float, NDArray[np.float64]]:
 
     A percentile interval need not hold the value itself: matplotlib refuses what is negative.
     """
-    value = number_of(score["value"])
-    ends = [[value - number_of(score["low"])], [number_of(score["high"]) - value]]
+    value = percent_of(score["value"])
+    ends = [[value - percent_of(score["low"])], [percent_of(score["high"]) - value]]
     return value, np.maximum(ends, 0)
 
 

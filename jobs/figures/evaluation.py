@@ -18,6 +18,7 @@ from jobs.figures.canvas import (
     canvas,
     cell,
     number_of,
+    percent_of,
     score_cells,
     write_csv,
 )
@@ -30,11 +31,12 @@ from jobs.figures.charts import (
     draw_reliability,
     plain,
 )
-from simclr.evaluation.config import PRETRAINED
+from simclr.evaluation.config import PRETRAINED, Protocol
 from simclr.evaluation.report import (
     CHOICE_NAME,
     FOLDER_NAME,
     JSON_NAME,
+    MIN_SEEDS,
     Choice,
     Evaluation,
     choice_table,
@@ -42,6 +44,7 @@ from simclr.evaluation.report import (
     read_report,
     score_table,
     title,
+    verdict,
 )
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
@@ -54,13 +57,16 @@ def add_checkpoints(page: Page, run_dir: Path, path: Path) -> None:
     choice = read_choice(path)
     mark = "SIMULATED PATCHES, " if choice["simulated"] else ""
     page.heading(f"{mark}{choice['task']['name']}: choosing a checkpoint")
-    page.text(*choice["findings"], *choice["notes"])
-    header, *rows = choice_table(choice)
-    page.table(header, rows)
     metrics = run_dir / METRICS_NAME
     records = read_metrics(metrics) if metrics.exists() else []
     picture = draw_checkpoints(path.with_suffix(".png"), choice, records)
+    first, *others = choice["findings"]
+    page.lead(f"{first[:1].upper()}{first[1:]}.")
     page.picture(picture, "Validation scores of the checkpoints, 95 % intervals, beside the loss.")
+    header, *rows = choice_table(choice)
+    page.table(header, rows)
+    page.heading("Findings", 3).bullets(*others)
+    page.heading("Caveats", 3).bullets(*choice["notes"])
     columns = ("step", "loss", "protocol", "encoder", "score", *ENDS)
     write_csv(path.with_suffix(".csv"), columns, _rows(choice))
 
@@ -86,14 +92,14 @@ def _scores(axes: Axes, choice: Choice) -> None:
         own = [one for one in asked if one["step"] is not None]
         steps = [one["step"] for one in own]
         value, low, high = (
-            [number_of(one["scores"][headline][key]) for one in own] for key in ENDS
+            [percent_of(one["scores"][headline][key]) for one in own] for key in ENDS
         )
         color = COLORS[number]
         axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
         axes.plot(steps, value, color=color, marker=_MARKERS[number], label=protocol)
         if protocol == choice["chosen_by"]:
             _controls(axes, [one for one in asked if one["step"] is None], headline)
-    axes.set_ylabel(f"{plain(headline)} on validation")
+    axes.set_ylabel(f"{plain(headline)} on validation (%)")
     axes.set_title(f"{choice['chosen_by']} chooses step {choice['best']}")
 
 
@@ -101,7 +107,7 @@ def _controls(axes: Axes, controls: Sequence[dict[str, Any]], headline: str) -> 
     """Draw what stands beside the checkpoints: it knows no step."""
     for number, one in enumerate(controls):
         color, style = COLORS[2 + number % 5], _STYLES[number % len(_STYLES)]
-        value = number_of(one["scores"][headline]["value"])
+        value = percent_of(one["scores"][headline]["value"])
         label = f"{one['protocol']}: {one['encoder']}"
         axes.axhline(value, color=color, linestyle=style, linewidth=1.3, label=label)
 
@@ -128,6 +134,7 @@ def _rows(choice: Choice) -> Iterator[Sequence[object]]:
 PAGE_NAME = "evaluation.html"
 # What is drawn where only one protocol has room: the reference of the field first.
 _PREFERRED = "linear probe"
+_IN_FILES = ("calibration", "brier")  # the page has the reliability diagram
 _CURVE = ("counts", "probability", "frequency")
 
 
@@ -138,18 +145,66 @@ def write_evaluation_page(run_dir: Path) -> Path:
     """
     report = run_dir / JSON_NAME
     evaluations = read_report(report) if report.exists() else []
-    page = Page(f"Evaluation of {run_dir.resolve().name}")
+    page = Page(f"Evaluation of the run {run_dir.resolve().name}")
     for one in evaluations:
         name = f"{one['task']['name']}-{one['shards']['fingerprint']}"
         folder = run_dir / FOLDER_NAME / name
         folder.mkdir(parents=True, exist_ok=True)
-        page.heading(title(one)).text(*one["findings"], *one["notes"])
+        page.heading(title(one)).lead(verdict(one)).text(_setting(one))
+        _fractions(page, folder, one)
+        page.text("Scores in percent, in brackets the ends of their 95 % intervals:")
         page.table(*_shown_scores(one))
-        for part in (_fractions, _classes, _confusion, _reliability, _map):
+        page.heading("Findings", 3).bullets(*one["findings"])
+        page.heading("Caveats", 3).bullets(*one["notes"])
+        page.heading("What to do next", 3).bullets(*_next_steps(run_dir, one))
+        page.heading("Classes and probabilities", 3)
+        for part in (_classes, _confusion, _reliability, _map):
             part(page, folder, one)
+        _add_files(page, run_dir, folder)
     for path in sorted((run_dir / FOLDER_NAME).glob(f"*/{CHOICE_NAME}")):
         add_checkpoints(page, run_dir, path)
     return page.write(run_dir / PAGE_NAME)
+
+
+def _setting(one: Evaluation) -> str:
+    """Return what was trained and tested on how many patches, and what an interval is over."""
+    split, bootstrap = one["split"], one["protocol"]["bootstrap"]
+    counts, seeds = split["counts"], split["seeds"]
+    unit = bootstrap["unit"]
+    blocks = (
+        "single patches, which count as independent"
+        if unit == "patch"
+        else f"{bootstrap['blocks']} blocks of neighbouring patches (a block is one {unit})"
+    )
+    return (
+        f"The encoder ({one['encoder']}, {len(one['bands'])} bands) stays as pretraining left it, "
+        "unless a row says fine-tuned. Classifiers on its features were trained on "
+        f"{counts['train']} patches, chosen on {counts['validation']} and scored on "
+        f"{counts['test']} ({split['origin']}; {len(seeds)} seed{'s' * (len(seeds) != 1)}). "
+        "Controls are encoders that have learnt nothing. Intervals resample "
+        f"{blocks} of the test patches."
+    )
+
+
+def _next_steps(run_dir: Path, one: Evaluation) -> Iterator[str]:
+    shards, task = one["shards"]["folder"], one["task"]["name"]
+    again = f"simclr-evaluate run={run_dir} shards={shards} task={task}"
+    if len(one["split"]["seeds"]) < MIN_SEEDS:
+        yield f"Score with {MIN_SEEDS} seeds: {again} seeds=[0,1,2]"
+    protocols = list(dict.fromkeys(row["protocol"] for row in one["results"]))
+    if Protocol.finetune_all.value not in protocols:
+        yield (
+            "Compare with the same network trained on the labels alone: "
+            f"{again} protocols=[finetune_all]"
+        )
+    if any(row["encoder"] == PRETRAINED for row in one["results"]):
+        yield f"Publish the encoder: simclr-export run={run_dir} output=export step={one['step']}"
+
+
+def _add_files(page: Page, run_dir: Path, folder: Path) -> None:
+    names = {path.name: str(path.relative_to(run_dir)) for path in sorted(folder.glob("*.csv"))}
+    page.heading("Numbers", 3).text("All numbers of this page, and those without a picture:")
+    page.links({JSON_NAME: JSON_NAME, **names})
 
 
 def _fractions(page: Page, folder: Path, one: Evaluation) -> None:
@@ -235,7 +290,8 @@ def _map(page: Page, folder: Path, one: Evaluation) -> None:
 
 
 def _shown_scores(one: Evaluation) -> tuple[Sequence[str], Rows]:
-    header, *rows = score_table(one)
+    names = [name for name in one["results"][0]["scores"] if not name.startswith(_IN_FILES)]
+    header, *rows = score_table(one, names)
     return header, rows
 
 

@@ -6,18 +6,24 @@ Called by ``simclr-status --report``, and for curves.png at the end of a trainin
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.figures.canvas import COLORS, Axes, Page, canvas
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.figures.canvas import COLORS, Axes, Page, canvas, number_of, percent_of
+from jobs.figures.evaluation import PAGE_NAME as EVALUATION_PAGE
 from jobs.run_dir import CONFIG_NAME
 from jobs.status.causes import AttemptRecord
 from jobs.status.render import clock, duration, run_lines
 from jobs.status.run_status import RunRecord
+from simclr.evaluation.report import JSON_NAME, read_report, title, verdict
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 CURVES_NAME = "curves.png"
+_WINDOWS, _MIN_WINDOW = 30, 3  # of the running mean: how many fit into a run; records of one
 
 Records = Sequence[dict[str, Any]]
 
@@ -29,16 +35,23 @@ def draw_curves(run_dir: Path) -> Path | None:
     if not records:
         return None
     path = run_dir / CURVES_NAME
-    with canvas(path, 10, 8.5) as figure:
-        axes = figure.subplots(3, 2, sharex=True)
-        panels = (_loss, _rate, _gradient, _speed, _spread, _probe)
-        for draw, panel in zip(panels, axes.flat, strict=True):
+    drawn = [draw for key, draw in _PANELS.items() if any(_has(one, key) for one in records)]
+    rows = -(-len(drawn) // 2)
+    with canvas(path, 10, 0.6 + 2.6 * rows) as figure:
+        panels = figure.subplots(rows, 2, sharex=True, squeeze=False).ravel()
+        for panel in panels[len(drawn) :]:
+            panel.set_axis_off()
+        for draw, panel in zip(drawn, panels, strict=False):
             draw(panel, records)
             panel.grid(alpha=0.3)
-        for panel in axes[-1]:
+            panel.xaxis.set_tick_params(labelbottom=True)
+        for panel in panels[max(0, len(drawn) - 2) : len(drawn)]:
             panel.set_xlabel("step")
-        figure.suptitle(run_dir.resolve().name)
     return path
+
+
+def _has(record: dict[str, Any], key: str) -> bool:
+    return any(name.startswith(key) and value is not None for name, value in record.items())
 
 
 def _loss(axes: Axes, records: Records) -> None:
@@ -68,6 +81,12 @@ def _speed(axes: Axes, records: Records) -> None:
     axes.set_title("patches per second")
 
 
+def _wait(axes: Axes, records: Records) -> None:
+    _line(axes, records, "data_wait_share", 4, scale=100)
+    axes.set_ylim(0, 100)
+    axes.set_title("time spent waiting for data (%)")
+
+
 def _spread(axes: Axes, records: Records) -> None:
     _line(axes, records, "deviation", 4, "deviation (healthy: 1)")
     _line(axes, records, "mean_cosine", 5, "mean cosine (healthy: 0)")
@@ -78,40 +97,60 @@ def _spread(axes: Axes, records: Records) -> None:
 
 def _probe(axes: Axes, records: Records) -> None:
     """Draw the headlines of probe and k-NN beside the untrained controls."""
-    probed = [record for record in records if any(key.startswith("probe/") for key in record)]
-    axes.set_title("held-out validation labels")
-    if not probed:
-        axes.text(0.5, 0.5, "not probed: monitor.shards", ha="center", transform=axes.transAxes)
-        axes.set_yticks([])
-        return
+    probed = [record for record in records if _has(record, "probe/")]
+    axes.set_title("held-out validation labels (%)")
     headline = next(key for key in probed[-1] if key.startswith("probe/")).partition("/")[2]
     for number, name in enumerate(("probe", "knn")):
         label = {"probe": "linear probe", "knn": "k-NN"}[name]
-        _line(axes, probed, f"{name}/{headline}", number, label, marker="o")
+        _line(axes, probed, f"{name}/{headline}", number, label, scale=100)
     for number, key in enumerate(key for key in probed[-1] if key.startswith("controls/")):
-        value, style = probed[-1][key], (":", "--")[number % 2]
+        value, style = percent_of(probed[-1][key]), (":", "--")[number % 2]
         label = f"linear probe: {key.partition('/')[2].replace('_', ' ')}"
         axes.axhline(value, color=COLORS[6], linestyle=style, linewidth=1, label=label)
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(0, 102)
     axes.set_ylabel(headline.replace("_", " "))
     axes.legend(fontsize="small")
 
 
+# What a record must hold for a panel to be drawn: a name, or its beginning.
+_PANELS: dict[str, Callable[[Axes, Records], None]] = {
+    "loss": _loss,
+    "probe/": _probe,
+    "learning_rate": _rate,
+    "gradient_norm": _gradient,
+    "deviation": _spread,
+    "patches_per_s": _speed,
+    "data_wait_share": _wait,
+}
+
+
 def _line(
-    axes: Axes, records: Records, key: str, color: int, label: str = "", marker: str = ""
+    axes: Axes, records: Records, key: str, color: int, label: str = "", *, scale: float = 1.0
 ) -> None:
-    # null stands where a number did not exist; matplotlib leaves a gap at NaN
-    values = [float("nan") if record.get(key) is None else record[key] for record in records]
+    """Draw a metric: as it is, and where there are many records pale, below its running mean."""
+    values = np.array([scale * number_of(record.get(key)) for record in records])
     steps = [record["step"] for record in records]
-    axes.plot(
-        steps,
-        values,
-        color=COLORS[color],
-        label=label or None,
+    style: dict[str, Any] = {"color": COLORS[color], "label": label or None}
+    window = len(records) // _WINDOWS
+    if window < _MIN_WINDOW:
         # a single record would draw no line at all
-        marker=marker or ("o" if len(records) == 1 else ""),
-        markersize=4,
+        marker = "o" if len(records) <= _WINDOWS else ""
+        axes.plot(steps, values, marker=marker, markersize=4, **style)
+        return
+    axes.plot(steps, values, color=COLORS[color], alpha=0.3, linewidth=0.8)
+    axes.plot(steps, _running_mean(values, window), linewidth=1.8, **style)
+
+
+def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Return the mean of a window around each value, smaller at the ends; gaps are left out."""
+    known = np.isfinite(values)
+    sums, counts = (
+        np.convolve(part, np.ones(2 * (window // 2) + 1), "same")
+        for part in (np.where(known, values, 0.0), known.astype(float))
     )
+    means = np.full_like(sums, np.nan)
+    np.divide(sums, counts, where=known, out=means)
+    return means
 
 
 def _note(axes: Axes, height: float, text: str) -> None:
@@ -188,18 +227,35 @@ TIMELINE_NAME = "attempts.png"
 def write_report(record: RunRecord, now: float | None = None) -> Path:
     """Write ``report.html`` into the run folder and return its path."""
     run_dir, now = Path(record.run), time.time() if now is None else now
-    title, *lines = run_lines(record)
-    page = Page(run_dir.resolve().name).text(f"{title[1]}; as of {clock(now)}")
-    page.table(("", ""), lines)
+    page = Page(f"Run {run_dir.resolve().name}").lead(_state(record)).text(f"As of {clock(now)}.")
+    links = {name: at for name, at in record.trackers.items() if at.startswith("http")}
+    _, *lines = run_lines(record)
+    # attempts have a table of their own
+    shown = [
+        (name, text) for name, text in lines if name.partition(" ")[0] not in ("attempt", *links)
+    ]
+    page.table(("", ""), shown, wraps=True).links(links)
     _add_curves(page, run_dir)
     if record.attempts:
         picture = draw_timeline(run_dir / TIMELINE_NAME, record.attempts, now)
         page.heading("Attempts").picture(picture, "When each attempt ran, and how it ended.")
         header = ("attempt", "started", "lasted", "ranks", "nodes", "steps", "ended")
-        page.table(header, [_row(attempt) for attempt in record.attempts])
+        page.table(header, [_row(attempt) for attempt in record.attempts], wraps=True)
     _add_evaluation(page, run_dir)
     page.heading("Settings").command((run_dir / CONFIG_NAME).read_text(encoding="utf-8"))
     return page.write(run_dir / REPORT_NAME)
+
+
+def _state(record: RunRecord) -> str:
+    """Return state and progress as one sentence."""
+    sentence = f"{record.state[:1].upper()}{record.state[1:]}"
+    if record.num_steps:
+        share = 100 * record.step / record.num_steps
+        sentence += f": step {record.step} of {record.num_steps} ({share:.0f} %)"
+    if record.expected_end is not None:
+        left = duration(record.time_left_s)
+        sentence += f", {left} of training left, done {clock(record.expected_end)}"
+    return f"{sentence}."
 
 
 def _add_curves(page: Page, run_dir: Path) -> None:
@@ -212,9 +268,11 @@ def _add_curves(page: Page, run_dir: Path) -> None:
 
 
 def _add_evaluation(page: Page, run_dir: Path) -> None:
-    table = run_dir / "evaluation.md"
-    if table.exists():
-        page.heading("Evaluation").command(table.read_text(encoding="utf-8"))
+    report = run_dir / JSON_NAME
+    if report.exists():
+        page.heading("Evaluation")
+        page.bullets(*(f"{title(one)}: {verdict(one)}" for one in read_report(report)))
+        page.links({EVALUATION_PAGE: EVALUATION_PAGE})
 
 
 def _row(attempt: AttemptRecord) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from jobs.config import InspectConfig
 from jobs.figures.canvas import COLORS, Page, canvas
 from preprocess import raster
+from preprocess.bands import BANDS
 from preprocess.shards import Manifest, ShardReader, open_readers, read_manifest
 from preprocess.shards.format import HISTOGRAM
 from preprocess.shards.hdf5 import open_shard
@@ -43,14 +45,18 @@ def stretch(
         bands: for red, green and blue.
         manifest: its percentiles 1 and 99 become black and white.
     """
-    channels = []
-    for band in bands:
-        found = manifest.statistics[band]
-        low, high = found.percentile_1, max(found.percentile_99, found.percentile_1 + 1)
-        channels.append(np.clip((patch[band].astype(float) - low) / (high - low), 0, 1))
-    image: Image = np.stack(channels, axis=-1) ** 0.7  # land is dark: a gamma shows its shades
+    channels = [_stretched(patch[band].astype(float), band, manifest) for band in bands]
+    image: Image = np.stack(channels, axis=-1)
     image[np.any([patch[band] == 0 for band in bands], axis=0)] = (1, 0, 1)
     return image
+
+
+def _stretched(values: Image, band: str, manifest: Manifest) -> Image:
+    found = manifest.statistics[band]
+    low, high = found.percentile_1, max(found.percentile_99, found.percentile_1 + 1)
+    # land is dark: a gamma shows its shades
+    shades: Image = np.clip((values - low) / (high - low), 0, 1) ** 0.7
+    return shades
 
 
 def pictures_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -67,17 +73,17 @@ def pictures_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return found or {"grey": (bands[0],) * 3}
 
 
-def draw_sheet(path: Path, images: Sequence[Image], titles: Sequence[str], width: int = 8) -> Path:
+def draw_sheet(path: Path, images: Sequence[Image], titles: Sequence[str], width: int = 5) -> Path:
     """Draw images in rows of ``width``, each under its title."""
     width = min(width, len(images))
     rows = -(-len(images) // width)
-    with canvas(path, 1.5 * width, 1.7 * rows) as figure:
+    with canvas(path, 2 * width, 2.35 * rows) as figure:
         places = figure.subplots(rows, width, squeeze=False).ravel()
         for axes in places:
             axes.set_axis_off()
         for axes, image, title in zip(places, images, titles, strict=False):
             axes.imshow(image, interpolation="nearest")
-            axes.set_title(title, fontsize=5)
+            axes.set_title(title, fontsize=8)
     return path
 
 
@@ -99,7 +105,7 @@ def draw_histograms(path: Path, histogram: NDArray[np.int64], bands: Sequence[st
             counts = histogram[number].copy()
             counts[[0, -1]] = 0  # nodata and saturated pixels are no reflectance
             values = np.flatnonzero(counts)
-            places[number].set_title(band, fontsize=9)
+            places[number].set_title(_with_wavelength(band), fontsize=9)
             if values.size:
                 top = int(values[np.searchsorted(counts[values].cumsum(), 0.999 * counts.sum())])
                 edges = np.linspace(0, top + 1, 81)
@@ -151,7 +157,7 @@ def draw_map(path: Path, places: NDArray[np.float64], splits: Sequence[str]) -> 
 
 
 PAGE_NAME = "shards.html"
-_TITLE = 24  # letters above a small picture
+_TITLE = 48  # letters above a small picture, in two lines
 Pixels = dict[str, NDArray[np.uint16]]
 
 
@@ -162,7 +168,7 @@ def inspect_shards(config: InspectConfig, output: Path) -> Path:
     readers = open_readers(folder, manifest)
     output.mkdir(parents=True, exist_ok=True)
     kind = "simulated patches" if manifest.simulated else "patches"
-    page = Page(f"Packed: {manifest.source}").text(
+    page = Page(f"Packed patches of {manifest.source}").lead(
         f"{manifest.rows} {kind} in {len(manifest.shards)} shards, "
         f"{len(manifest.layout.bands)} bands."
     )
@@ -222,14 +228,19 @@ def _add_sheets(
 
 def _short(name: str) -> str:
     """Return the end of an id, which tells patches apart; the dots say that it began before."""
-    return name if len(name) <= _TITLE else f"…{name[1 - _TITLE :]}"
+    end = name if len(name) <= _TITLE else f"…{name[1 - _TITLE :]}"
+    return "\n".join(textwrap.wrap(end, _TITLE // 2))
+
+
+def _with_wavelength(band: str) -> str:
+    return f"{band}, {BANDS[band].wavelength_nm:.0f} nm" if band in BANDS else band
 
 
 def _add_statistics(page: Page, manifest: Manifest) -> None:
     names = ("band", "mean", "std", "1 %", "99 %", "nodata")
     rows = [
         (
-            band,
+            _with_wavelength(band),
             f"{one.mean:.1f}",
             f"{one.std:.1f}",
             one.percentile_1,
@@ -276,7 +287,6 @@ def _coordinates(reader: ShardReader) -> NDArray[np.float64]:
 VIEWS_PAGE_NAME = "augment.html"
 _CPU = torch.device("cpu")
 _MOST = 8  # more rows than this are too small to see
-_REACH = 2.5  # standard deviations between grey and black or white
 
 Views = NDArray[np.float32]  # (B, 3, S, S), normalised
 
@@ -287,7 +297,8 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
     Raises:
         ValueError: a setting of the augmentation is refused.
     """
-    packed = read_manifest(Path(config.shards)).layout.bands
+    manifest = read_manifest(Path(config.shards))
+    packed = manifest.layout.bands
     bands = list(TRUE_COLOUR if set(TRUE_COLOUR) <= set(packed) else packed[:1])
     dataset = open_dataset([config.shards], bands)
     batch = _batch(dataset, min(config.patches, _MOST))
@@ -303,12 +314,12 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
             config.augment, preset=PresetName.list, operations=[name], couplets=[], probabilities={}
         )
         columns[name] = _views(dataset, single, config.seed, batch)[0]
-    path = _draw(output / "operations.png", columns)
+    path = _draw(output / "operations.png", columns, bands, manifest)
     page = Page("What training sees").heading("One operation at a time")
     page.picture(path, "Each row is a patch, each column one operation with random parameters.")
     first, second = _views(dataset, config.augment, config.seed, batch)
     views = {"as packed": columns["as packed"], "first view": first, "second view": second}
-    path = _draw(output / "views.png", views)
+    path = _draw(output / "views.png", views, bands, manifest)
     page.heading(f"Two views: {config.augment.preset}")
     page.picture(path, "The two views of each patch that form a positive pair, in epoch 0.")
     return page.write(output / VIEWS_PAGE_NAME)
@@ -327,21 +338,25 @@ def _views(
     return views[: len(views) // 2], views[len(views) // 2 :]
 
 
-def _draw(path: Path, columns: dict[str, torch.Tensor]) -> Path:
+def _draw(
+    path: Path, columns: dict[str, torch.Tensor], bands: Sequence[str], manifest: Manifest
+) -> Path:
     rows = len(next(iter(columns.values())))
-    with canvas(path, 1.25 * len(columns), 1.3 * rows + 0.3) as figure:
+    with canvas(path, max(4.0, 1.25 * len(columns)), 1.3 * rows + 0.3) as figure:
         places = figure.subplots(rows, len(columns), squeeze=False)
         for column, (name, views) in enumerate(columns.items()):
             places[0, column].set_title(name, fontsize=8)
             for row in range(rows):
-                places[row, column].imshow(_image(views[row]), interpolation="nearest")
+                image = _image(views[row], bands, manifest)
+                places[row, column].imshow(image, interpolation="nearest")
                 places[row, column].set_axis_off()
     return path
 
 
-def _image(view: torch.Tensor) -> NDArray[np.float32]:
-    """Return (S, S, 3) from 0 to 1 of a normalised view: its mean in grey, for all alike."""
-    channels = view if len(view) == 3 else view[:1].expand(3, -1, -1)
-    grey = (channels / (2 * _REACH) + 0.5).clamp(0, 1)
-    image: NDArray[np.float32] = grey.permute(1, 2, 0).numpy()
-    return image
+def _image(view: torch.Tensor, bands: Sequence[str], manifest: Manifest) -> Image:
+    """Return (S, S, 3) from 0 to 1 of a normalised view, under the stretch of the patch sheet."""
+    channels = []
+    for band, plane in zip(bands, view.numpy(), strict=True):
+        found = manifest.statistics[band]
+        channels.append(_stretched(plane * found.std + found.mean, band, manifest))
+    return np.stack(channels if len(channels) == 3 else channels[:1] * 3, axis=-1)

@@ -43,7 +43,7 @@ def test_scores_stand_beside_the_loss_and_an_unknown_loss_is_an_empty_cell(tmp_p
     path.write_text(json.dumps(choice))
     page = write_evaluation_page(tmp_path).read_text()  # of a run that nobody has evaluated yet
     assert "SIMULATED PATCHES, covers: choosing a checkpoint" in page
-    assert "step 20 is &lt;best&gt;" in page
+    assert "Step 20 is &lt;best&gt;." in page
     assert "step 20 (best)" in page
     assert page.count("<img ") == 1
     assert matplotlib.image.imread(path.with_suffix(".png"))[..., :3].std() > 0.03

@@ -3,9 +3,10 @@
 import json
 
 import matplotlib.image
+import numpy as np
 import pytest
 
-from jobs.figures.run_report import draw_curves
+from jobs.figures.run_report import _running_mean, draw_curves
 
 RECORD = {
     "learning_rate": 1e-3,
@@ -35,6 +36,23 @@ def test_records_become_a_picture_with_ink(tmp_path, records):
     picture = matplotlib.image.imread(draw_curves(tmp_path))
     assert picture.shape[0] > 600
     assert picture[..., :3].std() > 0.05
+
+
+def test_a_panel_without_numbers_is_left_out(tmp_path):
+    write(tmp_path, [PROBED] * 3)
+    with_probe = matplotlib.image.imread(draw_curves(tmp_path)).shape[0]
+    write(tmp_path, [{"deviation": None, "patches_per_s": None}] * 3)
+    assert matplotlib.image.imread(draw_curves(tmp_path)).shape[0] < with_probe
+
+
+def test_the_running_mean_follows_a_line_and_leaves_gaps_out():
+    values = np.arange(20.0)
+    values[7] = np.nan
+    mean = _running_mean(values, 5)
+    assert np.isnan(mean[7])
+    known = np.flatnonzero(np.isfinite(mean))
+    assert np.allclose(mean[known[2:-2]], values[known[2:-2]], atol=0.6)
+    assert np.allclose(mean[12:18], values[12:18])
 
 
 def test_a_run_without_records_has_no_curves(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+from pathlib import Path
 
 import matplotlib.image
 import pytest
@@ -39,11 +41,26 @@ def write_evaluation(run_dir, fractions, confusion=None):
         for fraction in fractions
         for encoder in ("pretrained", "image statistics")
     ]
+    difference = {
+        **{"encoder": "pretrained", "control": "image statistics", "protocol": "k-NN"},
+        **{"fraction": 1.0, "score": "accuracy", "resolved": True},
+        "over_samples": {"value": 0.125, "low": 0.05, "high": 0.2},
+        "over_seeds": {"value": 0.125, "low": None, "high": None},
+    }
     evaluation = {
         "simulated": True,
         "step": 7,
         "task": {"name": "covers", "classes": ["<wood>", "bog", "sea"], "positives": [3, 0, 5]},
-        "shards": {"fingerprint": "ff"},
+        "encoder": "resnet18",
+        "bands": ["B02", "B04"],
+        "shards": {"fingerprint": "ff", "folder": "shards"},
+        "split": {
+            "counts": {"train": 30, "validation": 10, "test": 20},
+            "origin": "official split of the shards",
+            "seeds": [0],
+        },
+        "protocol": {"bootstrap": {"unit": "tile", "blocks": 12}},
+        "differences": [difference],
         "headline": "accuracy",
         "results": rows,
         "findings": ["k-NN: ahead"],
@@ -111,3 +128,29 @@ def test_the_page_says_what_is_simulated_and_which_share_of_the_labels_a_row_had
     assert "SIMULATED PATCHES, covers, step 7" in page
     assert "k-NN: pretrained, 10 % of the labels" in page
     assert "few patches" in page
+
+
+def test_the_verdict_comes_first_and_says_on_what_it_rests(tmp_path):
+    write_evaluation(tmp_path, [1.0])
+    page = write_evaluation_page(tmp_path).read_text()
+    order = (
+        "Pretraining beats every control: k-NN, accuracy +12.5 points [+5.0, +20.0]",
+        "trained on 30 patches, chosen on 10 and scored on 20",
+        "12 blocks of neighbouring patches (a block is one tile)",
+        "<img ",
+        "<table>",
+        "Findings",
+        "Caveats",
+        "What to do next",
+        "seeds=[0,1,2]",
+    )
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
+    assert page.index("few patches") > page.index("Caveats")
+
+
+def test_every_linked_file_is_there(tmp_path):
+    write_evaluation(tmp_path, [0.1, 1.0])
+    links = re.findall(r'<a href="([^"]+)"', write_evaluation_page(tmp_path).read_text())
+    assert {Path(link).name for link in links} >= {"evaluation.json", "scores.csv", "classes.csv"}
+    assert all((tmp_path / link).is_file() for link in links)

@@ -34,7 +34,7 @@ def started(run, *, ends: list[dict[str, object]]) -> None:
 
 def test_a_run_that_has_not_begun_has_a_page(run):
     page = write_report(describe(run, now=NOW), NOW).read_text()
-    assert "not started" in page
+    assert "Not started." in page
     assert "No metrics yet" in page
     assert "a &lt;run&gt;" in page
 
@@ -51,4 +51,17 @@ def test_attempts_are_drawn_on_a_line_of_time_and_told_in_a_table(run):
     assert "warned of the time limit or preemption: saved, requeued" in page
     assert "killed, or its node was lost" in page
     assert "failed: OSError: disk full" in page
+    assert "Failed: OSError: disk full: step 40 of 100 (40 %)." in page
     assert (run / "attempts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_trackers_are_linked_or_their_command_is_shown(run):
+    (run / "tracking").mkdir()
+    for name, link in (
+        ("wandb", "https://wandb.ai/a/b?c=1&d=2"),
+        ("tensorboard", "tensorboard -x"),
+    ):
+        (run / "tracking" / f"{name}.json").write_text(json.dumps({"id": "1", "link": link}))
+    page = write_report(describe(run, now=NOW), NOW).read_text()
+    assert '<a href="https://wandb.ai/a/b?c=1&amp;d=2">wandb</a>' in page
+    assert "<td>tensorboard -x</td>" in page
