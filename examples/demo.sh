@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # From rasters to a scored and exported encoder on this machine, in minutes; "make demo" runs it.
-# DATA names a BigEarthNet root, v1 or v2, of which 640 patches are taken; without it patches are
-# simulated. Each command is shown before it runs. Run again, it continues.
+# DATA names a BigEarthNet root, v1 or v2, of which 1600 patches are taken; without it patches are
+# simulated, and a pair is one place on two dates. SEED is that of the training. Each command is
+# shown before it runs. Run again, it continues.
 set -euo pipefail
 
-patches=${PATCHES:-640}
+patches=${PATCHES:-1600}
 batch=64
 ranks=2
 fewest_to_score=60 # below, no split into train, validation and test is informative
@@ -19,10 +20,15 @@ run() {
     "$@"
 }
 
+pairs=() dates=1 # that a place is seen on
 data=${DATA:-}
 data=${data/#\~/$HOME}
 if [ -z "$data" ]; then
     source=simulated size=source.num_patches data=demo/simulated/rasters
+    # Two dates of a place differ in light, haze and cover and share the arrangement of its fields,
+    # which blur and speckle would only hide.
+    dates=2
+    pairs=(data.positives=season +augment.probabilities.blur=0 +augment.probabilities.speckle=0)
 elif [ -e "$data/metadata.parquet" ] || [ -d "$data/BigEarthNet-S2" ]; then
     source=bigearthnet_v2 size=limit
 elif [ -d "$data/BigEarthNet-v1.0" ] || compgen -G "$data/S2?_MSIL2A_*/*_B02.tif" >/dev/null; then
@@ -35,7 +41,7 @@ fi
 shards=demo/$source/shards run_dir=demo/$source/run export=demo/$source/export
 
 run simclr-pack source=$source source.root="$(quoted "$data")" output=$shards \
-    $size="$patches" shard_size_mib=16
+    $size="$patches" shard_size_mib=16 cluster=laptop
 run simclr-verify shards=$shards
 
 read -r rows training < <(
@@ -52,16 +58,14 @@ print(len(splits), sum(split in ("train", "") for split in splits))
 PY
 )
 few=()
-if [ "$training" -lt $batch ]; then # then train on all there are
+if [ $((training / dates)) -lt $batch ]; then # then train on all there are
     few=('data.splits=[train,validation,test,""]')
-    [ "$rows" -ge $batch ] || batch=$((rows / ranks * ranks))
+    [ $((rows / dates)) -ge $batch ] || batch=$((rows / dates / ranks * ranks))
 fi
-run simclr-pretrain recipe=laptop "shards=[$shards]" run_dir=$run_dir \
-    data.global_batch_size=$batch "${few[@]}" cluster=laptop cluster.tasks_per_node=$ranks
-scores="none: too few patches to score an encoder"
+run simclr-pretrain recipe=laptop "shards=[$shards]" run_dir=$run_dir seed="${SEED:-0}" \
+    "${pairs[@]}" data.global_batch_size=$batch "${few[@]}" cluster=laptop cluster.tasks_per_node=$ranks
 if [ "$rows" -ge $fewest_to_score ]; then
     run simclr-evaluate run=$run_dir shards=$shards task=bigearthnet19 'seeds=[0]'
-    scores=$run_dir/evaluation.md
 fi
 run simclr-export run=$run_dir output=$export
 
@@ -69,17 +73,23 @@ echo
 if [ $source = simulated ]; then
     echo "simulated patches: the scores show that it works, nothing about Sentinel-2"
 fi
-python - $run_dir/metrics.jsonl $ranks <<'PY'
+printf 'shards    %s\nrun       %s\nencoder   %s\n%s s\n' $shards $run_dir $export "$SECONDS"
+python - $run_dir $ranks <<'PY'
 import sys
 from pathlib import Path
 
+from simclr.evaluation.report import read_report, verdict
 from simclr.monitoring.metrics import read_metrics
 
-first, *_, last = read_metrics(Path(sys.argv[1]))
+run_dir = Path(sys.argv[1])
+first, *_, last = read_metrics(run_dir / "metrics.jsonl")
 print(
     f"contrastive loss {first['loss']:.3f} -> {last['loss']:.3f} in {last['step']} steps on "
     f"{sys.argv[2]} ranks; chance is {last['chance_level']:.3f}"
 )
+report = run_dir / "evaluation.json"
+if report.exists():
+    print(verdict(read_report(report)[0]))
+else:
+    print("No verdict: too few patches to score an encoder.")
 PY
-printf 'shards    %s\nrun       %s\nscores    %s\nencoder   %s\n%s s\n' \
-    "$shards" "$run_dir" "$scores" "$export" "$SECONDS"

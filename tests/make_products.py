@@ -12,7 +12,7 @@ from rasterio.windows import Window
 
 from preprocess.bands import BANDS, L2A_BANDS, native_groups
 from preprocess.raster import write_raster
-from preprocess.sources.simulated import CLASSES, SEASONS, Scene, make_land, observe
+from preprocess.sources.simulated import SEASONS, Scene, make_land, observe
 
 TILE_M = 109_800
 # Corners as ESA's metadata give them (ULX, ULY).
@@ -75,8 +75,7 @@ def simulated_products(root: Path, num_dates: int, *, seed: int = 3) -> list[Sce
     """
     scenes = [Scene(0, date % len(SEASONS), date // len(SEASONS)) for date in range(num_dates)]
     land = make_land(seed, 0)
-    water = [number for number, name in enumerate(CLASSES) if name.startswith(("Water", "Sea"))]
-    classes = np.where(np.isin(land.cover[::2, ::2], water), 6, 4).astype(np.uint8)  # SCL
+    classes = np.where(land.order[::2, ::2] < 0.5, 4, 5).astype(np.uint8)  # SCL
     for scene in scenes:
         tile, stamp = scene.tile, scene.stamp()
         product = f"S2A_MSIL2A_{stamp}_N0400_R000_T{tile.name}_{stamp}"

@@ -1,11 +1,9 @@
 """The source ``simulated``: patches synthesised from a seed, written and read as BigEarthNet v1.
 
-A region is a square of 2 x 2 patches of a tile. Smooth random fields and a net of field parcels
-make its land-cover map, the same on all dates. On a date, each class is a mixture of endmember
-spectra that follows the season; slopes, haze and grain change the light; 20 m and 60 m pixels are
-means of the mixture at 10 m; each band has noise of its own on its own grid. Every output is marked
-as simulated: a marker file in the root, ids that begin with SIM, a tag in every GeoTIFF, product
-names, manifest and shards.
+The class of a patch is the arrangement of two covers, green and bare, and nothing else: covers,
+shares, scale, light and haze are drawn alike for all classes, so that no statistic of a band tells
+one. A place keeps its arrangement on all dates, and little else. Every output is marked as
+simulated: marker file, ids that begin with SIM, tags of GeoTIFFs, product names, manifest, shards.
 """
 
 from __future__ import annotations
@@ -13,12 +11,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +24,15 @@ from preprocess.bands import L2A_BANDS, native_groups
 from preprocess.config import SourceConfig, require
 from preprocess.progress import progress_of
 from preprocess.raster import session, wkt_of, write_raster
-from preprocess.shards.atomic_io import is_abandoned, temporary_path, write_json, write_text
+from preprocess.shards.atomic_io import is_abandoned, temporary_path, write_json
 from preprocess.shards.format import SATURATED, Patch, PatchRef, ShardLayout
-from preprocess.sources.base import Source, read_splits
-from preprocess.sources.bigearthnet import TREE, layout_of, patch_folders, read_patch, tree_of
+from preprocess.sources.base import Source
+from preprocess.sources.bigearthnet import TREE, layout_of, read_patch, tree_of
 from preprocess.tiling import PATCH_SIDE_M
 
 MARKER = "SIMULATED.json"
 NOTICE = "These patches were synthesised by a program. They show no place on Earth."
-_VERSION = 1  # another number means other pixels for the same seed
+_VERSION = 2  # another number means other pixels for the same seed
 
 PATCH_PX = 120
 SIDE_PATCHES = 2
@@ -46,78 +43,34 @@ SEASONS = ("summer", "winter")
 YEARS = 8
 # Regions are assigned to splits in turn; with four tiles and five turns every tile has every split.
 SPLITS = ("train", "train", "train", "validation", "test")
-MIN_LABEL_SHARE = 0.05  # of the patch; a smaller piece of a class is not labelled
 
-# Reflectances x 10000, in the order of L2A_BANDS. Round numbers of the kind seen in L2A products,
-# chosen so that classes differ as they do in nature, by red edge, water absorption and season;
-# measured nowhere.
+# Reflectances x 10000, in the order of L2A_BANDS: round numbers of the kind seen in L2A products,
+# measured nowhere. The green and the bare cover of each season.
 # B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12
 ENDMEMBERS: dict[str, tuple[int, ...]] = {
     "crop": (180, 240, 600, 280, 1050, 3300, 4300, 4500, 4700, 4750, 2000, 850),
-    "broadleaf": (160, 210, 430, 230, 800, 2500, 3300, 3450, 3600, 3650, 1600, 700),
-    "conifer": (120, 160, 310, 190, 500, 1500, 1950, 2050, 2200, 2250, 900, 400),
-    "straw": (520, 720, 1100, 1450, 1900, 2300, 2550, 2700, 2900, 2950, 3700, 2600),
     "soil": (550, 760, 1080, 1400, 1650, 1800, 1950, 2100, 2250, 2300, 2950, 2500),
-    "water": (420, 390, 330, 200, 170, 140, 130, 120, 100, 90, 50, 30),
-    "built": (1150, 1300, 1450, 1550, 1650, 1750, 1820, 1900, 1950, 1980, 2000, 1800),
+    "meadow": (160, 210, 430, 230, 800, 2500, 3300, 3450, 3600, 3650, 1600, 700),
+    "straw": (520, 720, 1100, 1450, 1900, 2300, 2550, 2700, 2900, 2950, 3700, 2600),
 }
+COVERS = (("crop", "soil"), ("meadow", "straw"))  # by season
 # Deviation of the noise of each band, and what a hazy day adds, in the same unit and order.
 _NOISE = np.array((18, 15, 15, 16, 20, 22, 25, 26, 26, 45, 22, 22), np.float32)
 _HAZE = np.array((160, 120, 70, 50, 35, 25, 18, 15, 12, 10, 3, 1), np.float32)
-
-# Class: mixture of endmembers when green and when bare (shares sum to 1); share of the green one in
-# summer and in winter, its deviation from field to field; relative deviation of brightness between
-# pixels.
-_FARMING = "Land principally occupied by agriculture, with significant areas of natural vegetation"
-COVERS: dict[str, tuple[str, str, float, float, float, float]] = {
-    "Discontinuous urban fabric":
-        ("0.55 built 0.45 broadleaf", "0.75 built 0.25 soil", 0.6, 0.4, 0.1, 0.22),
-    "Industrial or commercial units": ("0.9 built 0.1 crop", "1 built", 0.5, 0.5, 0.1, 0.3),
-    "Non-irrigated arable land": ("1 crop", "0.6 straw 0.4 soil", 0.35, 0.4, 0.28, 0.04),
-    "Permanently irrigated land": ("1 crop", "1 soil", 0.92, 0.08, 0.06, 0.03),
-    "Vineyards": ("0.45 crop 0.55 soil", "0.8 soil 0.2 straw", 0.75, 0.1, 0.12, 0.11),
-    "Olive groves": ("0.4 broadleaf 0.6 soil", "0.3 broadleaf 0.7 straw", 0.4, 0.7, 0.12, 0.15),
-    "Pastures": ("0.9 crop 0.1 straw", "1 straw", 0.85, 0.75, 0.1, 0.03),
-    "Complex cultivation patterns":
-        ("0.7 crop 0.2 broadleaf 0.1 built", "0.6 soil 0.4 straw", 0.55, 0.35, 0.25, 0.12),
-    _FARMING: ("0.5 crop 0.5 broadleaf", "0.5 straw 0.2 broadleaf 0.3 soil", 0.65, 0.35, 0.15, 0.1),
-    "Agro-forestry areas":
-        ("0.45 broadleaf 0.3 crop 0.25 straw", "0.7 straw 0.3 broadleaf", 0.3, 0.75, 0.1, 0.13),
-    "Broad-leaved forest":
-        ("1 broadleaf", "0.5 soil 0.3 straw 0.2 conifer", 0.95, 0.15, 0.05, 0.08),
-    "Coniferous forest": ("1 conifer", "0.7 conifer 0.3 soil", 0.9, 0.8, 0.08, 0.09),
-    "Mixed forest": ("0.5 broadleaf 0.5 conifer", "0.5 conifer 0.5 soil", 0.95, 0.25, 0.06, 0.1),
-    "Moors and heathland":
-        ("0.3 broadleaf 0.5 straw 0.2 conifer", "0.6 straw 0.4 soil", 0.7, 0.4, 0.12, 0.06),
-    "Sclerophyllous vegetation":
-        ("0.35 broadleaf 0.35 conifer 0.3 soil", "0.6 soil 0.4 straw", 0.6, 0.7, 0.12, 0.12),
-    "Transitional woodland/shrub":
-        ("0.6 broadleaf 0.25 straw 0.15 conifer", "0.6 straw 0.4 conifer", 0.8, 0.3, 0.12, 0.12),
-    "Peatbogs":
-        ("0.35 straw 0.35 conifer 0.3 water", "0.4 straw 0.2 soil 0.4 water", 0.7, 0.3, 0.1, 0.05),
-    "Water bodies": ("1 water", "0.9 water 0.1 soil", 0.9, 0.8, 0.03, 0.03),
-    "Sea and ocean": ("1 water", "1 water", 1, 1, 0, 0.06),
-}  # fmt: skip
-CLASSES: tuple[str, ...] = tuple(COVERS)
+# What varies more within a class than between two, so that neither a mean nor a deviation nor the
+# amount of edges tells one: share of the green cover on a date, and of pixels on an edge.
+SHARES, EDGES = (0.38, 0.62), (0.12, 0.17)
 
 Float = npt.NDArray[np.float32]
+Field = npt.NDArray[np.float64]
 Place = tuple[int, int]  # column and row within a region
 _PLACES: list[Place] = [(c, r) for r in range(SIDE_PATCHES) for c in range(SIDE_PATCHES)]
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A tile of Sentinel-2's grid and what is seen there.
+class Tile(NamedTuple):
+    """A tile of Sentinel-2's grid: MGRS name, EPSG code and upper left corner in metres.
 
-    Attributes:
-        name: MGRS tile.
-        epsg: of its UTM zone.
-        x: easting of the upper left corner in metres.
-        y: northing of the upper left corner in metres.
-        stamps: for summer and winter: month and day, time as names spell it, time of the clock.
-        relief: strength of light and shade on slopes.
-        zones: from the lowest to the highest ground: share of the ground, whether fields decide the
-            class (else it changes smoothly), and classes, of which each takes an equal part.
+    ``stamps`` has for summer and winter: month and day, time as names spell it, time of the clock.
     """
 
     name: str
@@ -125,47 +78,18 @@ class Tile:
     x: int
     y: int
     stamps: tuple[tuple[str, str, str], tuple[str, str, str]]
-    relief: float
-    zones: tuple[tuple[float, bool, tuple[str, ...]], ...]
 
 
 TILES: tuple[Tile, ...] = (
-    Tile(
-        "29SND", 32629, 499980, 4400040,
-        (("0718", "112119", "112119"), ("1221", "112501", "112501")), 0.10,
-        ((0.08, False, ("Water bodies",)),
-         (0.42, True, ("Permanently irrigated land", "Non-irrigated arable land", "Olive groves",
-                       "Vineyards", "Complex cultivation patterns")),
-         (0.10, False, ("Discontinuous urban fabric",)),
-         (0.40, False, ("Agro-forestry areas", "Sclerophyllous vegetation", "Broad-leaved forest",
-                        "Transitional woodland/shrub"))),
-    ),
-    Tile(
-        "29UPU", 32629, 600000, 5900040,
-        (("0617", "113321", "113321"), ("0112", "113429", "113429")), 0.06,
-        ((0.10, False, ("Sea and ocean",)),
-         (0.55, True, ("Pastures", "Pastures", "Non-irrigated arable land", _FARMING)),
-         (0.10, False, ("Discontinuous urban fabric",)),
-         (0.25, False, ("Moors and heathland", "Peatbogs", "Coniferous forest"))),
-    ),
-    Tile(
-        "33UUP", 32633, 300000, 5400000,
-        (("0613", "101031", "101031"), ("0215", "101131", "101131")), 0.12,
-        ((0.06, False, ("Water bodies",)),
-         (0.14, False, ("Discontinuous urban fabric", "Industrial or commercial units")),
-         (0.45, True, ("Non-irrigated arable land", "Non-irrigated arable land", "Pastures",
-                       "Complex cultivation patterns")),
-         (0.35, False, ("Broad-leaved forest", "Mixed forest", "Coniferous forest"))),
-    ),
-    Tile(
-        # five digits, as in the real archive: an identifier, but no longer a time of the clock
-        "35VPK", 32635, 600000, 7000020,
-        (("0724", "93020", "093020"), ("0304", "94161", "094156")), 0.08,
-        ((0.18, False, ("Water bodies",)),
-         (0.15, True, ("Non-irrigated arable land", _FARMING)),
-         (0.52, False, ("Coniferous forest", "Mixed forest", "Transitional woodland/shrub")),
-         (0.15, False, ("Peatbogs",))),
-    ),
+    Tile("29SND", 32629, 499980, 4400040,
+         (("0718", "112119", "112119"), ("1221", "112501", "112501"))),
+    Tile("29UPU", 32629, 600000, 5900040,
+         (("0617", "113321", "113321"), ("0112", "113429", "113429"))),
+    Tile("33UUP", 32633, 300000, 5400000,
+         (("0613", "101031", "101031"), ("0215", "101131", "101131"))),
+    # five digits, as in the real archive: an identifier, but no longer a time of the clock
+    Tile("35VPK", 32635, 600000, 7000020,
+         (("0724", "93020", "093020"), ("0304", "94161", "094156"))),
 )  # fmt: skip
 NUM_REGIONS = len(TILES) * BLOCKS_PER_SIDE**2
 MAX_PATCHES = NUM_REGIONS * PATCHES_PER_SCENE * len(SEASONS) * YEARS
@@ -206,24 +130,21 @@ class Simulated(Source):
         """Write the tree unless it is there, then yield its patch folders."""
         root = Path(self.config.root)
         write_tree(root, self.config.num_patches, self.config.seed)
-        splits = read_splits({split: str(root / _split_list(split)) for split in set(SPLITS)})
-        for name in patch_folders(root):
-            yield PatchRef(name, name, splits[name])
+        patches = [
+            (name, scene.split)
+            for scene, places in _planned(self.config.num_patches)
+            for name in places
+        ]
+        for name, split in sorted(patches):
+            yield PatchRef(name, name, split)
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read one patch folder as a v1 patch."""
         return read_patch(tree_of(Path(self.config.root)), ref, layout)
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """One region on one date.
-
-    Attributes:
-        region: number of the region, which decides tile, place and split.
-        season: index into ``SEASONS``.
-        year: years after 2017.
-    """
+class Scene(NamedTuple):
+    """One region on one date: number of the region, index into ``SEASONS``, years after 2017."""
 
     region: int
     season: int
@@ -260,153 +181,136 @@ def scene_of(number: int) -> Scene:
     return Scene(region, season, year)
 
 
-@dataclass(frozen=True, slots=True)
-class Land:
+class Land(NamedTuple):
     """What does not change with the date.
 
-    Attributes:
-        cover: (SIDE_PX, SIDE_PX) index into ``CLASSES``.
-        vigour: (SIDE_PX, SIDE_PX) how much better than usual plants do here, unit deviation.
-        slope: (2, SIDE_PX, SIDE_PX) rise to the east and to the south, unit deviation.
+    ``class_of`` names the class of every place. ``order``, (SIDE_PX, SIDE_PX) in [0, 1], says in
+    which order the ground of a place turns green: where it is below the green share of a date.
     """
 
-    cover: npt.NDArray[np.intp]
-    vigour: Float
-    slope: Float
+    class_of: dict[Place, str]
+    order: Float
 
 
 def make_land(seed: int, region: int) -> Land:
     """Return the land of a region; it depends on nothing but seed and region."""
-    random = np.random.default_rng([seed, region])
-    height = 0.75 * _smooth(random, 5) + np.float32(0.66 * random.standard_normal())
-    kinds = _smooth(random, 6)
-    parcels, vigour = _parcels(random)
-    weights, slopes = _bumps(9)
-    bumps = random.standard_normal((weights.shape[1],) * 2, np.float32)
-    return Land(
-        cover=_classify(TILES[region % len(TILES)], height, kinds, parcels),
-        vigour=np.float32(0.8) * vigour + np.float32(0.6) * kinds,
-        slope=np.stack([weights @ bumps @ slopes.T, slopes @ bumps @ weights.T]),
-    )
+    order = np.empty((SIDE_PX, SIDE_PX), np.float32)
+    ranks = np.linspace(0, 1, PATCH_PX**2, dtype=np.float32)
+    class_of = {}
+    for number, place in enumerate(_PLACES):
+        # consecutive classes, another first one whenever the splits come round
+        turn = region + region // len(SPLITS) + number
+        class_of[place] = CLASSES[turn % len(CLASSES)]
+        scale, arrangement = ARRANGEMENTS[class_of[place]]
+        random = np.random.default_rng([seed, region, number])
+        field = arrangement(random, scale / random.uniform(*EDGES))
+        order[_window(place, PATCH_PX)].flat[np.argsort(field, axis=None, kind="stable")] = ranks
+    return Land(class_of, order)
 
 
 def observe(seed: int, scene: Scene, land: Land) -> dict[str, npt.NDArray[np.uint16]]:
     """Return what the satellite sees: pixels by native band group, (bands, side, side) uint16."""
     random = np.random.default_rng([seed, scene.region, scene.season, scene.year, 1])
-    mixture = _mixture(scene, land, random)
-    haze = _HAZE * np.float32(random.gamma(2.0, 0.5))
-    spectra = np.array(list(ENDMEMBERS.values()), np.float32)
+    covers = np.array([ENDMEMBERS[name] for name in COVERS[scene.season]], np.float32)
+    # light of the day, calibration of the bands, and a little of each cover in the other
+    light = random.uniform(0.8, 1.2) * random.uniform(0.98, 1.02, len(L2A_BANDS))
+    mixed = random.uniform(0, 0.2)
+    green = np.empty_like(land.order)
+    for place in _PLACES:
+        window = _window(place, PATCH_PX)
+        is_green = land.order[window] < random.uniform(*SHARES)
+        green[window] = np.where(is_green, 1 - mixed, mixed)
+    texture = 1 + random.uniform(0.03, 0.06) * random.standard_normal(green.shape, np.float32)
+    haze = _HAZE * np.float32(random.gamma(2.0, 0.15))
+    first, second = (covers * light.astype(np.float32))[:, :, None, None]
     pixels = {}
     for name, bands in native_groups(L2A_BANDS).items():
         shrink = int(name[1:]) // 10
         columns = [L2A_BANDS.index(band) for band in bands]
-        side = SIDE_PX // shrink
-        mixed = _mean_of_blocks(mixture, shrink).reshape(len(mixture), -1)
-        values = spectra.T[columns] @ mixed + haze[columns, None]
-        values += random.standard_normal(values.shape, np.float32) * _NOISE[columns, None]
+        share = _mean_of_blocks(green * texture, shrink)
+        rest = _mean_of_blocks(texture, shrink) - share
+        values = first[columns] * share + second[columns] * rest + haze[columns, None, None]
+        values += random.standard_normal(values.shape, np.float32) * _NOISE[columns, None, None]
         # never nodata, never saturated: both have a meaning
         np.clip(np.rint(values, out=values), 1, SATURATED - 1, out=values)
-        pixels[name] = values.astype(np.uint16).reshape(len(bands), side, side)
+        pixels[name] = values.astype(np.uint16)
     return pixels
 
 
-def labels_of(cover: npt.NDArray[np.intp]) -> list[str]:
-    """Return the classes that take at least five per cent of a land-cover map."""
-    shares = np.bincount(cover.ravel(), minlength=len(CLASSES)) / cover.size
-    return [CLASSES[index] for index in np.flatnonzero(shares >= MIN_LABEL_SHARE)]
+def _strips(random: np.random.Generator, wave: float) -> Field:
+    along, _ = _axes(random, wave)
+    return _cosine(along)
 
 
-@lru_cache(maxsize=2)
-def mixtures(bare: bool) -> Float:
-    """Return the green or the bare mixture of every class, (classes, endmembers)."""
-    rows = []
-    for green_mix, bare_mix, *_ in COVERS.values():
-        parts = (bare_mix if bare else green_mix).split()
-        shares = dict(zip(parts[1::2], map(float, parts[::2]), strict=True))
-        rows.append([shares.get(name, 0.0) for name in ENDMEMBERS])
-    return np.array(rows, np.float32)
+def _rings(random: np.random.Generator, wave: float) -> Field:
+    x, y = random.uniform(0.2, 0.8, 2) * PATCH_PX
+    bent = random.uniform(0, 0.15) * _waves(random, PATCH_PX / 2)
+    return _cosine(np.hypot(_X - x, _Y - y) / wave + bent + random.random())
 
 
-def _mixture(scene: Scene, land: Land, random: np.random.Generator) -> Float:
-    """Return shares of endmembers times brightness, (endmembers, SIDE_PX, SIDE_PX)."""
-    flat = land.cover.ravel()
-    habits = [(cover[2 + scene.season], *cover[4:]) for cover in COVERS.values()]
-    usual, spread, texture = np.array(habits, np.float32).T
-    green = np.clip(usual[flat] + spread[flat] * land.vigour.ravel(), 0, 1)
-    grain = texture[flat] * random.standard_normal(flat.shape, np.float32)
-    # the morning sun stands in the south-east, lower in winter: longer shade on slopes
-    strength = scene.tile.relief * (1.0, 1.8)[scene.season]
-    azimuth = np.deg2rad(random.uniform(140, 165))
-    east, south = np.float32(-strength * np.sin(azimuth)), np.float32(strength * np.cos(azimuth))
-    level = np.float32(random.uniform(0.94, 1.06))
-    light = level + east * land.slope[0] + south * land.slope[1]
-    light = np.clip(light.ravel() + grain, 0.2, 2.0)
-    bare = mixtures(True).T
-    gain = mixtures(False).T - bare
-    shares = np.take(gain, flat, axis=1) * green + np.take(bare, flat, axis=1)
-    return np.asarray(shares * light).reshape(-1, SIDE_PX, SIDE_PX)
+def _checks(random: np.random.Generator, wave: float) -> Field:
+    along, across = _axes(random, wave)
+    return _cosine(along) * _cosine(across)
 
 
-def _classify(tile: Tile, height: Float, kinds: Float, parcels: Float) -> npt.NDArray[np.intp]:
-    """Return the class of every pixel: height decides the zone, parcels or kinds the class."""
-    shares = np.cumsum([share for share, _, _ in tile.zones])[:-1]
-    bounds = [NormalDist().inv_cdf(share) for share in shares]
-    zone = np.searchsorted(np.array(bounds, np.float32), height)
-    # an even share of a smooth field: close to the normal distribution's own function
-    evenly = 1 / (1 + np.exp(np.float32(-1.702) * kinds))
-    cover = np.zeros(height.shape, np.intp)
-    for number, (_, by_parcel, names) in enumerate(tile.zones):
-        codes = np.array([CLASSES.index(name) for name in names])
-        pick = (parcels if by_parcel else evenly) * len(names)
-        cover = np.where(zone == number, codes[np.minimum(pick.astype(int), len(names) - 1)], cover)
-    return cover
+def _meanders(random: np.random.Generator, wave: float) -> Field:
+    along, across = _axes(random, wave, bend=0)
+    return _cosine(along + 0.5 * _cosine(across / random.uniform(1.6, 2.2)))
 
 
-def _parcels(random: np.random.Generator) -> tuple[Float, Float]:
-    """Return two values for every pixel that are constant in each field: uniform, and normal."""
+def _labyrinth(random: np.random.Generator, wave: float) -> Field:
+    return _waves(random, wave, spread=0.12)
+
+
+# By class: how the covers are arranged, and the wavelength in pixels at which every pixel would lie
+# on an edge; the number of edges falls as the wavelength grows.
+ARRANGEMENTS: dict[str, tuple[float, Callable[[np.random.Generator, float], Field]]] = {
+    "Vineyards": (2.63, _strips),
+    "Permanently irrigated land": (2.63, _rings),
+    "Complex cultivation patterns": (4.1, _checks),
+    "Water courses": (3.84, _meanders),
+    "Peatbogs": (2.8, _labyrinth),
+}
+CLASSES: tuple[str, ...] = tuple(ARRANGEMENTS)
+_Y, _X = np.mgrid[:PATCH_PX, :PATCH_PX].astype(np.float64)
+
+
+def _cosine(turns: Field) -> Field:
+    return np.asarray(np.cos(2 * np.pi * turns))
+
+
+def _axes(random: np.random.Generator, wave: float, bend: float = 0.15) -> tuple[Field, Field]:
+    """Return two coordinates at right angles in wavelengths, of any direction, a little bent."""
+    bent = random.uniform(0, bend) * _waves(random, PATCH_PX / 2)
     angle = random.uniform(0, np.pi)
-    long, short = random.uniform(25, 50), random.uniform(14, 28)  # sides of a field in pixels
-    y, x = np.ogrid[:SIDE_PX, :SIDE_PX]
-    bend = 4 * _smooth(random, 5)
-    along = (x * np.cos(angle) + y * np.sin(angle) + bend) / long
-    across = (y * np.cos(angle) - x * np.sin(angle) + bend) / short
-    # a table of fields that repeats only outside the region
-    cells = (np.floor(along).astype(int) % 32, np.floor(across).astype(int) % 32)
-    uniform = random.random((32, 32), np.float32)
-    normal = random.standard_normal((32, 32), np.float32)
-    return uniform[cells], normal[cells]
+    x, y = (_X - random.uniform(0, PATCH_PX)) / wave, (_Y - random.uniform(0, PATCH_PX)) / wave
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return x * cosine + y * sine + bent, y * cosine - x * sine + bent
 
 
-def _smooth(random: np.random.Generator, knots: int) -> Float:
-    """Return a smooth field of unit deviation, (SIDE_PX, SIDE_PX); more knots, more hills."""
-    weights, _ = _bumps(knots)
-    bumps = random.standard_normal((weights.shape[1],) * 2, np.float32)
-    return np.asarray(weights @ bumps @ weights.T)
-
-
-@lru_cache(maxsize=8)
-def _bumps(knots: int) -> tuple[Float, Float]:
-    """Return Gaussian bumps along a side and their derivatives, each row of unit length."""
-    spacing = SIDE_PX / knots
-    centres = (np.arange(-1, knots + 1) + 0.5) * spacing
-    distance = (np.arange(SIDE_PX)[:, None] + 0.5 - centres) / (0.7 * spacing)
-    weights = np.exp(-0.5 * distance**2)
-    rows = (weights, -distance * weights)
-    unit = (row / np.linalg.norm(row, axis=1, keepdims=True) for row in rows)
-    first, second = (np.asarray(row, np.float32) for row in unit)
-    return first, second
+def _waves(random: np.random.Generator, wave: float, spread: float = 0.35) -> Field:
+    """Return noise of about one wavelength in all directions, of unit deviation."""
+    frequency = np.fft.fftfreq(PATCH_PX)
+    radius = np.hypot(frequency[:, None], frequency) * wave
+    band = np.exp(-0.5 * ((radius - 1) / spread) ** 2)
+    field = np.fft.ifft2(np.fft.fft2(random.standard_normal((PATCH_PX, PATCH_PX))) * band).real
+    return np.asarray(field / field.std())
 
 
 def _mean_of_blocks(field: Float, side: int) -> Float:
-    """Return means over blocks of side x side pixels, (n, SIDE_PX / side, SIDE_PX / side)."""
-    if side == 1:
-        return field
-    total = sum(field[:, i::side, j::side] for i in range(side) for j in range(side))
+    """Return means over blocks of side x side pixels, (SIDE_PX / side, SIDE_PX / side)."""
+    total = sum(field[i::side, j::side] for i in range(side) for j in range(side))
     return np.asarray(total / np.float32(side * side))
 
 
+def _window(place: Place, size_px: int) -> tuple[slice, slice]:
+    """Return the rows and columns of a place on a grid on which a patch has this size."""
+    column, row = (number * size_px for number in place)
+    return slice(row, row + size_px), slice(column, column + size_px)
+
+
 def write_tree(root: Path, num_patches: int, seed: int) -> None:
-    """Write a tree of simulated patches with split lists; a finished or begun one is completed.
+    """Write a tree of simulated patches; one that was begun is completed.
 
     Patch i is the same for every ``num_patches`` above i. Ground keeps its split on all dates.
 
@@ -426,19 +330,33 @@ def write_tree(root: Path, num_patches: int, seed: int) -> None:
     tree.mkdir(exist_ok=True)
     for leftover in filter(is_abandoned, tree.glob(".*.tmp")):
         shutil.rmtree(leftover, ignore_errors=True)  # another part may remove it at the same time
-    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    land_of = lru_cache(maxsize=1)(make_land)  # both seasons of a region follow each other
     with session(), progress_of(num_patches, "simulate") as advance:
-        for split, name in _write_patches(tree, num_patches, seed):
-            names[split].append(name)
-            advance(1)
-    for split, listed in names.items():
-        write_text(root / _split_list(split), "".join(f"{name}\n" for name in sorted(listed)))
+        for scene, places in _planned(num_patches):
+            missing = [name for name in places if not (tree / name).is_dir()]
+            if missing:
+                land = land_of(seed, scene.region)
+                pixels = observe(seed, scene, land)
+                for name in missing:
+                    _write_patch(tree / name, scene, places[name], land, pixels)
+            advance(len(places))
     os.sync()  # the marker must not outlive the files it describes
     write_json(root / MARKER, {**settings, "complete": True})
 
 
-def _split_list(split: str) -> str:
-    return f"splits/{split}.csv"
+def _planned(num_patches: int) -> Iterator[tuple[Scene, dict[str, Place]]]:
+    """Yield scene by scene the names of its patches with their places."""
+    for number in range(-(-num_patches // PATCHES_PER_SCENE)):
+        scene = scene_of(number)
+        column, row = scene.corner
+        wanted = min(PATCHES_PER_SCENE, num_patches - number * PATCHES_PER_SCENE)
+        yield (
+            scene,
+            {
+                f"SIM_MSIL2A_{scene.stamp()}_{column + east}_{row + south}": (east, south)
+                for east, south in _PLACES[:wanted]
+            },
+        )
 
 
 def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
@@ -464,27 +382,6 @@ def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
     return complete
 
 
-def _write_patches(tree: Path, num_patches: int, seed: int) -> Iterator[tuple[str, str]]:
-    """Write the patches that are not there yet, scene by scene; yield split and name of all."""
-    land_of = lru_cache(maxsize=1)(make_land)  # both seasons of a region follow each other
-    for number in range(-(-num_patches // PATCHES_PER_SCENE)):
-        scene = scene_of(number)
-        column, row = scene.corner
-        wanted = min(PATCHES_PER_SCENE, num_patches - number * PATCHES_PER_SCENE)
-        places = {
-            f"SIM_MSIL2A_{scene.stamp()}_{column + east}_{row + south}": (east, south)
-            for east, south in _PLACES[:wanted]
-        }
-        missing = [name for name in places if not (tree / name).is_dir()]
-        if missing:
-            land = land_of(seed, scene.region)
-            pixels = observe(seed, scene, land)
-            for name in missing:
-                _write_patch(tree / name, scene, places[name], land, pixels)
-        for name in places:
-            yield scene.split, name
-
-
 def _write_patch(
     folder: Path, scene: Scene, place: Place, land: Land, pixels: dict[str, npt.NDArray[np.uint16]]
 ) -> None:
@@ -492,14 +389,6 @@ def _write_patch(
     (column, row), (east, south), tile = scene.corner, place, scene.tile
     x = tile.x + (column + east) * PATCH_SIDE_M
     y = tile.y - (row + south) * PATCH_SIDE_M
-
-    def window(size_px: int) -> tuple[slice, slice]:
-        """Return the rows and columns of the patch on a grid of this size."""
-        return (
-            slice(south * size_px, (south + 1) * size_px),
-            slice(east * size_px, (east + 1) * size_px),
-        )
-
     temporary = temporary_path(folder)
     temporary.mkdir()
     for group, bands in native_groups(L2A_BANDS).items():
@@ -507,7 +396,7 @@ def _write_patch(
         for band, values in zip(bands, pixels[group], strict=True):
             write_raster(
                 temporary / f"{folder.name}_{band}.tif",
-                values[window(PATCH_SIDE_M // size_m)][None],
+                values[_window(place, PATCH_SIDE_M // size_m)][None],
                 (size_m, 0, x, 0, -size_m, y),
                 tile.epsg,
                 description="simulated, never measured",
@@ -515,7 +404,7 @@ def _write_patch(
     product_time = scene.stamp(of_clock=True)
     day, clock = product_time.split("T")
     metadata = {
-        "labels": labels_of(land.cover[window(PATCH_PX)]),
+        "labels": [land.class_of[place]],
         "coordinates": {"ulx": x, "uly": y, "lrx": x + PATCH_SIDE_M, "lry": y - PATCH_SIDE_M},
         "projection": wkt_of(tile.epsg),
         "tile_source": f"SIM_MSIL1C_{scene.stamp()}_N0205_R000_T{tile.name}_{product_time}.SAFE",

@@ -46,6 +46,7 @@ def test_the_whole_demonstration_runs(tmp_path):
     ended = demo(tmp_path, DATA="", PATCHES="64")
     assert ended.returncode == 0, ended.stderr
     assert "simulated patches: the scores show that it works" in ended.stdout
+    assert ended.stdout.splitlines()[-1].startswith("Pretraining ")
     for name in ("run/evaluation.md", "export/encoder.safetensors", "export/CARD.md"):
         assert (tmp_path / "demo" / "simulated" / name).exists()
 
@@ -57,5 +58,5 @@ def test_few_real_patches_in_an_awkward_folder_are_trained_on_and_not_scored(tmp
     ended = demo(tmp_path, DATA=str(root))
     assert ended.returncode == 0, ended.stderr
     assert "data.global_batch_size=12" in ended.stdout
-    assert "too few patches to score" in ended.stdout
+    assert ended.stdout.endswith("No verdict: too few patches to score an encoder.\n")
     assert (tmp_path / "demo" / "bigearthnet_v1" / "export" / "CARD.md").exists()
