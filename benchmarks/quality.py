@@ -42,7 +42,13 @@ def main() -> None:
     text = _page(found)
     sys.stdout.write(text)
     (RESULTS / "quality.md").write_text(text, encoding="utf-8")
-    rows = {seed: one["results"] for seed, one in found.items()}
+    rows = {
+        seed: [
+            {"protocol": row["protocol"], "encoder": row["encoder"], **row["scores"][SCORE]}
+            for row in one["results"]
+        ]
+        for seed, one in found.items()
+    }
     (RESULTS / "quality.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if not all(verdict(one).startswith("Pretraining beats") for one in found.values()):
         raise SystemExit("a pretrained encoder does not beat every control")
