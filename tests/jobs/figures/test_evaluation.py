@@ -134,7 +134,8 @@ def test_the_verdict_comes_first_and_says_on_what_it_rests(tmp_path):
     write_evaluation(tmp_path, [1.0])
     page = write_evaluation_page(tmp_path).read_text()
     order = (
-        "Pretraining beats every control: k-NN, accuracy +12.5 points [+5.0, +20.0]",
+        "Pretraining beats every control",
+        "k-NN, accuracy +12.5 points [+5.0, +20.0]",
         "trained on 30 patches, chosen on 10 and scored on 20",
         "12 blocks of neighbouring patches (a block is one tile)",
         "<img ",
