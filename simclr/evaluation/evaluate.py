@@ -377,15 +377,7 @@ def _facts(setup: EvalSetup) -> dict[str, Any]:
     """Return which run was evaluated on which patches, and how."""
     config, splits, task, pretrained = setup.config, setup.splits, setup.task, setup.pretrained
     dataset = setup.patches.dataset
-    parts = ("train", "validation", "test")
-    counts = {part: len(getattr(splits.by_seed[0], part)) for part in parts}
-    # the fewest over seeds: a class that any seed lacks is named
-    positives = {
-        part: np.min(
-            [task.targets[getattr(one, part)].sum(axis=0) for one in splits.by_seed], axis=0
-        ).tolist()
-        for part in parts
-    }
+    counts, positives = _counts(splits, task)
     return {
         "simulated": dataset.simulated or bool(pretrained.dataset["simulated"]),
         "run": config.run,
@@ -445,3 +437,14 @@ def without_nan(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [without_nan(value) for value in data]
     return None if isinstance(data, float) and math.isnan(data) else data
+
+
+def _counts(splits: Splits, task: Task) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Return patches a part, and positives a class: the fewest over seeds, so none lacks one."""
+    parts = ("train", "validation", "test")
+    counts = {part: len(getattr(splits.by_seed[0], part)) for part in parts}
+    per_seed = {
+        part: [task.targets[getattr(one, part)].sum(axis=0) for one in splits.by_seed]
+        for part in parts
+    }
+    return counts, {part: np.min(rows, axis=0).tolist() for part, rows in per_seed.items()}

@@ -22,6 +22,7 @@ JSON_NAME, MARKDOWN_NAME, FOLDER_NAME = "evaluation.json", "evaluation.md", "eva
 CHOICE_NAME = "checkpoints.json"
 TEXT_WIDTH = 100
 MIN_SEEDS = 3
+_AHEAD = "is ahead of"
 _NAMED = 6  # names of a list in a sentence; the table has the rest
 _FILES_ONLY = ("roc_auc", "calibration", "brier")  # left out on a terminal
 _HEADINGS = {
@@ -96,9 +97,6 @@ def _finding(difference: Difference, *, several: bool = False) -> str:
     )
 
 
-_AHEAD = "is ahead of"
-
-
 def _state(difference: Difference) -> str:
     if not difference["resolved"]:
         return "cannot be told from"
@@ -124,7 +122,6 @@ def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
     choices = [one for row in evaluation["results"] for one in row["choices"]]
     unsolved = sum(not one.get("converged", True) for one in choices)
     scratch = any(row["protocol"] == Protocol.finetune_all.value for row in evaluation["results"])
-    seen = split["seen_in_pretraining"]
     return _those_that_hold(
         (
             halves,
@@ -153,17 +150,7 @@ def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
             "penalties, thresholds and rates are chosen on the whole validation split, also where "
             "few labels are trained on",
         ),
-        (
-            seen is None,
-            "it is unknown whether the encoder was pretrained on these test patches: its training "
-            "shards cannot be read as they were, or hold equal ids with other pixels",
-        ),
-        (seen == 0, "pretrained on none of these test patches, compared by pixels and by id"),
-        (
-            seen,
-            f"pretrained on {100 * (seen or 0):.3g} % of these test patches, without labels: the "
-            "scores do not hold for unseen places",
-        ),
+        *_seen_in_pretraining(split["seen_in_pretraining"]),
         _other_level(**evaluation["processing_level"]),
         *_absent(evaluation, "train", "training", "no classifier can know them"),
         *_absent(evaluation, "test", "test", "they have no score and stay out of all means"),
@@ -188,6 +175,20 @@ def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
 
 def _those_that_hold(*notes: tuple[object, str]) -> list[str]:
     return [sentence for holds, sentence in notes if holds]
+
+
+def _seen_in_pretraining(share: float | None) -> Iterable[tuple[object, str]]:
+    yield (
+        share is None,
+        "it is unknown whether the encoder was pretrained on these test patches: its training "
+        "shards cannot be read as they were, or hold equal ids with other pixels",
+    )
+    yield share == 0, "pretrained on none of these test patches, compared by pixels and by id"
+    yield (
+        share,
+        f"pretrained on {100 * (share or 0):.3g} % of these test patches, without labels: the "
+        "scores do not hold for unseen places",
+    )
 
 
 def _other_level(patches: list[str], pretraining: list[str]) -> tuple[object, str]:
@@ -267,7 +268,9 @@ def report_text(path: Path) -> str:
     and the rest is left to the files.
     """
     evaluation = json.loads(path.read_text(encoding="utf-8"))
-    shown = [name for name in _score_names(evaluation) if not name.startswith(_FILES_ONLY)]
+    shown = [
+        name for name in evaluation["results"][0]["scores"] if not name.startswith(_FILES_ONLY)
+    ]
     head = [title(evaluation), *textwrap.wrap(verdict(evaluation), TEXT_WIDTH)]
     return _text(head, _facts(evaluation), score_table(evaluation, shown), evaluation)
 
@@ -330,16 +333,12 @@ def _facts(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _score_names(evaluation: Evaluation) -> list[str]:
-    return list(evaluation["results"][0]["scores"])
-
-
 def score_table(evaluation: Evaluation, names: list[str] | None = None) -> list[list[str]]:
     """Return header and rows of all results, with the scores of these names or with all.
 
     Scores are in percent with the ends of their intervals.
     """
-    names = _score_names(evaluation) if names is None else names
+    names = list(evaluation["results"][0]["scores"]) if names is None else names
     several = {result["fraction"] for result in evaluation["results"]} != {1.0}
     rows = [["", *(_HEADINGS[name] for name in names)]]
     for result in evaluation["results"]:
@@ -394,8 +393,8 @@ def _text(head: list[str], facts: list[str], rows: list[list[str]], data: dict[s
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    conclusions = _wrapped([*data["findings"], *data["notes"]])
-    return "\n".join([*head, *_wrapped(facts), "", *table, "", *conclusions]) + "\n"
+    below = _wrapped([*data["findings"], *data["notes"]])
+    return "\n".join([*head, *_wrapped(facts), "", *table, "", *below]) + "\n"
 
 
 def _piped(rows: list[list[str]]) -> list[str]:
