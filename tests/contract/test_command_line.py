@@ -143,7 +143,7 @@ def test_a_recipe_sets_what_it_says(tmp_path):
     assert (paper["model"]["encoder"], paper["data"]["global_batch_size"]) == ("resnet152", 32)
     assert (paper["epochs"], paper["loss"]["temperature"]) == (50, 0.1)
     assert (paper["optim"]["name"], paper["optim"]["learning_rate"]) == ("adam", 5e-4)
-    assert (laptop["model"]["encoder"], laptop["augment"]["view_size_px"]) == ("resnet18", 64)
+    assert (laptop["model"]["encoder"], laptop["augment"]["view_size_px"]) == ("resnet18", 48)
 
 
 @pytest.mark.parametrize("spelling", ["--dry-run", "cluster.dry_run=true"])

@@ -43,7 +43,7 @@ def pretrain(tmp_path) -> Pretrain:
 
 
 def trains(monkeypatch: pytest.MonkeyPatch, outcome: Path | BaseException) -> None:
-    def train(self, env, attempt, signals):
+    def train(self, env, sinks, attempt, signals):
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome

@@ -106,6 +106,8 @@ def with_evaluation(trained_run, tmp_path, step):
         "shards": {"folder": str(trained_run.shards), "sources": ["arrays"], "num_labelled": 3},
         "split": {"origin": "official", "seeds": [0], "counts": {"test": 3}},
         "protocol": {"bootstrap": {"unit": "patch", "blocks": 3}},
+        "headline": "accuracy",
+        "differences": [],
         "results": [result],
         "findings": ["a finding"],
         "notes": ["a limit"],
