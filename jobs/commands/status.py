@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -12,11 +13,10 @@ from pathlib import Path
 from jobs import cli
 from jobs.run_dir import CONFIG_NAME
 from jobs.status.packing import PackingRecord, describe_packing, is_packing, packing_job
-from jobs.status.render import print_records
+from jobs.status.render import LiveRecords, print_records
 from jobs.status.run_status import INTERVAL_S, RunRecord, SlurmPoller, describe, find_runs, jobs_of
 
 REFRESH_S = 5.0  # of the runs' own files; Slurm is asked less often
-_CLEAR = "\x1b[H\x1b[2J"  # to the top left corner, and nothing below
 
 HELP = """\
 simclr-status: show runs and packings: state and reason, progress, restarts
@@ -26,11 +26,13 @@ Examples:
   simclr-status                      every run in ./runs
   simclr-status runs/first           one run, in full
   simclr-status runs/sweep shards/v1 a sweep, and a packing array
-  simclr-status --watch runs/first   refreshed until Ctrl-C or the end
+  simclr-status --short runs         one line a run, as squeue shows jobs
+  simclr-status --watch runs/first   refreshed in place until Ctrl-C or the end
   simclr-status --json               for programs
   simclr-status --report runs/first  one HTML page: curves, attempts, probe
 
 Options:
+  --short            one line a run and nothing else
   --watch[=SECONDS]  show again every 5 s; Slurm is asked every SECONDS (30),
                      10 or more
   --json             records as JSON
@@ -52,12 +54,14 @@ class Options:
         folders: runs, packings, or folders of runs.
         as_json: for programs.
         report: write a page for each run.
+        short: one line a run.
         watch_s: ask Slurm so often and show again and again; 0 shows once.
     """
 
     folders: tuple[Path, ...]
     as_json: bool = False
     report: bool = False
+    short: bool = False
     watch_s: float = 0.0
 
 
@@ -86,16 +90,18 @@ def parse(arguments: Sequence[str]) -> Options:
     """
     flags = {word for word in arguments if word.startswith("-") or word == "json=true"}
     watch = next((word for word in flags if word.partition("=")[0] == "--watch"), "")
-    unknown = flags - {"--json", "json=true", "--report", watch}
+    unknown = flags - {"--json", "json=true", "--report", "--short", watch}
     if unknown:
         raise ValueError(
-            f"{min(unknown)} is not an option; choose from --json, --watch[=SECONDS], --report"
+            f"{min(unknown)} is not an option; choose from --short, --json, --watch[=SECONDS], "
+            "--report"
         )
     return Options(
         # named twice, as by a wildcard beside a name, is wanted once
         tuple(dict.fromkeys(Path(word) for word in arguments if word not in flags)),
         as_json=bool(flags & {"--json", "json=true"}),
         report="--report" in flags,
+        short="--short" in flags,
         watch_s=_seconds(watch) if watch else 0.0,
     )
 
@@ -107,16 +113,19 @@ def show(options: Options) -> bool:
         ValueError: a folder is neither run nor packing, nor holds runs.
     """
     poller = SlurmPoller(options.watch_s or INTERVAL_S)
-    while True:
-        runs, packings = _look(options, poller)
-        if options.watch_s and sys.stdout.isatty():
-            sys.stdout.write(_CLEAR)
-        _print(options, runs, packings)
-        needed = [*(run.needs_person for run in runs), *(each.needs_person for each in packings)]
-        finished = all(run.state == "finished" for run in runs)
-        if not options.watch_s or finished or any(needed):
-            return any(needed)
-        time.sleep(REFRESH_S)
+    if not options.watch_s or options.report or options.as_json:
+        return _print(options, *_look(options, poller))
+    needed = False
+    with LiveRecords(short=options.short) as screen, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            runs, packings = _look(options, poller)
+            screen.update(runs, packings)
+            needed = _needs_person(runs, packings)
+            states = {*(run.state for run in runs), *(folder.state for folder in packings)}
+            if needed or states <= {"finished", "packed"}:
+                break
+            time.sleep(REFRESH_S)
+    return needed
 
 
 def _look(options: Options, poller: SlurmPoller) -> tuple[list[RunRecord], list[PackingRecord]]:
@@ -156,7 +165,8 @@ def _seconds(option: str) -> float:
     return float(text)
 
 
-def _print(options: Options, runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> None:
+def _print(options: Options, runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> bool:
+    """Print records once; return whether one of them needs a person."""
     if options.report:
         # Here, since matplotlib is slow to import and a status should be quick.
         from jobs.figures.run_report import write_report
@@ -167,9 +177,14 @@ def _print(options: Options, runs: Sequence[RunRecord], packings: Sequence[Packi
         records = [*map(asdict, runs), *map(asdict, packings)]
         cli.say(json.dumps(records, indent=1))
     elif runs or packings:
-        print_records(runs, packings)
+        print_records(runs, packings, short=options.short)
     else:
         cli.say("no runs in ./runs; name run folders: simclr-status RUN ...")
+    return _needs_person(runs, packings)
+
+
+def _needs_person(runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> bool:
+    return any(run.needs_person for run in runs) or any(each.needs_person for each in packings)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ class Page:
         body = "\n".join(self._parts)
         write_text(
             Path(path),
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<link rel="icon" href="data:,">'  # else a browser asks a server for one
             f"<title>{self._title}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n",

@@ -4,30 +4,68 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from jobs.status.packing import PackingRecord
 from jobs.status.run_status import RunRecord
 
 _WIDE = 160  # columns where there is no terminal: nothing is cut in a log
-_COLUMNS = ("run", "state", "step", "patches/s", "left", "checkpoint", "attempt", "heartbeat")
 _LABEL = 11  # columns of the labels
+_LONGEST_NAME = 24  # columns of a run in a table; its end tells runs of a sweep apart
+
+Records = Sequence[RunRecord]
+Packings = Sequence[PackingRecord]
 
 
-def print_records(runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> None:
-    """Print a block for a single run, else a table and below it the next actions."""
-    width = None if sys.stdout.isatty() else _WIDE
-    # a path may look like markup or emoji: it is shown as it is
-    console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
-    if len(runs) == 1:
-        _print_lines(console, run_lines(runs[0]))
-    elif runs:
-        _print_table(console, runs)
-    for packing in packings:
-        _print_lines(console, packing_lines(packing))
+def print_records(runs: Records, packings: Packings, *, short: bool = False) -> None:
+    """Print records once; ``short`` keeps to one line a run."""
+    console = _console()
+    for part in _parts(console, runs, packings, short=short):
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+class LiveRecords:
+    """Shows records in place on a terminal; in a log each update follows the one before.
+
+    A context manager; the last update stays on the screen.
+
+    Args:
+        short: keep to one line a run.
+    """
+
+    def __init__(self, *, short: bool) -> None:
+        self._short, self._console = short, _console()
+        self._live = Live(console=self._console, auto_refresh=False, screen=True)
+        self._last: tuple[Records, Packings] | None = None
+
+    def __enter__(self) -> Self:
+        """Take the screen, if there is one."""
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def update(self, runs: Records, packings: Packings) -> None:
+        """Show these records instead of those before."""
+        self._last = runs, packings
+        if not self._console.is_terminal:
+            print_records(runs, packings, short=self._short)
+            return
+        when = Text(f"{clock(time.time(), seconds=True)}, Ctrl-C ends", style="dim")
+        parts = _parts(self._console, runs, packings, short=self._short)
+        self._live.update(Group(when, Text(), *parts), refresh=True)
+
+    def __exit__(self, *_: object) -> None:
+        """Give the screen back, and leave the last records on it."""
+        if self._console.is_terminal:
+            self._live.stop()
+            if self._last:
+                print_records(*self._last, short=self._short)
 
 
 def run_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
@@ -71,9 +109,9 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 86400:.1f} d"
 
 
-def clock(seconds: float) -> str:
+def clock(moment: float, *, seconds: bool = False) -> str:
     """Return seconds since 1970 as local date and time of day."""
-    return time.strftime("%a %d %b %H:%M", time.localtime(seconds))
+    return time.strftime(f"%a %d %b %H:%M{':%S' * seconds}", time.localtime(moment))
 
 
 def _progress_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
@@ -121,40 +159,71 @@ def _attempt_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield label, f"{clock(attempt.start)}{lasted}, {where}: {span}{how}"
 
 
-def _print_lines(console: Console, lines: Iterator[tuple[str, str]]) -> None:
-    title, state = next(lines)
-    console.print(f"{title}: {state}", soft_wrap=True)
-    for label, text in lines:
-        console.print(f"  {label:<{_LABEL}} {text}", soft_wrap=True)
+def _console() -> Console:
+    width = None if sys.stdout.isatty() else _WIDE
+    # a path may look like markup or emoji: it is shown as it is
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
-def _print_table(console: Console, records: Sequence[RunRecord]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for name in _COLUMNS:
-        table.add_column(name, overflow="fold")
-    for record in records:
-        table.add_row(*_cells(record))
-    console.print(table)
-    for record in records:
+def _parts(
+    console: Console, runs: Records, packings: Packings, *, short: bool
+) -> Iterator[RenderableType]:
+    """Yield a block for a single run, else a table and below it what a person has to do."""
+    if len(runs) == 1 and not short:
+        yield from _block(run_lines(runs[0]), _style(runs[0]))
+    elif runs:
+        yield _table(runs, console)
+    for record in runs if len(runs) > 1 and not short else ():
         job = f"job {record.job_id}, " if record.job_id else ""
-        if record.log:
-            console.print(f"{record.run}: {job}log {record.log}", soft_wrap=True)
+        # the log of a run that does well is a line of its own page
+        if record.log and record.needs_person:
+            yield Text(f"{record.run}: {job}log {record.log}")
         if record.action:
-            console.print(f"{record.run}: next: {record.action}", soft_wrap=True)
+            yield Text(f"{record.run}: next: {record.action}")
+    for packing in packings:
+        lines = list(packing_lines(packing))
+        yield from _block(lines[: 1 if short else None], _style(packing))
 
 
-def _cells(record: RunRecord) -> tuple[str, ...]:
-    checkpoint = "-"
-    if record.checkpoint_step is not None:
-        checkpoint = f"{record.checkpoint_step}, {duration(record.checkpoint_age_s)} ago"
-    rate = record.patches_per_s
-    return (
-        record.run,
-        record.state,
-        f"{record.step} of {record.num_steps}" if record.num_steps else "-",
-        "-" if rate is None else f"{rate:.1f}",
-        duration(record.time_left_s),
-        checkpoint,
-        str(record.attempt or "-"),
-        duration(record.heartbeat_age_s),
-    )
+def _block(lines: Iterable[tuple[str, str]], style: str) -> Iterator[Text]:
+    title, *rest = lines
+    yield Text.assemble(f"{title[0]}: ", (title[1], style))
+    for label, text in rest:
+        yield Text.assemble((f"  {label:<{_LABEL}} ", "dim"), text)
+
+
+def _style(record: RunRecord | PackingRecord) -> str:
+    """Return the colour of a state: red needs a person, green is done, cyan is at work."""
+    if record.needs_person:
+        return "bold red"
+    if record.state in ("finished", "packed"):
+        return "green"
+    return "cyan" if record.state.startswith(("training", "packing")) else "yellow"
+
+
+def _table(records: Records, console: Console) -> Table:
+    """Return one line a run; what is too long for a terminal is cut, in a log nothing is."""
+    in_full = not console.is_terminal
+    names = [record.run for record in records]
+    if not in_full:
+        names = [
+            name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
+            for name in names
+        ]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("job", no_wrap=True)
+    table.add_column("run", no_wrap=True, min_width=max(map(len, names)))
+    table.add_column("state", overflow="fold" if in_full else "ellipsis", no_wrap=not in_full)
+    for heading in ("step", "left", "saved", "try"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for record, name in zip(records, names, strict=True):
+        table.add_row(
+            record.job_id or "-",
+            name,
+            Text(record.state, _style(record)),
+            f"{record.step}/{record.num_steps}" if record.num_steps else "-",
+            duration(record.time_left_s),
+            duration(record.checkpoint_age_s),
+            str(record.attempt or "-"),
+        )
+    return table

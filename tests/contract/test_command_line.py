@@ -38,7 +38,7 @@ SETTINGS = {
         **{"study": "", "output": "", "shards": "", "labelled": "", "tasks": "", "seeds": ""},
         **{"arms": "", "protocol": "probe", "fractions": ""},
     },
-    "status": {"--watch": "", "--json": "", "--report": ""},
+    "status": {"--short": "", "--watch": "", "--json": "", "--report": ""},
     "chain": {},
     "doctor": {},
 }

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
+import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -48,6 +56,50 @@ def test_all_runs_of_the_folder_are_shown_and_a_failure_is_a_failure(said, runs)
     assert "finished" in out
     assert "failed: OSError: disk full" in out
     assert "runs/bad one: next: read the log; the same command continues from the start" in out
+
+
+def test_short_is_one_line_a_run(said, runs):
+    lines = said("--short")[1].splitlines()
+    assert len(lines) == 3
+    assert [line.split()[:2] for line in lines] == [
+        ["job", "run"],
+        ["-", "runs/bad"],
+        ["-", "runs/good"],
+    ]
+
+
+@pytest.mark.parametrize("option", ["--short", "--watch"])
+def test_a_terminal_of_80_columns_shows_one_line_a_run_with_the_state_in_colour(runs, option):
+    """Through a pseudo-terminal: the escape codes are those that a person's terminal gets."""
+    far = runs / "a sweep whose name is longer than its column" / "optim.learning_rate=0.001"
+    freeze(far, TrainConfig(run_dir=str(far)))
+    RunAttempt(far, RankEnvironment().describe()).record("finished", checkpoint="step-000000001")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    environment.pop("NO_COLOR", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.commands.status", option],
+        stdout=theirs,
+        cwd=runs.parent,
+        env=environment,
+    )
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(ours, 4096):
+            written += part
+    os.close(ours)
+    assert process.wait(60) == 1
+    assert b"\x1b[32mfinished" in written
+    assert b"\x1b[1;31mfailed: OSError" in written
+    enter, leave = "\x1b[?1049h", "\x1b[?1049l"  # a screen of its own
+    text, on_screen = written.decode(), option == "--watch"
+    assert (enter in text, leave in text) == (on_screen, on_screen)
+    shown = text.partition(enter)[2].partition(leave)[0] if on_screen else text
+    lines = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", shown).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(re.search(r"^- +….*learning_rate=0.001 +finished", line) for line in lines)
 
 
 def test_a_finished_run_is_no_failure(said, runs):

@@ -57,7 +57,7 @@ def everything(folder: Path) -> Path:
 
 def test_a_page_is_well_formed_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     text = everything(tmp_path).read_text("utf-8")
-    assert text.startswith("<!doctype html>")
+    assert text.startswith("<!DOCTYPE html>")
     checked = _Nesting()
     checked.feed(text)
     assert checked.open == []
