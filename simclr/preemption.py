@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 
 class StopReason(IntEnum):
@@ -72,7 +73,7 @@ class StopSignal:
     def __init__(self, *, ctrl_c: bool = False) -> None:
         self.reason = StopReason.NONE
         self._numbers = (*STOP_SIGNALS, signal.SIGINT) if ctrl_c else STOP_SIGNALS
-        self._raises = False
+        self._raises = self._has_raised = False
         self._owner = os.getpid()
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
@@ -101,12 +102,21 @@ class StopSignal:
         self._raises = True
         self._unblock()
         if self.reason:
-            self.ignore()
-            raise Preempted(None, self.reason)
+            self._raise()
 
     def ignore(self) -> None:
         """Let further signals raise nothing: it is settled already how this process ends."""
         self._raises = False
+
+    def stop_behind(self, error: BaseException) -> Preempted | None:
+        """Return the stop that has made this process fail; None if it failed by itself.
+
+        What interrupts an import may come out of it as another error: Python 3.11 turns what is
+        raised while a class is made into a RuntimeError, libraries turn it into a missing module.
+        """
+        if isinstance(error, Preempted):
+            return error
+        return Preempted(None, self.reason) if self._has_raised else None
 
     @contextmanager
     def deferred(self) -> Iterator[StopSignal]:
@@ -136,8 +146,11 @@ class StopSignal:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.write(2, b"\nsaving; Ctrl-C again leaves at once\n")
         if self._raises:
-            self._raises = False
-            raise Preempted(None, self.reason)
+            self._raise()
+
+    def _raise(self) -> NoReturn:
+        self._raises, self._has_raised = False, True
+        raise Preempted(None, self.reason)
 
 
 class TrainerHooks:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NoReturn, Self
 from uuid import uuid4
 
-from jobs import cli
 from jobs.command import Command, StoppedError, narrow, require_all
 from jobs.config import ClusterConfig, check_batch
 from jobs.run_dir import JOB_FOLDER, RunAttempt, check_run_dir, freeze, saved_step
@@ -154,7 +153,7 @@ class Pretrain(Command):
                 signals.ignore()
             except BaseException as event:
                 signals.ignore()
-                self._end(env, attempt, event)
+                self._end(env, attempt, event, signals.stop_behind(event))
                 raise
             if attempt:
                 attempt.record("finished", checkpoint=folder.name)
@@ -195,7 +194,13 @@ class Pretrain(Command):
             launch = rendezvous_of(env, self.token)
             return train(self.config, sinks, launch, hooks, copies, signals)
 
-    def _end(self, env: RankEnvironment, attempt: RunAttempt | None, event: BaseException) -> None:
+    def _end(
+        self,
+        env: RankEnvironment,
+        attempt: RunAttempt | None,
+        event: BaseException,
+        stop: Preempted | None,
+    ) -> None:
         """End a job that comes back; else record why the attempt has failed."""
         if cause := lost_rank_cause(self.run_dir, env, event):
             if peer_reported_failure(self.run_dir, env):
@@ -203,8 +208,8 @@ class Pretrain(Command):
             if env.launcher is Launcher.slurm:
                 exit_lost_rank(self.run_dir, env, cause)
             event = RuntimeError(cause)
-        elif isinstance(event, Preempted):
-            self._stop(env, attempt, event)
+        elif stop:
+            self._stop(env, attempt, stop)
         record_failure(self.run_dir, env, event)
 
     def _stop(self, env: RankEnvironment, attempt: RunAttempt | None, event: Preempted) -> NoReturn:
@@ -223,6 +228,8 @@ class Pretrain(Command):
 
 def main() -> None:
     """Console script."""
+    from jobs import cli  # here, since ranks need neither hydra nor the sources of patches
+
     cli.main(Pretrain)
 
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from jobs.run_dir import idle_attempts, read_attempts, record_event
 from jobs.slurm import client as slurm
 from jobs.slurm.environment import Launcher, RankEnvironment, configure_logging, current_rank
-from simclr.preemption import Preempted, StopReason, StopSignal
+from simclr.preemption import StopReason, StopSignal
 
 RUN_AGAIN = 75  # exit code inside a job: stopped, run me again; sysexits.h: temporary failure
 STAY_S = 90.0  # longer than any grace that ends such a stay; after it, leaving cannot do harm
@@ -228,6 +228,9 @@ def requeued_if_stopped() -> Iterator[RankEnvironment]:
         try:
             signals.listen()
             yield env
-        except Preempted as event:
+        except BaseException as error:
             signals.ignore()
-            exit_for_requeue(RunStop(env, event.reason))
+            stop = signals.stop_behind(error)
+            if stop is None:
+                raise
+            exit_for_requeue(RunStop(env, stop.reason))

@@ -10,7 +10,7 @@ import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,8 +25,10 @@ from simclr.monitoring.health import (
     spread,
 )
 from simclr.monitoring.metrics import JsonLines, Sink, screen
-from simclr.monitoring.online_probe import open_probe
 from simclr.step import StepOutput
+
+if TYPE_CHECKING:
+    from simclr.monitoring.online_probe import OnlineProbe
 
 _GIB = 2**30
 
@@ -138,7 +140,12 @@ class MetricsLogger:
         self._interval = MetricAccumulator(context.device, pairs, flop)
         self._skips = NonFiniteStepCounter(context.device, config.max_skipped_steps)
         self._alarm = CollapseDetector(warmup_steps)
-        self._probe = open_probe(config, context)
+        self._probe: OnlineProbe | None = None
+        if config.monitor.shards:
+            # here, since ranks without a probe need no scipy
+            from simclr.monitoring.online_probe import OnlineProbe
+
+            self._probe = OnlineProbe(config, context)
         self._controls: dict[str, float] = {}
         self._metrics = JsonLines(Path(config.run_dir))
         # The caller's first: one of them may know that this attempt has been overtaken, and end it

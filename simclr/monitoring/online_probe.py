@@ -156,8 +156,3 @@ def _held_out(config: TrainConfig) -> tuple[ShardDataset, Task, Split]:
         np.flatnonzero(np.isin(chosen, part)) for part in (whole.train, whole.validation)
     )
     return dataset, open_task(dataset, config.monitor.task), Split(train, validation, validation)
-
-
-def open_probe(config: TrainConfig, context: DistributedContext) -> OnlineProbe | None:
-    """Return the held-out probe that the settings ask for, or None."""
-    return OnlineProbe(config, context) if config.monitor.shards else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,21 @@ def test_a_stop_before_training_goes_on_from_the_newest_checkpoint(pretrain, mon
     trains(monkeypatch, Preempted(None, StopReason.SIGTERM))
     with pytest.raises(StoppedError, match="saved at step 5"):
         run(pretrain, HERE)
+
+
+def test_a_stop_that_an_import_turned_into_another_error_is_no_failure(pretrain, monkeypatch):
+    def imports(*_: object) -> Path:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.sigtimedwait([], 1)
+        except Preempted as event:
+            raise RuntimeError("Error calling __set_name__") from event
+        return Path()
+
+    monkeypatch.setattr(Pretrain, "_train", imports)
+    with pytest.raises(StoppedError, match="stopped before a step was saved"):
+        run(pretrain, HERE)
+    assert [event["event"] for event in events(pretrain)] == ["start", "stop"]
 
 
 def test_a_failure_is_written_down_and_raised(pretrain, monkeypatch):

@@ -1,5 +1,6 @@
 """A signal becomes a reason, in the process that asked for it and nowhere else."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -142,3 +143,36 @@ def test_outside_the_main_thread_nothing_is_installed():
 def test_the_event_tells_step_and_reason():
     assert str(Preempted(12, StopReason.SIGUSR2)) == "asked to stop (SIGUSR2); saved at step 12"
     assert str(Preempted(None, StopReason.SIGTERM)) == "asked to stop (SIGTERM)"
+
+
+class _StopsWhileAClassIsMade:
+    def __set_name__(self, owner: type, name: str) -> None:
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+
+def _make_a_class() -> None:
+    class Interrupted:
+        field = _StopsWhileAClassIsMade()
+
+
+def _import_what_swallows_it() -> None:
+    with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGUSR2)
+    raise ImportError("cannot import name 'nms'")
+
+
+@pytest.mark.parametrize("work", [_make_a_class, _import_what_swallows_it])
+def test_a_stop_that_comes_out_of_an_import_as_another_error_is_known_again(work):
+    with StopSignal() as signals:
+        signals.listen()
+        with pytest.raises(BaseException) as event:  # noqa: PT011 - its kind is Python's
+            work()
+        stop = signals.stop_behind(event.value)
+    assert stop is not None
+    assert (stop.step, stop.reason) == (None, StopReason.SIGUSR2)
+
+
+def test_an_error_without_a_stop_is_the_process_own():
+    with StopSignal() as signals:
+        signals.listen()
+        assert signals.stop_behind(RuntimeError("a damaged shard")) is None

@@ -31,6 +31,9 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 PropagateResourceLimits=NONE
+# On a busy machine some nodes answer late. A signal that found no answer is sent again after
+# a minute, and would hit the next start of the job.
+MessageTimeout=60
 ReturnToService=2
 SlurmdParameters=config_overrides
 {parameters}

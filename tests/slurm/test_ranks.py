@@ -7,16 +7,21 @@ import signal
 
 import pytest
 from slurm.cluster import wait_until
-from slurm.runs import STEPS, preempt, submit, wait_for_step
+from slurm.runs import preempt, submit, wait_for_step
 
-# Sixteen imports of torch share the machine's cores: a start takes minutes where there are two.
-START_S = 240
+# Sixteen imports of torch share the machine's cores: a start takes minutes where they are busy.
+START_S = 300
+STEPS = 10
 SETTINGS = (
+    f"max_steps={STEPS}",
     "data.global_batch_size=16",
     "model.encoder=resnet18",
+    "model.batchnorm=world",  # else each rank would normalise by its own patches
     "augment.view_size_px=32",
-    "checkpoint.every_steps=4",
-    "world.timeout_s=240",
+    "optim.name=sgd",  # Adam's first steps have the sign of a gradient, however small
+    "precision=float32",
+    "checkpoint.every_steps=2",
+    "world.timeout_s=300",
 )
 
 pytestmark = [pytest.mark.slurm, pytest.mark.exhaustive]
@@ -37,25 +42,30 @@ def trained(run, attempts: int) -> None:
 def test_sixteen_ranks_come_back_and_eight_end_the_run_with_the_same_losses(
     cluster, shards, tmp_path
 ):
-    alone = submit(cluster, shards, tmp_path / "alone", *SETTINGS, *on(1, 1))
-    cluster.wait_for(alone.job_id, "COMPLETED", "FAILED", timeout_s=START_S)
-
     run = submit(cluster, shards, tmp_path / "run", *SETTINGS, *on(4, 4))
     trained(run, 1)
-    wait_for_step(cluster, run, 5)
+    wait_for_step(cluster, run, 2)
     preempt(cluster)
     trained(run, 2)
-    wait_for_step(cluster, run, run.events("stop")[0]["step"] + 5)
+    (preempted,) = run.events("stop")
+    wait_for_step(cluster, run, preempted["step"] + 2)
     os.kill(run.pid(11), signal.SIGKILL)
-    trained(run, 3)
+    wait_until(lambda: len(run.events("stop")) == 2, "the lost rank to be named", 120, run.log)
+    lost = run.events("stop")[1]
+    assert (lost["signal"], lost["decision"]) == ("lost", "requeue")
+    assert lost["cause"].startswith("lost rank 11 on 127.0.0.3, ")
+    # it waits to start again on 16 ranks; a person has only 8 left
+    cluster.wait_for(run.job_id, "PENDING", timeout_s=60)
     cluster.run("scancel", run.job_id)
-    cluster.wait_for(run.job_id, "CANCELLED", timeout_s=60)
 
     last = submit(cluster, shards, run.folder, *SETTINGS, *on(2, 4))
-    fields = cluster.wait_for(last.job_id, "COMPLETED", "FAILED", timeout_s=START_S)
-    assert fields["JobState"] == "COMPLETED", last.log()
-    assert [event["num_ranks"] for event in last.events("start")] == [16, 16, 16, 8]
+    # beside it, on another node: its patches and views are those of any number of ranks
+    alone = submit(cluster, shards, tmp_path / "alone", *SETTINGS, *on(1, 1))
+    for each in (last, alone):
+        fields = cluster.wait_for(each.job_id, "COMPLETED", "FAILED", timeout_s=START_S)
+        assert fields["JobState"] == "COMPLETED", each.log()
+    assert [event["num_ranks"] for event in last.events("start")] == [16, 16, 8]
     assert last.step() == STEPS
     # other ranks sum in another order; other samples or views would differ in the first digit
     losses = [metrics["loss"] for metrics in last.metrics()]
-    assert losses == pytest.approx([metrics["loss"] for metrics in alone.metrics()], rel=1e-2)
+    assert losses == pytest.approx([metrics["loss"] for metrics in alone.metrics()], rel=1e-3)
