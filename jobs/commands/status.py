@@ -136,7 +136,7 @@ def _look(options: Options, poller: SlurmPoller) -> tuple[list[RunRecord], list[
     thorough = len(runs) == 1 and not options.watch_s
     return (
         [describe(run, answer, thorough=thorough) for run in runs],
-        [describe_packing(folder, answer.jobs) for folder in packings],
+        [describe_packing(folder, answer) for folder in packings],
     )
 
 

@@ -27,6 +27,7 @@ FINAL = frozenset(
 _FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z:/]*)=")
 _DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
 _DISABLED = "presently disabled"  # said of a job without --requeue
+_DENIED = "permission denied"  # where only operators may requeue
 _QUEUE_FORMAT = "%i|%T|%S|%L|%N|%r"
 _NOTHING = ("None", "(null)", "Unknown", "N/A", "None assigned")  # in place of a value
 
@@ -37,6 +38,10 @@ class SlurmError(RuntimeError):
 
 class RefusedError(SlurmError):
     """Slurm has understood, and will not do it however often it is asked."""
+
+
+class DeniedError(RefusedError):
+    """Users may not do it on this site; Slurm itself still may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,7 @@ def parse_job(text: str) -> JobState:
     )
 
 
-def queue(job_ids: Iterable[str]) -> dict[str, JobState]:
+def queue(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, JobState]:
     """Ask ``squeue`` for several jobs at once; those that Slurm has forgotten are left out.
 
     Raises:
@@ -158,7 +163,7 @@ def queue(job_ids: Iterable[str]) -> dict[str, JobState]:
         return {}
     command = ["squeue", "-h", "-r", "-t", "all", "-o", _QUEUE_FORMAT, "-j", ",".join(wanted)]
     try:
-        return parse_queue(call(command))
+        return parse_queue(call(command, timeout_s))
     except SlurmError as error:
         # said when the only job asked for is forgotten
         if "Invalid job id" in str(error):
@@ -192,7 +197,7 @@ def requeue(job_id: str) -> bool:
     """Requeue a running job; False when Slurm has done so already.
 
     Raises:
-        RefusedError: the job may not be requeued, as it or the site has it.
+        RefusedError: the job may not be requeued, as it or the site has it; DeniedError: by users.
         SlurmError: no answer, or another trouble.
     """
     try:
@@ -202,6 +207,8 @@ def requeue(job_id: str) -> bool:
             return False
         if _DISABLED in str(error):
             raise RefusedError(str(error)) from error
+        if _DENIED in str(error):
+            raise DeniedError(str(error)) from error
         raise
     return True
 
@@ -289,7 +296,7 @@ class Ending:
     nodes: str
 
 
-def endings(job_ids: Iterable[str]) -> dict[str, list[Ending]]:
+def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, list[Ending]]:
     """Ask ``sacct`` for all starts of some jobs, in order; nothing where no accounts are kept.
 
     Raises:
@@ -301,7 +308,7 @@ def endings(job_ids: Iterable[str]) -> dict[str, list[Ending]]:
     # -D: without it sacct hides every start but the last. -X: jobs, not their steps.
     command = ["sacct", "-n", "-P", "-X", "-D", "-o", _FIELDS, "-j", ",".join(wanted)]
     try:
-        return parse_endings(call(command))
+        return parse_endings(call(command, timeout_s))
     except SlurmError as error:
         if any(words in str(error) for words in (*_NONE_KEPT, "is not installed")):
             return {}

@@ -28,6 +28,7 @@ RUN_AGAIN = 75  # exit code inside a job: stopped, run me again; sysexits.h: tem
 STAY_S = 90.0  # longer than any grace that ends such a stay; after it, leaving cannot do harm
 # A controller that is away neither kills nor requeues: there is time until it is back.
 ASK_S = 6 * 3600.0
+UNTIL_KILLED_S = 6 * 3600.0
 LONGEST_PAUSE_S = 10.0
 SIGNALING_S = 3.0
 MAX_IDLE = 3  # attempts in a row that saved nothing, by the run's own fault; a fourth is in vain
@@ -170,8 +171,12 @@ def _decide_once(stop: RunStop) -> Decision:
         try:
             slurm.requeue(job_id)
         except slurm.RefusedError as error:
-            # staying would only keep the nodes from whoever wants them
-            decision, reason = Decision.quit, f"{error}; the same command continues"
+            # Staying would only keep the nodes from whoever wants them; but what Slurm preempts, it
+            # may requeue itself, if it is still there.
+            denied = isinstance(error, slurm.DeniedError) and stop.reason is not None
+            decision = Decision.stay if denied else Decision.quit
+            waits = "waited for Slurm to requeue it; else " if denied else ""
+            reason = f"{error}; {waits}the same command continues"
     stop.record(decision, reason)
     return decision
 
@@ -191,7 +196,8 @@ def exit_for_requeue(
     """
     if stop.env.is_main if reports is None else reports:
         if decide_and_requeue(stop) is Decision.stay:
-            time.sleep(STAY_S)
+            # a warning is followed by SIGKILL, at the end of the grace or of the time limit
+            time.sleep(UNTIL_KILLED_S if stop.reason is StopReason.SIGUSR2 else STAY_S)
     else:
         _wait_for_decision(stop)
     end_process(code)

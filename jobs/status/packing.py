@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.run_dir import JOB_FOLDER, read_submission
-from jobs.slurm.client import JobState
+from jobs.status.run_status import SlurmAnswer
 from preprocess.plan import PLAN_NAME, WORK_FOLDER
 from preprocess.shards.manifest import MANIFEST_NAME, read_manifest
 
@@ -32,6 +31,7 @@ class PackingRecord:
         num_done: shards in place.
         num_shards: of the whole plan; 0 before there is one.
         log: where the members write.
+        slurm_error: why Slurm's word is missing; empty when it is not.
     """
 
     shards: str
@@ -44,6 +44,7 @@ class PackingRecord:
     num_done: int = 0
     num_shards: int = 0
     log: str = ""
+    slurm_error: str = ""
 
 
 def is_packing(folder: Path) -> bool:
@@ -57,17 +58,17 @@ def packing_job(folder: Path) -> list[str]:
     return [submission.job_id] if submission else []
 
 
-def describe_packing(folder: Path, jobs: Mapping[str, JobState]) -> PackingRecord:
+def describe_packing(folder: Path, answer: SlurmAnswer) -> PackingRecord:
     """Return the record of a packing.
 
     Args:
         folder: for shards.
-        jobs: states of the members of its array, ``12_0``, ``12_1``, ...
+        answer: states of the members of its array, ``12_0``, ``12_1``, ...
     """
     submission = read_submission(folder / WORK_FOLDER / JOB_FOLDER, "pack")
     array = submission.job_id if submission else ""
     arrays = array.split(",")  # more members than fit into one array lie in several
-    members = {name: job for name, job in jobs.items() if name.partition("_")[0] in arrays}
+    members = {name: job for name, job in answer.jobs.items() if name.partition("_")[0] in arrays}
     failed = sorted(
         name for name, job in members.items() if job.is_final and job.state != "COMPLETED"
     )
@@ -89,6 +90,7 @@ def describe_packing(folder: Path, jobs: Mapping[str, JobState]) -> PackingRecor
         num_done=done,
         num_shards=planned,
         log=submission.log if submission else "",
+        slurm_error=answer.error,
     )
 
 

@@ -169,6 +169,9 @@ def _parts(
     console: Console, runs: Records, packings: Packings, *, short: bool
 ) -> Iterator[RenderableType]:
     """Yield a block for a single run, else a table and below it what a person has to do."""
+    errors = [*(run.slurm_error for run in runs), *(each.slurm_error for each in packings)]
+    if any(errors):
+        yield Text(max(errors), "yellow")  # the same of all that were asked about
     if len(runs) == 1 and not short:
         yield from _block(run_lines(runs[0]), _style(runs[0]))
     elif runs:

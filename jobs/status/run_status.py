@@ -7,12 +7,12 @@ sacct has to answer: then the run's own records decide. Reads only.
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from jobs.run_dir import (
     CONFIG_NAME,
@@ -23,7 +23,7 @@ from jobs.run_dir import (
     read_submission,
 )
 from jobs.slurm import client as slurm
-from jobs.slurm.client import Ending, JobState, endings, seconds_of
+from jobs.slurm.client import Ending, JobState, seconds_of
 from jobs.slurm.environment import LOG_NAME
 from jobs.status.causes import AttemptRecord, Events, history, why_waiting
 from jobs.tracking.sink import tracker_links
@@ -37,6 +37,7 @@ from simclr.checkpoint.manifest import (
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 STALE_S = 900.0  # a heartbeat comes every step; minutes without one is a hang
+ANSWER_S = 4.0  # a controller that is away would keep a person waiting for minutes
 INTERVAL_S = 30.0  # many people watch many runs; the controller answers all of them
 _LONGEST_CAUSE = 200  # characters; the whole is in the log
 _RECENT = 5  # metric lines whose pace says when the run will end
@@ -44,8 +45,6 @@ _SHOWN = ("loss", "learning_rate")
 _PROBES = ("probe/", "knn/")
 _WHOLE = ("verified", "whole")  # what is said of an undamaged checkpoint
 _LATER_COMMANDS = ("evaluate", "export")  # on a trained run, with jobs of their own
-
-_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +54,12 @@ class SlurmAnswer:
     Attributes:
         jobs: job id to its state; those that Slurm has forgotten are absent.
         endings: job id to the end of each of its starts, where accounting is on.
+        error: why there was no answer; empty when there was.
     """
 
     jobs: Mapping[str, JobState] = field(default_factory=dict)
     endings: Mapping[str, list[Ending]] = field(default_factory=dict)
+    error: str = ""
 
 
 class SlurmPoller:
@@ -75,19 +76,19 @@ class SlurmPoller:
         due = time.monotonic() - self._asked >= self._interval_s
         if due and job_ids and slurm.is_available():
             self._asked = time.monotonic()
-            # each by itself: accounting may be down while the controller answers
-            self._last = SlurmAnswer(_query(slurm.queue, job_ids), _query(endings, job_ids))
+            # each by itself, and side by side: one may be down while the other answers
+            with ThreadPoolExecutor(2) as pool:
+                both = [pool.submit(_query, ask, job_ids) for ask in (slurm.queue, slurm.endings)]
+            (jobs, error), (ends, other_error) = (each.result() for each in both)
+            self._last = SlurmAnswer(jobs, ends, error or other_error)
         return self._last
 
 
-def _query(
-    query: Callable[[Sequence[str]], dict[str, _Answer]], job_ids: Sequence[str]
-) -> dict[str, _Answer]:
+def _query(query: Callable[..., Any], job_ids: Sequence[str]) -> tuple[dict[str, Any], str]:
     try:
-        return query(job_ids)
+        return query(job_ids, ANSWER_S), ""
     except slurm.SlurmError as error:
-        sys.stderr.write(f"simclr-status: {error}; showing the runs' own records alone\n")
-        return {}
+        return {}, f"no answer of Slurm, so this is what the folders say: {error}"
 
 
 @dataclass(slots=True)
@@ -120,6 +121,7 @@ class RunRecord:
         log: where its main rank writes.
         others: jobs of later commands on this run, and how they fare.
         trackers: of its metrics, each with its address, or the command that shows or sends them.
+        slurm_error: why Slurm's word is missing; empty when it is not.
     """
 
     run: str
@@ -147,6 +149,7 @@ class RunRecord:
     log: str = ""
     others: dict[str, str] = field(default_factory=dict)
     trackers: dict[str, str] = field(default_factory=dict)
+    slurm_error: str = ""
 
     @property
     def is_damaged(self) -> bool:
@@ -201,6 +204,7 @@ def describe(
         log=_log(run_dir, events, submission),
         others=_others(run_dir, answer.jobs),
         trackers=tracker_links(run_dir),
+        slurm_error=answer.error,
     )
     if job:
         record.job_id, record.nodes = job.job_id, job.nodes
@@ -342,6 +346,9 @@ def _assess(
         if job:
             return _State(f"ended before it began: {job.state.lower()}", True, "read the log")
         return _State("not started")
+    if job and job.state == "CANCELLED" and last != "failed":
+        saved = f", saved at step {events[-1]['step']}" if last == "stop" else ""
+        return _State(f"cancelled{saved}", True, again)
     if job and last in ("start", "training"):
         return _State(f"ended by Slurm: {job.state.lower()}", True, again)
     return _without_job(record, events, silent_s, now)

@@ -196,14 +196,13 @@ def settings(steps: int) -> tuple[str, ...]:
 
 def disturb(disturbed: DisturbedRun, count: int) -> None:
     """Cause so many faults, each after the run has trained some steps more; then let it finish."""
-    for number in range(count):
+    for number, fault in enumerate(random_faults(disturbed.rng, count)):
         wait_until(disturbed.is_training, "the run to train", LIMIT_S, disturbed.run.log)
         goal = disturbed.run.step() + disturbed.rng.randint(1, EVERY)
         wait_until(
             lambda goal=goal: disturbed.run.step() >= goal, "steps", LIMIT_S, disturbed.run.log
         )
         time.sleep(disturbed.rng.uniform(0, 0.5))  # anywhere in a step, or in a save
-        fault = random_fault(disturbed.rng)
         disturbed.faults.append((fault.__name__, disturbed.run.step()))
         say(f"{number + 1:3d}  step {disturbed.run.step():4d}  {fault.__name__}")
         attempts = len(disturbed.run.events("start"))
@@ -213,10 +212,13 @@ def disturb(disturbed: DisturbedRun, count: int) -> None:
     wait_until(lambda: is_finished(disturbed), "the end of the run", 2 * LIMIT_S, disturbed.run.log)
 
 
-def random_fault(rng: random.Random) -> Callable[[DisturbedRun], None]:
-    """Return one of the faults, by their weights."""
+def random_faults(rng: random.Random, count: int) -> list[Callable[[DisturbedRun], None]]:
+    """Return faults in random order: each kind once, further ones by their weights."""
     weights = [weight for weight, _ in FAULTS.values()]
-    return rng.choices(list(FAULTS), weights)[0]
+    once = rng.sample(list(FAULTS), min(count, len(FAULTS)))
+    faults = [*once, *rng.choices(list(FAULTS), weights, k=count - len(once))]
+    rng.shuffle(faults)
+    return faults
 
 
 def has_restarted(disturbed: DisturbedRun, attempts: int) -> bool:

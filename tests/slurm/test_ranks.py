@@ -18,7 +18,9 @@ SETTINGS = (
     "model.encoder=resnet18",
     "model.batchnorm=world",  # else each rank would normalise by its own patches
     "augment.view_size_px=32",
+    # Roundings grow with every step: at the recipe's rate a millionth is a hundredth after six.
     "optim.name=sgd",  # Adam's first steps have the sign of a gradient, however small
+    "optim.learning_rate=1e-5",
     "precision=float32",
     "checkpoint.every_steps=2",
     "world.timeout_s=300",
@@ -68,4 +70,4 @@ def test_sixteen_ranks_come_back_and_eight_end_the_run_with_the_same_losses(
     assert last.step() == STEPS
     # other ranks sum in another order; other samples or views would differ in the first digit
     losses = [metrics["loss"] for metrics in last.metrics()]
-    assert losses == pytest.approx([metrics["loss"] for metrics in alone.metrics()], rel=1e-3)
+    assert losses == pytest.approx([metrics["loss"] for metrics in alone.metrics()], rel=1e-4)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
-from slurm.runs import SETTINGS, STEPS, Run, preempt, wait_for_step
+from slurm.cluster import wait_until
+from slurm.runs import SETTINGS, STEPS, Run, preempt, verb, wait_for_step
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -26,6 +29,11 @@ def test_the_pretraining_script_comes_back_after_preemption(cluster, shards, rep
     run = Run(folder, job_id)
     wait_for_step(cluster, run, 2)
     preempt(cluster)
+    wait_until(lambda: len(run.events("stop")) == 1, "the stop", 60)
+    # it waits to start again, or imports: nobody has to do anything
+    status = verb("status", str(folder), cluster=cluster)
+    assert (status.returncode, status.stderr) == (0, "")
+    assert re.search(r": (waiting: |starting|completing|training)", status.stdout), status.stdout
     fields = cluster.wait_for(job_id, "COMPLETED", "FAILED", timeout_s=240)
     log = (tmp_path / "log").read_text()
     assert fields["JobState"] == "COMPLETED", log

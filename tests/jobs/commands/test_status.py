@@ -150,8 +150,24 @@ def test_a_silent_controller_is_told_and_the_runs_speak_for_themselves(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     code, out, err = said(str(runs / "good"))
-    assert (code, "finished" in out) == (0, True)
-    assert "Unable to contact" in err
+    assert (code, "finished" in out, err) == (0, True, "")
+    assert "no answer of Slurm, so this is what the folders say: squeue" in out
+    assert "Unable to contact" in out
+    assert (
+        "Unable to contact" in json.loads(said("--json", str(runs / "good"))[1])[0]["slurm_error"]
+    )
+
+
+def test_a_controller_that_never_answers_is_given_up_after_seconds(
+    said, runs, tmp_path, monkeypatch
+):
+    write_submission(runs / "good" / "slurm", Submission("12", "pretrain", [], 0.0, ""))
+    for name in ("squeue", "sacct", "sbatch"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sleep 600\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    code, out, _ = said(str(runs / "good"))
+    assert (code, "gave no answer in 4 s" in out) == (0, True)
 
 
 @pytest.mark.parametrize(

@@ -138,10 +138,18 @@ def test_a_requeue_that_slurm_was_quicker_with_is_no_error(command):
     assert slurm.requeue("3") is False
 
 
-def test_a_refused_requeue_is_an_error(command):
-    command("scontrol", "echo 'Access/permission denied for job 3' >&2; exit 1")
-    with pytest.raises(slurm.SlurmError, match="permission denied"):
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("Access/permission denied for job 3", slurm.DeniedError),
+        ("Requested operation is presently disabled for job 3", slurm.RefusedError),
+    ],
+)
+def test_a_refused_requeue_is_an_error_of_its_kind(command, words, kind):
+    command("scontrol", f"echo '{words}' >&2; exit 1")
+    with pytest.raises(slurm.SlurmError, match=words) as error:
         slurm.requeue("3")
+    assert error.type is kind
 
 
 def test_arguments_are_no_shell(command, tmp_path):

@@ -27,6 +27,7 @@ from simclr.preemption import Preempted, StopReason
 RUNNING = "JobState=RUNNING Restarts=2 PreemptTime=None"
 PREEMPTED = "JobState=RUNNING Restarts=2 PreemptTime=2026-11-28T12:00:00"
 SIGNALING = "JobState=SIGNALING Restarts=2 PreemptTime=None"
+DENIED = "Access/permission denied for job 7"
 REFUSED = "Requested operation is presently disabled for job 7"
 # The rows of the page: what scontrol says, the signal, the decision. Ours is start 2 of job 7.
 PAGE = [
@@ -89,6 +90,7 @@ def end_of_a_job(monkeypatch, tmp_path, scontrol):
     monkeypatch.setattr(os, "_exit", ended)
     monkeypatch.setattr("logging.shutdown", lambda: None)
     monkeypatch.setattr(preemption, "STAY_S", 0.0)
+    monkeypatch.setattr(preemption, "UNTIL_KILLED_S", 0.0)
     monkeypatch.setattr(preemption, "LONGEST_PAUSE_S", 0.01)
 
     def give(
@@ -157,6 +159,14 @@ def test_a_job_that_may_not_be_requeued_is_left_at_once_with_the_reason(end_of_a
     decision, cause, calls, code = end_of_a_job(RUNNING, stop="SIGUSR2", refuses=REFUSED)
     assert (decision, calls, code) == ("quit", ["requeue 7"], 75)
     assert "presently disabled" in cause
+
+
+@pytest.mark.parametrize("stop", ["SIGUSR2", "SIGTERM"])
+def test_where_only_operators_may_requeue_a_job_waits_for_slurm_to_do_it(end_of_a_job, stop):
+    decision, cause, calls, code = end_of_a_job(PREEMPTED, stop=stop, refuses=DENIED)
+    assert (decision, calls, code) == ("stay", ["requeue 7"], 75)
+    assert "permission denied for job 7; waited for Slurm to requeue it" in cause
+    assert cause.endswith("else the same command continues")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from jobs.run_dir import Submission, write_submission
 from jobs.slurm.client import JobState
 from jobs.status.packing import describe_packing, is_packing, packing_job
 from jobs.status.render import packing_lines
+from jobs.status.run_status import SlurmAnswer
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.sources.simulated import SimulatedConfig
@@ -24,8 +25,8 @@ def packed(tmp_path):
     return folder
 
 
-def members(*states: str) -> dict[str, JobState]:
-    return {f"40_{k}": JobState(f"40_{k}", state) for k, state in enumerate(states)}
+def members(*states: str) -> SlurmAnswer:
+    return SlurmAnswer({f"40_{k}": JobState(f"40_{k}", state) for k, state in enumerate(states)})
 
 
 def test_a_finished_packing_is_packed(packed):
@@ -53,16 +54,16 @@ def test_a_packing_at_work_needs_nobody(packed):
     (packed / "manifest.json").unlink()
     record = describe_packing(packed, members("RUNNING"))
     assert (record.state, record.needs_person, record.action) == ("packing", False, "")
-    assert describe_packing(packed, {}).state == "not complete"
+    assert describe_packing(packed, SlurmAnswer()).state == "not complete"
 
 
 def test_a_damaged_manifest_is_seen_and_the_cure_that_is_named_cures(packed):
     (packed / "manifest.json").write_text('{"format":')
-    record = describe_packing(packed, {})
+    record = describe_packing(packed, SlurmAnswer())
     assert record.needs_person
     assert "is not readable JSON" in record.state
     assert record.action == "remove it, and the same simclr-pack makes it again from the shards"
     (packed / "manifest.json").unlink()
     source = SimulatedConfig(root=str(packed.parent / "rasters"), num_patches=4, bands=["B02"])
     pack(PackConfig(source=source, output=str(packed), shard_size_mib=0.01), progress=False)
-    assert not describe_packing(packed, {}).needs_person
+    assert not describe_packing(packed, SlurmAnswer()).needs_person

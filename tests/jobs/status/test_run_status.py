@@ -142,8 +142,13 @@ def test_a_cancelled_run_can_be_gone_on_with(run):
     trained(run)
     happened(run, "stop", step=15, signal="SIGTERM", decision="quit")
     record = describe(run, {"12": JobState("12", "CANCELLED")}, NOW)
-    assert record.state.startswith("ended by Slurm (cancelled")
+    assert record.state == "cancelled, saved at step 15"
     assert record.action == "the same command continues at step 15"
+
+
+def test_a_run_that_was_cancelled_before_it_could_save_is_cancelled(run):
+    happened(run, "start")
+    assert describe(run, {"12": JobState("12", "CANCELLED")}, NOW).state == "cancelled"
 
 
 def test_a_held_run_says_why(run):
