@@ -1,4 +1,4 @@
-"""Figures as PNG files, tables as CSV, reports as one HTML page; each written whole or not at all.
+"""Figures as image files, tables as CSV, reports as one HTML page; each whole or not at all.
 
 Called by everything that draws. The only module that imports matplotlib.
 """
@@ -21,40 +21,40 @@ os.environ["MPLBACKEND"] = "agg"
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap, ListedColormap, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from preprocess.shards.atomic_io import atomic_path, write_text
 
-__all__ = [
-    "COLORS",
-    "Axes",
-    "Colormap",
-    "Figure",
-    "ListedColormap",
-    "Normalize",
-    "TwoSlopeNorm",
-    "canvas",
-]
+__all__ = ["COLORS", "Axes", "Figure", "MaxNLocator", "canvas"]
 
 # Okabe and Ito's palette: told apart by colour-blind readers too, and in print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-_DPI = 150
+# A page shows about 100 pixels an inch; lines and text of charts are kept sharper. Photographs are
+# a tenth as large as JPEG.
+_FORMATS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "png", "dpi": 150, "metadata": {"Software": None}},
+    ".jpg": {"format": "jpeg", "dpi": 110, "pil_kwargs": {"quality": 88, "subsampling": 0}},
+}
 
 
 @contextmanager
 def canvas(path: str | Path, width: float = 7.0, height: float = 4.5) -> Iterator[Figure]:
-    """Yield an empty figure of ``width`` x ``height`` inches; at the end ``path`` holds it as PNG.
+    """Yield an empty figure of ``width`` x ``height`` inches; at the end ``path`` holds it.
 
     No global state of matplotlib is touched: figures can be drawn in threads and on login nodes
-    without a display. Nothing is written if the drawing raises.
+    without a display. Nothing is written if the drawing raises. The same data give the same bytes.
+
+    Args:
+        path: ends with ``.png`` for charts, ``.jpg`` for photographs.
+        width: inches.
+        height: inches.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     yield figure
-    # No software or date in the file: the same data give the same bytes.
     with atomic_path(Path(path)) as partial:
-        figure.savefig(partial, format="png", dpi=_DPI, metadata={"Software": None})
+        figure.savefig(partial, **_FORMATS[Path(path).suffix])
 
 
 _STYLE = """
@@ -68,15 +68,17 @@ h1 { font-size: 1.6rem } h3 { font-size: 1.05rem; margin-top: 1.8rem }
 h2 { font-size: 1.3rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem }
 a { color: var(--mark) } li { margin: .2rem 0 } ul { padding-left: 1.2rem }
 .lead { font-size: 1.2rem; border-left: .3rem solid var(--mark); padding-left: .8rem }
-figure { margin: 1rem 0 } figcaption { color: var(--dim); font-size: .9rem }
+figure { margin: 1rem 0; overflow-x: auto } figcaption { color: var(--dim); font-size: .9rem }
 /* figures are drawn on white */
 img { max-width: 100%; height: auto; background: #fff }
+/* a figure that were shrunk to a phone could not be read: it scrolls */
+@media (max-width: 45rem) { img { max-width: 45rem } }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
 th, td { padding: .25rem 1.2rem .25rem 0; text-align: left; vertical-align: top;
          border-bottom: 1px solid var(--line); white-space: nowrap }
 .wraps td:last-child { white-space: normal; min-width: 14rem }
 pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; font-size: .85rem }
-.scroll { overflow-x: auto }
+.scroll { overflow-x: auto } summary { cursor: pointer; color: var(--mark) }
 """
 
 
@@ -115,6 +117,11 @@ class Page:
         """Append a command or a file's content as it is to be typed."""
         return self._append(f"<pre>{html.escape(text)}</pre>")
 
+    def folded(self, title: str, text: str) -> Page:
+        """Append a long text, such as all settings, behind its title: a click shows it."""
+        summary, inside = html.escape(title), html.escape(text)
+        return self._append(f"<details><summary>{summary}</summary><pre>{inside}</pre></details>")
+
     def table(
         self, header: Sequence[str], rows: Iterable[Sequence[object]], *, wraps: bool = False
     ) -> Page:
@@ -135,10 +142,11 @@ class Page:
         return self._append(f'<div class="{kind}">{table}</div>')
 
     def picture(self, path: str | Path, caption: str) -> Page:
-        """Append a PNG file, held in the page itself so that the page can be mailed alone."""
+        """Append an image file, held in the page itself so that the page can be mailed alone."""
         data = base64.b64encode(Path(path).read_bytes()).decode("ascii")
         text = html.escape(caption)
-        image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
+        kind = _FORMATS[Path(path).suffix]["format"]
+        image = f'<img src="data:image/{kind};base64,{data}" alt="{text}">'
         return self._append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
 
     def write(self, path: str | Path) -> Path:

@@ -5,6 +5,7 @@ Called by the page of an evaluation and by the report of a study.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,12 +52,12 @@ def draw_fractions(path: Path, results: Sequence[Result], score: str) -> Path:
 def draw_classes(
     path: Path, results: Sequence[Result], classes: Sequence[str], positives: Sequence[int]
 ) -> Path:
-    """Draw F1 of each class: a bar with its interval for the first row, marks for the others.
+    """Draw F1 of each class that occurs: a bar with its interval for the first row, else marks.
 
     The controls' intervals are in the CSV: fifty of them on a page hide what they stand for.
     """
-    order = np.argsort(positives, kind="stable")[::-1]
-    with canvas(path, 8, 1.7 + 0.27 * len(classes)) as figure:
+    order = [row for row in np.argsort(positives, kind="stable")[::-1] if positives[row]]
+    with canvas(path, 8, 1.7 + 0.27 * len(order)) as figure:
         axes = figure.subplots()
         first, *others = results
         _bars(axes, [first["classes"]["f1"][number] for number in order], first["encoder"])
@@ -68,7 +69,7 @@ def draw_classes(
         axes.set_yticks(range(len(order)), names, fontsize=9)
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set_xlim(0, 100)
-        axes.set_xlabel("F1 (%); in brackets: labelled patches")
+        axes.set_xlabel("F1 (%); in parentheses: labelled patches")
         axes.grid(axis="x", alpha=0.3)
         figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     return path
@@ -136,8 +137,8 @@ def draw_map(path: Path, points: Mapping[str, Any], classes: Sequence[str]) -> P
 
 
 def plain(score: str) -> str:
-    """Return the name of a score without underscores."""
-    return score.replace("_", " ")
+    """Return a name as people write it: no underscores, ``F1``."""
+    return re.sub(r"\bf1\b", "F1", score.replace("_", " "))
 
 
 def _curves(axes: Axes, results: Sequence[Result], encoders: Sequence[str], score: str) -> None:

@@ -145,7 +145,7 @@ def write_evaluation_page(run_dir: Path) -> Path:
     """
     report = run_dir / JSON_NAME
     evaluations = read_report(report) if report.exists() else []
-    page = Page(f"Evaluation of the run {run_dir.resolve().name}")
+    page = Page(f"Evaluation of {run_dir.resolve().name}")
     for one in evaluations:
         name = f"{one['task']['name']}-{one['shards']['fingerprint']}"
         folder = run_dir / FOLDER_NAME / name
@@ -177,11 +177,11 @@ def _setting(one: Evaluation) -> str:
         else f"{bootstrap['blocks']} blocks of neighbouring patches (a block is one {unit})"
     )
     return (
-        f"The encoder ({one['encoder']}, {len(one['bands'])} bands) stays as pretraining left it, "
-        "unless a row says fine-tuned. Classifiers on its features were trained on "
+        f"The encoder ({one['encoder']}, {len(one['bands'])} bands) is frozen unless a row says "
+        "fine-tune. Classifiers on its features were trained on "
         f"{counts['train']} patches, chosen on {counts['validation']} and scored on "
         f"{counts['test']} ({split['origin']}; {len(seeds)} seed{'s' * (len(seeds) != 1)}). "
-        "Controls are encoders that have learnt nothing. Intervals resample "
+        "Controls are untrained baselines. Intervals resample "
         f"{blocks} of the test patches."
     )
 
@@ -209,7 +209,9 @@ def _add_files(page: Page, run_dir: Path, folder: Path) -> None:
 
 def _fractions(page: Page, folder: Path, one: Evaluation) -> None:
     path = draw_fractions(folder / "scores.png", one["results"], one["headline"])
-    page.picture(path, f"{plain(one['headline'])} of encoders and controls, 95 % intervals.")
+    score = plain(one["headline"])
+    caption = f"{score[:1].upper()}{score[1:]} of the pretrained encoder and of the controls"
+    page.picture(path, f"{caption}, 95 % intervals.")
     header = ("protocol", "encoder", "fraction", "score", *ENDS, "by_seed")
     write_csv(folder / "scores.csv", header, _score_rows(one["results"]))
 
@@ -224,7 +226,12 @@ def _score_rows(results: Iterable[Result]) -> Iterator[Sequence[object]]:
 def _classes(page: Page, folder: Path, one: Evaluation) -> None:
     drawn, task = _beside(one), one["task"]
     path = draw_classes(folder / "classes.png", drawn, task["classes"], task["positives"])
-    page.picture(path, f"F1 of each class, {drawn[0]['protocol']}; the commonest class above.")
+    absent = sum(not count for count in task["positives"])
+    page.picture(
+        path,
+        f"F1 of each class, {drawn[0]['protocol']}; the most frequent class on top"
+        + (f", {absent} without a labelled patch left out." if absent else "."),
+    )
     rows = (
         (*_who(row), name, score, *score_cells(found))
         for row in one["results"]

@@ -242,7 +242,8 @@ def write_report(record: RunRecord, now: float | None = None) -> Path:
         header = ("attempt", "started", "lasted", "ranks", "nodes", "steps", "ended")
         page.table(header, [_row(attempt) for attempt in record.attempts], wraps=True)
     _add_evaluation(page, run_dir)
-    page.heading("Settings").command((run_dir / CONFIG_NAME).read_text(encoding="utf-8"))
+    page.heading("Settings")
+    page.folded(CONFIG_NAME, (run_dir / CONFIG_NAME).read_text(encoding="utf-8"))
     return page.write(run_dir / REPORT_NAME)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.config import InspectConfig
-from jobs.figures.canvas import COLORS, Page, canvas
+from jobs.figures.canvas import COLORS, MaxNLocator, Page, canvas
 from preprocess import raster
 from preprocess.bands import BANDS
 from preprocess.shards import Manifest, ShardReader, open_readers, read_manifest
@@ -31,6 +32,7 @@ FALSE_COLOUR = ("B08", "B04", "B03")
 FALSE_COLOUR_COARSE = ("B8A", "B04", "B03")  # of products without a grid of 10 m
 _UNIT = 10_000  # stored values of a reflectance of 1
 _CLASSES = 30  # more bars than this cannot be read
+_LONGEST_CLASS = 48  # letters; more would leave no room for the bars
 
 Image = NDArray[np.float64]
 
@@ -83,7 +85,7 @@ def draw_sheet(path: Path, images: Sequence[Image], titles: Sequence[str], width
             axes.set_axis_off()
         for axes, image, title in zip(places, images, titles, strict=False):
             axes.imshow(image, interpolation="nearest")
-            axes.set_title(title, fontsize=8)
+            axes.set_title(title, fontsize=9)
     return path
 
 
@@ -116,17 +118,17 @@ def draw_histograms(path: Path, histogram: NDArray[np.int64], bands: Sequence[st
     return path
 
 
-def draw_classes(path: Path, counts: Mapping[str, int], title: str) -> Path:
+def draw_classes(path: Path, counts: Mapping[str, int]) -> Path:
     """Draw how many patches carry each class, the most frequent ones first."""
-    shown = sorted(counts.items(), key=lambda item: -item[1])[:_CLASSES]
-    with canvas(path, 9, 1 + 0.24 * len(shown)) as figure:
+    names = [textwrap.shorten(name, _LONGEST_CLASS, placeholder=" …") for name in counts]
+    with canvas(path, 9, 0.8 + 0.26 * len(counts)) as figure:
         axes = figure.subplots()
-        bars = axes.barh([name[:60] for name, _ in shown], [n for _, n in shown], color=COLORS[0])
-        axes.bar_label(bars, fontsize=8, padding=2)
-        axes.invert_yaxis()
+        bars = axes.barh(range(len(names)), list(counts.values()), color=COLORS[0])
+        axes.bar_label(bars, fontsize=9, padding=2)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlabel("patches")
-        rest = len(counts) - len(shown)
-        axes.set_title(title + (f" ({rest} rarer classes left out)" if rest else ""))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     return path
 
@@ -157,7 +159,7 @@ def draw_map(path: Path, places: NDArray[np.float64], splits: Sequence[str]) -> 
 
 
 PAGE_NAME = "shards.html"
-_TITLE = 48  # letters above a small picture, in two lines
+_LINE, _LINES = 20, 2  # letters of a line, and lines, above a small picture
 Pixels = dict[str, NDArray[np.uint16]]
 
 
@@ -168,9 +170,9 @@ def inspect_shards(config: InspectConfig, output: Path) -> Path:
     readers = open_readers(folder, manifest)
     output.mkdir(parents=True, exist_ok=True)
     kind = "simulated patches" if manifest.simulated else "patches"
-    page = Page(f"Packed patches of {manifest.source}").lead(
-        f"{manifest.rows} {kind} in {len(manifest.shards)} shards, "
-        f"{len(manifest.layout.bands)} bands."
+    shards = f"{len(manifest.shards)} shard{'s' * (len(manifest.shards) != 1)}"
+    page = Page(f"Packed patches: {manifest.source}").lead(
+        f"{manifest.rows:,} {kind} in {shards}, {len(manifest.layout.bands)} bands."
     )
     _add_sheets(page, config, output, manifest, readers)
     histogram = empty_histogram(len(manifest.layout.bands))
@@ -218,7 +220,7 @@ def _add_sheets(
     page.heading("Patches")
     for name, bands in pictures_of(manifest.layout.bands).items():
         images = [stretch(pixels, bands, manifest) for pixels, _ in patches]
-        path = draw_sheet(output / f"{name}.png", images, titles)
+        path = draw_sheet(output / f"{name}.jpg", images, titles)
         names = ", ".join(dict.fromkeys(bands))
         kind = "red, green, blue" if name != "grey" else "grey"
         page.picture(path, f"{names} as {kind}; nodata in magenta.")
@@ -227,9 +229,18 @@ def _add_sheets(
 
 
 def _short(name: str) -> str:
-    """Return the end of an id, which tells patches apart; the dots say that it began before."""
-    end = name if len(name) <= _TITLE else f"…{name[1 - _TITLE :]}"
-    return "\n".join(textwrap.wrap(end, _TITLE // 2))
+    """Return an id in lines that end at its own separators; of a long one the end, which differs.
+
+    An underscore stands for any separator in ids of ESA's products and of BigEarthNet.
+    """
+    parts = re.findall(r"[^_/]*[_/]?", name)[:-1]
+    lines = [""]
+    for part in reversed(parts):
+        if lines[0] and len(part + lines[0]) > _LINE:
+            lines.insert(0, "")
+        lines[0] = part + lines[0]
+    shown = lines[-_LINES:]
+    return "\n".join(["…" + shown[0], *shown[1:]] if len(lines) > _LINES else shown)
 
 
 def _with_wavelength(band: str) -> str:
@@ -254,8 +265,19 @@ def _add_statistics(page: Page, manifest: Manifest) -> None:
 
 def _add_classes(page: Page, output: Path, manifest: Manifest) -> None:
     for name, counts in manifest.provenance["label_counts"].items():
-        path = draw_classes(output / f"classes_{name}.png", counts, name)
-        page.heading(f"Classes: {name}").picture(path, "Patches that carry each class.")
+        ranked = sorted(counts.items(), key=lambda item: -item[1])
+        present = {label: count for label, count in ranked if count}
+        page.heading(f"Classes: {name.replace('_', ' ')}")
+        if not present:
+            page.text("No patch is labelled.")
+            continue
+        shown = dict(list(present.items())[:_CLASSES])
+        caption = "Patches that carry each class"
+        if rarer := len(present) - len(shown):
+            caption += f"; {rarer} rarer classes are left out"
+        if absent := len(counts) - len(present):
+            caption += f"; {absent} classes without a patch"
+        page.picture(draw_classes(output / f"classes_{name}.png", shown), f"{caption}.")
 
 
 def _add_map(page: Page, output: Path, readers: Sequence[ShardReader]) -> None:
@@ -286,7 +308,7 @@ def _coordinates(reader: ShardReader) -> NDArray[np.float64]:
 
 VIEWS_PAGE_NAME = "augment.html"
 _CPU = torch.device("cpu")
-_MOST = 8  # more rows than this are too small to see
+_MOST = 6  # more columns than this are too small to see
 
 Views = NDArray[np.float32]  # (B, 3, S, S), normalised
 
@@ -303,7 +325,7 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
     dataset = open_dataset([config.shards], bands)
     batch = _batch(dataset, min(config.patches, _MOST))
     output.mkdir(parents=True, exist_ok=True)
-    columns = {
+    rows = {
         "as packed": ViewMaker(dataset, AugmentConfig(preset=PresetName.none), 0, _CPU).eval_views(
             batch
         )
@@ -313,14 +335,14 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
         single = replace(
             config.augment, preset=PresetName.list, operations=[name], couplets=[], probabilities={}
         )
-        columns[name] = _views(dataset, single, config.seed, batch)[0]
-    path = _draw(output / "operations.png", columns, bands, manifest)
-    page = Page("What training sees").heading("One operation at a time")
-    page.picture(path, "Each row is a patch, each column one operation with random parameters.")
+        rows[name] = _views(dataset, single, config.seed, batch)[0]
+    path = _draw(output / "operations.jpg", rows, bands, manifest)
+    page = Page(f"Augmented views: {manifest.source}").heading("One operation at a time")
+    page.picture(path, "Each column is a patch, each row one operation with random parameters.")
     first, second = _views(dataset, config.augment, config.seed, batch)
-    views = {"as packed": columns["as packed"], "first view": first, "second view": second}
-    path = _draw(output / "views.png", views, bands, manifest)
-    page.heading(f"Two views: {config.augment.preset}")
+    views = {"as packed": rows["as packed"], "first view": first, "second view": second}
+    path = _draw(output / "views.jpg", views, bands, manifest)
+    page.heading(f"Two views of each patch: preset {config.augment.preset}")
     page.picture(path, "The two views of each patch that form a positive pair, in epoch 0.")
     return page.write(output / VIEWS_PAGE_NAME)
 
@@ -339,17 +361,18 @@ def _views(
 
 
 def _draw(
-    path: Path, columns: dict[str, torch.Tensor], bands: Sequence[str], manifest: Manifest
+    path: Path, rows: dict[str, torch.Tensor], bands: Sequence[str], manifest: Manifest
 ) -> Path:
-    rows = len(next(iter(columns.values())))
-    with canvas(path, max(4.0, 1.25 * len(columns)), 1.3 * rows + 0.3) as figure:
-        places = figure.subplots(rows, len(columns), squeeze=False)
-        for column, (name, views) in enumerate(columns.items()):
-            places[0, column].set_title(name, fontsize=8)
-            for row in range(rows):
-                image = _image(views[row], bands, manifest)
-                places[row, column].imshow(image, interpolation="nearest")
-                places[row, column].set_axis_off()
+    """Draw a row of views under each name, a column for each patch."""
+    count = len(next(iter(rows.values())))
+    with canvas(path, 1.1 + 1.45 * count, 1.47 * len(rows)) as figure:
+        places = figure.subplots(len(rows), count, squeeze=False)
+        for line, (name, views) in zip(places, rows.items(), strict=True):
+            for axes, view in zip(line, views, strict=True):
+                axes.imshow(_image(view, bands, manifest), interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            line[0].set_ylabel(name, fontsize=11, rotation=0, ha="right", va="center")
     return path
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from jobs.figures.canvas import Page
-from jobs.figures.charts import draw_fractions
+from jobs.figures.charts import draw_fractions, plain
 from jobs.run_dir import provenance, to_yaml
 from jobs.study.analysis import (
     RELIABLE,
@@ -43,6 +44,15 @@ from preprocess.shards.atomic_io import write_text
 from simclr.config_io import to_plain
 
 PAGE_NAME = "report.html"
+_TITLES = {
+    StudyName.augmentation: "Study of augmentations",
+    StudyName.optimizer: "Study of optimisers",
+    StudyName.rate: "Study of learning rates",
+    StudyName.labels: "Study of label shares",
+    StudyName.batch_size: "Study of batch sizes",
+    StudyName.temperature: "Study of temperatures",
+    StudyName.published: "The couplets of the SimCLR-S2 study of 2021",
+}
 COUPLET_STUDIES = (StudyName.augmentation, StudyName.published)
 # Elsewhere arms differ in the chance level or the scale of their losses.
 SAME_LOSS = (StudyName.optimizer, StudyName.rate)
@@ -184,62 +194,105 @@ def _write_recipe(folder: Path, found: Findings) -> None:
 
 
 def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
-    page = Page(f"Study: {config.study.value}").text(*found.sentences)
+    score, seeds = plain(found.score), _counted(found.table.seeds, "seed")
+    page = Page(_TITLES[config.study]).lead(found.sentences[0]).bullets(*found.sentences[1:])
     if found.chances:
         _add_couplets(page, folder, found)
     elif config.study is StudyName.labels:
         path = draw_fractions(
             folder / "shares.png", by_share(found.table, config.score), config.score
         )
-        caption = "Means over seeds of pretraining and of the labels drawn; bands: 95 % intervals."
+        caption = (
+            f"Means over {seeds} of pretraining and of the labels drawn; bands: 95 % intervals."
+        )
         page.heading("Score against the share of the labels").picture(path, caption)
     else:
-        path = draw_estimates(folder / "arms.png", found.means, config.score)
-        page.heading("Arms").picture(path, "Mean over label sets and seeds, 95 % intervals.")
+        path = draw_estimates(folder / "arms.png", found.means, f"{score} (%)")
+        sets = _counted(found.table.labels, "label set")
+        page.heading("Arms").picture(path, f"Means over {sets} and {seeds}, 95 % intervals.")
     if found.against:
-        label = f"difference in {config.score}"
+        label = f"difference in {score} (points)"
         path = draw_estimates(folder / "differences.png", found.against, label)
-        caption = "Paired by seed, 95 % intervals; red: beyond chance after Holm."
+        caption = "Differences paired by seed, 95 % intervals; significance corrected by Holm."
         page.heading(found.compared).picture(path, caption)
     if found.curves:
         path = draw_curves(folder / "curves.png", found.curves)
-        caption = (
-            "Means over seeds; dashed on the left: chance; black on the right: untrained encoders; "
-            "crosses: projections had collapsed. Numbers: curves.csv."
-        )
+        caption = f"Means over {seeds}. Dashed grey: the loss of guessing."
+        if any(one.metric for one in found.curves):
+            caption += " Black: untrained baselines."
         page.heading("Loss and probe").text(*filter(None, [collapses(found.curves)]))
         page.picture(path, caption)
-    page.heading("Numbers").table(
-        ("arm", "mean", "± (95 %)", "seeds"),
-        [(one.name, f"{one.mean:.4f}", f"{one.half_width:.4f}", one.seeds) for one in found.means],
-    )
-    return page.text("These and all other numbers are in the CSV files beside this page.")
+    page.heading("All arms").table(*_arm_table(found))
+    page.text("Every number of this page:")
+    return page.links({path.name: path.name for path in sorted(folder.glob("*.csv"))})
+
+
+def _counted(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
+def _arm_table(found: Findings) -> tuple[list[str], list[list[object]]]:
+    """Return header and rows, the best arm first; intervals and seeds only where they say more."""
+    means = sorted(found.means, key=lambda one: (math.isnan(one.mean), -one.mean))
+    has_intervals = any(not math.isnan(one.half_width) for one in means)
+    has_gaps = len({one.seeds for one in means}) > 1
+    header = [
+        "arm",
+        f"{plain(found.score)} (%)",
+        *["± (95 %)"] * has_intervals,
+        *["seeds"] * has_gaps,
+    ]
+    rows = [
+        [
+            one.name,
+            _percent(one.mean),
+            *[_percent(one.half_width)] * has_intervals,
+            *[one.seeds] * has_gaps,
+        ]
+        for one in means
+    ]
+    return header, rows
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _add_couplets(page: Page, folder: Path, found: Findings) -> None:
     table = found.table
     pairs = table.only([name for name in table.arms if "+" in name])
-    seeds = f"{len(table.seeds)} seed{'s' * (len(table.seeds) > 1)}"
-    whole = "mean over label sets" if len(table.labels) > 1 else table.labels[0]
-    maps = {f"{whole}, {seeds}": arm_means(pairs)}
+    seeds = _counted(table.seeds, "seed")
+    whole = (
+        f"mean over {len(table.labels)} label sets" if len(table.labels) > 1 else table.labels[0]
+    )
+    maps = {"heatmap": (f"{plain(whole)}, {seeds}", arm_means(pairs))}
     for column, labels in enumerate(table.labels if len(table.labels) > 1 else ()):
-        maps[labels.replace("_", " ")] = arm_means(pairs.of_labels(column))
-    clear = {one.name for one in found.against if one.excludes_zero}
-    path = draw_couplets(folder / "heatmap.png", maps, clear, found.score)
-    caption = "Score, and half-width of its 95 % interval; framed: the lowest quarter"
-    if found.against:
-        caption += "; bold on the left: told from none beyond chance"
-    page.heading("Couplets").picture(path, f"{caption}.")
+        maps[f"heatmap_{labels}"] = plain(labels), arm_means(pairs.of_labels(column))
+    values = [one.mean for _, means in maps.values() for one in means]
+    limits = float(np.nanmin(values)), float(np.nanmax(values))
+    page.heading("Couplets")
+    for name, (title, means) in maps.items():
+        # significance is of the mean over label sets
+        clear = {one.name for one in found.against if one.excludes_zero and name == "heatmap"}
+        path = draw_couplets(folder / f"{name}.png", means, limits, found.score, clear)
+        shown = "Score with the half-width of its 95 % interval" if seeds[0] != "1" else "Score"
+        bold = f"; bold: differs significantly from {table.arms[0]}" if clear else ""
+        page.picture(
+            path, f"{title[:1].upper()}{title[1:]}. {shown}; framed: the lowest quarter{bold}."
+        )
     if found.operations:
         path = draw_estimates(
-            folder / "operations.png", found.operations, "score with it minus without"
+            folder / "operations.png", found.operations, "score with it minus without (points)"
         )
-        caption = "What each operation does to a couplet, against the mean of all operations."
-        page.picture(path, caption)
+        page.heading("Operations").picture(
+            path, "What each operation does to a couplet, against the mean of all operations."
+        )
     likely = sorted(found.chances, key=lambda one: -one.chance)
-    page.heading("The lowest quarter").table(
-        ("couplet", "chance to belong there"),
-        [(one.arm, f"{one.chance:.2f}") for one in likely if one.chance >= 0.05],
+    page.heading("The lowest quarter").text(
+        "How often a couplet is in the lowest quarter when replicates are drawn again:"
+    ).table(
+        ("couplet", "share of draws"),
+        [(one.arm, f"{one.chance:.0%}") for one in likely if one.chance >= 0.05],
     )
 
 
@@ -254,20 +307,20 @@ def _add_origin(page: Page, config: StudyConfig, made_by: Mapping[str, Any]) -> 
         page.text(f"Commit {commit}{', with changes' if changed else ''}.")
     versions = ", ".join(f"{name} {number}" for name, number in made_by["versions"].items())
     page.text(f"{made_by['time']}, Python {made_by['python']}; {versions}.")
-    page.text(f"Seeds {', '.join(map(str, config.seeds))}; all settings:")
-    page.command(to_yaml(to_plain(config)))
+    page.text(f"Seeds {', '.join(map(str, config.seeds))}.")
+    page.folded("all settings", to_yaml(to_plain(config)))
 
 
 def ranking_verdict(found: Stability, seeds: int) -> list[str]:
-    """Return whether the ranking of arms is resolved, and how many seeds would resolve it."""
-    sentences = []
+    """Return whether the ranking of arms is resolved, how many seeds it takes, and its sources."""
+    agreement = []
     if not math.isnan(found.pearson_labels):
         reliability = (
             f"as replicates, their mean has reliability {found.reliability_labels:.2f}"
             if found.pearson_labels > 0  # Spearman-Brown does not hold for others
             else "no better than chance"
         )
-        sentences.append(
+        agreement.append(
             f"Label sets agree on the arms with Spearman {found.spearman_labels:.2f} and Pearson "
             f"{found.pearson_labels:.2f}; {reliability}."
         )
@@ -282,22 +335,24 @@ def ranking_verdict(found: Stability, seeds: int) -> list[str]:
     else:
         more = f"about {found.seeds_needed:.0f} seeds would resolve them"
         verdict = f"Not conclusive: {rank}; {more}."
-    return [*sentences, verdict]
+    return [verdict, *agreement]
 
 
 def effects_verdict(estimates: Sequence[Estimate], what: str) -> str:
-    """Return which effects are beyond chance."""
+    """Return which effects are significant, in points."""
     tested = [one for one in estimates if not math.isnan(one.p_value)]
     clear = [
-        f"{one.name} {one.mean:+.3f} ± {one.half_width:.3f}" for one in tested if one.excludes_zero
+        f"{one.name} {100 * one.mean:+.1f} ± {100 * one.half_width:.1f}"
+        for one in tested
+        if one.excludes_zero
     ]
     if not tested:
-        return f"{what}: one seed cannot tell them from chance; give three or more."
+        return f"{what}: one seed cannot distinguish them from chance; use three or more."
     if not clear:
-        return f"{what}: not conclusive, none of {len(tested)} differs from 0 beyond chance."
+        return f"{what}: not conclusive, none of {len(tested)} differs significantly from 0."
     others = len(tested) - len(clear)
     rest = f"; the other {others} {'are' if others > 1 else 'is'} not" if others else ""
-    return f"{what}: beyond chance are {', '.join(clear)}{rest}."
+    return f"{what}: significant are {', '.join(clear)} (points){rest}."
 
 
 def loss_beside_score(points: Sequence[CurvePoint], means: Sequence[Estimate], score: str) -> str:
@@ -311,8 +366,8 @@ def loss_beside_score(points: Sequence[CurvePoint], means: Sequence[Estimate], s
     best = max(both, key=lambda one: one.mean)
     sentence = (
         f"The lowest loss, {losses[lowest.name]:.2f}, is that of {lowest.name}, whose {score} is "
-        f"{lowest.mean:.3f}; the highest {score}, {best.mean:.3f}, is that of {best.name}, whose "
-        f"loss is {losses[best.name]:.2f}."
+        f"{100 * lowest.mean:.1f} %; the highest {score}, {100 * best.mean:.1f} %, is that of "
+        f"{best.name}, whose loss is {losses[best.name]:.2f}."
     )
     if len(both) < 3 or len({one.mean for one in both}) < 2:
         return sentence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from make_data import packed_arrays, packed_simulated
@@ -10,6 +12,7 @@ from jobs.commands.inspect import Inspect
 from jobs.config import ClusterConfig, InspectConfig, What
 from jobs.figures.shards import (
     TRUE_COLOUR,
+    _short,
     inspect_shards,
     inspect_views,
     patch_of,
@@ -52,10 +55,10 @@ def test_nodata_is_no_dark_pixel(folder):
 
 def test_a_page_holds_every_picture_of_the_shards(folder, tmp_path):
     page = inspect_shards(InspectConfig(shards=str(folder), patches=6), tmp_path / "out")
-    names = {path.name for path in (tmp_path / "out").glob("*.png")}
-    assert {"true_colour.png", "false_colour.png", "histograms.png"} <= names
+    names = {path.name for path in (tmp_path / "out").glob("*.*g")}
+    assert {"true_colour.jpg", "false_colour.jpg", "histograms.png"} <= names
     assert "classes_bigearthnet19.png" in names
-    assert page.read_text().count("data:image/png") == len(names)
+    assert page.read_text().count("<img ") == len(names)
     assert "simulated patches" in page.read_text()
 
 
@@ -87,7 +90,7 @@ def test_there_is_a_picture_of_whatever_bands_were_packed(tmp_path, bands, pictu
     shards = packed_arrays(tmp_path / "shards", 4, bands=bands)
     page = inspect_shards(InspectConfig(shards=str(shards)), tmp_path / "out").read_text()
     for name, first in pictures.items():
-        assert (tmp_path / "out" / f"{name}.png").exists()
+        assert (tmp_path / "out" / f"{name}.jpg").exists()
         assert f"{first}" in page
 
 
@@ -96,8 +99,27 @@ def test_the_verb_draws_the_views_of_training_beside_the_shards(folder):
         Inspect(InspectConfig(what=What.augment, shards=str(folder), patches=2)), ClusterConfig()
     )
     assert said == str(folder / "inspection" / "augment.html")
-    assert (folder / "inspection" / "operations.png").exists()
+    assert (folder / "inspection" / "operations.jpg").exists()
     assert read_manifest(folder).rows == 10  # pictures among shards disturb nobody
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("p_7", "p_7"),
+        ("S2A_MSIL2A_20170613T101031_0_45", "S2A_MSIL2A_\n20170613T101031_0_45"),
+        ("a/S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57", "…N9999_\nR022_T33UUP_26_57"),
+    ],
+)
+def test_a_title_breaks_where_the_id_does_and_keeps_its_end(name, shown):
+    assert _short(name) == shown
+
+
+def test_classes_that_no_patch_carries_are_counted_and_not_drawn(folder, tmp_path):
+    page = inspect_shards(InspectConfig(shards=str(folder), patches=2), tmp_path).read_text()
+    absent = re.search(r"Patches that carry each class; (\d+) classes without a patch", page)
+    assert absent
+    assert int(absent[1]) > 30  # of the 43, as simulated patches have five
 
 
 @pytest.mark.parametrize(("total", "count", "rows"), [(10, 3, [0, 4, 9]), (2, 5, [0, 1])])

@@ -52,7 +52,12 @@ def everything(folder: Path) -> Path:
         {"b c": "b c.csv", "d": "http://d/?e=f"}
     )
     page.table(["x", "y"], [[1, "<2>"]]).table(["x"], [["a long sentence"]], wraps=True)
-    return page.command("do it").picture(folder / "figure.png", "a").write(folder / "page.html")
+    return (
+        page.command("do it")
+        .folded("all <settings>", "a: 1\nb: 2")
+        .picture(folder / "figure.png", "a")
+        .write(folder / "page.html")
+    )
 
 
 def test_a_page_is_well_formed_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:

@@ -62,17 +62,17 @@ def test_label_sets_that_disagree_are_said_to_and_given_no_reliability():
     table.grid[:, 1] = 1.6 - table.grid[:, 0]
     found = stability(table)
     assert found.pearson_labels == pytest.approx(-1)
-    said = ranking_verdict(found, len(table.seeds))[0]
+    said = ranking_verdict(found, len(table.seeds))[1]
     assert "Pearson -1.00; no better than chance." in said
     assert (
-        "reliability" in ranking_verdict(stability(planted({"blur": -0.05})), len(table.seeds))[0]
+        "reliability" in ranking_verdict(stability(planted({"blur": -0.05})), len(table.seeds))[1]
     )
 
 
 def test_effects_that_are_all_beyond_chance_leave_no_others():
     clear = [Estimate(name, 0.1, 0.01, 0.001, 5) for name in "ab"]
     weak = Estimate("c", 0.1, 0.2, 0.5, 5)
-    assert "beyond chance are a +0.100 ± 0.010, b" in effects_verdict(clear, "Arms")
+    assert "significant are a +10.0 ± 1.0, b" in effects_verdict(clear, "Arms")
     assert "the other 1 is not" in effects_verdict([*clear, weak], "Arms")
 
 

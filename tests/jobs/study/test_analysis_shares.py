@@ -30,7 +30,7 @@ def test_an_advantage_at_few_labels_is_found_there_and_nowhere_else():
     assert all(0.15 < one.mean < 0.25 for one in found.against if one.name in clear)
     assert len(found.against) == 4
     (said,) = found.sentences
-    assert said.startswith("Pretrained against the controls: beyond chance are random encoder, 1 %")
+    assert said.startswith("Pretrained against the controls: significant are random encoder, 1 %")
 
 
 def test_curves_hold_every_encoder_share_and_label_set():
