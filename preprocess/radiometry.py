@@ -246,10 +246,19 @@ def to_digital_numbers(
 def _holes(values: npt.NDArray[Any], nodata: Sequence[float | None]) -> npt.NDArray[np.bool_]:
     holes = np.asarray((values == 0) | np.isnan(values))
     for band, mark in enumerate(nodata):
-        if mark is not None:
+        # a tag that the type cannot hold, such as -9999 of a band of uint16, marks nothing
+        if mark is not None and can_hold(values.dtype, mark):
             # in the file's own type: a tag of -3.4e38 is compared with float32
             holes[band] |= values[band] == np.asarray(mark).astype(values.dtype)
     return holes
+
+
+def can_hold(dtype: np.dtype[Any], number: float) -> bool:
+    """Say whether pixels of a type can be a number; a cast would turn -9999 into 55537."""
+    if dtype.kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return limits.min <= number <= limits.max and float(number).is_integer()
 
 
 def _count_negative(numbers: npt.NDArray[np.float64], unit: Values) -> None:

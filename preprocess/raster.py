@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import lcm
+from math import cos, hypot, isfinite, lcm, radians, sin, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def _forget_other_installations() -> None:
 _forget_other_installations()
 
 import rasterio  # noqa: E402  # reads these variables when it is imported
+from rasterio._err import CPLE_BaseError  # noqa: E402  # of PROJ; no public name, tested
 from rasterio.crs import CRS  # noqa: E402
 from rasterio.enums import MaskFlags  # noqa: E402
 from rasterio.env import hasenv  # noqa: E402
@@ -66,7 +67,7 @@ _OPTIONS = {
     "GDAL_CACHEMAX": CACHE_BYTES,
 }
 _SIDE_FILES = (".aux.xml", ".msk")  # nodata, CRS and statistics; a mask
-_WORLD_FILES = (".tfw", ".tifw", ".wld")
+_WORLD_FILES = (".tfw", ".tifw", ".wld", ".TFW", ".TIFW", ".WLD")
 
 Box = tuple[int, int, int, int]  # column, row, width, height in pixels
 Classes = npt.NDArray[np.uint8]
@@ -259,14 +260,50 @@ def _errors_named(path: Path) -> Iterator[None]:
 def _grid(dataset: rasterio.DatasetReader) -> Grid:
     # GDAL's own numbers: an Affine of them takes as long as reading a small band
     c, a, b, f, d, e = dataset.get_transform()
-    crs = dataset.crs
-    return Grid(
+    grid = Grid(
         transform=(a, b, c, d, e, f),
-        crs=_crs_of(crs.to_wkt()) if crs else Crs(),
+        crs=_crs_of(dataset.crs.to_wkt()) if dataset.crs else Crs(),
         width=dataset.width,
         height=dataset.height,
         scales=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
     )
+    # within its zone UTM is true to 0.1 %, and nearly all files lie there
+    utm = grid.epsg // 100 in (326, 327) and 1e5 < c < 9e5
+    return replace(grid, on_ground=_on_ground(grid)) if grid.crs.unit_m and not utm else grid
+
+
+def _on_ground(grid: Grid) -> tuple[float, float, float]:
+    """Return the sides of a pixel amid a raster in metres of ground, and the cosine between them.
+
+    By the radii of curvature of the WGS 84 ellipsoid.
+    """
+    (a, b, c, d, e, f), width, height = grid.transform, grid.width, grid.height
+    ends = ((0, height / 2), (width, height / 2), (width / 2, 0), (width / 2, height))
+    try:
+        longitudes, latitudes = reproject(
+            CRS.from_epsg(grid.epsg) if grid.epsg else CRS.from_wkt(grid.crs.wkt),
+            CRS.from_epsg(4326),
+            [a * column + b * row + c for column, row in ends],
+            [d * column + e * row + f for column, row in ends],
+        )
+    except CPLE_BaseError:
+        return 0.0, 0.0, 0.0
+    if not all(map(isfinite, longitudes + latitudes)):
+        return 0.0, 0.0, 0.0
+    squared_eccentricity, middle = 0.00669438, radians(sum(latitudes) / 4)
+    flat = 1 - squared_eccentricity * sin(middle) ** 2
+    along_row, along_column = (
+        (
+            6378137.0 / sqrt(flat) * cos(middle)
+            * radians((longitudes[end] - longitudes[start] + 180) % 360 - 180) / pixels,
+            6378137.0 * (1 - squared_eccentricity) / flat**1.5
+            * radians(latitudes[end] - latitudes[start]) / pixels,
+        )
+        for start, end, pixels in ((0, 1, width), (2, 3, height))
+    )  # fmt: skip
+    sides = hypot(*along_row), hypot(*along_column)
+    product = along_row[0] * along_column[0] + along_row[1] * along_column[1]
+    return *sides, abs(product) / (sides[0] * sides[1])
 
 
 def _check_values(path: Path, dataset: rasterio.DatasetReader, expected: str) -> None:
@@ -297,10 +334,8 @@ def _crs_of(wkt: str) -> Crs:
         unit_m = float(crs.linear_units_factor[1]) if crs.is_projected else 0.0
     except CRSError:
         unit_m = 0.0
-    # not "Transverse_Mercator"
-    mercator = re.search(r'(PROJECTION|METHOD)\["(Popular Visualisation Pseudo.)?Mercator', wkt)
     epsg = crs.to_epsg() or 0
-    return Crs(epsg, "" if epsg else wkt, unit_m, mercator is not None)
+    return Crs(epsg, "" if epsg else wkt, unit_m)
 
 
 def _check_proj() -> None:

@@ -12,7 +12,7 @@ from rasterio.windows import Window
 
 from preprocess.bands import BANDS, L2A_BANDS, native_groups
 from preprocess.raster import write_raster
-from preprocess.sources.simulated import SEASONS, Scene, make_land, observe
+from preprocess.sources.simulated import SEASONS, Acquisition, make_land, observe
 
 TILE_M = 109_800
 # Corners as ESA's metadata give them (ULX, ULY).
@@ -68,12 +68,12 @@ def safe_product(
     return folder
 
 
-def simulated_products(root: Path, num_dates: int, *, seed: int = 3) -> list[Scene]:
+def simulated_products(root: Path, num_dates: int, *, seed: int = 3) -> list[Acquisition]:
     """Write the first simulated region of every date as a SAFE product of lossless JPEG 2000.
 
     Baseline 04.00: pixels carry the offset of 1000, and the XML says so. Return the scenes.
     """
-    scenes = [Scene(0, date % len(SEASONS), date // len(SEASONS)) for date in range(num_dates)]
+    scenes = [Acquisition(0, date % len(SEASONS), date // len(SEASONS)) for date in range(num_dates)]
     land = make_land(seed, 0)
     classes = np.where(land.order[::2, ::2] < 0.5, 4, 5).astype(np.uint8)  # SCL
     for scene in scenes:

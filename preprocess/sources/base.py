@@ -9,7 +9,7 @@ import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
@@ -199,12 +199,35 @@ def read_names(path: str) -> set[str]:
         text = (gzip.decompress(raw) if path.endswith(".gz") else raw).decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"the list of patches {path} cannot be read ({error})") from error
-    return {name for line in text.splitlines() if (name := nfc(line.split(",")[0].strip()))}
+    names = (nfc(line.split(",")[0].strip()) for line in text.splitlines())
+    return {re.sub(r"\.tiff?$", "", name, flags=re.IGNORECASE) for name in names if name}
 
 
-def read_exclusions(paths: Iterable[str]) -> set[str]:
-    """Return all names of several lists."""
-    return set().union(*map(read_names, paths))
+class Exclusions(Set[str]):
+    """The names of exclusion lists; remembers those that were asked for.
+
+    A list of other names would exclude nothing in silence.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._names = set[str]().union(*map(read_names, paths))
+        self._unused = set(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        self._unused.discard(str(name))
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def log_unused(self) -> None:
+        """Log how many names nobody asked for."""
+        if self._unused:
+            message = "%d of %d names on exclusion lists exclude nothing: %s, for example"
+            _log.warning(message, len(self._unused), len(self), min(self._unused))
 
 
 def read_splits(lists: Mapping[str, str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ Sensing Image Understanding" (IGARSS 2019) and in the archive's own documentatio
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,16 +24,18 @@ from preprocess.labels import BIGEARTHNET19, BIGEARTHNET43, EXTENDED, REGULAR, l
 from preprocess.radiometry import baseline_of
 from preprocess.shards.format import Labels, Patch, PatchError, PatchRef, ShardLayout
 from preprocess.sources.base import (
+    Exclusions,
     Groups,
     Source,
     folder_of,
     names_in,
     patch_groups,
-    read_exclusions,
     read_groups,
     read_splits,
 )
 from preprocess.tiling import square_name
+
+_log = logging.getLogger(__name__)
 
 
 def read_band_files(folder: Path, groups: Groups) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
@@ -104,13 +107,19 @@ class BigEarthNetV1(Source):
                 "test": config.test_list,
             }
         )
-        excluded = read_exclusions(config.exclude_lists)
+        excluded = Exclusions(config.exclude_lists)
         names = [name for name in patch_folders(Path(config.root)) if name.startswith("S2")]
         if not names:
             raise ValueError(_nothing_found(Path(config.root)))
         for name in names:
             if name not in excluded:
                 yield PatchRef(name, name, splits.get(name, ""))
+        excluded.log_unused()
+        if splits:
+            unlisted = sum(name not in splits for name in names)
+            absent = len(splits.keys() - set(names))
+            message = "%s: %d of %d patches are on no list, %d listed ones are not there"
+            _log.info(message, config.root, unlisted, len(names), absent)
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read band files and labels of one folder."""

@@ -33,12 +33,12 @@ from preprocess.radiometry import baseline_of
 from preprocess.raster import read_raster
 from preprocess.shards.format import Fractions, Labels, Patch, PatchError, PatchRef, ShardLayout
 from preprocess.sources.base import (
+    Exclusions,
     Source,
     folder_of,
     iso_time,
     names_in,
     patch_groups,
-    read_exclusions,
 )
 from preprocess.sources.bigearthnet import place_of, read_band_files
 from preprocess.sources.label_table import parquet_file
@@ -198,7 +198,7 @@ class BigEarthNetV2(Source):
         """Yield the patch folders that a table lists and no list excludes, with what it tells."""
         root, config = Path(self.config.root), self.config
         products = _product_folders(root)
-        excluded = read_exclusions(config.exclude_lists)
+        excluded = Exclusions(config.exclude_lists)
         tables = [read_table(root / name, bool(excluded)) for name in config.tables]
         num_found = num_listed = 0
         for product in products:
@@ -212,6 +212,7 @@ class BigEarthNetV2(Source):
             for name in listed:
                 if not _is_excluded(name, rows[name], excluded):
                     yield PatchRef(name, f"{product}/{name}", rows[name].split, rows[name].labels)
+        excluded.log_unused()
         _check_found(root, config, num_found, num_listed)
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:

@@ -10,7 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from preprocess.bands import BANDS, native_groups
@@ -35,7 +35,7 @@ from preprocess.shards.format import (
     PatchRef,
     ShardLayout,
 )
-from preprocess.sources.base import PRODUCT, Groups, Source, folder_of, iso_time, read_exclusions
+from preprocess.sources.base import PRODUCT, Exclusions, Groups, Source, folder_of, iso_time
 from preprocess.sources.geotiff_files import (
     GeotiffConfig,
     Patches,
@@ -56,6 +56,7 @@ class Geotiff(Source):
     """The source ``geotiff``."""
 
     config: GeotiffConfig
+    _found: list[Patches] = field(default_factory=list, compare=False, repr=False)
 
     def processing_level(self) -> str:
         """Return the declared level, or that of the products named in paths."""
@@ -85,7 +86,7 @@ class Geotiff(Source):
                 self._offset(path, None)
             self._check_dark_pixels(patches, groups)
             table = self._table(patches)
-            excluded = read_exclusions(self.config.exclude_lists)
+            excluded = Exclusions(self.config.exclude_lists)
             cuts = self._cuts(patches, groups[0].bands[0]) if self.config.cut else None
         refs = self._references(patches, table, excluded, cuts)
         # pieces of "a" and of "a_000" interleave; whole patches are in order as they are
@@ -121,7 +122,10 @@ class Geotiff(Source):
         )
 
     def _patches(self) -> Patches:
-        return find_patches(folder_of(self.config.root), not self.config.file_bands)
+        if not self._found:  # one walk: a folder of half a million files takes minutes on Lustre
+            root = folder_of(self.config.root)
+            self._found.append(find_patches(root, not self.config.file_bands))
+        return self._found[0]
 
     def _bands(self, patches: Patches) -> list[str]:
         """Return the wanted bands, by default all that there are."""
@@ -170,7 +174,7 @@ class Geotiff(Source):
         self,
         patches: Patches,
         table: LabelTable | None,
-        excluded: set[str],
+        excluded: Exclusions,
         cuts: dict[str, tuple[int, int]] | None,
     ) -> Iterator[PatchRef]:
         for patch, path in patches:
@@ -182,6 +186,7 @@ class Geotiff(Source):
             for patch_id in pieces if cuts else [patch]:
                 if excluded.isdisjoint((patch, patch_id)):
                     yield PatchRef(patch_id, path, split, labels)
+        excluded.log_unused()
 
     def _cuts(self, patches: Patches, finest: str) -> dict[str, tuple[int, int]]:
         """Return how many patches lie along every file, and log how much ground is left over."""

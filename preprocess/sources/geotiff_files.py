@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.bands import canonical_name, canonical_names
-from preprocess.config import SourceConfig, require
+from preprocess.config import SourceConfig, require_all
 from preprocess.grid import Grid
 from preprocess.radiometry import (
     Numbers,
     Values,
+    can_hold,
     to_digital_numbers,
 )
 from preprocess.raster import Box, ForeignRaster, read_foreign
@@ -107,43 +108,56 @@ class GeotiffConfig(SourceConfig):
         self.nodata_by_band = {
             canonical_name(band): value for band, value in self.nodata_by_band.items()
         }
-        require(self.size_px >= 1, f"source.size_px is {self.size_px}; give pixels, 1 or more")
-        require(
-            self.ground_resolution_m > 0,
-            f"source.ground_resolution_m is {self.ground_resolution_m}; give metres above 0",
-        )
-        require(
-            not (self.native and self.file_bands),
-            "source.native is true, but source.file_bands puts all bands into one file, which has "
-            "one grid; leave one of them out",
-        )
-        require(
-            not (self.override_offset and self.boa_offset is None),
-            "source.override_offset is true, but source.boa_offset is not set; say the offset too",
-        )
-        require(
-            self.processing_level in ("", "L1C", "L2A"),
-            f"source.processing_level is {self.processing_level!r}; give L1C or L2A",
-        )
-        require(
-            0 <= self.max_shift_px < 1,
-            f"source.max_shift_px is {self.max_shift_px}; give 0 to below 1 pixel",
-        )
         try:
-            named = set(re.compile(self.path_pattern).groupindex)
+            named, problem = set(re.compile(self.path_pattern).groupindex), ""
         except re.error as error:
-            raise ValueError(f"source.path_pattern is no regular expression ({error})") from error
-        require(
-            named <= set(PATH_FACTS) and (bool(named) or not self.path_pattern),
-            f"source.path_pattern names the groups {sorted(named)}; name any of "
-            f"{', '.join(PATH_FACTS)}, as in (?P<place>\\d+)",
+            named, problem = set(), f"source.path_pattern is no regular expression ({error})"
+        defaults = {"id_column": "id", "label_column": "label", "split_column": ""}
+        require_all(
+            (self.size_px >= 1, f"source.size_px is {self.size_px}; give pixels, 1 or more"),
+            (
+                self.ground_resolution_m > 0,
+                f"source.ground_resolution_m is {self.ground_resolution_m}; give metres above 0",
+            ),
+            (
+                not (self.native and self.file_bands),
+                "source.native is true, but source.file_bands puts all bands into one file, which "
+                "has one grid; leave one of them out",
+            ),
+            (
+                not (self.override_offset and self.boa_offset is None),
+                "source.override_offset is true, but source.boa_offset is not set; say the offset "
+                "too",
+            ),
+            (
+                self.processing_level in ("", "L1C", "L2A"),
+                f"source.processing_level is {self.processing_level!r}; give L1C or L2A",
+            ),
+            (
+                0 <= self.max_shift_px < 1,
+                f"source.max_shift_px is {self.max_shift_px}; give 0 to below 1 pixel",
+            ),
+            (
+                not (self.max_shift_px and self.file_bands),
+                f"source.max_shift_px is {self.max_shift_px}, but source.file_bands puts all bands "
+                "into one file, which has one grid; leave one of them out",
+            ),
+            (not problem, problem),
+            (
+                bool(problem)
+                or (named <= set(PATH_FACTS) and (bool(named) or not self.path_pattern)),
+                f"source.path_pattern names the groups {sorted(named)}; name any of "
+                f"{', '.join(PATH_FACTS)}, as in (?P<place>\\d+)",
+            ),
+            *(
+                (
+                    bool(self.label_table) or getattr(self, key) == default,
+                    f"source.{key} is {getattr(self, key)!r}, but there is no table to read it "
+                    "from; name it: source.label_table=FILE",
+                )
+                for key, default in defaults.items()
+            ),
         )
-        for key, default in (("id_column", "id"), ("label_column", "label"), ("split_column", "")):
-            require(
-                bool(self.label_table) or getattr(self, key) == default,
-                f"source.{key} is {getattr(self, key)!r}, but there is no table to read it from; "
-                "name it: source.label_table=FILE",
-            )
 
 
 def find_patches(root: Path, one_file_a_band: bool) -> Patches:
@@ -301,10 +315,16 @@ def _numbers(
     channels = [number for number, band in enumerate(held) if band in group.bands]
     # the files' order, then the layout's
     channels.sort(key=lambda number: group.bands.index(held[number]))
-    for_all = config.nodata
+    declared = [config.nodata_by_band.get(held[n], config.nodata) for n in channels]
+    for mark in declared:
+        if mark is not None and not can_hold(found.pixels.dtype, mark):
+            raise ValueError(
+                f"source.nodata is {mark:g}, which pixels of {found.pixels.dtype} cannot be; give "
+                "the number that marks nodata in these files, or leave it out"
+            )
     marks = [
-        config.nodata_by_band.get(held[n], found.nodata[n] if for_all is None else for_all)
-        for n in channels
+        found.nodata[n] if mark is None else mark
+        for n, mark in zip(channels, declared, strict=True)
     ]
     scales = [found.grid.scales[n] for n in channels]
     numbers = to_digital_numbers(found.pixels[channels], marks, config.values, scales)

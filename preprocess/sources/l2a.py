@@ -35,7 +35,7 @@ from preprocess.shards.format import (
     PatchRef,
     ShardLayout,
 )
-from preprocess.sources.base import Groups, Source, read_exclusions, read_groups
+from preprocess.sources.base import Exclusions, Groups, Source, read_groups
 from preprocess.tiling import (
     EXCLUDED_LIST,
     SIDE,
@@ -74,12 +74,12 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Product:
     """One product: a tile at a time.
 
     Attributes:
         path: folder or file, relative to the root.
-        product: its name.
+        name: of the product.
         tile: MGRS tile.
         acquired: ISO 8601, UTC; a day if no more is known.
         baseline: processing baseline, if known.
@@ -93,7 +93,7 @@ class Scene:
     """
 
     path: str
-    product: str
+    name: str
     tile: str
     acquired: str
     baseline: str
@@ -111,7 +111,7 @@ class Scene:
         return self.acquired[:10]
 
 
-def refuse_incomplete(scene: Scene, groups: Groups) -> None:
+def refuse_incomplete(product: Product, groups: Groups) -> None:
     """Refuse a product that lacks a raster of a band.
 
     Raises:
@@ -119,21 +119,21 @@ def refuse_incomplete(scene: Scene, groups: Groups) -> None:
     """
     for group in groups:
         for band in group.bands:
-            if band not in scene.bands:
+            if band not in product.bands:
                 raise ValueError(
-                    f"{scene.path} holds no {band} at {group.ground_resolution_m:g} m; complete "
+                    f"{product.path} holds no {band} at {group.ground_resolution_m:g} m; complete "
                     "the product, remove it, or name the bands to pack: source.bands=[...]"
                 )
 
 
-def tile_grid(scene: Scene, groups: Groups) -> tuple[TileGrid, int | None]:
+def tile_grid(product: Product, groups: Groups) -> tuple[TileGrid, int | None]:
     """Return the squares of a product's tile, and the offset that tags of its first band claim.
 
     Raises:
         PatchError: that file cannot be opened, or is not a whole tile at the resolution expected.
     """
     group = groups[0]
-    path = scene.bands[group.bands[0]]
+    path = product.bands[group.bands[0]]
     # from pixels, not from the name: squares must lie where the file's own grid has them
     found = read_grid(path)
     size_px = TILE_M / group.ground_resolution_m
@@ -151,22 +151,24 @@ def tile_grid(scene: Scene, groups: Groups) -> tuple[TileGrid, int | None]:
     if not is_corner_of_tile(x, y):
         raise PatchError(path, f"begins at {x:.0f}, {y:.0f}, which is no corner of an MGRS tile")
     try:
-        return TileGrid(scene.tile, found.epsg, x, y), found.boa_offset
+        return TileGrid(product.tile, found.epsg, x, y), found.boa_offset
     except ValueError as error:
         raise PatchError(path, str(error)) from error
 
 
-def offset_contradiction(scene: Scene, offset: Offset) -> str:
+def offset_contradiction(product: Product, offset: Offset) -> str:
     """Return how the darkest pixels of a product contradict its offset; empty if they do not."""
-    classes = read_classes(scene.scl) if scene.scl else None
+    classes = read_classes(product.scl) if product.scl else None
     # Every third pixel of 20 m is the middle of a 60 m one. An overview would not do: JPEG 2000
     # averages the numbers of classes, and cloud next to shadow becomes water.
     thinned = None if classes is None else classes[1::3, 1::3]
     size_px = _COARSE_PX if thinned is None else thinned.shape[0]
-    pixels = {band: without_edges(read_coarse(path, size_px)) for band, path in scene.dark.items()}
+    pixels = {
+        band: without_edges(read_coarse(path, size_px)) for band, path in product.dark.items()
+    }
     found = contradiction(offset.value, pixels, thinned)
     return found and (
-        f"{scene.product}: the offset is {offset.value} by {offset.authority}, but {found}"
+        f"{product.name}: the offset is {offset.value} by {offset.authority}, but {found}"
     )
 
 
@@ -190,10 +192,10 @@ def scl_shares(classes: Classes) -> npt.NDArray[np.float32]:
     return np.asarray(counts[: len(SCL.classes)] / classes.size, np.float32)
 
 
-def _fractions(scene: Scene, column: int, row: int) -> Fractions:
-    if scene.scl is None:
+def _fractions(product: Product, column: int, row: int) -> Fractions:
+    if product.scl is None:
         return {}
-    return {SCL.name: scl_shares(read_classes(scene.scl, window_of(column, row, scene.scl_m)))}
+    return {SCL.name: scl_shares(read_classes(product.scl, window_of(column, row, product.scl_m)))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,7 @@ class Products(Source):
     config: ProductsConfig
     groups: Groups
     find: Callable[[Path], list[str]]
-    describe: Callable[[Path, str, Groups], Scene]
+    describe: Callable[[Path, str, Groups], Product]
 
     def layout(self) -> ShardLayout:
         """Return the band groups, and what the scene classification says of each patch."""
@@ -221,44 +223,44 @@ class Products(Source):
         root = Path(self.config.root)
         paths = self.find(root)
         with session():
-            scenes = [self.describe(root, path, self.groups) for path in paths]
-            chosen, dropped = choose_scenes(scenes, self.config.select)
+            products = [self.describe(root, path, self.groups) for path in paths]
+            chosen, dropped = choose_products(products, self.config.select)
             yield from dropped
             yield from self._squares(chosen)
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read one square as stored values."""
         # described anew (and remembered there): a part of an array has only the plan's references
-        scene = self.describe(Path(self.config.root), ref.path, layout.groups)
+        product = self.describe(Path(self.config.root), ref.path, layout.groups)
         column, row = map(int, ref.id.rsplit("_", 2)[1:])
-        numbers, grid, tagged = read_groups(scene.bands, layout.groups, (column, row))
+        numbers, grid, tagged = read_groups(product.bands, layout.groups, (column, row))
         try:
-            offset = self._offset(replace(scene, claims={**scene.claims, "tags": tagged}))
+            offset = self._offset(replace(product, claims={**product.claims, "tags": tagged}))
         except ValueError as error:  # planning asks the first band alone
             raise PatchError(Path(self.config.root) / ref.path, str(error)) from error
         return Patch(
             id=ref.id,
             pixels={name: harmonise(n, offset.value) for name, n in numbers.items()},
-            fractions=_fractions(scene, column, row),
-            product=scene.product,
-            tile=scene.tile,
-            place=square_name(scene.tile, column, row),
+            fractions=_fractions(product, column, row),
+            product=product.name,
+            tile=product.tile,
+            place=square_name(product.tile, column, row),
             block=ref.block,
-            acquired=scene.acquired,
+            acquired=product.acquired,
             split=ref.split,
-            baseline=scene.baseline,
+            baseline=product.baseline,
             offset=offset.value,
             offset_authority=offset.authority,
             epsg=grid.epsg,
             transform=grid.transform,
         )
 
-    def _offset(self, scene: Scene) -> Offset:
+    def _offset(self, product: Product) -> Offset:
         config = self.config
-        return decide(scene.product, scene.claims, config.boa_offset, config.override_offset)
+        return decide(product.name, product.claims, config.boa_offset, config.override_offset)
 
-    def _check_dark_pixels(self, scene: Scene) -> None:
-        found = offset_contradiction(scene, self._offset(scene))
+    def _check_dark_pixels(self, product: Product) -> None:
+        found = offset_contradiction(product, self._offset(product))
         if found and self.config.override_offset:
             _log.warning("%s; source.override_offset is true, so it is taken all the same", found)
         elif found:
@@ -267,61 +269,64 @@ class Products(Source):
                 "the pixels mislead"
             )
 
-    def _squares(self, scenes: list[Scene]) -> Iterator[PatchRef | Dropped]:
-        excluded = read_exclusions(self.config.select.exclude_lists)
+    def _squares(self, products: list[Product]) -> Iterator[PatchRef | Dropped]:
+        excluded = Exclusions(self.config.select.exclude_lists)
         grounds: dict[TileGrid, Ground] = {}
-        found: list[tuple[Scene, Ground, Flags]] = []
-        for scene in scenes:
-            refuse_incomplete(scene, self.groups)
-            grid, tagged = tile_grid(scene, self.groups)
-            scene = replace(scene, claims={**scene.claims, "tags": tagged})
+        found: list[tuple[Product, Ground, Flags]] = []
+        for product in products:
+            refuse_incomplete(product, self.groups)
+            grid, tagged = tile_grid(product, self.groups)
+            product = replace(product, claims={**product.claims, "tags": tagged})
             if grid not in grounds:
                 grounds[grid] = ground_of(grid, self.config, excluded)
             ground = grounds[grid]
             good = np.ones((SIDE, SIDE), bool)
-            for reason, bad in self._reasons(scene, ground, excluded):
-                yield from _drop(scene, reason, good & bad)
+            for reason, bad in self._reasons(product, ground, excluded):
+                yield from _drop(product, reason, good & bad)
                 good &= ~bad
-            found.append((scene, ground, good))
+            found.append((product, ground, good))
+        excluded.log_unused()
         yield from _references(found, self.config.select.min_dates)
 
     def _reasons(
-        self, scene: Scene, ground: Ground, excluded: set[str]
+        self, product: Product, ground: Ground, excluded: Exclusions
     ) -> Iterator[tuple[str, Flags]]:
         """Yield what speaks against squares of a product, the reasons without pixels first."""
         yield from ground.unwanted.items()
-        yield EXCLUDED_LIST, listed_squares(scene.product, excluded)
+        yield EXCLUDED_LIST, listed_squares(product.name, excluded)
         if np.any(list(ground.unwanted.values()), axis=0).all():
             return  # no pixel need be read of a tile without wanted ground
-        self._check_dark_pixels(scene)
-        yield from filter_reasons(scene, self.config.filter)
+        self._check_dark_pixels(product)
+        yield from filter_reasons(product, self.config.filter)
 
 
-def choose_scenes(scenes: list[Scene], select: SelectConfig) -> tuple[list[Scene], list[Dropped]]:
+def choose_products(
+    products: list[Product], select: SelectConfig
+) -> tuple[list[Product], list[Dropped]]:
     """Return the products to cut, in the order of their names, and the others with the reason."""
     # among all that are there, so that a clouded newest processing is not replaced by an older one
     chosen, dropped = [], []
-    newest = newest_processing((s.tile, s.acquired, s.baseline) for s in scenes)
-    for scene in sorted(scenes, key=lambda scene: scene.product + "_"):
-        reason = _against(scene, select)
-        if not reason and scene.baseline != newest[scene.tile, scene.acquired]:
+    newest = newest_processing((s.tile, s.acquired, s.baseline) for s in products)
+    for product in sorted(products, key=lambda product: product.name + "_"):
+        reason = _against(product, select)
+        if not reason and product.baseline != newest[product.tile, product.acquired]:
             reason = REPEATED
         if reason:
-            dropped.append(Dropped(scene.path, reason))
+            dropped.append(Dropped(product.path, reason))
         else:
-            chosen.append(scene)
+            chosen.append(product)
     return chosen, dropped
 
 
-def filter_reasons(scene: Scene, limits: FilterConfig) -> Iterator[tuple[str, Flags]]:
+def filter_reasons(product: Product, limits: FilterConfig) -> Iterator[tuple[str, Flags]]:
     """Yield squares that pixels speak against: nodata first, then cloud, shadow and snow."""
     valid = np.ones((SIDE, SIDE), np.float32)
-    if scene.outline:
-        valid = shares_of(read_raster(scene.outline).pixels[0] != NODATA)
-    if scene.scl is None:
+    if product.outline:
+        valid = shares_of(read_raster(product.outline).pixels[0] != NODATA)
+    if product.scl is None:
         yield NO_DATA, valid < limits.min_valid
         return
-    classes = read_classes(scene.scl)
+    classes = read_classes(product.scl)
     # a pixel may be missing in some bands only; the classification then has no answer for it
     yield NO_DATA, np.minimum(valid, 1 - shares_of(classes == 0)) < limits.min_valid
     # limits are on shares of all ground: what is both nodata and cloud cannot be
@@ -330,34 +335,34 @@ def filter_reasons(scene: Scene, limits: FilterConfig) -> Iterator[tuple[str, Fl
     yield SNOW, shares_of(classes == _SNOW_CLASS) > limits.max_snow
 
 
-def _against(scene: Scene, select: SelectConfig) -> str:
+def _against(product: Product, select: SelectConfig) -> str:
     """Return why a product is not wanted; empty if it is."""
-    early = bool(select.date_from) and scene.day < select.date_from
-    late = bool(select.date_to) and scene.day > select.date_to
-    if early or late or (select.months and int(scene.day[5:7]) not in select.months):
+    early = bool(select.date_from) and product.day < select.date_from
+    late = bool(select.date_to) and product.day > select.date_to
+    if early or late or (select.months and int(product.day[5:7]) not in select.months):
         return OTHER_DATES
     if select.max_scene_cloud < 100:
-        if scene.cloud_percent is None:
+        if product.cloud_percent is None:
             raise ValueError(
-                f"{scene.path}: no metadata tells the cloud cover of the product; set "
+                f"{product.path}: no metadata tells the cloud cover of the product; set "
                 "source.select.max_scene_cloud=100, patches are judged one by one all the same"
             )
-        if scene.cloud_percent > select.max_scene_cloud:
+        if product.cloud_percent > select.max_scene_cloud:
             return f"{CLOUDY_PRODUCT} above {select.max_scene_cloud:g} %"
     return ""
 
 
-def newest_processing(scenes: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
+def newest_processing(products: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
     """Return the highest baseline of every acquisition of a tile.
 
-    Archives hold scenes in two processings: two files, one look of the satellite. As a pair of
+    Archives hold products in two processings: two files, one look of the satellite. As a pair of
     dates they would teach nothing but the difference between two versions of a program.
 
     Args:
-        scenes: tile, time of acquisition and baseline of each.
+        products: tile, time of acquisition and baseline of each.
     """
     newest: dict[tuple[str, str], str] = {}
-    for tile, acquired, baseline in scenes:
+    for tile, acquired, baseline in products:
         known = newest.get((tile, acquired), baseline)
         # 99.99 is somebody's own run of the processor, which ESA's own goes before
         newest[tile, acquired] = max(known, baseline, key=lambda b: "" if b == "99.99" else b)
@@ -365,27 +370,27 @@ def newest_processing(scenes: Iterable[tuple[str, str, str]]) -> dict[tuple[str,
 
 
 def _references(
-    found: list[tuple[Scene, Ground, Flags]], min_dates: int
+    found: list[tuple[Product, Ground, Flags]], min_dates: int
 ) -> Iterator[PatchRef | Dropped]:
     """Yield the good squares of all products whose places were seen on enough days."""
     # days, not times: two granules of one overpass are no two dates
-    seen = {(place, scene.day) for scene, _, good in found for place in _places(scene, good)}
+    seen = {(place, product.day) for product, _, good in found for place in _places(product, good)}
     days = Counter(place for place, _ in seen)
-    for scene, ground, good in found:
+    for product, ground, good in found:
         rare = np.zeros((SIDE, SIDE), bool)
         for column, row in np.argwhere(good).tolist():
-            rare[column, row] = days[square_name(scene.tile, column, row)] < min_dates
-        yield from _drop(scene, TOO_FEW_DATES, rare)
+            rare[column, row] = days[square_name(product.tile, column, row)] < min_dates
+        yield from _drop(product, TOO_FEW_DATES, rare)
         for column, row in np.argwhere(good & ~rare).tolist():
             block, split = ground.block(column, row)
-            patch_id = square_name(scene.product, column, row)
-            yield PatchRef(patch_id, scene.path, split=split, block=block)
+            patch_id = square_name(product.name, column, row)
+            yield PatchRef(patch_id, product.path, split=split, block=block)
 
 
-def _places(scene: Scene, chosen: Flags) -> tuple[str, ...]:
-    return tuple(square_name(scene.tile, *square) for square in np.argwhere(chosen).tolist())
+def _places(product: Product, chosen: Flags) -> tuple[str, ...]:
+    return tuple(square_name(product.tile, *square) for square in np.argwhere(chosen).tolist())
 
 
-def _drop(scene: Scene, reason: str, dropped: Flags) -> Iterator[Dropped]:
+def _drop(product: Product, reason: str, dropped: Flags) -> Iterator[Dropped]:
     if dropped.any():
-        yield Dropped(scene.path, reason, _places(scene, dropped))
+        yield Dropped(product.path, reason, _places(product, dropped))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
+import re
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +22,7 @@ _SPLITS = {
     "test": "test",
 }
 _SEPARATOR = ";"
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _log = logging.getLogger(__name__)
 
 
@@ -107,6 +109,8 @@ def read_label_table(
         repeated += patch_id in rows
         if rows.setdefault(patch_id, row) != row:
             raise ValueError(f"{path} lists {name} twice, and differently; leave one line")
+    if all(_NUMBER.fullmatch(name) for _, names in rows.values() for name in names):
+        rows = {patch_id: _without_point(row) for patch_id, row in rows.items()}
     return LabelTable(path, label_set, rows, repeated)
 
 
@@ -182,12 +186,19 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    """Return a cell as text; only None, NaN and blank text are empty: 0 and False are classes."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    # pandas turns a column of whole numbers into floats where one is missing
-    whole = isinstance(value, float) and value.is_integer()
-    return nfc(str(int(value) if whole else value).strip())
+    """Return a cell as text; only None, NaN, "nan" and blank text are empty: 0 is a class."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="backslashreplace")  # parquet of writers that mark no UTF-8
+    if isinstance(value, float | Decimal):
+        # pandas turns a column of whole numbers into floats where one is missing
+        value = int(value) if float(value).is_integer() else value
+    text = nfc("" if value is None else str(value).strip())
+    return "" if text.lower() == "nan" else text
+
+
+def _without_point(row: Row) -> Row:
+    """Return a row with the classes 0 and 1 for 0.0 and 1.0, as pandas writes them into CSV."""
+    return row[0], tuple(re.sub(r"\.0+$", "", name) for name in row[1])
 
 
 def _without_suffix(name: str) -> str:

@@ -28,7 +28,7 @@ from preprocess.sources.base import (
     iso_time,
     patch_groups,
 )
-from preprocess.sources.l2a import Products, Scene
+from preprocess.sources.l2a import Product, Products
 
 METADATA_NAME = "MTD_MSIL2A.xml"
 _RASTER = re.compile(r"_(?P<band>B\d[\dA]|SCL)_(?P<resolution>10|20|60)m\.(?:jp2|tif)$")
@@ -99,7 +99,7 @@ def _name_of(name: str) -> re.Match[str] | None:
 
 
 @lru_cache(maxsize=256)  # else looked at anew for every patch
-def describe_product(root: Path, path: str, groups: Groups) -> Scene:
+def describe_product(root: Path, path: str, groups: Groups) -> Product:
     """Return what is known of a product: from its name, its metadata and the names of its files.
 
     Raises:
@@ -115,9 +115,9 @@ def describe_product(root: Path, path: str, groups: Groups) -> Scene:
     baseline = baseline_of(name[0])
     # 20 m is where ESA makes it; the 60 m one is a copy
     scl_m = max((size for band, size in rasters if band == "SCL" and size <= 20), default=60)
-    return Scene(
+    return Product(
         path=path,
-        product=name[0],
+        name=name[0],
         tile=name["tile"],
         acquired=iso_time(name["acquired"]),
         baseline=baseline,

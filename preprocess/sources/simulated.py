@@ -37,7 +37,7 @@ _VERSION = 2  # another number means other pixels for the same seed
 PATCH_PX = 120
 SIDE_PATCHES = 2
 SIDE_PX = SIDE_PATCHES * PATCH_PX
-PATCHES_PER_SCENE = SIDE_PATCHES**2
+PATCHES_PER_ACQUISITION = SIDE_PATCHES**2
 BLOCKS_PER_SIDE = 30  # regions along a tile; one patch of every three stays empty between them
 SEASONS = ("summer", "winter")
 YEARS = 8
@@ -92,7 +92,7 @@ TILES: tuple[Tile, ...] = (
          (("0724", "93020", "093020"), ("0304", "94161", "094156"))),
 )  # fmt: skip
 NUM_REGIONS = len(TILES) * BLOCKS_PER_SIDE**2
-MAX_PATCHES = NUM_REGIONS * PATCHES_PER_SCENE * len(SEASONS) * YEARS
+MAX_PATCHES = NUM_REGIONS * PATCHES_PER_ACQUISITION * len(SEASONS) * YEARS
 
 
 @dataclass(kw_only=True, slots=True)
@@ -131,8 +131,8 @@ class Simulated(Source):
         root = Path(self.config.root)
         write_tree(root, self.config.num_patches, self.config.seed)
         patches = [
-            (name, scene.split)
-            for scene, places in _planned(self.config.num_patches)
+            (name, acquisition.split)
+            for acquisition, places in _planned(self.config.num_patches)
             for name in places
         ]
         for name, split in sorted(patches):
@@ -143,7 +143,7 @@ class Simulated(Source):
         return read_patch(tree_of(Path(self.config.root)), ref, layout)
 
 
-class Scene(NamedTuple):
+class Acquisition(NamedTuple):
     """One region on one date: number of the region, index into ``SEASONS``, years after 2017."""
 
     region: int
@@ -174,11 +174,11 @@ class Scene(NamedTuple):
         return f"{2017 + self.year}{day}T{clock if of_clock else spelled}"
 
 
-def scene_of(number: int) -> Scene:
-    """Return a scene by number: first the seasons, then the regions, then the years."""
+def acquisition_of(number: int) -> Acquisition:
+    """Return an acquisition by number: first the seasons, then the regions, then the years."""
     rest, season = divmod(number, len(SEASONS))
     year, region = divmod(rest, NUM_REGIONS)
-    return Scene(region, season, year)
+    return Acquisition(region, season, year)
 
 
 class Land(NamedTuple):
@@ -208,10 +208,12 @@ def make_land(seed: int, region: int) -> Land:
     return Land(class_of, order)
 
 
-def observe(seed: int, scene: Scene, land: Land) -> dict[str, npt.NDArray[np.uint16]]:
+def observe(seed: int, acquisition: Acquisition, land: Land) -> dict[str, npt.NDArray[np.uint16]]:
     """Return what the satellite sees: pixels by native band group, (bands, side, side) uint16."""
-    random = np.random.default_rng([seed, scene.region, scene.season, scene.year, 1])
-    covers = np.array([ENDMEMBERS[name] for name in COVERS[scene.season]], np.float32)
+    random = np.random.default_rng(
+        [seed, acquisition.region, acquisition.season, acquisition.year, 1]
+    )
+    covers = np.array([ENDMEMBERS[name] for name in COVERS[acquisition.season]], np.float32)
     # light of the day, calibration of the bands, and a little of each cover in the other
     light = random.uniform(0.8, 1.2) * random.uniform(0.98, 1.02, len(L2A_BANDS))
     mixed = random.uniform(0, 0.2)
@@ -332,28 +334,28 @@ def write_tree(root: Path, num_patches: int, seed: int) -> None:
         shutil.rmtree(leftover, ignore_errors=True)  # another part may remove it at the same time
     land_of = lru_cache(maxsize=1)(make_land)  # both seasons of a region follow each other
     with session(), progress_of(num_patches, "simulate") as advance:
-        for scene, places in _planned(num_patches):
+        for acquisition, places in _planned(num_patches):
             missing = [name for name in places if not (tree / name).is_dir()]
             if missing:
-                land = land_of(seed, scene.region)
-                pixels = observe(seed, scene, land)
+                land = land_of(seed, acquisition.region)
+                pixels = observe(seed, acquisition, land)
                 for name in missing:
-                    _write_patch(tree / name, scene, places[name], land, pixels)
+                    _write_patch(tree / name, acquisition, places[name], land, pixels)
             advance(len(places))
     os.sync()  # the marker must not outlive the files it describes
     write_json(root / MARKER, {**settings, "complete": True})
 
 
-def _planned(num_patches: int) -> Iterator[tuple[Scene, dict[str, Place]]]:
-    """Yield scene by scene the names of its patches with their places."""
-    for number in range(-(-num_patches // PATCHES_PER_SCENE)):
-        scene = scene_of(number)
-        column, row = scene.corner
-        wanted = min(PATCHES_PER_SCENE, num_patches - number * PATCHES_PER_SCENE)
+def _planned(num_patches: int) -> Iterator[tuple[Acquisition, dict[str, Place]]]:
+    """Yield acquisition by acquisition the names of its patches with their places."""
+    for number in range(-(-num_patches // PATCHES_PER_ACQUISITION)):
+        acquisition = acquisition_of(number)
+        column, row = acquisition.corner
+        wanted = min(PATCHES_PER_ACQUISITION, num_patches - number * PATCHES_PER_ACQUISITION)
         yield (
-            scene,
+            acquisition,
             {
-                f"SIM_MSIL2A_{scene.stamp()}_{column + east}_{row + south}": (east, south)
+                f"SIM_MSIL2A_{acquisition.stamp()}_{column + east}_{row + south}": (east, south)
                 for east, south in _PLACES[:wanted]
             },
         )
@@ -383,10 +385,14 @@ def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
 
 
 def _write_patch(
-    folder: Path, scene: Scene, place: Place, land: Land, pixels: dict[str, npt.NDArray[np.uint16]]
+    folder: Path,
+    acquisition: Acquisition,
+    place: Place,
+    land: Land,
+    pixels: dict[str, npt.NDArray[np.uint16]],
 ) -> None:
     """Write one patch folder, whole or not at all."""
-    (column, row), (east, south), tile = scene.corner, place, scene.tile
+    (column, row), (east, south), tile = acquisition.corner, place, acquisition.tile
     x = tile.x + (column + east) * PATCH_SIDE_M
     y = tile.y - (row + south) * PATCH_SIDE_M
     temporary = temporary_path(folder)
@@ -401,13 +407,15 @@ def _write_patch(
                 tile.epsg,
                 description="simulated, never measured",
             )
-    product_time = scene.stamp(of_clock=True)
+    product_time = acquisition.stamp(of_clock=True)
     day, clock = product_time.split("T")
     metadata = {
         "labels": [land.class_of[place]],
         "coordinates": {"ulx": x, "uly": y, "lrx": x + PATCH_SIDE_M, "lry": y - PATCH_SIDE_M},
         "projection": wkt_of(tile.epsg),
-        "tile_source": f"SIM_MSIL1C_{scene.stamp()}_N0205_R000_T{tile.name}_{product_time}.SAFE",
+        "tile_source": (
+            f"SIM_MSIL1C_{acquisition.stamp()}_N0205_R000_T{tile.name}_{product_time}.SAFE"
+        ),
         "acquisition_date": f"{day[:4]}-{day[4:6]}-{day[6:]} {clock[:2]}:{clock[2:4]}:{clock[4:]}",
     }
     path = temporary / f"{folder.name}_labels_metadata.json"

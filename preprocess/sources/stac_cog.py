@@ -28,7 +28,7 @@ from preprocess.sources.base import (
     iso_time,
     patch_groups,
 )
-from preprocess.sources.l2a import Products, Scene
+from preprocess.sources.l2a import Product, Products
 from preprocess.sources.safe import QUANTIFICATION
 
 # S2A_29RKH_20200219_0_L2A: satellite, tile without a leading zero, day, sequence, level
@@ -91,7 +91,7 @@ def find_items(root: Path) -> list[str]:
 
 
 @lru_cache(maxsize=256)  # else looked at anew for every patch
-def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) -> Scene:
+def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) -> Product:
     """Return what is known of a scene: from its STAC item, else its name.
 
     Raises:
@@ -107,9 +107,9 @@ def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) ->
     rasters = dict(_rasters(folder))
     bands = sorted(rasters.keys() & BANDS.keys(), key=lambda band: -BANDS[band].ground_resolution_m)
     cloud = properties.get("eo:cloud_cover")  # percent
-    return Scene(
+    return Product(
         path=path,
-        product=name,
+        name=name,
         tile=tile,
         acquired=acquired,
         baseline=baseline,

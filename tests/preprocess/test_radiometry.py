@@ -153,6 +153,13 @@ def test_marks_are_compared_in_the_type_of_the_file_and_band_by_band():
         to_digital_numbers(values, [float(lowest), None], REFLECTANCE)
 
 
+@pytest.mark.parametrize("mark", [-9999.0, 70000.0, 900.5, float("nan")])
+def test_a_mark_that_the_type_cannot_hold_marks_nothing(mark):
+    values = np.full((1, 2, 2), 900, np.uint16)
+    values[0, 0] = 55537, 4464  # what a cast makes of -9999 and 70000
+    assert np.array_equal(to_digital_numbers(values, [mark], DN), values)
+
+
 def test_an_image_without_data_is_all_nodata_in_any_unit():
     for unit in Values:
         assert not to_digital_numbers(np.full((1, 3, 3), np.nan, np.float32), [None], unit).any()

@@ -159,12 +159,13 @@ def test_a_side_file_gives_nodata_crs_and_grid(tmp_path):
         found = read_foreign(path)
     assert found.nodata == (7, 7)
     assert found.grid.epsg == 3857
-    assert "Mercator" in found.grid.fault(10)
+    assert "EPSG 3857, whose metres are not the ground's" in found.grid.fault(10)
 
 
-def test_a_world_file_gives_the_grid(tmp_path):
+@pytest.mark.parametrize("suffix", [".tfw", ".TFW", ".wld"])
+def test_a_world_file_gives_the_grid(tmp_path, suffix):
     path = write(tmp_path / "a.tif", crs=None)
-    path.with_suffix(".tfw").write_text("10\n0\n0\n-10\n500005\n4999995\n")
+    path.with_suffix(suffix).write_text("10\n0\n0\n-10\n500005\n4999995\n")
     with session():
         assert read_grid(path).transform == (10, 0, 5e5, 0, -10, 5e6)
 
@@ -187,13 +188,26 @@ def test_scale_and_offset_tags_claim_the_offset_or_are_refused(tmp_path):
         ("EPSG:32633", (-10, 0, 5e5, 0, -10, 5e6), "mirrored"),
         ("EPSG:32633", (8, 6, 5e5, 6, -8, 5e6), "rotated"),
         ("EPSG:32633", (20, 0, 5e5, 0, -20, 5e6), "20 x 20 m by EPSG 32633, not of 10 m"),
-        ("EPSG:3857", (10, 0, 5e5, 0, -10, 5e6), "EPSG 3857 .a Mercator"),
+        ("EPSG:32633", (1, 0, 0, 0, 1, 0), "no position in it"),
+        ("EPSG:32633", (10, 0, 9.5e6, 0, -10, 5e6), "a pixel is 4.6 x 4.6 m there"),
+        ("EPSG:32633+5773", (10, 0, 5e5, 0, -10, 5e6), ""),
+        ("EPSG:3857", (10, 0, 5e5, 0, -10, 5e6), "a pixel is 7.[0-9]+ x 7.[0-9]+ m there"),
+        ("EPSG:3857", (10, 0, 5e5, 0, -10, 1e4), ""),
+        ("EPSG:6933", (10, 0, 1e6, 0, -10, 6.3e6), "a pixel is 5.92 x 16.9 m there"),
+        ("EPSG:4087", (10, 0, 1e6, 0, -10, 6.68e6), "a pixel is 5.01 x 10 m there"),
+        ("EPSG:3310", (10, 0, 9e7, 0, -10, 9e7), "outside of where EPSG 3310 is defined"),
+        ("EPSG:3413", (10, 0, -1e6, 0, -10, -1e6), ""),
         ("EPSG:4326", (1e-4, 0, 12, 0, -1e-4, 48), "EPSG 4326, whose units are no metres"),
         ("+proj=longlat +a=6378137 +rf=298", (1e-4, 0, 12, 0, -1e-4, 48), "no metres"),
         ("+proj=sinu +R=6371007.181 +units=m", (463.3, 0, 5e5, 0, -463.3, 5e6), "463.3 x 463.3 m"),
         ("+proj=tmerc +lon_0=15 +k=0.9996 +x_0=500000 +datum=WGS84 +units=us-ft",
          (10, 0, 5e5, 0, -10, 5e6), "3.048"),
+        ("+proj=sinu +R=6371007.181 +units=m", (10, 0, 5e6, 0, -10, 5e6), "there, skewed"),
         (None, (1, 0, 0, 0, 1, 0), ""),
+        (None, (1, 0, 0, 0, -1, 0), ""),
+        (None, (10, 0, 5e5, 0, -10, 5e6), ""),
+        (None, (20, 0, 5e5, 0, -20, 5e6), "20 x 20 m by no CRS, not of 10 m"),
+        (None, (10, 0, 5e5, 0, 10, 5e6), "south-up"),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Dataset has no geotransform")

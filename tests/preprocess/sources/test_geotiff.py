@@ -185,6 +185,25 @@ def test_excluded_are_whole_ids_of_patches_or_of_the_files_they_are_cut_from(tmp
     assert list(found) == ["ab_000_000", "ab_000_001", "b_000_000"]
 
 
+def test_names_that_exclude_nothing_are_counted_in_one_line(tmp_path, caplog):
+    for name in ("a", "ab"):
+        write_geotiff(tmp_path / f"{name}.tif", np.full((1, 12, 12), 500, np.uint16))
+    (tmp_path / "out.txt").write_text("a.tif\nelsewhere\nx/ab\n")
+    lists = [str(tmp_path / "out.txt")]
+    assert list(read_all(exports(tmp_path, file_bands=["B02"], exclude_lists=lists))) == ["ab"]
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("2 of 3 names on exclusion lists exclude nothing: elsewhere")
+
+
+def test_the_root_is_walked_once_for_all_questions(tmp_path, monkeypatch):
+    write_geotiff(tmp_path / "a.tif", np.full((1, 12, 12), 500, np.uint16))
+    source = exports(tmp_path, file_bands=["B02"])
+    assert list(read_all(source)) == ["a"]
+    monkeypatch.setattr("preprocess.sources.base.os.scandir", None)
+    assert source.processing_level() == ""
+    assert list(read_all(source)) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("dtype", "values"), [("float32", Values.reflectance), ("float64", Values.reflectance)]
 )
@@ -209,6 +228,13 @@ def test_nodata_is_what_tag_or_setting_marks_in_each_band(tmp_path, tagged):
     source = exports(tmp_path, file_bands=["B02", "B03"], nodata_by_band={"B3": 7}, **declared)
     with pytest.raises(PatchError, match=r"holds -9999, .* say so: source\.nodata=-9999"):
         read_all(source)
+
+
+@pytest.mark.parametrize("mark", [{"nodata": -9999.0}, {"nodata_by_band": {"B03": 0.5}}])
+def test_a_declared_nodata_that_the_files_cannot_hold_is_refused(tmp_path, mark):
+    write_geotiff(tmp_path / "a.tif", np.full((2, 12, 12), 500, np.uint16))
+    with pytest.raises(PatchError, match=r"source\.nodata is .*, which pixels of uint16 cannot be"):
+        read_all(exports(tmp_path, file_bands=["B02", "B03"], **mark))
 
 
 def test_a_declared_offset_is_taken_out_and_recorded(tmp_path):
@@ -259,7 +285,7 @@ def test_numbers_of_another_unit_are_refused_with_the_setting(
 @pytest.mark.parametrize(
     ("profile", "reason"),
     [
-        ({"crs": "EPSG:3857"}, "EPSG 3857 .a Mercator"),
+        ({"crs": "EPSG:3857"}, "EPSG 3857, whose metres are not the ground's"),
         ({"resolution_m": 8.2}, r"pixels of 8\.2 x 8\.2 m by EPSG 32633, not of 10 m"),
     ],
 )

@@ -225,7 +225,7 @@ def test_scale_tags_of_the_files_are_claims_about_the_offset(tmp_path, offset, c
     ("crs", "step", "reason"),
     [
         ("EPSG:32610", (10, 10), "is south-up"),
-        ("EPSG:3857", (10, -10), "a Mercator projection"),
+        ("EPSG:3857", (10, -10), "metres are not the ground's"),
         ("EPSG:4326", (10, -10), "whose units are no metres"),
         ("+proj=tmerc +lat_0=5 +lon_0=15.5 +units=m", (10, -10), "which is no UTM zone"),
     ],

@@ -2,6 +2,7 @@
 
 import logging
 import unicodedata
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,13 @@ def parquet(root, labels):
         ([0, None, 2, 0, 1, 2], ("0", "1", "2"), ["0", None, "2", "0", "1", "2"]),
         ([0.5, 0.0, 1.0, 0.5, 0.0, 1.0], ("0", "0.5", "1"), ["0.5", "0", "1", "0.5", "0", "1"]),
         (["a", " ", "b", None, "a;b", ""], ("a", "b"), ["a", None, "b", None, "a;b", None]),
+        (["a", "nan", "b", "NaN", "a", "b"], ("a", "b"), ["a", None, "b", None, "a", "b"]),
+        ([b"a", b"b", None, b"a", b"b", b""], ("a", "b"), ["a", "b", None, "a", "b", None]),
+        (
+            [None if n is None else Decimal(n) for n in ("0.0", "1.0", None, "0.5", "0.0", "1.0")],
+            ("0", "0.5", "1"),
+            ["0", "1", None, "0.5", "0", "1"],
+        ),
     ],
 )
 def test_only_none_nan_and_blank_text_are_missing(tmp_path, labels, classes, given):
@@ -56,6 +64,23 @@ def test_only_none_nan_and_blank_text_are_missing(tmp_path, labels, classes, giv
     assert opened.layout().label_sets[0].classes == classes
     found = [";".join(ref.labels["geotiff"]) if ref.labels else None for ref in opened.discover()]
     assert found == given
+
+
+@pytest.mark.parametrize(
+    ("cells", "given"),
+    [
+        (["0.0", "1.0", "", "0.0", "1.0", "2.0"], ["0", "1", None, "0", "1", "2"]),
+        (["0", "1", "nan", "0", "1", "2"], ["0", "1", None, "0", "1", "2"]),
+        (["001", "002", "", "001", "002", "010"], ["001", "002", None, "001", "002", "010"]),
+        (["v1.0", "v2.0", "", "1.0", "v2.0", ""], ["v1.0", "v2.0", None, "1.0", "v2.0", None]),
+        (["0", "False", "", "0.0", "False", "x"], ["0", "False", None, "0.0", "False", "x"]),
+    ],
+)
+def test_a_csv_of_pandas_gives_the_classes_of_its_parquet(tmp_path, cells, given):
+    rows = "".join(f"p{number},{cell}\n" for number, cell in enumerate(cells))
+    (tmp_path / "table").write_text("id,label\n" + rows)
+    refs = list(source(tmp_path).discover())
+    assert [";".join(ref.labels["geotiff"]) if ref.labels else None for ref in refs] == given
 
 
 def test_a_list_of_codes_keeps_zero(tmp_path):
@@ -99,6 +124,13 @@ def test_ids_and_classes_compare_in_unicode_nfc(tmp_path):
     ]
     layout = opened.layout()
     assert [opened.read(ref, layout).id for ref in refs] == [ref.id for ref in refs]
+
+
+def test_all_settings_without_a_table_are_refused_in_one_message():
+    with pytest.raises(
+        ValueError, match=r"source\.id_column is 'a', .*source\.split_column is 'b'"
+    ):
+        GeotiffConfig(id_column="a", split_column="b")
 
 
 @pytest.mark.parametrize("setting", ["split_column", "id_column", "label_column"])

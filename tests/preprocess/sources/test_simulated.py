@@ -25,9 +25,9 @@ from preprocess.sources.simulated import (
     SHARES,
     SPLITS,
     SimulatedConfig,
+    acquisition_of,
     make_land,
     observe,
-    scene_of,
     write_tree,
 )
 
@@ -154,7 +154,7 @@ def test_coordinates_follow_from_tile_column_and_row(tmp_path):
 
 
 def test_ground_keeps_its_split_on_all_dates_and_splits_never_touch():
-    scenes = [scene_of(number) for number in range(2 * NUM_REGIONS + 400)]
+    scenes = [acquisition_of(number) for number in range(2 * NUM_REGIONS + 400)]
     split_of = {}
     for scene in scenes:
         region = (scene.tile.name, *scene.corner)
@@ -193,14 +193,14 @@ def test_short_times_of_the_real_archive_occur(tmp_path):
 
 def test_pixels_are_neither_nodata_nor_saturated():
     for number in range(0, 16, 2):
-        scene = scene_of(number)
+        scene = acquisition_of(number)
         pixels = observe(3, scene, make_land(3, scene.region))
         assert all(values.min() >= 1 and values.max() < 20_000 for values in pixels.values())
 
 
 def test_coarse_bands_are_the_mean_of_the_ground_they_cover():
     # B8A at 20 m sees nearly what B08 sees at 10 m
-    scene = scene_of(0)
+    scene = acquisition_of(0)
     pixels = observe(0, scene, make_land(0, 0))
     fine = pixels["b10"][3].reshape(120, 2, 120, 2).mean((1, 3)).ravel()
     coarse = pixels["b20"][3].ravel()
@@ -211,7 +211,7 @@ def test_classes_cannot_be_told_by_their_spectra_but_by_their_arrangement():
     """Ridge regression on band means and deviations guesses; on the spectrum of B08 it does not."""
     statistics, arrangement, targets = [], [], []
     for number in range(160):
-        scene = scene_of(number)
+        scene = acquisition_of(number)
         land = make_land(0, scene.region)
         pixels = observe(0, scene, land)
         for (column, row), name in land.class_of.items():
