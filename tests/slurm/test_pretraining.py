@@ -68,6 +68,7 @@ def test_a_cancelled_run_saves_and_stays_cancelled(cluster, shards, tmp_path):
     assert fields["Restarts"] == "0"
     status = verb("status", str(run.folder), cluster=cluster)
     assert status.returncode == 1  # a person has stopped it, a person may go on with it
+    assert f": cancelled, saved at step {stop['step']}\n" in status.stdout
     assert f"the same command continues at step {stop['step']}" in status.stdout
     assert cluster.state(run.job_id)["JobState"] == "CANCELLED"
 

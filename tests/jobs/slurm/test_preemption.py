@@ -135,6 +135,14 @@ def test_these_are_the_rows_of_the_page():
     ] == [(stop, decision) for _, stop, decision in PAGE]
 
 
+def test_the_tests_that_the_page_names_are_there():
+    page = Path(REPOSITORY, "docs", "preemption.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) > 20
+    for file, name in named:
+        assert f"def {name}(" in Path(REPOSITORY, "tests", "slurm", file).read_text()
+
+
 @pytest.mark.parametrize("state", ENDING)
 def test_a_job_that_slurm_is_ending_is_never_requeued(state):
     for preempted, warned in product((True, False), repeat=2):
