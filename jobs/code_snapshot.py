@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import shlex
 import shutil
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from preprocess.shards.atomic_io import publish, temporary_path, write_json, wri
 PACKAGES = ("jobs", "simclr", "preprocess")
 ORIGIN_NAME = "origin.json"
 CHANGES_NAME = "changes.diff"
-_LEFT_OUT = ("__pycache__", ".mypy_cache", ".ruff_cache")
+_LEFT_OUT = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 
 
 def take_snapshot(folder: Path) -> Path:
@@ -28,19 +27,37 @@ def take_snapshot(folder: Path) -> Path:
     The same code is kept once; each version has its own folder, so that earlier jobs find the
     code they were submitted with. The commit, and what differs from it, are recorded beside it.
     """
-    files = {str(name): path for name, path in _files()}
-    target = folder.absolute() / _digest(files)
-    if not target.exists():
-        partial = temporary_path(target)
-        shutil.rmtree(partial, ignore_errors=True)  # of an interrupted submission
-        for name, path in files.items():
-            copy = partial / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        checkout = _package_folder("jobs").parent
-        write_json(partial / ORIGIN_NAME, {"folder": str(checkout), **code_version(checkout)})
-        write_text(partial / CHANGES_NAME, changes(checkout))
-        _put(partial, target)
+    roots = [_package_folder(package) for package in PACKAGES]
+    files = {
+        str(path.relative_to(root.parent)): path.read_bytes()
+        for root in roots
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not _LEFT_OUT & set(path.parts)
+    }
+    total = hashlib.sha256()
+    for name, content in files.items():
+        # Lengths keep the end of one file apart from the beginning of the next.
+        total.update(f"{name}\0{len(content)}\0".encode())
+        total.update(content)
+    target = folder.absolute() / total.hexdigest()[:16]
+    if target.exists():
+        return target
+    partial = temporary_path(target)
+    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted submission
+    for name, content in files.items():
+        copy = partial / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+    checkout = _package_folder("jobs").parent
+    write_json(partial / ORIGIN_NAME, {"folder": str(checkout), **code_version(checkout)})
+    write_text(partial / CHANGES_NAME, changes(checkout))
+    try:
+        publish(partial, target)
+    except OSError:
+        # Another submission published the same code first; a folder is not replaced.
+        shutil.rmtree(partial)
+        if not target.exists():
+            raise
     return target
 
 
@@ -60,37 +77,8 @@ def running_snapshot() -> str:
     return root.name if (root / ORIGIN_NAME).exists() else ""
 
 
-def _files() -> Iterator[tuple[Path, Path]]:
-    """Yield every file of the packages: its name in the copy, and where it lies."""
-    for package in PACKAGES:
-        root = _package_folder(package)
-        for path in sorted(root.rglob("*")):
-            if path.is_file() and not set(_LEFT_OUT) & set(path.parts):
-                yield path.relative_to(root.parent), path
-
-
 def _package_folder(package: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.origin:
         raise RuntimeError(f"the package {package} has no folder to copy")
     return Path(spec.origin).parent
-
-
-def _digest(files: dict[str, Path]) -> str:
-    total = hashlib.sha256()
-    for name, path in files.items():
-        # Lengths keep the end of one file apart from the beginning of the next.
-        content = path.read_bytes()
-        total.update(f"{name}\0{len(content)}\0".encode())
-        total.update(content)
-    return total.hexdigest()[:16]
-
-
-def _put(partial: Path, target: Path) -> None:
-    try:
-        publish(partial, target)
-    except OSError:
-        # Another submission published the same code first; a folder is not replaced.
-        shutil.rmtree(partial)
-        if not target.exists():
-            raise

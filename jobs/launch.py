@@ -111,9 +111,13 @@ def _until_done(job: Any, screen: _Screen) -> None:
 
 
 def _result(job: Any) -> str:
-    failures = _failures(job)
-    if failures:
-        _raise_failure(failures[0], _ranks(job)[0].paths.stderr)
+    if failures := _failures(job):
+        name, text = last_exception(failures[0])
+        if name == "ValueError":
+            raise ValueError(text)
+        if name == StoppedError.__name__:
+            raise StoppedError(text)
+        raise JobError(f"{name}: {text} (log {_ranks(job)[0].paths.stderr})")
     silent = [rank for rank in _ranks(job) if not rank.paths.result_pickle.exists()]
     if silent:
         log = silent[0].paths.stderr
@@ -135,16 +139,6 @@ def _failures(job: Any) -> list[str]:
     paths = [rank.paths.result_pickle for rank in _ranks(job)]
     written = sorted(filter(Path.exists, paths), key=lambda path: path.stat().st_mtime_ns)
     return [str(result) for outcome, result in map(pickle_load, written) if outcome == "error"]
-
-
-def _raise_failure(trace: str, log: Path) -> None:
-    """Raise what a rank raised, from the last lines of its traceback."""
-    name, text = last_exception(trace)
-    if name == "ValueError":
-        raise ValueError(text)
-    if name == StoppedError.__name__:
-        raise StoppedError(text)
-    raise JobError(f"{name}: {text} (log {log})")
 
 
 def last_exception(trace: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
@@ -148,9 +148,9 @@ def _slurm() -> Iterator[Finding]:
         return
     yield Finding(Level.ok, f"partitions: {', '.join(partitions)}")
     yield _wrapper(ClusterConfig().wrapper)
-    for name, judge in _JUDGES.items():
+    for name in _SETTINGS:
         if name in settings:
-            yield judge(settings[name])
+            yield judge_setting(name, settings[name])
 
 
 def _wrapper(command: str) -> Finding:
@@ -177,52 +177,37 @@ def parse_settings(text: str) -> dict[str, str]:
     return {name: value.strip() for name, value in re.findall(r"^(\w+)\s*= (.*)$", text, re.M)}
 
 
-def _requeue(value: str) -> Finding:
-    if value == "1":
-        return Finding(Level.ok, "JobRequeue=1: preempted jobs come back")
-    return Finding(
-        Level.warn,
-        f"JobRequeue={value}: jobs come back only if they ask for it",
+# Of each setting: what it should match, what that means, what it means otherwise, and the fix.
+_SETTINGS = {
+    "JobRequeue": (
+        "1",
+        "preempted jobs come back",
+        "jobs come back only if they ask for it",
         "cluster.requeue=true, the default, does",
-    )
-
-
-def _kill_wait(value: str) -> Finding:
-    seconds = re.match(r"\d+", value)
-    if seconds and int(seconds[0]) >= 30:
-        return Finding(Level.ok, f"KillWait={value}")
-    return Finding(
-        Level.warn,
-        f"KillWait={value}: so long after the first signal a job is killed",
+    ),
+    "KillWait": (
+        r"([3-9]\d|\d{3,})\D.*",
+        "a save at the first signal has that long",
+        "so long after the first signal a job is killed",
         "give saving its time before: cluster.signal_delay_s=120",
-    )
-
-
-def _preemption(value: str) -> Finding:
-    return Finding(Level.ok, f"PreemptMode={value}")
-
-
-def _array(value: str) -> Finding:
-    return Finding(Level.ok, f"MaxArraySize={value}: larger sweeps go into several arrays")
-
-
-def _warning(value: str) -> Finding:
-    if "preempt_send_user_signal" in value:
-        return Finding(Level.ok, "preempt_send_user_signal: preempted jobs are warned at once")
-    return Finding(
-        Level.warn,
-        "preempt_send_user_signal is not set: a preempted job hears SIGTERM alone",
+    ),
+    "PreemptMode": (".*", "what happens to jobs that others go before", "", ""),
+    "MaxArraySize": (".*", "larger sweeps go into several arrays", "", ""),
+    "SlurmctldParameters": (
+        ".*preempt_send_user_signal.*",
+        "preempted jobs are warned at once",
+        "without preempt_send_user_signal a preempted job hears SIGTERM alone",
         "jobs save at SIGTERM too; the partition's GraceTime is all the time they have",
-    )
-
-
-_JUDGES: dict[str, Callable[[str], Finding]] = {
-    "JobRequeue": _requeue,
-    "KillWait": _kill_wait,
-    "PreemptMode": _preemption,
-    "MaxArraySize": _array,
-    "SlurmctldParameters": _warning,
+    ),
 }
+
+
+def judge_setting(name: str, value: str) -> Finding:
+    """Return what a setting of Slurm means for a run."""
+    wanted, good, bad, fix = _SETTINGS[name]
+    if re.fullmatch(wanted, value):
+        return Finding(Level.ok, f"{name}={value}: {good}")
+    return Finding(Level.warn, f"{name}={value}: {bad}", fix)
 
 
 def _folder(folder: Path) -> Iterator[Finding]:
@@ -270,7 +255,12 @@ def _try_writing(folder: Path) -> Iterator[Finding]:
             file.flush()
             os.fsync(file.fileno())
             speed = _PROBE_BYTES / MIB / (time.monotonic() - start)
-            yield _locks(folder, file.fileno())
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks = "file locks work"
+            except OSError as error:
+                locks = f"no file locks ({error}); none are needed"
+            yield Finding(Level.ok, f"{folder}: {locks}")
         first.replace(second)
     finally:
         first.unlink(missing_ok=True)
@@ -282,14 +272,6 @@ def _try_writing(folder: Path) -> Iterator[Finding]:
         f"{folder}: writes and renames, {speed:.0f} MiB/s with fsync",
         fix if slow else "",
     )
-
-
-def _locks(folder: Path, descriptor: int) -> Finding:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return Finding(Level.ok, f"{folder}: no file locks ({error}); none are needed")
-    return Finding(Level.ok, f"{folder}: file locks work")
 
 
 HELP = """\

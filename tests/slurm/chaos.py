@@ -1,7 +1,8 @@
 """Random faults in a training on a real Slurm; its weights must be those of an undisturbed run.
 
-``python tests/slurm/chaos.py [FAULTS] [SEED]`` starts a cluster, trains once undisturbed and once
-with faults, compares every bit, and prints what was done and what it cost.
+``python tests/slurm/chaos.py [FAULTS] [SEED] [KIND ...]`` starts a cluster, trains once undisturbed
+and once with faults, of the kinds that are named or of all, compares every bit, and prints what was
+done and what it cost.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,7 @@ EVERY = 10  # steps between checkpoints
 SETTINGS = (f"checkpoint.every_steps={EVERY}", "checkpoint.keep=3", "world.timeout_s=20")
 ENDED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 LIMIT_S = 300  # for the run to train on after a fault
+Fault = Callable[["DisturbedRun"], None]
 MISSED_S = 120  # within which Slurm takes a silent node for lost: SlurmdTimeout and its rounds
 
 
@@ -43,6 +45,7 @@ class DisturbedRun:
         run: its folder and present job.
         steps: of the whole run.
         rng: the only source of randomness.
+        kinds: of faults that may come.
         faults: name of each fault, and the step at which it came.
     """
 
@@ -51,6 +54,7 @@ class DisturbedRun:
     run: Run
     steps: int
     rng: random.Random
+    kinds: Sequence[Fault]
     faults: list[tuple[str, int]] = field(default_factory=list)
 
     def state(self) -> str:
@@ -169,7 +173,7 @@ def tear_the_log_of_attempts(disturbed: DisturbedRun) -> None:
 
 # A fault, its weight, and the steps it may cost: announced ones none. What ends a rank costs the
 # steps since the last checkpoint; with that one damaged, those of one more interval.
-FAULTS: dict[Callable[[DisturbedRun], None], tuple[int, int]] = {
+FAULTS: dict[Fault, tuple[int, int]] = {
     kill_a_rank: (6, EVERY),
     kill_all_ranks: (3, EVERY),
     stop_a_rank: (3, EVERY),
@@ -196,7 +200,7 @@ def settings(steps: int) -> tuple[str, ...]:
 
 def disturb(disturbed: DisturbedRun, count: int) -> None:
     """Cause so many faults, each after the run has trained some steps more; then let it finish."""
-    for number, fault in enumerate(random_faults(disturbed.rng, count)):
+    for number, fault in enumerate(random_faults(disturbed.rng, count, disturbed.kinds)):
         wait_until(disturbed.is_training, "the run to train", LIMIT_S, disturbed.run.log)
         goal = disturbed.run.step() + disturbed.rng.randint(1, EVERY)
         wait_until(
@@ -212,11 +216,11 @@ def disturb(disturbed: DisturbedRun, count: int) -> None:
     wait_until(lambda: is_finished(disturbed), "the end of the run", 2 * LIMIT_S, disturbed.run.log)
 
 
-def random_faults(rng: random.Random, count: int) -> list[Callable[[DisturbedRun], None]]:
+def random_faults(rng: random.Random, count: int, kinds: Sequence[Fault]) -> list[Fault]:
     """Return faults in random order: each kind once, further ones by their weights."""
-    weights = [weight for weight, _ in FAULTS.values()]
-    once = rng.sample(list(FAULTS), min(count, len(FAULTS)))
-    faults = [*once, *rng.choices(list(FAULTS), weights, k=count - len(once))]
+    once = rng.sample(kinds, min(count, len(kinds)))
+    weights = [FAULTS[kind][0] for kind in kinds]
+    faults = [*once, *rng.choices(kinds, weights, k=count - len(once))]
     rng.shuffle(faults)
     return faults
 
@@ -236,7 +240,9 @@ def costs(disturbed: DisturbedRun) -> list[int]:
     return [event["lost_steps"] for event in disturbed.run.events("training")[1:]]
 
 
-def chaos(cluster: Cluster, shards: Path, folder: Path, faults: int, seed: int) -> DisturbedRun:
+def chaos(
+    cluster: Cluster, shards: Path, folder: Path, faults: int, seed: int, kinds: Sequence[Fault]
+) -> DisturbedRun:
     """Train undisturbed, train with faults, and compare.
 
     Raises:
@@ -246,7 +252,7 @@ def chaos(cluster: Cluster, shards: Path, folder: Path, faults: int, seed: int) 
     reference = submit(cluster, shards, folder / "undisturbed", *settings(steps))
     cluster.wait_for(reference.job_id, "COMPLETED", *ENDED, timeout_s=900)
     run = submit(cluster, shards, folder / "with faults", *settings(steps))
-    disturbed = DisturbedRun(cluster, shards, run, steps, random.Random(seed))
+    disturbed = DisturbedRun(cluster, shards, run, steps, random.Random(seed), kinds)
     disturb(disturbed, faults)
     assert_equal(disturbed.run, reference)
     allowed = {fault.__name__: cost for fault, (_, cost) in FAULTS.items()}
@@ -286,12 +292,17 @@ def main() -> int:
     """Start a cluster, do it all, and print what it cost."""
     if missing():
         sys.exit(f"no Slurm cluster here: {missing()}")
-    faults, seed = (int(word) for word in [*sys.argv[1:], "30", "0"][:2])
+    numbers = [int(word) for word in sys.argv[1:3]]
+    faults, seed = [*numbers, *(30, 0)[len(numbers) :]]
+    named = set(sys.argv[3:])
+    if unknown := named - {fault.__name__ for fault in FAULTS}:
+        sys.exit(f"no such fault: {', '.join(unknown)}")
+    kinds = [fault for fault in FAULTS if not named or fault.__name__ in named]
     with tempfile.TemporaryDirectory() as name, running_cluster() as cluster:
         source = SimulatedConfig(root=f"{name}/rasters", num_patches=48, bands=["B02", "B04"])
         pack(PackConfig(source=source, output=f"{name}/shards"), progress=False)
         start = time.monotonic()
-        disturbed = chaos(cluster, Path(name, "shards"), Path(name), faults, seed)
+        disturbed = chaos(cluster, Path(name, "shards"), Path(name), faults, seed, kinds)
         report(disturbed, time.monotonic() - start)
     return 0
 

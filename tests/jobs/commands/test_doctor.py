@@ -66,9 +66,10 @@ def test_the_file_system_is_that_of_the_longest_mount(folder, kind):
 def test_settings_of_slurm_are_judged_by_what_they_mean_for_a_run():
     settings = parse_settings("JobRequeue              = 0\nKillWait                = 10 sec\nX = ")
     assert settings["KillWait"] == "10 sec"
-    assert doctor._requeue(settings["JobRequeue"]).level is Level.warn
-    assert "signal_delay_s" in doctor._kill_wait(settings["KillWait"]).fix
-    assert doctor._kill_wait("30 sec").level is Level.ok
+    assert doctor.judge_setting("JobRequeue", settings["JobRequeue"]).level is Level.warn
+    assert "signal_delay_s" in doctor.judge_setting("KillWait", settings["KillWait"]).fix
+    for value, level in (("9 sec", Level.warn), ("30 sec", Level.ok), ("120 sec", Level.ok)):
+        assert doctor.judge_setting("KillWait", value).level is level
 
 
 def test_a_broken_pair_of_torch_and_torchvision_fails_with_the_fix(monkeypatch):
