@@ -270,34 +270,15 @@ def _fields(text: str) -> dict[str, str]:
     return fields
 
 
-_FIELDS = "JobID,State,ExitCode,Start,End,NodeList"
 # what sacct says where nobody keeps accounts: no fault of the job, and no word about it
 _NONE_KEPT = ("accounting storage is disabled", "not running a supported accounting_storage")
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How one start of a job ended, or that it has not.
+def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, list[str]]:
+    """Ask ``sacct`` how each start of some jobs ended; nothing where no accounts are kept.
 
-    Attributes:
-        job_id: ``12``, or ``12_3`` in an array.
-        state: Slurm's word without additions: CANCELLED, not ``CANCELLED by 1000``.
-        exit_code: what the batch script left with, ``1:0``; the second number is a signal.
-        start: as Slurm writes it; empty when it never started.
-        end: as Slurm writes it; empty while it runs.
-        nodes: as Slurm abbreviates them.
-    """
-
-    job_id: str
-    state: str
-    exit_code: str
-    start: str
-    end: str
-    nodes: str
-
-
-def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, list[Ending]]:
-    """Ask ``sacct`` for all starts of some jobs, in order; nothing where no accounts are kept.
+    Returns:
+        Job id to Slurm's state of each of its starts, in order; empty for one that has not ended.
 
     Raises:
         SlurmError: no answer.
@@ -306,7 +287,7 @@ def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, l
     if not wanted:
         return {}
     # -D: without it sacct hides every start but the last. -X: jobs, not their steps.
-    command = ["sacct", "-n", "-P", "-X", "-D", "-o", _FIELDS, "-j", ",".join(wanted)]
+    command = ["sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State,End", "-j", ",".join(wanted)]
     try:
         return parse_endings(call(command, timeout_s))
     except SlurmError as error:
@@ -315,14 +296,14 @@ def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, l
         raise
 
 
-def parse_endings(text: str) -> dict[str, list[Ending]]:
+def parse_endings(text: str) -> dict[str, list[str]]:
     """Parse lines of our own ``sacct -P`` format; lines of another form are left out."""
-    found: dict[str, list[Ending]] = {}
+    found: dict[str, list[str]] = {}
     for line in text.splitlines():
         parts = [part.strip() for part in line.split("|")]
-        if len(parts) != _FIELDS.count(",") + 1 or not parts[1]:
-            continue
-        job_id, state, code, *others = parts
-        ending = Ending(job_id, state.split()[0].rstrip("+"), code, *map(_known, others))
-        found.setdefault(job_id, []).append(ending)
+        if len(parts) == 3 and parts[1]:
+            job_id, state, end = parts
+            # "CANCELLED by 1000"; a narrow format cuts OUT_OF_MEMORY to OUT_OF_ME+
+            ending = state.split()[0].rstrip("+") if _known(end) else ""
+            found.setdefault(job_id, []).append(ending)
     return found

@@ -198,7 +198,8 @@ def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
         SlurmError: Slurm refused it.
     """
     code = take_snapshot(folder.parent / "code")
-    arrays = _split_into_arrays(tasks, largest_array())
+    size = largest_array() or len(tasks)
+    arrays = [tasks[first : first + size] for first in range(0, len(tasks), size)]
     # the limit holds for all arrays together
     limited = replace(cluster, parallel_parts=max(1, cluster.parallel_parts // len(arrays)))
     jobs = [job for array in arrays for job in _sbatch(array, folder, limited, code)]
@@ -329,12 +330,6 @@ def _checked_folder(folder: Path) -> Path:
             "number or the like; rename it"
         )
     return folder
-
-
-def _split_into_arrays(tasks: Sequence[Task], limit: int | None) -> list[Sequence[Task]]:
-    """Cut tasks into arrays that Slurm takes."""
-    size = limit or len(tasks)
-    return [tasks[first : first + size] for first in range(0, len(tasks), size)]
 
 
 def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: Path) -> list[Any]:

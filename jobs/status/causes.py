@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.slurm.client import Ending, JobState
+from jobs.slurm.client import JobState
 
 Events = Sequence[Mapping[str, Any]]
 
@@ -127,7 +127,7 @@ class AttemptRecord:
 
 
 def history(
-    events: Events, endings: Mapping[str, Sequence[Ending]], *, is_over: bool = False
+    events: Events, endings: Mapping[str, Sequence[str]], *, is_over: bool = False
 ) -> list[AttemptRecord]:
     """Return the attempts in order.
 
@@ -145,7 +145,7 @@ def history(
 
 
 def _attempt(
-    own: Events, later: Events, endings: Mapping[str, Sequence[Ending]], *, is_over: bool
+    own: Events, later: Events, endings: Mapping[str, Sequence[str]], *, is_over: bool
 ) -> AttemptRecord:
     start, last = own[0], own[-1]
     outcome, cause = _outcome(last)
@@ -153,7 +153,9 @@ def _attempt(
     if "checkpoint" in last:  # step-000012000
         last_step = int(str(last["checkpoint"]).rpartition("-")[2])
     if outcome == "running":
-        state = _accounted(start, endings)
+        # in which sacct saw this start of the job end; empty if unknown
+        known, number = endings.get(start.get("job_id", ""), ()), start.get("restarts", 0)
+        state = known[number] if number < len(known) else ""
         if state or is_over:
             outcome, cause = "lost", _LOSSES.get(state, f"ended by Slurm: {state}")
             # what came after the step from which the next attempt went on is lost
@@ -194,10 +196,3 @@ def _cause_of_stop(event: Mapping[str, Any]) -> str:
     signal, decision = str(event.get("signal")), str(event.get("decision"))
     known = _STOPS.get((signal, decision)) or _DECISIONS.get(decision)
     return known or f"stopped ({signal})"
-
-
-def _accounted(start: Mapping[str, Any], endings: Mapping[str, Sequence[Ending]]) -> str:
-    """Return the state in which sacct saw this start of the job end; empty if unknown."""
-    known = endings.get(start.get("job_id", ""), ())
-    number = start.get("restarts", 0)
-    return known[number].state if number < len(known) and known[number].end else ""

@@ -74,15 +74,11 @@ def describe_packing(folder: Path, answer: SlurmAnswer) -> PackingRecord:
     )
     done, planned = _shards(folder)
     alive = any(not job.is_final for job in members.values())
-    is_complete = (folder / MANIFEST_NAME).exists()
-    damage = _damage(folder) if is_complete else ""
-    state, action = _verdict(folder, failed, is_complete=is_complete, alive=alive)
-    if damage:
-        state, _, action = damage.partition("; ")
+    state, action, needs_person = _assess(folder, failed, alive=alive)
     return PackingRecord(
         shards=str(folder),
         state=state,
-        needs_person=bool(damage) or (bool(failed) and not is_complete),
+        needs_person=needs_person,
         action=action,
         job_id=array,
         members=dict(Counter(job.state.lower() for job in members.values())),
@@ -94,26 +90,20 @@ def describe_packing(folder: Path, answer: SlurmAnswer) -> PackingRecord:
     )
 
 
-def _verdict(folder: Path, failed: list[str], *, is_complete: bool, alive: bool) -> tuple[str, str]:
-    if is_complete:
-        return "packed", f"simclr-verify shards={folder}"
-    again = "read their logs; the same command packs what is missing"
-    if alive:
-        return f"packing; {len(failed)} members failed" if failed else "packing", again * bool(
-            failed
-        )
+def _assess(folder: Path, failed: list[str], *, alive: bool) -> tuple[str, str, bool]:
+    """Return the state, the next action, and whether a person has to take it."""
+    if (folder / MANIFEST_NAME).exists():
+        try:
+            read_manifest(folder)
+        except ValueError as error:
+            state, _, fix = str(error).partition("; ")
+            return state, fix, True
+        return "packed", f"simclr-verify shards={folder}", False
+    again = "the same command packs what is missing"
     if failed:
-        return f"{len(failed)} members failed", again
-    return "not complete", "the same command packs what is missing"
-
-
-def _damage(folder: Path) -> str:
-    """Return what is wrong with the manifest, and the fix; empty if it can be read."""
-    try:
-        read_manifest(folder)
-    except ValueError as error:
-        return str(error)
-    return ""
+        state = f"{len(failed)} members failed"
+        return f"packing; {state}" if alive else state, f"read their logs; {again}", True
+    return ("packing", "", False) if alive else ("not complete", again, False)
 
 
 def _shards(folder: Path) -> tuple[int, int]:

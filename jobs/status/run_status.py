@@ -23,7 +23,7 @@ from jobs.run_dir import (
     read_submission,
 )
 from jobs.slurm import client as slurm
-from jobs.slurm.client import Ending, JobState, seconds_of
+from jobs.slurm.client import JobState, seconds_of
 from jobs.slurm.environment import LOG_NAME
 from jobs.status.causes import AttemptRecord, Events, history, why_waiting
 from jobs.tracking.sink import tracker_links
@@ -53,12 +53,12 @@ class SlurmAnswer:
 
     Attributes:
         jobs: job id to its state; those that Slurm has forgotten are absent.
-        endings: job id to the end of each of its starts, where accounting is on.
+        endings: job id to the state in which each of its starts ended, where accounting is on.
         error: why there was no answer; empty when there was.
     """
 
     jobs: Mapping[str, JobState] = field(default_factory=dict)
-    endings: Mapping[str, list[Ending]] = field(default_factory=dict)
+    endings: Mapping[str, list[str]] = field(default_factory=dict)
     error: str = ""
 
 

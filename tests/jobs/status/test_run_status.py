@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.run_dir import Submission, freeze, write_submission
-from jobs.slurm.client import Ending, JobState
+from jobs.slurm.client import JobState
 from jobs.status.run_status import RunRecord, SlurmAnswer, find_runs, jobs_of
 from jobs.status.run_status import describe as describe_run
 from simclr.checkpoint.manifest import CheckpointManifest, describe_files, write_manifest
@@ -245,8 +245,8 @@ def test_each_attempt_is_told_with_its_cause_also_one_that_left_no_word(run):
     happened(run, "start", attempt=2, restarts=1)
     happened(run, "start", attempt=3, restarts=2)
     happened(run, "finished", attempt=3, first_step=15, checkpoint="step-000000100")
-    ends = [Ending("12", s, "0:0", "a", "b", "n1") for s in ("REQUEUED", "NODE_FAIL", "COMPLETED")]
-    record = describe_run(run, SlurmAnswer({}, {"12": ends}), NOW)
+    ends = {"12": ["REQUEUED", "NODE_FAIL", "COMPLETED"]}
+    record = describe_run(run, SlurmAnswer({}, ends), NOW)
     assert [attempt.outcome for attempt in record.attempts] == ["stopped", "lost", "finished"]
     assert [attempt.last_step for attempt in record.attempts] == [15, 15, 100]
     assert record.attempts[1].cause == "its node failed"
