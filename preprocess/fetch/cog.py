@@ -160,13 +160,20 @@ def blocks_of(layout: Layout, squares: Blocks, side_m: float) -> Blocks:
         squares: (columns, rows), counted from its upper left corner.
         side_m: of a square.
     """
-    side_px, (width, height) = side_m / layout.resolution_m, layout.image.block
-    wanted = np.zeros(layout.image.offsets.shape, bool)
-    for column, row in np.argwhere(squares).tolist():
-        left, top = int(column * side_px), int(row * side_px)
-        right, bottom = int((column + 1) * side_px) - 1, int((row + 1) * side_px) - 1
-        wanted[top // height : bottom // height + 1, left // width : right // width + 1] = True
-    return wanted
+    num_rows, num_columns = layout.image.offsets.shape
+    width, height = layout.image.block
+    side_px = side_m / layout.resolution_m
+    columns = _overlaps(squares.shape[0], side_px, num_columns, width)
+    rows = _overlaps(squares.shape[1], side_px, num_rows, height)
+    return np.asarray(rows.T @ squares.T @ columns)
+
+
+def _overlaps(num_squares: int, side_px: float, num_blocks: int, block_px: int) -> Blocks:
+    """Return which squares share pixels with which blocks along an axis, (squares, blocks)."""
+    edges = (np.arange(num_squares + 1) * side_px).astype(np.int64)
+    first, last = edges[:-1, None] // block_px, (edges[1:, None] - 1) // block_px
+    blocks = np.arange(num_blocks)
+    return np.asarray((first <= blocks) & (blocks <= last))
 
 
 def overview_for(layout: Layout, resolution_m: float) -> Image | None:
