@@ -18,44 +18,51 @@ _ROUNDS = 10
 Epoch = int | torch.Tensor  # one for all, or (N,) int64
 
 
-def philox(counter: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return four 32-bit words for each counter: (..., 4) int64 to (..., 4) int64 in [0, 2^32).
+class Philox:
+    """The generator of a seed, its constants on the device: no draw copies from the host.
 
     Args:
-        counter: four words a draw, each in [0, 2^32).
         seed: 64-bit key.
+        device: of the counters.
     """
-    first, second = seed & _MASK, (seed >> 32) & _MASK
-    c0, c1, c2, c3 = counter.unbind(-1)
-    for _ in range(_ROUNDS):
-        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ first, low1, high0 ^ c3 ^ second, low0
-        first, second = (first + _WEYL[0]) & _MASK, (second + _WEYL[1]) & _MASK
-    return torch.stack((c0, c1, c2, c3), dim=-1)
 
+    def __init__(self, seed: int, device: torch.device | None = None) -> None:
+        first, second = seed & _MASK, (seed >> 32) & _MASK
+        keys = [
+            [(first + n * _WEYL[0]) & _MASK, (second + n * _WEYL[1]) & _MASK]
+            for n in range(_ROUNDS)
+        ]
+        self._keys = torch.tensor(keys, device=device)[..., None]  # (rounds, 2, 1)
+        self._multipliers = torch.tensor(_MULTIPLIERS, device=device)[:, None]
 
-def uniforms(
-    seed: int, epoch: Epoch, sample_id: torch.Tensor, view: torch.Tensor, num: int
-) -> torch.Tensor:
-    """Return ``num`` float32 uniforms in [0, 1) for each (sample, view): (N,), (N,) to (N, num).
+    def words(self, counter: torch.Tensor) -> torch.Tensor:
+        """Return four 32-bit words for each counter: (..., 4) int64 to (..., 4) int64 in [0, 2^32).
 
-    The epoch is one for all, or (N,).
-    """
-    # A counter gives four words; its last word counts on where a view needs more.
-    blocks = torch.arange((num + 3) // 4, device=sample_id.device)
-    counter = sample_id.new_empty((len(sample_id), len(blocks), 4))
-    counter[..., 0] = sample_id[:, None]
-    counter[..., 1] = epoch[:, None] if isinstance(epoch, torch.Tensor) else epoch
-    counter[..., 2] = view[:, None]
-    counter[..., 3] = blocks
-    words = philox(counter, seed).flatten(1)[:, :num]
-    # 24 bits are what a float32 holds exactly.
-    return (words >> 8).to(torch.float32) * 2.0**-24
+        Both halves of a round are computed by the same operations: on a GPU each is a launch.
+        """
+        even, odd = counter.reshape(-1, 4).T.reshape(2, 2, -1).unbind(1)  # words 0, 2 and 1, 3
+        for key in self._keys.unbind(0):
+            # int64 wraps, so the low 64 bits of the product are exact; the shift is arithmetic,
+            # hence the mask. Of the odd words more than 32 bits are kept, and masked away later.
+            product = (even * self._multipliers).flip(0)
+            even = (product >> 32).bitwise_xor_(odd).bitwise_xor_(key).bitwise_and_(_MASK)
+            odd = product
+        return torch.stack([even, odd & _MASK], 1).reshape(4, -1).T.reshape(counter.shape)
 
+    def uniforms(
+        self, epoch: Epoch, sample_id: torch.Tensor, view: torch.Tensor, num: int
+    ) -> torch.Tensor:
+        """Return ``num`` float32 uniforms in [0, 1) for each (sample, view), (N, num).
 
-def _multiply(word: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
-    # int64 wraps, so the low 64 bits of the product are exact; the shift is arithmetic, hence
-    # the mask.
-    product = word * factor
-    return (product >> 32) & _MASK, product & _MASK
+        ``sample_id`` and ``view`` are (N,) int64; the epoch is one for all, or (N,).
+        """
+        # A counter gives four words; its last word counts on where a view needs more.
+        blocks = torch.arange((num + 3) // 4, device=sample_id.device)
+        counter = sample_id.new_empty((len(sample_id), len(blocks), 4))
+        counter[..., 0] = sample_id[:, None]
+        counter[..., 1] = epoch[:, None] if isinstance(epoch, torch.Tensor) else epoch
+        counter[..., 2] = view[:, None]
+        counter[..., 3] = blocks
+        words = self.words(counter).flatten(1)[:, :num]
+        # 24 bits are what a float32 holds exactly.
+        return (words >> 8).to(torch.float32) * 2.0**-24

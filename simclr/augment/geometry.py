@@ -27,14 +27,13 @@ class Axes(NamedTuple):
 
     Attributes:
         transposed: (N,) bool, the rows of a view run along the columns of its operand.
-        rows: (N, S) position of each row on the operand's axis, in half pixels of the view.
-        columns: (N, S) likewise.
-        scales: (N, 2) pixels of the operand a pixel of the view, rows and columns, at equal size.
+        positions: (2, N, S) of each row, and of each column, on the operand's axis, in half pixels
+            of the view.
+        scales: (2, N) pixels of the operand a pixel of the view, rows and columns, at equal size.
     """
 
     transposed: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
+    positions: torch.Tensor
     scales: torch.Tensor
 
 
@@ -62,9 +61,8 @@ class Frame:
             patches = sample_points(patches, self.origin)
             one = torch.eye(patches.shape[1], device=patches.device).expand(len(patches), -1, -1)
             return patches, *(self.mixing or (one, one))
-        native_px, axes = patches.shape[1], self.origin
-        rows = resampling(axes.rows, axes.scales[:, 0], native_px)
-        columns = resampling(axes.columns, axes.scales[:, 1], native_px)
+        axes = self.origin
+        rows, columns = resampling(axes.positions, axes.scales, patches.shape[1]).unbind(0)
         if self.mixing is not None:
             rows, columns = self._mix(self.mixing[0], rows), self._mix(self.mixing[1], columns)
         return columns_first(patches, axes.transposed), rows, columns
@@ -103,66 +101,55 @@ def _blurred_between(
     before = (number < blurred_after[:, None])[:, :, None, None]
     first = trace_axes(torch.where(before, maps, identity), view_px)
     then = trace_axes(torch.where(before, identity, maps), view_px)
-    swapped = then.transposed[:, None]
-    axes = Axes(
-        first.transposed ^ then.transposed,
-        torch.where(swapped, first.columns, first.rows),
-        torch.where(swapped, first.rows, first.columns),
-        torch.where(swapped, first.scales.flip(1), first.scales),
+    axes = _exchanged(first, then.transposed)
+    rows, columns = resampling(then.positions, then.scales, view_px).unbind(0)
+    return Frame(
+        axes._replace(transposed=first.transposed ^ then.transposed), (rows @ blur, columns @ blur)
     )
-    rows = resampling(then.rows, then.scales[:, 0], view_px) @ blur
-    columns = resampling(then.columns, then.scales[:, 1], view_px) @ blur
-    return Frame(axes, (rows, columns))
+
+
+def _exchanged(axes: Axes, flags: torch.Tensor) -> Axes:
+    """Exchange the rows and columns of the flagged views."""
+    return Axes(
+        axes.transposed,
+        torch.where(flags[:, None], axes.positions.flip(0), axes.positions),
+        torch.where(flags, axes.scales.flip(0), axes.scales),
+    )
 
 
 def trace_axes(maps: torch.Tensor, view_px: int) -> Axes:
     """Trace rows and columns back through a chain of maps without free turns: (N, K, 2, 3)."""
-    centres = _centres(view_px, maps.device).expand(len(maps), view_px)
-    y, x = _trace(maps, view_px, (centres, centres))
+    positions = _trace(maps, view_px, _centres(view_px, maps.device).expand(2, len(maps), -1))
     # The product of the maps' sizes; without free turns one entry of each row is zero.
     size = torch.eye(2, device=maps.device).expand(len(maps), 2, 2)
     for linear in maps[..., :2].abs().unbind(1):
         size = size @ linear
     transposed = size[:, 0, 1] > 0
     # An exchange leaves the operand's y axis to depend on the column of the view.
-    scales = size.sum(2)
-    swapped = transposed[:, None]
-    return Axes(
-        transposed,
-        torch.where(swapped, x, y),
-        torch.where(swapped, y, x),
-        torch.where(swapped, scales.flip(1), scales),
-    )
+    return _exchanged(Axes(transposed, positions, size.sum(2).T), transposed)
 
 
 def trace_points(maps: torch.Tensor, view_px: int) -> torch.Tensor:
     """Return the position of every pixel of N views for ``F.grid_sample``: (N, S, S, 2)."""
     centres = _centres(view_px, maps.device)
-    square = torch.zeros(len(maps), view_px, view_px, device=maps.device)
-    y, x = _trace(maps, view_px, (square + centres[:, None], square + centres))
-    return torch.stack([x, y], -1) / view_px
+    square = torch.stack(torch.meshgrid(centres, centres, indexing="ij"))  # y and x of each pixel
+    positions = _trace(maps, view_px, square[:, None].expand(2, len(maps), -1, -1))
+    return positions.flip(0).movedim(0, -1) / view_px
 
 
-def _trace(
-    maps: torch.Tensor, view_px: int, start: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Trace positions (N, ...) back through the chain, from the last map to the first."""
-    y, x = start
-    shape = (-1,) + (1,) * (y.ndim - 1)
+def _trace(maps: torch.Tensor, view_px: int, positions: torch.Tensor) -> torch.Tensor:
+    """Trace positions y and x (2, N, ...) back through the chain, from the last map to the first.
+
+    Both are computed by the same operations: on a GPU each is a launch.
+    """
+    shape = (2, 3, len(maps)) + (1,) * (positions.ndim - 2)
     for affine in reversed(maps.unbind(1)):
-        (yy, yx, oy), (xy, xx, ox) = (
-            (entry.reshape(shape) for entry in row.unbind(1)) for row in affine.unbind(1)
-        )
-        y, x = (
-            _reflect(yy * y + yx * x + oy * view_px, view_px),
-            _reflect(xy * y + xx * x + ox * view_px, view_px),
-        )
-    return y, x
-
-
-def _reflect(position: torch.Tensor, view_px: int) -> torch.Tensor:
-    """Bring positions beyond [-S, S] back into it."""
-    return view_px - ((position + view_px).remainder(4 * view_px) - 2 * view_px).abs()
+        of_y, of_x, offset = affine.permute(1, 2, 0).reshape(shape).unbind(1)
+        y, x = positions.unbind(0)
+        moved = of_y * y + of_x * x + offset * view_px
+        # positions beyond [-S, S] are reflected into it
+        positions = view_px - ((moved + view_px).remainder(4 * view_px) - 2 * view_px).abs()
+    return positions
 
 
 def _centres(view_px: int, device: torch.device) -> torch.Tensor:
@@ -170,15 +157,15 @@ def _centres(view_px: int, device: torch.device) -> torch.Tensor:
 
 
 def resampling(position: torch.Tensor, scale: torch.Tensor, native_px: int) -> torch.Tensor:
-    """Return interpolation along one axis: (N, S) positions, (N,) scales to (N, S, native_px).
+    """Return interpolation along an axis: positions (..., S), scales (...) to (..., S, native_px).
 
     Bilinear where the view is finer than the grid, a wider triangle where pixels are averaged.
     """
-    ratio = native_px / position.shape[1]
+    ratio = native_px / position.shape[-1]
     # Half a pixel at either edge holds the edge's value.
     index = ((position * ratio + (native_px - 1)) / 2).clamp(0, native_px - 1)
     pixels = torch.arange(native_px, device=position.device, dtype=torch.float32)
-    width = (scale * ratio).clamp(min=1)[:, None, None]
+    width = (scale * ratio).clamp(min=1)[..., None, None]
     weight = (index[..., None] - pixels).abs_().div_(width).neg_().add_(1).clamp_(min=0)
     return weight.div_(weight.sum(-1, keepdim=True))
 

@@ -14,7 +14,7 @@ import torch
 
 from simclr.augment.operations import OPERATIONS, Operation, Preset, Stage, free_rotation
 from simclr.choices import Rotation
-from simclr.philox import Epoch, uniforms
+from simclr.philox import Epoch, Philox
 
 _COUPLET, _ORDER, _NOISE, _NUM_COMMON = range(4)  # columns of the uniforms before the bands'
 
@@ -74,7 +74,8 @@ class ParameterSampler:
     """
 
     def __init__(self, preset: Preset, seed: int, num_bands: int, device: torch.device) -> None:
-        self.preset, self._seed, self._num_bands = preset, seed, num_bands
+        self.preset, self._num_bands = preset, num_bands
+        self._generator = Philox(seed, device)
         self._maps, self._lines = preset.of_stage(Stage.geometry), preset.of_stage(Stage.line)
         self._strengths = {
             name: preset.strengths.get(name, strength.default)
@@ -102,7 +103,7 @@ class ParameterSampler:
 
     def draw(self, epoch: Epoch, sample_id: torch.Tensor, view: torch.Tensor) -> ViewParameters:
         """Draw the parameters of N views: ``sample_id`` and ``view`` are (N,) int64."""
-        u = uniforms(self._seed, epoch, sample_id, view, self._num)
+        u = self._generator.uniforms(epoch, sample_id, view, self._num)
         order = _Order(self.preset, self._columns, self._ranks, u)
         drop = u[:, _NUM_COMMON : _NUM_COMMON + self._num_bands]
         return ViewParameters(

@@ -11,7 +11,7 @@ import math
 import torch
 
 from simclr.augment.parameters import ViewParameters, selected
-from simclr.philox import philox
+from simclr.philox import Philox
 
 
 def joined_line(
@@ -93,7 +93,7 @@ def noise_table(seed: int, device: torch.device) -> torch.Tensor:
     counter = torch.zeros(NOISE_VALUES // 4, 4, dtype=torch.int64)
     counter[:, 0] = torch.arange(NOISE_VALUES // 4)
     counter[:, 3] = 2**32 - 1  # far from the blocks that parameters are drawn from
-    words = philox(counter, seed).flatten()
+    words = Philox(seed).words(counter).flatten()
     uniform = ((words >> 8).to(torch.float64) + 0.5) * 2.0**-24
     radius, angle = uniform.view(2, -1)
     radius = (-2 * radius.log()).sqrt()  # Box and Muller 1958

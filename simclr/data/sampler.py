@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from simclr.data.dataset import ShardDataset
-from simclr.philox import uniforms
+from simclr.philox import Philox
 
 Samples = npt.NDArray[np.int64]
 
@@ -192,7 +192,7 @@ class TemporalPairSampler:
         """Return (B, 2) uniforms; in float64 their product with a count stays below the count."""
         ids = torch.from_numpy(self.place_id[places])
         stream = torch.full_like(ids, _DATE_STREAM)
-        drawn = uniforms(self.seed, torch.from_numpy(epochs), ids, stream, 2)
+        drawn = Philox(self.seed).uniforms(torch.from_numpy(epochs), ids, stream, 2)
         return drawn.numpy().astype(np.float64)
 
 

@@ -31,7 +31,7 @@ from simclr.data.loader import Loader
 from simclr.data.sampler import permutation
 from simclr.distributed import DistributedContext, from_main_rank, meet
 from simclr.evaluation.metrics import BoolArray, Indices
-from simclr.philox import uniforms
+from simclr.philox import Philox
 
 Features = npt.NDArray[np.float32]
 Embedder = Callable[[Tensor], Tensor]  # (B, C, H, W) float32 -> (B, D)
@@ -282,9 +282,9 @@ def apply_symmetry(views: Tensor, symmetry: Tensor) -> Tensor:
     return torch.where(columns, views.flip(3), views)
 
 
-def draw_symmetries(seed: int, epoch: int, sample_id: Tensor) -> Tensor:
+def draw_symmetries(generator: Philox, epoch: int, sample_id: Tensor) -> Tensor:
     """Return one of the 8 symmetries for each sample (B,): a function of its arguments alone."""
-    drawn = uniforms(seed, epoch, sample_id, torch.zeros_like(sample_id), 1)[:, 0]
+    drawn = generator.uniforms(epoch, sample_id, torch.zeros_like(sample_id), 1)[:, 0]
     return (drawn * NUM_SYMMETRIES).long()
 
 

@@ -29,6 +29,7 @@ from simclr.evaluation.features import (
 from simclr.evaluation.metrics import ScoreArray, primary_metric
 from simclr.evaluation.probes import result_of
 from simclr.optim import parameter_groups
+from simclr.philox import Philox
 
 _WARMUP_SHARE = 0.1
 _BATCH_SIZE = 256
@@ -132,10 +133,11 @@ class FineTuning:
             optimizer, lambda step: _rate_share(step, num_steps)
         )
         best, step_of_best, state = -math.inf, 0, classifier.state_dict()
+        generator = Philox(self.seed, next(encoder.parameters()).device)
         batches = train.shuffled(config.batch_size, num_steps, self.seed)
         for step, (epoch, sample_id, views, targets) in enumerate(batches, start=1):
             if config.symmetries:
-                views = apply_symmetry(views, draw_symmetries(self.seed, epoch, sample_id))
+                views = apply_symmetry(views, draw_symmetries(generator, epoch, sample_id))
             for part in trained:
                 part.train()
             optimizer.zero_grad(set_to_none=True)

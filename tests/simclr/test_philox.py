@@ -2,11 +2,11 @@
 
 import torch
 
-from simclr.philox import philox, uniforms
+from simclr.philox import Philox
 
 
 def words(counter: list[int], seed: int) -> list[int]:
-    return philox(torch.tensor([counter]), seed)[0].tolist()
+    return Philox(seed).words(torch.tensor([counter]))[0].tolist()
 
 
 def test_published_vectors_come_out():
@@ -17,20 +17,22 @@ def test_published_vectors_come_out():
 
 def test_a_draw_does_not_depend_on_its_batch():
     ids, view = torch.arange(50), torch.zeros(50, dtype=torch.int64)
-    table = uniforms(5, 2, ids, view, 7)
-    alone = uniforms(5, 2, ids[31:32], view[:1], 7)
+    table = Philox(5).uniforms(2, ids, view, 7)
+    alone = Philox(5).uniforms(2, ids[31:32], view[:1], 7)
     assert torch.equal(table[31:32], alone)
 
 
 def test_more_draws_leave_the_first_ones_as_they_were():
     ids, view = torch.arange(10), torch.ones(10, dtype=torch.int64)
-    assert torch.equal(uniforms(1, 0, ids, view, 40)[:, :9], uniforms(1, 0, ids, view, 9))
+    assert torch.equal(
+        Philox(1).uniforms(0, ids, view, 40)[:, :9], Philox(1).uniforms(0, ids, view, 9)
+    )
 
 
 def test_seed_epoch_sample_and_view_each_change_the_draw():
     one = torch.tensor([1])
     draws = [
-        uniforms(seed, epoch, sample, view, 8)
+        Philox(seed).uniforms(epoch, sample, view, 8)
         for seed, epoch, sample, view in [
             (0, 0, one, one),
             (1, 0, one, one),
@@ -44,7 +46,7 @@ def test_seed_epoch_sample_and_view_each_change_the_draw():
 
 
 def test_uniforms_fill_the_unit_interval_evenly():
-    table = uniforms(0, 0, torch.arange(20000), torch.zeros(20000, dtype=torch.int64), 8)
+    table = Philox(0).uniforms(0, torch.arange(20000), torch.zeros(20000, dtype=torch.int64), 8)
     assert 0 <= table.min() < 1e-3
     assert 1 - 1e-3 < table.max() < 1
     counts = torch.histc(table, bins=64, min=0, max=1)

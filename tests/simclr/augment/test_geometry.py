@@ -132,8 +132,8 @@ def test_a_chain_of_maps_folds_at_every_map():
     for row in range(20):
         place = (2 * row + 1) / 20 - 1
         expected = fold(fold(1.25 * place) + 0.2)
-        assert axes.rows[0, row].item() / 20 == pytest.approx(expected, abs=1e-5)
-    torch.testing.assert_close(axes.scales, torch.full((1, 2), 1.25))
+        assert axes.positions[0, 0, row].item() / 20 == pytest.approx(expected, abs=1e-5)
+    torch.testing.assert_close(axes.scales, torch.full((2, 1), 1.25))
 
 
 def test_the_mean_of_a_view_is_known_before_it_is_made(patches):

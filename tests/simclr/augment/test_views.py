@@ -204,3 +204,22 @@ def test_on_a_gpu_nothing_of_a_view_is_copied_from_the_host(dataset, batch):
     with Constants():
         torch.tensor([1.0])
     assert found
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_eager_views_of_a_gpu_take_few_launches(dataset, batch):
+    class Launches(TorchDispatchMode):
+        """Counts operators that compute: neither views of memory nor allocations."""
+
+        num = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            aliases = [one.alias_info for one in func._schema.returns]
+            is_view = any(alias and not alias.is_write for alias in aliases)
+            Launches.num += not is_view and "empty" not in func._schema.name
+            return func(*args, **(kwargs or {}))
+
+    maker = ViewMaker(dataset, AugmentConfig(preset="standard"), 0, CPU)
+    with Launches():
+        maker.training_views(batch, batch.epoch)
+    assert 300 < Launches.num < 400
