@@ -230,7 +230,9 @@ def _latest_job(submission: Submission | None, starts: Events) -> str:
     """Return the id of the job of the latest start or submission; empty without Slurm."""
     if submission and not (starts and starts[-1]["time"] >= submission.time):
         return submission.job_id
-    return str(starts[-1].get("job_id", "")) if starts else ""
+    # processes of one machine are numbered too; Slurm may have a job of that number
+    is_slurm = bool(starts) and starts[-1].get("launcher") != "local"
+    return str(starts[-1].get("job_id", "")) if is_slurm else ""
 
 
 def _log(run_dir: Path, events: Events, submission: Submission | None) -> str:

@@ -270,3 +270,11 @@ def test_what_an_attempt_has_lost_is_told_by_the_next_one(run):
     first, second = describe(run, {}, NOW).attempts
     assert (first.cause, first.last_step, first.lost_steps) == ("lost rank 2", 15, 4)
     assert (second.outcome, second.first_step, second.lost_steps) == ("running", 15, None)
+
+
+def test_the_number_of_a_process_on_this_machine_is_no_job_of_slurm(run):
+    (run / "slurm" / "submission-pretrain.json").unlink()
+    happened(run, "start", launcher="local", job_id="4240")
+    assert jobs_of(run) == []
+    happened(run, "start", launcher="slurm", job_id="13")
+    assert jobs_of(run) == ["13"]
