@@ -73,7 +73,9 @@ def simulated_products(root: Path, num_dates: int, *, seed: int = 3) -> list[Acq
 
     Baseline 04.00: pixels carry the offset of 1000, and the XML says so. Return the scenes.
     """
-    scenes = [Acquisition(0, date % len(SEASONS), date // len(SEASONS)) for date in range(num_dates)]
+    scenes = [
+        Acquisition(0, date % len(SEASONS), date // len(SEASONS)) for date in range(num_dates)
+    ]
     land = make_land(seed, 0)
     classes = np.where(land.order[::2, ::2] < 0.5, 4, 5).astype(np.uint8)  # SCL
     for scene in scenes:

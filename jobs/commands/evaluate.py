@@ -20,7 +20,7 @@ from simclr.evaluation.config import EvaluateConfig
 
 @dataclass(frozen=True)
 class Evaluate(Command):
-    """Score a run's encoder on labelled patches, beside controls that have learnt nothing.
+    """Score a run's encoder on labelled patches, beside controls (untrained baselines).
 
     Attributes:
         config: settings.

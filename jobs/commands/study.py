@@ -1,4 +1,4 @@
-"""``simclr-study``: arms x seeds become a report that says what may be concluded."""
+"""``simclr-study``: pretrains and scores arms x seeds, and reports what the scores support."""
 
 from __future__ import annotations
 
@@ -68,8 +68,7 @@ class Score(Command):
 class Study(Command):
     """Pretrain and score the arms of a study with several seeds, and report the differences.
 
-    Run again, it does what is missing. As a job it writes the report, from what the runs have
-    reached so far.
+    Run again, it completes what is missing. As a job it writes the report from the scores so far.
 
     Attributes:
         config: settings.
@@ -93,9 +92,9 @@ class Study(Command):
         *("fractions", "max_runs", "max_hours"),
     )
     results = (
-        "report.html, pictures and every number as CSV in output; a study of augmentation leaves "
-        "its couplets as a recipe: --config-dir=OUTPUT recipe=allowed. All settings of "
-        "simclr-pretrain are those of every arm. stdout tells the verdict, or the jobs."
+        "report.html, figures and every number as CSV in output; a study of augmentation also "
+        "writes a recipe without the lowest couplets: --config-dir=OUTPUT recipe=allowed. All "
+        "settings of simclr-pretrain apply to every arm. stdout shows the verdict, or the jobs."
     )
     memory_fix = Pretrain.memory_fix
 
@@ -132,7 +131,7 @@ def check_budget(config: StudyConfig, runs: Sequence[StudyRun], cluster: Cluster
     hours = pairs / rate / 3600 * cluster.num_ranks
     source = "measured" if measured else "expected_rate; the first run will measure it"
     cost = (
-        f"{len(left)} runs of {pairs:,} pairs together are left: about {hours:.2g} device hours "
+        f"{len(left)} runs with {pairs:,} pairs in total remain: about {hours:.2g} device hours "
         f"at {rate:,.0f} pairs/s ({source})"
     )
     require(

@@ -394,7 +394,7 @@ class CurvePoint:
         metric: name of the score of the probe; empty where not probed.
         probe: linear probe on validation labels; NaN where not probed.
         knn: the same of k-NN.
-        random_encoder: the probe of an encoder that learnt nothing.
+        random_encoder: the probe of an untrained encoder.
         image_statistics: the probe of means and deviations of the bands.
         collapsed: whether the projections of the interval had collapsed.
     """

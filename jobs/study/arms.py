@@ -66,18 +66,19 @@ class StudyConfig(TrainConfig):
     Attributes:
         study: what is varied.
         output: folder for the runs, the tables and the report.
-        labelled: folder with labelled shards to score on; empty takes the first of ``shards``.
-        tasks: label sets that are scored; arms are compared on the mean over them.
-        seeds: of initialisation, order, draws and label subsets; an arm is run once for each.
+        labelled: folder with labelled shards to score on; empty uses the first of ``shards``.
+        tasks: label sets to score on; arms are compared by the mean over them.
+        seeds: one run of every arm each; they set initialisation, sampling, augmentation and label
+            subsets.
         protocol: how encoders are scored.
-        fractions: shares of the training labels; several only in ``study=labels``. Empty takes
-            all labels, and in ``study=labels`` 1, 3, 10, 25, 50 and 100 %.
+        fractions: shares of the training labels; several only in ``study=labels``. Empty uses all
+            labels, and in ``study=labels`` 1, 3, 10, 25, 50 and 100 %.
         split: where training, validation and test patches of the labelled shards come from.
         score: which score is compared: f1, average_precision, accuracy, ...; of several classes
             the mean over them.
         arms: only these arms, by name; empty runs all.
-        max_runs: more pretrainings than this are refused, lest a typing error costs a week.
-        max_hours: a study that is expected to take more hours of one device is refused.
+        max_runs: more pretrainings than this are refused, in case of a typing error.
+        max_hours: a study that is expected to take more device hours than this is refused.
         expected_rate: pairs a second of one job, until a run of the study has measured it; a
             ResNet-50 on patches of 120 pixels makes some 500 on most GPUs, and more on new ones.
         died_after_steps: of the arm ``sgd 2021`` of study=optimizer: the step from which its

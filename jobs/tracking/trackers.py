@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from abc import ABC, abstractmethod
@@ -169,8 +170,8 @@ class Wandb(Tracker):
                 mode = "offline"
         if mode != "online":
             self._run = self._init(mode)
-        folder = Path(self._run.dir).parent
-        self.remember(link=self._run.url or f"wandb sync {folder}")
+        upload = f"wandb sync {shlex.quote(str(Path(self._run.dir).parent.resolve()))}"
+        self.remember(link=self._run.url or f"offline; upload it when the run has ended: {upload}")
         return max(0, int(self._run.step) - 1)
 
     def write(self, records: Sequence[dict[str, Any]]) -> None:
