@@ -28,7 +28,7 @@ from preprocess.pack import pack
 from preprocess.sources.simulated import SimulatedConfig
 
 EVERY = 10  # steps between checkpoints
-SETTINGS = (f"checkpoint.every_steps={EVERY}", "checkpoint.keep=3", "world.timeout_s=20")
+SETTINGS = (f"checkpoint.every_steps={EVERY}", "checkpoint.keep=3", "world.timeout_s=60")
 ENDED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 LIMIT_S = 300  # for the run to train on after a fault
 Fault = Callable[["DisturbedRun"], None]

@@ -28,6 +28,7 @@ from slurm.configuration import CLUSTER_NAME, NODES, write_configuration
 DAEMONS = ("munged", "slurmctld", "slurmd")
 CLIENTS = ("sbatch", "srun", "scontrol", "squeue", "scancel", "sinfo", "munge", "unmunge")
 START_S = 20.0
+PATIENCE = 4  # bounds are those of a quiet machine; a busy one needs so many times as long
 
 
 def missing() -> str:
@@ -147,7 +148,7 @@ class Cluster:
             for daemon in reversed(self._daemons):
                 _end(daemon)
 
-    def run(self, *command: str, check: bool = True, timeout_s: float = 60) -> str:
+    def run(self, *command: str, check: bool = True, timeout_s: float = 60 * PATIENCE) -> str:
         """Run a command on the cluster and return what it printed."""
         done = subprocess.run(
             command,
@@ -258,10 +259,10 @@ def _wait(
     timeout_s: float = START_S,
     explain: Callable[[], str] = str,
 ) -> None:
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + PATIENCE * timeout_s
     while not condition():
         if time.monotonic() > end:
-            raise TimeoutError(f"waited {timeout_s:.0f} s for {what}\n{explain()}")
+            raise TimeoutError(f"waited {PATIENCE * timeout_s:.0f} s for {what}\n{explain()}")
         time.sleep(0.1)
 
 

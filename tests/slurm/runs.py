@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from slurm.cluster import Cluster, wait_until
+from slurm.cluster import PATIENCE, Cluster, wait_until
 
 STEPS = 24
 SETTINGS = (
@@ -22,7 +22,7 @@ SETTINGS = (
     "data.global_batch_size=8",
     "augment.view_size_px=64",
     "checkpoint.every_steps=1000",
-    "world.timeout_s=60",
+    "world.timeout_s=240",  # a busy machine holds ranks up for long, and none of them is lost
 )
 PLACE = (
     "cluster=slurm_cpu_example",
@@ -73,7 +73,7 @@ def verb(name: str, *arguments: str, cluster: Cluster) -> subprocess.CompletedPr
         env={**os.environ, **cluster.environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=120 * PATIENCE,
         check=False,
     )
 

@@ -10,7 +10,7 @@ from slurm.cluster import wait_until
 from slurm.runs import preempt, submit, wait_for_step
 
 # Sixteen imports of torch share the machine's cores: a start takes minutes where they are busy.
-START_S = 300
+START_S = 120
 STEPS = 10
 SETTINGS = (
     f"max_steps={STEPS}",
