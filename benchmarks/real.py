@@ -1,13 +1,17 @@
-"""Pretraining on real images beside lightly's SimCLR and encoders that learnt nothing.
+"""Pretraining on real images, compared with lightly's SimCLR and with untrained baselines.
 
-Usage: python benchmarks/real.py [--data DIR] [--work DIR] [--seeds 0 1 2] [--epochs 30]
-           [--view 64] [--finetune 0.01 0.1]
+Usage: python benchmarks/real.py [--images rgb|multispectral] [--data DIR] [--work DIR]
+           [--seeds 0 1 2] [--epochs 30] [--view 64] [--finetune 0.01 0.1]
 
-EuroSAT RGB (``eurosat_rgb_dev.tar`` and ``index.csv``) is split by cells of 0.25 degrees: images of
-70 % of them are pretrained on without labels, those of the others are probed, on splits that keep
-cells whole. What --work holds is not made again, so that the same command goes on after a stop.
-lightly is optional: without it its rows are left out. Images, steps, batch, backbone, size of the
-views and precision are the same; augmentations, loss, head, optimiser and rate are each one's own.
+rgb: EuroSAT RGB (``eurosat_rgb_dev.tar`` and ``index.csv``) is divided by cells of 0.25 degrees.
+The images of 70 % of the cells are used for pretraining, without labels; the others are used for
+evaluation, on splits that keep cells whole. Results already in --work are reused, so the same
+command resumes after an interruption. lightly is optional; without it, its rows are left out.
+Images, steps, batch size, backbone, view size and precision are the same for both; augmentations,
+loss, projection head, optimiser and learning rate are each library's own.
+
+multispectral: twelve bands; pretrained on the unlabelled patches of ``hsg_l2a`` and on cells of
+``major_tom_l2a``, evaluated on ``eurosat_ms``, without lightly, and also joined with statistics.
 """
 
 from __future__ import annotations
@@ -18,9 +22,12 @@ import json
 import logging
 import math
 import os
+import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,44 +56,66 @@ from simclr.config import (
     TrainConfig,
     WorldConfig,
 )
-from simclr.distributed import is_fast_in_bfloat16
-from simclr.evaluation.config import PRETRAINED, EvaluateConfig, FinetuneConfig, Protocol
-from simclr.evaluation.evaluate import evaluate
+from simclr.distributed import TIMEOUT_S, distributed_context, is_fast_in_bfloat16
+from simclr.evaluation.baselines import (
+    EvalResult,
+    EvaluatedEncoder,
+    image_statistics,
+    open_encoders,
+)
+from simclr.evaluation.bootstrap import compare_with_all, score_results
+from simclr.evaluation.config import (
+    CONTROLS,
+    PRETRAINED,
+    EvaluateConfig,
+    FinetuneConfig,
+    Protocol,
+)
+from simclr.evaluation.evaluate import extract, open_setup, run_jobs
 from simclr.train import train
 
-BANDS = ("B04", "B03", "B02")
+RGB = ("B04", "B03", "B02")
+TWELVE = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 SIDE_PX = 64
 BATCH = 128
 NAME = "eurosat_rgb"
+NAME_MS = "eurosat_ms"
+JOINED = "pretrained and statistics"
 POOL_SHARE = 0.7  # of the images, by whole cells
 CELL_SEED = 0  # never another: the cells that are tested must stay those that nobody chose by
 SPLITS = [0, 1, 2, 3, 4]  # seeds of the splits of the labelled cells
 PEER = "lightly"
+RESAMPLES = 2000
+Found = dict[str, list[dict[str, Any]]]
 
 
 def main() -> None:
-    """Pack, pretrain, score; write ``results/real.md`` and ``.json``."""
+    """Pack, pretrain, score; write ``results/real*.md`` and ``.json``."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     options = _options()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
-        pool, labelled = prepare(options.data / NAME, work)
-        found = {}
+        rgb = options.images == "rgb"
+        pools, labelled = (prepare_rgb if rgb else prepare_multispectral)(options.data, work)
+        runs, others = {}, {}
         for seed in options.seeds:
-            run = work / f"ours-{options.view}px-{options.epochs}-{seed}"
-            train(ours(pool, run, options, seed))
-            others = peer(pool, work, options, seed)
-            found[seed] = score(run, labelled, others, options.finetune)
-    text = page(found, options, read_manifest(pool), read_manifest(labelled))
+            kind = "ours" if rgb else options.images
+            runs[seed] = work / f"{kind}-{options.view}px-{options.epochs}-{seed}"
+            train(ours(pools, RGB if rgb else TWELVE, runs[seed], options, seed))
+            others[seed] = peer(pools[0], work, options, seed) if rgb else []
+        found = score(runs, labelled, others, options.finetune, joined=not rgb)
+        text = page(found, options, [*map(read_manifest, pools)], read_manifest(labelled))
     sys.stdout.write(text)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "real.md").write_text(text, encoding="utf-8")
-    (RESULTS / "real.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    name = "real" if rgb else "real_multispectral"
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     data = Path(os.environ.get("S2_REAL_DATA", "../shared/data"))
+    parser.add_argument("--images", choices=["rgb", "multispectral"], default="rgb")
     parser.add_argument("--data", type=Path, default=data, help="folder that holds eurosat_rgb")
     parser.add_argument("--work", type=Path, help="keeps shards, runs and features; else nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of pretraining")
@@ -98,12 +127,13 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(source: Path, work: Path) -> tuple[Path, Path]:
+def prepare_rgb(data: Path, work: Path) -> tuple[list[Path], Path]:
     """Convert and pack the images of the two kinds of cells; return the folders of shards."""
-    rasters, index = work / "rasters", source / "index.csv"
+    source, rasters = data / NAME, work / "rasters"
+    index = source / "index.csv"
     folders = work / "pool", work / "labelled"
     if not all((folder / "manifest.json").exists() for folder in folders):
-        words = [source / "eurosat_rgb_dev.tar", rasters, "--bands", ",".join(BANDS)]
+        words = [source / "eurosat_rgb_dev.tar", rasters, "--bands", ",".join(RGB)]
         words += ["--table", index, "--folder", "cell"]
         if images_to_geotiff.main(list(map(str, words))):
             raise SystemExit(2)
@@ -112,7 +142,31 @@ def prepare(source: Path, work: Path) -> tuple[Path, Path]:
             others = work / f"not-{folder.name}.txt"
             others.write_text("\n".join(ids) + "\n", encoding="utf-8")
             pack(PackConfig(source=_source(rasters, others), output=str(folder)))
-    return folders
+    return [folders[0]], folders[1]
+
+
+def prepare_multispectral(data: Path, work: Path) -> tuple[list[Path], Path]:
+    """Pack both pools without labels, and EuroSAT MS; return the folders of shards."""
+    rasters = work / "hsg"
+    for part in sorted((data / "hsg_l2a").glob("*.npz")):
+        words = [part, rasters / part.stem, "--bands", ",".join(TWELVE), "--names", "name"]
+        if not (rasters / part.stem).exists() and images_to_geotiff.main(list(map(str, words))):
+            raise SystemExit(2)
+    bands = ",".join(TWELVE)
+    told = f"source.file_bands=[{bands}] source.any_grid=true source.processing_level=L2A"
+    sources = {
+        "hsg_l2a": f"geotiff source.root={rasters} source.name=hsg_l2a {told} "
+        f"source.boa_offset=0 source.labels_from_folders=false source.size_px={SIDE_PX}",
+        # 66 pixels: the smallest side from 64 on that pixels of 60 m fill
+        "major_tom": f"major_tom source.root={data / 'major_tom_l2a'} source.size_px=66",
+        NAME_MS: f"eurosat source.root={data / NAME_MS}",
+    }
+    command = Path(sys.executable).with_name("simclr-pack")
+    for name, words in sources.items():
+        if not (work / name / "manifest.json").exists():
+            line = f"source={words} output={work / name} cluster=here".split()
+            subprocess.run([command, *line], check=True)
+    return [work / "hsg_l2a", work / "major_tom"], work / NAME_MS
 
 
 def _ids_by_kind(index: Path) -> tuple[list[str], list[str]]:
@@ -131,7 +185,7 @@ def _source(rasters: Path, left_out: Path) -> GeotiffConfig:
     return GeotiffConfig(
         name=NAME,
         root=str(rasters),
-        file_bands=list(BANDS),
+        file_bands=list(RGB),
         size_px=SIDE_PX,
         boa_offset=0,
         path_pattern="^(?P<place>[^/]+)/",  # the cell: splits and resamples keep it whole
@@ -139,16 +193,18 @@ def _source(rasters: Path, left_out: Path) -> GeotiffConfig:
     )
 
 
-def ours(pool: Path, run: Path, options: argparse.Namespace, seed: int) -> TrainConfig:
+def ours(
+    pools: list[Path], bands: Sequence[str], run: Path, options: argparse.Namespace, seed: int
+) -> TrainConfig:
     """Return the settings of our run; none of them was chosen on the labelled cells."""
     return TrainConfig(
-        shards=[str(pool)],
+        shards=[*map(str, pools)],
         run_dir=str(run),
         seed=seed,
         epochs=options.epochs,
         precision=Precision.auto,
         world=WorldConfig(),
-        data=DataConfig(bands=list(BANDS), global_batch_size=BATCH),
+        data=DataConfig(bands=list(bands), global_batch_size=BATCH),
         augment=AugmentConfig(view_size_px=options.view),
         model=ModelConfig(encoder=EncoderName.resnet18),
         loss=LossConfig(temperature=0.2),
@@ -203,7 +259,7 @@ def _train_peer(
     torch.manual_seed(seed)
     epochs = options.epochs
     scale = {
-        key: [getattr(manifest.statistics[band], key) / 255 for band in BANDS]
+        key: [getattr(manifest.statistics[band], key) / 255 for band in RGB]
         for key in ("mean", "std")
     }
     transform = SimCLRTransform(input_size=options.view, normalize=scale)
@@ -245,45 +301,89 @@ def _train_peer(
 
 
 def score(
-    run: Path, labelled: Path, others: list[str], finetune: list[float]
-) -> dict[str, list[dict[str, Any]]]:
-    """Evaluate on the labelled cells; return rows and paired differences of accuracy."""
-    protocols = [Protocol.probe, Protocol.knn, *([Protocol.finetune_all] if finetune else [])]
-    evaluate(
+    runs: dict[int, Path],
+    labelled: Path,
+    others: dict[int, list[str]],
+    finetune: list[float],
+    *,
+    joined: bool,
+) -> dict[str, Found]:
+    """Evaluate on the labelled cells; return rows and differences of each seed, and of all.
+
+    Every seed is scored on the same splits and resamples. Baselines do not depend on the seed of
+    pretraining: they are scored once, and stand beside each of them.
+    """
+    configs = [
         EvaluateConfig(
-            run=str(run),
             shards=str(labelled),
-            task=NAME,
-            protocols=protocols,
+            task=read_manifest(labelled).source,
             fractions=sorted({*finetune, 1.0}),
-            others=others,
             seeds=SPLITS,
-            finetune=FinetuneConfig(epochs=20, learning_rates=[1e-3], checks=4),
         )
-    )
-    report = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["evaluations"][0]
-    rows = [
-        {
-            **{key: row[key] for key in ("protocol", "encoder", "fraction")},
-            **row["scores"]["accuracy"],
-        }
-        for row in report["results"]
     ]
-    differences = [one for one in report["differences"] if one["score"] == "accuracy"]
-    return {"rows": rows, "differences": differences}
+    if finetune:
+        configs += [
+            replace(
+                configs[0],
+                protocols=[Protocol.finetune_all],
+                fractions=sorted(finetune),
+                finetune=FinetuneConfig(epochs=50, learning_rates=[1e-3], checks=5),
+            )
+        ]
+    by_seed: dict[str, list[EvalResult]] = {}
+    baselines: list[EvalResult] = []
+    with distributed_context(WorldConfig(timeout_s=TIMEOUT_S)) as context:
+        for seed, run in runs.items():
+            results = []
+            for base in configs:
+                controls = not by_seed  # the first time
+                config = replace(base, run=str(run), others=others[seed], controls=controls)
+                setup = open_setup(config, context, progress=True)
+                encoders = open_encoders(config, setup.pretrained, context.device)
+                if joined and base is configs[0]:
+                    encoders.append(_joined(encoders[0]))
+                extract(setup, encoders)
+                results += run_jobs(setup, encoders)
+            if not by_seed:
+                baselines = [one for one in results if one.encoder in CONTROLS]
+                results = [one for one in results if one.encoder not in CONTROLS]
+            by_seed[f"seed {seed}"] = results + baselines
+    if len(by_seed) > 1:
+        by_seed["all seeds"] = [one for results in by_seed.values() for one in results]
+    test_to_train = len(setup.splits.by_seed[0].test) / len(setup.splits.by_seed[0].train)
+    found = {}
+    for name, results in by_seed.items():
+        rows = score_results(results, setup.task.kind, setup.splits.tested, setup.blocks, RESAMPLES)
+        found[name] = {
+            "rows": [row.scores_as_data() for row in rows],
+            "differences": compare_with_all(rows, PRETRAINED, setup.task.kind, test_to_train),
+        }
+    return found
+
+
+def _joined(pretrained: EvaluatedEncoder) -> EvaluatedEncoder:
+    """Return an encoder's features and image statistics side by side."""
+
+    def embed(views: torch.Tensor) -> torch.Tensor:
+        assert pretrained.embed is not None
+        return torch.cat([pretrained.embed(views), image_statistics(views)], dim=1)
+
+    return EvaluatedEncoder(JOINED, None, embed, pretrained.weights)
 
 
 def page(
-    found: dict[int, dict[str, list[dict[str, Any]]]],
+    found: dict[str, Found],
     options: argparse.Namespace,
-    pool: Manifest,
+    pools: list[Manifest],
     labelled: Manifest,
 ) -> str:
     """Return the table as Markdown."""
-    steps = options.epochs * (pool.rows // BATCH)
-    lines = ["# EuroSAT RGB, split by cell: accuracy in percent, 95 % intervals", ""]
+    rows = sum(pool.rows for pool in pools)
+    rgb = options.images == "rgb"
+    title = "EuroSAT RGB, split by cell" if rgb else "EuroSAT MS, twelve bands"
+    lines = [f"# {title}: accuracy in percent, 95 % intervals", ""]
     lines += [
-        f"| | labels | {' | '.join(f'seed {seed}' for seed in found)} |",
+        f"| | labels | {' | '.join(found)} |",
         f"| --- | ---: |{' ---: |' * len(found)}",
     ]
     lines += _lines("rows", found, "{protocol}: {encoder}")
@@ -292,11 +392,14 @@ def page(
     lines += _lines("differences", found, "{protocol}: ahead of {control}")
     lines += [
         "",
-        f"- {pool.rows} images without labels, {options.epochs} epochs, {steps} steps of {BATCH} "
-        f"pairs; ResNet-18, views of {options.view} px",
-        f"- {labelled.rows} labelled images of other cells; {len(SPLITS)} splits into 50 % "
-        "training, 20 % validation, 30 % test keep cells whole; scores are means over them",
-        "- a seed is one of pretraining; a difference is resolved where its interval excludes zero",
+        f"- {rows} images without labels, {options.epochs} epochs, "
+        f"{options.epochs * (rows // BATCH)} steps of {BATCH} pairs; ResNet-18, views of "
+        f"{options.view} px",
+        f"- {labelled.rows} labelled images{' of other cells' if rgb else ''}; {len(SPLITS)} "
+        "splits into 50 % training, 20 % validation, 30 % test, which keep cells whole; scores are "
+        "means over them",
+        "- a seed is one of pretraining; intervals are over resamples of the tested cells, and a "
+        "difference is resolved where its interval excludes zero",
         "",
     ]
     packages = ("torch", "torchvision", PEER, "numpy")
@@ -304,14 +407,14 @@ def page(
     return "\n".join([*lines, ""])
 
 
-def _lines(kind: str, found: dict[int, dict[str, list[dict[str, Any]]]], name: str) -> list[str]:
+def _lines(kind: str, found: dict[str, Found], name: str) -> list[str]:
     lines = []
     for cells in zip(*(one[kind] for one in found.values()), strict=True):
-        if kind == "differences" and cells[0]["encoder"] != PRETRAINED:
+        if kind == "differences" and cells[0]["score"] != "accuracy":
             continue
         shown = []
         for cell in cells:
-            interval = cell.get("over_samples", cell)
+            interval = cell["over_samples"] if kind == "differences" else cell["scores"]["accuracy"]
             value, low, high = (
                 100 * (interval[key] or math.nan) for key in ("value", "low", "high")
             )
