@@ -321,15 +321,16 @@ def score(
             seeds=SPLITS,
         )
     ]
+    configs.append(replace(configs[0], protocols=[Protocol.probe], stages=True))
     if finetune:
-        configs += [
+        configs.append(
             replace(
                 configs[0],
                 protocols=[Protocol.finetune_all],
                 fractions=sorted(finetune),
                 finetune=FinetuneConfig(epochs=50, learning_rates=[1e-3], checks=5),
             )
-        ]
+        )
     by_seed: dict[str, list[EvalResult]] = {}
     baselines: list[EvalResult] = []
     with distributed_context(WorldConfig(timeout_s=TIMEOUT_S)) as context:
@@ -343,7 +344,10 @@ def score(
                 if joined and base is configs[0]:
                     encoders.append(_joined(encoders[0]))
                 extract(setup, encoders)
-                results += run_jobs(setup, encoders)
+                kind = ", all stages" if base.stages else ""
+                results += [
+                    replace(one, protocol=one.protocol + kind) for one in run_jobs(setup, encoders)
+                ]
             if not by_seed:
                 baselines = [one for one in results if one.encoder in CONTROLS]
                 results = [one for one in results if one.encoder not in CONTROLS]

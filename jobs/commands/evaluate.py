@@ -45,8 +45,8 @@ class Evaluate(Command):
     )
     results = (
         "evaluation.json, .md and .html in the run folder, figures and their numbers as CSV in "
-        "evaluation/; stdout shows the table. Further settings: batch_size, controls, neighbours, "
-        "bootstrap, finetune.*"
+        "evaluation/; stdout shows the table. Further settings: stages, batch_size, controls, "
+        "neighbours, bootstrap, finetune.*"
     )
     memory_fix = "lower batch_size"
 

@@ -129,6 +129,8 @@ class EvaluateConfig:
         neighbours: neighbours of the k-NN classifier.
         bootstrap: resamples for the 95 % intervals.
         test_time: average each patch's features or predictions over its 8 turns and flips.
+        stages: classify the pooled outputs of the encoder's four stages side by side, instead of
+            the last one alone. Earlier stages keep texture and colour that the last has lost.
         finetune: how networks are trained on labels.
     """
 
@@ -148,6 +150,7 @@ class EvaluateConfig:
     neighbours: int = 20
     bootstrap: int = 1000
     test_time: bool = False
+    stages: bool = False
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def __post_init__(self) -> None:
@@ -167,6 +170,11 @@ class EvaluateConfig:
         require(self.step >= 0, f"step is {self.step}; give 0 for the newest, or a saved step")
         if self.all_checkpoints:
             self._check_all_checkpoints()
+        require(
+            not self.stages or any(one in ON_FEATURES for one in self.protocols),
+            "stages is true, but fine-tuning reads the last stage; add probe or knn to protocols, "
+            "or leave stages out",
+        )
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; give 1 or more")
         require(self.neighbours >= 1, f"neighbours is {self.neighbours}; give 1 or more")
         require(

@@ -77,6 +77,7 @@ from simclr.evaluation.report import (
 )
 from simclr.evaluation.splits import Splits, make_splits, on_validation, seen_in_pretraining
 from simclr.evaluation.task import Task, open_task
+from simclr.model.simclr import joined_stages
 from simclr.rendezvous import Rendezvous
 
 _ON_FEATURES = {Protocol.knn: knn, Protocol.probe: linear_probe}  # all others fine-tune
@@ -229,6 +230,7 @@ def open_setup(
         "bands": dataset.bands,
         "view_size_px": maker.view_size_px,
         "test_time": config.test_time,
+        "stages": config.stages,
     }
     folder = Path(config.run, FOLDER_NAME, "features", f"{task.name}-{dataset.fingerprint}")
     cache = FeatureCache(folder, origin)
@@ -268,11 +270,13 @@ def extract(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> None:
     """Leave the features of all labelled samples in the cache, extracted in one pass if missing."""
     config, cache = setup.config, setup.cache
     cache.weights.update({one.features_name: one.weights for one in encoders})
-    embedders = {
-        one.features_name: averaged_over_symmetries(one.embed) if config.test_time else one.embed
-        for one in encoders
-        if one.embed is not None
-    }
+    embedders = {one.features_name: one.embed for one in encoders if one.embed is not None}
+    for wanted, wrap in (
+        (config.stages, joined_stages),
+        (config.test_time, averaged_over_symmetries),
+    ):
+        if wanted:
+            embedders = {name: wrap(embed) for name, embed in embedders.items()}
 
     def views(rows: Indices) -> Iterable[Tensor]:
         """Start a pass over some samples."""
@@ -413,7 +417,8 @@ def _facts(setup: EvalSetup) -> dict[str, Any]:
             "seen_in_pretraining": setup.overlap,
         },
         "protocol": {
-            "features": "h in evaluation mode, standardised on the training split",
+            "features": ("pooled outputs of all stages" if config.stages else "h")
+            + " in evaluation mode, standardised on the training split",
             "fractions": sorted(config.fractions),
             "test_time": config.test_time,
             "others": list(config.others),

@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from simclr.choices import BatchNormGroup, HeadName, Precision, Stem
 from simclr.config import ModelConfig, TrainConfig
@@ -39,6 +40,23 @@ def build_encoder(config: ModelConfig, num_bands: int) -> nn.Module:
     encoder.conv1 = first
     encoder.fc = nn.Identity()
     return encoder
+
+
+def joined_stages(encoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a network that gives the pooled outputs of a ResNet's four stages side by side.
+
+    Views (B, C, S, S) to (B, D1 + D2 + D3 + D4); the last D4 are h. Anything but a ResNet is
+    returned as it is.
+    """
+    if not isinstance(encoder, resnet.ResNet):
+        return encoder
+    extractor = create_feature_extractor(encoder, [f"layer{n}" for n in range(1, 5)])
+
+    def embed(views: Tensor) -> Tensor:
+        """Return (B, D1 + D2 + D3 + D4)."""
+        return torch.cat([maps.mean(dim=(2, 3)) for maps in extractor(views).values()], dim=1)
+
+    return embed
 
 
 def build_head(name: HeadName, width: int, projection_size: int) -> nn.Module:

@@ -83,6 +83,7 @@ def test_choices_are_members_also_from_python():
         (lambda: WorldConfig(device=0), "world.device is 0; give one of auto, cpu, cuda"),
         (lambda: TrainConfig(precision=None), "precision is None; give one of auto, float32"),
         (lambda: EvaluateConfig(protocols=["svm"]), "protocols is 'svm'; give one of knn"),
+        (lambda: EvaluateConfig(stages=True, protocols=["finetune_all"]), "stages is true, but"),
         (lambda: FinetuneConfig(precision="auto"), "finetune.precision is auto; give float32"),
         (lambda: TrainConfig(gradient_precision="auto"), "gradient_precision is auto; give"),
         (lambda: ExportConfig(formats=["tflite"]), "formats is 'tflite'; give one of onnx"),

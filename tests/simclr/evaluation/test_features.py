@@ -12,7 +12,7 @@ from torch import nn
 from simclr.choices import EncoderName, Stem
 from simclr.config import ModelConfig
 from simclr.distributed import DistributedContext
-from simclr.evaluation.baselines import random_encoder
+from simclr.evaluation.baselines import image_statistics, random_encoder
 from simclr.evaluation.features import (
     NUM_SYMMETRIES,
     FeatureCache,
@@ -22,6 +22,7 @@ from simclr.evaluation.features import (
     extract_features,
     store_features,
 )
+from simclr.model.simclr import joined_stages
 from simclr.philox import Philox
 
 CPU = torch.device("cpu")
@@ -151,6 +152,15 @@ def test_draws_are_even_and_depend_on_epoch_seed_and_sample_alone():
     assert (torch.bincount(drawn, minlength=8) - 1000).abs().max() < 130
     torch.testing.assert_close(draw_symmetries(Philox(3), 1, samples[5:9]), drawn[5:9])
     assert not torch.equal(draw_symmetries(Philox(3), 2, samples), drawn)
+
+
+def test_joined_stages_end_with_the_representation_and_leave_other_embedders_alone():
+    encoder, views = small_encoder(), make_views(2)
+    with torch.inference_mode():
+        joined, last = joined_stages(encoder)(views), encoder(views)
+    assert joined.shape == (2, 64 + 128 + 256 + 512)
+    torch.testing.assert_close(joined[:, -512:], last)
+    assert joined_stages(image_statistics) is image_statistics
 
 
 def test_an_averaged_network_gives_the_same_for_a_turned_view():
