@@ -20,7 +20,7 @@ from pathlib import Path
 from jobs import cli
 from jobs.config import ClusterConfig
 from jobs.slurm import client as slurm
-from jobs.slurm.cluster_file import ask_site, write_cluster_file
+from jobs.slurm.partitions import ask_site, write_cluster_file
 from simclr.config import require
 
 LIBRARIES = ("rasterio", "h5py", "submitit", "hydra-core", "hydra-submitit-launcher")

