@@ -6,6 +6,7 @@ Launchers speak torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 # Ports from that of tcp:// on that are tried, and what rank 0 leaves there.
 NUM_PORTS = 4
@@ -25,6 +27,8 @@ _RUN_KEY = "run"
 PATIENCE_S = 10.0  # until rank 0 says for whom it waits
 ANSWER_S = 10.0  # within which a store answers
 _TCPStore: Any = dist.TCPStore  # type: ignore[attr-defined]  # the stubs do not list it
+
+_joined = itertools.count()  # process groups of this process, counted alike on every rank
 
 _log = logging.getLogger("simclr")
 
@@ -86,23 +90,32 @@ def join_process_group(rendezvous: Rendezvous, device: torch.device, timeout: ti
     """
     # Tensors on the CPU travel by gloo, also beside nccl: agreements must not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    where: dict[str, Any] = {"init_method": rendezvous.init_method}
+    store: Any
     if rendezvous.world_size == 1:
         # No port, no file: nothing to collide with. The stubs of torch do not list this store.
-        where = {"store": dist.HashStore()}  # type: ignore[attr-defined]
+        store = dist.HashStore()  # type: ignore[attr-defined]
     elif rendezvous.init_method.startswith("tcp://"):
         store = (
             _open_store(rendezvous) if rendezvous.rank == 0 else _find_store(rendezvous, timeout)
         )
         store.set_timeout(timeout)
         _await_ranks(store, rendezvous, timeout)
-        where = {"store": store}
+    else:
+        store, _, _ = next(
+            torch_rendezvous(
+                rendezvous.init_method, rendezvous.rank, rendezvous.world_size, timeout=timeout
+            )
+        )
+        store.set_timeout(timeout)
+        # torchrun's store outlives a process group: a second one would read the addresses of the
+        # first, and wait for ever.
+        store = dist.PrefixStore(f"group-{next(_joined)}", store)  # type: ignore[attr-defined]
     dist.init_process_group(
         backend,
+        store=store,
         rank=rendezvous.rank,
         world_size=rendezvous.world_size,
         timeout=timeout,
-        **where,
     )
 
 

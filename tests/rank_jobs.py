@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,30 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr.augment.parameters import ViewParameters
-from simclr.choices import BatchNormGroup, EncoderName, HeadName, LossName
-from simclr.config import CheckpointConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
+from simclr.choices import BatchNormGroup, Device, EncoderName, HeadName, LossName
+from simclr.config import (
+    CheckpointConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    TrainConfig,
+    WorldConfig,
+)
 from simclr.distributed import (
     DistributedContext,
     StopAgreement,
     average_gradients,
+    distributed_context,
     gather_rows,
     group_of_node,
+    sum_over_ranks,
 )
 from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import GroupBatchNorm, _NativeBatchNorm, join_statistics
 from simclr.model.simclr import SimCLR
 from simclr.optim import build_optimizer
 from simclr.preemption import Preempted
-from simclr.rendezvous import Rendezvous
+from simclr.rendezvous import Rendezvous, rendezvous_from_environment
 from simclr.train import train, train_step
 from simclr.trainer import Trainer
 
@@ -42,6 +52,60 @@ def agreed_value(rendezvous: Rendezvous) -> int:
 def agreed_reasons(rendezvous: Rendezvous, reasons: Sequence[int], delay: int) -> list[int]:
     """Return what each step learns where only the last rank has these reasons, one a step."""
     return in_process_group(_agreed_reasons, rendezvous, reasons, delay)
+
+
+def joined_twice(rendezvous: Rendezvous, port: int) -> list[int]:
+    """Agree in two process groups, one after the other, as a process of torchrun."""
+    os.environ |= {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rendezvous.rank),
+        "LOCAL_RANK": str(rendezvous.rank),
+        "WORLD_SIZE": str(rendezvous.world_size),
+    }
+    return [agreed_value(rendezvous_from_environment()) for _ in range(2)]
+
+
+def on_first_gpu(rendezvous: Rendezvous, checked: bool = True) -> str:
+    """Return what ranks that share a GPU are told, by our own check or by NCCL."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0"
+    checking = nullcontext() if checked else mock.patch("simclr.distributed._refuse_shared_gpus")
+    config = WorldConfig(device=Device.cuda, timeout_s=60)
+    try:
+        with checking, distributed_context(config, rendezvous) as context:
+            sum_over_ranks(torch.ones(1, device=context.device))
+            torch.cuda.synchronize()
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def hidden_reductions(rendezvous: Rendezvous, config: TrainConfig) -> tuple[int, int]:
+    """Return how many all-reduces a step has on a GPU, and beside how many of them it computes."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with (
+        distributed_context(config.world, rendezvous) as context,
+        closing(Trainer(config, context, [])) as run,
+    ):
+        run.resume()
+        for _ in range(3):
+            train_step(run, next(run.batches))
+        with torch.profiler.profile(activities=activities) as profile:
+            train_step(run, next(run.batches))
+            torch.cuda.synchronize()
+    spans = [
+        ("AllReduce" in event.name, "nccl" in event.name, event.time_range)
+        for event in profile.events()
+        if event.device_type is torch.autograd.DeviceType.CUDA
+    ]
+    computing = [span for _, is_nccl, span in spans if not is_nccl]
+    reducing = [span for is_reduction, _, span in spans if is_reduction]
+    hidden = sum(
+        any(one.start < other.end and other.start < one.end for other in computing)
+        for one in reducing
+    )
+    return len(reducing), hidden
 
 
 def _agreed_reasons(context: DistributedContext, reasons: Sequence[int], delay: int) -> list[int]:
@@ -92,14 +156,18 @@ def _loss_and_gradient(
     return float(total) / context.size, [gradient.clone() for gradient in _gradients(model)]
 
 
-def world_batchnorm(rendezvous: Rendezvous, values: torch.Tensor) -> dict[str, Any]:
+def world_batchnorm(
+    rendezvous: Rendezvous, values: torch.Tensor, device: Device = Device.cpu
+) -> dict[str, Any]:
     """Forward and backward of a BatchNorm over all ranks' shares of ``values``."""
-    return in_process_group(_world_batchnorm, rendezvous, values)
+    with distributed_context(replace(CPU, device=device), rendezvous) as context:
+        results = _world_batchnorm(context, values.to(context.device))
+        return {name: result.cpu() for name, result in results.items()}
 
 
 def _world_batchnorm(context: DistributedContext, values: torch.Tensor) -> dict[str, Any]:
     torch.manual_seed(0)
-    layer = join_statistics(nn.Sequential(nn.BatchNorm2d(values.shape[1])))
+    layer = join_statistics(nn.Sequential(nn.BatchNorm2d(values.shape[1]))).to(values.device)
     share = values.chunk(context.size)[context.rank].clone().requires_grad_()
     output = layer(share)
     (output**3).mean().backward()

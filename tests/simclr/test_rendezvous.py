@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rank_jobs import agreed_value
-from ranks import CPU, results_of, start_ranks
+from rank_jobs import agreed_value, joined_twice
+from ranks import CPU, results_of, run_ranks, start_ranks
 
 from simclr import rendezvous
 from simclr.distributed import distributed_context
@@ -73,6 +73,11 @@ def test_a_port_of_another_run_is_passed_over(tmp_path, port):
     other = torch.distributed.TCPStore("127.0.0.1", port, 2, True, wait_for_workers=False)
     other.set("run", "6-0")
     assert met(tmp_path, meeting(port)) == [1, 1]
+
+
+def test_a_second_process_group_does_not_read_what_the_first_left_with_torchrun(tmp_path, port):
+    agent = torch.distributed.TCPStore("127.0.0.1", port, None, True, wait_for_workers=False)
+    assert run_ranks(joined_twice, 2, tmp_path, agent.port) == [[1, 1], [1, 1]]
 
 
 def test_ranks_that_were_never_started_are_waited_for_aloud(port, monkeypatch, caplog):
