@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +16,10 @@ from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
 from preprocess.fetch.config import FetchConfig, What, read_polygons
 from simclr.config import require
+
+LOG_NAME = "fetch.log"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,9 @@ class Fetch(Command):
     )
     results = (
         "A folder for each scene, and scenes.csv, which says of every scene found whether it was "
-        "taken and why; or an archive, checked and unpacked. --dry-run tells scenes, patches, "
-        "bytes and hours, and writes nothing. The network is needed: on a cluster name the "
-        "partition that has it."
+        "taken and why; or an archive, checked and unpacked. fetching/fetch.log in it has the log "
+        "of every start. --dry-run tells scenes, patches, bytes and hours, and writes nothing. "
+        "The network is needed: on a cluster name the partition that has it."
     )
 
     @property
@@ -94,8 +100,32 @@ class Fetch(Command):
         from preprocess.fetch.run import fetch
 
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # warns of each cut, as we do
-        done = fetch(self.config)
-        return _counts(self.config, done.taken, done.found, done.patches, done.bytes)
+        with _logged_to(self.job_dir.with_name(LOG_NAME)):
+            done = fetch(self.config)
+            result = _counts(self.config, done.taken, done.found, done.patches, done.bytes)
+            _log.info("%s", result)
+        return result
+
+
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """Append the log of the block, and what ended it, to a file too: hours later it tells why."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        handler.handle(_log.makeRecord(_log.name, logging.ERROR, "", 0, _ended(error), (), None))
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def _ended(error: BaseException) -> str:
+    return str(error) if isinstance(error, Exception) else f"stopped by {type(error).__name__}"
 
 
 def _counts(config: FetchConfig, taken: int, found: int, patches: int, size: int) -> str:

@@ -48,6 +48,12 @@ def test_a_fetch_ends_with_what_there_is_and_a_repetition_adds_nothing(server, t
         ended = call("fetch", *settings(server), cwd=tmp_path)
         assert ended.code == 0
         assert ended.out == "cogs: 1 of 2 scenes, at most 72 patches, 0.00 GB\n"
+    log = (tmp_path / "cogs" / "fetching" / "fetch.log").read_text().splitlines()
+    ends = [
+        line for line in log if line.endswith("cogs: 1 of 2 scenes, at most 72 patches, 0.00 GB")
+    ]
+    assert len(ends) == 2
+    assert any("S2A_10SFH_20190115_0_L2A: 72 patches at most" in line for line in log)
     there = {name for name in files(tmp_path / "cogs") if not name.startswith("fetching/")}
     assert "scenes.csv" in there
     assert len(there) == 1 + 12 + 1 + 2  # rasters, classification, item and state
@@ -127,6 +133,8 @@ def test_ctrl_c_ends_it_in_one_line_and_the_same_command_continues(server, tmp_p
     assert ended.code == 1
     assert ended.err.splitlines()[-1].startswith("simclr-fetch: interrupted; the same command")
     assert "Traceback" not in ended.err
+    log = (tmp_path / "cogs" / "fetching" / "fetch.log").read_text()
+    assert log.splitlines()[-1].endswith("ERROR stopped by KeyboardInterrupt")
     server.state.rate = 0.0
     assert call("fetch", *settings(server), cwd=tmp_path).code == 0
 
