@@ -100,7 +100,7 @@ def seconds(work: Callable[[], object], rounds: int = 10, warmup: int = 3) -> fl
 def tests(_: Path) -> Rows:
     """Pytest -m gpu."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"],
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "tests/slurm/test_gpu.py"],
         cwd=ROOT,
         capture_output=True,
         text=True,
