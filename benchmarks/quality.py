@@ -1,4 +1,4 @@
-"""Pretraining against encoders that learnt nothing: the demonstration's training on several seeds.
+"""Pretraining against untrained baselines: the demonstration's training on several seeds.
 
 Usage: python benchmarks/quality.py [FOLDER [SEED ...]]. Three to four minutes a seed on two cores;
 runs that the folder holds are kept. Patches are simulated: their classes are arrangements of two

@@ -51,7 +51,7 @@ def wait_for_local_job(job: Any, command: Command) -> str:
     try:
         _until_done(job, screen)
     except KeyboardInterrupt:
-        print("\nsaving; Ctrl-C again leaves at once", file=sys.stderr)  # noqa: T201
+        print("\nsaving; press Ctrl-C again to quit immediately", file=sys.stderr)  # noqa: T201
         if not job.done():
             os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which passes it on
         try:

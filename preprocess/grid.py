@@ -104,7 +104,7 @@ class Grid:
         if self.transform == NO_TRANSFORM:
             return f"has {self.crs}, but no position in it (no transform)" if known else ""
         if not unit_m:
-            return f"lies in {self.crs}, whose units are no metres ({a:g} x {-e:g} a pixel)"
+            return f"lies in {self.crs}, whose units are not metres ({a:g} x {-e:g} a pixel)"
         if b or d:
             return f"is rotated (transform {a:g} {b:g} {d:g} {e:g})"
         if a < 0 or e > 0:

@@ -104,7 +104,7 @@ def shares_of_codes(codes: npt.NDArray[np.uint16]) -> Fractions:
     share_of = dict(zip(values.tolist(), (counts / codes.size).tolist(), strict=True))
     unknown = share_of.keys() - _MAPPED.keys() - set(_UNLABELLED)
     if unknown:
-        raise ValueError(f"code {min(unknown)} is none of CORINE level 3")
+        raise ValueError(f"code {min(unknown)} is not a CORINE level 3 class")
     unlabelled = sum(share_of.get(code, 0.0) for code in _UNLABELLED)
     shares = {name: share_of.get(code, 0.0) for code, name in _MAPPED.items()}
     irrigated = [sum(shares[name] for name in s) for s in (IRRIGATION_REGULAR, IRRIGATION_EXTENDED)]

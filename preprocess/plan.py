@@ -243,7 +243,7 @@ def _refuse_foreign(output: Path) -> None:
     # looked at again: another part may have planned and packed in the meantime
     if foreign and not (output / WORK_FOLDER / PLAN_NAME).exists():
         raise ValueError(
-            f"output {output} is not empty (it holds {foreign[0]}) and no pack to go on with; "
+            f"output {output} is not empty (it holds {foreign[0]}) and is not an unfinished pack; "
             "give an empty or new folder"
         )
 
@@ -296,7 +296,7 @@ def _unique(
         # by path: a folder may list its files in any order, and the shards must not depend on it
         first, *others = sorted(group, key=lambda ref: ref.path)
         for ref in others:
-            error = PatchError(root / ref.path, f"id {name} is there twice: {first.path} has it")
+            error = PatchError(root / ref.path, f"id {name} appears twice: {first.path} has it")
             if config.on_error is OnError.stop:
                 raise error
             repeated.append(quarantined(name, error, root))

@@ -99,7 +99,7 @@ def decide(
             return stated[-1]
     if not stated:
         raise ValueError(
-            f"{product}: neither metadata nor name tells the radiometric offset; set "
+            f"{product}: neither metadata nor name states the radiometric offset; set "
             f"source.boa_offset={BOA_OFFSET} if it is still in the files (processing baseline "
             "04.00 or later), source.boa_offset=0 if it is not"
         )
@@ -291,7 +291,7 @@ def _refuse_implausible(numbers: npt.NDArray[np.float64], dtype: str, unit: Valu
         raise ValueError("holds infinite numbers; mark them as nodata before the export")
     if lowest < _LEAST:
         raise ValueError(
-            f"holds {lowest / scale:g}, which no reflectance is; if it marks nodata say so: "
+            f"holds {lowest / scale:g}, which is not a reflectance; if it marks nodata, say so: "
             f"source.nodata={lowest / scale:g}"
         )
     if unit == Values.reflectance and np.median(numbers) > _BRIGHTEST_MEDIAN:

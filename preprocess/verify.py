@@ -323,7 +323,7 @@ def verify_and_repair(config: VerifyConfig, progress: bool = True) -> tuple[Veri
     else:
         again = build_manifest(folder, manifest.origin, manifest.layout, manifest.shards)
         replace(again, provenance={**manifest.provenance, **again.provenance}).write(folder)
-        _log.info("%s: summed up again from the shards", MANIFEST_NAME)
+        _log.info("%s: recomputed from the shards", MANIFEST_NAME)
     return verify(config, progress), max(1, len(faulty))
 
 
@@ -359,14 +359,14 @@ def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Itera
         if again != entry:
             raise RepairError(
                 f"{entry.file} cannot be brought back: the source, or a library, no longer gives "
-                "the bytes that the manifest tells; pack into a new folder"
+                "the bytes listed in the manifest; pack into a new folder"
             )
         remove_leftovers(folder)
         publish(path, folder / entry.file)
     finally:
         path.unlink(missing_ok=True)
         path.parent.rmdir()
-    _log.info("%s: packed again, equal to the byte", entry.file)
+    _log.info("%s: repacked, identical to the byte", entry.file)
 
 
 def _patches(source: Source, root: str, plan: Plan, refs: list[PatchRef]) -> Iterator[Patch]:

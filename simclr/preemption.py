@@ -144,7 +144,7 @@ class StopSignal:
         self.reason = max(self.reason, _REASONS[signal.Signals(number)])
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.write(2, b"\nsaving; Ctrl-C again leaves at once\n")
+            os.write(2, b"\nsaving; press Ctrl-C again to quit immediately\n")
         if self._raises:
             self._raise()
 

@@ -119,7 +119,7 @@ def _gpus() -> Finding:
     try:
         import torch
     except ImportError:
-        return Finding(Level.warn, "no torch, so nothing is known of GPUs")
+        return Finding(Level.warn, "torch is missing, so GPUs cannot be checked")
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
         return Finding(

@@ -46,7 +46,7 @@ class Fetch(Command):
     results = (
         "A folder for each scene, and scenes.csv, which says of every scene found whether it was "
         "taken and why; or an archive, checked and unpacked. fetching/fetch.log in it has the log "
-        "of every start. --dry-run tells scenes, patches, bytes and hours, and writes nothing. "
+        "of every start. --dry-run prints scenes, patches, bytes and hours, and writes nothing. "
         "The network is needed: on a cluster name the partition that has it."
     )
 

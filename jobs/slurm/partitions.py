@@ -149,7 +149,7 @@ def _check_nodes(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
     if longest is not None and cluster.time_min > longest:
         problems.append(
             f"cluster.time_min is {cluster.time_min} but {where} ends jobs after {longest}; give "
-            f"at most {longest}: the run is requeued at its limit and goes on"
+            f"at most {longest}: the run is requeued at its limit and resumes"
         )
     require(not problems, "; ".join(problems))
 
@@ -198,7 +198,7 @@ def write_cluster_file(target: Path, site: Site, partition: str = "") -> Path:
     require(target.suffix == ".yaml", f"--write-cluster is {target}; give NAME.yaml")
     folder = target.parent if target.parent.name == "cluster" else target.parent / "cluster"
     path = folder / target.name
-    require(not path.exists(), f"{path} is there already; remove it, or give another name")
+    require(not path.exists(), f"{path} already exists; remove it, or give another name")
     write_text(path, cluster_yaml(site, partition))
     return path
 

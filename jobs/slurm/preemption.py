@@ -148,7 +148,7 @@ def decide_and_requeue(stop: RunStop) -> Decision:
         try:
             return _decide_once(stop)
         except Exception as error:  # an answer that cannot be understood is none
-            _log.warning("no answer of Slurm, asking again: %s", error)
+            _log.warning("Slurm did not answer, asking again: %s", error)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     stop.record(Decision.stay, f"Slurm gave no answer for {ASK_S / 3600:.0f} h")

@@ -224,7 +224,7 @@ def _download(http: Http, plan: ArchivePlan, path: Path, config: FetchConfig) ->
             partial.fetch_all(http, missing, pool, advance)
         except RemoteChangedError as error:
             partial.discard()
-            raise FetchError(f"{error}; start again to fetch it anew") from error
+            raise FetchError(f"{error}; start again to fetch it") from error
         except BaseException:
             http.stop.set()
             raise

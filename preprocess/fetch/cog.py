@@ -107,7 +107,7 @@ def read_layout(read: Read) -> Layout:
         directories.append(fields)
     geo = {tag: _numbers(directories[0][tag], order) for tag in _GEO if tag in directories[0]}
     if _SCALE not in geo or _TIEPOINT not in geo:
-        raise ValueError("no GeoTIFF: it does not say where its corner lies")
+        raise ValueError("not a GeoTIFF: it does not state where its corner lies")
     scale, tie = geo[_SCALE], geo[_TIEPOINT]
     if scale[0] != scale[1] or scale[0] <= 0 or any(tie[:2]):
         raise ValueError("its pixels are not square, or its grid is not tied to its corner")
@@ -140,11 +140,11 @@ def _image(fields: dict[int, Field], order: str) -> Image:
         offsets = _numbers(fields[offset_tag], order).astype(np.int64)
         counts = _numbers(fields[count_tag], order).astype(np.int64)
     except KeyError as error:
-        raise ValueError(f"no TIFF: it has no tag {error}") from error
+        raise ValueError(f"not a TIFF: it has no tag {error}") from error
     if number(_SAMPLES, 1) != 1:
         raise ValueError("holds several bands; one is expected")
     if min(*block, width, height) <= 0:
-        raise ValueError("no TIFF: it states sizes of 0")
+        raise ValueError("not a TIFF: it states sizes of 0")
     shape = (-(-height // block[1]), -(-width // block[0]))
     if offsets.size != shape[0] * shape[1] or counts.size != offsets.size:
         raise ValueError(f"lists {offsets.size} blocks, {shape[0] * shape[1]} are expected")
@@ -230,7 +230,7 @@ def _header(head: bytes) -> tuple[str, bool, int]:
             return order, False, struct.unpack(f"{order}I", head[4:8])[0]
         if magic == 43:
             return order, True, struct.unpack(f"{order}Q", head[8:16])[0]
-    raise ValueError("no TIFF: it begins with other bytes")
+    raise ValueError("not a TIFF: it begins with other bytes")
 
 
 def _directory(read: Read, order: str, big: bool, offset: int) -> tuple[dict[int, Field], int]:
@@ -240,7 +240,7 @@ def _directory(read: Read, order: str, big: bool, offset: int) -> tuple[dict[int
     size = struct.calcsize(entry) + inline
     number = struct.unpack(counter, _exactly(read, offset, struct.calcsize(counter)))[0]
     if not 0 < number < 1000:
-        raise ValueError(f"no TIFF: its directory has {number} entries")
+        raise ValueError(f"not a TIFF: its directory has {number} entries")
     begin, length = offset + struct.calcsize(counter), number * size
     table = _exactly(read, begin, length + inline)
     fields = {}
@@ -259,7 +259,7 @@ def _directory(read: Read, order: str, big: bool, offset: int) -> tuple[dict[int
 def _exactly(read: Read, offset: int, length: int) -> bytes:
     data = read(offset, length)
     if len(data) != length:
-        raise ValueError(f"no whole TIFF: it ends before byte {offset + length}")
+        raise ValueError(f"truncated TIFF: it ends before byte {offset + length}")
     return data
 
 

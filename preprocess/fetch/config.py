@@ -124,7 +124,7 @@ def read_polygons(path: str) -> list[list[list[list[float]]]]:
             inside = all(-180 <= p[0] <= 180 and -90 <= p[1] <= 90 for p in ring)
             require(
                 len(ring) >= 4 and inside,
-                f"geojson: {path} holds a ring that is no polygon in degrees (longitude, latitude)",
+                f"geojson: {path} has a ring that is no polygon in degrees (longitude, latitude)",
             )
     require(bool(polygons), f"geojson: {path} holds no polygon")
     return polygons

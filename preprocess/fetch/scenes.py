@@ -282,7 +282,7 @@ def _corner(layout: Layout) -> tuple[int, float, float]:
         ValueError: no tile begins there.
     """
     if not layout.epsg or not is_corner_of_tile(layout.x, layout.y):
-        raise ValueError(f"EPSG {layout.epsg} {layout.x:g}, {layout.y:g} is no corner of a tile")
+        raise ValueError(f"EPSG {layout.epsg} {layout.x:g}, {layout.y:g} is not a corner of a tile")
     return layout.epsg, layout.x, layout.y
 
 

@@ -31,8 +31,8 @@ from preprocess.sources.stac_cog import Item, product_of, stated_time
 from preprocess.tiling import Degrees, Flags, TileGrid, in_boxes
 
 SCL = "SCL"
-OTHER_TILE = "a tile that is not asked for"
-OTHER_ORBIT = "an orbit that is not asked for"
+OTHER_TILE = "a tile that was not requested"
+OTHER_ORBIT = "an orbit that was not requested"
 NO_GROUND = "no ground of the area that this tile owns"
 _PAGE = 100  # items; a page of Earth Search is then about 2 MB
 # the two forms of names that packing reads: S2A_10SFH_20190715_0_L2A, and ESA's product names
@@ -164,7 +164,7 @@ def _items(pages: Iterable[dict[str, Any]], url: str) -> dict[str, Item]:
     for page in pages:
         fresh = {str(item["id"]): item for item in page["features"]}
         if fresh and fresh.keys() <= items.keys():
-            raise FetchError(f"{shown(url)} sends the same page of its search again and again")
+            raise FetchError(f"{shown(url)} sends the same page of its search repeatedly")
         items.update(fresh)
     return items
 
@@ -194,9 +194,9 @@ def _against(scene: Scene, config: FetchConfig, wanted: list[str]) -> str:
     if config.tiles and scene.tile not in config.tiles:
         return OTHER_TILE
     if config.relative_orbits and scene.orbit not in config.relative_orbits:
-        return OTHER_ORBIT if scene.orbit else "its item tells no relative orbit"
+        return OTHER_ORBIT if scene.orbit else "its item gives no relative orbit"
     if config.max_cloud < 100 and scene.cloud is None:
-        return "its item tells no cloud cover"
+        return "its item gives no cloud cover"
     if scene.cloud is not None and scene.cloud > config.max_cloud:
         return f"cloud cover {scene.cloud:g} %, above {config.max_cloud:g} %"
     missing = [band for band in [*wanted, SCL] if band not in scene.urls]
@@ -213,9 +213,9 @@ def _scene(item: Item, api_url: str) -> Scene:
     cloud = properties.get("eo:cloud_cover")
     reason = ""
     if found is None:
-        reason = "its id is no name of a Sentinel-2 L2A scene"
+        reason = "its id is not the name of a Sentinel-2 L2A scene"
     elif not re.match(r"\d{4}-\d{2}-\d{2}T", acquired):
-        reason = "its item tells no time of acquisition"
+        reason = "its item gives no time of acquisition"
     stated = str(properties.get("s2:processing_baseline") or "")
     return Scene(
         id=name,

@@ -209,6 +209,6 @@ def _nothing_found(root: Path) -> str:
     if simulated:
         return f"{root} holds simulated patches ({simulated[0]}); pack them with source=simulated"
     return (
-        f"no patch folder in {tree_of(root)}: sought names such as "
+        f"no patch folder in {tree_of(root)}; expected names such as "
         "S2A_MSIL2A_20170613T101031_87_48; point source.root at BigEarthNet-v1.0"
     )

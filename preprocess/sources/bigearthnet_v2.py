@@ -297,6 +297,6 @@ def _check_found(root: Path, config: BigEarthNetV2Config, num_found: int, num_li
 
 def _nothing_in(tree: Path) -> str:
     return (
-        f"no patch folder in {tree}: sought <product>/<product>_<column>_<row>; point source.root "
-        f"at the folder that holds {TREE}"
+        f"no patch folder in {tree}; expected <product>/<product>_<column>_<row>; point "
+        f"source.root at the folder that holds {TREE}"
     )

@@ -111,7 +111,7 @@ class GeotiffConfig(SourceConfig):
         try:
             named, problem = set(re.compile(self.path_pattern).groupindex), ""
         except re.error as error:
-            named, problem = set(), f"source.path_pattern is no regular expression ({error})"
+            named, problem = set(), f"source.path_pattern is not a regular expression ({error})"
         defaults = {"id_column": "id", "label_column": "label", "split_column": ""}
         require_all(
             (self.size_px >= 1, f"source.size_px is {self.size_px}; give pixels, 1 or more"),
@@ -174,7 +174,9 @@ def find_patches(root: Path, one_file_a_band: bool) -> Patches:
         if name.lower().endswith(GEOTIFF_SUFFIXES)
     ]
     if not files:
-        raise ValueError(f"no GeoTIFF in {root}: sought files with {' or '.join(GEOTIFF_SUFFIXES)}")
+        raise ValueError(
+            f"no GeoTIFF in {root}; expected files with {' or '.join(GEOTIFF_SUFFIXES)}"
+        )
     if not one_file_a_band:
         return sorted((nfc(path.rpartition(".")[0]), path) for path in files)
     patches = {}
@@ -283,7 +285,7 @@ def _read_file(
     found = read_foreign(path, window)
     count, height, width = found.pixels.shape
     if count != len(held):
-        declared = "source.file_bands names" if config.file_bands else "its name tells of"
+        declared = "source.file_bands names" if config.file_bands else "its name mentions"
         raise PatchError(path, f"has {count} band(s), {declared} {len(held)}")
     if (height, width) != (size_px, size_px):
         larger = min(height, width) >= size_px and not config.cut

@@ -141,7 +141,7 @@ def tile_grid(product: Product, groups: Groups) -> tuple[TileGrid, int | None]:
     if fault := found.fault(group.ground_resolution_m):
         raise PatchError(path, fault)
     if not found.epsg:
-        raise PatchError(path, f"lies in {found.crs}, which is no UTM zone")
+        raise PatchError(path, f"lies in {found.crs}, which is not a UTM zone")
     if (found.width, found.height) != (size_px, size_px):
         raise PatchError(
             path,
@@ -149,7 +149,7 @@ def tile_grid(product: Product, groups: Groups) -> tuple[TileGrid, int | None]:
             f"{group.ground_resolution_m:g} m",
         )
     if not is_corner_of_tile(x, y):
-        raise PatchError(path, f"begins at {x:.0f}, {y:.0f}, which is no corner of an MGRS tile")
+        raise PatchError(path, f"begins at {x:.0f}, {y:.0f}, which is not a corner of an MGRS tile")
     try:
         return TileGrid(product.tile, found.epsg, x, y), found.boa_offset
     except ValueError as error:
@@ -262,7 +262,7 @@ class Products(Source):
     def _check_dark_pixels(self, product: Product) -> None:
         found = offset_contradiction(product, self._offset(product))
         if found and self.config.override_offset:
-            _log.warning("%s; source.override_offset is true, so it is taken all the same", found)
+            _log.warning("%s; source.override_offset is true, so it is used anyway", found)
         elif found:
             raise ValueError(
                 f"{found}; correct or set source.boa_offset, with source.override_offset=true if "
@@ -344,8 +344,8 @@ def _against(product: Product, select: SelectConfig) -> str:
     if select.max_scene_cloud < 100:
         if product.cloud_percent is None:
             raise ValueError(
-                f"{product.path}: no metadata tells the cloud cover of the product; set "
-                "source.select.max_scene_cloud=100, patches are judged one by one all the same"
+                f"{product.path}: no metadata states the product's cloud cover; set "
+                "source.select.max_scene_cloud=100, patches are still filtered one by one"
             )
         if product.cloud_percent > select.max_scene_cloud:
             return f"{CLOUDY_PRODUCT} above {select.max_scene_cloud:g} %"

@@ -82,7 +82,7 @@ def find_products(root: Path) -> list[str]:
     ]
     if not found:
         raise ValueError(
-            f"no L2A product in {root}: sought folders or zip files such as "
+            f"no L2A product in {root}; expected folders or zip files such as "
             "S2A_MSIL2A_20221005T115411_N0400_R023_T29UNU_20221005T164454.SAFE"
         )
     return sorted(found)

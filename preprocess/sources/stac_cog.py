@@ -84,7 +84,7 @@ def find_items(root: Path) -> list[str]:
     ]
     if not found:
         raise ValueError(
-            f"no scene in {root}: sought folders such as S2A_29RKH_20200219_0_L2A with rasters "
+            f"no scene in {root}; expected folders such as S2A_29RKH_20200219_0_L2A with rasters "
             "named B02.tif or blue.tif"
         )
     return sorted(found)
@@ -164,7 +164,7 @@ def _tile_and_time(name: str, product: str, properties: Item) -> tuple[str, str]
         day = item["day"]
         return item["tile"].zfill(5), stated_time(properties) or f"{day[:4]}-{day[4:6]}-{day[6:]}"
     raise ValueError(
-        f"{name}: neither the folder's name nor a STAC item tells tile and day; name the folder "
+        f"{name}: neither the folder's name nor a STAC item states tile and day; name the folder "
         "after the item, S2A_29RKH_20200219_0_L2A for example"
     )
 

@@ -316,7 +316,7 @@ def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
         except CheckpointVersionError:
             raise  # whole, and of use to the release that wrote it
         except ValueError as error:
-            _log.warning("checkpoint passed over: %s", error)
+            _log.warning("skipped a checkpoint: %s", error)
             if set_aside:
                 _rename_bad(folder)
         else:

@@ -105,8 +105,8 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
         if intact and kind[0] == FORMAT and kind[1] != FORMAT_VERSION:
             raise CheckpointVersionError(
                 f"{folder} is a checkpoint of format version {kind[1]}, and this release reads "
-                f"version {FORMAT_VERSION}; go on with the release that wrote it, or start anew in "
-                "another run_dir"
+                f"version {FORMAT_VERSION}; continue with the release that wrote it, or start "
+                "over in another run_dir"
             )
         manifest = CheckpointManifest(**data)
     except CheckpointVersionError:

@@ -1,4 +1,4 @@
-"""The encoders of an evaluation, the controls that learnt nothing, and the jobs they give.
+"""The encoders of an evaluation, the controls, which were not pretrained, and the jobs they give.
 
 Every encoder sees the same views, normalised with the statistics of the shards at hand.
 """

@@ -119,7 +119,7 @@ class EvalSetup:
 def evaluate(
     config: EvaluateConfig, progress: bool = True, rendezvous: Rendezvous | None = None
 ) -> Path:
-    """Score a run's encoder on a labelled task, beside encoders that learnt nothing.
+    """Score a run's encoder on a labelled task, beside untrained baselines.
 
     Args:
         config: run, shards, task and protocols.

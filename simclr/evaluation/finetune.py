@@ -74,7 +74,7 @@ def fine_tune(job: EvalJob, data: EvalData) -> EvalResult:
     """
     patches, split, config, network = data.patches, job.split, data.config, job.encoder.network
     if network is None or patches is None:
-        raise ValueError(f"{job.row} is no network that can be trained")
+        raise ValueError(f"{job.row} is not a network that can be trained")
     train, validation, test = map(patches.only, (split.train, split.validation, split.test))
     tuning = FineTuning(train, validation, config.finetune, job.protocol, job.seed)
     tuned = tuning.fit(network)

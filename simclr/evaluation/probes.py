@@ -129,7 +129,7 @@ def knn_scores(features: Tensor, targets: Tensor, queries: Tensor, num_neighbour
         ValueError: there is no feature to be near to.
     """
     if len(features) == 0:
-        raise ValueError("k-NN has no labelled features to look among")
+        raise ValueError("k-NN has no labelled features to search")
     unit, votes = functional.normalize(features, dim=1), targets.to(features.dtype)
     scores = []
     for block in torch.split(queries, max(1, _BLOCK_ELEMENTS // len(features))):

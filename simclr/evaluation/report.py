@@ -99,7 +99,7 @@ def _finding(difference: Difference, *, several: bool = False) -> str:
 
 def _state(difference: Difference) -> str:
     if not difference["resolved"]:
-        return "cannot be told from"
+        return "cannot be distinguished from"
     return _AHEAD if difference["over_samples"]["value"] > 0 else "is behind"
 
 
@@ -243,7 +243,7 @@ def choice_conclusions(choice: Choice) -> dict[str, list[str]]:
         "checkpoints"
     )
     if alike:
-        sentence += f", and cannot be told from {len(alike)} of them"
+        sentence += f", and cannot be distinguished from {len(alike)} of them"
         sentence += f": {', '.join(alike)}" if len(alike) <= _NAMED else ""
     controls = [one for one in choice["differences"] if one["control"] not in names]
     notes = _those_that_hold(

@@ -291,8 +291,8 @@ def _refuse_other_bands(expected: list[str], given: list[str]) -> None:
         f"the encoder reads {', '.join(expected)}, in this order; "
         + (f"the patches lack {', '.join(missing)}; " if missing else "")
         + (f"leave out {', '.join(unknown)}; " if unknown else "")
-        + "no band is made up: pretrain on the bands at hand, or load it with subset=True for "
-        "some of its bands"
+        + "missing bands are never invented: pretrain on the bands you have, or load it with "
+        "subset=True for some of its bands"
     )
 
 

@@ -66,8 +66,8 @@ class CollapseDetector:
             return ""
         return (
             f"loss is stuck at {record['chance_level']:.3f}, the logarithm of the number of "
-            f"candidates, from step {self._at_chance_since} to step {step}: nothing is learnt; "
-            "change optim.learning_rate, or let augment.preset change less"
+            f"candidates, from step {self._at_chance_since} to step {step}: the encoder "
+            "is not learning; change optim.learning_rate, or let augment.preset change less"
         )
 
 
@@ -123,7 +123,7 @@ class NonFiniteStepCounter:
             raise ValueError(
                 f"no finite gradient in {worst} steps one after another, up to step {step}; lower "
                 "optim.learning_rate or add optim.warmup_epochs, and start in another run_dir: "
-                "what was saved before is whole"
+                "earlier checkpoints are intact"
             )
 
     def in_a_row(self) -> int:

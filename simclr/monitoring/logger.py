@@ -219,7 +219,7 @@ class MetricsLogger:
         )
 
     def _scores(self, encoder: nn.Module) -> dict[str, float]:
-        """Return the scores of now beside those of encoders that learnt nothing."""
+        """Return the scores of now beside those of untrained baselines."""
         if self._probe is None:
             return {}
         start = time.perf_counter()

@@ -76,7 +76,7 @@ class OnlineProbe:
         return self._told_by_main(lambda: self._scores(features))
 
     def controls(self) -> dict[str, float]:
-        """Return the headline of encoders that learnt nothing, equal on all ranks."""
+        """Return the headline of untrained baselines, equal on all ranks."""
         config, device = self._config, self._context.device
         untrained = random_encoder(config.model, len(self._dataset.bands), _SEED, device)
         features = self._features(

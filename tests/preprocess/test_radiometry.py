@@ -149,7 +149,7 @@ def test_marks_are_compared_in_the_type_of_the_file_and_band_by_band():
     values[:, 0, 0] = lowest
     stored = to_digital_numbers(values, [float(lowest), float(lowest)], REFLECTANCE)
     assert stored[:, 0].tolist() == [[0, 1000], [0, 1000]]
-    with pytest.raises(ValueError, match=r"which no reflectance is"):
+    with pytest.raises(ValueError, match=r"which is not a reflectance"):
         to_digital_numbers(values, [float(lowest), None], REFLECTANCE)
 
 

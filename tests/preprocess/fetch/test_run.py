@@ -115,7 +115,7 @@ def test_an_item_that_lacks_everything_is_left_out(settings, server, tmp_path):
     server.state.items.append(odd)
     fetch(settings())
     assert (
-        "../up,,2019-05-05,,,no,its id is no name of a Sentinel-2 L2A scene,0,0"
+        "../up,,2019-05-05,,,no,its id is not the name of a Sentinel-2 L2A scene,0,0"
         in (tmp_path / "out" / "scenes.csv").read_text()
     )
 

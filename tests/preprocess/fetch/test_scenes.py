@@ -86,7 +86,7 @@ def test_every_scene_has_a_row_that_says_why_it_is_not_taken(settings, server, t
     assert rows[SUMMER]["taken"] == "yes"
     assert int(rows[SUMMER]["patches"]) == 72
     assert rows["S2A_10SFH_20190720_0_L2A"]["reason"] == "cloud cover 60 %, above 20 %"
-    assert rows["S2A_10SGH_20190715_0_L2A"]["reason"] == "a tile that is not asked for"
+    assert rows["S2A_10SGH_20190715_0_L2A"]["reason"] == "a tile that was not requested"
     sizes = sum(path.stat().st_size for path in (tmp_path / "out" / SUMMER).glob("*.tif"))
     assert int(rows[SUMMER]["bytes"]) == sizes
 
@@ -104,7 +104,7 @@ def test_an_item_without_a_band_or_with_a_wrong_raster_is_left_out_with_its_reas
     fetch(settings())
     rows = rows_of(tmp_path / "out")
     assert rows[WINTER]["reason"] == "its item has no GeoTIFF of B03"
-    assert rows[SUMMER]["reason"] == "cannot be read: no TIFF: it begins with other bytes"
+    assert rows[SUMMER]["reason"] == "cannot be read: not a TIFF: it begins with other bytes"
 
 
 @pytest.mark.parametrize("methods", [("POST",), ("GET",), ("GET", "POST")])

@@ -272,5 +272,5 @@ def test_bands_in_degrees_are_rejected(tree):
     folder = sorted(tree.iterdir())[0]
     with rasterio.open(folder / f"{folder.name}_B02.tif", "r+") as dataset:
         dataset.crs = "EPSG:4326"
-    with pytest.raises(PatchError, match="EPSG 4326, whose units are no metres"):
+    with pytest.raises(PatchError, match="EPSG 4326, whose units are not metres"):
         read_first(tree)

@@ -206,7 +206,7 @@ def test_maps_reach_the_shards_with_their_names(tmp_path):
 
 
 def test_a_map_of_other_codes_or_ground_is_named(tmp_path):
-    with pytest.raises(PatchError, match=r"_reference_map\.tif: code 42 is none of CORINE"):
+    with pytest.raises(PatchError, match=r"_reference_map\.tif: code 42 is not a CORINE"):
         with_map(tmp_path / "codes", np.full((120, 120), 42))
     with pytest.raises(PatchError, match=r"_reference_map\.tif: lies at EPSG"):
         moved(tmp_path / "place")

@@ -139,7 +139,7 @@ def test_a_table_is_found_in_the_root_or_from_here(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("root", ["nowhere", "."])
 def test_a_wrong_root_says_what_was_sought(tmp_path, root):
-    with pytest.raises(ValueError, match=r"not a folder|sought files with \.tif"):
+    with pytest.raises(ValueError, match=r"not a folder|expected files with \.tif"):
         list(eurosat(tmp_path / root).discover())
 
 

@@ -72,7 +72,9 @@ def test_findings_say_ahead_behind_or_not_to_be_told_apart(setting):
     ahead, behind, alike = summary(setting, trials)["findings"]
     assert ahead.startswith("linear probe: pretrained is ahead of weak, accuracy +50.0 points [+")
     assert behind.startswith("linear probe: pretrained is behind strong, accuracy -33.3 points [-")
-    assert alike.startswith("linear probe: pretrained cannot be told from alike, accuracy +4.2")
+    assert alike.startswith(
+        "linear probe: pretrained cannot be distinguished from alike, accuracy +4.2"
+    )
 
 
 def test_the_verdict_names_the_strongest_control_and_what_is_not_beaten(setting):
@@ -87,7 +89,7 @@ def test_the_verdict_names_the_strongest_control_and_what_is_not_beaten(setting)
     )
     alike = verdict(pretrained=16, random_encoder=4, image_statistics=15)
     assert alike.startswith(
-        "Pretraining does not beat every control: it cannot be told from image statistics "
+        "Pretraining does not beat every control: it cannot be distinguished from image statistics "
         "(linear probe, accuracy +4.2 points [-"
     )
     assert alike.endswith("; it is ahead of 1 of 2.")
