@@ -7,6 +7,7 @@ same command finds what has been done.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -14,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from jobs.run_dir import read_yaml
 from preprocess.shards.manifest import read_manifest
 from simclr.augment.operations import NINE, USUAL_ORDER
 from simclr.config import TrainConfig, require
@@ -24,7 +26,11 @@ LABEL_SHARES = [0.01, 0.03, 0.1, 0.25, 0.5, 1.0]
 
 
 class StudyName(Enum):
-    """What is varied; ``published`` only analyses the table of the SimCLR-S2 study (2021)."""
+    """What is varied.
+
+    ``settings`` takes any, from ``changes``; ``published`` only analyses the table of the SimCLR-S2
+    study (2021).
+    """
 
     augmentation = "augmentation"
     optimizer = "optimizer"
@@ -32,6 +38,7 @@ class StudyName(Enum):
     labels = "labels"
     batch_size = "batch_size"
     temperature = "temperature"
+    settings = "settings"
     published = "published"
 
 
@@ -54,6 +61,7 @@ VARIED = {
     StudyName.batch_size: ("data.global_batch_size", (32, 64, 128, 256, 512)),
     StudyName.temperature: ("loss.temperature", (0.05, 0.1, 0.2, 0.5, 1.0)),
 }
+_UNSAFE = re.compile(r"[^\w.=+-]+")  # in names of folders
 Arms = dict[str, dict[str, Any]]  # name, in tables and folders, to dotted keys and plain values
 
 
@@ -76,6 +84,8 @@ class StudyConfig(TrainConfig):
         split: where training, validation and test patches of the labelled shards come from.
         score: which score is compared: f1, average_precision, accuracy, ...; of several classes
             the mean over them.
+        changes: arms of ``study=settings``, beside the unchanged one: a setting of the pretraining
+            with its value, or several with spaces between them.
         arms: only these arms, by name; empty runs all.
         max_runs: more pretrainings than this are refused, in case of a typing error.
         max_hours: a study that is expected to take more device hours than this is refused.
@@ -94,6 +104,7 @@ class StudyConfig(TrainConfig):
     fractions: list[float] = field(default_factory=list)
     split: SplitRule = SplitRule.given
     score: str = "f1"
+    changes: list[str] = field(default_factory=list)
     arms: list[str] = field(default_factory=list)
     max_runs: int = 200
     max_hours: float = 24.0
@@ -112,6 +123,11 @@ class StudyConfig(TrainConfig):
         require(
             len(self.fractions) < 2 or self.study is StudyName.labels,
             f"fractions is {self.fractions}; several shares of the labels are study=labels",
+        )
+        require(
+            bool(self.changes) == (self.study is StudyName.settings),
+            f"changes is {self.changes} and study={self.study.value}; study=settings takes them, "
+            "changes=['loss.temperature=0.2']",
         )
         for name in ("max_hours", "expected_rate", "died_after_steps"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; give more than 0")
@@ -205,12 +221,16 @@ def most_steps(run: TrainConfig, patches: int) -> int:
 def _settings(config: StudyConfig, arm: str, changes: dict[str, Any], seed: int) -> TrainConfig:
     known = {entry.name for entry in fields(TrainConfig)}
     plain = {key: value for key, value in to_plain(config).items() if key in known}
-    folder = Path(config.output, RUNS, arm.replace(" ", "-"), f"seed-{seed}")
+    folder = Path(config.output, RUNS, _UNSAFE.sub("-", arm), f"seed-{seed}")
     for key, value in {**changes, "seed": seed, "run_dir": str(folder)}.items():
         *parents, last = key.split(".")
-        level = plain
+        level: Any = plain
         for name in parents:
-            level = level[name]
+            level = level.get(name) if isinstance(level, dict) else None
+        require(
+            isinstance(level, dict) and last in level,
+            f"changes names {key}, which is not a setting of simclr-pretrain; see its --help",
+        )
         level[last] = value
     return from_plain(TrainConfig, plain)
 
@@ -242,7 +262,26 @@ def _all_arms(config: StudyConfig) -> Arms:
             return _optimizer_arms(config.died_after_steps)
         case StudyName.labels:
             return {"as set": {}}
+        case StudyName.settings:
+            return {"as set": {}} | {text: _parsed(text) for text in config.changes}
     return {}
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Return the settings of ``a.b=1 c=[x,y]`` by their keys.
+
+    Raises:
+        ValueError: a word is not of that form, or a value cannot be read.
+    """
+    changes: dict[str, Any] = {}
+    for word in text.split():
+        key, sign, value = word.partition("=")
+        require(bool(key and sign), f"changes holds {text!r}; give KEY=VALUE, with spaces between")
+        try:
+            changes[key] = read_yaml(f"value: {value}")["value"]
+        except ValueError as error:
+            raise ValueError(f"changes holds {word!r}, whose value cannot be read") from error
+    return changes
 
 
 def _augmented(preset: str, operations: list[str]) -> dict[str, Any]:

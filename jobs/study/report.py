@@ -51,6 +51,7 @@ _TITLES = {
     StudyName.labels: "Study of label shares",
     StudyName.batch_size: "Study of batch sizes",
     StudyName.temperature: "Study of temperatures",
+    StudyName.settings: "Study of settings",
     StudyName.published: "The couplets of the SimCLR-S2 study of 2021",
 }
 COUPLET_STUDIES = (StudyName.augmentation, StudyName.published)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from jobs.study.arms import StudyConfig, StudyName, arms_of, runs_of
@@ -15,6 +17,7 @@ SIZES = {
     "labels": 1,
     "batch_size": 5,
     "temperature": 5,
+    "settings": 2,
     "published": 0,
 }
 
@@ -25,7 +28,8 @@ def config(study, **others):
 
 @pytest.mark.parametrize(("study", "size"), SIZES.items())
 def test_every_arm_and_seed_is_a_different_pretraining_in_a_folder_of_its_own(study, size):
-    runs = runs_of(config(study))
+    changes = {"changes": ["loss.temperature=0.3"]} if study == "settings" else {}
+    runs = runs_of(config(study, **changes))
     assert len(runs) == 3 * size
     assert len({run.config.run_dir for run in runs}) == len(runs)
     assert len({config_hash(run.config) for run in runs}) == len(runs)
@@ -44,6 +48,36 @@ def test_what_is_not_varied_is_as_the_user_set_it():
     for run in runs_of(config("rate", epochs=7, seeds=[5])):
         assert (run.config.epochs, run.config.seed) == (7, 5)
         assert f"{run.config.optim.learning_rate:g}" == run.arm
+
+
+def test_a_study_of_settings_has_the_settings_as_they_are_and_each_change():
+    changes = [
+        "loss.temperature=0.25",
+        "loss.name=dcl optim.learning_rate=1e-3 data.bands=[B04,B08]",
+    ]
+    base, warm, dcl = runs_of(config("settings", changes=changes, seeds=[0]))
+    assert [run.arm for run in (base, warm, dcl)] == ["as set", *changes]
+    assert warm.config.loss.temperature == 0.25
+    assert (dcl.config.loss.name.value, dcl.config.optim.learning_rate) == ("dcl", 1e-3)
+    assert dcl.config.data.bands == ["B04", "B08"]
+    assert len({run.config.run_dir for run in (base, warm, dcl)}) == 3
+    assert not set(dcl.config.run_dir) & set("[], %")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("loss.temprature=1", "changes names loss.temprature, which is not a setting"),
+        ("loss.name.x=1", "changes names loss.name.x, which is not a setting"),
+        ("loss.temperature", "changes holds 'loss.temperature'; give KEY=VALUE"),
+        ("data.bands=[B04", "changes holds 'data.bands=[B04', whose value cannot be read"),
+        ("loss.name=dcll", "loss.name is 'dcll'; give one of"),
+        ("loss.temperature=-1", "loss.temperature is -1"),
+    ],
+)
+def test_a_change_that_no_pretraining_takes_is_refused(change, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        runs_of(config("settings", changes=[change]))
 
 
 def test_chosen_arms_keep_the_order_of_the_study():
