@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.conf import RuntimeConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -24,7 +25,7 @@ from jobs import launch
 from jobs.cli.errors import FAILED as FAILED
 from jobs.cli.errors import WRONG_USE as WRONG_USE
 from jobs.cli.errors import explain
-from jobs.cli.schema import as_meant, help_page, register, schema_of, to_settings
+from jobs.cli.schema import as_meant, help_page, refuse_misread, register, schema_of, to_settings
 from jobs.command import Command
 from jobs.config import ClusterConfig
 from jobs.slurm.environment import mark_rank_0_done
@@ -123,6 +124,7 @@ def _compose(command: type[Command], start: Start) -> None:
         """Run one set of settings, or return what a sweep runs with it."""
         try:
             context = HydraConfig.get()
+            _check_own_files(context.runtime, command)
             settings = to_settings(config)
             sweep = context.mode is RunMode.MULTIRUN
             if sweep and command.output_key:
@@ -144,6 +146,15 @@ def _compose(command: type[Command], start: Start) -> None:
         compose(task)()
     except _Unprinted as hidden:
         raise hidden.error from None
+
+
+def _check_own_files(runtime: RuntimeConf, command: type[Command]) -> None:
+    """Check the files that were chosen from the folder of ``--config-dir``."""
+    for source in runtime.config_sources:
+        for group, choice in runtime.choices.items():
+            path = Path(source.path, group, f"{choice}.yaml")
+            if source.provider == "command-line" and path.is_file():
+                refuse_misread(path, schema_of(command))
 
 
 class _Unprinted(BaseException):

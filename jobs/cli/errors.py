@@ -32,6 +32,7 @@ _TYPES = {
 # Of CPU and GPU: torch has a class of its own for the latter alone.
 _NO_MEMORY = re.compile("out of memory|[Cc]an't allocate memory")
 _NO_PERMISSION = "no permission; give another path, or ask its owner"
+_NO_OPERATION = "its file system cannot do this; give a path on another one"
 _SYSTEM_FIXES = {
     errno.ENOENT: "correct the path",
     errno.EEXIST: "a file is where a folder is needed; give another path",
@@ -43,6 +44,15 @@ _SYSTEM_FIXES = {
     errno.ENOSPC: "free space, and give the same command again",
     errno.EDQUOT: "your quota is full; free space, and give the same command again",
     errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "links lead in a circle; give the folder itself",
+    errno.EFBIG: "ulimit -f or the file system allows no larger file; raise it",
+    errno.EMFILE: "ulimit -n allows no more open files; raise it",
+    errno.EIO: "the storage fails; see dmesg, or give another path",
+    errno.ESTALE: "the file server lost it; give the same command again",
+    errno.ETIMEDOUT: "the file server gives no answer; give the same command again",
+    errno.EINVAL: _NO_OPERATION,
+    errno.ENOTSUP: _NO_OPERATION,
+    errno.ENOSYS: _NO_OPERATION,
 }
 
 
@@ -61,9 +71,9 @@ def explain(error: Exception, command: type[Command] | None = None) -> tuple[str
         fix = command.memory_fix if command else Command.memory_fix
         return f"out of memory{wanted}; {fix}", FAILED
     if isinstance(error, OSError):
-        if error.errno in _SYSTEM_FIXES and error.filename is not None:
-            path, fix = os.fsdecode(error.filename), _SYSTEM_FIXES[error.errno]
-            line = f"{path}: {error.strerror}; {fix}"
+        if error.errno in _SYSTEM_FIXES:
+            path = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+            line = f"{path}{error.strerror}; {_SYSTEM_FIXES[error.errno]}"
         return line, FAILED
     # Errors that we raise on purpose have types and messages of their own.
     ours = type(error).__module__.split(".")[0] in ("jobs", "simclr", "preprocess")

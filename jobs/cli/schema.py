@@ -15,9 +15,11 @@ from dataclasses import field, fields, is_dataclass, make_dataclass
 from enum import Enum
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+import yaml  # type: ignore[import-untyped]
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -99,6 +101,34 @@ def as_meant(setting: str, schema: type[Any]) -> str:
     if get_origin(kind) is list and single and value[0] != "[" and value != "null":
         value = f"[{value}]"
     return f"{sign}{name}{equals}{value}"
+
+
+def refuse_misread(path: Path, schema: type[Any]) -> None:
+    """Refuse a text setting of a user's file that YAML takes for a number or a truth value.
+
+    ``run_dir: 2024_01_15`` would become the folder 20240115.
+
+    Raises:
+        ValueError: with file, key, value, and the quotes that help.
+    """
+    text = path.read_text(encoding="utf-8")
+    package = "" if "@package _global_" in text else f"{path.parent.name}."
+    pending = [(package.rstrip("."), yaml.compose(text))]
+    while pending:
+        key, node = pending.pop()
+        if isinstance(node, yaml.MappingNode):
+            pending += [(f"{key}.{name.value}".lstrip("."), value) for name, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            pending += [(key, entry) for entry in node.value]
+        elif isinstance(node, yaml.ScalarNode) and node.style is None:
+            kind = type_of(key, schema)
+            inner = get_args(kind)[0] if get_origin(kind) is list else kind
+            read = OmegaConf.select(OmegaConf.create(f"value: {node.value}"), "value")
+            if inner is str and read is not None and str(read) != node.value:
+                raise ValueError(
+                    f"{path.parent.name}/{path.name}: {key} is {node.value}, which YAML reads as "
+                    f'{read}; write "{node.value}"'
+                )
 
 
 def type_of(key: str, schema: type[Any]) -> Any:

@@ -35,6 +35,7 @@ _NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse")
 _VARIABLES = {
     r"(SQUEUE|SINFO|SACCT|SCONTROL)_\w+": "changes what Slurm's commands answer",
     r"SLURM_EXPORT_ENV|SBATCH_EXPORT": "changes which variables reach the processes of a job",
+    r"SBATCH_(?!EXPORT$)\w+": "overrides the lines of jobs/sbatch; other jobs are kept from it",
     r"PROJ_DATA|PROJ_LIB|GDAL_DATA": "may name another installation's coordinate systems",
     r"HDF5_USE_FILE_LOCKING": "changes how shards are opened",
 }

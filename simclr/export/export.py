@@ -108,7 +108,9 @@ def _write_pt2(path: Path, module: Normalised, card: dict[str, Any]) -> None:
 def _write_onnx(path: Path, module: Normalised, card: dict[str, Any]) -> None:
     onnx = _needed("onnx")
     _needed("onnxscript")
-    # the exporter's passes print their own progress, which tells a user nothing
+    # the exporter's passes print and log their own progress, which tells a user nothing
+    for name in ("onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with contextlib.redirect_stdout(io.StringIO()):
         program = torch.onnx.export(
             _program(module, card),

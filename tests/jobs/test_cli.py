@@ -220,6 +220,27 @@ def test_two_folders_with_number_like_names_are_two(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"r", "1_0", "10"}
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("run_dir: 2024_01_15", "run_dir is 2024_01_15, which YAML reads as 20240115"),
+        ("shards: [a, 1e3]", "shards is 1e3, which YAML reads as 1000.0"),
+        ("cluster: {account: 0x1F}", "cluster.account is 0x1F, which YAML reads as 31"),
+        ("run_dir: yes", "run_dir is yes, which YAML reads as True"),
+    ],
+)
+def test_text_in_a_file_that_yaml_would_change_is_refused(refused, tmp_path, line, told):
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    path = tmp_path / "conf" / "recipe" / "mine.yaml"
+    path.write_text(f"# @package _global_\n{line}\nepochs: 1_0\n")
+    assert f"recipe/mine.yaml: {told}; write" in refused(
+        "pretrain", "--config-dir=conf", "recipe=mine"
+    )
+    path.write_text('# @package _global_\nrun_dir: "2024_01_15"\nshards: [2024]\n')
+    done = simclr("pretrain", "--config-dir=conf", "recipe=mine", "run_dir=r", cwd=tmp_path)
+    assert "YAML" not in done.stderr
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     script = f"{sys.executable} -m jobs.commands.pack --help | head -1"
     done = subprocess.run(
@@ -257,6 +278,12 @@ def test_debug_shows_where_an_error_came_from(tmp_path):
         (
             NotADirectoryError(20, "Not a directory", "f/a"),
             "f/a: Not a directory; a part of the path is a file; give another path",
+            1,
+        ),
+        (OSError(28, "No space"), "No space; free space, and give the same command again", 1),
+        (
+            OSError(116, "Stale file handle", "/nfs/a"),
+            "/nfs/a: Stale file handle; the file server lost it; give the same command again",
             1,
         ),
         (OSError("cannot be read"), "cannot be read", 1),

@@ -352,7 +352,10 @@ def test_a_table_names_classes_and_splits_by_whole_id(tmp_path, suffix):
     ("text", "reason"),
     [
         ("name,label\na,x", "has no column 'id'; it has name, label"),
-        ("id,label,split\na,x,trian", "the split of a is 'trian'"),
+        (
+            "id,label,split\na,x,validate",
+            "the split of a is 'validate'; give train, validation, val, test, or leave it",
+        ),
         ("id,label,split\na,x,\na.tif,y,", "lists a.tif twice"),
         ("id,label,split\nz,x,", "none of the 1 patches .* its ids should look like a"),
         ("\xff\xfe", "cannot be read|no column"),

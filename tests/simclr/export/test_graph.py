@@ -110,6 +110,9 @@ def test_another_process_writes_the_same_bytes(exported_formats, trained_run):
     command = [sys.executable, "-c", code, *arguments, "formats=[pth,pt2,onnx]"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr  # an output with other bytes is refused
+    assert done.stdout == f"{exported_formats}\n"
+    # nothing of what the exporters of torch and ONNX print of themselves
+    assert [line.split(" ", 2)[2].split()[0] for line in done.stderr.splitlines()] == ["exported"]
 
 
 def test_a_graph_that_differs_is_not_published(trained_run, tmp_path, monkeypatch):
