@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from preprocess.bands import L2A_BANDS
 from preprocess.config import PackConfig
 from preprocess.pack import pack
-from preprocess.shards.hdf5 import open_shard
+from preprocess.shards.format import open_shard
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Loader

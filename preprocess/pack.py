@@ -34,8 +34,14 @@ from preprocess.plan import (
 )
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import is_abandoned, write_json
-from preprocess.shards.format import Patch, PatchError, PatchRef, ShardLayout, sha256_of
-from preprocess.shards.hdf5 import check_codec
+from preprocess.shards.format import (
+    Patch,
+    PatchError,
+    PatchRef,
+    ShardLayout,
+    check_codec,
+    sha256_of,
+)
 from preprocess.shards.manifest import (
     MANIFEST_NAME,
     Manifest,

@@ -25,6 +25,7 @@ from preprocess.plan import WORK_FOLDER, Plan, read_plan
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import publish
 from preprocess.shards.format import (
+    CODECS,
     FACTS_CRC32,
     FORMAT,
     FORMAT_VERSION,
@@ -43,9 +44,10 @@ from preprocess.shards.format import (
     crc32_by_row,
     crc32_of,
     facts_in,
+    load_filter,
+    open_shard,
     sha256_of,
 )
-from preprocess.shards.hdf5 import CODECS, load_filter, open_shard
 from preprocess.shards.manifest import (
     MANIFEST_NAME,
     Manifest,

@@ -17,8 +17,7 @@ from jobs.figures.canvas import COLORS, MaxNLocator, Page, canvas
 from preprocess import raster
 from preprocess.bands import BANDS
 from preprocess.shards import Manifest, ShardReader, open_readers, read_manifest
-from preprocess.shards.format import HISTOGRAM
-from preprocess.shards.hdf5 import open_shard
+from preprocess.shards.format import HISTOGRAM, open_shard
 from preprocess.shards.manifest import empty_histogram
 from simclr.augment.operations import OPERATIONS
 from simclr.augment.views import ViewMaker

@@ -25,14 +25,15 @@ from preprocess.shards.format import (
     HISTOGRAM,
     INDEX,
     LABELS,
+    NO_CODEC,
     NODATA,
     NUM_PIXEL_VALUES,
     SATURATED,
     UNIT,
     UNKNOWN_LABEL,
     ShardLayout,
+    open_shard,
 )
-from preprocess.shards.hdf5 import NO_CODEC, open_shard
 
 MANIFEST_NAME = "manifest.json"
 SIMULATED_NOTICE = "simulated patches: synthesised by a program, never measured"

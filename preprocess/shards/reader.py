@@ -20,12 +20,14 @@ from preprocess.shards.format import (
     FRACTIONS,
     INDEX,
     LABELS,
+    NO_CODEC,
     PATCHES,
     PIXEL_DTYPE,
     GroupLayout,
     ShardLayout,
+    load_filter,
+    open_shard,
 )
-from preprocess.shards.hdf5 import NO_CODEC, load_filter, open_shard
 from preprocess.shards.manifest import Manifest, ShardEntry
 
 MAX_VECTORS = 1024  # buffers of one preadv: IOV_MAX of Linux

@@ -27,6 +27,7 @@ from preprocess.shards.format import (
     INDEX,
     INDEX_FIELDS,
     LABELS,
+    NO_CODEC,
     OPTIONAL_INDEX_FIELDS,
     PATCHES,
     PIXEL_DTYPE,
@@ -38,10 +39,11 @@ from preprocess.shards.format import (
     ShardLayout,
     crc32_by_row,
     crc32_of,
+    dataset_options,
     facts_in,
+    open_shard,
     sha256_of,
 )
-from preprocess.shards.hdf5 import NO_CODEC, dataset_options, open_shard
 from preprocess.shards.manifest import (
     Histogram,
     ShardEntry,

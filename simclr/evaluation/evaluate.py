@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import write_json
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.manifest import CHECKPOINTS, FOLDER_PATTERN, folder_name, verify
@@ -59,7 +60,6 @@ from simclr.evaluation.features import (
     LabelledPatches,
     averaged_over_symmetries,
     feature_map,
-    progress_bar,
     store_features,
 )
 from simclr.evaluation.finetune import fine_tune
@@ -302,12 +302,12 @@ def run_jobs(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> list[Eva
 
     data = EvalData(setup.task, features, setup.config, setup.patches)
     own = -(-len(jobs) // setup.context.size)
-    with progress_bar("classifiers", "fit", own, shown=setup.progress) as bar:
+    with progress_of(own, "classifiers", setup.progress, "fits") as advance:
 
         def run(job: EvalJob) -> EvalResult:
             """Run a job by its protocol."""
             result = _ON_FEATURES.get(job.protocol, fine_tune)(job, data)
-            bar.update()
+            advance(1)
             return result
 
         return map_over_ranks(jobs, run, setup.context)

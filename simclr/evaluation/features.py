@@ -7,11 +7,9 @@ joined in order.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import atomic_path
 from simclr.augment.views import ViewMaker
 from simclr.data.dataset import ShardDataset
@@ -171,12 +169,11 @@ def extract_features(
                 f"{name} is in training mode; call its eval() before extracting features"
             )
     rows: dict[str, list[Features]] = {name: [] for name in embedders}
-    bar = progress_bar("features", "patch", num_samples, shown=progress)
-    with torch.inference_mode(), bar:
+    with torch.inference_mode(), progress_of(num_samples, "features", progress) as advance:
         for batch in views:
             for name, embedder in embedders.items():
                 rows[name].append(embedder(batch).float().cpu().numpy())
-            bar.update(len(batch))
+            advance(len(batch))
     joined = {name: np.concatenate(parts) for name, parts in rows.items()}
     for name, features in joined.items():
         bad = ~np.isfinite(features).all(axis=1)
@@ -186,28 +183,6 @@ def extract_features(
                 "network diverged or its input is damaged"
             )
     return joined
-
-
-def progress_bar(what: str, unit: str, total: int, *, shown: bool) -> tqdm[Any]:
-    """Return a progress bar on a terminal, and a line every minute in a log, from half a minute on.
-
-    ``shown`` is False on all ranks but one.
-    """
-    options: dict[str, Any] = {"total": total, "desc": what, "unit": unit, "disable": not shown}
-    if not sys.stderr.isatty():
-        options |= {"delay": 30.0, "mininterval": 60.0, "file": _LogLines()}
-        options |= {"ascii": True, "ncols": 80}
-    return tqdm(**options)
-
-
-class _LogLines(io.TextIOBase):
-    """Turns the redrawn line of a progress bar into lines of the log."""
-
-    def write(self, text: str) -> int:
-        """Log the text unless it is blank."""
-        if text.strip():
-            _log.info("%s", text.strip())
-        return len(text)
 
 
 @dataclass(frozen=True, slots=True)

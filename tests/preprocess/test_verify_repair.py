@@ -9,7 +9,7 @@ from make_data import bigearthnet_v1, edit_manifest, write_geotiff
 from preprocess.config import PackConfig, VerifyConfig
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
-from preprocess.shards.hdf5 import CODECS
+from preprocess.shards.format import CODECS
 from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.verify import RepairError, verify_and_repair
 

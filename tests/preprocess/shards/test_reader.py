@@ -14,8 +14,7 @@ import pytest
 from make_data import packed_arrays
 
 from preprocess.shards import open_readers, read_manifest
-from preprocess.shards.format import INDEX_FIELDS
-from preprocess.shards.hdf5 import open_shard
+from preprocess.shards.format import INDEX_FIELDS, open_shard
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from preprocess.shards import GroupLayout, ShardLayout, ShardReader
-from preprocess.shards.format import Patch
-from preprocess.shards.hdf5 import (
+from preprocess.shards.format import (
     CODECS,
     NO_CODEC,
+    Patch,
     check_codec,
     dataset_options,
     open_shard,
