@@ -83,10 +83,16 @@ def main(command: type[Command], start: Start = launch.run) -> NoReturn:
 
 
 def guarded(command: type[Command] | str, act: Callable[[], object], *, debug: bool = False) -> int:
-    """Call ``act``; turn any exception into one line on stderr and an exit code."""
+    """Call ``act`` and return the exit code; any exception becomes one line on stderr.
+
+    Args:
+        command: or its name.
+        act: the work; where it returns True, it has found something that failed.
+        debug: print the traceback as well.
+    """
     name = command if isinstance(command, str) else command.name
     try:
-        act()
+        failed = act() is True
     except KeyboardInterrupt:
         line, code = "interrupted; the same command continues from what is complete", FAILED
     except Exception as error:
@@ -94,7 +100,7 @@ def guarded(command: type[Command] | str, act: Callable[[], object], *, debug: b
             traceback.print_exc()
         line, code = explain(error, None if isinstance(command, str) else command)
     else:
-        return DONE
+        return FAILED if failed else DONE
     print(f"simclr-{name}: {line}", file=sys.stderr)
     return code
 

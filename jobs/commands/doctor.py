@@ -326,28 +326,25 @@ def main() -> None:
     if cli.HELP & set(sys.argv[1:]):
         cli.say(HELP)
         raise SystemExit(cli.DONE)
+    raise SystemExit(cli.guarded("doctor", lambda: _run(*_parse(sys.argv[1:]))))
+
+
+def _run(options: dict[str, str], folders: list[Path]) -> bool:
+    """Write the cluster file, or print the findings and say whether something failed."""
+    if "--write-cluster" in options:
+        path = write_cluster_file(
+            Path(options["--write-cluster"]), ask_site(), options.get("--partition", "")
+        )
+        folder = shlex.quote(str(path.parent.parent))
+        cli.say(f"{path}; look at it, then use --config-dir={folder} cluster={path.stem}")
+        return False
     failed = False
-
-    def look() -> None:
-        """Print the findings, or write the cluster file."""
-        nonlocal failed
-        options, folders = _parse(sys.argv[1:])
-        if "--write-cluster" in options:
-            path = write_cluster_file(
-                Path(options["--write-cluster"]), ask_site(), options.get("--partition", "")
-            )
-            folder = shlex.quote(str(path.parent.parent))
-            cli.say(f"{path}; look at it, then use --config-dir={folder} cluster={path.stem}")
-            return
-        quiet = "--quiet" in options
-        for finding in examine(folders):
-            fails = finding.level is Level.fail
-            failed = failed or fails
-            if fails or not quiet:
-                cli.say(str(finding))
-
-    code = cli.guarded("doctor", look)
-    raise SystemExit(code or (cli.FAILED if failed else cli.DONE))
+    for finding in examine(folders):
+        fails = finding.level is Level.fail
+        failed = failed or fails
+        if fails or "--quiet" not in options:
+            cli.say(str(finding))
+    return failed
 
 
 if __name__ == "__main__":

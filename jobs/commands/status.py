@@ -71,15 +71,7 @@ def main() -> None:
     if cli.HELP & set(arguments):
         cli.say(HELP)
         raise SystemExit(cli.DONE)
-    needs_person = False
-
-    def act() -> None:
-        """Show what the arguments ask for."""
-        nonlocal needs_person
-        needs_person = show(parse(arguments))
-
-    code = cli.guarded("status", act)
-    raise SystemExit(code or (cli.FAILED if needs_person else cli.DONE))
+    raise SystemExit(cli.guarded("status", lambda: show(parse(arguments))))
 
 
 def parse(arguments: Sequence[str]) -> Options:

@@ -30,7 +30,7 @@ RUN_KEYS = {
     *("run", "state", "needs_person", "action", "job_id", "nodes", "attempt", "attempts", "step"),
     *("num_steps", "patches_per_s", "time_left_s", "expected_end", "limit_left_s"),
     *("checkpoint_step", "checkpoint_age_s", "checkpoint_state", "at_risk_steps", "at_risk_s"),
-    *("heartbeat_age_s", "heartbeat_of", "metrics", "log", "others", "trackers"),
+    *("heartbeat_age_s", "heartbeat_of", "metrics", "log", "others", "trackers", "slurm_error"),
 }
 ATTEMPT_KEYS = {
     *("number", "start", "end", "outcome", "cause", "first_step", "last_step", "nodes"),
@@ -38,7 +38,7 @@ ATTEMPT_KEYS = {
 }
 PACKING_KEYS = {
     *("shards", "state", "needs_person", "action", "job_id", "members", "failed", "num_done"),
-    *("num_shards", "log"),
+    *("num_shards", "log", "slurm_error"),
 }
 
 
