@@ -365,15 +365,21 @@ def loss_beside_score(points: Sequence[CurvePoint], means: Sequence[Estimate], s
         return ""
     lowest = min(both, key=lambda one: losses[one.name])
     best = max(both, key=lambda one: one.mean)
+    name = plain(score)
     sentence = (
-        f"The lowest loss, {losses[lowest.name]:.2f}, is that of {lowest.name}, whose {score} is "
-        f"{100 * lowest.mean:.1f} %; the highest {score}, {100 * best.mean:.1f} %, is that of "
+        f"The lowest loss, {losses[lowest.name]:.2f}, is that of {lowest.name}, whose {name} is "
+        f"{100 * lowest.mean:.1f} %; the highest {name}, {100 * best.mean:.1f} %, is that of "
         f"{best.name}, whose loss is {losses[best.name]:.2f}."
     )
+    if lowest is best:
+        sentence = (
+            f"{best.name} has both the lowest loss, {losses[best.name]:.2f}, and the highest "
+            f"{name}, {100 * best.mean:.1f} %."
+        )
     if len(both) < 3 or len({one.mean for one in both}) < 2:
         return sentence
     found = stats.spearmanr([-losses[one.name] for one in both], [one.mean for one in both])
-    return f"{sentence} Low loss and high {score} agree with Spearman {found.statistic:.2f}."
+    return f"{sentence} Low loss and high {name} agree with Spearman {found.statistic:.2f}."
 
 
 def _mean_loss(last: Mapping[tuple[str, int], float], arm: str) -> float:

@@ -72,9 +72,14 @@ def test_a_loss_that_is_null_or_a_deviation_that_is_null_is_no_collapse(runs):
 def test_what_the_loss_would_choose_is_held_against_what_the_score_chooses(runs):
     means = [Estimate("0.0001", 0.6, 0.1, math.nan, 2), Estimate("0.05", 0.7, 0.1, math.nan, 2)]
     said = loss_beside_score(read_curves(runs), means, "f1")
-    assert f"The lowest loss, {CHANCE - 2.4:.2f}, is that of 0.0001, whose f1 is 60.0 %" in said
-    assert "the highest f1, 70.0 %, is that of 0.05" in said
+    assert f"The lowest loss, {CHANCE - 2.4:.2f}, is that of 0.0001, whose F1 is 60.0 %" in said
+    assert "the highest F1, 70.0 %, is that of 0.05" in said
     assert loss_beside_score(read_curves(runs), means[:1], "f1") == ""
+    means[0] = Estimate("0.0001", 0.8, 0.1, math.nan, 2)
+    said = loss_beside_score(read_curves(runs), means, "f1")
+    assert (
+        said == f"0.0001 has both the lowest loss, {CHANCE - 2.4:.2f}, and the highest F1, 80.0 %."
+    )
 
 
 def test_the_curves_are_drawn_with_and_without_a_probe(runs, tmp_path):
