@@ -7,17 +7,19 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from simclr.choices import Precision
 from simclr.config import TrainConfig, require
 from simclr.data.loader import Batch
 from simclr.distributed import distributed_context
 from simclr.loss import contrastive_loss
+from simclr.model.batchnorm import running_statistics
+from simclr.monitoring.logger import StepOutput
 from simclr.monitoring.metrics import Sink
 from simclr.optim import set_rate, step_unless
 from simclr.preemption import StopReason, StopSignal, TrainerHooks
 from simclr.rendezvous import Rendezvous
-from simclr.step import Statistics, StepOutput, gradient_norm
 from simclr.trainer import Trainer
 
 
@@ -90,3 +92,29 @@ def train_step(trainer: Trainer, batch: Batch) -> StepOutput:
     before.restore_if(skip)
     trainer.step += 1
     return StepOutput(loss.detach(), norm, skip, projections.detach())
+
+
+def gradient_norm(network: nn.Module) -> torch.Tensor:
+    """Return the Euclidean norm over all gradients, as a scalar on the device."""
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
+
+
+class Statistics:
+    """Running statistics of BatchNorm as they were before a forward pass.
+
+    A pass that is not finite leaves its mark on them too; they would never recover.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._live = running_statistics(network)
+        self._sizes = [len(statistic) for statistic in self._live]
+        self._before = torch.cat(self._live)
+
+    @torch.no_grad()
+    def restore_if(self, skip: torch.Tensor) -> None:
+        """Bring them back where ``skip`` is 1."""
+        kept = torch.where(skip > 0, self._before, torch.cat(self._live))
+        # One call for all layers; ResNet-152 has 310 of these tensors.
+        torch._foreach_copy_(self._live, torch.split(kept, self._sizes))

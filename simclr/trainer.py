@@ -47,11 +47,10 @@ from simclr.distributed import (
 from simclr.loss import chance_level
 from simclr.model.simclr import SimCLR, build_model
 from simclr.model.weights import start_from
-from simclr.monitoring.logger import MetricsLogger
+from simclr.monitoring.logger import MetricsLogger, StepOutput
 from simclr.monitoring.metrics import Sink
 from simclr.optim import build_optimizer, learning_rate, peak_rate
 from simclr.preemption import Preempted, StopReason, StopSignal, TrainerHooks
-from simclr.step import StepOutput
 
 
 def refuse_other_run(

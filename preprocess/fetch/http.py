@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -293,16 +293,12 @@ def refuse_offline(http: Http, url: str) -> None:
             return
         except requests.RequestException as error:
             if attempt == 2:
-                _raise_offline(url, error)
+                raise UnreachableError(
+                    f"{os.uname().nodename} cannot reach {shown(url)} ({_reason(error)}); run on a "
+                    "node with internet access, such as a login or transfer node "
+                    "(cluster.partition=NAME), or set https_proxy"
+                ) from error
             http.stop.wait(BACKOFF_S)
-
-
-def _raise_offline(url: str, error: Exception) -> NoReturn:
-    host = f"{os.uname().nodename} cannot reach {shown(url)} ({_reason(error)})"
-    raise UnreachableError(
-        f"{host}; run on a node with internet access, such as a login or transfer node "
-        "(cluster.partition=NAME), or set https_proxy"
-    ) from error
 
 
 def _reason(error: Exception) -> str:

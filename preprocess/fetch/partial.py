@@ -7,7 +7,6 @@ is always whole.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable
@@ -76,7 +75,12 @@ class PartialFile:
             if file.read(len(self._prefix)) != self._prefix:
                 self._start_anew()
                 return wanted
-            there = {span for span in wanted if _is_there(file, span, crc_of)}
+            there = {
+                span
+                for span in wanted
+                if (crc := crc_of.get((span.target, span.length))) is not None
+                and crc == _crc(file, span.target, span.length)
+            }
         if lines[-1]:
             self._append({})  # ends the torn line, or the next one would be lost with it
         return [span for span in wanted if span not in there]
@@ -87,16 +91,13 @@ class PartialFile:
         Raises:
             FetchError: as ``Http.pieces``.
         """
-        crc, done = 0, 0
-        descriptor = os.open(self.data, os.O_WRONLY)
-        try:
+        crc = 0
+        with self.data.open("r+b") as file:
+            file.seek(span.target)
             for piece in http.pieces(self.remote, span.offset, span.length):
-                write_all(descriptor, piece, span.target + done)
+                file.write(piece)
                 crc = zlib.crc32(piece, crc)
-                done += len(piece)
                 advance(len(piece))
-        finally:
-            os.close(descriptor)
         self._append({"target": span.target, "length": span.length, "crc": crc})
 
     def fetch_all(
@@ -158,25 +159,12 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def write_all(descriptor: int, data: bytes, offset: int) -> None:
-    """Write bytes at an offset, all of them."""
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
-
-
-def _is_there(file: BinaryIO, span: Span, crc_of: dict[tuple[int, int], int]) -> bool:
-    stated = crc_of.get((span.target, span.length))
-    return stated is not None and _crc(file, span.target, span.length) == stated
 
 
 def _crc(file: BinaryIO, offset: int, length: int) -> int | None:

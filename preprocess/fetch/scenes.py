@@ -51,12 +51,12 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """What is copied of a remote raster: a new header, then spans of the file."""
+    """What is copied of a remote raster: a new header, if it is cut, then spans of the file."""
 
     remote: RemoteFile
+    layout: Layout
     header: bytes
     spans: list[Span]
-    resolution_m: float
 
     @property
     def size(self) -> int:
@@ -154,24 +154,19 @@ def fetch_scenes(http: Http, plans: list[ScenePlan], config: FetchConfig) -> lis
                 jobs[pool.submit(folder.fetch_band, band, transfer)] = plan.scene.id
             if not plan.missing:  # killed between its last band and its name
                 folder.finish()
+        failed: dict[str, str] = {}
         try:
-            return _failures(jobs)
+            for job in as_completed(jobs):
+                try:
+                    job.result()
+                except UnreachableError:  # no scene can be fetched any more
+                    raise
+                except (FetchError, ValueError) as error:
+                    failed.setdefault(jobs[job], f"{jobs[job]}: {error}")
         except BaseException:
             http.stop.set()  # threads end at their next piece
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _failures(jobs: dict[Future[None], str]) -> list[str]:
-    """Wait for all jobs; return the first failure of each scene, a line each."""
-    failed: dict[str, str] = {}
-    for job in as_completed(jobs):
-        try:
-            job.result()
-        except UnreachableError:  # no scene can be fetched any more
-            raise
-        except (FetchError, ValueError) as error:
-            failed.setdefault(jobs[job], f"{jobs[job]}: {error}")
     return [failed[key] for key in sorted(failed)]
 
 
@@ -189,7 +184,7 @@ def measure_rate(http: Http, plans: Iterable[ScenePlan], streams: int) -> float:
     return read / max(time.monotonic() - started, 1e-6)
 
 
-def remote_copy(http: Http, url: str, squares: Flags | None, band: str) -> tuple[Copy, Layout]:
+def remote_copy(http: Http, url: str, squares: Flags | None, band: str) -> Copy:
     """Return what is to be copied of a remote raster.
 
     Args:
@@ -220,13 +215,13 @@ def remote_copy(http: Http, url: str, squares: Flags | None, band: str) -> tuple
     # Packing judges the offset by dark pixels of the whole scene, from the classification and
     # overviews of these bands. Without them it would see less than in the whole scene.
     if squares is None or band == SCL:
-        return Copy(remote, b"", chunks(remote.size), layout.resolution_m), layout
+        return Copy(remote, layout, b"", chunks(remote.size))
     coarse_m = 60 * layout.resolution_m / BANDS[band].ground_resolution_m
     overview = overview_for(layout, coarse_m) if band in DARK_BANDS else None
     header, spans = plan_copy(layout, blocks_of(layout, squares, PATCH_SIDE_M), overview)
     if any(span.offset + span.length > remote.size for span in spans):
         raise ValueError(f"{band} lists blocks beyond its end")
-    return Copy(remote, header, spans, layout.resolution_m), layout
+    return Copy(remote, layout, header, spans)
 
 
 def _steady(action: Callable[[], _Result]) -> _Result:
@@ -254,7 +249,9 @@ def _plan_scene(http: Http, scene: Scene, config: FetchConfig, area: Area) -> Sc
     """Return the plan of a scene, or the reason why there is none."""
     try:
         state = read_json(Path(config.output) / scene.id / STATE)
-        corner = state.get("corner") or _corner(remote_copy(http, scene.urls[SCL], None, SCL)[1])
+        corner = state.get("corner") or _corner(
+            remote_copy(http, scene.urls[SCL], None, SCL).layout
+        )
         squares = area.squares(TileGrid(scene.tile, *corner), config.one_owner)
         if not squares.any():
             return NO_GROUND
@@ -264,7 +261,7 @@ def _plan_scene(http: Http, scene: Scene, config: FetchConfig, area: Area) -> Sc
             return plan
         longest: list[tuple[RemoteFile, Span]] = []
         for band, url in scene.urls.items():
-            copy, _ = remote_copy(http, url, None if config.whole_scenes else squares, band)
+            copy = remote_copy(http, url, None if config.whole_scenes else squares, band)
             plan.sizes[band] = copy.size
             if folder.has(band, copy.remote):
                 plan.missing.discard(band)
@@ -406,7 +403,7 @@ class _SceneFolder:
     def _fetch(self, band: str, transfer: _Transfer) -> RemoteFile:
         squares = None if self._whole else self.plan.squares
         http, advance = transfer.http, transfer.advance
-        copy, _ = remote_copy(http, self.plan.scene.urls[band], squares, band)
+        copy = remote_copy(http, self.plan.scene.urls[band], squares, band)
         path = self.staging / f"{band}.tif"
         partial = PartialFile(path, copy.remote, copy.header)
         missing = partial.missing(copy.spans)
@@ -420,9 +417,8 @@ class _SceneFolder:
             # Packing reads from the coarsest bands where nodata is. Their blocks hold ground beyond
             # the squares, which the blocks of finer bands do not hold.
             with atomic_path(path) as temporary:
-                keep_squares(
-                    partial.data, temporary, squares, int(PATCH_SIDE_M / copy.resolution_m)
-                )
+                side_px = int(PATCH_SIDE_M / copy.layout.resolution_m)
+                keep_squares(partial.data, temporary, squares, side_px)
             partial.discard()
         else:
             partial.finish()

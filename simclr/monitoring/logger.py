@@ -9,6 +9,7 @@ import math
 import resource
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,28 @@ from simclr.monitoring.health import (
     spread,
 )
 from simclr.monitoring.metrics import JsonLines, Sink, screen
-from simclr.step import StepOutput
 
 if TYPE_CHECKING:
     from simclr.monitoring.online_probe import OnlineProbe
 
 _GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step leaves on the device.
+
+    Attributes:
+        loss: scalar, of this rank's rows.
+        gradient_norm: scalar, of the gradient averaged over ranks.
+        skip: float32 scalar, 1 if the weights were left as they were.
+        projections: (2B, D) of this rank.
+    """
+
+    loss: torch.Tensor
+    gradient_norm: torch.Tensor
+    skip: torch.Tensor
+    projections: torch.Tensor
 
 
 class MetricAccumulator:

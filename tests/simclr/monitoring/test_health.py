@@ -17,8 +17,7 @@ from simclr.monitoring.health import (
     flop_per_view,
     spread,
 )
-from simclr.monitoring.logger import MetricAccumulator
-from simclr.step import StepOutput
+from simclr.monitoring.logger import MetricAccumulator, StepOutput
 
 CPU = torch.device("cpu")
 
