@@ -124,7 +124,9 @@ def refuse_misread(path: Path, schema: type[Any]) -> None:
             kind = type_of(key, schema)
             inner = get_args(kind)[0] if get_origin(kind) is list else kind
             read = OmegaConf.select(OmegaConf.create(f"value: {node.value}"), "value")
-            if inner is str and read is not None and str(read) != node.value:
+            # of sbatch's own options a truth value is meant: a flag without a value
+            is_flag = isinstance(read, bool) and key.startswith("cluster.extra.")
+            if inner is str and read is not None and str(read) != node.value and not is_flag:
                 raise ValueError(
                     f"{path.parent.name}/{path.name}: {key} is {node.value}, which YAML reads as "
                     f'{read}; write "{node.value}"'

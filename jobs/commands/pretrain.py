@@ -111,14 +111,20 @@ class Pretrain(Command):
         return self.run_dir / JOB_FOLDER
 
     def validate(self, cluster: ClusterConfig) -> None:
-        """Check shards, batch and run folder."""
-        config = self.config
+        """Check shards, weights, batch and run folder, before a job waits in the queue for them."""
+        config, weights = self.config, self.config.model.weights
         require_all(
             (bool(config.run_dir), "run_dir is empty; give a folder for the run: run_dir=RUN"),
             (bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]"),
+            (
+                not weights or bool(cluster.after) or Path(weights).exists(),
+                f"model.weights is {weights}, which does not exist; correct the path",
+            ),
         )
-        for shards in [] if cluster.after else config.shards:  # a job before this one packs them
-            read_manifest(Path(shards))
+        # a job before this one may pack them
+        for shards in [] if cluster.after else [*config.shards, config.monitor.shards]:
+            if shards:
+                read_manifest(Path(shards))
         check_batch(config.data.global_batch_size, cluster)
         check_installed(self.tracking)
         if current_rank().is_main:

@@ -17,7 +17,15 @@ from omegaconf import OmegaConf
 
 from jobs import cli, commands
 from jobs.cli.errors import explain
-from jobs.cli.schema import choices, default_of, description_of, help_page, schema_of
+from jobs.cli.schema import (
+    choices,
+    default_of,
+    description_of,
+    help_page,
+    refuse_misread,
+    schema_of,
+)
+from jobs.commands.pretrain import Pretrain
 from preprocess.sources import SOURCES
 
 COMMANDS = {name: commands.load(name) for name in commands.WITH_SETTINGS}
@@ -239,6 +247,16 @@ def test_text_in_a_file_that_yaml_would_change_is_refused(refused, tmp_path, lin
     path.write_text('# @package _global_\nrun_dir: "2024_01_15"\nshards: [2024]\n')
     done = simclr("pretrain", "--config-dir=conf", "recipe=mine", "run_dir=r", cwd=tmp_path)
     assert "YAML" not in done.stderr
+
+
+def test_a_flag_of_sbatch_is_a_truth_value_in_a_cluster_file(tmp_path):
+    path = tmp_path / "cluster" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text("extra: {exclusive: true, overcommit: false}\n")
+    refuse_misread(path, schema_of(Pretrain))
+    path.write_text("account: true\n")
+    with pytest.raises(ValueError, match=r"cluster\.account is true, which YAML reads as True"):
+        refuse_misread(path, schema_of(Pretrain))
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
