@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -152,7 +153,8 @@ def test_an_offline_run_of_wandb_holds_settings_origin_and_artifacts(run_dir):
     assert records["artifact"].artifact.type == "evaluation"
     assert wandb_history(run_dir, "loss") == [(1, 11.0)]
     link = tracker_links(run_dir)["wandb"]
-    assert Path(link.rpartition("wandb sync ")[2]).is_dir()
+    (folder,) = shlex.split(link.rpartition("wandb sync ")[2])  # as a shell reads it
+    assert Path(folder).is_dir()
 
 
 @pytest.mark.slow
