@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from preprocess.fetch.http import Http, RemoteFile
 from preprocess.shards.atomic_io import publish
 
-RANGE_BYTES = 8 * 2**20  # what a killed download may have to fetch again, for each stream
+RANGE_BYTES = 16 * 2**20  # what a killed download may have to fetch again, for each stream
 
 
 @dataclass(frozen=True, slots=True)
