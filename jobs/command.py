@@ -6,8 +6,10 @@ imported in ``run``, so that submitting stays quick.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
@@ -123,6 +125,15 @@ class Command(ABC):
     def completion(self) -> CompletionMarker:
         """The mark of success with these settings."""
         return CompletionMarker(self.job_dir, self.name, self.config)
+
+
+@contextmanager
+def side_work(what: str) -> Iterator[None]:
+    """Log what goes wrong beside work that is done and recorded: a picture fails no job."""
+    try:
+        yield
+    except Exception as error:
+        logging.getLogger("simclr").warning("%s: %s: %s", what, type(error).__name__, error)
 
 
 def require_all(*checks: tuple[bool, str]) -> None:

@@ -8,7 +8,7 @@ from typing import Self
 from uuid import uuid4
 
 from jobs import cli
-from jobs.command import Command, require_all
+from jobs.command import Command, require_all, side_work
 from jobs.commands.export import run_exists
 from jobs.config import ClusterConfig
 from jobs.run_dir import JOB_FOLDER
@@ -89,10 +89,11 @@ class Evaluate(Command):
             result = f"{table}\n{Path(self.config.run, JSON_NAME)}"
         if not env.is_main:
             return ""
-        # Here, since matplotlib is slow to import and a login node only submits.
-        from jobs.figures.evaluation import write_evaluation_page
+        with side_work("the evaluation is done, but its page is not drawn"):
+            # Here, since matplotlib is slow to import and a login node only submits.
+            from jobs.figures.evaluation import write_evaluation_page
 
-        write_evaluation_page(Path(self.config.run))
+            write_evaluation_page(Path(self.config.run))
         log_artifacts(Path(self.config.run), {"evaluation": Path(self.config.run, JSON_NAME)})
         return result
 

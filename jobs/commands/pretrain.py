@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn, Self
 from uuid import uuid4
 
-from jobs.command import Command, StoppedError, narrow, require_all
+from jobs.command import Command, StoppedError, narrow, require_all, side_work
 from jobs.config import ClusterConfig, check_batch
 from jobs.run_dir import JOB_FOLDER, RunAttempt, check_run_dir, freeze, saved_step
 from jobs.slurm.environment import (
@@ -163,10 +163,11 @@ class Pretrain(Command):
                 raise
             if attempt:
                 attempt.record("finished", checkpoint=folder.name)
-                # Here, since matplotlib is slow to import and a login node only submits.
-                from jobs.figures.run_report import draw_curves
+                with side_work("the training is done, but its curves are not drawn"):
+                    # Here, since matplotlib is slow to import and a login node only submits.
+                    from jobs.figures.run_report import draw_curves
 
-                draw_curves(self.run_dir)
+                    draw_curves(self.run_dir)
         return str(folder) if env.is_main else ""
 
     def _train(

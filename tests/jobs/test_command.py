@@ -65,6 +65,17 @@ def test_a_finished_training_names_its_checkpoint(pretrain, monkeypatch):
     assert (pretrain.run_dir / "logs" / "pretrain.log").exists()
 
 
+def test_curves_that_cannot_be_drawn_fail_no_training(pretrain, monkeypatch, capsys):
+    def draw(run_dir: Path) -> None:
+        raise OSError(28, "No space left on device", str(run_dir / "curves.png"))
+
+    monkeypatch.setattr("jobs.figures.run_report.draw_curves", draw)
+    trains(monkeypatch, Path("checkpoints/step-000000009"))
+    assert run(pretrain, HERE) == "checkpoints/step-000000009"
+    assert events(pretrain)[-1]["event"] == "finished"
+    assert "the training is done, but its curves are not drawn: OSError" in capsys.readouterr().err
+
+
 def test_a_stopped_training_says_where_it_saved(pretrain, monkeypatch):
     trains(monkeypatch, Preempted(7, StopReason.SIGTERM))
     with pytest.raises(StoppedError, match="saved at step 7; the same command continues"):
