@@ -105,19 +105,19 @@ def show(options: Options) -> bool:
         ValueError: a folder is neither run nor packing, nor holds runs.
     """
     poller = SlurmPoller(options.watch_s or INTERVAL_S)
-    if not options.watch_s or options.report or options.as_json:
-        return _print(options, *_look(options, poller))
-    needed = False
+    runs, packings = _look(options, poller)
+    if not options.watch_s or options.report or options.as_json or not (runs or packings):
+        return _print(options, runs, packings)
     with LiveRecords(short=options.short) as screen, contextlib.suppress(KeyboardInterrupt):
         while True:
-            runs, packings = _look(options, poller)
             screen.update(runs, packings)
-            needed = _needs_person(runs, packings)
-            states = {*(run.state for run in runs), *(folder.state for folder in packings)}
-            if needed or states <= {"finished", "packed"}:
+            over = [run.needs_person or run.state == "finished" for run in runs]
+            over += [each.needs_person or each.state == "packed" for each in packings]
+            if all(over):  # one failed run of a sweep does not end the view of the others
                 break
             time.sleep(REFRESH_S)
-    return needed
+            runs, packings = _look(options, poller)
+    return _needs_person(runs, packings)
 
 
 def _look(options: Options, poller: SlurmPoller) -> tuple[list[RunRecord], list[PackingRecord]]:

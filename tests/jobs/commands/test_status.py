@@ -117,8 +117,24 @@ def test_a_run_named_twice_is_shown_once(said, runs):
     assert once == twice
 
 
-def test_nothing_to_show_is_said(said):
-    assert said() == (0, "no runs in ./runs; name run folders: simclr-status RUN ...\n", "")
+@pytest.mark.parametrize("options", [(), ("--watch",)])
+def test_nothing_to_show_is_said(said, options):
+    told = "no runs in ./runs; name run folders: simclr-status RUN ...\n"
+    assert said(*options) == (0, told, "")
+
+
+def test_a_failed_run_does_not_end_the_view_of_one_that_trains(said, runs, monkeypatch):
+    going = runs / "going"
+    freeze(going, TrainConfig(run_dir=str(going)))
+    attempt = RunAttempt(going, RankEnvironment().describe())
+    attempt.record("start")
+    monkeypatch.setattr(status, "REFRESH_S", 0.01)
+    monkeypatch.setattr(
+        status.time, "sleep", lambda _: attempt.record("finished", checkpoint="step-1")
+    )
+    code, out, _ = said("--watch", "--short")
+    assert code == 1
+    assert out.count("runs/going") == 2  # while it trained, and when it had finished
 
 
 @pytest.mark.parametrize(
