@@ -271,12 +271,9 @@ def extract(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> None:
     config, cache = setup.config, setup.cache
     cache.weights.update({one.features_name: one.weights for one in encoders})
     embedders = {one.features_name: one.embed for one in encoders if one.embed is not None}
-    for wanted, wrap in (
-        (config.stages, joined_stages),
-        (config.test_time, averaged_over_symmetries),
-    ):
-        if wanted:
-            embedders = {name: wrap(embed) for name, embed in embedders.items()}
+    wraps = (config.stages, joined_stages), (config.test_time, averaged_over_symmetries)
+    for wrap in (wrap for wanted, wrap in wraps if wanted):
+        embedders = {name: wrap(embed) for name, embed in embedders.items()}
 
     def views(rows: Indices) -> Iterable[Tensor]:
         """Start a pass over some samples."""
@@ -381,7 +378,7 @@ def _facts(setup: EvalSetup) -> dict[str, Any]:
     """Return which run was evaluated on which patches, and how."""
     config, splits, task, pretrained = setup.config, setup.splits, setup.task, setup.pretrained
     dataset = setup.patches.dataset
-    counts, positives = _counts(splits, task)
+    counts, positives = splits.counts(task.targets)
     return {
         "simulated": dataset.simulated or bool(pretrained.dataset["simulated"]),
         "run": config.run,
@@ -442,14 +439,3 @@ def without_nan(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [without_nan(value) for value in data]
     return None if isinstance(data, float) and math.isnan(data) else data
-
-
-def _counts(splits: Splits, task: Task) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """Return patches a part, and positives a class: the fewest over seeds, so none lacks one."""
-    parts = ("train", "validation", "test")
-    counts = {part: len(getattr(splits.by_seed[0], part)) for part in parts}
-    per_seed = {
-        part: [task.targets[getattr(one, part)].sum(axis=0) for one in splits.by_seed]
-        for part in parts
-    }
-    return counts, {part: np.min(rows, axis=0).tolist() for part, rows in per_seed.items()}

@@ -57,6 +57,19 @@ class Splits:
     leakage: float
     touching: float
 
+    def counts(self, targets: BoolArray) -> tuple[dict[str, int], dict[str, list[int]]]:
+        """Return samples a part, and positives a class: the fewest over seeds, so none lacks one.
+
+        ``targets`` are those of all samples, (N, C).
+        """
+        parts = (TRAIN, VALIDATION, TEST)
+        positives = {
+            part: np.min([targets[getattr(one, part)].sum(axis=0) for one in self.by_seed], axis=0)
+            for part in parts
+        }
+        sizes = {part: len(getattr(self.by_seed[0], part)) for part in parts}
+        return sizes, {part: least.tolist() for part, least in positives.items()}
+
     @property
     def tested(self) -> Indices:
         """Samples (T,) that any seed tests, sorted."""
