@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, TypeVar, cast
 from jobs.config import ClusterConfig
 from jobs.run_dir import CompletionMarker
 from jobs.slurm.environment import RankEnvironment, current_rank, mark_rank_0_done
-from jobs.slurm.preemption import requeued_if_stopped
+from jobs.slurm.requeue import requeued_if_stopped
 
 _Config = TypeVar("_Config")
 
@@ -134,20 +134,6 @@ def side_work(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         logging.getLogger("simclr").warning("%s: %s: %s", what, type(error).__name__, error)
-
-
-def require_all(*checks: tuple[bool, str]) -> None:
-    """Refuse settings with everything that is wrong with them, not only the first of it.
-
-    Args:
-        checks: whether something holds, and the message if it does not.
-
-    Raises:
-        ValueError: something does not hold.
-    """
-    wrong = [message for holds, message in checks if not holds]
-    if wrong:
-        raise ValueError("; ".join(wrong))
 
 
 def narrow(settings: Any, kind: type[_Config]) -> _Config:

@@ -8,12 +8,13 @@ from typing import Self
 from uuid import uuid4
 
 from jobs import cli
-from jobs.command import Command, require_all, side_work
+from jobs.command import Command, side_work
 from jobs.commands.export import run_exists
 from jobs.config import ClusterConfig
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment, rendezvous_of
 from jobs.tracking.sink import log_artifacts
+from preprocess.config import require_all
 from preprocess.shards.manifest import read_manifest
 from simclr.evaluation.config import EvaluateConfig
 

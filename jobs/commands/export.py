@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import cli
-from jobs.command import Command, require_all
+from jobs.command import Command
 from jobs.config import ClusterConfig
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
 from jobs.tracking.sink import log_artifacts
+from preprocess.config import require_all
 from simclr.export import ExportConfig
 
 

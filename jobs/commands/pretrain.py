@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn, Self
 from uuid import uuid4
 
-from jobs.command import Command, StoppedError, narrow, require_all, side_work
+from jobs.command import Command, StoppedError, narrow, side_work
 from jobs.config import ClusterConfig, check_batch
 from jobs.run_dir import JOB_FOLDER, RunAttempt, check_run_dir, freeze, saved_step
 from jobs.slurm.environment import (
@@ -32,9 +32,10 @@ from jobs.slurm.heartbeat import (
     record_failure,
     save_deadline,
 )
-from jobs.slurm.preemption import Decision, RunStop, exit_for_requeue
+from jobs.slurm.requeue import Decision, RunStop, exit_for_requeue
 from jobs.staging import scratch_folder, staged
 from jobs.tracking.sink import TrackerProcesses, Tracking, check_installed
+from preprocess.config import require_all
 from preprocess.shards.manifest import read_manifest
 from simclr.config import TrainConfig
 from simclr.monitoring.metrics import Sink

@@ -1,1 +1,1 @@
-"""Slurm: queries, submission, the environment of a rank, preemption, heartbeats."""
+"""Slurm: queries, submission, the environment of a rank, requeueing, heartbeats."""

@@ -270,12 +270,15 @@ def _fields(text: str) -> dict[str, str]:
     return fields
 
 
-# what sacct says where nobody keeps accounts: no fault of the job, and no word about it
-_NONE_KEPT = ("accounting storage is disabled", "not running a supported accounting_storage")
+# what sacct says where accounting is disabled: no error of the job, so nothing is reported
+_ACCOUNTING_DISABLED = (
+    "accounting storage is disabled",
+    "not running a supported accounting_storage",
+)
 
 
 def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, list[str]]:
-    """Ask ``sacct`` how each start of some jobs ended; nothing where no accounts are kept.
+    """Ask ``sacct`` how each start of some jobs ended; nothing where accounting is disabled.
 
     Returns:
         Job id to Slurm's state of each of its starts, in order; empty for one that has not ended.
@@ -291,7 +294,7 @@ def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, l
     try:
         return parse_endings(call(command, timeout_s))
     except SlurmError as error:
-        if any(words in str(error) for words in (*_NONE_KEPT, "is not installed")):
+        if any(words in str(error) for words in (*_ACCOUNTING_DISABLED, "is not installed")):
             return {}
         raise
 

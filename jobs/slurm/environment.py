@@ -45,7 +45,7 @@ class RankEnvironment:
     """This process among those that were started together.
 
     Attributes:
-        kind: who started it.
+        launcher: who started it.
         job_id: of Slurm (``12`` or ``12_3``), or of submitit; empty here.
         restarts: how often Slurm has requeued the job.
         rank: of this process, from 0.

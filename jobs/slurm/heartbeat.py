@@ -1,9 +1,9 @@
 """One heartbeat file a rank, the loss of a rank, and the deadline of a save.
 
-Each rank writes a heartbeat every second or so: its step, and the line of our code that its main
-thread is in. It monitors the heartbeat of the next rank, so that the cost of monitoring does not
-grow with the number of ranks. A stopped rank has no heartbeat; a stuck one does, and it says where.
-The remaining ranks notice a loss at different moments and by different signs; one of them reports.
+Each rank writes a heartbeat every second or so: its step, and the line of project code that its
+main thread is in. It monitors the heartbeat of the next rank, so that the cost of monitoring does
+not grow with the number of ranks. A stopped rank has no heartbeat; a stuck one does, and it says
+where. The remaining ranks notice a loss at different moments and by different signs; one reports.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jobs.run_dir import (
     saved_step,
 )
 from jobs.slurm.environment import Launcher, RankEnvironment
-from jobs.slurm.preemption import (
+from jobs.slurm.requeue import (
     RUN_AGAIN,
     RunStop,
     decide_and_requeue,
@@ -48,7 +48,7 @@ OBSERVE_S = 2.5
 FOLDER_HANGS_S = 20.0
 TERM_S = 15.0
 _REPORTER = "reporter"
-_OURS = ("simclr.", "preprocess.", "jobs.")
+_PROJECT = ("simclr.", "preprocess.", "jobs.")
 _log = logging.getLogger("simclr")
 
 
@@ -237,13 +237,13 @@ def describe_rank(beat: dict[str, Any]) -> str:
 
 
 def line_of_thread(thread: int) -> str:
-    """Return the innermost line of our own code that a thread is in."""
+    """Return the innermost line of project code that a thread is in."""
     frame: FrameType | None = sys._current_frames().get(thread)
-    # of ours, not of torch: that every rank waits in a collective is no news
-    while frame and not str(frame.f_globals.get("__name__", "")).startswith(_OURS):
+    # not of torch: that every rank waits in a collective is no news
+    while frame and not str(frame.f_globals.get("__name__", "")).startswith(_PROJECT):
         frame = frame.f_back
     if frame is None:
-        return "no line of ours"
+        return "a line outside project code"
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})"
 
 
@@ -331,7 +331,9 @@ def lost_rank_cause(run_dir: Path, env: RankEnvironment, event: BaseException) -
             )
         if isinstance(behind, LostPeerError):
             silent = find_silent_ranks(run_dir, env)
-            return f"lost {silent or 'no rank has fallen silent or behind'} ({behind})"
+            if not silent:
+                return f"a collective failed, but no rank is silent or behind ({behind})"
+            return f"lost {silent} ({behind})"
         behind = behind.__cause__ or behind.__context__
     return ""
 

@@ -41,7 +41,7 @@ _STUCK = {
     ("asks for more nodes than the partition has", "cluster.nodes"): "PartitionNodeLimit",
     ("asks for what no node has", "cluster.constraint, gpus, memory"): "BadConstraints",
     ("the job that it waits for has failed", "submit it again"): "DependencyNeverSatisfied",
-    # by jobs.slurm.preemption after idle attempts
+    # by jobs.slurm.requeue after idle attempts
     ("held after a requeue", "read its Comment; scontrol release"): "job_requeued_in_held_state",
     ("held by you", "scontrol release"): "JobHeldUser",
     ("held by an administrator", "ask them"): "JobHeldAdmin",

@@ -36,7 +36,9 @@ from simclr.checkpoint.manifest import (
 )
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
-STALE_S = 900.0  # a heartbeat comes every step; minutes without one is a hang
+# A thread writes about one heartbeat a second, however long a step takes: minutes of silence mean
+# that the process is gone or suspended, or that it cannot write.
+STALE_S = 900.0
 ANSWER_S = 4.0  # a controller that is away would keep a person waiting for minutes
 INTERVAL_S = 30.0  # many people watch many runs; the controller answers all of them
 _LONGEST_CAUSE = 200  # characters; the whole is in the log
@@ -274,7 +276,7 @@ def _add_heartbeat(record: RunRecord, run_dir: Path, since: float, now: float) -
     beats = read_heartbeats(run_dir, since)
     if not beats:
         return None
-    # a heartbeat comes every step, a metric line every interval
+    # heartbeats come every second or so, metric lines once an interval of steps
     record.step = max(record.step, *(beat["step"] or 0 for beat in beats))
     slowest = min(beats, key=lambda beat: float(beat["time"]))
     record.heartbeat_age_s = now - slowest["time"]
@@ -384,7 +386,7 @@ def _of_live_job(
         return _State(job.state.lower())
     if silent_s > STALE_S:
         who = "every rank" if silent_rank is None else f"rank {silent_rank}"
-        action = f"read the log; scancel {job.job_id} if it hangs, and submit again"
+        action = f"read the log; unless it still trains, scancel {job.job_id} and submit again"
         return _State(f"running, but {who} is silent", True, action, is_live=True)
     return _at_work(record, events, now)
 

@@ -23,9 +23,9 @@ from jobs.commands.pretrain import Pretrain
 from jobs.commands.verify import Verify, VerifyError
 from jobs.config import ClusterConfig
 from jobs.launch import run
-from jobs.slurm import preemption as requeue
+from jobs.slurm import requeue
 from jobs.slurm.environment import Launcher, RankEnvironment
-from jobs.slurm.preemption import RunStop
+from jobs.slurm.requeue import RunStop
 from preprocess.config import PackConfig, VerifyConfig
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import TrainConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.slurm import client as slurm
-from jobs.slurm.preemption import Decision, requeue_decision
+from jobs.slurm.requeue import Decision, requeue_decision
 
 RELEASES = sorted((Path(__file__).parent / "recorded").iterdir())
 

@@ -82,9 +82,10 @@ def test_a_stopped_rank_is_named_with_node_step_and_env(peer, heard):
     assert said == []
     os.kill(peer.pid, signal.SIGSTOP)
     assert event.wait(SILENCE_S + 4)
-    # its main thread is in the few lines of this test, which are no code of ours
+    # its main thread is in the few lines of this test, which are not project code
     words = (
-        r"rank 1 on node-b, 17 steps done, last at no line of ours, has had no heartbeat for [45] s"
+        r"rank 1 on node-b, 17 steps done, last at a line outside project code, "
+        r"has had no heartbeat for [45] s"
     )
     assert re.fullmatch(words, said[0])
 
@@ -163,7 +164,7 @@ def test_the_rank_that_is_behind_the_others_is_named(tmp_path):
 
 def test_the_place_of_a_thread_is_a_line_of_our_own_code():
     assert line_of_thread(threading.get_ident()).startswith("heartbeat.py:")
-    assert line_of_thread(0) == "no line of ours"
+    assert line_of_thread(0) == "a line outside project code"
 
 
 def test_a_rank_before_its_first_step_is_described_as_such():

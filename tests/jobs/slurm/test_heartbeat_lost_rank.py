@@ -107,7 +107,7 @@ def test_the_loss_of_a_peer_is_seen_behind_what_interrupted_it(tmp_path, monkeyp
     with pytest.raises(Preempted) as event:
         interrupted()
     cause = lost_rank_cause(tmp_path, env_of(), event.value)
-    assert cause == "lost no rank has fallen silent or behind (closed by peer)"
+    assert cause == "a collective failed, but no rank is silent or behind (closed by peer)"
     assert lost_rank_cause(tmp_path, env_of(), ValueError("its own")) == ""
 
 

@@ -19,9 +19,9 @@ import pytest
 from conftest import REPOSITORY
 
 from jobs.run_dir import RunAttempt, read_attempts
-from jobs.slurm import preemption
+from jobs.slurm import requeue
 from jobs.slurm.environment import Launcher, RankEnvironment
-from jobs.slurm.preemption import Decision, RunStop, exit_for_requeue, requeue_decision
+from jobs.slurm.requeue import Decision, RunStop, exit_for_requeue, requeue_decision
 from simclr.preemption import Preempted, StopReason
 
 RUNNING = "JobState=RUNNING Restarts=2 PreemptTime=None"
@@ -89,9 +89,9 @@ def end_of_a_job(monkeypatch, tmp_path, scontrol):
 
     monkeypatch.setattr(os, "_exit", ended)
     monkeypatch.setattr("logging.shutdown", lambda: None)
-    monkeypatch.setattr(preemption, "STAY_S", 0.0)
-    monkeypatch.setattr(preemption, "UNTIL_KILLED_S", 0.0)
-    monkeypatch.setattr(preemption, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(requeue, "STAY_S", 0.0)
+    monkeypatch.setattr(requeue, "UNTIL_KILLED_S", 0.0)
+    monkeypatch.setattr(requeue, "LONGEST_PAUSE_S", 0.01)
 
     def give(
         *says: str, stop: str, fault: str = "", idle: int = 1, refuses: str = ""
@@ -195,7 +195,7 @@ def test_slurm_is_asked_until_its_answer_is_clear(end_of_a_job, says, stop, deci
 
 
 def test_without_any_answer_the_rank_stays_and_says_why(end_of_a_job, monkeypatch):
-    monkeypatch.setattr(preemption, "ASK_S", 0.3)
+    monkeypatch.setattr(requeue, "ASK_S", 0.3)
     decision, cause, calls, _ = end_of_a_job("SILENT", stop="SIGUSR2")
     assert (decision, calls) == ("stay", [])
     assert cause.startswith("Slurm gave no answer")
@@ -204,7 +204,7 @@ def test_without_any_answer_the_rank_stays_and_says_why(end_of_a_job, monkeypatc
 def test_other_ranks_leave_once_the_decision_is_recorded_and_not_before(
     scontrol, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(preemption, "end_process", lambda code: left.append(time.monotonic()))
+    monkeypatch.setattr(requeue, "end_process", lambda code: left.append(time.monotonic()))
     left: list[float] = []
     RunAttempt(tmp_path, RankEnvironment(Launcher.slurm, "7").describe())  # the start before
     RunStop(RankEnvironment(Launcher.slurm, "7"), StopReason.SIGTERM, tmp_path, 1).record(
@@ -230,11 +230,11 @@ def test_a_signal_that_was_blocked_from_the_start_lets_the_job_come_back(name):
     script = (
         "import os, signal, sys\n"
         f"os.kill(os.getpid(), signal.{name})\n"
-        "from jobs.slurm import preemption\n"
+        "from jobs.slurm import requeue\n"
         "from jobs.slurm.environment import Launcher, RankEnvironment\n"
-        "preemption.current_rank = lambda: RankEnvironment(Launcher.slurm, '1')\n"
-        "preemption.exit_for_requeue = lambda stop: sys.exit(stop.reason.name)\n"
-        "with preemption.requeued_if_stopped(): print('began')\n"
+        "requeue.current_rank = lambda: RankEnvironment(Launcher.slurm, '1')\n"
+        "requeue.exit_for_requeue = lambda stop: sys.exit(stop.reason.name)\n"
+        "with requeue.requeued_if_stopped(): print('began')\n"
     )
     command = ["env", "--block-signal=USR2,TERM", sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
@@ -244,10 +244,10 @@ def test_a_signal_that_was_blocked_from_the_start_lets_the_job_come_back(name):
 def test_work_that_is_no_run_asks_to_come_back(monkeypatch):
     left: list[RunStop] = []
     env = RankEnvironment(Launcher.slurm, "1")
-    monkeypatch.setattr(preemption, "current_rank", lambda: env)
-    monkeypatch.setattr(preemption, "exit_for_requeue", left.append)
+    monkeypatch.setattr(requeue, "current_rank", lambda: env)
+    monkeypatch.setattr(requeue, "exit_for_requeue", left.append)
     handler = signal.getsignal(signal.SIGTERM)
-    with preemption.requeued_if_stopped():
+    with requeue.requeued_if_stopped():
         raise Preempted(None, StopReason.SIGUSR2)
     assert left == [RunStop(env, StopReason.SIGUSR2)]
     assert signal.getsignal(signal.SIGTERM) == handler

@@ -31,7 +31,8 @@ ASK_S = 6 * 3600.0
 UNTIL_KILLED_S = 6 * 3600.0
 LONGEST_PAUSE_S = 10.0
 SIGNALING_S = 3.0
-MAX_IDLE = 3  # attempts in a row that saved nothing, by the run's own fault; a fourth is in vain
+# hold the job after this many consecutive attempts that made no progress, by the run's own fault
+MAX_IDLE = 3
 
 _log = logging.getLogger("simclr")
 
