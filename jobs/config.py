@@ -212,7 +212,7 @@ def check_batch(global_batch_size: int, cluster: ClusterConfig) -> None:
     )
 
 
-class What(Enum):
+class InspectionKind(Enum):
     """``shards``: what was packed; ``augment``: what training makes of it."""
 
     shards = "shards"
@@ -232,7 +232,7 @@ class InspectConfig:
         augment: as in simclr-pretrain; its preset is shown beside each single operation.
     """
 
-    what: What = What.shards
+    what: InspectionKind = InspectionKind.shards
     shards: str = ""
     output: str = ""
     patches: int = 24

@@ -87,7 +87,7 @@ class Raster:
 
 
 @dataclass(frozen=True, slots=True)
-class ForeignRaster:
+class UncheckedRaster:
     """Pixels of whatever type and nodata a file has.
 
     Attributes:
@@ -143,11 +143,11 @@ def read_raster(path: Path, window: Box | None = None) -> Raster:
             return _read(path, dataset, _grid(dataset), window)
 
 
-def read_foreign(path: Path, window: Box | None = None) -> ForeignRaster:
+def read_unchecked(path: Path, window: Box | None = None) -> UncheckedRaster:
     """Read all bands of any raster, whole or a window of it; the file stays open."""
     with _errors_named(path):
         dataset, grid = _held(path)
-        return ForeignRaster(
+        return UncheckedRaster(
             pixels=dataset.read(window=_window(window)),
             valid=_valid(dataset, window),
             nodata=tuple(dataset.nodatavals),

@@ -31,7 +31,7 @@ Degrees = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
-    """The squares of one tile.
+    """Where the squares of one tile lie: its grid in UTM.
 
     Attributes:
         tile: MGRS name, ``10SFH``.
@@ -194,7 +194,7 @@ _UNDECIDED = ("", "")
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """The squares of one tile.
+    """What holds for the squares of one tile whatever the product: reasons against, blocks, splits.
 
     Attributes:
         unwanted: squares that no product may fill, by reason; the first reason counts.

@@ -223,10 +223,10 @@ class AugmentConfig:
         preset: named set of augmentations; ``list`` and ``couplets`` take the operations below.
         operations: for ``preset=list``: the operations of every view, always applied, in order.
         couplets: for ``preset=couplets``: pairs such as ``blur+gain``; each view gets one of them.
-        probabilities: chances of operations that are not to be the preset's; on a command line
+        probabilities: per-operation probabilities that override the preset's; on a command line
             ``+augment.probabilities.blur=0.2``.
-        strengths: those that are not to be the default, ``+augment.strengths.gain=1.1``;
-            docs/adding-an-augmentation.md lists them.
+        strengths: per-operation strengths that override the defaults,
+            ``+augment.strengths.gain=1.1``; docs/adding-an-augmentation.md lists them.
         rotation: by quarter turns, or freely by any angle (slower; nine operations only).
         band_drop: chance that a band of a view is blanked, at most 0.5.
         view_size_px: side of a view; 0 keeps the side of the finest band group.
@@ -289,8 +289,8 @@ class OptimConfig:
         momentum: for sgd and lars.
         weight_decay: off for biases and normalisation weights.
         schedule: cosine to zero at the end of the last epoch, or constant.
-        decay_steps: steps that the cosine takes after warm-up, and zero from there on, as the study
-            of 2021 had it with 1000 whatever the length of its runs; 0: those of all epochs.
+        decay_steps: length of the cosine decay after warm-up in steps, after which the rate is 0;
+            0 decays over the whole run (the study of 2021 used 1000 whatever the length).
         warmup_epochs: epochs of linear warm-up.
         accumulate_steps: 1; anything else is refused, since it would not add negatives.
     """
@@ -361,8 +361,8 @@ class TrainConfig:
             keeps the length of all epochs, and the same run goes on with a higher limit.
         precision: number format of the forward pass.
         gradient_precision: number format in which gradients travel between ranks.
-        max_skipped_steps: steps without a finite gradient, one after another, that end the run;
-            fewer are skipped.
+        max_skipped_steps: abort after this many consecutive steps with a non-finite gradient;
+            shorter streaks are skipped.
         log_every_steps: steps between metric lines.
         world: devices and process group.
         data: which samples, and how many at a time.

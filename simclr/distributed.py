@@ -394,7 +394,7 @@ def map_over_ranks(
     return [parts[number % context.size][number // context.size] for number in range(len(items))]
 
 
-def meet(context: DistributedContext) -> None:
+def barrier(context: DistributedContext) -> None:
     """Wait until every rank is here."""
     if context.size > 1:
         context.all_reduce_max(0)

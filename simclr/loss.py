@@ -43,7 +43,8 @@ def contrastive_loss(
         projections: (2B, D), first views then second views; row i and row i + B are positives.
             Every rank brings the same B, and no rank scales its loss alone.
         config: which loss, and its temperature.
-        gather: concatenates the ranks' denominators, (2B,) each; another word may ride on it.
+        gather: concatenates the ranks' denominators, (2B,) each; may be replaced to piggyback an
+            extra value on this collective (the stop flag).
 
     Returns:
         A float32 scalar (float64 for float64 input).

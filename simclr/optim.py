@@ -118,7 +118,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def build_optimizer(model: nn.Module, config: OptimConfig, rate: float) -> torch.optim.Optimizer:
     """Return the optimiser that the settings name, at a peak rate.
 
-    All of them are fused: one kernel a group, which can leave out a step on the device's word.
+    Fused kernels honour ``found_inf``, so a step can be skipped without a host sync, as in
+    ``torch.amp.GradScaler``.
     """
     groups = parameter_groups(model, config.weight_decay)
     if config.name is OptimizerName.lars:
@@ -149,8 +150,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
     """Move the weights, or leave them and all moments as they are where ``skip`` is 1.
 
-    ``skip`` is a float32 scalar on the device of the weights; nobody waits for its value. It takes
-    the way that torch made for its loss scaler.
+    ``skip`` is a float32 scalar on the device of the weights. Fused kernels honour ``found_inf``,
+    so no host sync is needed, as in ``torch.amp.GradScaler``.
     """
     optimizer.found_inf = skip  # type: ignore[attr-defined]
     optimizer.step()

@@ -72,7 +72,7 @@ def train(
 def train_step(trainer: Trainer, batch: Batch) -> StepOutput:
     """Make views, embed them in one forward pass, compare them, move the weights.
 
-    Nothing here waits for the device: also whether the step counts is decided there.
+    No host sync: the decision to skip the step is made on the device.
     """
     with torch.no_grad():
         views = trainer.views.training_views(batch, batch.epoch)
@@ -85,8 +85,8 @@ def train_step(trainer: Trainer, batch: Batch) -> StepOutput:
     loss = contrastive_loss(projections, trainer.config.loss, trainer.agreement.gather_rows)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = gradient_norm(trainer.network)
-    # The averaged gradient is the same on all ranks, and so is this word: one rank's trouble has
-    # reached the others through the average, or through the gathered projections before.
+    # Gradients are all-reduced, so every rank computes the same skip flag: a non-finite value of
+    # one rank has reached the others through the average, or the gathered projections before it.
     skip = (~torch.isfinite(norm)).float()
     step_unless(trainer.optimizer, skip)
     before.restore_if(skip)

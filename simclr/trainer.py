@@ -1,4 +1,7 @@
-"""A configuration becomes a run: everything that lives from the first step to the last."""
+"""Trainer: builds data, model, optimizer and checkpointing from a TrainConfig.
+
+It holds the state of one rank; ``simclr.train`` runs its steps.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ from simclr.data.loader import Batch, training_batches
 from simclr.data.sampler import (
     DeterministicBatchSampler,
     TemporalPairSampler,
-    shares,
+    draws_per_source,
     temporal_pairs_of,
 )
 from simclr.distributed import (
@@ -89,8 +92,8 @@ class Trainer:
         config: settings.
         context: this rank among all.
         dataset: samples.
-        seasons: the samples by place and date, if the two views of a pair show two dates.
-        order: which samples, or places, at which step.
+        pair_sampler: the samples by place and date, if the two views of a pair show two dates.
+        sampler: which samples, or places, at which step.
         views: makes two views of a batch.
         model: encoder and head, wrapped for gradient averaging.
         optimizer: with one rate for all groups.
@@ -209,7 +212,7 @@ class Trainer:
         self._hooks.on_step(self.step)
         if self._metrics.is_due(self.step, self.num_steps):
             self._is_best = self._metrics.report(
-                self._place(), self.loader.wait_s, self.network.encoder
+                self._progress(), self.loader.wait_s, self.network.encoder
             )
 
     def checkpoint_is_due(self) -> bool:
@@ -223,7 +226,7 @@ class Trainer:
         and saving them would push the last good ones out.
 
         Args:
-            wait: for a save beside the loop, too.
+            wait: for an asynchronous save, too.
 
         Raises:
             ValueError: the latest step was skipped, and there is no earlier checkpoint.
@@ -289,7 +292,7 @@ class Trainer:
         return Preempted(step_of(self._saved) if self._saved else 0, reason, error)
 
     def close(self) -> None:
-        """Wait for the save beside the loop, which still uses the process group.
+        """Wait for the asynchronous save, which still uses the process group.
 
         Raises:
             CheckpointError: it failed.
@@ -348,7 +351,7 @@ class Trainer:
             pin(self.run_dir, self.step, self._metrics.best_score, self._metrics.headline)
         self._is_best = False
 
-    def _place(self) -> dict[str, Any]:
+    def _progress(self) -> dict[str, Any]:
         """Return where the run stands, for a metric record."""
         return {
             "step": self.step,
@@ -414,7 +417,7 @@ def build_sampler(
         context.rank,
         context.size,
         sizes,
-        shares(sizes, data.weights) if data.weights else (),
+        draws_per_source(sizes, data.weights) if data.weights else (),
         "places" if pair_sampler else "patches",
     )
 

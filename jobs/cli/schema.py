@@ -58,7 +58,7 @@ def to_settings(config: DictConfig) -> Any:
         ValueError: a value is refused; the message says which, and the fix.
         OmegaConfBaseException: a value is missing or cannot be resolved.
     """
-    _refuse_endless(OmegaConf.to_container(config), "")
+    _refuse_non_finite(OmegaConf.to_container(config), "")
     try:
         return OmegaConf.to_object(config)
     except AttributeError as error:
@@ -150,13 +150,13 @@ def type_of(key: str, schema: type[Any]) -> Any:
     return kind
 
 
-def _refuse_endless(plain: Any, key: str) -> None:
+def _refuse_non_finite(plain: Any, key: str) -> None:
     """Refuse ``inf`` and ``nan`` anywhere: they pass comparisons, and no setting means them."""
     if isinstance(plain, dict | list):
         entries = plain.items() if isinstance(plain, dict) else enumerate(plain)
         for name, value in entries:
             inner = f"{key}[{name}]" if isinstance(plain, list) else f"{key}.{name}"
-            _refuse_endless(value, inner.removeprefix("."))
+            _refuse_non_finite(value, inner.removeprefix("."))
     elif isinstance(plain, float) and not math.isfinite(plain):
         raise ValueError(f"{key} is {plain}; give a number")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs import cli
 from jobs.command import Command
-from jobs.config import ClusterConfig, InspectConfig, What
+from jobs.config import ClusterConfig, InspectConfig, InspectionKind
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
 from preprocess.shards.manifest import read_manifest
@@ -47,7 +47,7 @@ class Inspect(Command):
         """Draw; return the page."""
         from jobs.figures.shards import inspect_shards, inspect_views
 
-        draw = inspect_shards if self.config.what is What.shards else inspect_views
+        draw = inspect_shards if self.config.what is InspectionKind.shards else inspect_views
         return str(draw(self.config, self.job_dir.parent))
 
 

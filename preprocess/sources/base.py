@@ -269,7 +269,7 @@ def is_passed_over(name: str) -> bool:
 
 
 def split_band_file(stem: str) -> tuple[str, str]:
-    """Return patch and canonical band of a file's name without suffix; no band: an empty text."""
+    """Return patch and canonical band of a file's name without suffix; no band: an empty string."""
     found = _BAND_FILE.fullmatch(stem)
     if found is None:
         return stem, ""

@@ -19,7 +19,7 @@ from preprocess.radiometry import (
     can_hold,
     to_digital_numbers,
 )
-from preprocess.raster import Box, ForeignRaster, read_foreign
+from preprocess.raster import Box, UncheckedRaster, read_unchecked
 from preprocess.shards.format import GroupLayout, PatchError, PatchRef
 from preprocess.sources.base import (
     GEOTIFF_SUFFIXES,
@@ -275,14 +275,14 @@ def read_pixels(
 
 def _read_file(
     config: GeotiffConfig, path: Path, held: Sequence[str], ref: PatchRef, group: GroupLayout
-) -> ForeignRaster:
+) -> UncheckedRaster:
     size_px = group.size_px
     window: Box | None = None
     if config.cut:
         # column and row count patches, so coarser groups of the same patch begin at the same corner
         column, row = map(int, ref.id.rsplit("_", 2)[1:])
         window = (column * size_px, row * size_px, size_px, size_px)
-    found = read_foreign(path, window)
+    found = read_unchecked(path, window)
     count, height, width = found.pixels.shape
     if count != len(held):
         declared = "source.file_bands names" if config.file_bands else "its name mentions"
@@ -312,7 +312,7 @@ def _read_file(
 
 
 def _numbers(
-    config: GeotiffConfig, found: ForeignRaster, held: Sequence[str], group: GroupLayout
+    config: GeotiffConfig, found: UncheckedRaster, held: Sequence[str], group: GroupLayout
 ) -> Numbers:
     channels = [number for number, band in enumerate(held) if band in group.bands]
     # the files' order, then the layout's

@@ -355,7 +355,7 @@ def _against(product: Product, select: SelectConfig) -> str:
 def newest_processing(products: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
     """Return the highest baseline of every acquisition of a tile.
 
-    Archives hold products in two processings: two files, one look of the satellite. As a pair of
+    Archives hold products in two processings: two files, one overpass. As a pair of
     dates they would teach nothing but the difference between two versions of a program.
 
     Args:

@@ -46,7 +46,7 @@ _log = logging.getLogger("simclr")
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The checkpoint that a probe liked most.
+    """The checkpoint with the best probe score.
 
     Attributes:
         step: optimizer steps done.
@@ -138,8 +138,8 @@ class CheckpointError(RuntimeError):
 class SaveGroup:
     """The ranks of a run while they save, in a process group of their own.
 
-    A save beside the training loop must not meet the loop's collectives, which follow another order
-    on every rank.
+    An asynchronous save must not share a group with the training loop: the order of their
+    collectives differs between ranks.
     """
 
     def __init__(self, context: DistributedContext) -> None:
@@ -173,7 +173,7 @@ class SaveGroup:
 
 
 class Saver:
-    """Saves the checkpoints of a run one after the other, in the training loop or beside it.
+    """Saves the checkpoints of a run one after the other, synchronously or asynchronously.
 
     Every rank must call its methods at the same steps.
     """
@@ -187,12 +187,12 @@ class Saver:
     ) -> None:
         self._run_dir, self._keep, self._hooks = run_dir, config.keep, hooks
         self._ranks = SaveGroup(context)
-        self._beside = ThreadPoolExecutor(1, "save") if config.asynchronous else None
+        self._executor = ThreadPoolExecutor(1, "save") if config.asynchronous else None
         self._under_way: Future[None] | None = None
 
     @property
     def has_failed(self) -> bool:
-        """True when the save beside the loop has ended, and not well."""
+        """True when the asynchronous save has ended with an error."""
         save = self._under_way
         return save is not None and save.done() and save.exception() is not None
 
@@ -211,12 +211,12 @@ class Saver:
         """
         self.wait()
         context = self._ranks.context
-        if context.is_main and (self._beside or context.device.type == "cuda"):
+        if context.is_main and (self._executor or context.device.type == "cuda"):
             state = host_copy(state)
-        if self._beside is None:
+        if self._executor is None:
             self._write(state, about)
         else:
-            self._under_way = self._beside.submit(self._write, state, about)
+            self._under_way = self._executor.submit(self._write, state, about)
         return self._run_dir / CHECKPOINTS / folder_name(about.step)
 
     def wait(self) -> None:

@@ -259,7 +259,7 @@ def training_batches(  # noqa: PLR0913 - what a loader is made of
 ) -> Loader:
     """Return the loader of a rank from ``start_step`` up to ``num_steps``.
 
-    With ``seasons`` the order is one of places, and a batch holds two samples of each.
+    With ``pair_sampler``, ``sampler`` draws places, and a batch holds two samples of each.
     """
 
     def plan(number: int) -> tuple[Samples, Samples]:

@@ -125,7 +125,7 @@ def permutation(num: int, seed: int, epoch: int, *more: int) -> Samples:
     return np.random.default_rng((seed, epoch, *more)).permutation(num)
 
 
-def shares(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
+def draws_per_source(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
     """Return how many of ``sum(sizes)`` draws fall to each source, by largest remainder."""
     exact = np.array(weights) / sum(weights) * sum(sizes)
     counts = np.floor(exact).astype(np.int64)

@@ -32,10 +32,10 @@ from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.distributed import (
     TIMEOUT_S,
     DistributedContext,
+    barrier,
     distributed_context,
     from_main_rank,
     map_over_ranks,
-    meet,
 )
 from simclr.evaluation.baselines import (
     EvalData,
@@ -142,7 +142,7 @@ def evaluate(
         results = run_jobs(setup, encoders)
         if context.is_main:
             write_report(run_dir, evaluation_report(setup, _score(setup, results)))
-        meet(context)
+        barrier(context)
     return own_path(run_dir, setup.name)
 
 
@@ -188,7 +188,7 @@ def select_checkpoint(
             choice = _choice(setup, _score(setup, results), steps, losses)
             choice["notes"] += damaged
             write_json(path, choice)
-        meet(context)
+        barrier(context)
     return path
 
 

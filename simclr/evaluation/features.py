@@ -27,7 +27,7 @@ from simclr.augment.views import ViewMaker
 from simclr.data.dataset import ShardDataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import permutation
-from simclr.distributed import DistributedContext, from_main_rank, meet
+from simclr.distributed import DistributedContext, barrier, from_main_rank
 from simclr.evaluation.metrics import BoolArray, Indices
 from simclr.philox import Philox
 
@@ -141,11 +141,11 @@ def store_features(
         rows = extract_features(missing, views(own), len(own), progress=progress)
         for name, features in rows.items():
             cache.write_part(name, context.rank, features)
-    meet(context)
+    barrier(context)
     if context.is_main:
         for name in names:
             cache.join(name, min(context.size, num_samples))
-    meet(context)
+    barrier(context)
 
 
 def extract_features(

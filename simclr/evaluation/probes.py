@@ -264,7 +264,7 @@ class Likelihood:
         """Return weight (D, C), intercept (C,), both float64, and whether the gradient vanished."""
         penalties = torch.full_like(self._curvature, penalty)
         penalties[-1] = 0  # the intercept is free
-        with _threads_that_pay(self._features.numel() * self._targets.shape[1]):
+        with _num_threads(self._features.numel() * self._targets.shape[1]):
             self._weight, converged = self._descend(penalties)
         exact = self._weight.double()
         return self._axes @ exact[:-1], exact[-1], converged
@@ -343,8 +343,8 @@ class Likelihood:
 
 
 @contextmanager
-def _threads_that_pay(products: int) -> Iterator[None]:
-    """Use one thread in the block, unless there is work for more."""
+def _num_threads(products: int) -> Iterator[None]:
+    """Use one thread in the block, unless there is enough work for more to pay."""
     before = torch.get_num_threads()
     torch.set_num_threads(before if products > _LARGE else 1)
     try:

@@ -37,22 +37,23 @@ class CollapseDetector:
     def __init__(self, warmup_steps: int) -> None:
         self._warmup_steps = warmup_steps
         self._at_chance_since: int | None = None
-        self._rung = False
+        self._warned = False
 
     def watch(self, record: dict[str, Any]) -> None:
         """Take a record and warn if need be."""
         words = collapse_in_words(record) or self._stuck_in_words(record)
-        if words and not self._rung:
+        if words and not self._warned:
             _log.warning(words)
-        self._rung = bool(words)
+        self._warned = bool(words)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: a run stuck before a restart is stuck after it."""
-        return {"at_chance_since": self._at_chance_since, "rung": self._rung}
+        # "rung", not "warned", is the key in the checkpoints of this format
+        return {"at_chance_since": self._at_chance_since, "rung": self._warned}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
-        self._at_chance_since, self._rung = state["at_chance_since"], state["rung"]
+        self._at_chance_since, self._warned = state["at_chance_since"], state["rung"]
 
     def _stuck_in_words(self, record: dict[str, Any]) -> str:
         step, distance = record["step"], abs(record["loss"] - record["chance_level"])
@@ -72,7 +73,7 @@ class CollapseDetector:
 
 
 def collapse_in_words(record: dict[str, Any]) -> str:
-    """Return a warning if the numbers of an interval show a collapse, else an empty text."""
+    """Return a warning if the numbers of an interval show a collapse, else an empty string."""
     deviation, cosine = record["deviation"], record["mean_cosine"]
     if deviation >= COLLAPSED_DEVIATION or cosine <= COLLAPSED_COSINE:
         return ""

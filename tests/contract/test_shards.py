@@ -43,7 +43,7 @@ SIMULATED = {
 EUROSAT = {
     **dict.fromkeys(
         (f"index/{name}" for name in ("acquired", "baseline", "block", "place", "product")),
-        "b0f66adc83641586",  # six empty texts
+        "b0f66adc83641586",  # six empty strings
     ),
     **dict.fromkeys(("index/split", "index/tile"), "b0f66adc83641586"),
     "index/crc32": "d9119fdc7d6d24a2",

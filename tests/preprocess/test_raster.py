@@ -12,7 +12,14 @@ import rasterio
 from make_data import write_geotiff
 
 from preprocess.grid import Crs
-from preprocess.raster import read_foreign, read_grid, read_raster, session, versions, write_raster
+from preprocess.raster import (
+    read_grid,
+    read_raster,
+    read_unchecked,
+    session,
+    versions,
+    write_raster,
+)
 from preprocess.shards.format import PatchError
 
 PIXELS = np.arange(2 * 6 * 8, dtype=np.uint16).reshape(2, 6, 8)
@@ -128,7 +135,7 @@ def write(path, pixels=PIXELS, *, crs="EPSG:32633", mask=None, internal=True, **
 
 
 @pytest.mark.parametrize("internal", [True, False])
-@pytest.mark.parametrize("read", [read_raster, read_foreign])
+@pytest.mark.parametrize("read", [read_raster, read_unchecked])
 def test_masks_in_and_beside_a_file_are_honoured(tmp_path, internal, read):
     mask = np.full(PIXELS.shape[1:], 255, np.uint8)
     mask[:, :3] = 0
@@ -156,7 +163,7 @@ def test_a_side_file_gives_nodata_crs_and_grid(tmp_path):
         f"{bands}</PAMDataset>"
     )
     with session():
-        found = read_foreign(path)
+        found = read_unchecked(path)
     assert found.nodata == (7, 7)
     assert found.grid.epsg == 3857
     assert "EPSG 3857, whose metres are not the ground's" in found.grid.fault(10)

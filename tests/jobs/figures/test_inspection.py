@@ -9,7 +9,7 @@ import pytest
 from make_data import packed_arrays, packed_simulated
 
 from jobs.commands.inspect import Inspect
-from jobs.config import ClusterConfig, InspectConfig, What
+from jobs.config import ClusterConfig, InspectConfig, InspectionKind
 from jobs.figures.shards import (
     TRUE_COLOUR,
     _short,
@@ -96,7 +96,8 @@ def test_there_is_a_picture_of_whatever_bands_were_packed(tmp_path, bands, pictu
 
 def test_the_verb_draws_the_views_of_training_beside_the_shards(folder):
     said = run(
-        Inspect(InspectConfig(what=What.augment, shards=str(folder), patches=2)), ClusterConfig()
+        Inspect(InspectConfig(what=InspectionKind.augment, shards=str(folder), patches=2)),
+        ClusterConfig(),
     )
     assert said == str(folder / "inspection" / "augment.html")
     assert (folder / "inspection" / "operations.jpg").exists()

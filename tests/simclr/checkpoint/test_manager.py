@@ -179,7 +179,7 @@ def test_a_pinned_checkpoint_outlives_newer_ones(run_dir, context):
     assert manager.best(run_dir) == manager.Best(10, 0.8, "k-NN")
 
 
-def test_a_save_beside_the_loop_keeps_the_state_of_its_step(tmp_path, context):
+def test_an_asynchronous_save_keeps_the_state_of_its_step(tmp_path, context):
     saver = Saver(tmp_path, context, CheckpointConfig(asynchronous=True), TrainerHooks())
     weight = torch.full((500, 500), 1.0)
     folder = saver.save({"weight": weight}, about(1))
@@ -188,7 +188,7 @@ def test_a_save_beside_the_loop_keeps_the_state_of_its_step(tmp_path, context):
     assert torch.load(folder / "state.pt", weights_only=True)["weight"].unique() == 1.0
 
 
-def test_a_failure_beside_the_loop_is_raised_by_the_next_wait(tmp_path, context):
+def test_a_failure_of_an_asynchronous_save_is_raised_by_the_next_wait(tmp_path, context):
     (tmp_path / "checkpoints").write_text("no folder")
     saver = Saver(tmp_path, context, CheckpointConfig(asynchronous=True), TrainerHooks())
     saver.save({}, about(1))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simclr.data.sampler import DeterministicBatchSampler, permutation, shares
+from simclr.data.sampler import DeterministicBatchSampler, draws_per_source, permutation
 
 
 @settings(max_examples=60, deadline=None)
@@ -65,7 +65,7 @@ def test_a_batch_larger_than_the_dataset_is_refused():
 
 def mixed(weights, sizes=(30, 60, 10), batch=10, **place):
     return DeterministicBatchSampler(
-        sum(sizes), batch, 3, sizes=sizes, draws=shares(sizes, weights), **place
+        sum(sizes), batch, 3, sizes=sizes, draws=draws_per_source(sizes, weights), **place
     )
 
 
@@ -109,6 +109,6 @@ def test_mixed_ranks_together_read_what_one_rank_reads():
 
 
 def test_weights_may_be_of_any_scale_and_no_draw_is_lost():
-    assert shares((30, 60, 10), [1, 1, 1]) == shares((30, 60, 10), [7, 7, 7])
-    assert sum(shares((30, 60, 10), [1, 1, 1])) == 100
-    assert shares((50, 50), [3, 1]) == (75, 25)
+    assert draws_per_source((30, 60, 10), [1, 1, 1]) == draws_per_source((30, 60, 10), [7, 7, 7])
+    assert sum(draws_per_source((30, 60, 10), [1, 1, 1])) == 100
+    assert draws_per_source((50, 50), [3, 1]) == (75, 25)
