@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import images_to_geotiff
 
+from jobs.figures.charts import draw_fractions
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards import Manifest, read_manifest
@@ -86,6 +87,7 @@ CELL_SEED = 0  # never another: the cells that are tested must stay those that n
 SPLITS = [0, 1, 2, 3, 4]  # seeds of the splits of the labelled cells
 PEER = "lightly"
 RESAMPLES = 2000
+PICTURES = RESULTS.parents[1] / "docs" / "pictures"
 Found = dict[str, list[dict[str, Any]]]
 
 
@@ -110,6 +112,9 @@ def main() -> None:
     name = "real" if rgb else "real_multispectral"
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if rgb:
+        rows = list(found.values())[-1]["rows"]  # of all seeds
+        draw_fractions(PICTURES / "real.png", rows, "accuracy")
 
 
 def _options() -> argparse.Namespace:
