@@ -73,7 +73,7 @@ def test_several_accounts_are_named_and_none_is_chosen():
 def test_a_file_is_never_written_over(tmp_path):
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "mine.yaml").write_text("mine")
-    with pytest.raises(ValueError, match=r"mine\.yaml is there already"):
+    with pytest.raises(ValueError, match=r"mine\.yaml already exists"):
         write_cluster_file(tmp_path / "cluster" / "mine.yaml", SITE)
     with pytest.raises(ValueError, match="partition is 'none'; choose one of cpu, gpu"):
         write_cluster_file(tmp_path / "other.yaml", SITE, "none")
