@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,30 @@ class UncheckedRaster:
     grid: Grid
 
 
+class _SilentLog:
+    """Keeps rasterio from logging while any thread is inside; sessions of threads overlap."""
+
+    def __init__(self) -> None:
+        self._log, self._lock = logging.getLogger("rasterio"), threading.Lock()
+        self._inside, self._level = 0, logging.NOTSET
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._level = self._log.level
+                self._log.setLevel(logging.CRITICAL)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._log.setLevel(self._level)
+
+
+_silent_log = _SilentLog()
+
+
 @contextmanager
 def session() -> Iterator[None]:
     """Read many small files within this context.
@@ -115,16 +140,12 @@ def session() -> Iterator[None]:
     Raises:
         ValueError: PROJ knows no coordinate system, so that all files would seem to have none.
     """
-    log = logging.getLogger("rasterio")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with rasterio.Env(**_OPTIONS):
+    with _silent_log, rasterio.Env(**_OPTIONS):
+        try:
             _check_proj()
             yield
-    finally:
-        _held.cache_clear()
-        log.setLevel(level)
+        finally:
+            _held.cache_clear()
 
 
 def read_raster(path: Path, window: Box | None = None) -> Raster:

@@ -6,8 +6,10 @@ its port.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import socket
 import sys
 import threading
 import time
@@ -196,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    daemon_threads = True
+    daemon_threads = False  # joined when the server is closed
     request_queue_size = 128
 
     def __init__(self, root: Path, items: list[dict] | None = None) -> None:
@@ -204,6 +206,15 @@ class Server(ThreadingHTTPServer):
         handler = type("Bound", (Handler,), {"state": self.state})
         super().__init__(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.open: set[socket.socket] = set()
+
+    def process_request(self, request: socket.socket, client: object) -> None:
+        self.open.add(request)
+        super().process_request(request, client)
+
+    def shutdown_request(self, request: socket.socket) -> None:
+        self.open.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, *args: object) -> None:
         pass  # a client that is killed cuts its connections
@@ -214,6 +225,9 @@ class Server(ThreadingHTTPServer):
 
     def __exit__(self, *args: object) -> None:
         self.shutdown()
+        for request in list(self.open):  # kept alive by clients that are gone
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
         self.server_close()
 
 

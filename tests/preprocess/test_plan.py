@@ -128,20 +128,20 @@ def test_of_two_files_with_one_id_the_second_is_left_out_and_both_are_named(repe
     assert manifest.rows == 6
     (rejected,) = lines_of(tmp_path / "out")
     assert rejected["file"].endswith("Forest_1.tiff")
-    assert "Forest_1 is there twice" in rejected["reason"]
+    assert "Forest_1 appears twice" in rejected["reason"]
     assert "Forest_1.tif has it" in rejected["reason"]
     assert pack(repeated) == manifest
 
 
 def test_an_id_that_is_there_twice_counts_against_the_limit(repeated):
     repeated.max_rejected = 0.1
-    with pytest.raises(PackError, match=r"1 of 6 patches are bad.*is there twice"):
+    with pytest.raises(PackError, match=r"1 of 6 patches are bad.*appears twice"):
         pack(repeated)
 
 
 def test_an_id_that_is_there_twice_stops_packing_if_asked_to(repeated, tmp_path):
     repeated.on_error = OnError.stop
-    with pytest.raises(PatchError, match=r"Forest_1\.tiff: id .*Forest_1 is there twice"):
+    with pytest.raises(PatchError, match=r"Forest_1\.tiff: id .*Forest_1 appears twice"):
         pack(repeated)
     assert not (tmp_path / "out" / "packing" / "plan.jsonl").exists()
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -80,6 +81,16 @@ def test_the_words_of_gdal_are_in_the_error_and_not_in_the_log(tmp_path, caplog)
         read_raster(path)
     assert caplog.text == ""
     assert logging.getLogger("rasterio").level == logging.NOTSET
+
+
+def test_sessions_of_threads_that_overlap_leave_the_log_as_it_was():
+    level = logging.getLogger("rasterio").level
+    first, second = session(), session()
+    with ThreadPoolExecutor(1) as threads:  # the second begins before the first ends
+        with first:
+            threads.submit(second.__enter__).result()
+        threads.submit(second.__exit__, None, None, None)
+    assert logging.getLogger("rasterio").level == level
 
 
 def test_a_missing_file_is_named(tmp_path):

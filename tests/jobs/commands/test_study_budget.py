@@ -38,7 +38,7 @@ def test_hours_are_runs_by_pairs_by_devices_over_the_stated_rate(study):
     assert cost.startswith("4 runs with 960 pairs in total remain: about 0.053 device hours at 10")
     assert "(expected_rate; the first run will measure it)" in cost
     short = replace(study, max_steps=3)
-    assert check_budget(short, runs_of(short), TWO).startswith("4 runs of 96 pairs")
+    assert check_budget(short, runs_of(short), TWO).startswith("4 runs with 96 pairs")
 
 
 def test_a_measured_rate_counts_for_more_than_a_stated_one(study):

@@ -55,8 +55,9 @@ def refusal(command):
     """Return a function that scores patches and returns the one line that refuses them."""
 
     def refused(*patches, **settings):
-        code, out, line = command(*patches, **settings)
-        assert (code, out, line.count("\n")) == (2, "", 1), line
+        code, out, log = command(*patches, **settings)
+        [line] = [each for each in log.splitlines(keepends=True) if " INFO " not in each]
+        assert (code, out) == (2, ""), log
         return line.removeprefix("simclr-evaluate: ")
 
     return refused
