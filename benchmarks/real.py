@@ -1,7 +1,7 @@
 """Pretraining on real images, compared with lightly's SimCLR and with untrained baselines.
 
 Usage: python benchmarks/real.py [--images rgb|multispectral] [--data DIR] [--work DIR]
-           [--seeds 0 1 2] [--epochs 30] [--view 64] [--finetune 0.01 0.1]
+           [--seeds 0 1 2] [--epochs 30] [--view 64] [--labels 0.01 0.1] [--finetune]
 
 rgb: EuroSAT RGB (``eurosat_rgb_dev.tar`` and ``index.csv``) is divided by cells of 0.25 degrees.
 The images of 70 % of the cells are used for pretraining, without labels; the others are used for
@@ -105,7 +105,7 @@ def main() -> None:
             runs[seed] = work / f"{kind}-{options.view}px-{options.epochs}-{seed}"
             train(ours(pools, RGB if rgb else TWELVE, runs[seed], options, seed))
             others[seed] = peer(pools[0], work, options, seed) if rgb else []
-        found = score(runs, labelled, others, options.finetune, joined=not rgb)
+        found = score(runs, labelled, others, options, joined=not rgb)
         text = page(found, options, [*map(read_manifest, pools)], read_manifest(labelled))
     sys.stdout.write(text)
     RESULTS.mkdir(exist_ok=True)
@@ -127,8 +127,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=30, help="of both pretrainings")
     parser.add_argument("--view", type=int, default=SIDE_PX, help="side of a view, in pixels")
     parser.add_argument(
-        "--finetune", type=float, nargs="*", default=[], help="label shares for fine-tuning too"
+        "--labels",
+        type=float,
+        nargs="*",
+        default=[],
+        help="shares of the labels beside all of them",
     )
+    parser.add_argument("--finetune", action="store_true", help="fine-tune with those shares too")
     return parser.parse_args()
 
 
@@ -309,7 +314,7 @@ def score(
     runs: dict[int, Path],
     labelled: Path,
     others: dict[int, list[str]],
-    finetune: list[float],
+    options: argparse.Namespace,
     *,
     joined: bool,
 ) -> dict[str, Found]:
@@ -322,17 +327,17 @@ def score(
         EvaluateConfig(
             shards=str(labelled),
             task=read_manifest(labelled).source,
-            fractions=sorted({*finetune, 1.0}),
+            fractions=sorted({*options.labels, 1.0}),
             seeds=SPLITS,
         )
     ]
     configs.append(replace(configs[0], protocols=[Protocol.probe], stages=True))
-    if finetune:
+    if options.finetune:
         configs.append(
             replace(
                 configs[0],
                 protocols=[Protocol.finetune_all],
-                fractions=sorted(finetune),
+                fractions=sorted(options.labels),
                 finetune=FinetuneConfig(epochs=50, learning_rates=[1e-3], checks=5),
             )
         )
