@@ -74,11 +74,8 @@ class Fetch(Command):
             if config.geojson:
                 read_polygons(config.geojson)
         missing = [name for name in ("pystac_client", "zstandard") if find_spec(name) is None]
-        require(
-            not missing,
-            f"{', '.join(missing)} is not installed; fetching needs it: "
-            "pip install 'simclr-s2[fetch]'",
-        )
+        packages = " ".join(missing).replace("_", "-")
+        require(not missing, f"fetching needs packages that are missing: pip install {packages}")
 
     def preview(self) -> str:
         """Return what there is to fetch, from the search and the headers of the files."""

@@ -38,10 +38,10 @@ class Tracking(Enum):
 
 
 # sqlalchemy and alembic: mlflow-skinny has no store of its own without them
-_MODULES = {
-    Tracking.tensorboard: ("tensorboard",),
-    Tracking.wandb: ("wandb",),
-    Tracking.mlflow: ("mlflow", "sqlalchemy", "alembic"),
+_MODULES = {  # by the packages that hold them
+    Tracking.tensorboard: {"tensorboard": "tensorboard"},
+    Tracking.wandb: {"wandb": "wandb"},
+    Tracking.mlflow: {"mlflow-skinny": "mlflow", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
 }
 
 
@@ -49,13 +49,14 @@ def check_installed(trackers: Sequence[Tracking]) -> None:
     """Refuse trackers that are not installed, before a job waits in the queue for them.
 
     Raises:
-        ValueError: a library is missing; the message names the extra.
+        ValueError: a library is missing; the message names the packages.
     """
     for tracker in trackers:
-        if not all(map(find_spec, _MODULES[tracker])):
+        missing = [name for name, module in _MODULES[tracker].items() if not find_spec(module)]
+        if missing:
             raise ValueError(
                 f"tracking has {tracker.value}, which is not installed; pip install "
-                f"'simclr-s2[{tracker.value}]', or leave it out"
+                f"{' '.join(missing)}, or leave it out"
             )
 
 

@@ -385,8 +385,8 @@ def _hdf5plugin() -> ModuleType:
         import hdf5plugin
     except ImportError as error:
         raise ValueError(
-            "these shards need the package hdf5plugin, which is not installed: pip install "
-            "'simclr-s2[compression]', or pack with compression=none or gzip"
+            "these shards need a package that is not installed: pip install hdf5plugin, or pack "
+            "with compression=none or gzip"
         ) from error
     module: ModuleType = hdf5plugin
     return module

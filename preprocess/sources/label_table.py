@@ -141,9 +141,7 @@ def parquet_file(path: Path, **options: Any) -> Any:
     try:
         from pyarrow.parquet import ParquetFile  # an extra: only such tables need it
     except ImportError as error:
-        raise ValueError(
-            f"{path.name} needs pyarrow: pip install 'simclr-s2[bigearthnet]'"
-        ) from error
+        raise ValueError(f"{path.name} needs pyarrow: pip install pyarrow") from error
     return ParquetFile(path, **options)
 
 

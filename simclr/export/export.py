@@ -177,7 +177,7 @@ def _needed(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"formats=[onnx] needs {package}: pip install 'simclr-s2[onnx]'"
+            f"formats=[onnx] needs {package}: pip install onnx onnxscript onnxruntime"
         ) from error
 
 
