@@ -369,10 +369,18 @@ def score(
     for name, results in by_seed.items():
         rows = score_results(results, setup.task.kind, setup.splits.tested, setup.blocks, RESAMPLES)
         found[name] = {
-            "rows": [row.scores_as_data() for row in rows],
-            "differences": compare_with_all(rows, PRETRAINED, setup.task.kind, test_to_train),
+            "rows": [_accuracy_alone(row.scores_as_data()) for row in rows],
+            "differences": [
+                one
+                for one in compare_with_all(rows, PRETRAINED, setup.task.kind, test_to_train)
+                if one["score"] == "accuracy"
+            ],
         }
     return found
+
+
+def _accuracy_alone(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "scores": {"accuracy": row["scores"]["accuracy"]}}
 
 
 def _joined(pretrained: EvaluatedEncoder) -> EvaluatedEncoder:
@@ -424,8 +432,6 @@ def page(
 def _lines(kind: str, found: dict[str, Found], name: str) -> list[str]:
     lines = []
     for cells in zip(*(one[kind] for one in found.values()), strict=True):
-        if kind == "differences" and cells[0]["score"] != "accuracy":
-            continue
         shown = []
         for cell in cells:
             interval = cell["over_samples"] if kind == "differences" else cell["scores"]["accuracy"]

@@ -117,7 +117,9 @@ def test_what_is_not_installed_is_named_with_the_command(monkeypatch):
         "jobs.commands.fetch.find_spec", lambda name: None if "pystac" in name else find_spec(name)
     )
     command = Fetch(FetchConfig(output="o", boxes=[BOX]))
-    with pytest.raises(ValueError, match=r"fetching needs packages that are missing: pip install pystac-client"):
+    with pytest.raises(
+        ValueError, match=r"fetching needs packages that are missing: pip install pystac-client"
+    ):
         command.validate(None)
 
 
