@@ -122,7 +122,8 @@ def _result(job: Any) -> str:
     if silent:
         log = silent[0].paths.stderr
         raise JobError(
-            f"rank {silent[0].task_id} ended without an error: killed, or out of memory; log {log}"
+            f"rank {silent[0].task_id} ended without an error: killed, perhaps by the "
+            f"out-of-memory killer; log {log}"
         )
     return next((text for text in (rank.result() for rank in _ranks(job)) if text), "")
 

@@ -26,6 +26,7 @@ from jobs.cli.schema import (
     schema_of,
 )
 from jobs.commands.pretrain import Pretrain
+from jobs.launch import JobError
 from preprocess.sources import SOURCES
 
 COMMANDS = {name: commands.load(name) for name in commands.WITH_SETTINGS}
@@ -177,6 +178,9 @@ def test_what_no_memory_can_hold_is_told_with_what_asks_for_less():
         line, code = explain(raised.value, COMMANDS["pretrain"])
         assert re.match(r"out of memory for [\d.]+ \w+ more; lower data.global_batch_size", line)
         assert code == 1
+    # a rank that somebody killed is not told to take a smaller batch
+    killed = JobError("rank 0 ended without an error: killed, perhaps by the out-of-memory killer")
+    assert explain(killed, None)[0] == str(killed)
     cuda = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
     assert (
         explain(cuda, COMMANDS["evaluate"])[0]
