@@ -1,6 +1,6 @@
 """Fetching scenes, against a bare parallel range reader and GDAL's own reader of remote files.
 
-Usage: PYTHONPATH=tests python benchmarks/fetch.py. Two scenes at full resolution, 1.2 GB each, are
+Usage: python benchmarks/fetch.py. Two scenes at full resolution, 1.2 GB each, are
 made in memory (/dev/shm) if it is there, and served on the loopback by a process of its own. Every
 measurement is a process of its own, so that its peak memory is its own; all use eight streams.
 """
@@ -23,6 +23,9 @@ import numpy as np
 import rasterio
 import requests
 from report import Claim, Report, Timing
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 from stac_server import Server, item_of
 
 from preprocess.bands import BANDS, L2A_BANDS

@@ -46,6 +46,7 @@ class StudyName(Enum):
 CURVES = (StudyName.optimizer, StudyName.rate, StudyName.batch_size, StudyName.temperature)
 PROBES = 10  # of a run, about
 RUNS = "runs"
+OF_THE_STUDY = ("seed", "run_dir")  # it gives them to each run
 # The four presets that the study of 2021 ran beside its couplets; the first is the reference.
 WHOLE = ("none", "all", "geometric", "pixel")
 # Each optimiser has a grid about its usual rates: one rate for all would decide the comparison.
@@ -274,9 +275,14 @@ def _parsed(text: str) -> dict[str, Any]:
         ValueError: a word is not of that form, or a value cannot be read.
     """
     changes: dict[str, Any] = {}
+    require(bool(text.split()), "changes holds an empty text; give KEY=VALUE")
     for word in text.split():
         key, sign, value = word.partition("=")
         require(bool(key and sign), f"changes holds {text!r}; give KEY=VALUE, with spaces between")
+        require(
+            key not in OF_THE_STUDY, f"changes holds {word!r}; {key} is the study's, see seeds="
+        )
+        require(key not in changes, f"changes holds {text!r}, which names {key} twice")
         try:
             changes[key] = read_yaml(f"value: {value}")["value"]
         except ValueError as error:

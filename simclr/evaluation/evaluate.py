@@ -417,6 +417,7 @@ def _facts(setup: EvalSetup) -> dict[str, Any]:
             "features": ("pooled outputs of all stages" if config.stages else "h")
             + " in evaluation mode, standardised on the training split",
             "fractions": sorted(config.fractions),
+            "stages": config.stages,
             "test_time": config.test_time,
             "others": list(config.others),
             "fine-tune": to_plain(config.finetune),

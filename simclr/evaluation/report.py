@@ -150,6 +150,12 @@ def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
             "penalties, thresholds and rates are chosen on the whole validation split, also where "
             "few labels are trained on",
         ),
+        (
+            protocol["stages"],
+            "linear probe and k-NN read the pooled outputs of all four stages, not h alone, which "
+            "an exported encoder gives",
+        ),
+        (protocol["test_time"], "averaged over the 8 turns and flips of each patch"),
         *_seen_in_pretraining(split["seen_in_pretraining"]),
         _other_level(**evaluation["processing_level"]),
         *_absent(evaluation, "train", "training", "no classifier can know them"),

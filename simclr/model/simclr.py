@@ -45,12 +45,15 @@ def build_encoder(config: ModelConfig, num_bands: int) -> nn.Module:
 def joined_stages(encoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Return a network that gives the pooled outputs of a ResNet's four stages side by side.
 
-    Views (B, C, S, S) to (B, D1 + D2 + D3 + D4); the last D4 are h. Anything but a ResNet is
+    Views (B, C, S, S) to (B, D1 + D2 + D3 + D4); the last D4 are h. What holds no ResNet is
     returned as it is.
     """
-    if not isinstance(encoder, resnet.ResNet):
+    parts = encoder.named_modules() if isinstance(encoder, nn.Module) else []
+    paths = [path for path, part in parts if isinstance(part, resnet.ResNet)]
+    if not paths:
         return encoder
-    extractor = create_feature_extractor(encoder, [f"layer{n}" for n in range(1, 5)])
+    prefix = f"{paths[0]}." if paths[0] else ""
+    extractor = create_feature_extractor(encoder, [f"{prefix}layer{n}" for n in range(1, 5)])
 
     def embed(views: Tensor) -> Tensor:
         """Return (B, D1 + D2 + D3 + D4)."""

@@ -73,6 +73,10 @@ def test_a_study_of_settings_has_the_settings_as_they_are_and_each_change():
         ("data.bands=[B04", "changes holds 'data.bands=[B04', whose value cannot be read"),
         ("loss.name=dcll", "loss.name is 'dcll'; give one of"),
         ("loss.temperature=-1", "loss.temperature is -1"),
+        ("seed=7", "changes holds 'seed=7'; seed is the study's"),
+        ("run_dir=here", "changes holds 'run_dir=here'; run_dir is the study's"),
+        ("epochs=3 epochs=4", "changes holds 'epochs=3 epochs=4', which names epochs twice"),
+        (" ", "changes holds an empty text"),
     ],
 )
 def test_a_change_that_no_pretraining_takes_is_refused(change, told):

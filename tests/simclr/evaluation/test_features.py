@@ -23,6 +23,7 @@ from simclr.evaluation.features import (
     store_features,
 )
 from simclr.model.simclr import joined_stages
+from simclr.model.weights import BandSubset
 from simclr.philox import Philox
 
 CPU = torch.device("cpu")
@@ -32,9 +33,9 @@ def make_views(num_samples=7):
     return torch.randn(num_samples, 4, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
-def small_encoder(seed=0):
+def small_encoder(seed=0, in_channels=4):
     config = ModelConfig(encoder=EncoderName.resnet18, stem=Stem.small)
-    return random_encoder(config, 4, seed, CPU)
+    return random_encoder(config, in_channels, seed, CPU)
 
 
 def take(embedder, views, batch_size):
@@ -161,6 +162,15 @@ def test_joined_stages_end_with_the_representation_and_leave_other_embedders_alo
     assert joined.shape == (2, 64 + 128 + 256 + 512)
     torch.testing.assert_close(joined[:, -512:], last)
     assert joined_stages(image_statistics) is image_statistics
+
+
+def test_joined_stages_are_those_of_an_encoder_of_few_bands():
+    encoder, views = small_encoder(in_channels=3), make_views(2)
+    rgb = BandSubset(encoder, [2, 1, 0])
+    with torch.inference_mode():
+        joined, expected = joined_stages(rgb)(views), joined_stages(encoder)(views[:, [2, 1, 0]])
+    assert joined.shape == (2, 64 + 128 + 256 + 512)
+    torch.testing.assert_close(joined, expected)
 
 
 def test_an_averaged_network_gives_the_same_for_a_turned_view():
