@@ -9,8 +9,11 @@ import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
+from hydra.test_utils.launcher_common_tests import LauncherTestSuite
+from hydra.version import VersionBase
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from make_data import packed_arrays
+from packaging.version import Version
 
 from jobs import commands
 from jobs.cli import hydra_arguments
@@ -84,3 +87,17 @@ def test_a_sweep_that_is_started_again_does_only_what_is_missing(tmp_path):
     assert all(line.endswith("sound") for line in said())
     assert said() == ["done before, with the same settings"] * 2
     assert all(line.endswith("sound") for line in said("quick=true"))  # another task
+
+
+@pytest.fixture
+def applications_of_hydra_1_1(monkeypatch):
+    """The suite's applications were written for the defaults of hydra 1.1, a global of hydra."""
+    monkeypatch.setattr(VersionBase.instance(), "version_base", Version("1.1"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("applications_of_hydra_1_1")
+@pytest.mark.filterwarnings("ignore:Future Hydra versions")
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("simclr_slurm", [])])
+class TestOtherApplications(LauncherTestSuite):
+    """hydra's own suite for launchers: its applications run as with any other launcher."""

@@ -123,7 +123,7 @@ def _wrong_type(key: str, reason: str) -> str:
     wanted = next((fix for word, fix in _TYPES.items() if word in reason), "")
     if wanted and value:
         return f"{key} is {value[1] or value[2]}; {wanted}"
-    if "is not Optional" in reason:
+    if "is not Optional" in reason or "NoneType is not a subclass of" in reason:
         return f"{key} is null; give a value, or leave it out"
     if "is not a subclass of" in reason:
         return f"{key} has settings of its own; give one of them: {key}.NAME=..."

@@ -98,6 +98,7 @@ def test_a_new_key_of_an_open_part_is_shown_how_to_add(refused):
         (["run_dir=Müll (neu)"], "in quotes: 'run_dir=\"Müll (neu)\"'"),
         (["shards=[a"], "in quotes: 'output=\"a (b)\"'"),
         (["run_dir=null"], "run_dir is null; give a value, or leave it out"),
+        (["shards=[a,null]"], "shards[1] is null; give a value, or leave it out"),
         (["loss.temperature=0"], "loss.temperature is 0.0; give a value above 0"),
         ([], "run_dir is empty"),
         (["run_dir=r"], "shards is empty"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,6 +164,25 @@ def test_test_samples_are_known_again_from_each_source_of_a_mix(folders, dataset
     config.data.splits = ["train"]
     share = (tested.index("split") == "train").mean()
     assert seen_in_pretraining(run, tested, folders[number], rows) == share < 1
+
+
+@pytest.mark.parametrize("fate", ["as it was", "gone", "packed again with other patches"])
+def test_it_is_unknown_what_was_seen_where_neither_pixels_nor_positions_tell(fate, tmp_path):
+    trained = packed_arrays(tmp_path / "trained", 24, source="land")
+    dataset = open_dataset([str(trained)], BANDS)
+    config = TrainConfig(shards=[str(trained)], data=DataConfig(bands=BANDS, splits=["train"]))
+    run = SimpleNamespace(config=config, dataset={"fingerprint": dataset.fingerprint})
+    other_pixels = packed_arrays(tmp_path / "tested", 24, source="land", native=False, size_px=24)
+    tested = open_dataset([str(other_pixels)], BANDS)
+    known_ids = np.flatnonzero(tested.index("split") == "train")
+    if fate != "as it was":
+        shutil.rmtree(trained)
+    if fate.startswith("packed"):
+        packed_arrays(trained, 24, source="land", seed=5)
+    assert math.isnan(seen_in_pretraining(run, tested, str(other_pixels), known_ids))
+    if fate == "as it was":  # patches of other ids are told apart
+        others = np.flatnonzero(tested.index("split") != "train")
+        assert seen_in_pretraining(run, tested, str(other_pixels), others) == 0
 
 
 def test_a_run_trains_on_a_mix_by_weight_and_goes_on_where_it_stopped(folders, tmp_path):
