@@ -21,7 +21,6 @@ import numpy as np
 from report import Claim, Report, Timing
 
 from preprocess.config import PackConfig, SourceConfig
-from preprocess.labels import CLASSES_19
 from preprocess.plan import make_or_read_plan, read_plan
 from preprocess.sources import open_source
 from preprocess.sources.bigearthnet import TREE as V1_TREE
@@ -29,6 +28,7 @@ from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.sources.bigearthnet_v2 import TREE as V2_TREE
 from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
 from preprocess.sources.geotiff_files import GeotiffConfig
+from preprocess.sources.labels import CLASSES_19
 
 NUM_PATCHES = 600_000
 PATCHES_PER_PRODUCT = 4800

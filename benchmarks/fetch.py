@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from stac_server import Server, item_of
 
 from preprocess.bands import BANDS, L2A_BANDS
-from preprocess.fetch.config import FetchConfig
-from preprocess.fetch.run import fetch
+from preprocess.config import FetchConfig
+from preprocess.fetch import fetch
 
 STREAMS, RANGE, PIECE = 8, 8 * 2**20, 256 * 2**10
 ROUNDS = 3

@@ -14,7 +14,7 @@ from jobs.command import Command
 from jobs.config import ClusterConfig
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
-from preprocess.fetch.config import FetchConfig, What, read_polygons
+from preprocess.config import FetchConfig, FetchTarget, read_polygons
 from simclr.config import require
 
 LOG_NAME = "fetch.log"
@@ -58,14 +58,14 @@ class Fetch(Command):
     @property
     def root(self) -> str:
         """Folder for packing's ``source.root``."""
-        inner = "EuroSAT_MS" if self.config.what is What.eurosat else ""
+        inner = "EuroSAT_MS" if self.config.what is FetchTarget.eurosat else ""
         return str(Path(self.config.output, inner))
 
     def validate(self, cluster: ClusterConfig) -> None:
         """Require a folder, an area, and the libraries of the extra ``fetch``."""
         config = self.config
         require(bool(config.output), "output is empty; give the folder to fill: output=DIR")
-        if config.what is What.stac:
+        if config.what is FetchTarget.stac:
             require(
                 bool(config.boxes or config.geojson),
                 "what=stac needs an area: area=central_valley, "
@@ -79,7 +79,7 @@ class Fetch(Command):
 
     def preview(self) -> str:
         """Return what there is to fetch, from the search and the headers of the files."""
-        from preprocess.fetch.run import plan
+        from preprocess.fetch import plan
 
         found = plan(self.config)
         lines = [_counts(self.config, found.taken, found.found, found.patches, found.bytes)]
@@ -94,7 +94,7 @@ class Fetch(Command):
 
     def run(self, env: RankEnvironment) -> str:
         """Fetch; raise ``FetchError`` if something could not be fetched."""
-        from preprocess.fetch.run import fetch
+        from preprocess.fetch import fetch
 
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # warns of each cut, as we do
         with _logged_to(self.job_dir.with_name(LOG_NAME)):
@@ -127,7 +127,7 @@ def _ended(error: BaseException) -> str:
 
 def _counts(config: FetchConfig, taken: int, found: int, patches: int, size: int) -> str:
     gigabytes = f"{size / 1e9:.2f} GB"
-    if config.what is not What.stac:
+    if config.what is not FetchTarget.stac:
         return f"{config.output}: {config.what.value}, {found} files, {gigabytes}"
     return f"{config.output}: {taken} of {found} scenes, at most {patches} patches, {gigabytes}"
 

@@ -1,1 +1,186 @@
-"""Data from the network to a folder that packing reads. What is under its final name is whole."""
+"""Fetch archives and scenes into a folder that packing reads, for ``simclr-fetch``.
+
+What is under its final name is whole: killed at any moment, a fetch can be started again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from preprocess.config import EARTH_SEARCH, FetchConfig
+from preprocess.fetch.archives import ARCHIVES, Archive, ArchivePlan, fetch_archive, plan_archive
+from preprocess.fetch.http import FetchError, Http, refuse_offline
+from preprocess.fetch.scenes import STAGING, ScenePlan, fetch_scenes, measure_rate, plan_scenes
+from preprocess.fetch.stac import Scene, area_of, search, write_scenes
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What there is to fetch.
+
+    Attributes:
+        found: scenes that the search found, or files of an archive.
+        taken: of them.
+        patches: at most; 0 where that is not known before packing.
+        bytes: of what is taken.
+        missing_bytes: of what is not there yet.
+        bytes_per_s: measured rate; 0 if nothing was measured.
+    """
+
+    found: int
+    taken: int
+    patches: int
+    bytes: int
+    missing_bytes: int
+    bytes_per_s: float = 0.0
+
+
+def fetch(config: FetchConfig, archive: Archive | None = None) -> Summary:
+    """Fetch what the settings name.
+
+    Args:
+        config: the settings.
+        archive: instead of the published one.
+
+    Raises:
+        ValueError: a setting is wrong; the message says which.
+        FetchError: something could not be fetched; what is complete is kept.
+    """
+    http, record = _connect(config, archive)
+    output = Path(config.output)
+    with _only_fetch_of(output):
+        if record:
+            files = plan_archive(http, record, config)
+            _refuse_too_much(config, sum(f.remote.size for f in files), _most_disk(files))
+            fetch_archive(http, files, config)
+            summary = _summary_of_files(record, files)
+        else:
+            scenes, plans = _plan_scenes(http, config)
+            summary = _summary_of_scenes(scenes, plans)
+            _refuse_too_much(config, summary.missing_bytes, summary.missing_bytes)
+            failed = fetch_scenes(http, plans, config)
+            write_scenes(output / "scenes.csv", _rows(scenes, plans))
+            _refuse_failed(plans, failed)
+        shutil.rmtree(output / STAGING, ignore_errors=True)
+    return summary
+
+
+def plan(config: FetchConfig, archive: Archive | None = None) -> Summary:
+    """Find out what ``fetch`` would fetch, and how fast; write nothing.
+
+    Raises:
+        ValueError: a setting is wrong; the message says which.
+        FetchError: the server does not answer.
+    """
+    http, record = _connect(config, archive)
+    if record:
+        return _summary_of_files(record, plan_archive(http, record, config))
+    scenes, plans = _plan_scenes(http, config)
+    _refuse_failed(plans, [])
+    return _summary_of_scenes(scenes, plans, measure_rate(http, plans, config.streams))
+
+
+def _connect(config: FetchConfig, archive: Archive | None) -> tuple[Http, Archive | None]:
+    """Return what sends requests, and the record of an archive, None for scenes."""
+    if not config.output:
+        raise ValueError("output is empty; give the folder to fill: output=DIR")
+    http = Http(config.retries, config.streams, config.max_mb_per_s * 1e6)
+    record = archive or ARCHIVES.get(config.what)
+    if record is None:
+        area_of(config)  # a wrong area is told before the network is tried
+    refuse_offline(http, config.url or (record.url if record else EARTH_SEARCH))
+    return http, record
+
+
+def _plan_scenes(http: Http, config: FetchConfig) -> tuple[list[Scene], list[ScenePlan]]:
+    area = area_of(config)
+    return plan_scenes(http, search(http, config, area), config, area)
+
+
+def _summary_of_scenes(
+    scenes: list[Scene], plans: list[ScenePlan], bytes_per_s: float = 0.0
+) -> Summary:
+    return Summary(
+        found=len(scenes),
+        taken=len(plans),
+        patches=sum(plan.num_squares for plan in plans),
+        bytes=sum(plan.size for plan in plans),
+        missing_bytes=sum(plan.sizes[band] for plan in plans for band in plan.missing),
+        bytes_per_s=bytes_per_s,
+    )
+
+
+def _summary_of_files(archive: Archive, plans: list[ArchivePlan]) -> Summary:
+    missing = sum(plan.remote.size for plan in plans)
+    planned = {plan.file.name for plan in plans}
+    there = sum(file.size for file in archive.files if file.name not in planned)
+    count = len(archive.files)
+    return Summary(count, count, 0, there + missing, missing)
+
+
+def _rows(scenes: list[Scene], plans: list[ScenePlan]) -> Iterator[tuple[Scene, int, int]]:
+    plan_of = {plan.scene.id: plan for plan in plans}
+    for scene in scenes:
+        plan = plan_of.get(scene.id)
+        yield scene, plan.num_squares if plan else 0, plan.size if plan else 0
+
+
+def _most_disk(plans: list[ArchivePlan]) -> int:
+    """Return bytes at the moment when they are most: an archive goes once it is unpacked."""
+    unpacked = most = 0
+    for plan in plans:
+        unpacked += plan.file.unpacked_bytes if plan.file.root else plan.remote.size
+        most = max(most, unpacked + (plan.remote.size if plan.file.root else 0))
+    return most
+
+
+def _refuse_failed(plans: list[ScenePlan], failed: list[str]) -> None:
+    lines = sorted([plan.failed for plan in plans if plan.failed] + failed)
+    if lines:
+        raise FetchError(
+            f"{len(lines)} of {len(plans)} scenes could not be fetched, first {lines[0]}; the "
+            "others are kept: start again to try these once more"
+        )
+
+
+def _refuse_too_much(config: FetchConfig, download: int, disk: int) -> None:
+    if download > config.max_gb * 1e9:
+        raise ValueError(
+            f"{download / 1e9:.1f} GB are to be fetched, more than max_gb={config.max_gb:g}; set "
+            f"max_gb={math.ceil(download / 1e9)}, or narrow area, dates or max_cloud"
+        )
+    free = shutil.disk_usage(config.output).free
+    if disk > free:
+        raise FetchError(
+            f"{config.output} has {free / 1e9:.1f} GB free, {disk / 1e9:.1f} GB are needed; free "
+            "some, or give another output"
+        )
+
+
+@contextmanager
+def _only_fetch_of(output: Path) -> Iterator[None]:
+    """Hold the output folder against a second fetch at the same time."""
+    folder = output / STAGING
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise FetchError(f"another simclr-fetch is filling {output}; wait for it") from error
+    except OSError as error:  # some shared file systems have no locks
+        _log.info("%s cannot be locked (%s); start one fetch at a time", folder, error)
+    try:
+        yield
+    finally:
+        os.close(descriptor)

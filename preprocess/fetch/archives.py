@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import zstandard
 
-from preprocess.fetch.config import FetchConfig, What
+from preprocess.config import FetchConfig, FetchTarget
 from preprocess.fetch.http import FetchError, Http, RemoteChangedError, RemoteFile, shown
 from preprocess.fetch.partial import PartialFile, chunks, read_json
 from preprocess.fetch.scenes import STAGING, STATE
@@ -70,7 +70,7 @@ class Archive:
 
 _READ = "record page as quoted by several public projects, which checked their download against it"
 ARCHIVES = {
-    What.bigearthnet_v1: Archive(
+    FetchTarget.bigearthnet_v1: Archive(
         "https://zenodo.org/records/12687186/files",
         (
             ArchiveFile(
@@ -84,7 +84,7 @@ ARCHIVES = {
             ),
         ),
     ),
-    What.bigearthnet_v2: Archive(
+    FetchTarget.bigearthnet_v2: Archive(
         "https://zenodo.org/records/10891137/files",
         (
             ArchiveFile(
@@ -106,7 +106,7 @@ ARCHIVES = {
             ),
         ),
     ),
-    What.eurosat: Archive(
+    FetchTarget.eurosat: Archive(
         "https://zenodo.org/records/7711810/files",
         (
             ArchiveFile(

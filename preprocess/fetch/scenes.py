@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from preprocess.bands import BANDS
+from preprocess.config import FetchConfig
 from preprocess.fetch.cog import Layout, blocks_of, overview_for, plan_copy, read_layout
-from preprocess.fetch.config import FetchConfig
 from preprocess.fetch.http import (
     FetchError,
     Http,

@@ -22,7 +22,7 @@ from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 
 from preprocess.bands import L2A_BANDS, canonical_name
-from preprocess.fetch.config import EARTH_SEARCH, FetchConfig, parse_interval, read_polygons
+from preprocess.config import EARTH_SEARCH, FetchConfig, parse_interval, read_polygons
 from preprocess.fetch.http import FetchError, Http, shown
 from preprocess.radiometry import baseline_of
 from preprocess.shards.atomic_io import write_text

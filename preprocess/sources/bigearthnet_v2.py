@@ -19,16 +19,6 @@ import numpy.typing as npt
 
 from preprocess.config import SourceConfig, require
 from preprocess.grid import Grid
-from preprocess.labels import (
-    BIGEARTHNET19,
-    CORINE,
-    EXTENDED,
-    IRRIGATION,
-    REGULAR,
-    labels_of_19,
-    labels_of_shares,
-    shares_of_codes,
-)
 from preprocess.radiometry import baseline_of
 from preprocess.raster import read_raster
 from preprocess.shards.format import Fractions, Labels, Patch, PatchError, PatchRef, ShardLayout
@@ -41,7 +31,17 @@ from preprocess.sources.base import (
     patch_groups,
 )
 from preprocess.sources.bigearthnet import place_of, read_band_files
-from preprocess.sources.label_table import parquet_file
+from preprocess.sources.labels import (
+    BIGEARTHNET19,
+    CORINE,
+    EXTENDED,
+    IRRIGATION,
+    REGULAR,
+    labels_of_19,
+    labels_of_shares,
+    parquet_file,
+    shares_of_codes,
+)
 
 COLUMNS = ["patch_id", "split", "labels"]
 V1_NAME = "s2v1_name"

@@ -44,7 +44,7 @@ from preprocess.sources.geotiff_files import (
     find_patches,
     read_pixels,
 )
-from preprocess.sources.label_table import LabelTable, read_label_table
+from preprocess.sources.labels import LabelTable, read_label_table
 
 _SAMPLED = 16  # patches whose pixels may contradict the offset before packing starts
 

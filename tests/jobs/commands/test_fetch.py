@@ -12,7 +12,7 @@ from make_scenes import BOX, DECIMATION, scene
 from stac_server import Server
 
 from jobs.commands.fetch import Fetch
-from preprocess.fetch.config import FetchConfig
+from preprocess.config import FetchConfig
 
 
 @pytest.fixture(scope="module")

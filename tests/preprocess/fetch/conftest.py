@@ -6,7 +6,7 @@ import pytest
 from make_scenes import BOX, scene
 from stac_server import Server
 
-from preprocess.fetch.config import FetchConfig
+from preprocess.config import FetchConfig
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ import zstandard
 from make_scenes import tree
 from stac_server import Server
 
+from preprocess.config import FetchConfig, FetchTarget
+from preprocess.fetch import fetch, plan
 from preprocess.fetch.archives import ARCHIVES, Archive, ArchiveFile, unpack
-from preprocess.fetch.config import FetchConfig, What
 from preprocess.fetch.http import FetchError
-from preprocess.fetch.run import fetch, plan
 
 NAMES = [f"Data/patch_{number:03d}/patch_{number:03d}_B{band:02d}.tif"
          for number in range(40) for band in (1, 2, 3)]  # fmt: skip
@@ -75,7 +75,7 @@ def record(request, tmp_path):
 
 def config_of(server, tmp_path, **changes) -> FetchConfig:
     return FetchConfig(
-        what=What.eurosat, url=f"{server.url}/files", output=str(tmp_path / "out"), **changes
+        what=FetchTarget.eurosat, url=f"{server.url}/files", output=str(tmp_path / "out"), **changes
     )
 
 
@@ -215,11 +215,11 @@ def test_the_table_states_a_source_for_every_figure():
             assert len(file.md5) == 32
             assert file.source
             assert file.size or "not found" in file.source
-    metadata = ARCHIVES[What.bigearthnet_v2].files[0]
+    metadata = ARCHIVES[FetchTarget.bigearthnet_v2].files[0]
     assert (metadata.name, metadata.size) == ("metadata.parquet", 3_616_349)
 
 
 def test_the_published_checksums_of_the_tables_are_those_of_real_copies(real_data):
-    for file in ARCHIVES[What.bigearthnet_v2].files[:2]:
+    for file in ARCHIVES[FetchTarget.bigearthnet_v2].files[:2]:
         data = (real_data / "bigearthnet_v2" / file.name).read_bytes()
         assert (len(data), hashlib.md5(data).hexdigest()) == (file.size, file.md5)

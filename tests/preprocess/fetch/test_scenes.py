@@ -9,10 +9,9 @@ import pytest
 from make_scenes import BOX, DECIMATION, REAL, REAL_BOX, real_scene, tree
 from stac_server import Server
 
-from preprocess.config import PackConfig, SelectConfig
-from preprocess.fetch.config import FetchConfig
+from preprocess.config import FetchConfig, PackConfig, SelectConfig
+from preprocess.fetch import fetch, plan
 from preprocess.fetch.http import FetchError
-from preprocess.fetch.run import fetch, plan
 from preprocess.pack import pack
 from preprocess.radiometry import DARK_BANDS
 from preprocess.raster import read_coarse

@@ -13,8 +13,8 @@ import pytest
 import rasterio
 
 from preprocess.bands import L2A_BANDS
-from preprocess.labels import CLASSES_43, TO_19
 from preprocess.sources import open_source
+from preprocess.sources.labels import CLASSES_43, TO_19
 from preprocess.sources.simulated import (
     CLASSES,
     COVERS,

@@ -14,13 +14,13 @@ import pytest
 from make_scenes import BOX, tree
 from stac_server import FAULTS
 
+from preprocess.fetch import fetch
 from preprocess.fetch.http import FetchError
-from preprocess.fetch.run import fetch
 
 CHILD = """
 import json, sys
-from preprocess.fetch.config import FetchConfig
-from preprocess.fetch.run import fetch
+from preprocess.config import FetchConfig
+from preprocess.fetch import fetch
 print("ready", flush=True)
 fetch(FetchConfig(**json.loads(sys.argv[1])))
 """

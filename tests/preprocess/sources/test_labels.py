@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.labels import (
+from preprocess.sources.labels import (
     CLASSES_19,
     CLASSES_43,
     CLC_CODES,
