@@ -23,10 +23,12 @@ from report import Claim, Report, Timing
 from preprocess.config import PackConfig, SourceConfig
 from preprocess.plan import make_or_read_plan, read_plan
 from preprocess.sources import open_source
-from preprocess.sources.bigearthnet import TREE as V1_TREE
-from preprocess.sources.bigearthnet import BigEarthNetV1Config
-from preprocess.sources.bigearthnet_v2 import TREE as V2_TREE
-from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
+from preprocess.sources.bigearthnet import (
+    V1_TREE,
+    V2_TREE,
+    BigEarthNetV1Config,
+    BigEarthNetV2Config,
+)
 from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.labels import CLASSES_19
 

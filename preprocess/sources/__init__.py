@@ -10,8 +10,12 @@ from typing import Any, NamedTuple
 
 from preprocess.config import SourceConfig
 from preprocess.sources.base import Source
-from preprocess.sources.bigearthnet import BigEarthNetV1, BigEarthNetV1Config
-from preprocess.sources.bigearthnet_v2 import BigEarthNetV2, BigEarthNetV2Config
+from preprocess.sources.bigearthnet import (
+    BigEarthNetV1,
+    BigEarthNetV1Config,
+    BigEarthNetV2,
+    BigEarthNetV2Config,
+)
 from preprocess.sources.geotiff import Geotiff
 from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.safe import SafeL2AConfig, safe_l2a

@@ -1,7 +1,7 @@
 """The sources ``bigearthnet_v1`` and ``bigearthnet_v2``, and how a patch folder of v1 is read.
 
-v1 is a flat tree of patch folders with labels in JSON (Sumbul et al., IGARSS 2019); v2, refined, has
-product folders and labels in parquet tables (Clasen et al., IGARSS 2025).
+v1 is a flat tree of patch folders with labels in JSON (Sumbul et al., IGARSS 2019); v2, refined,
+has product folders and labels in parquet tables (Clasen et al., IGARSS 2025).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from preprocess.tiling import square_name
 V1_TREE, V2_TREE = "BigEarthNet-v1.0", "BigEarthNet-S2"
 COLUMNS = ["patch_id", "split", "labels"]  # of the tables of v2
 V1_NAME = "s2v1_name"
-# A tenth of v1 has times of five digits, from which a zero was lost somewhere inside: they identify,
-# but are no clock times.
+# A tenth of v1 has times of five digits, from which a zero was lost somewhere inside: they
+# identify, but are no clock times.
 _V1_PATCH = re.compile(r"(?:S2[ABC]|SIM)_MSIL2A_\d{8}T\d{5,6}_\d{1,2}_\d{1,2}")
 _V1_TILE = re.compile(r"_T(\d{2}[A-Z]{3})_")  # not by position: short times move what follows
 _V2_PATCH = re.compile(
@@ -120,17 +120,19 @@ class BigEarthNetV1(Source):
     def discover(self) -> Iterator[PatchRef]:
         """Yield the patch folders, with splits from the lists and without the excluded."""
         config = self.config
-        splits = read_splits(
-            {
-                "train": config.train_list,
-                "validation": config.validation_list,
-                "test": config.test_list,
-            }
-        )
+        lists = (config.train_list, config.validation_list, config.test_list)
+        splits = read_splits(dict(zip(("train", "validation", "test"), lists, strict=True)))
         excluded = Exclusions(config.exclude_lists)
         names = [name for name in patch_folders(Path(config.root)) if name.startswith("S2")]
         if not names:
-            raise ValueError(_no_v1_patch(Path(config.root)))
+            simulated = patch_folders(Path(config.root))[:1]
+            raise ValueError(
+                f"{config.root} holds simulated patches ({simulated[0]}); pack them with "
+                "source=simulated"
+                if simulated
+                else f"no patch folder in {tree_of(Path(config.root))}; expected names such as "
+                "S2A_MSIL2A_20170613T101031_87_48; point source.root at BigEarthNet-v1.0"
+            )
         for name in names:
             if name not in excluded:
                 yield PatchRef(name, name, splits.get(name, ""))
@@ -179,15 +181,23 @@ def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
     # an L1C product: the authors ran sen2cor themselves, so no L2A name and no offset exists
     product = metadata["tile_source"]
     tile = _V1_TILE.search(product)
+    stamp = metadata["acquisition_date"]  # the time in the name may have lost a digit
+    try:
+        labels = labels_of_43(metadata["labels"])
+    except ValueError as error:
+        raise PatchError(path, str(error)) from error
+    try:
+        acquired = datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S").isoformat() + "Z"
+    except ValueError as error:
+        raise PatchError(path, f"acquisition_date is {stamp!r}, not a date and a time") from error
     return Patch(
         id=ref.id,
         pixels=pixels,
-        labels=_labels(path, metadata["labels"]),
+        labels=labels,
         product=product,
         tile=tile[1] if tile else "",
         place=place_of(tile[1], ref.id) if tile else "",
-        # from the JSON: the time in the name may have lost a digit
-        acquired=_acquired(path, metadata["acquisition_date"]),
+        acquired=acquired,
         split=ref.split,
         baseline=baseline_of(product),
         epsg=grid.epsg,
@@ -210,33 +220,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return dict(metadata)
 
 
-def _labels(path: Path, names: list[str]) -> Labels:
-    try:
-        return labels_of_43(names)
-    except ValueError as error:
-        raise PatchError(path, str(error)) from error
-
-
-def _acquired(path: Path, text: str) -> str:
-    try:
-        return datetime.strptime(text, "%Y-%m-%d %H:%M:%S").isoformat() + "Z"
-    except ValueError as error:
-        raise PatchError(path, f"acquisition_date is {text!r}, not a date and a time") from error
-
-
-def _no_v1_patch(root: Path) -> str:
-    simulated = patch_folders(root)[:1]
-    if simulated:
-        return f"{root} holds simulated patches ({simulated[0]}); pack them with source=simulated"
-    return (
-        f"no patch folder in {tree_of(root)}; expected names such as "
-        "S2A_MSIL2A_20170613T101031_87_48; point source.root at BigEarthNet-v1.0"
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What a table says of one patch."""
+class Row(NamedTuple):
+    """What a table of v2 says of one patch."""
 
     split: str
     labels: Labels
@@ -245,15 +230,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table.
-
-    Attributes:
-        columns: an Arrow table of ``COLUMNS`` and, if asked for, ``V1_NAME``.
-        rows: positions in it by product.
-    """
+    """A table of v2: its columns in Arrow's memory, and the positions of each product's rows."""
 
     columns: Any
-    rows: dict[str, npt.NDArray[np.intp]]
+    positions: dict[str, npt.NDArray[np.intp]]
 
     def of_product(self, product: str) -> dict[str, Row]:
         """Return the rows of one product by patch.
@@ -261,48 +241,42 @@ class Table:
         Raises:
             ValueError: a class is not one of the 19.
         """
-        positions = self.rows.get(product)
-        if positions is None:
+        if product not in self.positions:
             return {}
+        rows = self.columns.take(self.positions[product]).to_pylist()
         return {
             row["patch_id"]: Row(
-                row["split"] or "", _labels_of_19(tuple(row["labels"] or ())), row.get(V1_NAME) or ""
+                row["split"] or "",
+                _labels_of_19(tuple(row["labels"] or ())),
+                row.get(V1_NAME) or "",
             )
-            for row in self.columns.take(positions).to_pylist()
+            for row in rows
         }
 
 
 def read_table(path: Path, with_v1_names: bool = False) -> Table:
-    """Read a parquet table.
-
-    Args:
-        path: of the table.
-        with_v1_names: read the names that patches have in v1 too, 40 MB of text.
+    """Read a parquet table; the names that patches have in v1 are 40 MB of text more.
 
     Raises:
         ValueError: pyarrow is not installed, or the table is missing, unreadable or lacks a column.
     """
     wanted = [*COLUMNS, V1_NAME] if with_v1_names else COLUMNS
     try:
-        columns = _read_columns(path, wanted)
+        schema = parquet_file(path).schema
+        leaves = [schema.column(number).path for number in range(len(schema))]
+        held = {leaf.split(".")[0] for leaf in leaves}
+        missing = [name for name in COLUMNS if name not in held]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]}")
+        # as codes: 19 class names and 3 splits instead of two million texts
+        coded = [leaf for leaf in leaves if leaf.split(".")[0] in ("labels", "split")]
+        # threads would each hold columns of their own
+        columns = parquet_file(path, read_dictionary=coded).read(
+            columns=[name for name in wanted if name in held], use_threads=False
+        )
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"the table {path} cannot be used ({error})") from error
     return Table(columns, _positions(columns["patch_id"]))
-
-
-def _read_columns(path: Path, wanted: list[str]) -> Any:
-    schema = parquet_file(path).schema
-    leaves = [schema.column(number).path for number in range(len(schema))]
-    held = {leaf.split(".")[0] for leaf in leaves}
-    missing = [name for name in COLUMNS if name not in held]
-    if missing:
-        raise ValueError(f"it has no column {missing[0]}")
-    # as codes: 19 class names and 3 splits instead of two million texts
-    coded = [leaf for leaf in leaves if leaf.split(".")[0] in ("labels", "split")]
-    # threads would each hold columns of their own
-    return parquet_file(path, read_dictionary=coded).read(
-        columns=[name for name in wanted if name in held], use_threads=False
-    )
 
 
 def _positions(ids: Any) -> dict[str, npt.NDArray[np.intp]]:
@@ -312,8 +286,7 @@ def _positions(ids: Any) -> dict[str, npt.NDArray[np.intp]]:
     encoded = products.dictionary_encode()
     codes = encoded.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
-    bounds = np.flatnonzero(np.diff(codes[order])) + 1
-    parts = np.split(order, bounds) if len(order) else []
+    parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
     names = encoded.dictionary.to_pylist()
     return {names[codes[part[0]]]: part for part in parts}
 
@@ -442,8 +415,6 @@ def _product_folders(root: Path) -> list[str]:
     """Return the names of all product folders, in the order that their patches' names have."""
     tree = folder_of(str(root)) / V2_TREE
     names = [name for name in names_in(tree) if name.startswith("S2")] if tree.is_dir() else []
-    if not names:
-        raise ValueError(_no_v2_patch(tree))
     return sorted(names, key=lambda name: name + "_")
 
 
@@ -462,7 +433,10 @@ def _is_excluded(name: str, row: Row, excluded: Set[str]) -> bool:
 
 def _check_found(root: Path, config: BigEarthNetV2Config, num_found: int, num_listed: int) -> None:
     if not num_found:
-        raise ValueError(_no_v2_patch(root / V2_TREE))
+        raise ValueError(
+            f"no patch folder in {root / V2_TREE}; expected <product>/<product>_<column>_<row>; "
+            f"point source.root at the folder that holds {V2_TREE}"
+        )
     if not num_listed:
         raise ValueError(
             f"none of the {num_found} patches in {root / V2_TREE} is listed in "
@@ -471,10 +445,3 @@ def _check_found(root: Path, config: BigEarthNetV2Config, num_found: int, num_li
     if num_listed < num_found:
         message = "%s: %d of %d patches are left out, as no table lists them (%s)"
         _log.info(message, root, num_found - num_listed, num_found, ", ".join(config.tables))
-
-
-def _no_v2_patch(tree: Path) -> str:
-    return (
-        f"no patch folder in {tree}; expected <product>/<product>_<column>_<row>; point "
-        f"source.root at the folder that holds {V2_TREE}"
-    )

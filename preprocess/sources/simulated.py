@@ -27,7 +27,7 @@ from preprocess.raster import session, wkt_of, write_raster
 from preprocess.shards.atomic_io import is_abandoned, temporary_path, write_json
 from preprocess.shards.format import SATURATED, Patch, PatchRef, ShardLayout
 from preprocess.sources.base import Source
-from preprocess.sources.bigearthnet import TREE, layout_of, read_patch, tree_of
+from preprocess.sources.bigearthnet import V1_TREE, layout_of, read_patch, tree_of
 from preprocess.tiling import PATCH_SIDE_M
 
 MARKER = "SIMULATED.json"
@@ -328,7 +328,7 @@ def write_tree(root: Path, num_patches: int, seed: int) -> None:
     if _is_complete(root, settings):
         return
     write_json(root / MARKER, {**settings, "complete": False})
-    tree = root / TREE
+    tree = root / V1_TREE
     tree.mkdir(exist_ok=True)
     for leftover in filter(is_abandoned, tree.glob(".*.tmp")):
         shutil.rmtree(leftover, ignore_errors=True)  # another part may remove it at the same time

@@ -8,8 +8,7 @@ import pytest
 
 from preprocess.config import OnError, PackConfig, SourceConfig, SplitConfig, VerifyConfig
 from preprocess.sources import SOURCES, open_source
-from preprocess.sources.bigearthnet import BigEarthNetV1Config
-from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
+from preprocess.sources.bigearthnet import BigEarthNetV1Config, BigEarthNetV2Config
 from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.simulated import SimulatedConfig
 

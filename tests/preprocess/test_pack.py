@@ -19,8 +19,7 @@ from preprocess.config import OnError, PackConfig
 from preprocess.pack import PackError, pack, remove_leftovers
 from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.format import PatchError
-from preprocess.sources.bigearthnet import BigEarthNetV1Config
-from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
+from preprocess.sources.bigearthnet import BigEarthNetV1Config, BigEarthNetV2Config
 from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.simulated import SimulatedConfig
 from preprocess.verify import VerifyConfig, verify

@@ -12,7 +12,7 @@ from make_data import bigearthnet_v1, write_geotiff
 from preprocess.shards.format import PatchError
 from preprocess.sources import open_source
 from preprocess.sources.base import read_names, read_splits
-from preprocess.sources.bigearthnet import _PATCH, BigEarthNetV1Config
+from preprocess.sources.bigearthnet import _V1_PATCH, BigEarthNetV1Config
 from preprocess.sources.simulated import write_tree
 
 
@@ -234,7 +234,7 @@ def test_the_official_lists_have_the_sizes_that_were_published(real_data):
     counts = Counter(splits.values())
     assert counts == {"train": 269_695, "val": 123_723, "test": 125_866}
     # every name is one of a patch, the 51,410 with a time of five digits too
-    assert all(_PATCH.fullmatch(name) for name in splits)
+    assert all(_V1_PATCH.fullmatch(name) for name in splits)
     assert sum(len(name.split("T")[1].split("_")[0]) == 5 for name in splits) == 51_410
     lists = {
         "seasonal_snow.csv.gz": 61_707,

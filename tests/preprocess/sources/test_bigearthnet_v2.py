@@ -15,7 +15,7 @@ from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.format import PatchError
 from preprocess.sources import open_source
-from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
+from preprocess.sources.bigearthnet import BigEarthNetV2Config
 from preprocess.sources.labels import CLC_CODES, CORINE, TO_19, shares_of_codes
 
 PRODUCT = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"

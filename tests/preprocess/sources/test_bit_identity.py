@@ -10,8 +10,7 @@ import rasterio
 from preprocess.config import FilterConfig, PackConfig, SelectConfig
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
-from preprocess.sources.bigearthnet import BigEarthNetV1Config
-from preprocess.sources.bigearthnet_v2 import BigEarthNetV2Config
+from preprocess.sources.bigearthnet import BigEarthNetV1Config, BigEarthNetV2Config
 from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.safe import SafeL2AConfig
 from preprocess.sources.stac_cog import CogL2AConfig
