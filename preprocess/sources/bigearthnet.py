@@ -350,7 +350,9 @@ class BigEarthNetV2(Source):
         root, config = Path(self.config.root), self.config
         products = _product_folders(root)
         excluded = Exclusions(config.exclude_lists)
-        tables = [read_table(root / name, bool(excluded)) for name in config.tables]
+        # a wrong root is told as such, not as a table that is missing
+        paths = [root / name for name in config.tables] if products else []
+        tables = [read_table(path, bool(excluded)) for path in paths]
         num_found = num_listed = 0
         for product in products:
             names = _patch_folders(root / V2_TREE / product)
