@@ -15,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from jobs.cli.schema import type_of
 from jobs.run_dir import read_yaml
 from preprocess.shards.manifest import read_manifest
 from simclr.augment.operations import NINE, USUAL_ORDER
@@ -224,14 +225,14 @@ def _settings(config: StudyConfig, arm: str, changes: dict[str, Any], seed: int)
     plain = {key: value for key, value in to_plain(config).items() if key in known}
     folder = Path(config.output, RUNS, _UNSAFE.sub("-", arm), f"seed-{seed}")
     for key, value in {**changes, "seed": seed, "run_dir": str(folder)}.items():
-        *parents, last = key.split(".")
-        level: Any = plain
-        for name in parents:
-            level = level.get(name) if isinstance(level, dict) else None
         require(
-            isinstance(level, dict) and last in level,
+            type_of(key, TrainConfig) is not None,
             f"changes names {key}, which is not a setting of simclr-pretrain; see its --help",
         )
+        *parents, last = key.split(".")
+        level = plain
+        for name in parents:
+            level = level[name]
         level[last] = value
     return from_plain(TrainConfig, plain)
 
