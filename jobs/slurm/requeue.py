@@ -92,10 +92,18 @@ class RunStop:
             )
 
     def decision(self) -> Decision | None:
-        """Return what was decided for this start of the job, once it is recorded."""
+        """Return what was decided for this start of the job, once it is recorded.
+
+        Where the run has been started again since, nobody decides any more.
+        """
+        succeeded = False
         for event in reversed(read_attempts(self.run_dir) if self.run_dir else []):
-            if event["event"] == "stop" and self.env.start.items() <= event.items():
+            own = self.env.start.items() <= event.items()
+            if own and succeeded:
+                return Decision.quit
+            if own and event["event"] == "stop":
                 return Decision(event["decision"])
+            succeeded |= not own and event["event"] == "start"
         return None
 
 

@@ -225,6 +225,17 @@ def test_other_ranks_leave_once_the_decision_is_recorded_and_not_before(
     assert len(left) == 1
 
 
+def test_ranks_that_wait_leave_when_the_run_has_been_started_again(monkeypatch, tmp_path):
+    left = threading.Event()
+    monkeypatch.setattr(requeue, "end_process", lambda code: left.set())
+    RunAttempt(tmp_path, ENV.describe())
+    other = RankEnvironment(Launcher.slurm, "7", restarts=2, rank=1, num_ranks=2)
+    threading.Thread(target=exit_for_requeue, args=(RunStop(other, None, tmp_path),)).start()
+    assert not left.wait(0.5)
+    RunAttempt(tmp_path, RankEnvironment(Launcher.slurm, "7", restarts=3).describe())
+    assert left.wait(10)
+
+
 @pytest.mark.parametrize("name", ["SIGUSR2", "SIGTERM"])
 def test_a_signal_that_was_blocked_from_the_start_lets_the_job_come_back(name):
     script = (
