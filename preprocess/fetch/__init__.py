@@ -17,8 +17,8 @@ from pathlib import Path
 
 from preprocess.config import EARTH_SEARCH, FetchConfig
 from preprocess.fetch.archives import ARCHIVES, Archive, ArchivePlan, fetch_archive, plan_archive
-from preprocess.fetch.http import FetchError, Http, refuse_offline
-from preprocess.fetch.scenes import STAGING, ScenePlan, fetch_scenes, measure_rate, plan_scenes
+from preprocess.fetch.http import FetchError, Http
+from preprocess.fetch.scenes import STAGING, SceneFolder, fetch_scenes, measure_rate, plan_scenes
 from preprocess.fetch.stac import Scene, area_of, search, write_scenes
 
 _log = logging.getLogger(__name__)
@@ -61,16 +61,18 @@ def fetch(config: FetchConfig, archive: Archive | None = None) -> Summary:
     with _only_fetch_of(output):
         if record:
             files = plan_archive(http, record, config)
-            _refuse_too_much(config, sum(f.remote.size for f in files), _most_disk(files))
+            _refuse_too_much(config, sum(plan.remote.size for plan in files), _most_disk(files))
             fetch_archive(http, files, config)
             summary = _summary_of_files(record, files)
         else:
-            scenes, plans = _plan_scenes(http, config)
-            summary = _summary_of_scenes(scenes, plans)
+            scenes, folders, failed = _plan_scenes(http, config)
+            summary = _summary_of_scenes(scenes, folders)
             _refuse_too_much(config, summary.missing_bytes, summary.missing_bytes)
-            failed = fetch_scenes(http, plans, config)
-            write_scenes(output / "scenes.csv", _rows(scenes, plans))
-            _refuse_failed(plans, failed)
+            failed += fetch_scenes(http, folders, config)
+            kept = {folder.scene.id: (folder.num_squares, folder.size) for folder in folders}
+            rows = ((scene, *kept.get(scene.id, (0, 0))) for scene in scenes)
+            write_scenes(output / "scenes.csv", rows)
+            _refuse_failed(summary, failed)
         shutil.rmtree(output / STAGING, ignore_errors=True)
     return summary
 
@@ -85,9 +87,9 @@ def plan(config: FetchConfig, archive: Archive | None = None) -> Summary:
     http, record = _connect(config, archive)
     if record:
         return _summary_of_files(record, plan_archive(http, record, config))
-    scenes, plans = _plan_scenes(http, config)
-    _refuse_failed(plans, [])
-    return _summary_of_scenes(scenes, plans, measure_rate(http, plans, config.streams))
+    scenes, folders, failed = _plan_scenes(http, config)
+    _refuse_failed(_summary_of_scenes(scenes, folders), failed)
+    return _summary_of_scenes(scenes, folders, measure_rate(http, folders, config.streams))
 
 
 def _connect(config: FetchConfig, archive: Archive | None) -> tuple[Http, Archive | None]:
@@ -98,24 +100,26 @@ def _connect(config: FetchConfig, archive: Archive | None) -> tuple[Http, Archiv
     record = archive or ARCHIVES.get(config.what)
     if record is None:
         area_of(config)  # a wrong area is told before the network is tried
-    refuse_offline(http, config.url or (record.url if record else EARTH_SEARCH))
+    http.refuse_offline(config.url or (record.url if record else EARTH_SEARCH))
     return http, record
 
 
-def _plan_scenes(http: Http, config: FetchConfig) -> tuple[list[Scene], list[ScenePlan]]:
+def _plan_scenes(
+    http: Http, config: FetchConfig
+) -> tuple[list[Scene], list[SceneFolder], list[str]]:
     area = area_of(config)
     return plan_scenes(http, search(http, config, area), config, area)
 
 
 def _summary_of_scenes(
-    scenes: list[Scene], plans: list[ScenePlan], bytes_per_s: float = 0.0
+    scenes: list[Scene], folders: list[SceneFolder], bytes_per_s: float = 0.0
 ) -> Summary:
     return Summary(
         found=len(scenes),
-        taken=len(plans),
-        patches=sum(plan.num_squares for plan in plans),
-        bytes=sum(plan.size for plan in plans),
-        missing_bytes=sum(plan.sizes[band] for plan in plans for band in plan.missing),
+        taken=sum(not scene.reason for scene in scenes),
+        patches=sum(folder.num_squares for folder in folders),
+        bytes=sum(folder.size for folder in folders),
+        missing_bytes=sum(folder.sizes[band] for folder in folders for band in folder.missing),
         bytes_per_s=bytes_per_s,
     )
 
@@ -128,13 +132,6 @@ def _summary_of_files(archive: Archive, plans: list[ArchivePlan]) -> Summary:
     return Summary(count, count, 0, there + missing, missing)
 
 
-def _rows(scenes: list[Scene], plans: list[ScenePlan]) -> Iterator[tuple[Scene, int, int]]:
-    plan_of = {plan.scene.id: plan for plan in plans}
-    for scene in scenes:
-        plan = plan_of.get(scene.id)
-        yield scene, plan.num_squares if plan else 0, plan.size if plan else 0
-
-
 def _most_disk(plans: list[ArchivePlan]) -> int:
     """Return bytes at the moment when they are most: an archive goes once it is unpacked."""
     unpacked = most = 0
@@ -144,12 +141,11 @@ def _most_disk(plans: list[ArchivePlan]) -> int:
     return most
 
 
-def _refuse_failed(plans: list[ScenePlan], failed: list[str]) -> None:
-    lines = sorted([plan.failed for plan in plans if plan.failed] + failed)
-    if lines:
+def _refuse_failed(summary: Summary, failed: list[str]) -> None:
+    if failed:
         raise FetchError(
-            f"{len(lines)} of {len(plans)} scenes could not be fetched, first {lines[0]}; the "
-            "others are kept: start again to try these once more"
+            f"{len(failed)} of {summary.taken} scenes could not be fetched, first {min(failed)}; "
+            "the others are kept: start again to try these once more"
         )
 
 

@@ -13,9 +13,8 @@ import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -23,8 +22,16 @@ from typing import IO, Any
 import zstandard
 
 from preprocess.config import FetchConfig, FetchTarget
-from preprocess.fetch.http import FetchError, Http, RemoteChangedError, RemoteFile, shown
-from preprocess.fetch.partial import PartialFile, chunks, read_json
+from preprocess.fetch.http import (
+    FetchError,
+    Http,
+    PartialFile,
+    RemoteChangedError,
+    RemoteFile,
+    chunks,
+    read_json,
+    shown,
+)
 from preprocess.fetch.scenes import STAGING, STATE
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import fsync, write_json
@@ -43,11 +50,11 @@ class ArchiveFile:
 
     Attributes:
         name: at the end of its URL, and of the local file.
-        md5: published checksum; empty if none could be found.
+        md5: published checksum.
         size: published bytes; 0 if unknown.
         source: where checksum and size were found, and how far they are verified.
         root: folder that it unpacks to; empty for a file that is used as it is.
-        files: rasters that it holds; 0 if unknown.
+        files: rasters that it holds.
         unpacked_bytes: what they take on a file system with blocks of 4 KiB.
     """
 
@@ -132,12 +139,11 @@ def plan_archive(http: Http, archive: Archive, config: FetchConfig) -> list[Arch
     Raises:
         FetchError: the server does not have one, or has one of another size than was published.
     """
-    done = read_json(Path(config.output) / STATE).get("files", {})
-    base = (config.url or archive.url).rstrip("/")
+    output, base = Path(config.output), (config.url or archive.url).rstrip("/")
+    done = read_json(output / STATE).get("files", {})
     plans = []
     for file in archive.files:
-        there = Path(config.output) / (file.root or file.name)
-        if file.name in done and there.exists():
+        if file.name in done and (output / (file.root or file.name)).exists():
             continue
         remote, _ = http.open(f"{base}/{file.name}")
         if file.size and remote.size != file.size:
@@ -162,11 +168,11 @@ def fetch_archive(http: Http, plans: list[ArchivePlan], config: FetchConfig) -> 
         file, path = plan.file, output / plan.file.name
         if not path.exists():
             _download(http, plan, path, config)
-        elif not _is_sound(path, file, plan.remote):
+        elif not _is_sound(path, plan):
             raise FetchError(
                 f"{path} is there, but its size or md5 is not the published one; remove it"
             )
-        entry = {"size": plan.remote.size, "md5": file.md5 or _md5(path)}
+        entry: dict[str, Any] = {"size": plan.remote.size, "md5": file.md5}
         if file.root:
             entry["rasters"] = unpack(path, output / file.root, file.files)
         state["files"][file.name] = entry
@@ -188,22 +194,22 @@ def unpack(path: Path, target: Path, expected: int = 0) -> int:
     start = read_json(journal)
     done, rasters = int(start.get("members", 0)), int(start.get("rasters", 0))
     if not target.exists():
-        fresh_files = fresh_bytes = 0
-        size = path.stat().st_size
+        files = size = position = 0  # since the last sync; in the archive
         with (
-            progress_of(size, f"unpack {path.name}", unit="B") as advance,
-            _members(path, advance) as members,
+            path.open("rb") as raw,
+            progress_of(path.stat().st_size, f"unpack {path.name}", unit="B") as advance,
         ):
-            for index, (name, length, stream) in enumerate(members):
-                if index < done:
-                    continue
-                _write_member(staging / _inner(path, name, target.name), stream)
-                rasters += name.endswith(".tif")
-                fresh_files, fresh_bytes = fresh_files + 1, fresh_bytes + length
-                if fresh_files >= _SYNC_FILES or fresh_bytes >= _SYNC_BYTES:
+            for index, (name, length, stream) in enumerate(_members(path.name, raw)):
+                if index >= done:
+                    _write_member(staging / _inner(path.name, name, target.name), stream)
+                    rasters += name.endswith(".tif")
+                    files, size = files + 1, size + length
+                if files >= _SYNC_FILES or size >= _SYNC_BYTES:
                     os.sync()  # all of them at once: an fsync for each costs more than the writing
                     write_json(journal, {"members": index + 1, "rasters": rasters})
-                    fresh_files = fresh_bytes = 0
+                    files = size = 0
+                advance(raw.tell() - position)
+                position = raw.tell()
         os.sync()
         if expected and rasters != expected:
             _log.warning("%s holds %d rasters, known are %d", path.name, rasters, expected)
@@ -215,8 +221,7 @@ def unpack(path: Path, target: Path, expected: int = 0) -> int:
 
 def _download(http: Http, plan: ArchivePlan, path: Path, config: FetchConfig) -> None:
     partial = PartialFile(path, plan.remote)
-    spans = chunks(plan.remote.size, _CHUNK_BYTES)
-    missing = partial.missing(spans)
+    missing = partial.missing(chunks(plan.remote.size, _CHUNK_BYTES))
     pool = ThreadPoolExecutor(min(config.streams, _MAX_STREAMS))
     with progress_of(plan.remote.size, path.name, unit="B") as advance:
         advance(plan.remote.size - sum(span.length for span in missing))
@@ -230,7 +235,7 @@ def _download(http: Http, plan: ArchivePlan, path: Path, config: FetchConfig) ->
             raise
         finally:
             pool.shutdown(cancel_futures=True)
-    if not _is_sound(partial.data, plan.file, plan.remote):
+    if not _is_sound(partial.data, plan):
         partial.discard()
         raise FetchError(
             f"{shown(plan.remote.url)} has another md5 than the published {plan.file.md5}; it was "
@@ -239,62 +244,41 @@ def _download(http: Http, plan: ArchivePlan, path: Path, config: FetchConfig) ->
     partial.finish()
 
 
-def _is_sound(path: Path, file: ArchiveFile, remote: RemoteFile) -> bool:
-    return path.stat().st_size == remote.size and (not file.md5 or _md5(path) == file.md5)
-
-
-def _md5(path: Path) -> str:
-    _log.info("%s: computing its md5", path.name.removeprefix("."))
+def _is_sound(path: Path, plan: ArchivePlan) -> bool:
+    if path.stat().st_size != plan.remote.size:
+        return False
+    _log.info("%s: computing its md5", plan.file.name)
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest()
+        return hashlib.file_digest(stream, "md5").hexdigest() == plan.file.md5
 
 
-@contextmanager
-def _members(
-    path: Path, advance: Callable[[int], object]
-) -> Iterator[Iterator[tuple[str, int, IO[bytes]]]]:
-    """Yield name, bytes and content of all regular files in their order in the archive."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            yield _zip_members(archive, advance)
+def _members(archive: str, raw: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Yield name, bytes and content of all regular files in their order in an archive."""
+    if archive.endswith(".zip"):
+        with zipfile.ZipFile(raw) as file:
+            for entry in file.infolist():
+                if not entry.is_dir():
+                    with file.open(entry) as stream:
+                        yield entry.filename, entry.file_size, stream
         return
-    with path.open("rb") as raw:
-        counted: Any = _Counted(raw, advance)  # tarfile asks for no more than read()
-        if path.suffix == ".zst":
-            stream = zstandard.ZstdDecompressor().stream_reader(counted, read_across_frames=True)
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                yield _tar_members(path, tar)
-        else:
-            with tarfile.open(fileobj=counted, mode="r|gz") as tar:
-                yield _tar_members(path, tar)
+    zstd = archive.endswith(".zst")
+    decompress = zstandard.ZstdDecompressor().stream_reader
+    content: Any = decompress(raw, read_across_frames=True) if zstd else raw
+    with tarfile.open(fileobj=content, mode="r|" if zstd else "r|gz") as tar:
+        for member in tar:
+            if member.isreg() and (inside := tar.extractfile(member)):
+                yield member.name, member.size, inside
+            elif not member.isdir():
+                raise FetchError(f"{archive} holds {member.name}, which is neither file nor folder")
+            # it remembers millions of names otherwise
+            tar.members = []  # type: ignore[attr-defined]
 
 
-def _zip_members(
-    archive: zipfile.ZipFile, advance: Callable[[int], object]
-) -> Iterator[tuple[str, int, IO[bytes]]]:
-    for member in archive.infolist():
-        if not member.is_dir():
-            with archive.open(member) as stream:
-                yield member.filename, member.file_size, stream
-        advance(member.compress_size)
-
-
-def _tar_members(path: Path, tar: tarfile.TarFile) -> Iterator[tuple[str, int, IO[bytes]]]:
-    for member in tar:
-        stream = tar.extractfile(member) if member.isreg() else None
-        if stream is not None:
-            yield member.name, member.size, stream
-        elif not member.isdir():
-            raise FetchError(f"{path.name} holds {member.name}, which is neither file nor folder")
-        # it remembers millions of names otherwise
-        tar.members = []  # type: ignore[attr-defined]
-
-
-def _inner(path: Path, name: str, root: str) -> str:
+def _inner(archive: str, name: str, root: str) -> str:
     """Return a member's path below the one folder of the archive."""
     parts = [part for part in PurePosixPath(name).parts if part != "."]
     if ".." in parts or len(parts) < 2 or parts[0] != root:
-        raise FetchError(f"{path.name} holds {name!r}; expected are files below {root}/")
+        raise FetchError(f"{archive} holds {name!r}; expected are files below {root}/")
     return "/".join(parts[1:])
 
 
@@ -306,16 +290,3 @@ def _write_member(path: Path, stream: IO[bytes]) -> None:
         file = path.open("wb")
     with file:
         shutil.copyfileobj(stream, file, 2**20)
-
-
-class _Counted:
-    """A file that reports how much of it is read."""
-
-    def __init__(self, raw: IO[bytes], advance: Callable[[int], object]) -> None:
-        self._raw, self._advance = raw, advance
-
-    def read(self, size: int = -1) -> bytes:
-        """Read up to ``size`` bytes, and advance the progress bar."""
-        data = self._raw.read(size)
-        self._advance(len(data))
-        return data

@@ -1,8 +1,9 @@
-"""Windows of remote GeoTIFFs, cut without decoding: which byte ranges hold them, and a new header.
+"""Windows of remote COGs, cut without decoding: which byte ranges hold them, and a new header.
 
 The copy is a GeoTIFF of the same size and grid whose other blocks are absent, which GDAL reads as
 nodata (sparse files). Compressed blocks arrive as they are: fetching costs no processor time and
-cannot change a pixel. Formats: TIFF 6.0; BigTIFF (magic 43).
+cannot change a pixel. Formats: TIFF 6.0; BigTIFF (magic 43); little-endian and tiled, as GDAL
+writes COGs.
 """
 
 from __future__ import annotations
@@ -14,23 +15,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from preprocess.fetch.partial import RANGE_BYTES, Span
+from preprocess.fetch.http import RANGE_BYTES, Span
 
-# bytes of each TIFF field type
+# bytes of each TIFF field type, and numpy's name of those that are numbers
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8,
           13: 4, 16: 8, 17: 8, 18: 8}  # fmt: skip
-_WIDTH, _HEIGHT, _SAMPLES, _ROWS_PER_STRIP, _PLANAR = 256, 257, 277, 278, 284
-_STRIPS, _TILES = (273, 279), (324, 325)  # offsets and byte counts
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+_NUMBERS = {3: "<u2", 4: "<u4", 8: "<i2", 9: "<i4", 11: "<f4", 12: "<f8", 13: "<u4", 16: "<u8",
+            17: "<i8"}  # fmt: skip
+_LONG8 = 16  # field type: unsigned, 64 bits
+_WIDTH, _HEIGHT, _SAMPLES = 256, 257, 277
+_TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _COUNTS = 322, 323, 324, 325
 _SUBFILE = 254  # 1 for an overview, 4 for a mask
-_GEO = _SCALE, _TIEPOINT, _GEO_KEYS = 33550, 33922, 34735
+_SCALE, _TIEPOINT, _GEO_KEYS = 33550, 33922, 34735
 _PROJECTED_CRS = 3072  # GeoKey: EPSG code of the projected coordinate system
 _POINTERS = frozenset({330, 34665, 34853})  # to other directories, which are not copied
 # GDAL's COGs put 8 bytes between blocks (their length before and after), which one request skips
 _GAP_BYTES = 16 * 2**10
 _MAX_FIELD_BYTES = 64 * 2**20
 _MAX_IMAGES = 32
-_LONG8 = 16  # field type: unsigned, 64 bits
 
 Read = Callable[[int, int], bytes]
 Blocks = npt.NDArray[np.bool_]
@@ -39,12 +41,15 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """An entry of a TIFF directory: tag, type, number of values, and their bytes."""
+    """An entry of a TIFF directory: field type, number of values, and their bytes."""
 
-    tag: int
     kind: int
     count: int
     data: bytes
+
+    def numbers(self) -> npt.NDArray[np.generic]:
+        """Return the values; of text and fractions the bytes, which nobody asks for."""
+        return np.frombuffer(self.data, _NUMBERS.get(self.kind, "u1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class Image:
     """One image of a TIFF file.
 
     Attributes:
-        fields: its directory, in the order of tags.
+        fields: its directory by tag.
         offsets: of its blocks, (rows, columns); 0 marks an absent one.
         counts: bytes of its blocks, of the same shape.
         block: width and height of a block in pixels.
@@ -60,7 +65,7 @@ class Image:
         height: pixels.
     """
 
-    fields: tuple[Field, ...]
+    fields: dict[int, Field]
     offsets: Numbers
     counts: Numbers
     block: tuple[int, int]
@@ -73,7 +78,6 @@ class Layout:
     """A remote GeoTIFF of one band.
 
     Attributes:
-        order: ``<`` or ``>``, the byte order of the file.
         image: its full-resolution image.
         overviews: the coarser ones.
         epsg: projected coordinate system, 0 if none is stated.
@@ -82,7 +86,6 @@ class Layout:
         resolution_m: side of a pixel, m.
     """
 
-    order: str
     image: Image
     overviews: tuple[Image, ...]
     epsg: int
@@ -92,7 +95,7 @@ class Layout:
 
 
 def read_layout(read: Read) -> Layout:
-    """Return the layout of a GeoTIFF with one band.
+    """Return the layout of a COG with one band.
 
     Args:
         read: returns bytes at an offset; fewer only at the end of the file.
@@ -100,56 +103,78 @@ def read_layout(read: Read) -> Layout:
     Raises:
         ValueError: it is no such file, or not one with square pixels.
     """
-    order, big, offset = _header(read(0, 16))
+    head = read(0, 16).ljust(16, b"\0")
+    if head[:4] not in (b"II*\0", b"II+\0"):
+        raise ValueError("not a TIFF: it begins with other bytes")
+    big = head[2] == 43
+    (offset,) = struct.unpack_from("<Q", head, 8) if big else struct.unpack_from("<I", head, 4)
     directories: list[dict[int, Field]] = []
     while offset and len(directories) < _MAX_IMAGES:
-        fields, offset = _directory(read, order, big, offset)
+        fields, offset = _directory(read, big, offset)
         directories.append(fields)
-    geo = {tag: _numbers(directories[0][tag], order) for tag in _GEO if tag in directories[0]}
-    if _SCALE not in geo or _TIEPOINT not in geo:
+    first, *coarser = directories or [{}]
+    if _SCALE not in first or _TIEPOINT not in first:
         raise ValueError("not a GeoTIFF: it does not state where its corner lies")
-    scale, tie = geo[_SCALE], geo[_TIEPOINT]
+    scale, tie = first[_SCALE].numbers(), first[_TIEPOINT].numbers()
     if scale[0] != scale[1] or scale[0] <= 0 or any(tie[:2]):
         raise ValueError("its pixels are not square, or its grid is not tied to its corner")
-    coarser = (d for d in directories[1:] if _SUBFILE in d and d[_SUBFILE].data[:1] == b"\1")
+    keys = first[_GEO_KEYS].numbers()[4:].reshape(-1, 4) if _GEO_KEYS in first else ()
     return Layout(
-        order=order,
-        image=_image(directories[0], order),
-        overviews=tuple(_image(directory, order) for directory in coarser),
-        epsg=_epsg(geo.get(_GEO_KEYS)),
+        image=_image(first),
+        overviews=tuple(_image(d) for d in coarser if _SUBFILE in d and d[_SUBFILE].data[0] == 1),
+        epsg=next((int(k[3]) for k in keys if k[0] == _PROJECTED_CRS and k[1] == 0), 0),
         x=float(tie[3]),
         y=float(tie[4]),
         resolution_m=float(scale[0]),
     )
 
 
-def _image(fields: dict[int, Field], order: str) -> Image:
-    def number(tag: int, default: int | None = None) -> int:
-        """Return the single value of a tag."""
-        if tag not in fields and default is not None:
-            return default
-        return int(_numbers(fields[tag], order)[0])
+def _directory(read: Read, big: bool, offset: int) -> tuple[dict[int, Field], int]:
+    """Return the fields of a directory, and the offset of the next one."""
+    counter, entry, pointer = ("<Q", "<HHQ", "<Q") if big else ("<H", "<HHI", "<I")
+    inline = struct.calcsize(pointer)
+    size = struct.calcsize(entry) + inline
+    (number,) = struct.unpack(counter, _exactly(read, offset, struct.calcsize(counter)))
+    if not 0 < number < 1000:
+        raise ValueError(f"not a TIFF: its directory has {number} entries")
+    table = _exactly(read, offset + struct.calcsize(counter), number * size + inline)
+    fields = {}
+    for start in range(0, number * size, size):
+        tag, kind, count = struct.unpack_from(entry, table, start)
+        length = _SIZES.get(kind, 0) * count
+        if tag in _POINTERS or not 0 < length <= _MAX_FIELD_BYTES:
+            continue
+        value = table[start + size - inline : start + size]
+        if length > inline:
+            value = _exactly(read, struct.unpack(pointer, value)[0], length)
+        fields[tag] = Field(kind, count, value[:length])
+    return fields, struct.unpack(pointer, table[number * size :])[0]
 
-    offset_tag, count_tag = _TILES if _TILES[0] in fields else _STRIPS
-    try:
-        width, height = number(_WIDTH), number(_HEIGHT)
-        if offset_tag == _TILES[0]:
-            block = number(_TILE_WIDTH), number(_TILE_HEIGHT)
-        else:
-            block = width, min(number(_ROWS_PER_STRIP, height), height)
-        offsets = _numbers(fields[offset_tag], order).astype(np.int64)
-        counts = _numbers(fields[count_tag], order).astype(np.int64)
-    except KeyError as error:
-        raise ValueError(f"not a TIFF: it has no tag {error}") from error
-    if number(_SAMPLES, 1) != 1:
+
+def _exactly(read: Read, offset: int, length: int) -> bytes:
+    data = read(offset, length)
+    if len(data) != length:
+        raise ValueError(f"truncated TIFF: it ends before byte {offset + length}")
+    return data
+
+
+def _image(fields: dict[int, Field]) -> Image:
+    needed = (_WIDTH, _HEIGHT, _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _COUNTS)
+    missing = [tag for tag in needed if tag not in fields]
+    if missing:
+        raise ValueError(f"not a tiled TIFF: it has no tag {missing[0]}")
+    if _SAMPLES in fields and fields[_SAMPLES].numbers()[0] != 1:
         raise ValueError("holds several bands; one is expected")
-    if min(*block, width, height) <= 0:
+    width, height, across, down = (int(fields[tag].numbers()[0]) for tag in needed[:4])
+    if min(width, height, across, down) <= 0:
         raise ValueError("not a TIFF: it states sizes of 0")
-    shape = (-(-height // block[1]), -(-width // block[0]))
+    shape = (-(-height // down), -(-width // across))
+    offsets, counts = (fields[tag].numbers().astype(np.int64) for tag in (_OFFSETS, _COUNTS))
     if offsets.size != shape[0] * shape[1] or counts.size != offsets.size:
         raise ValueError(f"lists {offsets.size} blocks, {shape[0] * shape[1]} are expected")
-    ordered = tuple(fields[tag] for tag in sorted(fields))
-    return Image(ordered, offsets.reshape(shape), counts.reshape(shape), block, width, height)
+    return Image(
+        fields, offsets.reshape(shape), counts.reshape(shape), (across, down), width, height
+    )
 
 
 def blocks_of(layout: Layout, squares: Blocks, side_m: float) -> Blocks:
@@ -193,8 +218,8 @@ def plan_copy(
         kept.append((overview, _present(overview)))
     offsets = np.concatenate([image.offsets[chosen] for image, chosen in kept])
     counts = np.concatenate([image.counts[chosen] for image, chosen in kept])
-    absent = [np.zeros_like(image.offsets) for image, _ in kept]
-    base = len(_encode(layout.order, kept, absent))
+    placed = [np.zeros_like(image.offsets) for image, _ in kept]
+    base = len(_encode(kept, placed))
     targets = np.zeros_like(offsets)
     spans: list[Span] = []
     begin = end = 0  # of the last span, in the remote file
@@ -209,99 +234,35 @@ def plan_copy(
             begin, end = start, start + length
             spans.append(Span(begin, length, target))
         targets[index] = spans[-1].target + start - begin
-    done = 0
-    for placed, (_, chosen) in zip(absent, kept, strict=True):
-        count = int(chosen.sum())
-        placed[chosen] = targets[done : done + count]
-        done += count
-    return _encode(layout.order, kept, absent), spans
+    parts = np.split(targets, np.cumsum([chosen.sum() for _, chosen in kept])[:-1])
+    for places, (_, chosen), part in zip(placed, kept, parts, strict=True):
+        places[chosen] = part
+    return _encode(kept, placed), spans
 
 
 def _present(image: Image) -> Blocks:
     return np.asarray((image.counts > 0) & (image.offsets > 0))
 
 
-def _header(head: bytes) -> tuple[str, bool, int]:
-    """Return byte order, whether it is a BigTIFF, and the offset of the first directory."""
-    order = {b"II": "<", b"MM": ">"}.get(head[:2], "")
-    if order and len(head) == 16:
-        magic = struct.unpack(f"{order}H", head[2:4])[0]
-        if magic == 42:
-            return order, False, struct.unpack(f"{order}I", head[4:8])[0]
-        if magic == 43:
-            return order, True, struct.unpack(f"{order}Q", head[8:16])[0]
-    raise ValueError("not a TIFF: it begins with other bytes")
-
-
-def _directory(read: Read, order: str, big: bool, offset: int) -> tuple[dict[int, Field], int]:
-    """Return the fields of a directory, and the offset of the next one."""
-    counter, entry = (f"{order}Q", f"{order}HHQ") if big else (f"{order}H", f"{order}HHI")
-    inline, pointer = (8, f"{order}Q") if big else (4, f"{order}I")
-    size = struct.calcsize(entry) + inline
-    number = struct.unpack(counter, _exactly(read, offset, struct.calcsize(counter)))[0]
-    if not 0 < number < 1000:
-        raise ValueError(f"not a TIFF: its directory has {number} entries")
-    begin, length = offset + struct.calcsize(counter), number * size
-    table = _exactly(read, begin, length + inline)
-    fields = {}
-    for start in range(0, number * size, size):
-        tag, kind, count = struct.unpack_from(entry, table, start)
-        length = _SIZES.get(kind, 0) * count
-        if tag in _POINTERS or not 0 < length <= _MAX_FIELD_BYTES:
-            continue
-        value = table[start + size - inline : start + size]
-        if length > inline:
-            value = _exactly(read, struct.unpack(pointer, value)[0], length)
-        fields[tag] = Field(tag, kind, count, value[:length])
-    return fields, struct.unpack(pointer, table[number * size :])[0]
-
-
-def _exactly(read: Read, offset: int, length: int) -> bytes:
-    data = read(offset, length)
-    if len(data) != length:
-        raise ValueError(f"truncated TIFF: it ends before byte {offset + length}")
-    return data
-
-
-def _numbers(field: Field, order: str) -> npt.NDArray[np.generic]:
-    """Return the values of a field; of text and fractions its bytes, which nobody asks for."""
-    kinds = {3: "u2", 4: "u4", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 13: "u4", 16: "u8", 17: "i8"}
-    return np.frombuffer(field.data, np.dtype(order + kinds.get(field.kind, "u1")))
-
-
-def _epsg(keys: npt.NDArray[np.generic] | None) -> int:
-    """Return the code in a directory of GeoKeys: four numbers a key, the last its value."""
-    for key in [] if keys is None else keys[4:].reshape(-1, 4).tolist():
-        if key[0] == _PROJECTED_CRS and key[1] == 0:
-            return int(key[3])
-    return 0
-
-
-def _encode(order: str, images: list[tuple[Image, Blocks]], offsets: list[Numbers]) -> bytes:
+def _encode(images: list[tuple[Image, Blocks]], offsets: list[Numbers]) -> bytes:
     """Return a TIFF header with a directory an image, for chosen blocks at other offsets.
 
     Always a BigTIFF, whose entries have one form.
     """
-    mark = b"II" if order == "<" else b"MM"
-    header = mark + struct.pack(f"{order}HHHQ", 43, 8, 0, 16)
+    header = b"II" + struct.pack("<HHHQ", 43, 8, 0, 16)
     for (image, chosen), places in zip(images, offsets, strict=True):
-        tags = _TILES if any(field.tag == _TILES[0] for field in image.fields) else _STRIPS
-        arrays = dict(zip(tags, (places, image.counts * chosen), strict=True))
+        arrays = {_OFFSETS: places, _COUNTS: image.counts * chosen}
+        new = {tag: Field(_LONG8, a.size, a.astype("<u8").tobytes()) for tag, a in arrays.items()}
         entries, values = b"", b""
         behind = len(header) + 8 + 20 * len(image.fields) + 8  # where longer values begin
-        for field in image.fields:
-            kind, count, data = field.kind, field.count, field.data
-            if field.tag in arrays:
-                array = arrays[field.tag]
-                kind, count, data = _LONG8, array.size, array.astype(f"{order}u8").tobytes()
-            entries += struct.pack(f"{order}HHQ", field.tag, kind, count)
-            if len(data) <= 8:
-                entries += data.ljust(8, b"\0")
+        for tag, field in sorted({**image.fields, **new}.items()):
+            entries += struct.pack("<HHQ", tag, field.kind, field.count)
+            if len(field.data) <= 8:
+                entries += field.data.ljust(8, b"\0")
             else:
-                entries += struct.pack(f"{order}Q", behind + len(values))
-                values += data + b"\0" * (-len(data) % 8)
-        last = image is images[-1][0]
-        following = 0 if last else behind + len(values)
-        header += struct.pack(f"{order}Q", len(image.fields)) + entries
-        header += struct.pack(f"{order}Q", following) + values
+                entries += struct.pack("<Q", behind + len(values))
+                values += field.data + b"\0" * (-len(field.data) % 8)
+        following = 0 if image is images[-1][0] else behind + len(values)
+        header += struct.pack("<Q", len(image.fields)) + entries
+        header += struct.pack("<Q", following) + values
     return header

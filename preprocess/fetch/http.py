@@ -1,29 +1,39 @@
-"""HTTP with retries, a rate limit and byte ranges: what archives, searches and scenes are read by.
+"""HTTP with retries, a rate limit and byte ranges, and files while they are fetched.
 
-Every answer is checked against what was asked for: range, length, and the version of the file.
+Every answer is checked against what was asked for: range, length, and the version of the file. A
+file gets its name when every byte is there and on the disk.
 """
 
 from __future__ import annotations
 
-import email.utils
+import json
 import logging
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, as_completed, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
+
+from preprocess.shards.atomic_io import publish
 
 PIECE_BYTES = 256 * 2**10  # how much is read before the stop flag and the rate are looked at
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_MAX_WAIT_S = 60.0
+RANGE_BYTES = 16 * 2**20  # what a killed download may have to fetch again, for each stream
 BACKOFF_S = 0.5  # first pause after a failure; it doubles with every attempt
+_MAX_WAIT_S = 60.0
 _TIMEOUT_S = (10.0, 60.0)  # to connect, and between two pieces
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -45,38 +55,21 @@ class StoppedError(FetchError):
     """The user, or a failure elsewhere, stopped the transfer."""
 
 
+class _TransientError(Exception):
+    """An answer that may be another one next time."""
+
+    def __init__(self, message: str, after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.after_s = after_s
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file on a server, as it was when first asked for.
-
-    Attributes:
-        url: where it is.
-        size: bytes.
-        etag: version of its content as the server names it; empty if it does not.
-    """
+    """A file on a server as it was when first asked for; ``etag`` is empty if there is none."""
 
     url: str
     size: int
     etag: str
-
-
-class RateLimit:
-    """Holds all streams together below a number of bytes per second; 0 sets no limit."""
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self._rate = bytes_per_s
-        self._free_at = time.monotonic()
-        self._lock = threading.Lock()
-
-    def wait(self, count: int, stop: threading.Event) -> None:
-        """Wait until ``count`` more bytes may be read."""
-        if not self._rate:
-            return
-        with self._lock:
-            now = time.monotonic()
-            self._free_at = max(self._free_at, now) + count / self._rate
-            pause = self._free_at - now
-        stop.wait(pause)
 
 
 class Http:
@@ -94,13 +87,15 @@ class Http:
     def __init__(self, retries: int = 8, streams: int = 8, max_bytes_per_s: float = 0.0) -> None:
         self.retries = retries
         self.stop = threading.Event()
-        self.rate = RateLimit(max_bytes_per_s)
         self.session = requests.Session()
         adapter = HTTPAdapter(pool_connections=16, pool_maxsize=streams + 2)
         self.session.mount("http://", adapter)
         self.session.mount("https://", adapter)
         # the size and the ranges of a file compressed on the way would not be its own
         self.session.headers["Accept-Encoding"] = "identity"
+        self._rate = max_bytes_per_s
+        self._free_at = time.monotonic()
+        self._lock = threading.Lock()
 
     def open(self, url: str, length: int = 1) -> tuple[RemoteFile, bytes]:
         """Return size and version of a remote file, and its first bytes.
@@ -112,28 +107,23 @@ class Http:
         def first_bytes(response: requests.Response) -> tuple[RemoteFile, bytes]:
             """Take the length of the file and its first bytes."""
             start, total = _content_range(response)
-            code = response.status_code
-            if code != 206 or total is None or start != 0:
+            if response.status_code != 206 or start != 0:
+                code = response.status_code
                 raise _TransientError(f"the server serves no byte ranges (HTTP {code})")
             head = response.content[:length]
             if len(head) != min(length, total):
                 raise _TransientError(f"sent {len(head)} bytes of {min(length, total)}")
             return RemoteFile(url, total, response.headers.get("ETag", "")), head
 
-        return self._with_retries(url, {"Range": f"bytes=0-{length - 1}"}, first_bytes)
+        return self._with_retries(first_bytes, url, headers={"Range": f"bytes=0-{length - 1}"})
 
     def read(self, remote: RemoteFile, offset: int, length: int) -> bytes:
         """Return bytes of a remote file, fewer at its end.
 
         Raises:
-            RemoteChangedError: the file changed since ``open``.
-            FetchError: all attempts failed.
+            FetchError: as ``pieces``.
         """
-        buffer = bytearray()
-        length = max(0, min(length, remote.size - offset))
-        for piece in self.pieces(remote, offset, length):
-            buffer += piece
-        return bytes(buffer)
+        return b"".join(self.pieces(remote, offset, min(length, remote.size - offset)))
 
     def pieces(self, remote: RemoteFile, offset: int, length: int) -> Iterator[bytes]:
         """Yield the bytes of a range in order; after a cut it goes on where it was cut.
@@ -147,12 +137,13 @@ class Http:
             before = done
             first, last = offset + done, offset + length - 1
             try:
-                with self._get(remote.url, {"Range": f"bytes={first}-{last}"}) as response:
-                    self._check_range(response, remote, first, length - done)
+                headers = {"Range": f"bytes={first}-{last}"}
+                with self._request(remote.url, headers=headers) as response:
+                    _check_range(response, remote, first, length - done)
                     for piece in response.iter_content(PIECE_BYTES):
                         self._raise_if_stopped()
                         piece = piece[: length - done]
-                        self.rate.wait(len(piece), self.stop)
+                        self._keep_rate(len(piece))
                         done += len(piece)
                         yield piece
                 if done < length:
@@ -161,92 +152,75 @@ class Http:
                 attempt = 0 if done - before >= PIECE_BYTES else attempt
                 attempt = self._pause(remote.url, error, attempt)
 
-    def get_text(
-        self,
-        url: str,
-        check: Callable[[str], object],
-        method: str = "GET",
-        headers: dict[str, str] | None = None,
-        **request: Any,
-    ) -> str:
+    def get_text(self, url: str, check: Callable[[str], object], **request: Any) -> str:
         """Return the text of an answer that passes a check; one that does not is asked for again.
 
         Args:
             url: where to ask.
             check: raises ``ValueError`` for an answer that is none, such as a proxy's error page.
-            method: GET or POST.
-            headers: of the request.
             request: further arguments of ``requests``.
 
         Raises:
             FetchError: all attempts failed.
         """
 
-        def accept(response: requests.Response) -> str:
+        def checked(response: requests.Response) -> str:
             """Take the text if it passes the check."""
             text = response.content.decode()
             check(text)
             return text
 
-        return self._with_retries(url, headers or {}, accept, method, **request)
+        return self._with_retries(checked, url, **request)
+
+    def refuse_offline(self, url: str) -> None:
+        """Find out at once whether a server can be reached.
+
+        Raises:
+            FetchError: it cannot; the message says what to set.
+        """
+        for attempt in range(3):
+            try:
+                self.session.get(url, stream=True, timeout=_TIMEOUT_S).close()
+                return
+            except requests.RequestException as error:
+                if attempt == 2:
+                    raise UnreachableError(
+                        f"{os.uname().nodename} cannot reach {shown(url)} ({_reason(error)}); run "
+                        "on a node with internet access, such as a login or transfer node "
+                        "(cluster.partition=NAME), or set https_proxy"
+                    ) from error
+                self.stop.wait(BACKOFF_S)
 
     def _with_retries(
-        self,
-        url: str,
-        headers: dict[str, str],
-        accept: Callable[[requests.Response], _Result],
-        method: str = "GET",
-        **request: Any,
+        self, accept: Callable[[requests.Response], _Result], url: str, **request: Any
     ) -> _Result:
         attempt = 0
         while True:
             try:
-                with self._get(url, headers, method, **request) as response:
+                with self._request(url, **request) as response:
                     return accept(response)
             except (requests.RequestException, _TransientError, ValueError) as error:
                 attempt = self._pause(url, error, attempt)
 
-    def _get(
-        self, url: str, headers: dict[str, str], method: str = "GET", **request: Any
-    ) -> requests.Response:
+    def _request(self, url: str, method: str = "GET", **request: Any) -> requests.Response:
         self._raise_if_stopped()
-        response = self.session.request(
-            method, url, headers=headers, stream=True, timeout=_TIMEOUT_S, **request
-        )
+        response = self.session.request(method, url, stream=True, timeout=_TIMEOUT_S, **request)
         if response.ok:
             return response
         code, after = response.status_code, response.headers.get("Retry-After")
         response.close()
         if code in _TRANSIENT:
-            raise _TransientError(f"HTTP {code}", _retry_after_s(after))
+            try:
+                after_s = Retry().parse_retry_after(after) if after else 0.0
+            except InvalidHeader:
+                after_s = 0.0
+            raise _TransientError(f"HTTP {code}", after_s)
         if code == 416:  # the file is shorter than it was
             raise RemoteChangedError(f"{shown(url)} changed on the server while it was fetched")
         raise FetchError(f"{shown(url)}: HTTP {code} {response.reason}")
 
-    def _check_range(
-        self, response: requests.Response, remote: RemoteFile, first: int, length: int
-    ) -> None:
-        """Refuse an answer that holds other bytes than asked for."""
-        start, total = _content_range(response)
-        etag = response.headers.get("ETag", "")
-        if response.status_code == 206 and (total, etag) != (remote.size, remote.etag):
-            raise RemoteChangedError(
-                f"{shown(remote.url)} changed on the server while it was fetched"
-            )
-        stated = response.headers.get("Content-Length")
-        wrong = stated is not None and stated != str(length)
-        if response.status_code != 206 or start != first or wrong:
-            raise _TransientError(
-                f"answered {response.status_code} with {stated} bytes from {start}, not "
-                f"{length} from {first}"
-            )
-
     def _pause(self, url: str, error: Exception, attempt: int) -> int:
-        """Wait before the next attempt, and count it.
-
-        Raises:
-            FetchError: there have been enough.
-        """
+        """Wait before the next attempt, and count it; give up if there have been enough."""
         self._raise_if_stopped()
         reason = _reason(error)
         if attempt >= self.retries:
@@ -261,17 +235,19 @@ class Http:
         self.stop.wait(pause)
         return attempt + 1
 
+    def _keep_rate(self, count: int) -> None:
+        """Wait until ``count`` more bytes keep all streams together below the limit."""
+        if not self._rate:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now) + count / self._rate
+            pause = self._free_at - now
+        self.stop.wait(pause)
+
     def _raise_if_stopped(self) -> None:
         if self.stop.is_set():
             raise StoppedError("stopped")
-
-
-class _TransientError(Exception):
-    """An answer that may be another one next time."""
-
-    def __init__(self, message: str, after_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.after_s = after_s
 
 
 def shown(url: str) -> str:
@@ -279,26 +255,6 @@ def shown(url: str) -> str:
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
-
-
-def refuse_offline(http: Http, url: str) -> None:
-    """Find out at once whether a server can be reached.
-
-    Raises:
-        FetchError: it cannot; the message says what to set.
-    """
-    for attempt in range(3):
-        try:
-            http.session.request("GET", url, stream=True, timeout=_TIMEOUT_S).close()
-            return
-        except requests.RequestException as error:
-            if attempt == 2:
-                raise UnreachableError(
-                    f"{os.uname().nodename} cannot reach {shown(url)} ({_reason(error)}); run on a "
-                    "node with internet access, such as a login or transfer node "
-                    "(cluster.partition=NAME), or set https_proxy"
-                ) from error
-            http.stop.wait(BACKOFF_S)
 
 
 def _reason(error: Exception) -> str:
@@ -311,32 +267,150 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, requests.RequestException):
         cause = str(error)
-        for word in ("Name or service not known", "name resolution", "NameResolutionError"):
-            if word in cause:
-                return "its name cannot be resolved"
+        if re.search("Name or service not known|name resolution|NameResolutionError", cause):
+            return "its name cannot be resolved"
         return "no connection" if "Max retries" in cause or not cause else "the connection was cut"
-    if isinstance(error, _TransientError):
-        return str(error)
-    return "the answer is not readable"
+    return str(error) if isinstance(error, _TransientError) else "the answer is not readable"
 
 
-def _retry_after_s(value: str | None) -> float:
-    """Return the seconds that a server asks for, as a number or a date (RFC 9110, 10.2.3)."""
-    if not value:
-        return 0.0
-    if value.strip().isdigit():
-        return float(value)
+def _content_range(response: requests.Response) -> tuple[int, int]:
+    """Return first byte and total size of a range answer; -1 and 0 if it states none."""
+    header = response.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", header)
+    return (int(found[1]), int(found[2])) if found else (-1, 0)
+
+
+def _check_range(response: requests.Response, remote: RemoteFile, first: int, length: int) -> None:
+    """Refuse an answer that holds other bytes than asked for."""
+    code, (start, total) = response.status_code, _content_range(response)
+    etag = response.headers.get("ETag", "")
+    if code == 206 and (total, etag) != (remote.size, remote.etag):
+        raise RemoteChangedError(f"{shown(remote.url)} changed on the server while it was fetched")
+    stated = response.headers.get("Content-Length", str(length))
+    if code != 206 or start != first or stated != str(length):
+        raise _TransientError(
+            f"answered {code} with {stated} bytes from {start}, not {length} from {first}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes to copy: offset in the remote file, length, and offset in the local one."""
+
+    offset: int
+    length: int
+    target: int
+
+
+class PartialFile:
+    """A file while it is fetched: its bytes, and a journal of the spans that are there.
+
+    The journal's first line names the remote version; each further line is a span with the CRC-32
+    of its bytes, appended after they were written. Bytes without a line, or that do not have the
+    CRC their line states, are fetched again: neither a kill nor a power cut can leave a hole.
+    """
+
+    def __init__(self, path: Path, remote: RemoteFile, prefix: bytes = b"") -> None:
+        self.path, self.remote = path, remote
+        self.data = path.with_name(f".{path.name}.part")
+        self.journal = path.with_name(f".{path.name}.journal")
+        self._prefix = prefix
+        # another prefix means other spans: nothing of the old ones fits
+        self._identity = {**asdict(remote), "prefix": zlib.crc32(prefix)}
+        self._lock = threading.Lock()
+
+    def missing(self, spans: Iterable[Span]) -> list[Span]:
+        """Return the spans that are not there yet, each checked; start anew for another version."""
+        wanted = list(spans)
+        there = self.data.exists() and self.journal.exists()
+        lines = self.journal.read_bytes().split(b"\n") if there else [b""]
+        # without its line break the last line was cut while it was written
+        entries = [entry for line in lines[:-1] if (entry := _parsed(line))]
+        if entries[:1] != [self._identity] or self._bytes(0, len(self._prefix)) != self._prefix:
+            self.discard()
+            self.data.parent.mkdir(parents=True, exist_ok=True)
+            self.data.write_bytes(self._prefix)
+            self._append(json.dumps(self._identity))
+            return wanted
+        if lines[-1]:
+            self._append("")  # ends the torn line, or the next one would be lost with it
+        crc_of = {(entry["target"], entry["length"]): entry["crc"] for entry in entries[1:]}
+        return [span for span in wanted if not self._holds(span, crc_of)]
+
+    def fetch(self, http: Http, span: Span, advance: Callable[[int], object]) -> None:
+        """Fetch one span and note it.
+
+        Raises:
+            FetchError: as ``Http.pieces``.
+        """
+        crc = 0
+        with self.data.open("r+b") as file:
+            file.seek(span.target)
+            for piece in http.pieces(self.remote, span.offset, span.length):
+                file.write(piece)
+                crc = zlib.crc32(piece, crc)
+                advance(len(piece))
+        self._append(json.dumps({"target": span.target, "length": span.length, "crc": crc}))
+
+    def fetch_all(
+        self, http: Http, spans: Iterable[Span], pool: Executor, advance: Callable[[int], object]
+    ) -> None:
+        """Fetch spans side by side; if one fails, the others have ended when this raises.
+
+        Raises:
+            FetchError: as ``Http.pieces``.
+        """
+        jobs = [pool.submit(self.fetch, http, span, advance) for span in spans]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        finally:
+            # none may write on into a file that is begun anew
+            for job in jobs:
+                job.cancel()
+            wait(jobs)
+
+    def finish(self) -> None:
+        """Make the file durable and give it its name."""
+        publish(self.data, self.path)
+        self.journal.unlink()
+
+    def discard(self) -> None:
+        """Remove what was fetched so far."""
+        self.data.unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
+
+    def _holds(self, span: Span, crc_of: dict[tuple[int, int], int]) -> bool:
+        crc = crc_of.get((span.target, span.length))
+        if crc is None:
+            return False
+        found = self._bytes(span.target, span.length)
+        return len(found) == span.length and zlib.crc32(found) == crc
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        with self.data.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def _append(self, line: str) -> None:
+        with self._lock, self.journal.open("ab") as file:
+            file.write(line.encode() + b"\n")
+
+
+def chunks(size: int, chunk_bytes: int = RANGE_BYTES) -> list[Span]:
+    """Return the spans of a whole file."""
+    starts = range(0, size, chunk_bytes)
+    return [Span(start, min(chunk_bytes, size - start), start) for start in starts]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if it is missing or holds none."""
+    return _parsed(path.read_bytes()) if path.exists() else {}
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        entry = json.loads(line)
     except ValueError:
-        return 0.0
-
-
-def _content_range(response: requests.Response) -> tuple[int | None, int | None]:
-    """Return first byte and total size of a range answer."""
-    try:
-        unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
-        extent, _, total = rest.partition("/")
-        return (int(extent.partition("-")[0]), int(total)) if unit == "bytes" else (None, None)
-    except ValueError:
-        return None, None
+        return {}
+    return entry if isinstance(entry, dict) else {}

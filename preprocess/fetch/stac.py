@@ -44,29 +44,17 @@ _NO_STAC = (APIError, ClientTypeError, STACError, KeyError, TypeError, ValueErro
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A scene that a search found.
+    """A scene that a search found."""
 
-    Attributes:
-        id: of its item, and name of its folder.
-        item: as the API gave it.
-        tile: MGRS.
-        acquired: time, UTC.
-        orbit: relative orbit; 0 if unknown.
-        cloud: cover in percent; None if unknown.
-        baseline: of processing, such as 02.13; empty if unknown.
-        urls: of the rasters, by canonical band and ``SCL``.
-        reason: why it is not taken; empty if it is.
-    """
-
-    id: str
-    item: Item
-    tile: str
-    acquired: str
-    orbit: int
-    cloud: float | None
-    baseline: str
-    urls: dict[str, str]
-    reason: str = ""
+    id: str  # of its item, and name of its folder
+    item: Item  # as the API gave it
+    tile: str  # MGRS
+    acquired: str  # UTC
+    orbit: int  # relative; 0 if unknown
+    cloud: float | None  # percent
+    baseline: str  # of processing, such as 02.13; empty if unknown
+    urls: dict[str, str]  # of the rasters, by canonical band and ``SCL``
+    reason: str = ""  # why it is not taken; empty if it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +138,9 @@ class _HttpIO(StacApiIO):
         parameters: dict[str, Any] | None = None,
     ) -> str:
         """Answer a request of pystac-client by the client with retries."""
-        sent: dict[str, Any] = {"json" if method == "POST" else "params": parameters or {}}
-        return self._http.get_text(href, _require_json, method or "GET", headers or {}, **sent)
+        sent = {"json" if method == "POST" else "params": parameters or {}}
+        verb, headers = method or "GET", headers or {}
+        return self._http.get_text(href, _require_json, method=verb, headers=headers, **sent)
 
 
 def _require_json(text: str) -> None:

@@ -6,8 +6,16 @@ import time
 import pytest
 from stac_server import Server
 
-from preprocess.fetch.http import FetchError, Http, RemoteChangedError, StoppedError, shown
-from preprocess.fetch.partial import PartialFile, Span, chunks
+from preprocess.fetch.http import (
+    FetchError,
+    Http,
+    PartialFile,
+    RemoteChangedError,
+    Span,
+    StoppedError,
+    chunks,
+    shown,
+)
 
 SIZE = 300_000
 
