@@ -140,21 +140,13 @@ def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
             f"{MIN_SEEDS} or more",
         ),
         (True, "one pretraining run: no interval includes the variation between pretraining seeds"),
-        (
-            not scratch,
-            "not compared with the same architecture trained on the labels alone; "
-            "protocols=[...,finetune_all] does",
-        ),
+        (not scratch, "not compared with training from scratch; finetune_all in protocols does"),
         (
             min(protocol["fractions"]) < 1,
             "penalties, thresholds and rates are chosen on the whole validation split, also where "
             "few labels are trained on",
         ),
-        (
-            protocol["stages"],
-            "linear probe and k-NN read the pooled outputs of all four stages, not h alone, which "
-            "an exported encoder gives",
-        ),
+        (protocol["stages"], "all four stages are read; an exported encoder gives the last alone"),
         (protocol["test_time"], "averaged over the 8 turns and flips of each patch"),
         *_seen_in_pretraining(split["seen_in_pretraining"]),
         _other_level(**evaluation["processing_level"]),
