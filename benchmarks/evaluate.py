@@ -21,10 +21,10 @@ from report import Claim, Report, Timing
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from simclr.evaluation.baselines import EvalData, EvalJob, EvaluatedEncoder
 from simclr.evaluation.bootstrap import Row, choose_blocks, score_results
 from simclr.evaluation.config import EvaluateConfig, Protocol
 from simclr.evaluation.features import FeatureCache, Features
+from simclr.evaluation.jobs import EvalData, EvalJob, EvaluatedEncoder
 from simclr.evaluation.probes import (
     PENALTIES,
     choose_probe,

@@ -58,12 +58,6 @@ from simclr.config import (
     WorldConfig,
 )
 from simclr.distributed import TIMEOUT_S, distributed_context, is_fast_in_bfloat16
-from simclr.evaluation.baselines import (
-    EvalResult,
-    EvaluatedEncoder,
-    image_statistics,
-    open_encoders,
-)
 from simclr.evaluation.bootstrap import compare_with_all, score_results
 from simclr.evaluation.config import (
     CONTROLS,
@@ -73,6 +67,8 @@ from simclr.evaluation.config import (
     Protocol,
 )
 from simclr.evaluation.evaluate import extract, open_setup, run_jobs
+from simclr.evaluation.features import image_statistics
+from simclr.evaluation.jobs import EvalResult, EvaluatedEncoder, open_encoders
 from simclr.train import train
 
 RGB = ("B04", "B03", "B02")

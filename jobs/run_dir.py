@@ -23,9 +23,13 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from preprocess.shards.atomic_io import append_json_line, read_json_lines, write_json, write_text
 from preprocess.shards.manifest import MANIFEST_NAME
-from simclr.checkpoint.manifest import newest_checkpoint, step_of
-from simclr.config import TrainConfig
-from simclr.config_io import binding_settings, differing_settings, from_plain, to_plain
+from simclr.checkpoint.manifest import (
+    binding_settings,
+    differing_settings,
+    newest_checkpoint,
+    step_of,
+)
+from simclr.config import TrainConfig, from_plain, to_plain
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 _log = logging.getLogger("simclr")

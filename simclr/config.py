@@ -6,9 +6,10 @@ They are the schema of files and command line and the text of ``--help``. A bad 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from preprocess.bands import L2A_BANDS, canonical_names
 from simclr.choices import (
@@ -26,6 +27,8 @@ from simclr.choices import (
     Schedule,
     Stem,
 )
+
+_Config = TypeVar("_Config")
 
 
 def require(condition: bool, message: str) -> None:
@@ -66,6 +69,31 @@ def _member(kind: type[Enum], value: Any, key: str) -> Enum:
     if not isinstance(value, str) or value not in kind.__members__:
         raise ValueError(f"{key} is {value!r}; give one of {names}")
     return kind[value]
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Return a dataclass of settings as plain JSON types, choices by the names that people type."""
+    plain: dict[str, Any] = json.loads(
+        json.dumps(asdict(config), default=lambda choice: choice.name)
+    )
+    return plain
+
+
+def from_plain(kind: type[_Config], data: dict[str, Any]) -> _Config:
+    """Rebuild a dataclass of settings from ``to_plain``.
+
+    Raises:
+        ValueError: a key is unknown, or a value is refused.
+    """
+    hints = get_type_hints(kind)
+    unknown = sorted(set(data) - {entry.name for entry in fields(kind)})  # type: ignore[arg-type]
+    require(not unknown, f"unknown settings of {kind.__name__}: {', '.join(unknown)}")
+    values = {}
+    for name, value in data.items():
+        hint = hints[name]
+        nested = isinstance(hint, type) and is_dataclass(hint)
+        values[name] = from_plain(hint, value) if nested else value
+    return kind(**values)
 
 
 @dataclass(kw_only=True, slots=True)

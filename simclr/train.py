@@ -15,7 +15,7 @@ from simclr.data.loader import Batch
 from simclr.distributed import distributed_context
 from simclr.loss import contrastive_loss
 from simclr.model.batchnorm import running_statistics
-from simclr.monitoring.logger import StepOutput
+from simclr.monitoring.health import StepOutput
 from simclr.monitoring.metrics import Sink
 from simclr.optim import set_rate, step_unless
 from simclr.preemption import StopReason, StopSignal, TrainerHooks

@@ -24,6 +24,9 @@ from simclr.checkpoint.manager import (
 )
 from simclr.checkpoint.manifest import (
     CheckpointManifest,
+    binding_settings,
+    config_hash,
+    differing_settings,
     folder_name,
     newest_checkpoint,
     read_checkpoint_manifest,
@@ -31,8 +34,7 @@ from simclr.checkpoint.manifest import (
     step_of,
 )
 from simclr.choices import Positives, Precision, Stem
-from simclr.config import TrainConfig, require
-from simclr.config_io import binding_settings, config_hash, differing_settings, from_plain, to_plain
+from simclr.config import TrainConfig, from_plain, require, to_plain
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, training_batches
 from simclr.data.sampler import (
@@ -48,10 +50,10 @@ from simclr.distributed import (
     is_fast_in_bfloat16,
 )
 from simclr.loss import chance_level
+from simclr.model.pretrained import start_from
 from simclr.model.simclr import SimCLR, build_model
-from simclr.model.weights import start_from
-from simclr.monitoring.logger import MetricsLogger, StepOutput
-from simclr.monitoring.metrics import Sink
+from simclr.monitoring.health import StepOutput
+from simclr.monitoring.metrics import MetricsLogger, Sink
 from simclr.optim import build_optimizer, learning_rate, peak_rate
 from simclr.preemption import Preempted, StopReason, StopSignal, TrainerHooks
 

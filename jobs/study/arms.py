@@ -18,9 +18,8 @@ from typing import Any
 from jobs.cli.schema import type_of
 from jobs.run_dir import read_yaml
 from preprocess.shards.manifest import read_manifest
-from simclr.augment.operations import NINE, USUAL_ORDER
-from simclr.config import TrainConfig, require
-from simclr.config_io import from_plain, to_plain
+from simclr.augment.parameters import NINE, USUAL_ORDER
+from simclr.config import TrainConfig, from_plain, require, to_plain
 from simclr.evaluation.config import Protocol, SplitRule
 
 LABEL_SHARES = [0.01, 0.03, 0.1, 0.25, 0.5, 1.0]

@@ -41,7 +41,7 @@ from jobs.study.analysis import (
 from jobs.study.arms import CURVES, StudyConfig, StudyName, runs_of
 from jobs.study.figures import draw_couplets, draw_curves, draw_estimates
 from preprocess.shards.atomic_io import write_text
-from simclr.config_io import to_plain
+from simclr.config import to_plain
 
 PAGE_NAME = "report.html"
 _TITLES = {

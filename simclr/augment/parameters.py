@@ -1,4 +1,4 @@
-"""Draws the parameters of every view of a batch from (seed, epoch, sample, view) alone.
+"""Presets, and the parameters of every view, drawn from a preset and (seed, epoch, sample, view).
 
 The views of a sample are therefore the same on any number of ranks, threads or devices and after
 any restart. An operation that a view did not get has its identity parameter: nothing later
@@ -7,14 +7,195 @@ branches on what was drawn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from itertools import combinations
 from typing import Any
 
 import torch
 
-from simclr.augment.operations import OPERATIONS, Operation, Preset, Stage, free_rotation
+from simclr.augment.operations import OPERATIONS, Operation, Stage, Strengths, free_rotation
 from simclr.choices import Rotation
+from simclr.config import AugmentConfig
 from simclr.philox import Epoch, Philox
+
+Couplet = tuple[str, str]
+
+# Where no order is given: geometry first, so that noise stays as sharp as a sensor's, and within
+# it the crop first; contrast, gain and brightness in SimCLR's order of importance.
+_FIRST = ("crop", "zoom", "shift", "rotation", "flip", "symmetry", "contrast", "gain", "brightness")
+USUAL_ORDER = tuple(
+    sorted(
+        OPERATIONS,
+        key=lambda name: (
+            OPERATIONS[name].stage,
+            _FIRST.index(name) if name in _FIRST else len(_FIRST),
+        ),
+    )
+)
+
+PIXEL = ("blur", "brightness", "contrast", "gain", "speckle")
+GEOMETRIC = ("flip", "rotation", "shift", "zoom")
+NINE = PIXEL + GEOMETRIC
+
+# The nine lowest-ranked couplets of the study's 36, left out of its full runs.
+BANNED = frozenset(
+    frozenset(couplet)
+    for couplet in (
+        ("brightness", "contrast"),
+        ("rotation", "brightness"),
+        ("flip", "blur"),
+        ("zoom", "blur"),
+        ("shift", "flip"),
+        ("rotation", "blur"),
+        ("flip", "gain"),
+        ("brightness", "gain"),
+        ("blur", "brightness"),
+    )
+)
+
+_CROPPED = {"crop": 1.0, "symmetry": 1.0}
+# Chances of the operations of each preset; ``paper`` draws couplets, ``list`` is in the settings.
+PRESETS: dict[str, dict[str, float]] = {
+    "paper": {},
+    "standard": {
+        **_CROPPED, "blur": 0.5, "contrast": 0.8, "gain": 0.8, "brightness": 0.8, "speckle": 0.2,
+    },
+    "geometric_standard": _CROPPED,
+    "none": {},
+    "all": dict.fromkeys(NINE, 1.0),
+    "geometric": dict.fromkeys(GEOMETRIC, 1.0),
+    "pixel": dict.fromkeys(PIXEL, 1.0),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Which operations a view gets, how strong, and in which order.
+
+    Attributes:
+        name: as written into the run record.
+        probabilities: chance of each operation, independent of the others, in order of
+            application.
+        couplets: if given, exactly one of these pairs is applied, each equally likely and in
+            either order.
+        rotation: how ``rotation`` turns.
+        band_drop: chance that a band is blanked.
+        strengths: those that differ from the defaults.
+    """
+
+    name: str
+    probabilities: Mapping[str, float]
+    couplets: tuple[Couplet, ...] = ()
+    rotation: Rotation = Rotation.quarter
+    band_drop: float = 0.0
+    strengths: Strengths = field(default_factory=dict)
+
+    @property
+    def operations(self) -> frozenset[str]:
+        """Every operation that a view may get."""
+        single = {name for name, chance in self.probabilities.items() if chance > 0}
+        return frozenset(single | {name for couplet in self.couplets for name in couplet})
+
+    def of_stage(self, stage: Stage) -> tuple[str, ...]:
+        """Return the operations of a stage that a view may get, in their order of application."""
+        order = USUAL_ORDER if self.couplets else self.probabilities
+        return tuple(
+            name for name in order if name in self.operations and OPERATIONS[name].stage is stage
+        )
+
+    def may_precede(self, first: str, others: frozenset[str]) -> bool:
+        """Say whether ``first`` may be applied before one of the others in some view."""
+        if any(first in couplet and set(couplet) & (others - {first}) for couplet in self.couplets):
+            return True
+        order = [name for name, chance in self.probabilities.items() if chance > 0]
+        return first in order and bool(set(order[order.index(first) + 1 :]) & others)
+
+
+def allowed_couplets() -> tuple[Couplet, ...]:
+    """Return the 27 couplets that the study left in."""
+    return tuple(pair for pair in combinations(NINE, 2) if frozenset(pair) not in BANNED)
+
+
+def preset_of(config: AugmentConfig) -> Preset:
+    """Return the preset that the settings name, with their chances and strengths.
+
+    Raises:
+        ValueError: an unknown operation or strength, or a number beyond its limits; the
+            message lists what is valid.
+    """
+    _check_strengths(config.strengths)
+    name, probabilities = config.preset.value, PRESETS.get(config.preset, {})
+    couplets: tuple[Couplet, ...] = ()
+    if config.preset == "list":
+        _check_operations("augment.operations", config.operations)
+        name, probabilities = "+".join(config.operations), dict.fromkeys(config.operations, 1.0)
+    elif config.preset == "couplets":
+        name, couplets = ",".join(config.couplets), tuple(map(_couplet, config.couplets))
+    elif config.preset == "paper":
+        couplets = allowed_couplets()
+    if config.probabilities:
+        probabilities = _with_chances(config, probabilities)
+    if config.preset != "list":
+        probabilities = {one: probabilities[one] for one in USUAL_ORDER if one in probabilities}
+    preset = Preset(
+        name, probabilities, couplets, config.rotation, config.band_drop, config.strengths
+    )
+    if config.rotation is Rotation.free and "rotation" not in preset.operations:
+        raise ValueError(
+            f"augment.rotation is free, but augment.preset={config.preset} never rotates; "
+            "take a preset with the operation rotation, or rotation=quarter"
+        )
+    return preset
+
+
+def _with_chances(config: AugmentConfig, probabilities: Mapping[str, float]) -> dict[str, float]:
+    _check_operations("augment.probabilities", config.probabilities)
+    if config.preset in ("paper", "couplets"):
+        raise ValueError(
+            f"augment.probabilities is set, but with augment.preset={config.preset} every view "
+            "gets one couplet; leave it out, or take another preset"
+        )
+    for name, chance in config.probabilities.items():
+        if not 0 <= chance <= 1:
+            raise ValueError(f"augment.probabilities.{name} is {chance}; give a chance from 0 to 1")
+        if config.preset == "list" and name not in probabilities:
+            raise ValueError(
+                f"augment.probabilities has {name}, which is not in augment.operations; its place "
+                "in the order is unknown: add it there"
+            )
+    return {**probabilities, **config.probabilities}
+
+
+def _check_strengths(given: Strengths) -> None:
+    known = {name: s for one in OPERATIONS.values() for name, s in one.strengths.items()}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(
+                f"augment.strengths has {name!r}; valid names: {', '.join(sorted(known))}"
+            )
+        _, lowest, highest = known[name]
+        if not lowest <= value <= highest:
+            raise ValueError(
+                f"augment.strengths.{name} is {value}; give a number from {lowest:g} to {highest:g}"
+            )
+
+
+def _couplet(text: str) -> Couplet:
+    names = text.split("+")
+    if len(names) != 2 or names[0] == names[1]:
+        raise ValueError(
+            f"augment.couplets holds {text!r}; write two different operations, as in blur+gain"
+        )
+    _check_operations("augment.couplets", names)
+    return names[0], names[1]
+
+
+def _check_operations(field_name: str, names: list[str] | Mapping[str, float]) -> None:
+    for name in names:
+        if name not in OPERATIONS:
+            raise ValueError(f"{field_name} holds {name!r}; valid names: {', '.join(OPERATIONS)}")
+
 
 _COUPLET, _ORDER, _NOISE, _NUM_COMMON = range(4)  # columns of the uniforms before the bands'
 

@@ -18,10 +18,9 @@ import torch
 
 from preprocess.shards import GroupLayout
 from simclr.augment import parameters as drawn
-from simclr.augment.geometry import frame_of, mean_of_view, warp
-from simclr.augment.operations import Preset, Stage, preset_of
-from simclr.augment.parameters import ParameterSampler, ViewParameters
-from simclr.augment.photometric import Noise, joined_line
+from simclr.augment.operations import Stage
+from simclr.augment.parameters import ParameterSampler, Preset, ViewParameters, preset_of
+from simclr.augment.transforms import Noise, frame_of, joined_line, mean_of_view, warp
 from simclr.config import AugmentConfig
 from simclr.data.dataset import ShardDataset
 from simclr.data.loader import Batch

@@ -1,4 +1,7 @@
-"""What a whole checkpoint is: the list of its files with sizes and checksums, and its origin."""
+"""What a whole checkpoint is: its files with sizes and checksums, its origin, and its settings.
+
+Readers of a run folder use it without torch; a run goes on only with the same binding settings.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 from preprocess.shards.atomic_io import write_json
 from preprocess.shards.format import sha256_of
+from simclr.config import TrainConfig, to_plain
 
 FORMAT = "simclr-s2-checkpoint"
 FORMAT_VERSION = 2
@@ -148,3 +152,40 @@ def _verify_file(path: Path, expected: dict[str, Any]) -> None:
 def _digest(content: dict[str, Any]) -> str:
     """Return the sha256 of a manifest's content, whatever its layout on disk."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# What may change between two attempts of one run: where it lies, how it is watched and where it
+# ends, but nothing that would give other weights at a step.
+_FREE_TO_CHANGE = (
+    *("run_dir", "shards", "max_steps", "log_every_steps", "max_skipped_steps"),
+    *("world", "checkpoint", "monitor"),
+)
+_FREE_DATA = ("num_threads", "num_slots")
+
+
+def binding_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that decide the weights; a run goes on only with the same ones."""
+    plain = to_plain(config)
+    for name in _FREE_TO_CHANGE:
+        del plain[name]
+    for name in _FREE_DATA:
+        del plain["data"][name]
+    return plain
+
+
+def config_hash(config: TrainConfig) -> str:
+    """Return sixteen hex digits of the binding settings."""
+    text = json.dumps(binding_settings(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differing_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return ``key: old, now new`` for each setting that differs between two plain configs."""
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differing_settings(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before}, now {after}")
+    return lines

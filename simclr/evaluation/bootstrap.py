@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from simclr.evaluation.baselines import EvalResult
 from simclr.evaluation.config import SCORES, WITHOUT_INTERVAL
+from simclr.evaluation.jobs import EvalResult
 from simclr.evaluation.metrics import (
     FloatArray,
     Indices,

@@ -24,10 +24,8 @@ from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import write_json
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.manifest import CHECKPOINTS, FOLDER_PATTERN, folder_name, verify
-from simclr.checkpoint.pretrained import Pretrained, load_pretrained, saved_steps
 from simclr.choices import PresetName
-from simclr.config import AugmentConfig, WorldConfig, require
-from simclr.config_io import to_plain
+from simclr.config import AugmentConfig, WorldConfig, require, to_plain
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.distributed import (
     TIMEOUT_S,
@@ -36,15 +34,6 @@ from simclr.distributed import (
     distributed_context,
     from_main_rank,
     map_over_ranks,
-)
-from simclr.evaluation.baselines import (
-    EvalData,
-    EvalJob,
-    EvalResult,
-    EvaluatedEncoder,
-    eval_jobs,
-    of_checkpoint,
-    open_encoders,
 )
 from simclr.evaluation.bootstrap import (
     Blocks,
@@ -63,6 +52,15 @@ from simclr.evaluation.features import (
     store_features,
 )
 from simclr.evaluation.finetune import fine_tune
+from simclr.evaluation.jobs import (
+    EvalData,
+    EvalJob,
+    EvalResult,
+    EvaluatedEncoder,
+    eval_jobs,
+    of_checkpoint,
+    open_encoders,
+)
 from simclr.evaluation.metrics import Indices
 from simclr.evaluation.probes import PENALTIES, TEMPERATURE, knn, linear_probe
 from simclr.evaluation.report import (
@@ -77,6 +75,7 @@ from simclr.evaluation.report import (
 )
 from simclr.evaluation.splits import Splits, make_splits, on_validation, seen_in_pretraining
 from simclr.evaluation.task import Task, open_task
+from simclr.model.pretrained import Pretrained, load_pretrained, saved_steps
 from simclr.model.simclr import joined_stages
 from simclr.rendezvous import Rendezvous
 

@@ -1,4 +1,4 @@
-"""Features of frozen encoders for all labelled samples, cached by checkpoint in the run folder.
+"""Features of frozen encoders and of untrained controls, cached by checkpoint in the run folder.
 
 ``LabelledPatches`` also feeds fine-tuning. Every rank takes a share of the samples; the shares are
 joined in order.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import atomic_path
 from simclr.augment.views import ViewMaker
+from simclr.config import ModelConfig
 from simclr.data.dataset import ShardDataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import permutation
 from simclr.distributed import DistributedContext, barrier, from_main_rank
 from simclr.evaluation.metrics import BoolArray, Indices
+from simclr.model.simclr import build_encoder
 from simclr.philox import Philox
 
 Features = npt.NDArray[np.float32]
@@ -36,8 +39,56 @@ Embedder = Callable[[Tensor], Tensor]  # (B, C, H, W) float32 -> (B, D)
 
 NUM_SYMMETRIES = 8
 MAX_POINTS = 1500  # of a map; more would cover each other
+NUM_FILTERS = 256
+PERCENTILES = (0.1, 0.5, 0.9)
+_PERCENTILE_STEP_PX = 4  # a sixteenth of the pixels orders a band as well, and much faster
 
 _log = logging.getLogger("simclr")
+
+
+def random_encoder(
+    config: ModelConfig, num_bands: int, seed: int, device: torch.device
+) -> nn.Module:
+    """Build the run's architecture with random weights, in evaluation mode.
+
+    Its BatchNorm has never seen a batch, so it passes activations through unchanged.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = build_encoder(config, num_bands)
+    return encoder.to(device).eval().requires_grad_(False)
+
+
+class RandomConvolutions(nn.Module):
+    """One layer of Gaussian 3x3 filters of stride 2, both signs rectified, averaged over the view.
+
+    Views (B, C, H, W) to (B, 512). The idea is that of Rolf et al. 2021 (MOSAIKS,
+    doi 10.1038/s41467-021-24638-z), with filters drawn rather than cut from patches.
+    """
+
+    def __init__(self, num_bands: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.filters = nn.Conv2d(num_bands, NUM_FILTERS, kernel_size=3, stride=2)
+        scale = 1 / math.sqrt(self.filters.weight[0].numel())
+        nn.init.normal_(self.filters.weight, std=scale, generator=generator)
+        nn.init.uniform_(self.filters.get_parameter("bias"), -1, 1, generator=generator)
+        self.eval().requires_grad_(False)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Return (B, 512) features."""
+        response = self.filters(views)
+        return torch.cat([response.relu(), (-response).relu()], dim=1).mean(dim=(2, 3))
+
+
+def image_statistics(views: Tensor) -> Tensor:
+    """Return mean, standard deviation and 10, 50, 90 % percentiles of every band: (B, 5 C)."""
+    pixels = views.flatten(2)
+    sparse = views[:, :, ::_PERCENTILE_STEP_PX, ::_PERCENTILE_STEP_PX].flatten(2)
+    ordered = sparse.sort(dim=2).values
+    ranks = [round(share * (ordered.shape[2] - 1)) for share in PERCENTILES]
+    moments = torch.stack([pixels.mean(dim=2), pixels.std(dim=2, correction=0)], dim=2)
+    return torch.cat([moments, ordered[:, :, ranks]], dim=2).flatten(1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simclr.choices import Precision
-from simclr.evaluation.baselines import EvalData, EvalJob, EvalResult
 from simclr.evaluation.config import FinetuneConfig, Protocol
 from simclr.evaluation.features import (
     LabelledPatches,
@@ -26,6 +25,7 @@ from simclr.evaluation.features import (
     draw_symmetries,
     steps_per_epoch,
 )
+from simclr.evaluation.jobs import EvalData, EvalJob, EvalResult
 from simclr.evaluation.metrics import ScoreArray, primary_metric
 from simclr.evaluation.probes import result_of
 from simclr.optim import parameter_groups

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from simclr.evaluation.baselines import EvalData, EvalJob, EvalResult
+from simclr.evaluation.jobs import EvalData, EvalJob, EvalResult
 from simclr.evaluation.metrics import (
     Predictions,
     ScoreArray,

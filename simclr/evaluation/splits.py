@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simclr.checkpoint.pretrained import Pretrained
 from simclr.choices import Positives
 from simclr.config import require
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.evaluation.config import SplitRule
 from simclr.evaluation.metrics import BoolArray, Indices
 from simclr.evaluation.task import Task, Texts, ground_blocks, touching
+from simclr.model.pretrained import Pretrained
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 BLOCK_SIDE_M = 10_000.0

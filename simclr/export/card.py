@@ -13,10 +13,10 @@ from typing import Any
 
 from preprocess.bands import BANDS
 from preprocess.shards.format import NODATA, UNIT
-from simclr.checkpoint.pretrained import Pretrained
 from simclr.choices import Stem
-from simclr.config_io import to_plain
+from simclr.config import to_plain
 from simclr.evaluation.report import markdown
+from simclr.model.pretrained import Pretrained
 from simclr.model.simclr import WIDTHS
 
 FORMAT = "simclr-s2-encoder"

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from preprocess.shards.atomic_io import fsync, publish, temporary_path
 from preprocess.shards.format import sha256_of
-from simclr.checkpoint.pretrained import load_pretrained
 from simclr.config import require
 from simclr.export import ExportConfig, ExportFormat, PatchUnit
 from simclr.export.card import build_card, card_markdown
@@ -32,6 +31,7 @@ from simclr.export.load import (
     load_encoder,
     with_normalisation,
 )
+from simclr.model.pretrained import load_pretrained
 
 TOLERANCE = 1e-4  # of the largest number of the representations
 _STEM = "encoder"

@@ -17,8 +17,8 @@ from simclr.choices import EncoderName, Stem
 from simclr.config import ModelConfig, require
 from simclr.export import PatchUnit
 from simclr.export.card import FORMAT, FORMAT_VERSION
+from simclr.model.pretrained import adapt_kernel
 from simclr.model.simclr import build_encoder
-from simclr.model.weights import adapt_kernel
 
 _STORED_PER_REFLECTANCE = 10_000
 # Medians of absolute values that no patch of the other unit reaches: views have a deviation of

@@ -1,4 +1,4 @@
-"""Health of a training: collapse, non-finite steps, work per view; called by the metrics logger.
+"""What the metrics logger measures: means of an interval, speed, collapse, non-finite steps.
 
 Counters stay on the device: nothing here waits for it within a step.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+import resource
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,15 +18,118 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simclr.choices import BatchNormGroup
 from simclr.config import ModelConfig
-from simclr.distributed import sum_over_ranks
+from simclr.distributed import num_ranks, rank, sum_over_ranks
 from simclr.model.simclr import SimCLR
 
 COLLAPSED_DEVIATION = 0.2
 COLLAPSED_COSINE = 0.9
 STUCK_DISTANCE = 0.02
 STUCK_STEPS = 200
+_GIB = 2**30
 
 _log = logging.getLogger("simclr")
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step leaves on the device.
+
+    Attributes:
+        loss: scalar, of this rank's rows.
+        gradient_norm: scalar, of the gradient averaged over ranks.
+        skip: float32 scalar, 1 if the weights were left as they were.
+        projections: (2B, D) of this rank.
+    """
+
+    loss: torch.Tensor
+    gradient_norm: torch.Tensor
+    skip: torch.Tensor
+    projections: torch.Tensor
+
+
+class MetricAccumulator:
+    """Collects the outcomes of steps; its unfinished sums belong to a checkpoint.
+
+    Were they dropped, the first metric line of a resumed run would be a mean over fewer steps than
+    that of an unbroken one.
+
+    Args:
+        device: where the sums live.
+        global_batch_size: pairs a step.
+        flop_per_pair: of forward and backward, for the achieved rate.
+    """
+
+    def __init__(self, device: torch.device, global_batch_size: int, flop_per_pair: float) -> None:
+        self._device = device
+        self._global_batch_size, self._flop_per_pair = global_batch_size, flop_per_pair
+        # loss, gradient norm and number of the steps that were not skipped
+        # float64: float32 values add up exactly there, in any order and grouping, so that a resumed
+        # run writes the same record as an unbroken one
+        self._sums = torch.zeros(3, device=device, dtype=torch.float64)
+        self._restart_clock(0.0)
+
+    def add(self, outcome: StepOutput) -> None:
+        """Count one step, without waiting for the device."""
+        values = torch.stack([outcome.loss, outcome.gradient_norm, outcome.skip.new_ones(())])
+        self._sums += torch.where(outcome.skip > 0, 0.0, values.double())
+        self._clocked_steps += 1
+        self._projections = outcome.projections
+
+    def close(self, waited_s: float) -> dict[str, Any]:
+        """Return the means over all steps and ranks, and begin anew.
+
+        Args:
+            waited_s: how long the loader has kept this rank waiting since the run began.
+        """
+        names, values = zip(*spread(self._projections).items(), strict=True)
+        # One reduction and one wait for the device an interval.
+        sums = sum_over_ranks(torch.cat([self._sums, torch.stack(values).double()])) / num_ranks()
+        loss, norm, steps, *rest = sums.tolist()
+        record = {
+            "loss": loss / steps if steps else math.nan,
+            "gradient_norm": norm / steps if steps else math.nan,
+            **dict(zip(names, rest, strict=True)),
+            **effective_ranks(self._projections),
+            **self._speed(waited_s),
+        }
+        self._sums.zero_()
+        self._restart_clock(waited_s)
+        return record
+
+    def leave_out(self, seconds: float) -> None:
+        """Take time that went into something else than training out of the rates."""
+        self._start += seconds
+
+    def state(self) -> dict[str, Any]:
+        """Return the unfinished sums of all ranks; every rank must call it at the same step."""
+        return {"sums": sum_over_ranks(self._sums.clone()).cpu(), "ranks": num_ranks()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from saved sums, which rank 0 takes over for all, whatever their number was."""
+        self._sums.zero_()
+        if rank() == 0:
+            self._sums += state["sums"].to(self._device) * (num_ranks() / state["ranks"])
+
+    def _speed(self, waited_s: float) -> dict[str, float]:
+        elapsed_s = time.perf_counter() - self._start
+        pairs_per_s = self._clocked_steps * self._global_batch_size / elapsed_s
+        return {
+            "patches_per_s": pairs_per_s,
+            "tflop_per_s": pairs_per_s * self._flop_per_pair / 1e12,
+            "data_wait_share": (waited_s - self._waited_s) / elapsed_s,
+            "peak_memory_gib": peak_memory_gib(self._device),
+            "time": time.time(),
+        }
+
+    def _restart_clock(self, waited_s: float) -> None:
+        self._clocked_steps, self._start, self._waited_s = 0, time.perf_counter(), waited_s
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory held so far: by torch on a GPU, by the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB  # Linux counts KiB
 
 
 class CollapseDetector:

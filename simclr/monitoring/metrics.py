@@ -1,6 +1,7 @@
-"""Metric records and where they go: metrics.jsonl, the log, a progress bar.
+"""Metric records: the trainer's logger, and where they go: metrics.jsonl, the log, a progress bar.
 
-Commands on a login node read them, so that torch is not imported here.
+Commands on a login node read them, so that torch is imported only where a logger is made. Ranks are
+averaged in one collective an interval; sinks are called on the main rank alone.
 """
 
 from __future__ import annotations
@@ -10,12 +11,22 @@ import logging
 import math
 import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from tqdm import tqdm
 
 from preprocess.shards.atomic_io import write_text
+from simclr.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from simclr.distributed import DistributedContext
+    from simclr.monitoring.health import StepOutput
+    from simclr.monitoring.online_probe import OnlineProbe
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -112,3 +123,121 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             _log.warning("%s holds an incomplete line: %.40s", path, line)
     return records
+
+
+class MetricsLogger:
+    """Watches a run without deciding any weight.
+
+    Attributes:
+        best_score: highest headline of the held-out probe so far; -inf before the first.
+        headline: name of that score; empty without held-out shards.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        context: DistributedContext,
+        view_size_px: int,
+        warmup_steps: int,
+        sinks: Sequence[Sink],
+    ) -> None:
+        from simclr.monitoring.health import (
+            CollapseDetector,
+            MetricAccumulator,
+            NonFiniteStepCounter,
+            flop_per_view,
+        )
+
+        self._config = config
+        pairs, bands = config.data.global_batch_size, len(config.data.bands)
+        flop = 2 * flop_per_view(config.model, bands, view_size_px)
+        self._interval = MetricAccumulator(context.device, pairs, flop)
+        self._skips = NonFiniteStepCounter(context.device, config.max_skipped_steps)
+        self._alarm = CollapseDetector(warmup_steps)
+        self._probe: OnlineProbe | None = None
+        if config.monitor.shards:
+            # here, since ranks without a probe need no scipy
+            from simclr.monitoring.online_probe import OnlineProbe
+
+            self._probe = OnlineProbe(config, context)
+        self._controls: dict[str, float] = {}
+        self._metrics = JsonLines(Path(config.run_dir))
+        # The caller's first: one of them may know that this attempt has been overtaken, and end it
+        # before it writes between its successor's lines.
+        self._sinks = [*sinks, self._metrics, screen()] if context.is_main else []
+        self.headline = self._probe.headline if self._probe else ""
+        self.best_score = -math.inf
+
+    def add(self, outcome: StepOutput) -> None:
+        """Count one step, without waiting for the device."""
+        self._interval.add(outcome)
+        self._skips.count(outcome.skip)
+
+    def is_due(self, step: int, num_steps: int) -> bool:
+        """True if a record is to be written after a step."""
+        return step % self._config.log_every_steps == 0 or self._probes_at(step, num_steps)
+
+    def report(self, place: dict[str, Any], waited_s: float, encoder: nn.Module) -> bool:
+        """Write the record of an interval; return whether its probe score is the best so far.
+
+        Args:
+            place: where the run stands; ``step`` and ``num_steps`` at least.
+            waited_s: how long the loader has kept this rank waiting since the run began.
+            encoder: to be probed if that is due.
+
+        Raises:
+            ValueError: too many steps were skipped one after another.
+        """
+        record = {**place, **self._interval.close(waited_s), "skipped_steps": self._skips.total()}
+        scores = {}
+        if self._probe and self._probes_at(place["step"], place["num_steps"]):
+            scores = self._scores(encoder)
+        for sink in self._sinks:
+            sink.write({**record, **scores})
+        self._alarm.watch(record)
+        self._skips.end_if_many(place["step"])
+        if not scores.get(self.headline, -math.inf) > self.best_score:
+            return False
+        self.best_score = scores[self.headline]
+        return True
+
+    def is_sound(self) -> bool:
+        """True unless the latest step was skipped; waits for the device."""
+        return self._skips.in_a_row() == 0
+
+    def rewind(self, step: int) -> None:
+        """Drop records after a step: the attempt that wrote them did not keep its weights."""
+        if self._sinks:
+            self._metrics.rewind(step)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps; every rank must call it at the same step."""
+        return {
+            "interval": self._interval.state(),
+            "alarm": self._alarm.state(),
+            "skips": self._skips.state(),
+            "controls": self._controls,
+            "best_score": self.best_score,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self._alarm.load_state(state["alarm"])
+        self._skips.load_state(state["skips"])
+        self._controls, self.best_score = state["controls"], state["best_score"]
+        self._interval.load_state(state["interval"])
+
+    def _probes_at(self, step: int, num_steps: int) -> bool:
+        return step == num_steps or (
+            self._probe is not None and step % self._config.monitor.every_steps == 0
+        )
+
+    def _scores(self, encoder: nn.Module) -> dict[str, float]:
+        """Return the scores of now beside those of untrained baselines."""
+        if self._probe is None:
+            return {}
+        start = time.perf_counter()
+        self._controls = self._controls or self._probe.controls()
+        scores = {**self._probe.score(encoder), **self._controls}
+        self._interval.leave_out(time.perf_counter() - start)
+        return scores

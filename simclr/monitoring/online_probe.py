@@ -21,15 +21,9 @@ from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import Samples, permutation
 from simclr.distributed import DistributedContext, copy_from_main_rank, from_main_rank, gather_rows
-from simclr.evaluation.baselines import (
-    EvalData,
-    EvalJob,
-    EvaluatedEncoder,
-    image_statistics,
-    random_encoder,
-)
 from simclr.evaluation.config import SCORES, EvaluateConfig, Protocol
-from simclr.evaluation.features import Features
+from simclr.evaluation.features import Features, image_statistics, random_encoder
+from simclr.evaluation.jobs import EvalData, EvalJob, EvaluatedEncoder
 from simclr.evaluation.metrics import metric_table, unit_weights
 from simclr.evaluation.probes import knn, linear_probe
 from simclr.evaluation.splits import Split, make_splits

@@ -13,7 +13,7 @@ from rank_jobs import small_run
 from torch import nn
 
 from preprocess.bands import L2A_BANDS
-from simclr.augment.operations import PRESETS
+from simclr.augment.parameters import PRESETS
 from simclr.augment.views import ViewMaker
 from simclr.choices import Device, EncoderName, OptimizerName, Precision
 from simclr.config import AugmentConfig, CheckpointConfig, ModelConfig, OptimConfig, WorldConfig

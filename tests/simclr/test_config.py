@@ -7,7 +7,7 @@ import typing
 import pytest
 
 from simclr import config as module
-from simclr.augment.operations import PRESETS
+from simclr.augment.parameters import PRESETS
 from simclr.choices import LossName, Precision, PresetName
 from simclr.config import (
     AugmentConfig,

@@ -10,7 +10,7 @@ from ranks import CPU
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simclr.augment import parameters
-from simclr.augment.operations import NINE
+from simclr.augment.parameters import NINE
 from simclr.choices import BatchNormGroup, EncoderName, OptimizerName, Precision
 from simclr.config import AugmentConfig, ModelConfig, OptimConfig
 from simclr.distributed import distributed_context

@@ -16,7 +16,6 @@ from ranks import CPU, results_of, run_ranks, start_ranks
 from preprocess.bands import L2A_BANDS
 from simclr.checkpoint.manager import newest_valid
 from simclr.checkpoint.manifest import read_checkpoint_manifest
-from simclr.checkpoint.pretrained import load_pretrained
 from simclr.choices import BatchNormGroup, EncoderName, OptimizerName, Positives
 from simclr.config import (
     AugmentConfig,
@@ -27,6 +26,7 @@ from simclr.config import (
     TrainConfig,
 )
 from simclr.data.dataset import open_dataset
+from simclr.model.pretrained import load_pretrained
 from simclr.monitoring.metrics import read_metrics
 from simclr.preemption import Preempted
 from simclr.train import train

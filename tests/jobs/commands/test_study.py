@@ -23,8 +23,7 @@ from jobs.study.analysis import published, read_table, tabulate
 from jobs.study.arms import StudyConfig, StudyName
 from jobs.study.report import conclude, write_study
 from simclr.choices import EncoderName
-from simclr.config import DataConfig, ModelConfig
-from simclr.config_io import to_plain
+from simclr.config import DataConfig, ModelConfig, to_plain
 from simclr.train import train
 
 HERE = ClusterConfig()
@@ -35,7 +34,7 @@ import json, sys
 from jobs.commands.study import run_study
 from jobs.config import ClusterConfig
 from jobs.study.arms import StudyConfig
-from simclr.config_io import from_plain
+from simclr.config import from_plain
 run_study(from_plain(StudyConfig, json.load(sys.stdin)), ClusterConfig())
 """
 

@@ -26,7 +26,7 @@ from jobs.study.analysis import (
 )
 from jobs.study.arms import couplet_name
 from jobs.study.report import effects_verdict, ranking_verdict
-from simclr.augment.operations import BANNED, NINE
+from simclr.augment.parameters import BANNED, NINE
 
 COUPLETS = [couplet_name(*pair) for pair in combinations(NINE, 2)]
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from jobs.study.arms import StudyConfig, StudyName, arms_of, runs_of
-from simclr.augment.operations import NINE, preset_of
-from simclr.config_io import config_hash
+from simclr.augment.parameters import NINE, preset_of
+from simclr.checkpoint.manifest import config_hash
 
 SIZES = {
     "augmentation": 40,

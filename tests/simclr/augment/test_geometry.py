@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simclr.augment.geometry import blur_matrix, frame_of, mean_of_view, trace_axes, warp
-from simclr.augment.operations import Preset
-from simclr.augment.parameters import ParameterSampler, ViewParameters
+from simclr.augment.parameters import ParameterSampler, Preset, ViewParameters
+from simclr.augment.transforms import blur_matrix, frame_of, mean_of_view, trace_axes, warp
 from simclr.choices import Rotation
 
 NOTHING = Preset("none", {})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from simclr.augment.photometric import NOISE_VALUES, noise_table, noise_windows, speckled
+from simclr.augment.transforms import NOISE_VALUES, noise_table, noise_windows, speckled
 
 MEAN, STD = 1200.0, 400.0
 

@@ -9,9 +9,9 @@ import torch
 from make_data import packed_arrays
 from scipy import ndimage
 
-from simclr.augment.operations import GEOMETRIC, NINE, OPERATIONS, Stage, preset_of
-from simclr.augment.parameters import ParameterSampler, ViewParameters
-from simclr.augment.photometric import noise_table, noise_windows
+from simclr.augment.operations import OPERATIONS, Stage
+from simclr.augment.parameters import GEOMETRIC, NINE, ParameterSampler, ViewParameters, preset_of
+from simclr.augment.transforms import noise_table, noise_windows
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig
 from simclr.data.dataset import ShardDataset, open_dataset

@@ -19,8 +19,8 @@ exec({source!r}, vars(module))
 """
 PROGRAM = """
 import torch
-from simclr.augment.geometry import frame_of, warp
-from simclr.augment.operations import preset_of
+from simclr.augment.transforms import frame_of, warp
+from simclr.augment.parameters import preset_of
 from simclr.augment.parameters import ParameterSampler
 from simclr.config import AugmentConfig
 

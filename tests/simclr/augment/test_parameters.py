@@ -7,15 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from simclr.augment.operations import (
-    BANNED,
-    OPERATIONS,
-    Preset,
-    Stage,
-    allowed_couplets,
-    preset_of,
-)
-from simclr.augment.parameters import ParameterSampler
+from simclr.augment.operations import OPERATIONS, Stage
+from simclr.augment.parameters import BANNED, ParameterSampler, Preset, allowed_couplets, preset_of
 from simclr.choices import Rotation
 from simclr.config import AugmentConfig
 

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from simclr.augment.operations import OPERATIONS, Preset
-from simclr.augment.parameters import ParameterSampler, ViewParameters
-from simclr.augment.photometric import joined_line
+from simclr.augment.operations import OPERATIONS
+from simclr.augment.parameters import ParameterSampler, Preset, ViewParameters
+from simclr.augment.transforms import joined_line
 
 MEAN, STD = 1200.0, 400.0
 LEVEL = torch.full((1, 2), MEAN / STD)

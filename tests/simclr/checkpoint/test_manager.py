@@ -18,9 +18,8 @@ from simclr.checkpoint.manager import (
     agreed_checkpoint,
     newest_valid,
 )
-from simclr.checkpoint.manifest import CheckpointManifest, folder_name, verify
-from simclr.config import CheckpointConfig, TrainConfig
-from simclr.config_io import config_hash, to_plain
+from simclr.checkpoint.manifest import CheckpointManifest, config_hash, folder_name, verify
+from simclr.config import CheckpointConfig, TrainConfig, to_plain
 from simclr.distributed import distributed_context
 from simclr.preemption import TrainerHooks
 

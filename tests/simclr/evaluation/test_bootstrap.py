@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from simclr.evaluation import bootstrap
-from simclr.evaluation.baselines import EvalResult
 from simclr.evaluation.bootstrap import choose_blocks, compare, score_results
 from simclr.evaluation.config import SCORES, WITHOUT_INTERVAL
+from simclr.evaluation.jobs import EvalResult
 from simclr.evaluation.metrics import (
     Predictions,
     accuracy,

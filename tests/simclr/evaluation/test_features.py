@@ -12,7 +12,6 @@ from torch import nn
 from simclr.choices import EncoderName, Stem
 from simclr.config import ModelConfig
 from simclr.distributed import DistributedContext
-from simclr.evaluation.baselines import image_statistics, random_encoder
 from simclr.evaluation.features import (
     NUM_SYMMETRIES,
     FeatureCache,
@@ -20,10 +19,12 @@ from simclr.evaluation.features import (
     averaged_over_symmetries,
     draw_symmetries,
     extract_features,
+    image_statistics,
+    random_encoder,
     store_features,
 )
+from simclr.model.pretrained import BandSubset
 from simclr.model.simclr import joined_stages
-from simclr.model.weights import BandSubset
 from simclr.philox import Philox
 
 CPU = torch.device("cpu")

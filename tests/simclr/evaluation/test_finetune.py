@@ -12,9 +12,8 @@ from simclr.augment.views import ViewMaker
 from simclr.choices import EncoderName, Stem
 from simclr.config import AugmentConfig, ModelConfig
 from simclr.data.dataset import open_dataset
-from simclr.evaluation.baselines import random_encoder
 from simclr.evaluation.config import FinetuneConfig, Protocol
-from simclr.evaluation.features import LabelledPatches
+from simclr.evaluation.features import LabelledPatches, random_encoder
 from simclr.evaluation.finetune import FineTuning, predict
 from simclr.evaluation.task import open_task
 

@@ -12,8 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from simclr.evaluation import probes
-from simclr.evaluation.baselines import EvalData, EvalJob, EvaluatedEncoder
 from simclr.evaluation.config import EvaluateConfig, Protocol
+from simclr.evaluation.jobs import EvalData, EvalJob, EvaluatedEncoder
 from simclr.evaluation.metrics import best_thresholds
 from simclr.evaluation.probes import (
     PENALTIES,

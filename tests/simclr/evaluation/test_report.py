@@ -10,11 +10,11 @@ import torch
 
 from simclr.distributed import DistributedContext
 from simclr.evaluation import report
-from simclr.evaluation.baselines import EvalResult
 from simclr.evaluation.bootstrap import score_results
 from simclr.evaluation.config import PRETRAINED, EvaluateConfig, Protocol
 from simclr.evaluation.evaluate import evaluation_report, open_setup
 from simclr.evaluation.features import FeatureCache
+from simclr.evaluation.jobs import EvalResult
 from simclr.evaluation.metrics import Predictions
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from simclr.checkpoint.manifest import read_checkpoint_manifest, write_manifest
-from simclr.checkpoint.pretrained import load_pretrained
 from simclr.export import ExportConfig
 from simclr.export.card import build_card, card_markdown, loading_example
 from simclr.export.export import export
 from simclr.export.load import load_encoder, read_card
+from simclr.model.pretrained import load_pretrained
 
 CPU = torch.device("cpu")
 BANDS = ["B04", "B03", "B02", "B08"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from simclr.checkpoint.pretrained import load_pretrained
 from simclr.export import ExportConfig
 from simclr.export import export as module
 from simclr.export.export import export
 from simclr.export.load import load_encoder, read_card
+from simclr.model.pretrained import load_pretrained
 
 BANDS = ["B04", "B03", "B02", "B08"]
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from simclr.augment.views import ViewMaker
-from simclr.checkpoint.pretrained import load_pretrained
 from simclr.choices import EncoderName
 from simclr.config import AugmentConfig, ModelConfig
 from simclr.data.dataset import open_dataset
@@ -23,6 +22,7 @@ from simclr.export import ExportConfig, ExportFormat
 from simclr.export import export as module
 from simclr.export.export import export
 from simclr.export.load import load_encoder, read_card
+from simclr.model.pretrained import load_pretrained
 from simclr.model.simclr import build_encoder
 
 BANDS = ["B04", "B03", "B02", "B08"]

@@ -11,13 +11,14 @@ from simclr.config import ModelConfig
 from simclr.monitoring.health import (
     STUCK_STEPS,
     CollapseDetector,
+    MetricAccumulator,
     NonFiniteStepCounter,
+    StepOutput,
     collapse_in_words,
     effective_ranks,
     flop_per_view,
     spread,
 )
-from simclr.monitoring.logger import MetricAccumulator, StepOutput
 
 CPU = torch.device("cpu")
 

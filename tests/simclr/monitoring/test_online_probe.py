@@ -12,8 +12,7 @@ from ranks import CPU, run_ranks
 from simclr.checkpoint.manager import best
 from simclr.config import MonitorConfig
 from simclr.distributed import distributed_context
-from simclr.monitoring.logger import MetricsLogger
-from simclr.monitoring.metrics import read_metrics
+from simclr.monitoring.metrics import MetricsLogger, read_metrics
 from simclr.monitoring.online_probe import OnlineProbe
 from simclr.train import train
 

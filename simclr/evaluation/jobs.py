@@ -1,4 +1,4 @@
-"""The encoders of an evaluation, the controls, which were not pretrained, and the jobs they give.
+"""What an evaluation consists of: its encoders, controls among them, their jobs and results.
 
 Every encoder sees the same views, normalised with the statistics of the shards at hand.
 """
@@ -6,18 +6,16 @@ Every encoder sees the same views, normalised with the statistics of the shards 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from simclr.checkpoint.manifest import CHECKPOINTS, STATE_NAME
-from simclr.checkpoint.pretrained import Pretrained, load_pretrained
-from simclr.config import ModelConfig, require
+from simclr.config import require
 from simclr.evaluation.config import (
     CONTROLS,
     FROM_SCRATCH,
@@ -29,61 +27,18 @@ from simclr.evaluation.config import (
     EvaluateConfig,
     Protocol,
 )
-from simclr.evaluation.features import Embedder, Features, LabelledPatches
+from simclr.evaluation.features import (
+    Embedder,
+    Features,
+    LabelledPatches,
+    RandomConvolutions,
+    image_statistics,
+    random_encoder,
+)
 from simclr.evaluation.metrics import BoolArray, Indices, Predictions
 from simclr.evaluation.splits import Split, Splits, label_subset
 from simclr.evaluation.task import Task
-from simclr.model.simclr import build_encoder
-from simclr.model.weights import load_encoder_file
-
-NUM_FILTERS = 256
-PERCENTILES = (0.1, 0.5, 0.9)
-_PERCENTILE_STEP_PX = 4  # a sixteenth of the pixels orders a band as well, and much faster
-
-
-def random_encoder(
-    config: ModelConfig, num_bands: int, seed: int, device: torch.device
-) -> nn.Module:
-    """Build the run's architecture with random weights, in evaluation mode.
-
-    Its BatchNorm has never seen a batch, so it passes activations through unchanged.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = build_encoder(config, num_bands)
-    return encoder.to(device).eval().requires_grad_(False)
-
-
-class RandomConvolutions(nn.Module):
-    """One layer of Gaussian 3x3 filters of stride 2, both signs rectified, averaged over the view.
-
-    Views (B, C, H, W) to (B, 512). The idea is that of Rolf et al. 2021 (MOSAIKS,
-    doi 10.1038/s41467-021-24638-z), with filters drawn rather than cut from patches.
-    """
-
-    def __init__(self, num_bands: int, seed: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.filters = nn.Conv2d(num_bands, NUM_FILTERS, kernel_size=3, stride=2)
-        scale = 1 / math.sqrt(self.filters.weight[0].numel())
-        nn.init.normal_(self.filters.weight, std=scale, generator=generator)
-        nn.init.uniform_(self.filters.get_parameter("bias"), -1, 1, generator=generator)
-        self.eval().requires_grad_(False)
-
-    def forward(self, views: Tensor) -> Tensor:
-        """Return (B, 512) features."""
-        response = self.filters(views)
-        return torch.cat([response.relu(), (-response).relu()], dim=1).mean(dim=(2, 3))
-
-
-def image_statistics(views: Tensor) -> Tensor:
-    """Return mean, standard deviation and 10, 50, 90 % percentiles of every band: (B, 5 C)."""
-    pixels = views.flatten(2)
-    sparse = views[:, :, ::_PERCENTILE_STEP_PX, ::_PERCENTILE_STEP_PX].flatten(2)
-    ordered = sparse.sort(dim=2).values
-    ranks = [round(share * (ordered.shape[2] - 1)) for share in PERCENTILES]
-    moments = torch.stack([pixels.mean(dim=2), pixels.std(dim=2, correction=0)], dim=2)
-    return torch.cat([moments, ordered[:, :, ranks]], dim=2).flatten(1)
+from simclr.model.pretrained import Pretrained, load_encoder_file, load_pretrained
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import torch
 
 from simclr.choices import EncoderName
 from simclr.config import ModelConfig
-from simclr.evaluation.baselines import RandomConvolutions, image_statistics, random_encoder
+from simclr.evaluation.features import RandomConvolutions, image_statistics, random_encoder
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(encoder=EncoderName.resnet18)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from simclr.checkpoint.manifest import config_hash, differing_settings
 from simclr.choices import Stem
 from simclr.config import (
     CheckpointConfig,
@@ -10,8 +11,9 @@ from simclr.config import (
     ModelConfig,
     TrainConfig,
     WorldConfig,
+    from_plain,
+    to_plain,
 )
-from simclr.config_io import config_hash, differing_settings, from_plain, to_plain
 
 
 def test_plain_settings_come_back_as_they_were():

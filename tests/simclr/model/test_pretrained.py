@@ -8,8 +8,8 @@ from torchvision.models import resnet18
 
 from simclr.choices import EncoderName, Stem
 from simclr.config import ModelConfig
+from simclr.model.pretrained import adapt_kernel, load_encoder_file, start_from
 from simclr.model.simclr import build_encoder
-from simclr.model.weights import adapt_kernel, load_encoder_file, start_from
 
 RGB = ["B04", "B03", "B02"]
 
