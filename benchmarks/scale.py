@@ -131,7 +131,6 @@ def storage(plans: Sequence[Plan]) -> str:
         read = plan.patches_s * known.patch_bytes / 1e9
         nodes = max(1, plan.gpus / inputs.gpus_per_node)
         staged = nodes * size * known.patch_bytes / 1e9
-        beats = plan.gpus / plan.step_s / plan.config.log_every_steps
         rows.append(
             (
                 plan.gpus,
@@ -141,7 +140,7 @@ def storage(plans: Sequence[Plan]) -> str:
                 f"{staged / inputs.file_system_gb_s / 60:.0f}",
                 f"{plan.gpus * known.files:,.0f}",
                 f"{plan.gpus * known.loaded_mb / 1e3:,.1f}",
-                f"{beats + plan.gpus / period_s(plan.gpus):.0f}",
+                f"{plan.gpus / period_s(plan.gpus):.0f}",
             )
         )
     return table(head, rows)
