@@ -48,7 +48,7 @@ class Inputs:
         kills_a_day: of the whole job, for any other reason.
         stops_a_day: preemptions and time limits, announced.
         unnoticed_s: until a lost rank or node is noticed.
-        price: of an hour of one GPU.
+        price: of an hour of one GPU, in your currency.
     """
 
     pairs_per_s: float = 5000

@@ -20,8 +20,7 @@ exec({source!r}, vars(module))
 PROGRAM = """
 import torch
 from simclr.augment.transforms import frame_of, warp
-from simclr.augment.parameters import preset_of
-from simclr.augment.parameters import ParameterSampler
+from simclr.augment.parameters import ParameterSampler, preset_of
 from simclr.config import AugmentConfig
 
 def drawn(**settings):
@@ -45,10 +44,7 @@ assert torch.allclose(slope, ratio[:, None, None].expand_as(slope), atol=0.03)
 def test_the_example_of_the_page_stretches_what_it_should():
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     source = (ROOT / "simclr/augment/operations.py").read_text()
-    before, marker, rest = source.partition("# Where no order is given")
-    assert marker
-    # Helpers stand at the end of the module; the example's function finds them when it is called.
-    program = LOAD.format(source=before + example + marker + rest) + PROGRAM
+    program = LOAD.format(source=source + example) + PROGRAM
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
