@@ -24,6 +24,7 @@ from simclr.augment.transforms import Noise, frame_of, joined_line, mean_of_view
 from simclr.config import AugmentConfig
 from simclr.data.dataset import ShardDataset
 from simclr.data.loader import Batch
+from simclr.data.normalisation import mean_and_std
 from simclr.philox import Epoch
 
 _NODATA = 0
@@ -100,7 +101,9 @@ class ViewMaker:
         self.preset: Preset = preset_of(config)
         self.view_size_px = config.view_size_px or dataset.size_px
         self._tf32 = tf32
-        self._mean, self._std = _statistics(dataset, device)
+        tables = [dataset.normalisation[source] for source in dataset.sources]
+        moments = zip(*(mean_and_std(table, dataset.bands) for table in tables), strict=True)
+        self._mean, self._std = (torch.stack(of).to(device) for of in moments)  # (sources, C)
         self._level = self._mean / self._std
         self._layouts = [
             _layout(groups, dataset.bands, self._mean, self._std) for groups in dataset.layouts
@@ -277,15 +280,6 @@ def _parts(num_views: int, num_samples: int) -> Iterator[tuple[slice, slice]]:
         for first in range(0, num_samples, _VIEWS_AT_A_TIME):
             last = min(first + _VIEWS_AT_A_TIME, num_samples)
             yield slice(view + first, view + last), slice(first, last)
-
-
-def _statistics(dataset: ShardDataset, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and std, each (sources, C) float32."""
-    tables = [dataset.normalisation[source] for source in dataset.sources]
-    mean = torch.tensor([[table[band]["mean"] for band in dataset.bands] for table in tables])
-    std = torch.tensor([[table[band]["std"] for band in dataset.bands] for table in tables])
-    # A constant band carries nothing; one stored unit instead of zero keeps it finite.
-    return mean.to(device), std.clamp(min=1.0).to(device)
 
 
 def _layout(

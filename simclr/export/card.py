@@ -15,6 +15,7 @@ from preprocess.bands import BANDS
 from preprocess.shards.format import NODATA, UNIT
 from simclr.choices import Stem
 from simclr.config import to_plain
+from simclr.data.normalisation import usable
 from simclr.evaluation.report import markdown
 from simclr.model.pretrained import Pretrained
 from simclr.model.simclr import WIDTHS
@@ -30,8 +31,6 @@ RESAMPLING_RULE = (
     "every band from its native grid to the input grid by bilinear interpolation in the pixel-area "
     "convention (align_corners=False), widened where that grid is coarser: no pixel is skipped"
 )
-# What the training views do to a constant band: ``simclr.augment.views`` divides by no less.
-_SMALLEST_STD = 1.0
 
 _log = logging.getLogger("simclr")
 
@@ -62,7 +61,9 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
         "nodata": f"stored value {NODATA} becomes 0 after normalisation",
         "resampling": RESAMPLING_RULE,
         "size_px": pretrained.view_size_px,
-        "normalisation": _normalisation(pretrained),
+        "normalisation": {
+            source: usable(table) for source, table in pretrained.normalisation.items()
+        },
         "dataset": {
             name: dataset[name] for name in ("sources", "simulated", "fingerprint", "num_samples")
         },
@@ -135,16 +136,6 @@ def _band(name: str) -> dict[str, Any]:
         "name": name,
         "wavelength_nm": band.wavelength_nm,
         "ground_resolution_m": band.ground_resolution_m,
-    }
-
-
-def _normalisation(pretrained: Pretrained) -> dict[str, dict[str, dict[str, float]]]:
-    return {
-        source: {
-            band: {"mean": one["mean"], "std": max(one["std"], _SMALLEST_STD)}
-            for band, one in table.items()
-        }
-        for source, table in pretrained.normalisation.items()
     }
 
 

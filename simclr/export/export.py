@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from preprocess.shards.atomic_io import fsync, publish, temporary_path
 from preprocess.shards.format import sha256_of
 from simclr.config import require
+from simclr.data.normalisation import Normalised
 from simclr.export import ExportConfig, ExportFormat, PatchUnit
 from simclr.export.card import build_card, card_markdown
 from simclr.export.load import (
     CARD_NAME,
     WEIGHTS_NAME,
-    Normalised,
     load_encoder,
     with_normalisation,
 )

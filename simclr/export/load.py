@@ -15,6 +15,7 @@ from preprocess.bands import canonical_names
 from preprocess.shards.format import NODATA, sha256_of
 from simclr.choices import EncoderName, Stem
 from simclr.config import ModelConfig, require
+from simclr.data.normalisation import Normalised, mean_and_std
 from simclr.export import PatchUnit
 from simclr.export.card import FORMAT, FORMAT_VERSION
 from simclr.model.pretrained import adapt_kernel
@@ -25,31 +26,6 @@ _STORED_PER_REFLECTANCE = 10_000
 # about 1, reflectances end near 1, and water in the short-wave infrared is still stored as tens.
 _HIGHEST_VIEW = 50.0
 _HIGHEST_REFLECTANCE = 2.0
-
-
-class Normalised(nn.Module):
-    """An encoder with the normalisation of one source in front of it.
-
-    Args:
-        encoder: views (B, C, S, S) to h (B, width).
-        mean: of each band (C,), in the unit of the patches.
-        std: of each band (C,), in the unit of the patches.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, encoder: nn.Module, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.register_buffer("mean", mean.reshape(-1, 1, 1))
-        self.register_buffer("std", std.reshape(-1, 1, 1))
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """Return h (B, width) of patches (B, C, S, S) float32; nodata counts as the mean."""
-        views = torch.where(patches == NODATA, 0.0, (patches - self.mean) / self.std)
-        h: Tensor = self.encoder(views)
-        return h
 
 
 def with_normalisation(
@@ -69,10 +45,7 @@ def with_normalisation(
     """
     table = _statistics(card, source)
     scale = _STORED_PER_REFLECTANCE if unit is PatchUnit.reflectance else 1
-    mean, std = (
-        torch.tensor([table[band][key] / scale for band in bands]) for key in ("mean", "std")
-    )
-    return Normalised(encoder, mean, std)
+    return Normalised(encoder, *mean_and_std(table, bands, scale))
 
 
 def _statistics(card: dict[str, Any], source: str) -> dict[str, dict[str, float]]:
