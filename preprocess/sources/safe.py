@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from preprocess.bands import L2A_BANDS
 from preprocess.config import ProductsConfig, require
-from preprocess.radiometry import DARK_BANDS, baseline_of, offset_of
+from preprocess.radiometry import DARK_BANDS, QUANTIFICATION, baseline_of, offset_of
 from preprocess.raster import IN_ZIP
 from preprocess.sources.base import (
     PRODUCT,
@@ -32,7 +32,6 @@ from preprocess.sources.l2a import Product, Products
 
 METADATA_NAME = "MTD_MSIL2A.xml"
 _RASTER = re.compile(r"_(?P<band>B\d[\dA]|SCL)_(?P<resolution>10|20|60)m\.(?:jp2|tif)$")
-QUANTIFICATION = 10000  # digital numbers per unit of reflectance, in every product so far
 
 
 @dataclass(kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from preprocess.bands import BANDS, canonical_name
 from preprocess.config import ProductsConfig, require
-from preprocess.radiometry import DARK_BANDS, baseline_of, offset_of
+from preprocess.radiometry import DARK_BANDS, QUANTIFICATION, baseline_of, offset_of
 from preprocess.sources.base import (
     GEOTIFF_SUFFIXES,
     Groups,
@@ -29,7 +29,6 @@ from preprocess.sources.base import (
     patch_groups,
 )
 from preprocess.sources.l2a import Product, Products
-from preprocess.sources.safe import QUANTIFICATION
 
 # S2A_29RKH_20200219_0_L2A: satellite, tile without a leading zero, day, sequence, level
 _ITEM = re.compile(r"S2[A-D]_(?P<tile>\d{1,2}[A-Z]{3})_(?P<day>\d{8})_\d+_L2A")
