@@ -24,13 +24,14 @@ import rasterio
 import requests
 from report import Claim, Report, Timing
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from stac_server import Server, item_of
-
 from preprocess.bands import BANDS, L2A_BANDS
 from preprocess.config import FetchConfig
 from preprocess.fetch import fetch
+
+# after the project: tests/ has a folder preprocess, too
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from stac_server import Server, item_of
 
 STREAMS, RANGE, PIECE = 8, 8 * 2**20, 256 * 2**10
 ROUNDS = 3
