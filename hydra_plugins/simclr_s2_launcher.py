@@ -42,7 +42,9 @@ class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes with
         composed = one_by_one.launch(job_overrides, initial_job_idx)
         values = [each.return_value for each in composed]
         # a function of another application has done its work by now, and returns what it likes
-        pairs = [one for one in values if isinstance(one, tuple) and isinstance(one[0], Command)]
+        pairs = [
+            one for one in values if isinstance(one, tuple) and one and isinstance(one[0], Command)
+        ]
         for result in run_all(pairs):
             say(result)
         return composed
