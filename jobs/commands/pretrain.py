@@ -37,7 +37,7 @@ from jobs.staging import scratch_folder, staged
 from jobs.tracking.sink import TrackerProcesses, Tracking, check_installed
 from preprocess.config import require_all
 from preprocess.shards.manifest import read_manifest
-from simclr.config import TrainConfig
+from simclr.config import AugmentConfig, TrainConfig
 from simclr.monitoring.metrics import Sink
 from simclr.preemption import Preempted, StopSignal
 
@@ -112,7 +112,7 @@ class Pretrain(Command):
         return self.run_dir / JOB_FOLDER
 
     def validate(self, cluster: ClusterConfig) -> None:
-        """Check shards, weights, batch and run folder, before a job waits in the queue for them."""
+        """Check what a job would otherwise wait in the queue for, to refuse it then."""
         config, weights = self.config, self.config.model.weights
         require_all(
             (bool(config.run_dir), "run_dir is empty; give a folder for the run: run_dir=RUN"),
@@ -127,6 +127,10 @@ class Pretrain(Command):
             if shards:
                 read_manifest(Path(shards))
         check_batch(config.data.global_batch_size, cluster)
+        if config.augment != AugmentConfig():  # torch comes with it, slowly on a login node
+            from simclr.augment.parameters import preset_of
+
+            preset_of(config.augment)
         check_installed(self.tracking)
         if current_rank().is_main:
             check_run_dir(self.run_dir, config)

@@ -160,6 +160,8 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
     if runs and not cluster.after:  # a job before this one packs the shards
         _check_scoring(config)
         _check_batch(runs)
+    for run in runs:  # of all arms, before the hours of the first
+        Pretrain(run.config).validate(cluster)
     if runs:
         _log.info("%s", check_budget(config, runs, cluster))
     if cluster.executor is Executor.slurm:

@@ -7,7 +7,7 @@ from make_data import packed_arrays
 
 from jobs.commands.pretrain import Pretrain
 from jobs.config import ClusterConfig
-from simclr.config import ModelConfig, MonitorConfig, TrainConfig
+from simclr.config import AugmentConfig, ModelConfig, MonitorConfig, TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +29,10 @@ def test_a_missing_file_is_refused_at_submission(shards, tmp_path, settings, tol
     with pytest.raises(ValueError, match=told):
         command.validate(ClusterConfig())
     command.validate(ClusterConfig(after="12"))  # a job before it may make the file
+
+
+def test_an_unknown_operation_is_refused_at_submission(shards, tmp_path):
+    views = AugmentConfig(strengths={"crop": 0.3})
+    command = Pretrain(TrainConfig(run_dir=str(tmp_path / "run"), shards=[shards], augment=views))
+    with pytest.raises(ValueError, match=r"augment\.strengths has 'crop'; valid names: blur, "):
+        command.validate(ClusterConfig())

@@ -189,6 +189,21 @@ def test_a_batch_that_no_epoch_fills_is_refused_before_any_arm_is_trained(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_change_that_makes_no_views_is_refused_before_any_arm_is_trained(tmp_path):
+    shards = packed_arrays(tmp_path / "shards", 12, size_px=12, native=False)
+    config = StudyConfig(
+        study=StudyName.settings,
+        changes=["augment.strengths.crop=0.3"],
+        shards=[str(shards)],
+        output=str(tmp_path / "out"),
+        tasks=["labels"],
+        data=replace(ALL_SPLITS, global_batch_size=4),
+    )
+    with pytest.raises(ValueError, match=r"augment\.strengths has 'crop'"):
+        run_study(config, HERE)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_study_is_not_written_into_the_folder_of_a_run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="the folder of a run; give one of its own"):
