@@ -35,9 +35,7 @@ class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes with
 
         one_by_one = BasicLauncher()
         one_by_one.setup(
-            hydra_context=self.hydra_context,
-            task_function=self.task_function,
-            config=self.config,
+            hydra_context=self.hydra_context, task_function=self.task_function, config=self.config
         )
         composed = one_by_one.launch(job_overrides, initial_job_idx)
         values = [each.return_value for each in composed]

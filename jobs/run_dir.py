@@ -46,11 +46,7 @@ def provenance() -> dict[str, Any]:
         "code": code_version(Path(__file__).parents[1]),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "host": {
-            "name": platform.node(),
-            "system": platform.platform(),
-            "cores": os.cpu_count(),
-        },
+        "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count()},
     }
 
 

@@ -204,8 +204,7 @@ def _option(word: str, following: Iterator[str]) -> list[str]:
     if name in CONFIG_DIR:
         return [name, config_dir(value)]
     require(
-        not allowed or value in allowed,
-        f"{name} is {value!r}; choose one of {', '.join(allowed)}",
+        not allowed or value in allowed, f"{name} is {value!r}; choose one of {', '.join(allowed)}"
     )
     return [name, value]
 

@@ -35,10 +35,7 @@ def schema_of(command: type[Command]) -> type[Any]:
     hints = get_type_hints(command.Config)
     # a group that is a setting (source=) has no default: the user must choose
     chosen = [(group, hints[group], MISSING) for group in command.groups if group in hints]
-    own = [
-        ("cluster", ClusterConfig, field(default_factory=ClusterConfig)),
-        ("debug", bool, False),
-    ]
+    own = [("cluster", ClusterConfig, field(default_factory=ClusterConfig)), ("debug", bool, False)]
     name = f"{command.__name__}Settings"
     return make_dataclass(name, [*chosen, *own], bases=(command.Config,), kw_only=True, slots=True)
 

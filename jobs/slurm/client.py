@@ -16,20 +16,21 @@ TIMEOUT_S = 30
 
 # Slurm's "job state codes" after which a job does not run again (squeue(1), JOB STATE CODES). One
 # that is requeued shows PENDING or REQUEUED instead. States of later releases are not final.
-FINAL = frozenset(
-    {
-        *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"),
-        *("NODE_FAIL", "PREEMPTED", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED", "SPECIAL_EXIT"),
-    }
+FINAL = (
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"),
+    *("NODE_FAIL", "PREEMPTED", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED", "SPECIAL_EXIT"),
 )
 
 # A field starts at the beginning or after a space; values may hold spaces and equal signs.
 _FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z:/]*)=")
 _DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
-_DISABLED = "presently disabled"  # said of a job without --requeue
-_DENIED = "permission denied"  # where only operators may requeue
-_QUEUE_FORMAT = "%i|%T|%S|%L|%N|%r"
 _NOTHING = ("None", "(null)", "Unknown", "N/A", "None assigned")  # in place of a value
+# what sacct says where accounting is disabled: no error of the job, so nothing is reported
+_NO_ACCOUNTING = (
+    "accounting storage is disabled",
+    "not running a supported accounting_storage",
+    "is not installed",
+)
 
 
 class SlurmError(RuntimeError):
@@ -46,29 +47,17 @@ class DeniedError(RefusedError):
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What Slurm says of one job.
+    """What Slurm says of one job."""
 
-    Attributes:
-        job_id: ``12``, or ``12_3`` in an array.
-        state: Slurm's word, RUNNING for example; never translated.
-        reason: why it waits, in Slurm's word.
-        preempted: a time of preemption is set.
-        restarts: how often it was requeued.
-        nodes: nodes of the job, as Slurm abbreviates them.
-        time_left: until the time limit, ``[days-]hours:minutes:seconds``.
-        start: when it started, or is expected to.
-        log: file that takes its standard error.
-    """
-
-    job_id: str
-    state: str
-    reason: str = ""
-    preempted: bool = False
-    restarts: int = 0
-    nodes: str = ""
-    time_left: str = ""
-    start: str = ""
-    log: str = ""
+    job_id: str  # 12, or 12_3 in an array
+    state: str  # Slurm's word, RUNNING for example; never translated
+    reason: str = ""  # why it waits, in Slurm's word
+    preempted: bool = False  # a time of preemption is set
+    restarts: int = 0  # how often it was requeued
+    nodes: str = ""  # as Slurm abbreviates them
+    time_left: str = ""  # until the time limit, [days-]hours:minutes:seconds
+    start: str = ""  # when it started, or is expected to
+    log: str = ""  # file that takes its standard error
 
     @property
     def is_final(self) -> bool:
@@ -82,18 +71,17 @@ def is_available() -> bool:
 
 
 def call(arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
-    """Run one of Slurm's commands and return what it printed.
-
-    Raises:
-        SlurmError: it is missing, failed, or took too long.
-    """
+    """Run a command of Slurm and return what it printed; SlurmError: missing, failed, or late."""
+    # without what changes the questions: SQUEUE_STATES, for example, hides jobs
+    filters = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(filters)}
     try:
         done = subprocess.run(
             arguments,
             capture_output=True,
             text=True,
             errors="replace",  # folders and comments may hold any byte
-            env=_unfiltered_environment(),
+            env=environment,
             timeout=timeout_s,
             check=False,
         )
@@ -106,12 +94,6 @@ def call(arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
     return done.stdout
 
 
-def _unfiltered_environment() -> dict[str, str]:
-    """Return the environment without what changes the questions: SQUEUE_STATES hides jobs."""
-    prefixes = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
-
-
 def one_line(complaint: str) -> str:
     """Return Slurm's words in one line, without the command's name before each of them."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
@@ -121,20 +103,12 @@ def one_line(complaint: str) -> str:
 
 
 def show_job(job_id: str) -> JobState:
-    """Ask ``scontrol`` for one job.
-
-    Raises:
-        SlurmError: there is no such job (any more), or no answer.
-    """
+    """Ask ``scontrol`` for a job; SlurmError: there is none (any more), or no answer."""
     return parse_job(call(["scontrol", "-o", "show", "job", job_id]))
 
 
 def parse_job(text: str) -> JobState:
-    """Parse a line of ``scontrol -o show job``.
-
-    Raises:
-        SlurmError: it is no such line.
-    """
+    """Parse a line of ``scontrol -o show job``; SlurmError: it is no such line."""
     fields = _fields(text)
     if "JobId" not in fields or "JobState" not in fields:
         raise SlurmError(f"scontrol said {text.strip()[:80]!r}, not a job")
@@ -158,16 +132,21 @@ def queue(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, Job
     Raises:
         SlurmError: no answer.
     """
+    command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%S|%L|%N|%r"]
+    # said when the only job asked for is forgotten
+    return parse_queue(_ask(command, job_ids, timeout_s, ("Invalid job id",)))
+
+
+def _ask(
+    command: Sequence[str], job_ids: Iterable[str], timeout_s: float, empty: Sequence[str]
+) -> str:
+    """Ask about jobs; empty where there are none to ask about, or an error means just that."""
     wanted = sorted(set(job_ids))
-    if not wanted:
-        return {}
-    command = ["squeue", "-h", "-r", "-t", "all", "-o", _QUEUE_FORMAT, "-j", ",".join(wanted)]
     try:
-        return parse_queue(call(command, timeout_s))
+        return call([*command, "-j", ",".join(wanted)], timeout_s) if wanted else ""
     except SlurmError as error:
-        # said when the only job asked for is forgotten
-        if "Invalid job id" in str(error):
-            return {}
+        if any(words in str(error) for words in empty):
+            return ""
         raise
 
 
@@ -182,6 +161,33 @@ def parse_queue(text: str) -> dict[str, JobState]:
                 job_id, state, _known(reason), nodes=nodes, time_left=left, start=_known(start)
             )
     return states
+
+
+def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, list[str]]:
+    """Ask ``sacct`` how each start of some jobs ended; nothing where accounting is disabled.
+
+    Returns:
+        Job id to Slurm's state of each of its starts, in order; empty for one that has not ended.
+
+    Raises:
+        SlurmError: no answer.
+    """
+    # -D: without it sacct hides every start but the last. -X: jobs, not their steps.
+    command = ["sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State,End"]
+    return parse_endings(_ask(command, job_ids, timeout_s, _NO_ACCOUNTING))
+
+
+def parse_endings(text: str) -> dict[str, list[str]]:
+    """Parse lines of our own ``sacct -P`` format; lines of another form are left out."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split("|")]
+        if len(parts) == 3 and parts[1]:
+            job_id, state, end = parts
+            # "CANCELLED by 1000"; a narrow format cuts OUT_OF_MEMORY to OUT_OF_ME+
+            ending = state.split()[0].rstrip("+") if _known(end) else ""
+            found.setdefault(job_id, []).append(ending)
+    return found
 
 
 def seconds_of(duration: str) -> int | None:
@@ -205,9 +211,9 @@ def requeue(job_id: str) -> bool:
     except SlurmError as error:
         if "pending execution" in str(error):
             return False
-        if _DISABLED in str(error):
+        if "presently disabled" in str(error):  # said of a job without --requeue
             raise RefusedError(str(error)) from error
-        if _DENIED in str(error):
+        if "permission denied" in str(error):  # where only operators may requeue
             raise DeniedError(str(error)) from error
         raise
     return True
@@ -216,12 +222,7 @@ def requeue(job_id: str) -> bool:
 def hold(job_id: str, reason: str) -> None:
     """End a running job and keep it in the queue, held, until a person releases it.
 
-    Args:
-        job_id: of the job.
-        reason: shown as its comment by ``squeue -o %k`` and ``scontrol show job``.
-
-    Raises:
-        SlurmError: refused, or no answer.
+    ``squeue -o %k`` and ``scontrol show job`` show the reason. SlurmError: refused, or no answer.
     """
     # first: the hold ends the process that asks for it
     call(["scontrol", "update", f"JobId={job_id}", f"Comment={reason}"])
@@ -229,32 +230,24 @@ def hold(job_id: str, reason: str) -> None:
 
 
 def host_names(node_list: str) -> list[str]:
-    """Expand ``n[1-3]`` to names.
-
-    Raises:
-        SlurmError: not a list of nodes, or no answer.
-    """
+    """Expand ``n[1-3]`` to names; SlurmError: not a list of nodes, or no answer."""
     return call(["scontrol", "show", "hostnames", node_list]).split()
 
 
 def node_address(name: str) -> str:
-    """Return under which address Slurm itself reaches a node.
-
-    Raises:
-        SlurmError: no such node, or no answer.
-    """
+    """Return under which address Slurm reaches a node; SlurmError: no such node, or no answer."""
     return _fields(call(["scontrol", "-o", "show", "node", name])).get("NodeAddr", name)
 
 
 def partitions() -> dict[str, dict[str, str]]:
-    """Return the fields of ``scontrol show partition`` by partition.
-
-    Raises:
-        SlurmError: no answer.
-    """
-    lines = call(["scontrol", "-o", "show", "partition"]).splitlines()
-    found = [_fields(line) for line in lines]
+    """Return the fields of ``scontrol show partition`` by partition; SlurmError: no answer."""
+    found = map(_fields, call(["scontrol", "-o", "show", "partition"]).splitlines())
     return {fields["PartitionName"]: fields for fields in found if "PartitionName" in fields}
+
+
+def parse_settings(text: str) -> dict[str, str]:
+    """Return the settings that ``scontrol show config`` prints."""
+    return {name: value.strip() for name, value in re.findall(r"^(\w+)\s*= (.*)$", text, re.M)}
 
 
 def _known(value: str) -> str:
@@ -268,45 +261,3 @@ def _fields(text: str) -> dict[str, str]:
     for key, value in zip(parts[::2], parts[1::2], strict=True):
         fields.setdefault(key, value.strip())
     return fields
-
-
-# what sacct says where accounting is disabled: no error of the job, so nothing is reported
-_ACCOUNTING_DISABLED = (
-    "accounting storage is disabled",
-    "not running a supported accounting_storage",
-)
-
-
-def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, list[str]]:
-    """Ask ``sacct`` how each start of some jobs ended; nothing where accounting is disabled.
-
-    Returns:
-        Job id to Slurm's state of each of its starts, in order; empty for one that has not ended.
-
-    Raises:
-        SlurmError: no answer.
-    """
-    wanted = sorted(set(job_ids))
-    if not wanted:
-        return {}
-    # -D: without it sacct hides every start but the last. -X: jobs, not their steps.
-    command = ["sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State,End", "-j", ",".join(wanted)]
-    try:
-        return parse_endings(call(command, timeout_s))
-    except SlurmError as error:
-        if any(words in str(error) for words in (*_ACCOUNTING_DISABLED, "is not installed")):
-            return {}
-        raise
-
-
-def parse_endings(text: str) -> dict[str, list[str]]:
-    """Parse lines of our own ``sacct -P`` format; lines of another form are left out."""
-    found: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        parts = [part.strip() for part in line.split("|")]
-        if len(parts) == 3 and parts[1]:
-            job_id, state, end = parts
-            # "CANCELLED by 1000"; a narrow format cuts OUT_OF_MEMORY to OUT_OF_ME+
-            ending = state.split()[0].rstrip("+") if _known(end) else ""
-            found.setdefault(job_id, []).append(ending)
-    return found

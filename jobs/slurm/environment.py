@@ -17,7 +17,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.code_snapshot import running_snapshot
 from jobs.slurm import client as slurm
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ _FIRST_PORT, _NUM_PORTS = 15000, 16000
 _ATTEMPTS_APART = 1009  # prime: neighbouring jobs, with many attempts each, do not meet
 _PORTS_APART = 4  # simclr tries as many, should one be taken
 RANK_0_DONE = "SIMCLR_RANK_0_DONE"  # names the file that ends the batch script, srun or not
+ORIGIN_NAME = "origin.json"  # beside the packages in a copy that a job runs
 
 _log = logging.getLogger("simclr")
 
@@ -42,37 +42,22 @@ class Launcher(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RankEnvironment:
-    """This process among those that were started together.
-
-    Attributes:
-        launcher: who started it.
-        job_id: of Slurm (``12`` or ``12_3``), or of submitit; empty here.
-        restarts: how often Slurm has requeued the job.
-        rank: of this process, from 0.
-        local_rank: on its node, from 0.
-        num_ranks: processes in all.
-        ranks_on_node: processes on this node.
-        cores: given to this process, bound to them or not; 0 when nobody says.
-        node: of this process, as the scheduler calls it; else the name of the machine.
-        node_list: nodes, in Slurm's abbreviation.
-        log: file that takes standard error, if known.
-        array_index: of this job in its array, from 0.
-        array_size: jobs of the array.
-    """
+    """This process among those that were started together."""
 
     launcher: Launcher = Launcher.here
-    job_id: str = ""
-    restarts: int = 0
-    rank: int = 0
-    local_rank: int = 0
+    job_id: str = ""  # of Slurm (12 or 12_3), or of submitit; empty here
+    restarts: int = 0  # how often Slurm has requeued the job
+    rank: int = 0  # of this process, from 0
+    local_rank: int = 0  # on its node, from 0
     num_ranks: int = 1
     ranks_on_node: int = 1
-    cores: int = 0
+    cores: int = 0  # given to this process, bound to them or not; 0 when nobody says
+    # as the scheduler calls it; else the name of the machine
     node: str = field(default_factory=socket.gethostname)
-    node_list: str = ""
-    log: str = ""
-    array_index: int = 0
-    array_size: int = 1
+    node_list: str = ""  # in Slurm's abbreviation
+    log: str = ""  # file that takes standard error, if known
+    array_index: int = 0  # of this job in its array, from 0
+    array_size: int = 1  # jobs of the array
 
     @property
     def is_main(self) -> bool:
@@ -86,6 +71,7 @@ class RankEnvironment:
 
     def describe(self) -> dict[str, object]:
         """Return what ``attempts.jsonl`` keeps of a start."""
+        root = Path(__file__).parents[2]
         return {
             "launcher": self.launcher.value,
             **self.start,
@@ -94,33 +80,32 @@ class RankEnvironment:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "log": self.log,
-            "code": running_snapshot(),
+            "code": root.name if (root / ORIGIN_NAME).exists() else "",  # digest of the snapshot
         }
 
 
 def current_rank(environment: Mapping[str, str] = os.environ) -> RankEnvironment:
     """Read where this process runs from its environment."""
     if environment.get("SUBMITIT_EXECUTOR") == "local":
-        return _local_rank(environment)
+        job_id, rank = environment["SUBMITIT_LOCAL_JOB_ID"], environment["SUBMITIT_LOCAL_GLOBALID"]
+        size, log = int(environment["SUBMITIT_LOCAL_NTASKS"]), _submitit_log(environment, job_id)
+        return RankEnvironment(Launcher.local, job_id, 0, int(rank), int(rank), size, size, log=log)
     # A step, not merely a job: a batch script or a shell of salloc is no rank.
     if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
         return _slurm_rank(environment)
     if "RANK" not in environment:
         return RankEnvironment()
     # torchrun's; simclr reads the rest
-    size = int(environment.get("WORLD_SIZE", 1))
-    return RankEnvironment(rank=int(environment["RANK"]), num_ranks=size)
+    return RankEnvironment(
+        rank=int(environment["RANK"]), num_ranks=int(environment.get("WORLD_SIZE", 1))
+    )
 
 
 def rendezvous_of(env: RankEnvironment, token: str) -> Rendezvous | None:
     """Return where the ranks of a job meet; None for one rank, or where torchrun's variables say.
 
-    Args:
-        env: of this process.
-        token: the same in all processes that were started together, and in no others.
-
-    Raises:
-        SlurmError: Slurm does not say where the first node is.
+    The token is the same in all processes that were started together, and in no others.
+    SlurmError: Slurm does not say where the first node is.
     """
     from simclr.rendezvous import Rendezvous
 
@@ -144,19 +129,15 @@ def rendezvous_of(env: RankEnvironment, token: str) -> Rendezvous | None:
 
 
 def port_of(job_id: str, restarts: int) -> int:
-    """Return the port where the ranks of one attempt meet; another attempt has another one.
-
-    A rank of an earlier attempt may still be alive, and must not join.
-    """
+    """Return the port where the ranks of one attempt meet; another attempt has another one."""
+    # a rank of an earlier attempt may still be alive, and must not join
     number = int(re.sub(r"\D", "", job_id) or 0)
     return _FIRST_PORT + (number * _ATTEMPTS_APART + restarts) * _PORTS_APART % _NUM_PORTS
 
 
 def remove_stale_results(env: RankEnvironment) -> None:
-    """Remove the result files that an earlier start of this job left for this rank.
-
-    submitit takes a result that is there for the new one, and cannot replace a half-written one.
-    """
+    """Remove the result files that an earlier start of this job left for this rank."""
+    # submitit takes a result that is there for the new one, and cannot replace a half-written one
     if env.log:
         for left in Path(env.log).parent.glob(f"{env.job_id}_{env.rank}_result.pkl*"):
             left.unlink()
@@ -171,16 +152,8 @@ def expand_counts(text: str) -> list[int]:
     return counts
 
 
-def _local_rank(environment: Mapping[str, str]) -> RankEnvironment:
-    job_id, rank = environment["SUBMITIT_LOCAL_JOB_ID"], environment["SUBMITIT_LOCAL_GLOBALID"]
-    size = int(environment["SUBMITIT_LOCAL_NTASKS"])
-    log = _submitit_log(environment, job_id)
-    return RankEnvironment(Launcher.local, job_id, 0, int(rank), int(rank), size, size, log=log)
-
-
 def _slurm_rank(environment: Mapping[str, str]) -> RankEnvironment:
-    array = environment.get("SLURM_ARRAY_JOB_ID")
-    index = environment.get("SLURM_ARRAY_TASK_ID")
+    array, index = (environment.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
     # The raw number of an array's last member is that of the whole array.
     job_id = f"{array}_{index}" if array else environment["SLURM_JOB_ID"]
     counts = expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
@@ -236,9 +209,8 @@ def configure_logging(env: RankEnvironment, run_dir: Path | None = None) -> None
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if run_dir and env.launcher is Launcher.here and env.is_main:
-        path = run_dir / LOG_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path))
+        (run_dir / LOG_NAME).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(run_dir / LOG_NAME))
     logging.basicConfig(
         level=logging.INFO if env.is_main else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",

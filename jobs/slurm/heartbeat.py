@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn
 
 from jobs.run_dir import (
@@ -31,13 +31,7 @@ from jobs.run_dir import (
     saved_step,
 )
 from jobs.slurm.environment import Launcher, RankEnvironment
-from jobs.slurm.requeue import (
-    RUN_AGAIN,
-    RunStop,
-    decide_and_requeue,
-    end_process,
-    exit_for_requeue,
-)
+from jobs.slurm.requeue import RUN_AGAIN, RunStop, decide_and_requeue, end_process, exit_for_requeue
 from simclr.preemption import STOP_SIGNALS, DeviceFaultError, LostPeerError, TrainerHooks
 
 LATE = 76  # exit code: ended by the deadline, older checkpoints are whole
@@ -88,12 +82,7 @@ class HeartbeatMonitor(TrainerHooks):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         if self._thread is not threading.current_thread():
             self._thread.join(2 * self._period_s)  # bounded: the folder may be what hangs
@@ -122,8 +111,8 @@ class HeartbeatMonitor(TrainerHooks):
             if self._beat("alive") and self._step is not None and self._env.num_ranks > 1:
                 # a process that was itself suspended for three beats must not blame others
                 silent_s = self._next.silence_s(3 * self._period_s)
-                if silent_s > self._silence_s and self._next.is_stale():
-                    self._on_silence(f"{self._next.describe()} for {silent_s:.0f} s")
+                if silent_s > self._silence_s and (rank := self._next.stale_rank()):
+                    self._on_silence(f"{rank}, has had no heartbeat for {silent_s:.0f} s")
                     return
         self._beat("left")  # an orderly end is no silence
 
@@ -167,11 +156,7 @@ class HeartbeatReader:
         self._since = self._read = time.monotonic()
 
     def silence_s(self, gap_s: float) -> float:
-        """Return for how long there was no new heartbeat.
-
-        Args:
-            gap_s: when this process itself was away for longer, counting begins anew.
-        """
+        """Return for how long there was no new one; away for ``gap_s`` itself, it counts anew."""
         now = time.monotonic()
         text = read_text(self._path)
         if text != self._seen or now - self._read > gap_s:
@@ -179,13 +164,10 @@ class HeartbeatReader:
         self._read = now
         return now - self._since
 
-    def is_stale(self) -> bool:
-        """Return whether there was a heartbeat, and no orderly end."""
-        return bool(self._seen) and parse_heartbeat(self._seen).get("state") != "left"
-
-    def describe(self) -> str:
-        """Return whose heartbeat it is, in words."""
-        return f"{describe_rank(parse_heartbeat(self._seen))}, has had no heartbeat"
+    def stale_rank(self) -> str:
+        """Describe the rank that there was a heartbeat of, and no orderly end; else empty."""
+        beat = parse_heartbeat(self._seen)
+        return describe_rank(beat) if self._seen and beat.get("state") != "left" else ""
 
 
 def period_s(num_ranks: int) -> float:
@@ -208,24 +190,18 @@ def find_silent_ranks(
 ) -> str:
     """Observe all heartbeats for a while; name the silent ranks, or else those that are behind.
 
-    Args:
-        run_dir: run folder.
-        env: of this rank.
-        observe_s: for how long; two beats at least, or nothing can be said.
-        or_behind: where all are alive, name those with fewer steps than others.
+    ``observe_s`` is two beats at least, or nothing can be said. ``or_behind``: where all are alive,
+    name those with fewer steps than others.
     """
     folder = heartbeat_folder(run_dir, env)
     paths = [folder / file_name(rank) for rank in range(env.num_ranks) if rank != env.rank]
-    before = {path: read_text(path) for path in paths}
+    before = [parse_heartbeat(read_text(path)) for path in paths]
     time.sleep(observe_s)
-    after = {path: parse_heartbeat(read_text(path)) for path in paths}
-    silent = [
-        beat
-        for path, beat in after.items()
-        if beat == parse_heartbeat(before[path]) and beat.get("state") != "left"
-    ]
-    steps = [beat["step"] for beat in after.values() if beat.get("step") is not None]
-    behind = [beat for beat in after.values() if steps and (beat.get("step") or 0) < max(steps)]
+    after = [parse_heartbeat(read_text(path)) for path in paths]
+    pairs = zip(before, after, strict=True)
+    silent = [beat for old, beat in pairs if beat == old and beat.get("state") != "left"]
+    steps = [beat["step"] for beat in after if beat.get("step") is not None]
+    behind = [beat for beat in after if steps and (beat.get("step") or 0) < max(steps)]
     named = silent or (behind if or_behind else [])
     return "; ".join(describe_rank(beat) for beat in named if beat)
 
@@ -269,17 +245,19 @@ def exit_lost_rank(
 ) -> NoReturn:
     """End this process, whose run has lost a rank; the job comes back as long as that helps.
 
-    Outside Slurm nobody would start it again: the cause is recorded, and the process fails.
-
-    Args:
-        run_dir: run folder.
-        env: of this process.
-        cause: in words.
-        code: exit code, in a job of Slurm.
+    Outside Slurm nobody would start it again: the cause is recorded, and the process fails with 1.
     """
+
+    def exit_without_folder() -> None:
+        """End the process where the run folder itself is what hangs."""
+        try:
+            if env.launcher is Launcher.slurm:
+                decide_and_requeue(RunStop(env, None, cause=cause))
+        finally:
+            os._exit(code)
+
     _log.error("%s", cause)
-    # the run folder itself may be what hangs
-    timer = threading.Timer(FOLDER_HANGS_S, _exit_without_folder, (env, cause, code))
+    timer = threading.Timer(FOLDER_HANGS_S, exit_without_folder)
     timer.daemon = True
     timer.start()
     reports = elect_reporter(run_dir, env)
@@ -292,14 +270,6 @@ def exit_lost_rank(
     timer.cancel()
     stop = RunStop(env, None, run_dir, number if reports else None, step, cause)
     exit_for_requeue(stop, reports=reports and number is not None, code=code)
-
-
-def _exit_without_folder(env: RankEnvironment, cause: str, code: int) -> None:
-    try:
-        if env.launcher is Launcher.slurm:
-            decide_and_requeue(RunStop(env, None, cause=cause))
-    finally:
-        os._exit(code)
 
 
 def elect_reporter(run_dir: Path, env: RankEnvironment) -> bool:
@@ -323,19 +293,18 @@ def lost_rank_cause(run_dir: Path, env: RankEnvironment, event: BaseException) -
     The signal with which srun ends the ranks that are left may interrupt what was on its way.
     """
     behind: BaseException | None = event
-    while behind is not None:
-        if isinstance(behind, DeviceFaultError):
-            return (
-                f"the GPU of rank {env.rank} on {env.node} has failed: {behind}; should it happen "
-                f"again, leave the node out: cluster.exclude={env.node}"
-            )
-        if isinstance(behind, LostPeerError):
-            silent = find_silent_ranks(run_dir, env)
-            if not silent:
-                return f"a collective failed, but no rank is silent or behind ({behind})"
-            return f"lost {silent} ({behind})"
+    while behind is not None and not isinstance(behind, DeviceFaultError | LostPeerError):
         behind = behind.__cause__ or behind.__context__
-    return ""
+    if isinstance(behind, DeviceFaultError):
+        return (
+            f"the GPU of rank {env.rank} on {env.node} has failed: {behind}; should it happen "
+            f"again, leave the node out: cluster.exclude={env.node}"
+        )
+    if behind is None:
+        return ""
+    if silent := find_silent_ranks(run_dir, env):
+        return f"lost {silent} ({behind})"
+    return f"a collective failed, but no rank is silent or behind ({behind})"
 
 
 def record_failure(run_dir: Path, env: RankEnvironment, error: BaseException) -> None:

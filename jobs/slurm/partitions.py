@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,33 +31,19 @@ _GPUS = re.compile(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class NodeKind:
-    """Equal nodes of a partition.
-
-    Attributes:
-        partition: its name.
-        is_default: jobs that name no partition go there.
-        nodes: how many there are.
-        cores: of each node.
-        memory_mib: of each node.
-        gpus: of each node.
-        limit_min: longest job, minutes; none for no limit.
-    """
+    """Equal nodes of a partition."""
 
     partition: str
-    is_default: bool
-    nodes: int
-    cores: int
+    is_default: bool  # jobs that name no partition go there
+    nodes: int  # how many there are
+    cores: int  # of each node, as the next two
     memory_mib: int
     gpus: int
-    limit_min: int | None
+    limit_min: int | None  # longest job, minutes; None for no limit
 
 
 def check_capacity(cluster: ClusterConfig) -> str:
-    """Refuse what the nodes of the partition do not have; return why it could not be checked.
-
-    Raises:
-        ValueError: with the setting, its value, and what there is.
-    """
+    """Refuse what the nodes of the partition do not have; return why it could not be checked."""
     try:
         kinds = node_kinds()
     except slurm.SlurmError as error:
@@ -67,23 +54,18 @@ def check_capacity(cluster: ClusterConfig) -> str:
 
 
 def node_kinds() -> list[NodeKind]:
-    """Ask Slurm for the nodes of all partitions.
-
-    Raises:
-        SlurmError: no answer.
-    """
+    """Ask Slurm for the nodes of all partitions; SlurmError: no answer."""
     return parse_nodes(slurm.call(["sinfo", "-h", "-o", _FORMAT]))
 
 
 def largest_array() -> int | None:
     """Return how many members Slurm takes in one job array; None if it does not say."""
     try:
-        settings = slurm.call(["scontrol", "show", "config"])
+        # one more than the highest index, and indices begin at 0
+        size = slurm.parse_settings(slurm.call(["scontrol", "show", "config"])).get("MaxArraySize")
     except slurm.SlurmError:
         return None
-    # The setting is one more than the highest index, and indices begin at 0.
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", settings, re.MULTILINE)
-    return int(found[1]) if found else None
+    return int(size) if size and size.isdigit() else None
 
 
 def parse_nodes(text: str) -> list[NodeKind]:
@@ -95,26 +77,15 @@ def parse_nodes(text: str) -> list[NodeKind]:
         if len(parts) == 6 and all(numbers):
             nodes, cores, memory = (int(number[0]) for number in numbers if number)
             name, gpus = parts[0], sum(map(int, _GPUS.findall(parts[4])))
-            kinds.append(
-                NodeKind(
-                    name.rstrip("*"),
-                    name.endswith("*"),
-                    nodes,
-                    cores,
-                    memory,
-                    gpus,
-                    None if (limit_s := slurm.seconds_of(parts[5])) is None else limit_s // 60,
-                )
-            )
+            limit_s = slurm.seconds_of(parts[5])
+            limit = None if limit_s is None else limit_s // 60
+            described = (name.rstrip("*"), name.endswith("*"), nodes, cores, memory, gpus, limit)
+            kinds.append(NodeKind(*described))
     return kinds
 
 
 def check_partition(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
-    """Refuse what no node of the partition has.
-
-    Raises:
-        ValueError: with everything that is too large, and what there is.
-    """
+    """Refuse what no node of the partition has; ValueError: all that is too large."""
     names = sorted({kind.partition for kind in kinds})
     # sbatch takes several partitions, and starts the job in the first that has room
     wanted = (cluster.partition or "").split(",") if cluster.partition else []
@@ -125,28 +96,24 @@ def check_partition(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
         f"choose one of {', '.join(names)}",
     )
     mine = [k for k in kinds if (k.partition in wanted if wanted else k.is_default)]
-    if mine:
-        _check_nodes(cluster, mine)
-
-
-def _check_nodes(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
-    gib = max(k.memory_mib for k in kinds) / 1024
-    where = f"partition {' or '.join(sorted({kind.partition for kind in kinds}))}"
+    if not mine:
+        return
+    gib = max(k.memory_mib for k in mine) / 1024
+    where = f"partition {' or '.join(sorted({kind.partition for kind in mine}))}"
     cores = cluster.tasks_per_node * cluster.cpus_per_task
     needs = (
-        ("gpus_per_node", cluster.gpus_per_node or 0, max(k.gpus for k in kinds), "GPUs a node"),
-        ("tasks_per_node x cpus_per_task", cores, max(k.cores for k in kinds), "cores a node"),
+        ("gpus_per_node", cluster.gpus_per_node or 0, max(k.gpus for k in mine), "GPUs a node"),
+        ("tasks_per_node x cpus_per_task", cores, max(k.cores for k in mine), "cores a node"),
         ("memory_gb", cluster.memory_gb or 0, gib, "GiB a node"),
-        ("nodes", cluster.nodes, sum(k.nodes for k in kinds), "nodes"),
+        ("nodes", cluster.nodes, sum(k.nodes for k in mine), "nodes"),
     )
     problems = [
         f"cluster.{key} is {asked} but {where} has {there:g} {unit}; give at most {there:g}"
         for key, asked, there, unit in needs
         if asked > there
     ]
-    limits = [kind.limit_min for kind in kinds]
-    longest = None if None in limits else max(limit for limit in limits if limit is not None)
-    if longest is not None and cluster.time_min > longest:
+    longest = max(math.inf if kind.limit_min is None else kind.limit_min for kind in mine)
+    if cluster.time_min > longest:
         problems.append(
             f"cluster.time_min is {cluster.time_min} but {where} ends jobs after {longest}; give "
             f"at most {longest}: the run is requeued at its limit and resumes"
@@ -156,25 +123,16 @@ def _check_nodes(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What a cluster file can be filled in from.
-
-    Attributes:
-        kinds: of nodes, by partition.
-        limits: fields of ``scontrol show partition``, by partition.
-        accounts: that this user may charge.
-    """
+    """What a cluster file can be filled in from."""
 
     kinds: Sequence[NodeKind]
+    # fields of ``scontrol show partition``, by partition
     limits: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    accounts: Sequence[str] = ()
+    accounts: Sequence[str] = ()  # that this user may charge
 
 
 def ask_site() -> Site:
-    """Ask Slurm for partitions and accounts.
-
-    Raises:
-        SlurmError: there is no Slurm here, or it does not answer.
-    """
+    """Ask Slurm for partitions and accounts; SlurmError: it is not here, or does not answer."""
     limits = slurm.partitions()
     try:
         command = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}"]
@@ -187,13 +145,8 @@ def ask_site() -> Site:
 def write_cluster_file(target: Path, site: Site, partition: str = "") -> Path:
     """Write a cluster file and return its path, in a folder ``cluster`` as ``--config-dir`` wants.
 
-    Args:
-        target: FOLDER/NAME.yaml or FOLDER/cluster/NAME.yaml.
-        site: what Slurm says.
-        partition: to be described; empty takes the one with the most GPUs.
-
-    Raises:
-        ValueError: the file is there already, or there is no such partition.
+    The target is FOLDER/NAME.yaml or FOLDER/cluster/NAME.yaml. Without a partition the one with the
+    most GPUs is described. ValueError: the file is there already, or there is no such partition.
     """
     require(target.suffix == ".yaml", f"--write-cluster is {target}; give NAME.yaml")
     folder = target.parent if target.parent.name == "cluster" else target.parent / "cluster"
@@ -204,19 +157,18 @@ def write_cluster_file(target: Path, site: Site, partition: str = "") -> Path:
 
 
 def cluster_yaml(site: Site, partition: str = "") -> str:
-    """Return the text of a cluster file.
-
-    Raises:
-        ValueError: there is no such partition, or none at all that is up.
-    """
-    names = list(dict.fromkeys(kind.partition for kind in site.kinds))
-    usable = [name for name in names if site.limits.get(name, {}).get("State", "UP") == "UP"]
+    """Return the text of a cluster file; ValueError: no such partition, or none that is up."""
+    largest: dict[str, NodeKind] = {}
+    for kind in site.kinds:
+        most = largest.setdefault(kind.partition, kind)
+        if (kind.gpus > 0, kind.nodes) > (most.gpus > 0, most.nodes):
+            largest[kind.partition] = kind
+    usable = [name for name in largest if site.limits.get(name, {}).get("State", "UP") == "UP"]
     require(bool(usable), "sinfo shows no partition that is up; ask the site which one to use")
     require(
-        not partition or partition in names,
-        f"partition is {partition!r}; choose one of {', '.join(names)}",
+        not partition or partition in largest,
+        f"partition is {partition!r}; choose one of {', '.join(largest)}",
     )
-    largest = {name: _most_common(site.kinds, name) for name in names}
     trained_on = partition or max(
         usable,
         key=lambda name: (largest[name].gpus * largest[name].nodes, largest[name].is_default),
@@ -226,11 +178,6 @@ def cluster_yaml(site: Site, partition: str = "") -> str:
     return _text(site, largest, trained_on, for_cpu)
 
 
-def _most_common(kinds: Sequence[NodeKind], partition: str) -> NodeKind:
-    mine = [kind for kind in kinds if kind.partition == partition]
-    return max(mine, key=lambda kind: (kind.gpus > 0, kind.nodes))
-
-
 def _text(site: Site, largest: Mapping[str, NodeKind], trained_on: str, for_cpu: str) -> str:
     node, small = largest[trained_on], largest[for_cpu]
     tasks = max(1, node.gpus)
@@ -238,6 +185,9 @@ def _text(site: Site, largest: Mapping[str, NodeKind], trained_on: str, for_cpu:
     account = json.dumps(site.accounts[0]) if len(site.accounts) == 1 else "null"
     known = ", ".join(site.accounts) or "none known; sacctmgr show assoc user=$USER"
     time_min = min(node.limit_min or _DAY_MIN, _DAY_MIN)
+    # what preemption leaves to a job of the partition
+    limits = site.limits.get(trained_on, {})
+    mode, grace = limits.get("PreemptMode", "OFF"), limits.get("GraceTime", "0")
     lines = [
         "# @package _global_",
         "# Written by simclr-doctor from what Slurm says; check it against the guide of your site.",
@@ -255,7 +205,7 @@ def _text(site: Site, largest: Mapping[str, NodeKind], trained_on: str, for_cpu:
         f"  memory_gb: {_memory(node)} # of each node",
         f"  time_min: {time_min} # the job is requeued at the limit and continues",
         f"  signal_delay_s: {120 if time_min > 3 else 30} # warning before the limit: one save",
-        *_grace(site.limits.get(trained_on, {})),
+        *([] if mode in ("OFF", "N/A") else [f"  # PreemptMode={mode}, GraceTime={grace} s"]),
         "  requeue: true",
         "  parts: 16 # array tasks used by simclr-pack",
         "  parallel_parts: 8 # as many as the file system can serve",
@@ -281,9 +231,3 @@ def _described(node: NodeKind) -> str:
         f"{node.partition}: {node.nodes} nodes of {node.cores} cores, "
         f"{node.memory_mib / 1024:.0f} GiB{gpus}"
     )
-
-
-def _grace(limits: Mapping[str, str]) -> list[str]:
-    """Return a comment on what preemption leaves to a job of the partition."""
-    mode, grace = limits.get("PreemptMode", "OFF"), limits.get("GraceTime", "0")
-    return [f"  # PreemptMode={mode}, GraceTime={grace} s"] if mode not in ("OFF", "N/A") else []

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -48,25 +48,15 @@ class Decision(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RunStop:
-    """A stop on one rank; its record in ``attempts.jsonl`` tells the other ranks the decision.
-
-    Attributes:
-        env: of this rank.
-        reason: the signal; None when another rank is lost.
-        run_dir: run folder; None for work that is no run, which one process does.
-        attempt: number of the attempt, on the rank that records the stop; None elsewhere.
-        step: optimizer steps done and saved.
-        cause: in words; empty leaves it to signal and decision.
-        save_error: why the latest step could not be saved.
-    """
+    """A stop on one rank; its record in ``attempts.jsonl`` tells the other ranks the decision."""
 
     env: RankEnvironment
-    reason: StopReason | None
-    run_dir: Path | None = None
-    attempt: int | None = None
-    step: int = 0
-    cause: str = ""
-    save_error: str = ""
+    reason: StopReason | None  # the signal; None when another rank is lost
+    run_dir: Path | None = None  # None for work that is no run, which one process does
+    attempt: int | None = None  # its number, on the rank that records the stop; None elsewhere
+    step: int = 0  # optimizer steps done and saved
+    cause: str = ""  # in words; empty leaves it to signal and decision
+    save_error: str = ""  # why the latest step could not be saved
 
     @property
     def event(self) -> dict[str, Any]:
@@ -86,10 +76,8 @@ class RunStop:
         cause = "; ".join(filter(None, (self.cause, self.save_error, reason)))
         _log.info("stop (%s): %s", self.event["signal"], cause or decision.value)
         if self.run_dir and self.attempt:
-            facts: Mapping[str, object] = {"cause": cause} if cause else {}
-            record_event(
-                self.run_dir, self.attempt, "stop", decision=decision.value, **self.event, **facts
-            )
+            facts = self.event | ({"cause": cause} if cause else {})
+            record_event(self.run_dir, self.attempt, "stop", decision=decision.value, **facts)
 
     def decision(self) -> Decision | None:
         """Return what was decided for this start of the job, once it is recorded.
@@ -108,12 +96,9 @@ class RunStop:
 
 
 def requeue_decision(state: str, *, preempted: bool, warned: bool) -> Decision | None:
-    """Return what to do, from the state of the job and the signal; None means ask again.
+    """Return what to do, from JobState and whether PreemptTime is set; None means ask again.
 
-    Args:
-        state: JobState of ``scontrol show job``.
-        preempted: its PreemptTime is set.
-        warned: SIGUSR2 came, on any rank, not only SIGTERM; or a rank is lost.
+    ``warned``: SIGUSR2 came, on any rank, not only SIGTERM; or a rank is lost.
     """
     if state == "SIGNALING":
         return None
@@ -125,11 +110,7 @@ def requeue_decision(state: str, *, preempted: bool, warned: bool) -> Decision |
 
 
 def poll_job_state(env: RankEnvironment, *, warned: bool) -> Decision:
-    """Ask Slurm once for a decision, again while the job is SIGNALING.
-
-    Raises:
-        SlurmError: no answer.
-    """
+    """Ask Slurm once for a decision, again while the job is SIGNALING; SlurmError: no answer."""
     end = time.monotonic() + SIGNALING_S
     while True:
         job = slurm.show_job(env.job_id)
@@ -196,30 +177,19 @@ def exit_for_requeue(
     """End this process of a Slurm job so that the job comes back if, and only if, it should.
 
     Neither returns nor raises: submitit would write down a success or an error, and believe it
-    in the next attempt.
-
-    Args:
-        stop: on this rank.
-        reports: whether this rank asks Slurm; None leaves it to the main one.
-        code: exit code.
+    in the next attempt. ``reports``: this rank asks Slurm; None leaves it to the main one.
     """
     if stop.env.is_main if reports is None else reports:
         if decide_and_requeue(stop) is Decision.stay:
             # a warning is followed by SIGKILL, at the end of the grace or of the time limit
             time.sleep(UNTIL_KILLED_S if stop.reason is StopReason.SIGUSR2 else STAY_S)
     else:
-        _wait_for_decision(stop)
+        # leaving before the rank that asks would end it, by --kill-on-bad-exit; with "stay" that
+        # one sleeps on, and leaving would end it, and the job
+        end = time.monotonic() + ASK_S + STAY_S
+        while time.monotonic() < end and stop.decision() in (None, Decision.stay):
+            time.sleep(0.1 if stop.run_dir else 1.0)
     end_process(code)
-
-
-def _wait_for_decision(stop: RunStop) -> None:
-    """Wait for the rank that asks: leaving first would end it, by --kill-on-bad-exit."""
-    end = time.monotonic() + ASK_S + STAY_S
-    while time.monotonic() < end:
-        # with "stay" the rank that asks sleeps on; leaving would end it, and the job
-        if stop.decision() not in (None, Decision.stay):
-            return
-        time.sleep(0.1 if stop.run_dir else 1.0)
 
 
 def end_process(code: int) -> NoReturn:

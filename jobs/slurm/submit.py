@@ -1,27 +1,37 @@
-"""Submit commands to Slurm with a copy of their code; ``jobs.launch`` calls it."""
+"""Submit commands to Slurm with a copy of their code; ``jobs.launch`` calls it.
+
+A job may wait for days and be requeued many times. It imports from its copy, so that editing the
+checkout, or switching the branch, changes neither queued nor requeued jobs.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from jobs.code_snapshot import import_lines, take_snapshot
 from jobs.config import PLAIN_OPTIONS, ClusterConfig
-from jobs.run_dir import Submission, read_submission, write_submission
+from jobs.run_dir import Submission, changes, code_version, read_submission, write_submission
 from jobs.slurm import client as slurm
-from jobs.slurm.environment import RANK_0_DONE
+from jobs.slurm.environment import ORIGIN_NAME, RANK_0_DONE
 from jobs.slurm.partitions import check_capacity, largest_array
 from jobs.staging import SCRATCH
+from preprocess.shards.atomic_io import publish, temporary_path, write_json, write_text
 
+PACKAGES = ("jobs", "simclr", "preprocess")
+CHANGES_NAME = "changes.diff"
+_ROOT = Path(__file__).parents[2]  # of the packages
+_LEFT_OUT = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 # Ranks end within seconds of each other; the main one may still draw curves.
 LAST_RANK_S = 300
 # srun waits for ever for a task whose slurmstepd is lost. --wait does not help where that is the
@@ -55,19 +65,62 @@ class Task(Protocol):
         """Do the work."""
 
 
+def take_snapshot(folder: Path) -> Path:
+    """Copy the packages below a folder and return the copy, ``folder/<digest>``.
+
+    The same code is kept once; each version has its own folder, so that earlier jobs find the
+    code they were submitted with. The commit, and what differs from it, are recorded beside it.
+    """
+    files = {
+        str(path.relative_to(_ROOT)): path.read_bytes()
+        for package in PACKAGES
+        for path in sorted((_ROOT / package).rglob("*"))
+        if path.is_file() and not _LEFT_OUT & set(path.parts)
+    }
+    total = hashlib.sha256()
+    for name, content in files.items():
+        # Lengths keep the end of one file apart from the beginning of the next.
+        total.update(f"{name}\0{len(content)}\0".encode() + content)
+    target = folder.absolute() / total.hexdigest()[:16]
+    if target.exists():
+        return target
+    partial = temporary_path(target)
+    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted submission
+    for name, content in files.items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        (partial / name).write_bytes(content)
+    write_json(partial / ORIGIN_NAME, {"folder": str(_ROOT), **code_version(_ROOT)})
+    write_text(partial / CHANGES_NAME, changes(_ROOT))
+    try:
+        publish(partial, target)
+    except OSError:
+        # Another submission published the same code first; a folder is not replaced.
+        shutil.rmtree(partial)
+        if not target.exists():
+            raise
+    return target
+
+
+def import_lines(code: Path) -> list[str]:
+    """Return shell lines that make Python import from a snapshot, and from nowhere else."""
+    return [
+        # Where it was empty no colon may stay at the end: it would name the current folder.
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        # ``python -m`` looks into the current folder first, which may be the checkout itself.
+        "export PYTHONSAFEPATH=1",
+    ]
+
+
 def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
     """Submit a job, or an array of one member a task, without waiting; return the job id.
 
     More members than Slurm takes in one array go into several; their ids are joined by colons, as
-    dependencies of further jobs are written.
+    dependencies of further jobs are written. SlurmError: Slurm refused it.
 
     Args:
         tasks: of one command.
         folder: takes scripts, pickles and logs; the code lies beside it.
         cluster: what each member asks for.
-
-    Raises:
-        SlurmError: Slurm refused it.
     """
     code = take_snapshot(folder.parent / "code")
     size = largest_array() or len(tasks)
@@ -76,13 +129,12 @@ def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
     limited = replace(cluster, parallel_parts=max(1, cluster.parallel_parts // len(arrays)))
     jobs = [job for array in arrays for job in _sbatch(array, folder, limited, code)]
     ids = list(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs))
+    # members of a packing array share a folder; its record is that of the whole array
+    shared = len(tasks) > 1 and len({task.job_dir for task in tasks}) == 1
     for task, job in zip(tasks, jobs, strict=True):
-        entry = Submission(job.job_id, task.name, sys.argv, time.time(), str(job.paths.stderr))
-        # members of a packing array share a folder; its record is that of the whole array
-        shared = len(tasks) > 1 and all(other.job_dir == task.job_dir for other in tasks)
-        write_submission(
-            task.job_dir, entry if not shared else replace(entry, job_id=",".join(ids))
-        )
+        number, log = ",".join(ids) if shared else job.job_id, str(job.paths.stderr)
+        entry = Submission(number, task.name, sys.argv, time.time(), log)
+        write_submission(task.job_dir, entry)
     job_id, log = ":".join(ids), jobs[0].paths.stderr
     _log.info("submitted job %s; simclr-status and squeue show its state, log %s", job_id, log)
     return job_id
@@ -113,11 +165,8 @@ def slurm_options(cluster: ClusterConfig, name: str, folder: Path, code: Path) -
         "signal_delay_s": cluster.signal_delay_s,
         # ours last: a module that sets PYTHONPATH must not come before the code of the job
         "setup": [
-            *cluster.setup,
-            *scratch_lines(cluster),
-            *import_lines(code),
-            mark,
-            SRUN_UNTIL_RANK_0_IS_DONE,
+            *(*cluster.setup, *scratch_lines(cluster), *import_lines(code)),
+            *(mark, SRUN_UNTIL_RANK_0_IS_DONE),
         ],
         "array_parallelism": cluster.parallel_parts,
         "additional_parameters": _additional_parameters(cluster),
@@ -142,27 +191,12 @@ def scratch_lines(cluster: ClusterConfig) -> list[str]:
 def python_command(cluster: ClusterConfig) -> str:
     """Return the command that runs Python on a node: wrapper, container, interpreter."""
     # The wrapper comes first: a signal would kill what starts a container as well.
-    parts = (cluster.wrapper, cluster.container, interpreter(cluster))
-    return " ".join(part for part in parts if part)
+    return " ".join(filter(None, (cluster.wrapper, cluster.container, interpreter(cluster))))
 
 
 def interpreter(cluster: ClusterConfig) -> str:
     """Return the Python that runs the work, quoted for a shell."""
     return shlex.quote(cluster.python or sys.executable)
-
-
-def refuse_second(folder: Path, name: str) -> None:
-    """Refuse a second job of a command in a folder while the first waits or runs.
-
-    Raises:
-        ValueError: with the job and the fix.
-    """
-    job = live_job(folder, name)
-    if job:
-        raise ValueError(
-            f"job {job.job_id} ({name}, {job.state}) is at work in {folder.parent}; wait for it, "
-            f"or scancel {job.job_id} first"
-        )
 
 
 def live_job(folder: Path, name: str) -> slurm.JobState | None:
@@ -185,10 +219,14 @@ def check_submission(tasks: Sequence[Task], cluster: ClusterConfig) -> str:
             "cluster.executor is slurm but this machine has no sbatch; go to a login node, or use "
             "cluster=laptop or cluster=here"
         )
-    capacity_error = check_capacity(cluster)
+    capacity_error, name = check_capacity(cluster), tasks[0].name
     for folder in {task.job_dir for task in tasks}:
         _checked_folder(folder.absolute())
-        refuse_second(folder, tasks[0].name)
+        if job := live_job(folder, name):
+            raise ValueError(
+                f"job {job.job_id} ({name}, {job.state}) is at work in {folder.parent}; wait for "
+                f"it, or scancel {job.job_id} first"
+            )
     return capacity_error
 
 
@@ -207,23 +245,29 @@ def _checked_folder(folder: Path) -> Path:
 def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: Path) -> list[Any]:
     import submitit
     from submitit.core.utils import FailedJobError
+    from submitit.helpers import clean_env
 
-    with _without_job_variables():
+    # no property of a job: it says where Slurm is
+    kept = {name: os.environ[name] for name in ("SLURM_CONF",) if os.environ.get(name)}
+    folder = folder.absolute()
+    with clean_env():  # a job submitted from another one would inherit its size
+        os.environ.update(kept)
         executor = submitit.SlurmExecutor(
-            str(folder.absolute()), max_num_timeout=1000, python=python_command(cluster)
+            str(folder), max_num_timeout=1000, python=python_command(cluster)
         )
-        executor.update_parameters(**slurm_options(cluster, tasks[0].name, folder.absolute(), code))
+        executor.update_parameters(**slurm_options(cluster, tasks[0].name, folder, code))
         try:
             with redirect_stderr(io.StringIO()):  # submitit prints the error that it raises
                 return list(executor.submit_array(tasks))
         except FailedJobError as error:
             said = slurm.one_line(str(error))
-            away = ": fatal: " in str(error)
-            raise slurm.SlurmError(
-                f"Slurm cannot be reached from here ({said}); simclr-doctor looks for the cause"
-                if away
-                else f"sbatch refused the job: {said}"
-            ) from error
+            if ": fatal: " in str(error):
+                said = (
+                    f"Slurm cannot be reached from here ({said}); simclr-doctor looks for the cause"
+                )
+            else:
+                said = f"sbatch refused the job: {said}"
+            raise slurm.SlurmError(said) from error
 
 
 def _additional_parameters(cluster: ClusterConfig) -> dict[str, Any]:
@@ -233,15 +277,3 @@ def _additional_parameters(cluster: ClusterConfig) -> dict[str, Any]:
         # Else it would wait for ever when the job before it has failed.
         options |= {"dependency": f"afterok:{cluster.after}", "kill-on-invalid-dep": "yes"}
     return options | cluster.flags
-
-
-@contextmanager
-def _without_job_variables() -> Iterator[None]:
-    """Hide the variables of a surrounding job, whose size a job submitted from it would inherit."""
-    from submitit.helpers import clean_env
-
-    configuration = os.environ.get("SLURM_CONF")
-    with clean_env():
-        if configuration:  # no property of a job: it says where Slurm is
-            os.environ["SLURM_CONF"] = configuration
-        yield

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from jobs import code_snapshot as snapshot
-from jobs.code_snapshot import PACKAGES, import_lines, take_snapshot
+from jobs.slurm import submit
+from jobs.slurm.submit import PACKAGES, import_lines, take_snapshot
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def checkout(tmp_path, monkeypatch):
         (root / name / "__pycache__").mkdir(parents=True)
         (root / name / "__init__.py").write_text(f"WORD = '{name} as submitted'\n")
         (root / name / "__pycache__" / "x.pyc").write_bytes(b"")
-    monkeypatch.setattr(snapshot, "_package_folder", lambda name: root / name)
+    monkeypatch.setattr(submit, "_ROOT", root)
     return root
 
 
