@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import images_to_geotiff
 
-from jobs.figures.charts import draw_fractions
+from jobs.figures.canvas import draw_fractions
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards import Manifest, read_manifest

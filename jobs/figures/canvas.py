@@ -1,6 +1,6 @@
 """Figures as image files, tables as CSV, reports as one HTML page; each whole or not at all.
 
-Called by everything that draws. The only module that imports matplotlib.
+What several pages draw is here too. The only module that imports matplotlib.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ import base64
 import csv
 import html
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
 
 # An unknown backend in the user's environment makes the import fail; figures use none.
 os.environ["MPLBACKEND"] = "agg"
@@ -28,8 +33,11 @@ from preprocess.shards.atomic_io import atomic_path, write_text
 
 __all__ = ["COLORS", "Axes", "Figure", "MaxNLocator", "canvas"]
 
+Result = Mapping[str, Any]  # one row of an evaluation: an encoder under a protocol
+
 # Okabe and Ito's palette: told apart by colour-blind readers too, and in print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = "osD^vP*X"
 # A page shows about 100 pixels an inch; lines and text of charts are kept sharper. Photographs are
 # a tenth as large as JPEG.
 _FORMATS: dict[str, dict[str, Any]] = {
@@ -44,11 +52,7 @@ def canvas(path: str | Path, width: float = 7.0, height: float = 4.5) -> Iterato
 
     No global state of matplotlib is touched: figures can be drawn in threads and on login nodes
     without a display. Nothing is written if the drawing raises. The same data give the same bytes.
-
-    Args:
-        path: ends with ``.png`` for charts, ``.jpg`` for photographs.
-        width: inches.
-        height: inches.
+    ``path`` ends with ``.png`` for charts, ``.jpg`` for photographs.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -127,10 +131,7 @@ class Page:
     ) -> Page:
         """Append a table; every cell is shown as ``str`` gives it.
 
-        Args:
-            header: names of the columns.
-            rows: cells of each row.
-            wraps: the last column holds sentences; else every cell stays on one line.
+        ``wraps``: the last column holds sentences; else every cell stays on one line.
         """
         head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
         body = "".join(
@@ -144,8 +145,7 @@ class Page:
     def picture(self, path: str | Path, caption: str) -> Page:
         """Append an image file, held in the page itself so that the page can be mailed alone."""
         data = base64.b64encode(Path(path).read_bytes()).decode("ascii")
-        text = html.escape(caption)
-        kind = _FORMATS[Path(path).suffix]["format"]
+        text, kind = html.escape(caption), _FORMATS[Path(path).suffix]["format"]
         image = f'<img src="data:image/{kind};base64,{data}" alt="{text}">'
         return self._append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
 
@@ -167,34 +167,90 @@ class Page:
 
 
 ENDS = ("value", "low", "high")
+ends_of = itemgetter(*ENDS)  # a score and the ends of its interval, None where it does not exist
 
-Rows = Iterable[Sequence[object]]
 
-
-def write_csv(path: Path, header: Sequence[str], rows: Rows) -> None:
-    """Write header and rows whole."""
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write header and rows whole; None is an empty cell."""
     text = StringIO()
-    writer: Callable[[Sequence[object]], object] = csv.writer(text, lineterminator="\n").writerow
-    for row in (header, *rows):
-        writer(row)
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text(path, text.getvalue())
 
 
-def score_cells(found: Mapping[str, Any]) -> tuple[object, ...]:
-    """Return a score and the ends of its interval."""
-    return tuple(cell(found[key]) for key in ENDS)
-
-
-def cell(number: float | None) -> object:
-    """Return a number; a score that does not exist is an empty cell."""
-    return "" if number is None else number
-
-
-def number_of(value: float | None) -> float:
-    """Return a number to be drawn: NaN, a gap, where it does not exist."""
-    return float("nan") if value is None else float(value)
-
-
 def percent_of(value: float | None) -> float:
-    """Return a share to be drawn in percent, as tables and sentences have it."""
-    return 100 * number_of(value)
+    """Return a share to be drawn in percent, as tables have it: NaN, a gap, if there is none."""
+    return float("nan") if value is None else 100 * float(value)
+
+
+def plain(score: str) -> str:
+    """Return a name as people write it: no underscores, ``F1``."""
+    return re.sub(r"\bf1\b", "F1", score.replace("_", " "))
+
+
+def interval(score: Result) -> tuple[float, NDArray[np.float64]]:
+    """Return a value in percent and the distances (2, 1) to its interval's ends, NaN without any.
+
+    A percentile interval need not hold the value itself: matplotlib refuses what is negative.
+    """
+    value, low, high = map(percent_of, ends_of(score))
+    return value, np.maximum([[value - low], [high - value]], 0)
+
+
+def draw_band(
+    axes: Axes, places: Sequence[float], scores: Sequence[Result], label: str, number: int
+) -> None:
+    """Draw scores as a line, their intervals as a band; ``number`` gives colour and marks."""
+    value, low, high = ([percent_of(one[key]) for one in scores] for key in ENDS)
+    color = COLORS[number % len(COLORS)]
+    axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.plot(places, value, color=color, marker=MARKERS[number % len(MARKERS)], label=label)
+
+
+def draw_fractions(path: Path, results: Sequence[Result], score: str) -> Path:
+    """Draw a score against the share of the labels, a panel a protocol, bands of 95 %.
+
+    With a single share there is no curve to be drawn: a point and its interval for each encoder.
+    """
+    protocols = list(dict.fromkeys(one["protocol"] for one in results))
+    encoders = list(dict.fromkeys(one["encoder"] for one in results))
+    single = len({one["fraction"] for one in results}) == 1
+    draw = _points if single else _curves
+    with canvas(path, 3.2 + 3.2 * len(protocols), 4.2) as figure:
+        panels = figure.subplots(1, len(protocols), squeeze=False, sharex=True, sharey=True)[0]
+        for axes, protocol in zip(panels, protocols, strict=True):
+            draw(axes, [one for one in results if one["protocol"] == protocol], encoders, score)
+            axes.set_title(protocol)
+            axes.grid(alpha=0.3)
+        if not single:
+            panels[0].set_ylabel(f"{plain(score)} (%)")
+            # each name once: no panel need hold every encoder
+            marks: dict[str, Any] = {}
+            for axes in panels:
+                for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+                    marks.setdefault(name, handle)
+            figure.legend([*marks.values()], [*marks], loc="outside right center", fontsize=9)
+    return path
+
+
+def _curves(axes: Axes, results: Sequence[Result], encoders: Sequence[str], score: str) -> None:
+    ordered = sorted(results, key=itemgetter("fraction"))
+    for number, encoder in enumerate(encoders):
+        if own := [one for one in ordered if one["encoder"] == encoder]:
+            shares = [100 * one["fraction"] for one in own]
+            draw_band(axes, shares, [one["scores"][score] for one in own], encoder, number)
+    axes.set_xscale("log")
+    ticks = sorted({100 * one["fraction"] for one in results})
+    axes.set_xticks(ticks, [f"{share:g}" for share in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("training labels (%)")
+
+
+def _points(axes: Axes, results: Sequence[Result], encoders: Sequence[str], score: str) -> None:
+    by_encoder = {one["encoder"]: one["scores"][score] for one in results}
+    for row, encoder in enumerate(encoders):
+        if encoder in by_encoder:
+            value, ends = interval(by_encoder[encoder])
+            axes.errorbar(value, row, xerr=ends, fmt="o", color=COLORS[row], capsize=3)
+    axes.set_yticks(range(len(encoders)), encoders)
+    axes.set_ylim(len(encoders) - 0.5, -0.5)
+    axes.set_xlabel(f"{plain(score)} (%)")

@@ -5,31 +5,30 @@ Called by simclr-evaluate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
 
 from jobs.figures.canvas import (
     COLORS,
     ENDS,
+    MARKERS,
     Axes,
     Page,
-    Rows,
-    canvas,
-    cell,
-    number_of,
-    percent_of,
-    score_cells,
-    write_csv,
-)
-from jobs.figures.charts import (
     Result,
-    draw_classes,
-    draw_confusion,
+    canvas,
+    draw_band,
     draw_fractions,
-    draw_map,
-    draw_reliability,
+    ends_of,
+    interval,
+    percent_of,
     plain,
+    write_csv,
 )
 from simclr.evaluation.config import PRETRAINED, Protocol
 from simclr.evaluation.report import (
@@ -48,94 +47,17 @@ from simclr.evaluation.report import (
 )
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
-_STYLES = ("--", ":", "-.")
-_MARKERS = "os"
-
-
-def add_checkpoints(page: Page, run_dir: Path, path: Path) -> None:
-    """Append a section on one ``checkpoints.json``; PNG and CSV lie beside it."""
-    choice = read_choice(path)
-    mark = "SIMULATED PATCHES, " if choice["simulated"] else ""
-    page.heading(f"{mark}{choice['task']['name']}: choosing a checkpoint")
-    metrics = run_dir / METRICS_NAME
-    records = read_metrics(metrics) if metrics.exists() else []
-    picture = draw_checkpoints(path.with_suffix(".png"), choice, records)
-    first, *others = choice["findings"]
-    page.lead(f"{first[:1].upper()}{first[1:]}.")
-    page.picture(picture, "Validation scores of the checkpoints, 95 % intervals, beside the loss.")
-    header, *rows = choice_table(choice)
-    page.table(header, rows)
-    page.heading("Findings", 3).bullets(*others)
-    page.heading("Caveats", 3).bullets(*choice["notes"])
-    columns = ("step", "loss", "protocol", "encoder", "score", *ENDS)
-    write_csv(path.with_suffix(".csv"), columns, _rows(choice))
-
-
-def draw_checkpoints(path: Path, choice: Choice, records: Sequence[dict[str, Any]]) -> Path:
-    """Draw scores against the step, and below the contrastive loss over the same steps."""
-    with canvas(path, 9, 6.5) as figure:
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        _scores(above, choice)
-        _loss(below, choice, records)
-        for axes in (above, below):
-            axes.axvline(choice["best"], color=COLORS[6], linewidth=0.8, alpha=0.5)
-            axes.grid(alpha=0.3)
-        handles, names = above.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9)
-    return path
-
-
-def _scores(axes: Axes, choice: Choice) -> None:
-    headline = choice["headline"]
-    for number, protocol in enumerate(dict.fromkeys(one["protocol"] for one in choice["results"])):
-        asked = [one for one in choice["results"] if one["protocol"] == protocol]
-        own = [one for one in asked if one["step"] is not None]
-        steps = [one["step"] for one in own]
-        value, low, high = (
-            [percent_of(one["scores"][headline][key]) for one in own] for key in ENDS
-        )
-        color = COLORS[number]
-        axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
-        axes.plot(steps, value, color=color, marker=_MARKERS[number], label=protocol)
-        if protocol == choice["chosen_by"]:
-            _controls(axes, [one for one in asked if one["step"] is None], headline)
-    axes.set_ylabel(f"{plain(headline)} on validation (%)")
-    axes.set_title(f"{choice['chosen_by']} chooses step {choice['best']}")
-
-
-def _controls(axes: Axes, controls: Sequence[dict[str, Any]], headline: str) -> None:
-    """Draw what stands beside the checkpoints: it knows no step."""
-    for number, one in enumerate(controls):
-        color, style = COLORS[2 + number % 5], _STYLES[number % len(_STYLES)]
-        value = percent_of(one["scores"][headline]["value"])
-        label = f"{one['protocol']}: {one['encoder']}"
-        axes.axhline(value, color=color, linestyle=style, linewidth=1.3, label=label)
-
-
-def _loss(axes: Axes, choice: Choice, records: Sequence[dict[str, Any]]) -> None:
-    steps = [record["step"] for record in records]
-    axes.plot(steps, [number_of(one["loss"]) for one in records], color=COLORS[6], linewidth=0.8)
-    losses = [number_of(loss) for loss in choice["losses"]]
-    axes.plot(choice["steps"], losses, "o", color=COLORS[6], markersize=4)
-    axes.set_ylabel("contrastive loss")
-    axes.set_xlabel("step")
-    axes.set_title("not used for the choice", fontsize=10)
-
-
-def _rows(choice: Choice) -> Iterator[Sequence[object]]:
-    losses = dict(zip(choice["steps"], choice["losses"], strict=True))
-    for one in choice["results"]:
-        step = one["step"]
-        who = ("" if step is None else step, losses.get(step), one["protocol"], one["encoder"])
-        for score, found in one["scores"].items():
-            yield (*who, score, *score_cells(found))
-
-
 PAGE_NAME = "evaluation.html"
 # What is drawn where only one protocol has room: the reference of the field first.
 _PREFERRED = "linear probe"
 _IN_FILES = ("calibration", "brier")  # the page has the reliability diagram
-_CURVE = ("counts", "probability", "frequency")
+_STYLES = ("--", ":", "-.")
+_LONGEST = 34  # letters of a class name; more would leave no room for the picture
+# Frequencies among fewer predictions are mostly noise: share of all, and number.
+_FEWEST_SHARE, _FEWEST = 0.01, 5
+
+_WHO = ("protocol", "encoder", "fraction")
+_who = itemgetter(*_WHO)
 
 
 def write_evaluation_page(run_dir: Path) -> Path:
@@ -144,33 +66,34 @@ def write_evaluation_page(run_dir: Path) -> Path:
     Pictures and their numbers lie in ``RUN/evaluation/TASK-FINGERPRINT``, under the same names.
     """
     report = run_dir / JSON_NAME
-    evaluations = read_report(report) if report.exists() else []
     page = Page(f"Evaluation of {run_dir.resolve().name}")
-    for one in evaluations:
-        name = f"{one['task']['name']}-{one['shards']['fingerprint']}"
-        folder = run_dir / FOLDER_NAME / name
+    for one in read_report(report) if report.exists() else []:
+        folder = run_dir / FOLDER_NAME / f"{one['task']['name']}-{one['shards']['fingerprint']}"
         folder.mkdir(parents=True, exist_ok=True)
         page.heading(title(one)).lead(verdict(one)).text(_setting(one))
         _fractions(page, folder, one)
         page.text("Scores in percent, in brackets the ends of their 95 % intervals:")
-        page.table(*_shown_scores(one))
+        scores = [name for name in one["results"][0]["scores"] if not name.startswith(_IN_FILES)]
+        header, *rows = score_table(one, scores)
+        page.table(header, rows)
         page.heading("Findings", 3).bullets(*one["findings"])
         page.heading("Caveats", 3).bullets(*one["notes"])
         page.heading("What to do next", 3).bullets(*_next_steps(run_dir, one))
         page.heading("Classes and probabilities", 3)
         for part in (_classes, _confusion, _reliability, _map):
             part(page, folder, one)
-        _add_files(page, run_dir, folder)
+        page.heading("Numbers", 3).text("All numbers of this page, and those without a picture:")
+        files = {path.name: str(path.relative_to(run_dir)) for path in sorted(folder.glob("*.csv"))}
+        page.links({JSON_NAME: JSON_NAME, **files})
     for path in sorted((run_dir / FOLDER_NAME).glob(f"*/{CHOICE_NAME}")):
-        add_checkpoints(page, run_dir, path)
+        _choice(page, run_dir, path)
     return page.write(run_dir / PAGE_NAME)
 
 
 def _setting(one: Evaluation) -> str:
     """Return what was trained and tested on how many patches, and what an interval is over."""
     split, bootstrap = one["split"], one["protocol"]["bootstrap"]
-    counts, seeds = split["counts"], split["seeds"]
-    unit = bootstrap["unit"]
+    counts, seeds, unit = split["counts"], split["seeds"], bootstrap["unit"]
     blocks = (
         "single patches, which count as independent"
         if unit == "patch"
@@ -178,11 +101,10 @@ def _setting(one: Evaluation) -> str:
     )
     return (
         f"The encoder ({one['encoder']}, {len(one['bands'])} bands) is frozen unless a row says "
-        "fine-tune. Classifiers on its features were trained on "
-        f"{counts['train']} patches, chosen on {counts['validation']} and scored on "
-        f"{counts['test']} ({split['origin']}; {len(seeds)} seed{'s' * (len(seeds) != 1)}). "
-        "Controls are untrained baselines. Intervals resample "
-        f"{blocks} of the test patches."
+        f"fine-tune. Classifiers on its features were trained on {counts['train']} patches, chosen "
+        f"on {counts['validation']} and scored on {counts['test']} ({split['origin']}; "
+        f"{len(seeds)} seed{'s' * (len(seeds) != 1)}). Controls are untrained baselines. Intervals "
+        f"resample {blocks} of the test patches."
     )
 
 
@@ -191,8 +113,7 @@ def _next_steps(run_dir: Path, one: Evaluation) -> Iterator[str]:
     again = f"simclr-evaluate run={run_dir} shards={shards} task={task}"
     if len(one["split"]["seeds"]) < MIN_SEEDS:
         yield f"Score with {MIN_SEEDS} seeds: {again} seeds=[0,1,2]"
-    protocols = list(dict.fromkeys(row["protocol"] for row in one["results"]))
-    if Protocol.finetune_all.value not in protocols:
+    if all(row["protocol"] != Protocol.finetune_all.value for row in one["results"]):
         yield (
             "Compare with the same network trained on the labels alone: "
             f"{again} protocols=[finetune_all]"
@@ -201,105 +122,167 @@ def _next_steps(run_dir: Path, one: Evaluation) -> Iterator[str]:
         yield f"Publish the encoder: simclr-export run={run_dir} output=export step={one['step']}"
 
 
-def _add_files(page: Page, run_dir: Path, folder: Path) -> None:
-    names = {path.name: str(path.relative_to(run_dir)) for path in sorted(folder.glob("*.csv"))}
-    page.heading("Numbers", 3).text("All numbers of this page, and those without a picture:")
-    page.links({JSON_NAME: JSON_NAME, **names})
-
-
 def _fractions(page: Page, folder: Path, one: Evaluation) -> None:
     path = draw_fractions(folder / "scores.png", one["results"], one["headline"])
     score = plain(one["headline"])
     caption = f"{score[:1].upper()}{score[1:]} of the pretrained encoder and of the controls"
     page.picture(path, f"{caption}, 95 % intervals.")
-    header = ("protocol", "encoder", "fraction", "score", *ENDS, "by_seed")
-    write_csv(folder / "scores.csv", header, _score_rows(one["results"]))
-
-
-def _score_rows(results: Iterable[Result]) -> Iterator[Sequence[object]]:
-    for row in results:
+    rows = []
+    for row in one["results"]:
         for score, found in row["scores"].items():
             seeds = " ".join("" if value is None else str(value) for value in found["by_seed"])
-            yield (*_who(row), score, *score_cells(found), seeds)
+            rows.append((*_who(row), score, *ends_of(found), seeds))
+    write_csv(folder / "scores.csv", (*_WHO, "score", *ENDS, "by_seed"), rows)
 
 
 def _classes(page: Page, folder: Path, one: Evaluation) -> None:
-    drawn, task = _beside(one), one["task"]
-    path = draw_classes(folder / "classes.png", drawn, task["classes"], task["positives"])
-    absent = sum(not count for count in task["positives"])
-    page.picture(
-        path,
-        f"F1 of each class, {drawn[0]['protocol']}; the most frequent class on top"
-        + (f", {absent} without a labelled patch left out." if absent else "."),
-    )
+    """Draw F1 of each class that occurs: a bar with its interval for the first row, else marks.
+
+    The controls' intervals are in the CSV: fifty of them on a page hide what they stand for.
+    """
+    classes, positives = one["task"]["classes"], one["task"]["positives"]
+    (first, *others), path = _beside(one), folder / "classes.png"
+    order = [row for row in np.argsort(positives, kind="stable")[::-1] if positives[row]]
+    places = range(len(order))
+    with canvas(path, 8, 1.7 + 0.27 * len(order)) as figure:
+        axes = figure.subplots()
+        bars = [interval(first["classes"]["f1"][row]) for row in order]
+        values, ends = [value for value, _ in bars], np.array([both.ravel() for _, both in bars]).T
+        axes.barh(places, values, color=COLORS[0], alpha=0.45, label=first["encoder"])
+        axes.errorbar(values, places, xerr=ends, fmt="none", ecolor=COLORS[0], capsize=2)
+        for number, other in enumerate(others, start=1):
+            values = [percent_of(other["classes"]["f1"][row]["value"]) for row in order]
+            style: dict[str, Any] = {"color": COLORS[number], "marker": MARKERS[number]}
+            axes.plot(values, places, linestyle="", label=other["encoder"], **style)
+        names = [f"{_short(classes[row])} ({positives[row]})" for row in order]
+        axes.set_yticks(places, names, fontsize=9)
+        axes.set_ylim(len(order) - 0.4, -0.6)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("F1 (%); in parentheses: labelled patches")
+        axes.grid(axis="x", alpha=0.3)
+        figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+    absent = sum(not count for count in positives)
+    caption = f"F1 of each class, {first['protocol']}; the most frequent class on top"
+    left_out = f", {absent} without a labelled patch left out" if absent else ""
+    page.picture(path, f"{caption}{left_out}.")
     rows = (
-        (*_who(row), name, score, *score_cells(found))
+        (*_who(row), name, score, *ends_of(found))
         for row in one["results"]
         for score, by_class in row["classes"].items()
-        for name, found in zip(task["classes"], by_class, strict=True)
+        for name, found in zip(classes, by_class, strict=True)
     )
-    header = ("protocol", "encoder", "fraction", "class", "score", *ENDS)
-    write_csv(folder / "classes.csv", header, rows)
+    write_csv(folder / "classes.csv", (*_WHO, "class", "score", *ENDS), rows)
 
 
 def _confusion(page: Page, folder: Path, one: Evaluation) -> None:
-    first, classes = _beside(one)[0], one["task"]["classes"]
+    """Draw the confusion matrix: colour is the share of the row, numbers are counts."""
+    first, classes, path = _beside(one)[0], one["task"]["classes"], folder / "confusion.png"
     if first["confusion"] is None:  # classes that may occur together are not mistaken for another
         return
-    path = draw_confusion(folder / "confusion.png", first["confusion"], classes)
-    page.picture(
-        path, f"True and predicted classes of the {_named(first)}; test patches of all seeds."
-    )
+    table = np.asarray(first["confusion"], dtype=np.int64)
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    side = 2.6 + 0.45 * len(classes)
+    with canvas(path, side + 0.8, side) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+        for row, column in np.argwhere(table > 0):
+            color = "white" if shares[row, column] > 0.6 else "black"
+            text = str(table[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+        names = [_short(name) for name in classes]
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=9)
+        axes.set_yticks(range(len(names)), names, fontsize=9)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class (%)")
+    named = f"{first['encoder']} encoder, {first['protocol']}"
+    page.picture(path, f"True and predicted classes of the {named}; test patches of all seeds.")
     rows = ((name, *counts) for name, counts in zip(classes, first["confusion"], strict=True))
     write_csv(folder / "confusion.csv", ("truth", *classes), rows)
 
 
 def _reliability(page: Page, folder: Path, one: Evaluation) -> None:
+    """Draw the frequency of predicted events against their probability, and their number below."""
     drawn = [row for row in _most_labels(one) if row["encoder"] == PRETRAINED]
-    path = draw_reliability(folder / "reliability.png", drawn)
+    path, rows = folder / "reliability.png", []
+    with canvas(path, 6, 6) as figure:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        above.plot(
+            [0, 100], [0, 100], "--", color="#777777", linewidth=1, label="perfectly calibrated"
+        )
+        for number, row in enumerate(drawn):
+            curve = row["reliability"]
+            _draw_reliability(above, below, curve, row["protocol"], number)
+            values = (curve[key] for key in ("counts", "probability", "frequency"))
+            # there is one edge more than bins
+            bins = zip(curve["edges"][:-1], curve["edges"][1:], *values, strict=True)
+            rows += [(*_who(row), *cells) for cells in bins]
+        above.set_ylabel("observed frequency (%)")
+        above.legend(fontsize=9)
+        below.set_ylabel("predictions (%)")
+        below.set_xlabel("predicted probability (%)")
+        for axes in (above, below):
+            axes.set_xlim(0, 100)
+            axes.set_ylim(0, 102)
+            axes.grid(alpha=0.3)
     page.picture(
         path,
-        "Reliability: bins with at least 5 predictions and 1 % of all, and the "
-        "95 % interval of each share.",
+        "Reliability: bins with at least 5 predictions and 1 % of all, and the 95 % interval of "
+        "each share.",
     )
-    rows = ((*_who(row), *cells) for row in drawn for cells in _bins(row["reliability"]))
-    header = (
-        "protocol",
-        "encoder",
-        "fraction",
-        "from",
-        "to",
-        "predictions",
-        "probability",
-        "frequency",
-    )
+    header = (*_WHO, "from", "to", "predictions", "probability", "frequency")
     write_csv(folder / "reliability.csv", header, rows)
 
 
-def _bins(curve: Result) -> Iterator[tuple[object, ...]]:
-    values = ([cell(value) for value in curve[key]] for key in _CURVE)
-    # there is one edge more than bins
-    return zip(curve["edges"][:-1], curve["edges"][1:], *values, strict=True)
+def _draw_reliability(above: Axes, below: Axes, curve: Result, label: str, number: int) -> None:
+    counts, predicted, observed = (
+        np.array(curve[key], dtype=np.float64) for key in ("counts", "probability", "frequency")
+    )
+    enough = counts >= max(_FEWEST_SHARE * counts.sum(), _FEWEST)
+    shares, totals = observed[enough], counts[enough]
+    # of a share of independent trials (Wilson 1927)
+    ends = [
+        binomtest(round(share * count), round(count)).proportion_ci(0.95, method="wilson")
+        for share, count in zip(shares, totals, strict=True)
+    ]
+    bars = 100 * np.abs(np.reshape(ends, (-1, 2)).T - shares)
+    style: dict[str, Any] = {"color": COLORS[number], "marker": MARKERS[number], "markersize": 5}
+    above.errorbar(100 * predicted[enough], 100 * shares, bars, label=label, **style)
+    heights, edges = 100 * counts / counts.sum(), 100 * np.asarray(curve["edges"])
+    below.stairs(heights, edges, color=COLORS[number], linewidth=1.5)
 
 
 def _map(page: Page, folder: Path, one: Evaluation) -> None:
-    points, classes = one["map"], one["task"]["classes"]
+    """Draw test patches on the two main axes of their features, by class."""
+    points, classes, path = one["map"], one["task"]["classes"], folder / "map.png"
     if points is None:
         return
-    path = draw_map(folder / "map.png", points, classes)
+    places = np.asarray(points["points"], dtype=np.float64).reshape(-1, 2)
+    of_class = np.asarray(points["classes"])
+    names = [*classes, "none of the classes" if len(classes) > 1 else f"not {classes[0]}"]
+    present = [number for number in range(len(names)) if (of_class == number).any()]
+    with canvas(path, 9, 6) as figure:
+        axes = figure.subplots()
+        for shown, number in enumerate(present):
+            x, y = places[of_class == number].T
+            # colours run out after eight classes; the mark then tells the rounds apart
+            marker = MARKERS[shown // len(COLORS) % len(MARKERS)]
+            style: dict[str, Any] = {"color": COLORS[shown % len(COLORS)], "marker": marker}
+            label = f"{_short(names[number])} ({len(x)})"
+            axes.scatter(x, y, s=16, alpha=0.75, label=label, **style)
+        first, second = (f"{100 * share:.0f} % of the variance" for share in points["variance"])
+        axes.set_xlabel(f"first axis ({first})")
+        axes.set_ylabel(f"second axis ({second})")
+        axes.set_aspect("equal", "datalim")  # else a narrow cloud would look as wide as a round one
+        figure.legend(loc="outside right center", fontsize=9)
     page.picture(path, "Test patches on the two main axes of the pretrained features, by class.")
-    names = [*classes, ""]
-    rows = (
-        (x, y, names[number])
-        for (x, y), number in zip(points["points"], points["classes"], strict=True)
-    )
+    of_point = [[*classes, ""][number] for number in points["classes"]]
+    rows = ((x, y, name) for (x, y), name in zip(points["points"], of_point, strict=True))
     write_csv(folder / "map.csv", ("first_axis", "second_axis", "class"), rows)
 
 
-def _shown_scores(one: Evaluation) -> tuple[Sequence[str], Rows]:
-    names = [name for name in one["results"][0]["scores"] if not name.startswith(_IN_FILES)]
-    header, *rows = score_table(one, names)
-    return header, rows
+def _short(name: str) -> str:
+    return textwrap.shorten(name, _LONGEST, placeholder=" ...")
 
 
 def _most_labels(one: Evaluation) -> list[Result]:
@@ -315,9 +298,72 @@ def _beside(one: Evaluation) -> list[Result]:
     return [row for row in rows if row["protocol"] == protocol]
 
 
-def _who(row: Result) -> tuple[object, ...]:
-    return row["protocol"], row["encoder"], row["fraction"]
+def _choice(page: Page, run_dir: Path, path: Path) -> None:
+    """Append a section on one ``checkpoints.json``; PNG and CSV lie beside it."""
+    choice, metrics, picture = read_choice(path), run_dir / METRICS_NAME, path.with_suffix(".png")
+    losses = dict(zip(choice["steps"], choice["losses"], strict=True))
+    # scores against the step, and below the contrastive loss over the same steps
+    with canvas(picture, 9, 6.5) as figure:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        _draw_choice(above, choice)
+        _draw_losses(below, losses, read_metrics(metrics) if metrics.exists() else [])
+        for axes in (above, below):
+            axes.axvline(choice["best"], color=COLORS[6], linewidth=0.8, alpha=0.5)
+            axes.grid(alpha=0.3)
+        handles, names = above.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=9)
+    first, *others = choice["findings"]
+    mark = "SIMULATED PATCHES, " if choice["simulated"] else ""
+    page.heading(f"{mark}{choice['task']['name']}: choosing a checkpoint")
+    page.lead(f"{first[:1].upper()}{first[1:]}.")
+    page.picture(picture, "Validation scores of the checkpoints, 95 % intervals, beside the loss.")
+    header, *table = choice_table(choice)
+    page.table(header, table)
+    page.heading("Findings", 3).bullets(*others)
+    page.heading("Caveats", 3).bullets(*choice["notes"])
+    rows = (
+        (
+            one["step"],
+            losses.get(one["step"]),
+            one["protocol"],
+            one["encoder"],
+            score,
+            *ends_of(found),
+        )
+        for one in choice["results"]
+        for score, found in one["scores"].items()
+    )
+    columns = ("step", "loss", "protocol", "encoder", "score", *ENDS)
+    write_csv(path.with_suffix(".csv"), columns, rows)
 
 
-def _named(row: Result) -> str:
-    return f"{row['encoder']} encoder, {row['protocol']}"
+def _draw_choice(axes: Axes, choice: Choice) -> None:
+    headline = choice["headline"]
+    for number, protocol in enumerate(dict.fromkeys(one["protocol"] for one in choice["results"])):
+        asked = [one for one in choice["results"] if one["protocol"] == protocol]
+        own = [one for one in asked if one["step"] is not None]
+        steps = [one["step"] for one in own]
+        draw_band(axes, steps, [one["scores"][headline] for one in own], protocol, number)
+        # what stands beside the checkpoints knows no step
+        controls = [one for one in asked if one["step"] is None]
+        for k, one in enumerate(controls if protocol == choice["chosen_by"] else ()):
+            color, style = COLORS[2 + k % 5], _STYLES[k % len(_STYLES)]
+            value = percent_of(one["scores"][headline]["value"])
+            label = f"{protocol}: {one['encoder']}"
+            axes.axhline(value, color=color, linestyle=style, linewidth=1.3, label=label)
+    axes.set_ylabel(f"{plain(headline)} on validation (%)")
+    axes.set_title(f"{choice['chosen_by']} chooses step {choice['best']}")
+
+
+def _draw_losses(
+    axes: Axes, losses: Mapping[int, float | None], records: Sequence[Mapping[str, Any]]
+) -> None:
+    steps = [record["step"] for record in records]
+    # None, a loss that is unknown, leaves a gap
+    every = np.array([record["loss"] for record in records], dtype=np.float64)
+    axes.plot(steps, every, color=COLORS[6], linewidth=0.8)
+    chosen = np.array([*losses.values()], dtype=np.float64)
+    axes.plot([*losses], chosen, "o", color=COLORS[6], markersize=4)
+    axes.set_ylabel("contrastive loss")
+    axes.set_xlabel("step")
+    axes.set_title("not used for the choice", fontsize=10)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.figures.canvas import COLORS, Axes, Page, canvas, number_of, percent_of
+from jobs.figures.canvas import COLORS, Axes, Page, canvas, percent_of
 from jobs.figures.evaluation import PAGE_NAME as EVALUATION_PAGE
 from jobs.run_dir import CONFIG_NAME
 from jobs.status.causes import AttemptRecord
@@ -26,6 +26,7 @@ CURVES_NAME = "curves.png"
 _WINDOWS, _MIN_WINDOW = 30, 3  # of the running mean: how many fit into a run; records of one
 
 Records = Sequence[dict[str, Any]]
+_Panel = Callable[[Axes, Records], None]
 
 
 def draw_curves(run_dir: Path) -> Path | None:
@@ -58,14 +59,10 @@ def _loss(axes: Axes, records: Records) -> None:
     _line(axes, records, "loss", 0)
     chance = records[-1]["chance_level"]
     axes.axhline(chance, color=COLORS[6], linestyle="--", linewidth=1)
-    _note(axes, chance, f"chance: {chance:.2f}")
+    style: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": "small"}
+    style |= {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axes.annotate(f"chance: {chance:.2f}", (1, chance), xytext=(-4, -3), **style)
     axes.set_title("contrastive loss (no measure of quality)")
-
-
-def _rate(axes: Axes, records: Records) -> None:
-    _line(axes, records, "learning_rate", 1)
-    axes.set_ylim(bottom=0)
-    axes.set_title("learning rate")
 
 
 def _gradient(axes: Axes, records: Records) -> None:
@@ -73,18 +70,6 @@ def _gradient(axes: Axes, records: Records) -> None:
     axes.set_yscale("log")
     skipped = records[-1].get("skipped_steps", 0)
     axes.set_title("gradient norm" + (f" ({skipped} steps skipped)" if skipped else ""))
-
-
-def _speed(axes: Axes, records: Records) -> None:
-    _line(axes, records, "patches_per_s", 3)
-    axes.set_ylim(bottom=0)
-    axes.set_title("patches per second")
-
-
-def _wait(axes: Axes, records: Records) -> None:
-    _line(axes, records, "data_wait_share", 4, scale=100)
-    axes.set_ylim(0, 100)
-    axes.set_title("time spent waiting for data (%)")
 
 
 def _spread(axes: Axes, records: Records) -> None:
@@ -100,9 +85,8 @@ def _probe(axes: Axes, records: Records) -> None:
     probed = [record for record in records if _has(record, "probe/")]
     axes.set_title("held-out validation labels (%)")
     headline = next(key for key in probed[-1] if key.startswith("probe/")).partition("/")[2]
-    for number, name in enumerate(("probe", "knn")):
-        label = {"probe": "linear probe", "knn": "k-NN"}[name]
-        _line(axes, probed, f"{name}/{headline}", number, label, scale=100)
+    _line(axes, probed, f"probe/{headline}", 0, "linear probe", scale=100)
+    _line(axes, probed, f"knn/{headline}", 1, "k-NN", scale=100)
     for number, key in enumerate(key for key in probed[-1] if key.startswith("controls/")):
         value, style = percent_of(probed[-1][key]), (":", "--")[number % 2]
         label = f"linear probe: {key.partition('/')[2].replace('_', ' ')}"
@@ -112,25 +96,39 @@ def _probe(axes: Axes, records: Records) -> None:
     axes.legend(fontsize="small")
 
 
+def _from_0(key: str, color: int, title: str, top: int | None = None, *, scale: int = 1) -> _Panel:
+    """Return what draws one metric over an axis that begins at 0."""
+
+    def draw(axes: Axes, records: Records) -> None:
+        _line(axes, records, key, color, scale=scale)
+        axes.set_ylim(0, top)
+        axes.set_title(title)
+
+    return draw
+
+
 # What a record must hold for a panel to be drawn: a name, or its beginning.
-_PANELS: dict[str, Callable[[Axes, Records], None]] = {
+_PANELS: dict[str, _Panel] = {
     "loss": _loss,
     "probe/": _probe,
-    "learning_rate": _rate,
+    "learning_rate": _from_0("learning_rate", 1, "learning rate"),
     "gradient_norm": _gradient,
     "deviation": _spread,
-    "patches_per_s": _speed,
-    "data_wait_share": _wait,
+    "patches_per_s": _from_0("patches_per_s", 3, "patches per second"),
+    "data_wait_share": _from_0(
+        "data_wait_share", 4, "time spent waiting for data (%)", 100, scale=100
+    ),
 }
 
 
 def _line(
-    axes: Axes, records: Records, key: str, color: int, label: str = "", *, scale: float = 1.0
+    axes: Axes, records: Records, key: str, color: int, label: str | None = None, *, scale: int = 1
 ) -> None:
     """Draw a metric: as it is, and where there are many records pale, below its running mean."""
-    values = np.array([scale * number_of(record.get(key)) for record in records])
+    # None leaves a gap
+    values = scale * np.array([record.get(key) for record in records], dtype=np.float64)
     steps = [record["step"] for record in records]
-    style: dict[str, Any] = {"color": COLORS[color], "label": label or None}
+    style: dict[str, Any] = {"color": COLORS[color], "label": label}
     window = len(records) // _WINDOWS
     if window < _MIN_WINDOW:
         # a single record would draw no line at all
@@ -153,19 +151,6 @@ def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float6
     return means
 
 
-def _note(axes: Axes, height: float, text: str) -> None:
-    axes.annotate(
-        text,
-        (1, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(-4, -3),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize="small",
-    )
-
-
 _COLORS = {
     "finished": COLORS[2],
     "running": COLORS[0],
@@ -176,48 +161,35 @@ _COLORS = {
 
 
 def draw_timeline(path: Path, attempts: Sequence[AttemptRecord], now: float) -> Path:
-    """Draw one bar an attempt, from its start to its end.
+    """Draw one bar an attempt (of at least one), from its start to its end.
 
-    Args:
-        path: of the PNG.
-        attempts: at least one.
-        now: seconds since 1970; a bar without an end reaches to it, or to the next start.
+    ``now``: seconds since 1970; a bar without an end reaches to it, or to the next start.
     """
+    following = [*(attempt.start for attempt in attempts[1:]), now]
+    ends = [
+        later if one.end is None else one.end
+        for one, later in zip(attempts, following, strict=True)
+    ]
     first = attempts[0].start
-    spans = _spans(attempts, now)
+    total = ends[-1] - first
     # seconds for tests, minutes for trials, hours for real runs
-    size, unit = _scale(spans[-1][1] - first)
+    size, unit = (3600.0, "hours") if total >= 4 * 3600 else (60.0, "minutes")
+    if total < 300:
+        size, unit = 1.0, "seconds"
     with canvas(path, 9, 1.1 + 0.4 * len(attempts)) as figure:
         axes = figure.subplots()
-        for row, (attempt, (start, end)) in enumerate(zip(attempts, spans, strict=True)):
-            left, width = (start - first) / size, (end - start) / size
+        for row, (attempt, end) in enumerate(zip(attempts, ends, strict=True)):
+            left, width = (attempt.start - first) / size, (end - attempt.start) / size
             axes.barh(row, width, left=left, color=_COLORS[attempt.outcome], height=0.3)
+            steps = "" if attempt.last_step is None else f"to step {attempt.last_step}: "
+            caption = f"{steps}{(attempt.cause or attempt.outcome)[:70]}"
             # Above its bar and from the left edge: a late bar would push its text off the page.
-            axes.text(0, row - 0.2, _caption(attempt), va="bottom", fontsize="small")
+            axes.text(0, row - 0.2, caption, va="bottom", fontsize="small")
         axes.set_yticks(range(len(attempts)), [f"attempt {one.number}" for one in attempts])
         axes.set_ylim(len(attempts) - 0.5, -0.8)  # the first on top
         axes.set_xlabel(f"{unit} since the first start")
         axes.grid(axis="x", alpha=0.3)
     return path
-
-
-def _spans(attempts: Sequence[AttemptRecord], now: float) -> list[tuple[float, float]]:
-    following = [*(attempt.start for attempt in attempts[1:]), now]
-    return [
-        (attempt.start, following[k] if attempt.end is None else attempt.end)
-        for k, attempt in enumerate(attempts)
-    ]
-
-
-def _scale(seconds: float) -> tuple[float, str]:
-    if seconds < 300:
-        return 1.0, "seconds"
-    return (60.0, "minutes") if seconds < 4 * 3600 else (3600.0, "hours")
-
-
-def _caption(attempt: AttemptRecord) -> str:
-    steps = "" if attempt.last_step is None else f"to step {attempt.last_step}: "
-    return f"{steps}{(attempt.cause or attempt.outcome)[:70]}"
 
 
 REPORT_NAME = "report.html"
@@ -235,13 +207,21 @@ def write_report(record: RunRecord, now: float | None = None) -> Path:
         (name, text) for name, text in lines if name.partition(" ")[0] not in ("attempt", *links)
     ]
     page.table(("", ""), shown, wraps=True).links(links)
-    _add_curves(page, run_dir)
+    page.heading("Curves")
+    if curves := draw_curves(run_dir):
+        caption = "Training, and the probe on held-out labels where there is one."
+        page.picture(curves, caption)
+    else:
+        page.text("No metrics yet.")
     if record.attempts:
         picture = draw_timeline(run_dir / TIMELINE_NAME, record.attempts, now)
         page.heading("Attempts").picture(picture, "When each attempt ran, and how it ended.")
         header = ("attempt", "started", "lasted", "ranks", "nodes", "steps", "ended")
         page.table(header, [_row(attempt) for attempt in record.attempts], wraps=True)
-    _add_evaluation(page, run_dir)
+    if (report := run_dir / JSON_NAME).exists():
+        page.heading("Evaluation")
+        page.bullets(*(f"{title(one)}: {verdict(one)}" for one in read_report(report)))
+        page.links({EVALUATION_PAGE: EVALUATION_PAGE})
     page.heading("Settings")
     page.folded(CONFIG_NAME, (run_dir / CONFIG_NAME).read_text(encoding="utf-8"))
     return page.write(run_dir / REPORT_NAME)
@@ -259,32 +239,8 @@ def _state(record: RunRecord) -> str:
     return f"{sentence}."
 
 
-def _add_curves(page: Page, run_dir: Path) -> None:
-    curves = draw_curves(run_dir)
-    page.heading("Curves")
-    if curves is None:
-        page.text("No metrics yet.")
-        return
-    page.picture(curves, "Training, and the probe on held-out labels where there is one.")
-
-
-def _add_evaluation(page: Page, run_dir: Path) -> None:
-    report = run_dir / JSON_NAME
-    if report.exists():
-        page.heading("Evaluation")
-        page.bullets(*(f"{title(one)}: {verdict(one)}" for one in read_report(report)))
-        page.links({EVALUATION_PAGE: EVALUATION_PAGE})
-
-
 def _row(attempt: AttemptRecord) -> tuple[object, ...]:
     lasted = duration(attempt.end - attempt.start) if attempt.end else "-"
     steps = [str(step) for step in (attempt.first_step, attempt.last_step) if step is not None]
-    return (
-        attempt.number,
-        clock(attempt.start),
-        lasted,
-        attempt.num_ranks,
-        attempt.nodes,
-        " to ".join(steps) or "-",
-        attempt.cause or attempt.outcome,
-    )
+    where = attempt.num_ranks, attempt.nodes, " to ".join(steps) or "-"
+    return attempt.number, clock(attempt.start), lasted, *where, attempt.cause or attempt.outcome

@@ -29,6 +29,7 @@ from simclr.data.loader import Batch, Loader
 TRUE_COLOUR = ("B04", "B03", "B02")
 FALSE_COLOUR = ("B08", "B04", "B03")
 FALSE_COLOUR_COARSE = ("B8A", "B04", "B03")  # of products without a grid of 10 m
+_IN_A_ROW = 5  # patches of a sheet
 _UNIT = 10_000  # stored values of a reflectance of 1
 _CLASSES = 30  # more bars than this cannot be read
 _LONGEST_CLASS = 48  # letters; more would leave no room for the bars
@@ -62,99 +63,16 @@ def _stretched(values: Image, band: str, manifest: Manifest) -> Image:
 
 def pictures_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return bands for red, green, blue of the pictures that are possible; at least a grey one."""
-    wanted: dict[str, tuple[tuple[str, ...], ...]] = {
-        "true_colour": (TRUE_COLOUR,),
-        "false_colour": (FALSE_COLOUR, FALSE_COLOUR_COARSE),
-    }
-    possible = {
-        name: [triple for triple in triples if set(triple) <= set(bands)]
-        for name, triples in wanted.items()
-    }
-    found = {name: triples[0] for name, triples in possible.items() if triples}
+    wanted = (
+        ("true_colour", TRUE_COLOUR),
+        ("false_colour", FALSE_COLOUR),
+        ("false_colour", FALSE_COLOUR_COARSE),
+    )
+    found: dict[str, tuple[str, ...]] = {}
+    for name, triple in wanted:
+        if set(triple) <= set(bands):
+            found.setdefault(name, triple)
     return found or {"grey": (bands[0],) * 3}
-
-
-def draw_sheet(path: Path, images: Sequence[Image], titles: Sequence[str], width: int = 5) -> Path:
-    """Draw images in rows of ``width``, each under its title."""
-    width = min(width, len(images))
-    rows = -(-len(images) // width)
-    with canvas(path, 2 * width, 2.35 * rows) as figure:
-        places = figure.subplots(rows, width, squeeze=False).ravel()
-        for axes in places:
-            axes.set_axis_off()
-        for axes, image, title in zip(places, images, titles, strict=False):
-            axes.imshow(image, interpolation="nearest")
-            axes.set_title(title, fontsize=9)
-    return path
-
-
-def draw_histograms(path: Path, histogram: NDArray[np.int64], bands: Sequence[str]) -> Path:
-    """Draw how often each reflectance occurs, a panel for each band.
-
-    Args:
-        path: PNG.
-        histogram: counts (bands, 65536) of stored values.
-        bands: names.
-    """
-    columns = 4
-    rows = -(-len(bands) // columns)
-    with canvas(path, 11, 1.9 * rows) as figure:
-        places = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes in places[len(bands) :]:
-            axes.set_axis_off()
-        for number, band in enumerate(bands):
-            counts = histogram[number].copy()
-            counts[[0, -1]] = 0  # nodata and saturated pixels are no reflectance
-            values = np.flatnonzero(counts)
-            places[number].set_title(_with_wavelength(band), fontsize=9)
-            if values.size:
-                top = int(values[np.searchsorted(counts[values].cumsum(), 0.999 * counts.sum())])
-                edges = np.linspace(0, top + 1, 81)
-                heights, _ = np.histogram(values, edges, weights=counts[values])
-                places[number].stairs(heights, edges / _UNIT, fill=True, color=COLORS[0])
-            places[number].set_yticks([])
-        figure.supxlabel("reflectance, up to its 99.9th percentile")
-    return path
-
-
-def draw_classes(path: Path, counts: Mapping[str, int]) -> Path:
-    """Draw how many patches carry each class, the most frequent ones first."""
-    names = [textwrap.shorten(name, _LONGEST_CLASS, placeholder=" …") for name in counts]
-    with canvas(path, 9, 0.8 + 0.26 * len(counts)) as figure:
-        axes = figure.subplots()
-        bars = axes.barh(range(len(names)), list(counts.values()), color=COLORS[0])
-        axes.bar_label(bars, fontsize=9, padding=2)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel("patches")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.spines[["top", "right"]].set_visible(False)
-    return path
-
-
-def draw_map(path: Path, places: NDArray[np.float64], splits: Sequence[str]) -> Path:
-    """Draw where patches lie, by split.
-
-    Args:
-        path: PNG.
-        places: (n, 2) longitude and latitude in degrees.
-        splits: (n) their splits; an empty one is called "no split".
-    """
-    names = np.array([split or "no split" for split in splits])
-    with canvas(path, 8, 6) as figure:
-        axes = figure.subplots()
-        for number, name in enumerate(sorted(set(names.tolist()))):
-            chosen = places[names == name]
-            label = f"{name}: {len(chosen)}"
-            color = COLORS[number % len(COLORS)]
-            axes.scatter(chosen[:, 0], chosen[:, 1], s=6, color=color, label=label, alpha=0.7)
-        # a degree of longitude is shorter than one of latitude
-        axes.set_aspect(1 / np.cos(np.radians(places[:, 1].mean())))
-        axes.set_xlabel("longitude, degrees")
-        axes.set_ylabel("latitude, degrees")
-        axes.legend()
-        axes.grid(alpha=0.3)
-    return path
 
 
 PAGE_NAME = "shards.html"
@@ -174,13 +92,7 @@ def inspect_shards(config: InspectConfig, output: Path) -> Path:
         f"{manifest.rows:,} {kind} in {shards}, {len(manifest.layout.bands)} bands."
     )
     _add_sheets(page, config, output, manifest, readers)
-    histogram = empty_histogram(len(manifest.layout.bands))
-    for reader in readers:
-        with open_shard(reader.path) as file:
-            histogram += file[HISTOGRAM][()]
-    path = draw_histograms(output / "histograms.png", histogram, manifest.layout.bands)
-    page.heading("Reflectance").picture(path, "All valid pixels, counted exactly.")
-    _add_statistics(page, manifest)
+    _add_histograms(page, output, manifest, readers)
     _add_classes(page, output, manifest)
     _add_map(page, output, readers)
     return page.write(output / PAGE_NAME)
@@ -213,13 +125,19 @@ def _add_sheets(
     manifest: Manifest,
     readers: Sequence[ShardReader],
 ) -> None:
-    rows = spread(manifest.rows, config.patches)
-    patches = [patch_of(readers, int(row)) for row in rows]
-    titles = [_short(name) for _, name in patches]
+    patches = [patch_of(readers, int(row)) for row in spread(manifest.rows, config.patches)]
     page.heading("Patches")
+    width = min(_IN_A_ROW, len(patches))
+    rows = -(-len(patches) // width)
     for name, bands in pictures_of(manifest.layout.bands).items():
-        images = [stretch(pixels, bands, manifest) for pixels, _ in patches]
-        path = draw_sheet(output / f"{name}.jpg", images, titles)
+        path = output / f"{name}.jpg"
+        with canvas(path, 2 * width, 2.35 * rows) as figure:
+            places = figure.subplots(rows, width, squeeze=False).ravel()
+            for axes in places:
+                axes.set_axis_off()
+            for axes, (pixels, patch) in zip(places, patches, strict=False):
+                axes.imshow(stretch(pixels, bands, manifest), interpolation="nearest")
+                axes.set_title(_short(patch), fontsize=9)
         names = ", ".join(dict.fromkeys(bands))
         kind = "red, green, blue" if name != "grey" else "grey"
         page.picture(path, f"{names} as {kind}; nodata in magenta.")
@@ -246,50 +164,97 @@ def _with_wavelength(band: str) -> str:
     return f"{band}, {BANDS[band].wavelength_nm:.0f} nm" if band in BANDS else band
 
 
-def _add_statistics(page: Page, manifest: Manifest) -> None:
-    names = ("band", "mean", "std", "1 %", "99 %", "nodata")
-    rows = [
+def _add_histograms(
+    page: Page, output: Path, manifest: Manifest, readers: Sequence[ShardReader]
+) -> None:
+    """Append how often each reflectance occurs, a panel for each band, and the statistics."""
+    histogram = empty_histogram(
+        len(manifest.layout.bands)
+    )  # counts (bands, 65536) of stored values
+    for reader in readers:
+        with open_shard(reader.path) as file:
+            histogram += file[HISTOGRAM][()]
+    rows, path = -(-len(histogram) // 4), output / "histograms.png"
+    with canvas(path, 11, 1.9 * rows) as figure:
+        places = figure.subplots(rows, 4, squeeze=False).ravel()
+        for axes in places[len(histogram) :]:
+            axes.set_axis_off()
+        for axes, band, counts in zip(places, manifest.layout.bands, histogram, strict=False):
+            counts[[0, -1]] = 0  # nodata and saturated pixels are no reflectance
+            values = np.flatnonzero(counts)
+            axes.set_title(_with_wavelength(band), fontsize=9)
+            if values.size:
+                top = int(values[np.searchsorted(counts[values].cumsum(), 0.999 * counts.sum())])
+                edges = np.linspace(0, top + 1, 81)
+                heights, _ = np.histogram(values, edges, weights=counts[values])
+                axes.stairs(heights, edges / _UNIT, fill=True, color=COLORS[0])
+            axes.set_yticks([])
+        figure.supxlabel("reflectance, up to its 99.9th percentile")
+    page.heading("Reflectance").picture(path, "All valid pixels, counted exactly.")
+    cells = [
         (
-            _with_wavelength(band),
-            f"{one.mean:.1f}",
-            f"{one.std:.1f}",
-            one.percentile_1,
-            one.percentile_99,
-            f"{one.nodata_fraction:.2%}",
+            *(_with_wavelength(band), f"{one.mean:.1f}", f"{one.std:.1f}"),
+            *(one.percentile_1, one.percentile_99, f"{one.nodata_fraction:.2%}"),
         )
         for band, one in manifest.statistics.items()
     ]
-    page.text("Stored values, reflectance x 10000:").table(names, rows)
+    header = ("band", "mean", "std", "1 %", "99 %", "nodata")
+    page.text("Stored values, reflectance x 10000:").table(header, cells)
 
 
 def _add_classes(page: Page, output: Path, manifest: Manifest) -> None:
+    """Append how many patches carry each class, the most frequent ones first."""
     for name, counts in manifest.provenance["label_counts"].items():
         ranked = sorted(counts.items(), key=lambda item: -item[1])
-        present = {label: count for label, count in ranked if count}
+        present = [(label, count) for label, count in ranked if count]
         page.heading(f"Classes: {name.replace('_', ' ')}")
         if not present:
             page.text("No patch is labelled.")
             continue
-        shown = dict(list(present.items())[:_CLASSES])
+        labels, numbers = zip(*present[:_CLASSES], strict=True)
+        names = [textwrap.shorten(label, _LONGEST_CLASS, placeholder=" …") for label in labels]
+        path = output / f"classes_{name}.png"
+        with canvas(path, 9, 0.8 + 0.26 * len(names)) as figure:
+            axes = figure.subplots()
+            bars = axes.barh(range(len(names)), numbers, color=COLORS[0])
+            axes.bar_label(bars, fontsize=9, padding=2)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.set_xlabel("patches")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.spines[["top", "right"]].set_visible(False)
         caption = "Patches that carry each class"
-        if rarer := len(present) - len(shown):
+        if rarer := len(present) - len(names):
             caption += f"; {rarer} rarer classes are left out"
         if absent := len(counts) - len(present):
             caption += f"; {absent} classes without a patch"
-        page.picture(draw_classes(output / f"classes_{name}.png", shown), f"{caption}.")
+        page.picture(path, f"{caption}.")
 
 
 def _add_map(page: Page, output: Path, readers: Sequence[ShardReader]) -> None:
-    parts = [_coordinates(reader) for reader in readers]
-    places = np.concatenate(parts)
+    """Append where patches lie, by split."""
+    places = np.concatenate([_coordinates(reader) for reader in readers])
+    splits = np.concatenate([reader.index("split") for reader in readers])
     known = ~np.isnan(places).any(axis=1)
     page.heading("Locations")
     if not known.any():
         page.text("No patch has a coordinate system: there is no map.")
         return
-    splits = np.concatenate([reader.index("split") for reader in readers])
-    path = draw_map(output / "map.png", places[known], splits[known].tolist())
-    page.picture(path, f"{int(known.sum())} patches with known coordinates, by split.")
+    places, names = places[known], np.array([split or "no split" for split in splits[known]])
+    path = output / "map.png"
+    with canvas(path, 8, 6) as figure:
+        axes = figure.subplots()
+        for number, name in enumerate(sorted(set(names.tolist()))):
+            x, y = places[names == name].T
+            color, label = COLORS[number % len(COLORS)], f"{name}: {len(x)}"
+            axes.scatter(x, y, s=6, color=color, label=label, alpha=0.7)
+        # a degree of longitude is shorter than one of latitude
+        axes.set_aspect(1 / np.cos(np.radians(places[:, 1].mean())))
+        axes.set_xlabel("longitude, degrees")
+        axes.set_ylabel("latitude, degrees")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    page.picture(path, f"{len(places)} patches with known coordinates, by split.")
 
 
 def _coordinates(reader: ShardReader) -> NDArray[np.float64]:
@@ -322,13 +287,12 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
     packed = manifest.layout.bands
     bands = list(TRUE_COLOUR if set(TRUE_COLOUR) <= set(packed) else packed[:1])
     dataset = open_dataset([config.shards], bands)
-    batch = _batch(dataset, min(config.patches, _MOST))
+    chosen = spread(dataset.num_samples, min(config.patches, _MOST))
+    loader = Loader(dataset, lambda _: chosen, num_batches=1, batch_size=len(chosen), device=_CPU)
+    batch = next(iter(loader))
     output.mkdir(parents=True, exist_ok=True)
-    rows = {
-        "as packed": ViewMaker(dataset, AugmentConfig(preset=PresetName.none), 0, _CPU).eval_views(
-            batch
-        )
-    }
+    plain = ViewMaker(dataset, AugmentConfig(preset=PresetName.none), 0, _CPU)
+    rows = {"as packed": plain.eval_views(batch)}
     for name in OPERATIONS:
         # size and strengths are those of the settings
         single = replace(
@@ -344,12 +308,6 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
     page.heading(f"Two views of each patch: preset {config.augment.preset}")
     page.picture(path, "The two views of each patch that form a positive pair, in epoch 0.")
     return page.write(output / VIEWS_PAGE_NAME)
-
-
-def _batch(dataset: ShardDataset, count: int) -> Batch:
-    rows = spread(dataset.num_samples, count)
-    loader = Loader(dataset, lambda _: rows, num_batches=1, batch_size=len(rows), device=_CPU)
-    return next(iter(loader))
 
 
 def _views(

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.figures.canvas import COLORS, Axes, canvas
-from jobs.figures.charts import plain
+from jobs.figures.canvas import COLORS, Axes, canvas, plain
 from jobs.study.analysis import Array, CurvePoint, Estimate, lowest_quarter
 
 # The heat map is a triangle: each pair of the nine operations once.

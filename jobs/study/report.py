@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from jobs.figures.canvas import Page
-from jobs.figures.charts import draw_fractions, plain
+from jobs.figures.canvas import Page, draw_fractions, plain
 from jobs.run_dir import provenance, to_yaml
 from jobs.study.analysis import (
     RELIABLE,
