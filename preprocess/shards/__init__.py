@@ -6,29 +6,16 @@ import os
 # they are written under temporary names and never changed. HDF5 reads it when h5py is imported.
 os.environ.pop("HDF5_USE_FILE_LOCKING", None)
 
-from preprocess.shards.format import (
-    NODATA,
-    SATURATED,
-    UNKNOWN_LABEL,
-    FractionSet,
-    GroupLayout,
-    LabelSet,
-    ShardLayout,
-)
-from preprocess.shards.manifest import BandStatistics, Manifest, ShardEntry, read_manifest
+from preprocess.shards.format import UNKNOWN_LABEL, GroupLayout, LabelSet, ShardLayout
+from preprocess.shards.manifest import Manifest, read_manifest
 from preprocess.shards.reader import BatchReader, ShardReader, open_readers
 
 __all__ = [
-    "NODATA",
-    "SATURATED",
     "UNKNOWN_LABEL",
-    "BandStatistics",
     "BatchReader",
-    "FractionSet",
     "GroupLayout",
     "LabelSet",
     "Manifest",
-    "ShardEntry",
     "ShardLayout",
     "ShardReader",
     "open_readers",

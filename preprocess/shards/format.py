@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import h5py
@@ -69,19 +68,12 @@ NO_TRANSFORM: Transform = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class GroupLayout:
-    """Bands that share one grid.
+    """Bands that share one grid."""
 
-    Attributes:
-        name: data set name, ``b10`` for 10 m.
-        bands: canonical band names in channel order.
-        size_px: side of the square patch in pixels.
-        ground_resolution_m: side of a pixel in metres, as stored.
-    """
-
-    name: str
-    bands: tuple[str, ...]
-    size_px: int
-    ground_resolution_m: float
+    name: str  # of the data set, b10 for 10 m
+    bands: tuple[str, ...]  # canonical names in channel order
+    size_px: int  # side of the square patch in pixels
+    ground_resolution_m: float  # side of a pixel in metres, as stored
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -97,17 +89,11 @@ class GroupLayout:
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """Class names of one labelling of the patches; order always travels as names.
+    """Class names of one labelling of the patches; order always travels as names."""
 
-    Attributes:
-        name: ``bigearthnet19``, ``irrigation_regular``, ``eurosat``, ...
-        kind: ``single`` (exactly one class a patch) or ``multi`` (any number).
-        classes: class names in column order.
-    """
-
-    name: str
-    kind: str
-    classes: tuple[str, ...]
+    name: str  # bigearthnet19, irrigation_regular, eurosat, ...
+    kind: str  # single (exactly one class a patch) or multi (any number)
+    classes: tuple[str, ...]  # names in column order
 
     def __post_init__(self) -> None:
         if self.kind not in ("single", "multi"):
@@ -116,15 +102,10 @@ class LabelSet:
 
 @dataclass(frozen=True, slots=True)
 class FractionSet:
-    """Shares of a patch's ground by class: cover of a map, or what a scene classification saw.
+    """Shares of a patch's ground by class: cover of a map, or what a scene classification saw."""
 
-    Attributes:
-        name: ``corine``, ``scl``, ...
-        classes: class names in column order.
-    """
-
-    name: str
-    classes: tuple[str, ...]
+    name: str  # corine, scl, ...
+    classes: tuple[str, ...]  # names in column order
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,52 +145,37 @@ class ShardLayout:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ShardLayout:
         """Rebuild from ``to_json``."""
+
+        def tupled(one: dict[str, Any], key: str) -> dict[str, Any]:
+            return {**one, key: tuple(one[key])}
+
         return cls(
-            groups=tuple(
-                GroupLayout(**{**group, "bands": tuple(group["bands"])}) for group in data["groups"]
-            ),
-            label_sets=tuple(
-                LabelSet(**{**labels, "classes": tuple(labels["classes"])})
-                for labels in data["label_sets"]
-            ),
-            fraction_sets=tuple(
-                FractionSet(fractions["name"], tuple(fractions["classes"]))
-                for fractions in data.get("fraction_sets", ())
-            ),
+            tuple(GroupLayout(**tupled(one, "bands")) for one in data["groups"]),
+            tuple(LabelSet(**tupled(one, "classes")) for one in data["label_sets"]),
+            tuple(FractionSet(**tupled(one, "classes")) for one in data.get("fraction_sets", ())),
         )
 
 
 class PatchError(ValueError):
-    """An input that cannot become a patch; packing can go on without it.
-
-    Attributes:
-        file: the file or folder at fault, as the source named it.
-        reason: what is wrong with it, in one clause.
-    """
+    """An input that cannot become a patch; packing can go on without it."""
 
     def __init__(self, file: object, reason: str) -> None:
         super().__init__(f"{file}: {reason}")
-        self.file = str(file)
-        self.reason = reason
+        self.file = str(file)  # the file or folder at fault, as the source named it
+        self.reason = reason  # what is wrong with it, in one clause
 
 
 @dataclass(frozen=True, slots=True)
 class PatchRef:
-    """Where one patch is, and what is known of it before its files are opened.
+    """Where one patch is, and what is known of it before its files are opened."""
 
-    Attributes:
-        id: unique within the source; references are packed in the order of their ids.
-        path: file or folder, relative to the source's root.
-        split: train, validation, test, or empty.
-        labels: class names by label set, where the place of the files or a table tells them.
-        block: ground that splits keep whole; empty without blocks.
-    """
-
-    id: str
-    path: str  # relative, so that shards can be repaired from where the rasters have moved to
-    split: str = ""
+    id: str  # unique within the source; references are packed in the order of their ids
+    # file or folder relative to the root: shards can be repaired from where rasters have moved to
+    path: str
+    split: str = ""  # train, validation, test, or empty
+    # class names by label set, where the place of the files or a table tells them
     labels: Labels = field(default_factory=dict)
-    block: str = ""
+    block: str = ""  # ground that splits keep whole; empty without blocks
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -227,60 +193,35 @@ class PatchRef:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Patches of one product that were left out for one reason: a choice, not an error.
+    """Patches of one product that were left out for one reason: a choice, not an error."""
 
-    Attributes:
-        product: file or folder of it, as in ``PatchRef.path``.
-        reason: a phrase, the same for all that it applies to.
-        places: their ground cells; empty if the product as a whole was dropped.
-    """
-
-    product: str
-    reason: str
-    places: tuple[str, ...] = ()
+    product: str  # file or folder of it, as in PatchRef.path
+    reason: str  # a phrase, the same for all that it applies to
+    places: tuple[str, ...] = ()  # their ground cells; empty if the whole product was dropped
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """One patch as it is stored.
+    """One patch as it is stored."""
 
-    Attributes:
-        id: that of its reference.
-        pixels: by band group, (bands, size_px, size_px) uint16 stored values.
-        labels: class names by label set; a set that is absent has no answer for this patch.
-        fractions: shares of the ground by fraction set, (classes,) from 0 to 1; absent: unknown.
-        path: file or folder it was read from, relative to the root; packing fills it in.
-        product: ESA product or scene, if known.
-        tile: MGRS tile, if known.
-        place: ground cell, the same on every date, if known.
-        block: ground that splits keep whole, if the source is split by blocks.
-        acquired: ISO 8601, UTC, if known.
-        split: train, validation, test, or empty.
-        baseline: processing baseline such as ``02.06``, if known.
-        offset: added to the digital numbers of the files.
-        offset_authority: who said so: xml, name, user, source.
-        epsg: of the coordinate system; 0 without one, or without a code for it.
-        transform: affine a b c d e f of the finest band group, in units of the CRS.
-        crs_wkt: well-known text of a coordinate system that has no EPSG code.
-    """
-
-    id: str
-    pixels: dict[str, npt.NDArray[np.uint16]]
-    labels: Labels = field(default_factory=dict)
+    id: str  # that of its reference
+    pixels: dict[str, npt.NDArray[np.uint16]]  # by band group, (bands, size_px, size_px) stored
+    labels: Labels = field(default_factory=dict)  # by label set; absent: no answer for this patch
+    # shares of the ground by fraction set, (classes,) from 0 to 1; absent: unknown
     fractions: Fractions = field(default_factory=dict)
-    path: str = ""
-    product: str = ""
-    tile: str = ""
-    place: str = ""
-    block: str = ""
-    acquired: str = ""
-    split: str = ""
-    baseline: str = ""
-    offset: int = 0
-    offset_authority: str = "source"
-    epsg: int = 0
-    transform: Transform = NO_TRANSFORM
-    crs_wkt: str = ""
+    path: str = ""  # file or folder it was read from, relative to the root; packing fills it in
+    product: str = ""  # ESA product or scene, if known
+    tile: str = ""  # MGRS tile, if known
+    place: str = ""  # ground cell, the same on every date, if known
+    block: str = ""  # ground that splits keep whole, if the source is split by blocks
+    acquired: str = ""  # ISO 8601, UTC, if known
+    split: str = ""  # train, validation, test, or empty
+    baseline: str = ""  # processing baseline such as 02.06, if known
+    offset: int = 0  # added to the digital numbers of the files
+    offset_authority: str = "source"  # who said so: xml, name, user, source
+    epsg: int = 0  # of the coordinate system; 0 without one, or without a code for it
+    transform: Transform = NO_TRANSFORM  # affine a b c d e f of the finest group, in CRS units
+    crs_wkt: str = ""  # well-known text of a coordinate system that has no EPSG code
 
     @property
     def valid_fraction(self) -> float:
@@ -362,8 +303,15 @@ def load_filter(codec: str) -> None:
     Raises:
         ValueError: hdf5plugin is not installed.
     """
-    if codec not in (NO_CODEC, "gzip"):
-        _hdf5plugin()
+    if codec in (NO_CODEC, "gzip"):
+        return
+    try:
+        import hdf5plugin  # noqa: F401  # importing it is enough
+    except ImportError as error:
+        raise ValueError(
+            "these shards need a package that is not installed: pip install hdf5plugin, or pack "
+            "with compression=none or gzip"
+        ) from error
 
 
 def dataset_options(codec: str, sample_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -373,20 +321,11 @@ def dataset_options(codec: str, sample_shape: tuple[int, ...]) -> dict[str, Any]
     """
     if codec == NO_CODEC:
         return {}
+    load_filter(codec)
     if codec == "gzip":
         filters: dict[str, Any] = {"compression": "gzip", "compression_opts": 1}
     else:
-        filters = dict(_hdf5plugin().Zstd(clevel=3))
-    return {"chunks": (1, *sample_shape), "shuffle": True, **filters}
-
-
-def _hdf5plugin() -> ModuleType:
-    try:
         import hdf5plugin
-    except ImportError as error:
-        raise ValueError(
-            "these shards need a package that is not installed: pip install hdf5plugin, or pack "
-            "with compression=none or gzip"
-        ) from error
-    module: ModuleType = hdf5plugin
-    return module
+
+        filters = dict(hdf5plugin.Zstd(clevel=3))
+    return {"chunks": (1, *sample_shape), "shuffle": True, **filters}

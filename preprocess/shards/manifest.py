@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -46,39 +45,24 @@ Histogram = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ShardOrigin:
-    """What shards and manifest say of their source.
-
-    Attributes:
-        source: name of the source.
-        simulated: True when the patches were synthesised, never measured.
-        processing_level: L1C or L2A; empty if unknown.
-    """
+    """What shards and manifest say of their source."""
 
     source: str
-    simulated: bool
-    processing_level: str = ""
+    simulated: bool  # the patches were synthesised, never measured
+    processing_level: str = ""  # L1C or L2A; empty if unknown
 
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """One shard file.
+    """One shard file."""
 
-    Attributes:
-        file: name relative to the manifest.
-        rows: number of samples.
-        size_bytes: size of the whole file.
-        sha256: of the whole file.
-        offsets: byte offset in the file of each band group's contiguous data set; empty if the
-            pixels are compressed.
-        codec: how they are compressed: none, gzip or zstd; bitshuffle-lz4 in older packs.
-    """
-
-    file: str
+    file: str  # name relative to the manifest
     rows: int
     size_bytes: int
-    sha256: str
+    sha256: str  # of the whole file
+    # where each band group's contiguous data set begins, in bytes; empty if pixels are compressed
     offsets: dict[str, int]
-    codec: str = NO_CODEC
+    codec: str = NO_CODEC  # none, gzip or zstd; bitshuffle-lz4 in older packs
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +92,10 @@ class Manifest:
     Attributes:
         source: name of the source; statistics and normalisation belong to it.
         simulated: True when the patches were synthesised, never measured.
-        processing_level: L1C (top of atmosphere) or L2A (surface); empty if unknown.
         layout: band groups and label sets of every sample.
-        shards: the shard files, in order.
         statistics: per band name.
         provenance: configuration, versions, counts and reasons of rejected inputs.
+        processing_level: L1C (top of atmosphere) or L2A (surface); empty if unknown.
     """
 
     source: str
@@ -144,9 +127,7 @@ class Manifest:
     def write(self, folder: Path) -> Path:
         """Write ``manifest.json`` atomically; call it after every shard is in place."""
         head = {"format": FORMAT, "format_version": FORMAT_VERSION, "unit": UNIT}
-        body = {**asdict(self), "layout": self.layout.to_json()}
-        counts = {"rows": self.rows, "fingerprint": self.fingerprint}
-        data = {**head, **counts, **body}
+        data = {**head, "rows": self.rows, "fingerprint": self.fingerprint, **asdict(self)}
         write_json(folder / MANIFEST_NAME, {**data, _CHECKSUM: _checksum(data)})
         return folder / MANIFEST_NAME
 
@@ -178,7 +159,16 @@ def read_manifest(folder: Path) -> Manifest:
         found = data.pop(_CHECKSUM)
         if found != _checksum(data):
             raise ValueError(f"its {_CHECKSUM} is not that of its content")
-        return _from_json(data)
+        statistics = data["statistics"].items()
+        return Manifest(
+            source=data["source"],
+            simulated=data["simulated"],
+            layout=ShardLayout.from_json(data["layout"]),
+            shards=tuple(ShardEntry(**entry) for entry in data["shards"]),
+            statistics={band: BandStatistics(**values) for band, values in statistics},
+            provenance=data["provenance"],
+            processing_level=data.get("processing_level", ""),
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove it and give the command of packing again: it is "
@@ -190,18 +180,6 @@ def _checksum(data: dict[str, Any]) -> str:
     """Return the SHA-256 of what a manifest says, however its JSON is laid out."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _from_json(data: dict[str, Any]) -> Manifest:
-    return Manifest(
-        source=data["source"],
-        simulated=data["simulated"],
-        layout=ShardLayout.from_json(data["layout"]),
-        shards=tuple(ShardEntry(**entry) for entry in data["shards"]),
-        statistics={band: BandStatistics(**values) for band, values in data["statistics"].items()},
-        provenance=data["provenance"],
-        processing_level=data.get("processing_level", ""),
-    )
 
 
 def empty_histogram(num_bands: int) -> Histogram:
@@ -221,8 +199,7 @@ def summarise(counts: npt.NDArray[np.int64]) -> BandStatistics:
     Percentiles are stored values: the smallest that at least that share of pixels does not
     exceed. A band without a valid pixel has ``count`` 0 and zeros throughout.
     """
-    total = int(counts.sum())
-    nodata = int(counts[NODATA])
+    total, nodata = int(counts.sum()), int(counts[NODATA])
     valid = counts.copy()
     valid[[NODATA, SATURATED]] = 0
     values = np.flatnonzero(valid)
@@ -231,28 +208,20 @@ def summarise(counts: npt.NDArray[np.int64]) -> BandStatistics:
     weights = valid[values]
     count = int(weights.sum())
     mean = int((values * weights).sum()) / count
+    # whole numbers only: a rounded rank could fall on the neighbouring value
+    ranks = [-(-count * percent // 100) for percent in (1, 99)]
+    percentile_1, percentile_99 = values[np.searchsorted(weights.cumsum(), ranks)].tolist()
     return BandStatistics(
         count=count,
         mean=mean,
         std=float(np.sqrt((weights * (values - mean) ** 2).sum() / count)),
         minimum=int(values[0]),
         maximum=int(values[-1]),
-        percentile_1=_percentile(values, weights, 1),
-        percentile_99=_percentile(values, weights, 99),
+        percentile_1=percentile_1,
+        percentile_99=percentile_99,
         nodata_fraction=nodata / total,
         clipped_fraction=int(valid[NODATA + 1]) / count,
     )
-
-
-def _percentile(values: npt.NDArray[np.int64], weights: npt.NDArray[np.int64], percent: int) -> int:
-    # whole numbers only: a rounded rank could fall on the neighbouring value
-    rank = -(-int(weights.sum()) * percent // 100)
-    return int(values[np.searchsorted(weights.cumsum(), rank)])
-
-
-def statistics_of(histogram: Histogram, layout: ShardLayout) -> dict[str, BandStatistics]:
-    """Return statistics by band from counts (bands of the layout, 65536)."""
-    return {band: summarise(counts) for band, counts in zip(layout.bands, histogram, strict=True)}
 
 
 def build_manifest(
@@ -268,32 +237,24 @@ def build_manifest(
             columns = [file[f"{INDEX}/{name}"][()].tolist() for name in _OF_PRODUCTS]
             products.update(zip(*columns, strict=True))
             for name, counts in labels.items():
-                for label, count in zip(counts, _label_counts(file, name), strict=True):
+                rows = file[f"{LABELS}/{name}"][()]
+                unknown = (rows == UNKNOWN_LABEL).all(axis=1)
+                found = [*rows[~unknown].sum(axis=0, dtype=int).tolist(), int(unknown.sum())]
+                for label, count in zip(counts, found, strict=True):
                     counts[label] += count
+    product_rows = []
+    for key, count in sorted(products.items()):
+        values = [value.decode() if isinstance(value, bytes) else value for value in key]
+        product_rows.append(dict(zip((*_OF_PRODUCTS, "rows"), (*values, count), strict=True)))
+    by_band = zip(layout.bands, total, strict=True)
     provenance: dict[str, Any] = {"notice": SIMULATED_NOTICE} if origin.simulated else {}
-    provenance |= {"label_counts": labels, "products": _product_rows(products)}
+    provenance |= {"label_counts": labels, "products": product_rows}
     return Manifest(
         source=origin.source,
         simulated=origin.simulated,
         processing_level=origin.processing_level,
         layout=layout,
         shards=tuple(entries),
-        statistics=statistics_of(total, layout),
+        statistics={band: summarise(counts) for band, counts in by_band},
         provenance=provenance,
     )
-
-
-def _label_counts(file: h5py.File, name: str) -> list[int]:
-    """Return how many patches of a shard carry each class, and how many have no answer."""
-    rows = file[f"{LABELS}/{name}"][()]
-    unknown = (rows == UNKNOWN_LABEL).all(axis=1)
-    return [*rows[~unknown].sum(axis=0, dtype=int).tolist(), int(unknown.sum())]
-
-
-def _product_rows(products: Counter[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """Return each product with its baseline, the offset applied, who decided it, and its rows."""
-    named = [
-        [value.decode() if isinstance(value, bytes) else value for value in key] + [rows]
-        for key, rows in sorted(products.items())
-    ]
-    return [dict(zip((*_OF_PRODUCTS, "rows"), row, strict=True)) for row in named]

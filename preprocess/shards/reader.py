@@ -74,8 +74,33 @@ class ShardReader:
         if not 0 <= row < self.entry.rows:
             raise IndexError(f"{self.path} has {self.entry.rows} rows, row {row} was asked for")
         for group in self.layout.groups:
-            if group.name in buffers:
-                self._read_group(group, row, buffers[group.name])
+            if group.name not in buffers:
+                continue
+            buffer = buffers[group.name]
+            if buffer.nbytes != group.sample_bytes:
+                raise ValueError(
+                    f"buffer of {group.name} has {buffer.nbytes} bytes, a sample "
+                    f"{group.sample_bytes}"
+                )
+            if self.entry.codec == NO_CODEC:
+                offset = self.entry.offsets[group.name] + row * group.sample_bytes
+                self.read_bytes([buffer.data.cast("B")], offset)
+                continue
+            try:
+                data_set = self._decoded()[f"{PATCHES}/{group.name}"]
+                data_set.read_direct(buffer.reshape(group.shape), np.s_[row])
+            except (OSError, RuntimeError) as error:
+                raise OSError(
+                    f"{self.path}, row {row} of {group.name}: cannot be decoded ({error}); see "
+                    "simclr-verify"
+                ) from error
+
+    def _decoded(self) -> h5py.File:
+        with self._opening:
+            if self._compressed is None or self._compressed[0] != os.getpid():
+                load_filter(self.entry.codec)
+                self._compressed = os.getpid(), open_shard(self.path)
+            return self._compressed[1]
 
     def read(self, row: int) -> dict[str, npt.NDArray[np.uint16]]:
         """Return one sample as new arrays, ``{"b10": (bands, size_px, size_px), ...}``."""
@@ -85,22 +110,21 @@ class ShardReader:
 
     def index(self, field: str) -> npt.NDArray[Any]:
         """Return one index field of all rows; text comes as ``str``."""
-        # Opened for the moment: a handle of HDF5 is safe neither across threads nor across forks.
-        with open_shard(self.path) as file:
-            values: npt.NDArray[Any] = file[f"{INDEX}/{field}"][()]
+        values = self._rows(f"{INDEX}/{field}")
         return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
 
     def labels(self, name: str) -> npt.NDArray[np.uint8]:
         """Return a label set of all rows: (rows, classes) of 0, 1 or ``UNKNOWN_LABEL``."""
-        with open_shard(self.path) as file:
-            values: npt.NDArray[np.uint8] = file[f"{LABELS}/{name}"][()]
-        return values
+        return self._rows(f"{LABELS}/{name}")
 
     def fractions(self, name: str) -> npt.NDArray[np.float32]:
         """Return shares of ground of all rows: (rows, classes) from 0 to 1, NaN where unknown."""
+        return self._rows(f"{FRACTIONS}/{name}")
+
+    def _rows(self, name: str) -> npt.NDArray[Any]:
+        # Opened for the moment: a handle of HDF5 is safe neither across threads nor across forks.
         with open_shard(self.path) as file:
-            values: npt.NDArray[np.float32] = file[f"{FRACTIONS}/{name}"][()]
-        return values
+            return np.asarray(file[name][()])
 
     def close(self) -> None:
         """Close the file; it opens again at the next read."""
@@ -131,31 +155,6 @@ class ShardReader:
             if read:  # network file systems may return less than was asked for
                 pending[0] = pending[0][read:]
 
-    def _read_group(self, group: GroupLayout, row: int, buffer: npt.NDArray[np.uint16]) -> None:
-        if buffer.nbytes != group.sample_bytes:
-            raise ValueError(
-                f"buffer of {group.name} has {buffer.nbytes} bytes, a sample {group.sample_bytes}"
-            )
-        if self.entry.codec == NO_CODEC:
-            offset = self.entry.offsets[group.name] + row * group.sample_bytes
-            self.read_bytes([buffer.data.cast("B")], offset)
-            return
-        try:
-            data_set = self._file()[f"{PATCHES}/{group.name}"]
-            data_set.read_direct(buffer.reshape(group.shape), np.s_[row])
-        except (OSError, RuntimeError) as error:
-            raise OSError(
-                f"{self.path}, row {row} of {group.name}: cannot be decoded ({error}); see "
-                "simclr-verify"
-            ) from error
-
-    def _file(self) -> h5py.File:
-        with self._opening:
-            if self._compressed is None or self._compressed[0] != os.getpid():
-                load_filter(self.entry.codec)
-                self._compressed = os.getpid(), open_shard(self.path)
-            return self._compressed[1]
-
 
 def open_readers(folder: Path, manifest: Manifest) -> list[ShardReader]:
     """Return one lazy reader for each shard of a packed source."""
@@ -170,7 +169,15 @@ class BatchReader:
     """
 
     def __init__(self, readers: Sequence[ShardReader]) -> None:
-        _allow_files(len(readers) + OTHER_FILES)
+        wanted = len(readers) + OTHER_FILES
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if resource.RLIM_INFINITY not in (soft, hard) and soft < wanted:
+            if hard < wanted:
+                raise ValueError(
+                    f"these shards take {wanted} open files, and this process may have {hard}; "
+                    "raise the limit (ulimit -Hn) or pack with a larger shard_size_mib"
+                )
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         self._readers = readers
         rows = np.array([reader.entry.rows for reader in readers], np.int64)
         self._ends = np.cumsum(rows)
@@ -241,15 +248,3 @@ def _check_buffer(
             f"buffer of {group.name} has {len(buffer)} slots, but {slots.min()} to {slots.max()} "
             "were given"
         )
-
-
-def _allow_files(wanted: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY in (soft, hard) or soft >= wanted:
-        return
-    if hard < wanted:
-        raise ValueError(
-            f"these shards take {wanted} open files, and this process may have {hard}; raise the "
-            "limit (ulimit -Hn) or pack with a larger shard_size_mib"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

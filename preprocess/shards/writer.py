@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,27 +55,52 @@ from preprocess.shards.manifest import (
 # million and to write in large pieces.
 BLOCK_ROWS = 64
 
+_ALL_FIELDS = INDEX_FIELDS | OPTIONAL_INDEX_FIELDS
+
 Block = dict[str, npt.NDArray[np.uint16]]
 
 
-@dataclass(frozen=True, slots=True)
 class _Draft:
-    """A shard in the making: what it is, and all of it but the pixels, which go to the file."""
+    """A shard in the making: all of it but the pixels, which go to the file."""
 
-    layout: ShardLayout
-    origin: ShardOrigin
-    codec: str
-    histogram: Histogram
-    labels: dict[str, list[npt.NDArray[np.uint8]]]
-    fractions: dict[str, list[npt.NDArray[np.float32]]]
-    index: dict[str, list[Any]] = field(
-        default_factory=lambda: {name: [] for name in (*INDEX_FIELDS, *OPTIONAL_INDEX_FIELDS)}
-    )
+    def __init__(self, layout: ShardLayout, origin: ShardOrigin, codec: str) -> None:
+        self.layout, self.origin, self.codec = layout, origin, codec
+        self.histogram = empty_histogram(len(layout.bands))
+        self.index: dict[str, list[Any]] = {name: [] for name in _ALL_FIELDS}
+        self.labels: dict[str, list[npt.NDArray[np.uint8]]] = {
+            s.name: [] for s in layout.label_sets
+        }
+        self.fractions: dict[str, list[npt.NDArray[np.float32]]] = {
+            s.name: [] for s in layout.fraction_sets
+        }
 
-    @property
-    def rows(self) -> int:
-        """Patches taken in so far."""
-        return len(self.index["id"])
+    def blocks(self, patches: Iterable[Patch]) -> Iterator[Block]:
+        """Gather patches into blocks; everything but the pixels is noted."""
+        stream = iter(patches)
+        while rows := list(itertools.islice(stream, BLOCK_ROWS)):
+            for patch in rows:
+                self._note(patch)
+            groups = self.layout.groups
+            block = {g.name: np.stack([patch.pixels[g.name] for patch in rows]) for g in groups}
+            count_block(self.histogram, block, self.layout)
+            yield block
+
+    def _note(self, patch: Patch) -> None:
+        for group in self.layout.groups:
+            pixels = patch.pixels[group.name]
+            if pixels.shape != group.shape or pixels.dtype != PIXEL_DTYPE:
+                raise ValueError(
+                    f"patch {patch.id}: {group.name} is {pixels.shape} {pixels.dtype}, "
+                    f"the shard holds {group.shape} {PIXEL_DTYPE}"
+                )
+        checksum = crc32_of(patch.pixels, self.layout)
+        for name, dtype in _ALL_FIELDS.items():
+            value: Any = checksum if name == "crc32" else getattr(patch, name)
+            self.index[name].append(value.encode() if dtype == "S" else value)
+        for label_set in self.layout.label_sets:
+            self.labels[label_set.name].append(_label_row(patch, label_set))
+        for shares in self.layout.fraction_sets:
+            self.fractions[shares.name].append(_fraction_row(patch, shares))
 
 
 def write_shard(
@@ -104,19 +128,19 @@ def write_shard(
     first = next(stream, None)
     if first is None:
         return None
-    draft = _Draft(
-        layout,
-        origin,
-        codec,
-        empty_histogram(len(layout.bands)),
-        {s.name: [] for s in layout.label_sets},
-        {s.name: [] for s in layout.fraction_sets},
-    )
+    draft = _Draft(layout, origin, codec)
     with atomic_path(path) as temporary:
-        _write_file(temporary, draft, _blocks(itertools.chain([first], stream), draft), capacity)
-        if draft.rows < capacity:
-            _shorten(temporary, draft)
-        return _entry(path.name, temporary, draft)
+        _write_file(temporary, draft, draft.blocks(itertools.chain([first], stream)), capacity)
+        rows = len(draft.index["id"])
+        if rows < capacity:
+            # a contiguous data set has a fixed place in the file and cannot be cut
+            with atomic_path(temporary) as shorter, open_shard(temporary) as file:
+                blocks = (stored_block(file, layout, part) for part in block_rows(rows))
+                _write_file(shorter, draft, blocks, rows)
+        with open_shard(temporary) as file:
+            offsets = offsets_in(file, layout)
+        size_bytes, sha256 = temporary.stat().st_size, sha256_of(temporary)
+        return ShardEntry(path.name, rows, size_bytes, sha256, offsets, codec)
 
 
 def _write_file(path: Path, draft: _Draft, blocks: Iterable[Block], rows: int) -> None:
@@ -133,22 +157,11 @@ def _write_file(path: Path, draft: _Draft, blocks: Iterable[Block], rows: int) -
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
 
 
-def _shorten(path: Path, draft: _Draft) -> None:
-    # a contiguous data set has a fixed place in the file and cannot be cut
-    with atomic_path(path) as shorter, open_shard(path) as file:
-        blocks = (stored_block(file, draft.layout, rows) for rows in block_rows(draft.rows))
-        _write_file(shorter, draft, blocks, draft.rows)
-
-
 def _write_pixels(file: h5py.File, draft: _Draft, blocks: Iterable[Block], rows: int) -> None:
     for group in draft.layout.groups:
-        data_set = file.create_dataset(
-            f"{PATCHES}/{group.name}",
-            (rows, *group.shape),
-            PIXEL_DTYPE,
-            track_times=False,
-            **dataset_options(draft.codec, group.shape),
-        )
+        name, options = f"{PATCHES}/{group.name}", dataset_options(draft.codec, group.shape)
+        shape = (rows, *group.shape)
+        data_set = file.create_dataset(name, shape, PIXEL_DTYPE, track_times=False, **options)
         data_set.attrs["bands"] = json.dumps(group.bands)
         data_set.attrs["ground_resolution_m"] = group.ground_resolution_m
     row = 0
@@ -162,21 +175,15 @@ def _write_pixels(file: h5py.File, draft: _Draft, blocks: Iterable[Block], rows:
 
 
 def _write_content(file: h5py.File, draft: _Draft) -> None:
-    file.attrs["format"] = FORMAT
-    file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["unit"] = UNIT
-    file.attrs["source"] = draft.origin.source
-    file.attrs["simulated"] = draft.origin.simulated
-    for name, dtype in INDEX_FIELDS.items():
-        _write_column(file, f"{INDEX}/{name}", np.array(draft.index[name], dtype))
-    for name, dtype in OPTIONAL_INDEX_FIELDS.items():
-        if any(draft.index[name]):
+    file.attrs.update(format=FORMAT, format_version=FORMAT_VERSION, unit=UNIT)
+    file.attrs.update(source=draft.origin.source, simulated=draft.origin.simulated)
+    for name, dtype in _ALL_FIELDS.items():
+        if name in INDEX_FIELDS or any(draft.index[name]):
             _write_column(file, f"{INDEX}/{name}", np.array(draft.index[name], dtype))
     for label_set in draft.layout.label_sets:
         rows = np.stack(draft.labels[label_set.name])
         data_set = _write_column(file, f"{LABELS}/{label_set.name}", rows)
-        data_set.attrs["kind"] = label_set.kind
-        data_set.attrs["classes"] = json.dumps(label_set.classes)
+        data_set.attrs.update(kind=label_set.kind, classes=json.dumps(label_set.classes))
     for shares in draft.layout.fraction_sets:
         rows = np.stack(draft.fractions[shares.name])
         data_set = _write_column(file, f"{FRACTIONS}/{shares.name}", rows)
@@ -197,18 +204,6 @@ def _write_column(file: h5py.File, name: str, rows: npt.NDArray[Any]) -> h5py.Da
         rows = rows.astype(h5py.string_dtype("utf-8", rows.dtype.itemsize))
     # times would make equal shards differ
     return file.create_dataset(name, data=rows, track_times=False)
-
-
-def _blocks(patches: Iterable[Patch], draft: _Draft) -> Iterator[Block]:
-    """Gather patches into blocks; everything but the pixels is noted in the draft."""
-    stream = iter(patches)
-    groups = draft.layout.groups
-    while rows := list(itertools.islice(stream, BLOCK_ROWS)):
-        for patch in rows:
-            _note(patch, draft)
-        block = {g.name: np.stack([patch.pixels[g.name] for patch in rows]) for g in groups}
-        count_block(draft.histogram, block, draft.layout)
-        yield block
 
 
 def count_block(histogram: Histogram, block: Block, layout: ShardLayout) -> None:
@@ -232,25 +227,6 @@ def stored_block(file: h5py.File, layout: ShardLayout, rows: slice) -> Block:
         OSError: a chunk of them cannot be decoded.
     """
     return {group.name: file[f"{PATCHES}/{group.name}"][rows] for group in layout.groups}
-
-
-def _note(patch: Patch, draft: _Draft) -> None:
-    for group in draft.layout.groups:
-        pixels = patch.pixels[group.name]
-        if pixels.shape != group.shape or pixels.dtype != PIXEL_DTYPE:
-            raise ValueError(
-                f"patch {patch.id}: {group.name} is {pixels.shape} {pixels.dtype}, "
-                f"the shard holds {group.shape} {PIXEL_DTYPE}"
-            )
-    for name, dtype in (INDEX_FIELDS | OPTIONAL_INDEX_FIELDS).items():
-        value: Any = (
-            crc32_of(patch.pixels, draft.layout) if name == "crc32" else getattr(patch, name)
-        )
-        draft.index[name].append(value.encode() if dtype == "S" else value)
-    for label_set in draft.layout.label_sets:
-        draft.labels[label_set.name].append(_label_row(patch, label_set))
-    for shares in draft.layout.fraction_sets:
-        draft.fractions[shares.name].append(_fraction_row(patch, shares))
 
 
 def _label_row(patch: Patch, label_set: LabelSet) -> npt.NDArray[np.uint8]:
@@ -277,19 +253,6 @@ def _fraction_row(patch: Patch, shares: FractionSet) -> npt.NDArray[np.float32]:
             f"{shares.name}"
         )
     return row
-
-
-def _entry(name: str, path: Path, draft: _Draft) -> ShardEntry:
-    with open_shard(path) as file:
-        offsets = offsets_in(file, draft.layout)
-    return ShardEntry(
-        file=name,
-        rows=draft.rows,
-        size_bytes=path.stat().st_size,
-        sha256=sha256_of(path),
-        offsets=offsets,
-        codec=draft.codec,
-    )
 
 
 def offsets_in(file: h5py.File, layout: ShardLayout) -> dict[str, int]:

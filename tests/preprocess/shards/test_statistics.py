@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from preprocess.shards import BandStatistics
-from preprocess.shards.manifest import count_values, empty_histogram, summarise
+from preprocess.shards.manifest import BandStatistics, count_values, empty_histogram, summarise
 
 PIXELS = hnp.arrays(
     np.uint16,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from preprocess.shards import FractionSet, GroupLayout, LabelSet, ShardLayout, ShardReader
-from preprocess.shards.format import Patch
+from preprocess.shards import GroupLayout, LabelSet, ShardLayout, ShardReader
+from preprocess.shards.format import FractionSet, Patch
 from preprocess.shards.manifest import ShardOrigin
 from preprocess.shards.writer import BLOCK_ROWS, write_shard
 
