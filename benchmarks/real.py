@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import images_to_geotiff
 
-from jobs.figures.canvas import draw_fractions
+from jobs.figures.canvas import COLORS, canvas, draw_fractions
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards import Manifest, read_manifest
@@ -57,7 +57,12 @@ from simclr.config import (
     TrainConfig,
     WorldConfig,
 )
-from simclr.distributed import TIMEOUT_S, distributed_context, is_fast_in_bfloat16
+from simclr.distributed import (
+    TIMEOUT_S,
+    DistributedContext,
+    distributed_context,
+    is_fast_in_bfloat16,
+)
 from simclr.evaluation.bootstrap import compare_with_all, score_results
 from simclr.evaluation.config import (
     CONTROLS,
@@ -69,6 +74,7 @@ from simclr.evaluation.config import (
 from simclr.evaluation.evaluate import extract, open_setup, run_jobs
 from simclr.evaluation.features import image_statistics
 from simclr.evaluation.jobs import EvalResult, EvaluatedEncoder, open_encoders
+from simclr.model.pretrained import load_pretrained, saved_steps
 from simclr.train import train
 
 RGB = ("B04", "B03", "B02")
@@ -82,9 +88,14 @@ POOL_SHARE = 0.7  # of the images, by whole cells
 CELL_SEED = 0  # never another: the cells that are tested must stay those that nobody chose by
 SPLITS = [0, 1, 2, 3, 4]  # seeds of the splits of the labelled cells
 PEER = "lightly"
+# As in recipe=recommended and recipe=laptop; chosen on cells of the pool (results/recipes.md).
+PROBABILITIES = {"blur": 0.0, "speckle": 0.0}
+STRENGTHS = {"gain": 1.1, "brightness": 0.2, "contrast": 0.2}
 RESAMPLES = 2000
+AFTER = "after {} steps"
 PICTURES = RESULTS.parents[1] / "docs" / "pictures"
-Found = dict[str, list[dict[str, Any]]]
+Scores = dict[str, list[dict[str, Any]]]
+Found = dict[str, Scores]
 
 
 def main() -> None:
@@ -99,18 +110,21 @@ def main() -> None:
         for seed in options.seeds:
             kind = "ours" if rgb else options.images
             runs[seed] = work / f"{kind}-{options.view}px-{options.epochs}-{seed}"
-            train(ours(pools, RGB if rgb else TWELVE, runs[seed], options, seed))
+            steps = sum(read_manifest(pool).rows for pool in pools) // BATCH
+            train(ours(pools, RGB if rgb else TWELVE, runs[seed], options, seed, steps))
             others[seed] = peer(pools[0], work, options, seed) if rgb else []
-        found = score(runs, labelled, others, options, joined=not rgb)
-        text = page(found, options, [*map(read_manifest, pools)], read_manifest(labelled))
+        found, after = score(runs, labelled, others, options, joined=not rgb)
+        text = page(found, after, options, [*map(read_manifest, pools)], read_manifest(labelled))
     sys.stdout.write(text)
     RESULTS.mkdir(exist_ok=True)
     name = "real" if rgb else "real_multispectral"
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    saved = json.dumps({**found, "after_steps": after}, indent=1)
+    (RESULTS / f"{name}.json").write_text(saved + "\n", encoding="utf-8")
     if rgb:
         rows = list(found.values())[-1]["rows"]  # of all seeds
         draw_fractions(PICTURES / "real.png", rows, "accuracy")
+        draw_steps(PICTURES / "real_steps.png", after["rows"], rows)
 
 
 def _options() -> argparse.Namespace:
@@ -200,9 +214,17 @@ def _source(rasters: Path, left_out: Path) -> GeotiffConfig:
 
 
 def ours(
-    pools: list[Path], bands: Sequence[str], run: Path, options: argparse.Namespace, seed: int
+    pools: list[Path],
+    bands: Sequence[str],
+    run: Path,
+    options: argparse.Namespace,
+    seed: int,
+    epoch_steps: int,
 ) -> TrainConfig:
-    """Return the settings of our run; none of them was chosen on the labelled cells."""
+    """Return the settings of our run; none of them was chosen on the labelled cells.
+
+    A checkpoint is kept of each epoch, 130 MB: accuracy is drawn against the steps.
+    """
     return TrainConfig(
         shards=[*map(str, pools)],
         run_dir=str(run),
@@ -211,13 +233,15 @@ def ours(
         precision=Precision.auto,
         world=WorldConfig(),
         data=DataConfig(bands=list(bands), global_batch_size=BATCH),
-        augment=AugmentConfig(view_size_px=options.view),
+        augment=AugmentConfig(
+            view_size_px=options.view, probabilities=dict(PROBABILITIES), strengths=dict(STRENGTHS)
+        ),
         model=ModelConfig(encoder=EncoderName.resnet18),
         loss=LossConfig(temperature=0.2),
         optim=OptimConfig(
             name=OptimizerName.adamw, learning_rate=1e-3, weight_decay=1e-4, warmup_epochs=1.0
         ),
-        checkpoint=CheckpointConfig(every_steps=50),
+        checkpoint=CheckpointConfig(every_steps=epoch_steps, keep=options.epochs + 2),
     )
 
 
@@ -233,6 +257,16 @@ def peer(pool: Path, work: Path, options: argparse.Namespace, seed: int) -> list
         target.parent.mkdir(exist_ok=True)
         _train_peer(_images(options.data / NAME, work), read_manifest(pool), target, options, seed)
     return [str(target)]
+
+
+def milestones(epochs: int) -> list[int]:
+    """Return the epochs after which encoders are kept: powers of two below the last, and it."""
+    return [2**power for power in range((epochs - 1).bit_length())] + [epochs]
+
+
+def milestone(target: Path, epoch: int) -> Path:
+    """Return the file of an encoder after an epoch."""
+    return target.with_name(f"{target.stem}-after-{epoch}.pt")
 
 
 def _images(source: Path, work: Path) -> list[Any]:
@@ -300,6 +334,8 @@ def _train_peer(
         logging.info("lightly: epoch %d of %d, loss %.4f", epoch + 1, epochs, total / (step + 1))
         parts = {"both": both, "optimizer": optimizer, "schedule": schedule}
         state = {name: part.state_dict() for name, part in parts.items()}
+        if epoch + 1 in milestones(epochs):
+            torch.save(backbone.state_dict(), milestone(target, epoch + 1))
         torch.save({**state, "epoch": epoch + 1}, saved.with_suffix(".part"))
         saved.with_suffix(".part").replace(saved)
     torch.save(backbone.state_dict(), target)
@@ -313,32 +349,16 @@ def score(
     options: argparse.Namespace,
     *,
     joined: bool,
-) -> dict[str, Found]:
-    """Evaluate on the labelled cells; return rows and differences of each seed, and of all.
+) -> tuple[Found, Scores]:
+    """Evaluate on the labelled cells; return the scores of each seed and of all, and after steps.
 
     Every seed is scored on the same splits and resamples. Baselines do not depend on the seed of
     pretraining: they are scored once, and stand beside each of them.
     """
-    configs = [
-        EvaluateConfig(
-            shards=str(labelled),
-            task=read_manifest(labelled).source,
-            fractions=sorted({*options.labels, 1.0}),
-            seeds=SPLITS,
-        )
-    ]
-    configs.append(replace(configs[0], protocols=[Protocol.probe], stages=True))
-    if options.finetune:
-        configs.append(
-            replace(
-                configs[0],
-                protocols=[Protocol.finetune_all],
-                fractions=sorted(options.labels),
-                finetune=FinetuneConfig(epochs=50, learning_rates=[1e-3], checks=5),
-            )
-        )
+    configs = _evaluations(labelled, options)
     by_seed: dict[str, list[EvalResult]] = {}
     baselines: list[EvalResult] = []
+    after: list[EvalResult] = []
     with distributed_context(WorldConfig(timeout_s=TIMEOUT_S)) as context:
         for seed, run in runs.items():
             results = []
@@ -358,21 +378,70 @@ def score(
                 baselines = [one for one in results if one.encoder in CONTROLS]
                 results = [one for one in results if one.encoder not in CONTROLS]
             by_seed[f"seed {seed}"] = results + baselines
+            base = replace(configs[0], run=str(run), controls=False, fractions=[1.0])
+            after += _score_milestones(base, others[seed], options.epochs, context)
     if len(by_seed) > 1:
         by_seed["all seeds"] = [one for results in by_seed.values() for one in results]
-    test_to_train = len(setup.splits.by_seed[0].test) / len(setup.splits.by_seed[0].train)
-    found = {}
-    for name, results in by_seed.items():
+
+    def scores_of(results: list[EvalResult]) -> Scores:
         rows = score_results(results, setup.task.kind, setup.splits.tested, setup.blocks, RESAMPLES)
-        found[name] = {
+        split = setup.splits.by_seed[0]
+        ahead = compare_with_all(
+            rows, PRETRAINED, setup.task.kind, len(split.test) / len(split.train)
+        )
+        return {
             "rows": [_accuracy_alone(row.scores_as_data()) for row in rows],
-            "differences": [
-                one
-                for one in compare_with_all(rows, PRETRAINED, setup.task.kind, test_to_train)
-                if one["score"] == "accuracy"
-            ],
+            "differences": [one for one in ahead if one["score"] == "accuracy"],
         }
-    return found
+
+    return {name: scores_of(results) for name, results in by_seed.items()}, scores_of(after)
+
+
+def _evaluations(labelled: Path, options: argparse.Namespace) -> list[EvaluateConfig]:
+    """Return what is evaluated: probe and k-NN, the probe on all stages, fine-tuning."""
+    base = EvaluateConfig(
+        shards=str(labelled),
+        task=read_manifest(labelled).source,
+        fractions=sorted({*options.labels, 1.0}),
+        seeds=SPLITS,
+    )
+    configs = [base, replace(base, protocols=[Protocol.probe], stages=True)]
+    if options.finetune:
+        finetune = FinetuneConfig(epochs=50, learning_rates=[1e-3], checks=5)
+        shares = sorted(options.labels)
+        protocols = [Protocol.finetune_all]
+        configs.append(replace(base, protocols=protocols, fractions=shares, finetune=finetune))
+    return configs
+
+
+def _score_milestones(
+    base: EvaluateConfig, peers: list[str], epochs: int, context: DistributedContext
+) -> list[EvalResult]:
+    """Probe the encoders that were kept; the protocol of a result names its steps."""
+    run = Path(base.run)
+    steps = [step for step in saved_steps(run) if step]
+    per_epoch = steps[-1] // epochs
+    names: dict[str, tuple[str, str]] = {}
+    paths = []
+    for epoch in milestones(epochs):
+        kept = {PRETRAINED: milestone(run / "encoders" / f"{PRETRAINED}.pt", epoch)}
+        if peers:
+            kept[PEER] = milestone(Path(peers[0]), epoch)
+        if not kept[PRETRAINED].exists():
+            found = load_pretrained(run, context.device, epoch * per_epoch)
+            kept[PRETRAINED].parent.mkdir(exist_ok=True)
+            torch.save(found.encoder.state_dict(), kept[PRETRAINED])
+        for encoder, path in kept.items():
+            names[path.stem] = encoder, AFTER.format(epoch * per_epoch)
+            paths.append(str(path))
+    config = replace(base, others=paths, protocols=[Protocol.probe])
+    setup = open_setup(config, context, progress=True)
+    encoders = open_encoders(config, setup.pretrained, context.device)[1:]
+    extract(setup, encoders)
+    return [
+        replace(one, encoder=names[one.encoder][0], protocol=names[one.encoder][1])
+        for one in run_jobs(setup, encoders)
+    ]
 
 
 def _accuracy_alone(row: dict[str, Any]) -> dict[str, Any]:
@@ -390,7 +459,8 @@ def _joined(pretrained: EvaluatedEncoder) -> EvaluatedEncoder:
 
 
 def page(
-    found: dict[str, Found],
+    found: Found,
+    after: Scores,
     options: argparse.Namespace,
     pools: list[Manifest],
     labelled: Manifest,
@@ -408,6 +478,15 @@ def page(
     lines += ["", "Pretrained ahead by, paired over resamples of the tested cells:", ""]
     lines += lines[2:4]
     lines += _lines("differences", found, "{protocol}: ahead of {control}")
+    lines += ["", "Linear probe with all labels against the steps of pretraining, all seeds:", ""]
+    lines += ["| steps | encoder | accuracy |", "| --- | --- | ---: |"]
+    lines += [
+        f"| {one['protocol']} | {one['encoder']} | {_percent(one)} |" for one in after["rows"]
+    ]
+    lines += [
+        f"| {one['protocol']} | ahead of {one['control']} | {_percent(one)} |"
+        for one in after["differences"]
+    ]
     lines += [
         "",
         f"- {rows} images without labels, {options.epochs} epochs, "
@@ -425,19 +504,50 @@ def page(
     return "\n".join([*lines, ""])
 
 
-def _lines(kind: str, found: dict[str, Found], name: str) -> list[str]:
+def _lines(kind: str, found: Found, name: str) -> list[str]:
     lines = []
     for cells in zip(*(one[kind] for one in found.values()), strict=True):
-        shown = []
-        for cell in cells:
-            interval = cell["over_samples"] if kind == "differences" else cell["scores"]["accuracy"]
-            value, low, high = (
-                100 * (interval[key] or math.nan) for key in ("value", "low", "high")
-            )
-            shown.append(f"{value:.1f} [{low:.1f}, {high:.1f}]")
+        shown = " | ".join(map(_percent, cells))
         share = f"{cells[0]['fraction']:.0%}"
-        lines.append(f"| {name.format(**cells[0])} | {share} | {' | '.join(shown)} |")
+        lines.append(f"| {name.format(**cells[0])} | {share} | {shown} |")
     return lines
+
+
+def _percent(row: dict[str, Any]) -> str:
+    """Return the accuracy of a row, or a difference, with its interval over the tested cells."""
+    interval = row["over_samples"] if "control" in row else row["scores"]["accuracy"]
+    value, low, high = (100 * (interval[key] or math.nan) for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def draw_steps(path: Path, after: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+    """Draw the probe's accuracy against the steps of pretraining; baselines as level lines."""
+    with canvas(path, 6.4, 4.2) as figure:
+        axes = figure.subplots()
+        for color, encoder in zip(COLORS, (PRETRAINED, PEER), strict=False):
+            own = [one for one in after if one["encoder"] == encoder]
+            if not own:
+                continue
+            steps = [int(one["protocol"].split()[1]) for one in own]
+            scores = [one["scores"]["accuracy"] for one in own]
+            axes.plot(steps, [100 * one["value"] for one in scores], "o-", c=color, label=encoder)
+            ends = [[100 * one[key] for one in scores] for key in ("low", "high")]
+            axes.fill_between(steps, *ends, color=color, alpha=0.15, lw=0)
+        for color, style, control in zip(COLORS[2:], ("--", "-.", ":"), CONTROLS, strict=False):
+            for one in rows:
+                if (one["encoder"], one["protocol"], one["fraction"]) == (
+                    control,
+                    Protocol.probe,
+                    1.0,
+                ):
+                    level = 100 * one["scores"]["accuracy"]["value"]
+                    axes.axhline(level, color=color, ls=style, label=control)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(steps, list(map(str, steps)))
+        axes.set_xlabel(f"steps of {BATCH} pairs")
+        axes.set_ylabel("accuracy of a linear probe (%)")
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside right center", fontsize=9)
 
 
 if __name__ == "__main__":
