@@ -26,7 +26,7 @@ from simclr.config import AugmentConfig
 from simclr.data.dataset import open_dataset
 from simclr.data.loader import Batch, Loader
 
-OURS = "this augmentation, standard"
+OURS = "this augmentation, simclr"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -72,7 +72,7 @@ def prepare(folder: Path, size: int) -> tuple[Batch, ViewMaker, torch.Tensor]:
     rows = np.arange(size)
     loader = Loader(dataset, lambda _: rows, num_batches=1, batch_size=size, device=DEVICE)
     batch = next(iter(loader))
-    maker = ViewMaker(dataset, AugmentConfig(preset="standard"), 0, DEVICE)
+    maker = ViewMaker(dataset, AugmentConfig(preset="simclr"), 0, DEVICE)
     return batch, maker, maker.eval_views(batch).contiguous()
 
 

@@ -117,7 +117,7 @@ def views(folder: Path) -> Rows:
     batch, _, plain = augmentation.prepare(folder / "views", 512)
     dataset = open_dataset([str(folder / "views" / "shards")], L2A_BANDS)
     yield "| what | preset | views/s |"
-    for preset in ("standard", "paper"):
+    for preset in ("standard", "simclr", "paper"):
         for name, compiled, tf32 in (
             ("eager", False, False),
             ("eager, TF32", False, True),

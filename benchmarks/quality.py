@@ -26,8 +26,6 @@ SCORE = "average_precision_micro"
 TRAINING = (
     "recipe=laptop",
     "data.positives=season",
-    "+augment.probabilities.blur=0",
-    "+augment.probabilities.speckle=0",
     "world.threads_per_rank=1",
     "log_every_steps=20",
 )

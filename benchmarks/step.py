@@ -89,7 +89,7 @@ def prepare(folder: Path, size: int) -> TrainConfig:
         run_dir=str(folder / "run"),
         epochs=1000,
         data=DataConfig(global_batch_size=size, splits=["train", "validation", "test", ""]),
-        augment=AugmentConfig(preset="standard"),
+        augment=AugmentConfig(preset="simclr"),
         model=ModelConfig(encoder=EncoderName.resnet18),
     )
 

@@ -25,10 +25,9 @@ data=${DATA:-}
 data=${data/#\~/$HOME}
 if [ -z "$data" ]; then
     source=simulated size=source.num_patches data=demo/simulated/rasters
-    # Two dates of a place differ in light, haze and cover and share the arrangement of its fields,
-    # which blur and speckle would only hide.
+    # Two dates of a place differ in light, haze and cover and share the arrangement of its fields.
     dates=2
-    pairs=(data.positives=season +augment.probabilities.blur=0 +augment.probabilities.speckle=0)
+    pairs=(data.positives=season)
 elif [ -e "$data/metadata.parquet" ] || [ -d "$data/BigEarthNet-S2" ]; then
     source=bigearthnet_v2 size=limit
 elif [ -d "$data/BigEarthNet-v1.0" ] || compgen -G "$data/S2?_MSIL2A_*/*_B02.tif" >/dev/null; then

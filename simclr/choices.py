@@ -93,6 +93,7 @@ class PresetName(StrEnum):
 
     paper = "paper"
     standard = "standard"
+    simclr = "simclr"
     geometric_standard = "geometric_standard"
     none = "none"
     all = "all"

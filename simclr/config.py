@@ -253,7 +253,7 @@ class AugmentConfig:
         couplets: for ``preset=couplets``: pairs such as ``blur+gain``; each view gets one of them.
         probabilities: per-operation probabilities that override the preset's; on a command line
             ``+augment.probabilities.blur=0.2``.
-        strengths: per-operation strengths that override the defaults,
+        strengths: per-operation strengths that override the preset's,
             ``+augment.strengths.gain=1.1``; docs/adding-an-augmentation.md lists them.
         rotation: by quarter turns, or freely by any angle (slower; nine operations only).
         band_drop: chance that a band of a view is blanked, at most 0.5.

@@ -58,7 +58,8 @@ _CROPPED = {"crop": 1.0, "symmetry": 1.0}
 # Chances of the operations of each preset; ``paper`` draws couplets, ``list`` is in the settings.
 PRESETS: dict[str, dict[str, float]] = {
     "paper": {},
-    "standard": {
+    "standard": {**_CROPPED, "contrast": 0.8, "gain": 0.8, "brightness": 0.8},
+    "simclr": {
         **_CROPPED, "blur": 0.5, "contrast": 0.8, "gain": 0.8, "brightness": 0.8, "speckle": 0.2,
     },
     "geometric_standard": _CROPPED,
@@ -67,6 +68,10 @@ PRESETS: dict[str, dict[str, float]] = {
     "geometric": dict.fromkeys(GEOMETRIC, 1.0),
     "pixel": dict.fromkeys(PIXEL, 1.0),
 }  # fmt: skip
+# Half the usual, since classes differ in colour too (benchmarks/results/recipes.md).
+PRESET_STRENGTHS: dict[str, Strengths] = {
+    "standard": {"gain": 1.1, "brightness": 0.2, "contrast": 0.2}
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +143,8 @@ def preset_of(config: AugmentConfig) -> Preset:
         probabilities = _with_chances(config, probabilities)
     if config.preset != "list":
         probabilities = {one: probabilities[one] for one in USUAL_ORDER if one in probabilities}
-    preset = Preset(
-        name, probabilities, couplets, config.rotation, config.band_drop, config.strengths
-    )
+    strengths = {**PRESET_STRENGTHS.get(config.preset, {}), **config.strengths}
+    preset = Preset(name, probabilities, couplets, config.rotation, config.band_drop, strengths)
     if config.rotation is Rotation.free and "rotation" not in preset.operations:
         raise ValueError(
             f"augment.rotation is free, but augment.preset={config.preset} never rotates; "

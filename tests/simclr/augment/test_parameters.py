@@ -48,7 +48,7 @@ def only(operation: str) -> Preset:
 
 
 def test_a_view_is_the_same_in_any_batch():
-    preset = preset_of(AugmentConfig(preset="standard"))
+    preset = preset_of(AugmentConfig(preset="simclr"))
     ids, views = torch.arange(40), torch.ones(40, dtype=torch.int64)
     together = sampler(preset, 3).draw(5, ids, views)
     order = torch.randperm(40)
@@ -58,10 +58,10 @@ def test_a_view_is_the_same_in_any_batch():
 
 
 def test_epoch_seed_and_view_change_the_parameters():
-    first = parameters("standard")
-    assert first.equals(parameters("standard"))
-    assert not first.equals(parameters("standard", epoch=1))
-    assert not first.equals(parameters("standard", seed=1))
+    first = parameters("simclr")
+    assert first.equals(parameters("simclr"))
+    assert not first.equals(parameters("simclr", epoch=1))
+    assert not first.equals(parameters("simclr", seed=1))
 
 
 def test_twenty_seven_couplets_are_allowed_and_nine_are_not():
@@ -132,7 +132,7 @@ def test_strengths_are_settings():
 
 
 def test_chances_are_settings():
-    drawn = parameters("standard", probabilities={"blur": 0.1, "speckle": 0.0, "zoom": 0.3})
+    drawn = parameters("simclr", probabilities={"blur": 0.1, "speckle": 0.0, "zoom": 0.3})
     assert stats.binomtest(int((drawn.blur > 0).sum()), len(drawn), 0.1).pvalue > 1e-4
     assert (drawn.noise == 0).all()
     zoomed = (drawn.maps[:, 1, 0, 0] != 1).sum()  # behind the crop, as usual
@@ -141,8 +141,16 @@ def test_chances_are_settings():
 
 def test_other_chances_leave_the_draws_of_other_operations_alone():
     assert torch.equal(
-        parameters("standard", probabilities={"blur": 0.0}).lines, parameters("standard").lines
+        parameters("simclr", probabilities={"blur": 0.0}).lines, parameters("simclr").lines
     )
+
+
+def test_standard_is_simclr_with_half_the_photometry_and_no_loss_of_texture():
+    strengths = {"gain": 1.1, "brightness": 0.2, "contrast": 0.2}
+    same = parameters("simclr", probabilities={"blur": 0, "speckle": 0}, strengths=strengths)
+    assert parameters("standard").equals(same)
+    stronger = parameters("standard", strengths={"gain": 1.25})
+    assert not stronger.equals(same)
 
 
 @pytest.mark.parametrize(
