@@ -12,9 +12,19 @@ from pathlib import Path
 
 from jobs import cli
 from jobs.run_dir import CONFIG_NAME
-from jobs.status.packing import PackingRecord, describe_packing, is_packing, packing_job
+from jobs.status.records import (
+    INTERVAL_S,
+    PackingRecord,
+    RunRecord,
+    SlurmPoller,
+    describe,
+    describe_packing,
+    find_runs,
+    is_packing,
+    jobs_of,
+    packing_job,
+)
 from jobs.status.render import LiveRecords, print_records
-from jobs.status.run_status import INTERVAL_S, RunRecord, SlurmPoller, describe, find_runs, jobs_of
 
 REFRESH_S = 5.0  # of the runs' own files; Slurm is asked less often
 

@@ -17,8 +17,8 @@ from jobs.figures.canvas import COLORS, Axes, Page, canvas, percent_of
 from jobs.figures.evaluation import PAGE_NAME as EVALUATION_PAGE
 from jobs.run_dir import CONFIG_NAME
 from jobs.status.causes import AttemptRecord
+from jobs.status.records import RunRecord
 from jobs.status.render import clock, duration, run_lines
-from jobs.status.run_status import RunRecord
 from simclr.evaluation.report import JSON_NAME, read_report, title, verdict
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 

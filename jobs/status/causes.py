@@ -1,4 +1,4 @@
-"""Why a job waits and why each attempt of a run ended, in plain English; for ``run_status``."""
+"""Why a job waits and why each attempt of a run ended, in plain English; for ``records``."""
 
 from __future__ import annotations
 
@@ -97,50 +97,33 @@ def why_waiting(job: JobState) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One start of a run.
+    """One start of a run."""
 
-    Attributes:
-        number: from 1.
-        start: seconds since 1970.
-        end: when it ended; None while it runs, or when it was lost unrecorded.
-        outcome: running, finished, stopped, failed or lost.
-        cause: why it ended.
-        first_step: where it began; None when it did not come so far.
-        last_step: where it ended, saved; None when unknown.
-        nodes: where it ran.
-        num_ranks: processes.
-        job_id: Slurm's; empty elsewhere.
-        lost_steps: done and not saved, as the next attempt found; None before that.
-    """
-
-    number: int
-    start: float
-    end: float | None
-    outcome: str
-    cause: str
-    first_step: int | None
-    last_step: int | None
+    number: int  # from 1
+    start: float  # seconds since 1970
+    end: float | None  # None while it runs, or when it was lost unrecorded
+    outcome: str  # running, finished, stopped, failed or lost
+    cause: str  # why it ended
+    first_step: int | None  # where it began; None when it did not come so far
+    last_step: int | None  # where it ended, saved; None when unknown
     nodes: str
     num_ranks: int
-    job_id: str
-    lost_steps: int | None = None
+    job_id: str  # Slurm's; empty elsewhere
+    lost_steps: int | None = None  # not saved, as the next attempt found; None before that
 
 
 def history(
     events: Events, endings: Mapping[str, Sequence[str]], *, is_over: bool = False
 ) -> list[AttemptRecord]:
-    """Return the attempts in order.
+    """Return the attempts in order, from the lines of ``attempts.jsonl``.
 
-    Args:
-        events: lines of ``attempts.jsonl``.
-        endings: from sacct, if accounting is on; a run that was killed leaves no record.
-        is_over: the job of the last attempt has ended; without a record it was lost.
+    A run that was killed leaves no record: then ``endings`` tell, from sacct if accounting is on.
+    ``is_over``: the job of the last attempt has ended; without a record it was lost.
     """
     attempts = [list(group) for _, group in itertools.groupby(events, lambda e: e["attempt"])]
-    following: list[Events] = [*attempts[1:], []]
     return [
         _attempt(own, later, endings, is_over=is_over or bool(later))
-        for own, later in zip(attempts, following, strict=False)
+        for own, later in zip(attempts, [*attempts[1:], []], strict=False)
     ]
 
 
@@ -177,22 +160,19 @@ def _attempt(
 
 
 def _outcome(last: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how an attempt ended, and why; the cause that the run recorded comes first."""
     match last["event"]:
         case "finished":
             return "finished", "finished"
         case "failed":
             return "failed", f"failed: {last.get('error', 'unknown error')}"
+        case "stop" if last.get("cause"):
+            return "stopped", str(last["cause"])
+        case "stop" if not last.get("job_id"):
+            saved = ": saved" if last.get("step") else ""
+            return "stopped", f"stopped by a person (Ctrl-C or SIGTERM){saved}"
         case "stop":
-            return "stopped", _cause_of_stop(last)
+            signal, decision = str(last.get("signal")), str(last.get("decision"))
+            known = _STOPS.get((signal, decision)) or _DECISIONS.get(decision)
+            return "stopped", known or f"stopped ({signal})"
     return "running", ""
-
-
-def _cause_of_stop(event: Mapping[str, Any]) -> str:
-    """Return why an attempt stopped; the cause that the run recorded comes first."""
-    if event.get("cause"):
-        return str(event["cause"])
-    if not event.get("job_id"):
-        return "stopped by a person (Ctrl-C or SIGTERM)" + (": saved" if event.get("step") else "")
-    signal, decision = str(event.get("signal")), str(event.get("decision"))
-    known = _STOPS.get((signal, decision)) or _DECISIONS.get(decision)
-    return known or f"stopped ({signal})"

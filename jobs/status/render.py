@@ -12,8 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from jobs.status.packing import PackingRecord
-from jobs.status.run_status import RunRecord
+from jobs.status.records import PackingRecord, RunRecord
 
 _WIDE = 160  # columns where there is no terminal: nothing is cut in a log
 _LABEL = 11  # columns of the labels
@@ -102,11 +101,11 @@ def duration(seconds: float | None) -> str:
     """Format seconds: ``40 s``, ``12 min``, ``3.5 h``, ``2.1 d``."""
     if seconds is None:
         return "-"
-    for limit, size, unit in ((100, 1, "s"), (6000, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            value = seconds / size
-            return f"{value:.1f} {unit}" if unit == "h" else f"{value:.0f} {unit}"
-    return f"{seconds / 86400:.1f} d"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} d"
 
 
 def clock(moment: float, *, seconds: bool = False) -> str:
@@ -120,8 +119,16 @@ def _progress_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
         rate = f", {record.patches_per_s:.1f} patches/s" if record.patches_per_s else ""
         yield "step", f"{record.step} of {record.num_steps} ({share:.0f} %){rate}"
     if record.expected_end is not None:
-        end = f"{duration(record.time_left_s)} of training left, done {clock(record.expected_end)}"
-        yield "time", f"{end}{_against_limit(record)}"
+        left, limit = record.time_left_s, record.limit_left_s
+        text = f"{duration(left)} of training left, done {clock(record.expected_end)}"
+        if limit is not None and left is not None:
+            soon = duration(limit)
+            text += (
+                f"; within the time limit of its job, {soon} from now"
+                if left < limit
+                else f"; its job reaches the time limit in {soon}, is requeued and continues"
+            )
+        yield "time", text
     if record.checkpoint_step is not None:
         age = duration(record.checkpoint_age_s)
         yield "checkpoint", f"step {record.checkpoint_step}, {age} old, {record.checkpoint_state}"
@@ -133,16 +140,6 @@ def _progress_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
     if record.metrics:
         known = {key: value for key, value in record.metrics.items() if value is not None}
         yield "metrics", ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in known.items())
-
-
-def _against_limit(record: RunRecord) -> str:
-    """Return which comes first, the end of the run or the time limit of its job."""
-    limit, left = record.limit_left_s, record.time_left_s
-    if limit is None or left is None:
-        return ""
-    if left < limit:
-        return f"; within the time limit of its job, {duration(limit)} from now"
-    return f"; its job reaches the time limit in {duration(limit)}, is requeued and continues"
 
 
 def _attempt_lines(record: RunRecord) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.figures.run_report import write_report
 from jobs.run_dir import freeze
-from jobs.status.run_status import describe
+from jobs.status.records import describe
 from simclr.config import TrainConfig
 
 NOW = 1_800_000_000.0

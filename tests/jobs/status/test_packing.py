@@ -6,9 +6,8 @@ import pytest
 
 from jobs.run_dir import Submission, write_submission
 from jobs.slurm.client import JobState
-from jobs.status.packing import describe_packing, is_packing, packing_job
+from jobs.status.records import SlurmAnswer, describe_packing, is_packing, packing_job
 from jobs.status.render import packing_lines
-from jobs.status.run_status import SlurmAnswer
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.sources.simulated import SimulatedConfig

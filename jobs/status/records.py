@@ -1,18 +1,20 @@
-"""The state of a run, from its folder and from Slurm, with what a person should do next.
+"""The state of a run or a packing, from its folder and from Slurm, and what a person should do.
 
 Called by simclr-status and by the report of a run. Nothing here needs torch, and neither squeue nor
-sacct has to answer: then the run's own records decide. Reads only.
+sacct has to answer: then the folder's own records decide. Reads only.
 """
 
 from __future__ import annotations
 
+import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.run_dir import (
     CONFIG_NAME,
@@ -27,13 +29,9 @@ from jobs.slurm.client import JobState, seconds_of
 from jobs.slurm.environment import LOG_NAME
 from jobs.status.causes import AttemptRecord, Events, history, why_waiting
 from jobs.tracking.sink import tracker_links
-from simclr.checkpoint.manifest import (
-    CHECKPOINTS,
-    FOLDER_PATTERN,
-    MANIFEST_NAME,
-    read_checkpoint_manifest,
-    verify,
-)
+from preprocess.plan import PLAN_NAME, WORK_FOLDER
+from preprocess.shards.manifest import MANIFEST_NAME, read_manifest
+from simclr.checkpoint import manifest as checkpoints
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 # A thread writes about one heartbeat a second, however long a step takes: minutes of silence mean
@@ -46,22 +44,18 @@ _RECENT = 5  # metric lines whose pace says when the run will end
 _SHOWN = ("loss", "learning_rate")
 _PROBES = ("probe/", "knn/")
 _WHOLE = ("verified", "whole")  # what is said of an undamaged checkpoint
+_CHECKPOINTS = f"{checkpoints.CHECKPOINTS}/{checkpoints.FOLDER_PATTERN}"
 _LATER_COMMANDS = ("evaluate", "export")  # on a trained run, with jobs of their own
 
 
 @dataclass(frozen=True, slots=True)
 class SlurmAnswer:
-    """States of jobs, as squeue and sacct report them.
+    """States of jobs, as squeue and sacct report them."""
 
-    Attributes:
-        jobs: job id to its state; those that Slurm has forgotten are absent.
-        endings: job id to the state in which each of its starts ended, where accounting is on.
-        error: why there was no answer; empty when there was.
-    """
-
-    jobs: Mapping[str, JobState] = field(default_factory=dict)
+    jobs: Mapping[str, JobState] = field(default_factory=dict)  # those that it has forgotten lack
+    # in which state each of the starts of a job ended, where accounting is on
     endings: Mapping[str, list[str]] = field(default_factory=dict)
-    error: str = ""
+    error: str = ""  # why there was no answer; empty when there was
 
 
 class SlurmPoller:
@@ -95,63 +89,34 @@ def _query(query: Callable[..., Any], job_ids: Sequence[str]) -> tuple[dict[str,
 
 @dataclass(slots=True)
 class RunRecord:
-    """All that simclr-status shows of a run; durations and ages in seconds.
+    """All that simclr-status shows of a run; durations and ages in seconds."""
 
-    Attributes:
-        run: run folder.
-        state: in plain English, with the reason.
-        needs_person: True when it will neither continue nor end by itself.
-        action: what to do next; empty when nothing.
-        job_id: Slurm's, if any.
-        nodes: where it runs.
-        attempt: how often it was started.
-        attempts: each of them, with the cause of its end.
-        step: optimizer steps done.
-        num_steps: of the whole run.
-        patches_per_s: over all ranks, in the last interval.
-        time_left_s: at that rate.
-        expected_end: when it will be done at that rate, seconds since 1970; requeues left out.
-        limit_left_s: until the time limit of its job.
-        checkpoint_step: of the newest checkpoint.
-        checkpoint_age_s: since it was written.
-        checkpoint_state: verified, whole (sizes only), or what is wrong with it.
-        at_risk_steps: steps that a kill would cost now.
-        at_risk_s: and the time that they took.
-        heartbeat_age_s: of the rank that was silent the longest.
-        heartbeat_of: that rank, with its node and step.
-        metrics: last loss and learning rate, last scores of the probes.
-        log: where its main rank writes.
-        others: jobs of later commands on this run, and how they fare.
-        trackers: of its metrics, each with its address, or the command that shows or sends them.
-        slurm_error: why Slurm's word is missing; empty when it is not.
-    """
-
-    run: str
-    state: str = ""
-    needs_person: bool = False
-    action: str = ""
-    job_id: str = ""
+    run: str  # its folder
+    state: str = ""  # in plain English, with the reason
+    needs_person: bool = False  # it will neither continue nor end by itself
+    action: str = ""  # what to do next; empty when nothing
+    job_id: str = ""  # Slurm's, if any
     nodes: str = ""
-    attempt: int = 0
+    attempt: int = 0  # how often it was started
     attempts: list[AttemptRecord] = field(default_factory=list)
-    step: int = 0
-    num_steps: int = 0
-    patches_per_s: float | None = None
-    time_left_s: float | None = None
-    expected_end: float | None = None
-    limit_left_s: float | None = None
-    checkpoint_step: int | None = None
+    step: int = 0  # optimizer steps done
+    num_steps: int = 0  # of the whole run
+    patches_per_s: float | None = None  # over all ranks, in the last interval
+    time_left_s: float | None = None  # at that rate
+    expected_end: float | None = None  # at that rate, seconds since 1970; requeues left out
+    limit_left_s: float | None = None  # until the time limit of its job
+    checkpoint_step: int | None = None  # of the newest checkpoint
     checkpoint_age_s: float | None = None
-    checkpoint_state: str = ""
-    at_risk_steps: int | None = None
-    at_risk_s: float | None = None
-    heartbeat_age_s: float | None = None
-    heartbeat_of: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    log: str = ""
-    others: dict[str, str] = field(default_factory=dict)
-    trackers: dict[str, str] = field(default_factory=dict)
-    slurm_error: str = ""
+    checkpoint_state: str = ""  # verified, whole (sizes only), or what is wrong with it
+    at_risk_steps: int | None = None  # what a kill would cost now
+    at_risk_s: float | None = None  # the time that they took
+    heartbeat_age_s: float | None = None  # of the rank that was silent the longest
+    heartbeat_of: str = ""  # that rank, with its node and step
+    metrics: dict[str, float] = field(default_factory=dict)  # last ones, and last of the probes
+    log: str = ""  # where its main rank writes
+    others: dict[str, str] = field(default_factory=dict)  # jobs of later commands on this run
+    trackers: dict[str, str] = field(default_factory=dict)  # each with its address, or its command
+    slurm_error: str = ""  # why Slurm's word is missing; empty when it is not
 
     @property
     def is_damaged(self) -> bool:
@@ -182,13 +147,9 @@ def describe(
     *,
     thorough: bool = False,
 ) -> RunRecord:
-    """Return the record of a run.
+    """Return the record of a run at ``now``, in seconds since 1970.
 
-    Args:
-        run_dir: run folder.
-        answer: states of its jobs; without them the run's own records decide.
-        now: seconds since 1970.
-        thorough: compare the checksums of its newest checkpoint, not only sizes.
+    ``thorough`` compares the checksums of its newest checkpoint, not only sizes.
 
     Raises:
         ValueError: it is not a run folder.
@@ -214,11 +175,18 @@ def describe(
     _add_metrics(record, run_dir)
     silent_rank = _add_heartbeat(record, run_dir, starts[-1]["time"] if starts else 0.0, now)
     _add_checkpoint(record, run_dir, now, thorough)
-    state = _with_damage(record, _assess(record, events, job, silent_rank, now))
-    record.state, record.needs_person, record.action = state.text, state.needs_person, state.action
-    if state.is_live and record.time_left_s is not None:
+    state = _assess(record, events, job, silent_rank, now)
+    record.state, record.needs_person, record.action, is_live = state
+    if record.is_damaged:
+        # the run itself skips a damaged checkpoint; a person should know why there is one
+        record.state += f"; newest checkpoint {record.checkpoint_state}"
+        record.needs_person = True
+        record.action = (
+            record.action or "check the disk; the run continues from the checkpoint before"
+        )
+    if is_live and record.time_left_s is not None:
         record.expected_end = now + record.time_left_s
-    if state.is_live and record.step:
+    if is_live and record.step:
         record.at_risk_steps = record.step - (record.checkpoint_step or 0)
         record.at_risk_s = record.checkpoint_age_s
     return record
@@ -287,8 +255,8 @@ def _add_heartbeat(record: RunRecord, run_dir: Path, since: float, now: float) -
 
 def _add_checkpoint(record: RunRecord, run_dir: Path, now: float, thorough: bool) -> None:
     """Add the newest checkpoint that is there, and whether it is damaged."""
-    for folder in sorted(run_dir.glob(f"{CHECKPOINTS}/{FOLDER_PATTERN}"), reverse=True):
-        manifest = folder / MANIFEST_NAME
+    for folder in sorted(run_dir.glob(_CHECKPOINTS), reverse=True):
+        manifest = folder / checkpoints.MANIFEST_NAME
         try:
             written = (manifest if manifest.exists() else folder).stat().st_mtime
             state = _checked(folder, thorough)
@@ -305,30 +273,20 @@ def _add_checkpoint(record: RunRecord, run_dir: Path, now: float, thorough: bool
 
 def _checked(folder: Path, thorough: bool) -> str:
     if thorough:
-        verify(folder)
+        checkpoints.verify(folder)
         return "verified"
-    for name, expected in read_checkpoint_manifest(folder).files.items():
+    for name, expected in checkpoints.read_checkpoint_manifest(folder).files.items():
         size = (folder / name).stat().st_size
         if size != expected["size_bytes"]:
             raise ValueError(f"{name} has {size} bytes, not {expected['size_bytes']}")
     return "whole"
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(NamedTuple):
     text: str
     needs_person: bool = False
     action: str = ""
     is_live: bool = False  # its processes are running
-
-
-def _with_damage(record: RunRecord, state: _State) -> _State:
-    if not record.is_damaged:
-        return state
-    # the run itself skips a damaged checkpoint; a person should know why there is one
-    action = state.action or "check the disk; the run continues from the checkpoint before"
-    text = f"{state.text}; newest checkpoint {record.checkpoint_state}"
-    return replace(state, text=text, needs_person=True, action=action)
 
 
 def _assess(
@@ -337,9 +295,8 @@ def _assess(
     last, again = events[-1]["event"] if events else "", _start_again(record)
     if last == "finished":
         evaluated = Path(record.run, "evaluation.json").exists()
-        return _State(
-            "finished", action="" if evaluated else f"simclr-evaluate run={record.run} ..."
-        )
+        action = "" if evaluated else f"simclr-evaluate run={record.run} ..."
+        return _State("finished", action=action)
     # before the first heartbeat the age of the attempt counts
     silent_s = record.heartbeat_age_s
     if silent_s is None:
@@ -347,19 +304,14 @@ def _assess(
     if job and not job.is_final:
         return _of_live_job(record, events, job, silent_rank, silent_s, now)
     if not events:
-        if job:
-            return _State(f"ended before it began: {job.state.lower()}", True, "read the log")
-        return _State("not started")
+        began = f"ended before it began: {job.state.lower()}" if job else "not started"
+        return _State(began, bool(job), "read the log" if job else "")
     if job and job.state == "CANCELLED" and last != "failed":
         saved = f", saved at step {events[-1]['step']}" if last == "stop" else ""
         return _State(f"cancelled{saved}", True, again)
     if job and last in ("start", "training"):
         return _State(f"ended by Slurm: {job.state.lower()}", True, again)
-    return _without_job(record, events, silent_s, now)
-
-
-def _without_job(record: RunRecord, events: Events, silent_s: float, now: float) -> _State:
-    attempt, again = record.attempts[-1], _start_again(record)
+    attempt = record.attempts[-1]
     if attempt.outcome == "failed":
         return _State(attempt.cause[:_LONGEST_CAUSE], True, f"read the log; {again}")
     if attempt.outcome == "stopped":
@@ -410,3 +362,78 @@ def _start_again(record: RunRecord) -> str:
         return "the same command continues from the checkpoint before"
     step = record.checkpoint_step
     return f"the same command continues {'from the start' if step is None else f'at step {step}'}"
+
+
+@dataclass(frozen=True, slots=True)
+class PackingRecord:
+    """All that simclr-status shows of a packing."""
+
+    shards: str  # output folder
+    state: str  # in plain English
+    needs_person: bool = False  # it will neither continue nor end by itself
+    action: str = ""  # what to do next; empty when nothing
+    job_id: str = ""  # of the array, if there is one
+    members: dict[str, int] = field(default_factory=dict)  # Slurm's states, with their number
+    failed: list[str] = field(default_factory=list)  # members, as scontrol knows them
+    num_done: int = 0  # shards in place
+    num_shards: int = 0  # of the whole plan; those in place before there is one
+    log: str = ""  # where the members write
+    slurm_error: str = ""  # why Slurm's word is missing; empty when it is not
+
+
+def is_packing(folder: Path) -> bool:
+    """Return whether a folder is, or was, packed into."""
+    return (folder / WORK_FOLDER).is_dir() or (folder / MANIFEST_NAME).exists()
+
+
+def packing_job(folder: Path) -> list[str]:
+    """Return the job that was submitted for a packing, if any."""
+    submission = read_submission(folder / WORK_FOLDER / JOB_FOLDER, "pack")
+    return [submission.job_id] if submission else []
+
+
+def describe_packing(folder: Path, answer: SlurmAnswer) -> PackingRecord:
+    """Return the record of a packing; members of its array are jobs ``12_0``, ``12_1``, ..."""
+    submission = read_submission(folder / WORK_FOLDER / JOB_FOLDER, "pack")
+    array = submission.job_id if submission else ""
+    arrays = array.split(",")  # more members than fit into one array lie in several
+    members = {name: job for name, job in answer.jobs.items() if name.partition("_")[0] in arrays}
+    failed = sorted(
+        name for name, job in members.items() if job.is_final and job.state != "COMPLETED"
+    )
+    done = planned = sum(1 for _ in folder.glob("shard-*.h5"))
+    if (plan := folder / WORK_FOLDER / PLAN_NAME).exists():
+        with plan.open("rb") as file:
+            rows = int(json.loads(next(file))["rows_per_shard"])
+            planned = -(-sum(1 for _ in file) // rows)
+    alive = any(not job.is_final for job in members.values())
+    state, action, needs_person = _assess_packing(folder, failed, alive=alive)
+    return PackingRecord(
+        shards=str(folder),
+        state=state,
+        needs_person=needs_person,
+        action=action,
+        job_id=array,
+        members=dict(Counter(job.state.lower() for job in members.values())),
+        failed=failed,
+        num_done=done,
+        num_shards=planned,
+        log=submission.log if submission else "",
+        slurm_error=answer.error,
+    )
+
+
+def _assess_packing(folder: Path, failed: list[str], *, alive: bool) -> tuple[str, str, bool]:
+    """Return the state, the next action, and whether a person has to take it."""
+    if (folder / MANIFEST_NAME).exists():
+        try:
+            read_manifest(folder)
+        except ValueError as error:
+            state, _, fix = str(error).partition("; ")
+            return state, fix, True
+        return "packed", f"simclr-verify shards={folder}", False
+    again = "the same command packs what is missing"
+    if failed:
+        state = f"{len(failed)} members failed"
+        return f"packing; {state}" if alive else state, f"read their logs; {again}", True
+    return ("packing", "", False) if alive else ("not complete", again, False)

@@ -11,8 +11,8 @@ import pytest
 
 from jobs.run_dir import Submission, freeze, write_submission
 from jobs.slurm.client import JobState
-from jobs.status.run_status import RunRecord, SlurmAnswer, find_runs, jobs_of
-from jobs.status.run_status import describe as describe_run
+from jobs.status.records import RunRecord, SlurmAnswer, find_runs, jobs_of
+from jobs.status.records import describe as describe_run
 from simclr.checkpoint.manifest import CheckpointManifest, describe_files, write_manifest
 from simclr.config import TrainConfig
 
