@@ -33,13 +33,14 @@ from preprocess.shards.manifest import read_manifest
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.checkpoint.manager import Saver, agreed_checkpoint, load_state
 from simclr.checkpoint.manifest import STATE_NAME, CheckpointManifest
-from simclr.choices import EncoderName, OptimizerName
 from simclr.config import (
     AugmentConfig,
     CheckpointConfig,
     DataConfig,
+    EncoderName,
     ModelConfig,
     OptimConfig,
+    OptimizerName,
     TrainConfig,
 )
 from simclr.distributed import DistributedContext, distributed_context

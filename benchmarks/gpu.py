@@ -25,8 +25,15 @@ from step import model_alone, prepare
 
 from preprocess.bands import L2A_BANDS
 from simclr.augment.views import ViewMaker
-from simclr.choices import EncoderName, Precision
-from simclr.config import AugmentConfig, DataConfig, LossConfig, ModelConfig, TrainConfig
+from simclr.config import (
+    AugmentConfig,
+    DataConfig,
+    EncoderName,
+    LossConfig,
+    ModelConfig,
+    Precision,
+    TrainConfig,
+)
 from simclr.data.dataset import open_dataset
 from simclr.distributed import distributed_context
 from simclr.loss import contrastive_loss

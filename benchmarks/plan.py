@@ -26,8 +26,7 @@ from startup import RESUMED, WHOLE
 
 from jobs.cli.schema import register, to_settings
 from jobs.commands.pretrain import Pretrain
-from simclr.choices import Precision
-from simclr.config import TrainConfig
+from simclr.config import Precision, TrainConfig
 from simclr.model.simclr import SimCLR
 
 NUM_BANDS = 12

@@ -34,8 +34,16 @@ from jobs.study.report import Findings, conclude
 from preprocess.shards.format import GroupLayout, LabelSet, Patch, ShardLayout
 from preprocess.shards.manifest import ShardOrigin, build_manifest
 from preprocess.shards.writer import write_shard
-from simclr.choices import Device, EncoderName, OptimizerName
-from simclr.config import DataConfig, LossConfig, ModelConfig, OptimConfig, WorldConfig
+from simclr.config import (
+    DataConfig,
+    Device,
+    EncoderName,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    WorldConfig,
+)
 
 HARMFUL, HELPFUL = "rotation", "shift"
 OPERATIONS = (HARMFUL, HELPFUL, "flip", "brightness")

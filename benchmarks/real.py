@@ -46,14 +46,16 @@ from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.shards import Manifest, read_manifest
 from preprocess.sources.geotiff_files import GeotiffConfig
-from simclr.choices import EncoderName, OptimizerName, Precision
 from simclr.config import (
     AugmentConfig,
     CheckpointConfig,
     DataConfig,
+    EncoderName,
     LossConfig,
     ModelConfig,
     OptimConfig,
+    OptimizerName,
+    Precision,
     TrainConfig,
     WorldConfig,
 )

@@ -21,8 +21,7 @@ from report import Claim, Report, Timing, alternate
 from preprocess.config import PackConfig
 from preprocess.pack import pack
 from preprocess.sources.simulated import SimulatedConfig
-from simclr.choices import EncoderName
-from simclr.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
+from simclr.config import AugmentConfig, DataConfig, EncoderName, ModelConfig, TrainConfig
 from simclr.distributed import distributed_context
 from simclr.loss import contrastive_loss
 from simclr.train import train_step

@@ -8,25 +8,41 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from preprocess.bands import L2A_BANDS, canonical_names
-from simclr.choices import (
-    BatchNormGroup,
-    Device,
-    EncoderName,
-    HeadName,
-    LossName,
-    OptimizerName,
-    Positives,
-    Precision,
-    PresetName,
-    RateScaling,
-    Rotation,
-    Schedule,
-    Stem,
+
+# The choices; their members are what people type.
+# Where tensors live; ``auto`` takes a GPU if there is one.
+Device = StrEnum("Device", "auto cpu cuda")
+# Number format of the encoder's forward pass; the loss is float32 in either case. ``auto`` is
+# bfloat16 on devices that are fast in it, else float32; a run keeps what it began in.
+Precision = StrEnum("Precision", "auto float32 bfloat16")
+# ResNets of He et al. 2016 as torchvision builds them.
+EncoderName = StrEnum("EncoderName", "resnet18 resnet34 resnet50 resnet101 resnet152")
+# ``standard``: 7x7 stride 2 and max pooling; ``small``: 3x3 stride 1, for patches <= 64 px.
+Stem = StrEnum("Stem", "standard small")
+# Projection heads: the post's 1024-512-128 with ReLU; SimCLR's with BatchNorm.
+HeadName = StrEnum("HeadName", "post simclr2 simclr3")
+# Whose views BatchNorm joins while training: all ranks', those of a node, or its rank's.
+BatchNormGroup = StrEnum("BatchNormGroup", "world node none")
+# NT-Xent (SimCLR eq. 1) or decoupled contrastive learning (arXiv 2110.06848).
+LossName = StrEnum("LossName", "ntxent dcl")
+# ``lars`` is You et al. 2017 as SimCLR uses it.
+OptimizerName = StrEnum("OptimizerName", "adam adamw sgd lars")
+# Learning rate after warm-up: cosine to zero at the end of the last epoch, or constant.
+Schedule = StrEnum("Schedule", "cosine constant")
+# How the learning rate follows the global batch, relative to ``reference_batch_size``.
+RateScaling = StrEnum("RateScaling", "none sqrt linear")
+# Named sets of augmentations; ``list`` and ``couplets`` take theirs from other settings.
+PresetName = StrEnum(
+    "PresetName", "paper standard simclr geometric_standard none all geometric pixel list couplets"
 )
+# What a pair's two views show: ``same`` patch, or one place on two dates (``season``).
+Positives = StrEnum("Positives", "same season")
+# ``quarter``: by 90, 180 or 270 degrees; ``free``: by any angle, filled by reflection.
+Rotation = StrEnum("Rotation", "quarter free")
 
 _Config = TypeVar("_Config")
 
@@ -40,12 +56,8 @@ def require(condition: bool, message: str) -> None:
 def parse_choices(config: Any, section: str = "") -> None:
     """Turn strings in a settings dataclass's enum fields, and lists of enums, into members.
 
-    Every dataclass calls it first in ``__post_init__``, so that no string is compared with a member
-    and found different.
-
-    Args:
-        config: dataclass whose fields are enums or lists of enums where a choice is meant.
-        section: key of the dataclass in the settings; empty at the top.
+    Every dataclass calls it first in ``__post_init__``, with its ``section`` of the settings, so
+    that no string is compared with a member and found different.
 
     Raises:
         ValueError: a value names no member; the message lists them.
@@ -73,9 +85,8 @@ def _member(kind: type[Enum], value: Any, key: str) -> Enum:
 
 def to_plain(config: Any) -> dict[str, Any]:
     """Return a dataclass of settings as plain JSON types, choices by the names that people type."""
-    plain: dict[str, Any] = json.loads(
-        json.dumps(asdict(config), default=lambda choice: choice.name)
-    )
+    text = json.dumps(asdict(config), default=lambda choice: choice.name)
+    plain: dict[str, Any] = json.loads(text)
     return plain
 
 
@@ -86,14 +97,14 @@ def from_plain(kind: type[_Config], data: dict[str, Any]) -> _Config:
         ValueError: a key is unknown, or a value is refused.
     """
     hints = get_type_hints(kind)
-    unknown = sorted(set(data) - {entry.name for entry in fields(kind)})  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(hints))
     require(not unknown, f"unknown settings of {kind.__name__}: {', '.join(unknown)}")
-    values = {}
-    for name, value in data.items():
-        hint = hints[name]
-        nested = isinstance(hint, type) and is_dataclass(hint)
-        values[name] = from_plain(hint, value) if nested else value
-    return kind(**values)
+    return kind(
+        **{
+            name: from_plain(hints[name], value) if is_dataclass(hints[name]) else value
+            for name, value in data.items()
+        }
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,10 +138,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         parse_choices(self, "model")
         self.weights_bands = canonical_names(self.weights_bands)
-        require(
-            self.projection_size >= 1,
-            f"model.projection_size is {self.projection_size}; give 1 or more",
-        )
+        size = self.projection_size
+        require(size >= 1, f"model.projection_size is {size}; give 1 or more")
         require(
             bool(self.weights) or not self.weights_bands,
             "model.weights_bands names the bands of a file, and model.weights names none",
@@ -167,10 +176,8 @@ class MonitorConfig:
             "neither",
         )
         require(self.every_steps >= 1, f"monitor.every_steps is {self.every_steps}; give >= 1")
-        require(
-            self.max_samples >= 10,
-            f"monitor.max_samples is {self.max_samples}; a probe needs at least 10",
-        )
+        num = self.max_samples
+        require(num >= 10, f"monitor.max_samples is {num}; a probe needs at least 10")
         require(self.neighbours >= 1, f"monitor.neighbours is {self.neighbours}; give 1 or more")
 
 
@@ -235,10 +242,8 @@ class DataConfig:
             f"data.weights is {self.weights}; give numbers above 0, and leave out of shards what "
             "is not to be read",
         )
-        require(
-            self.global_batch_size >= 2,
-            f"data.global_batch_size is {self.global_batch_size}; a negative needs 2 pairs",
-        )
+        size = self.global_batch_size
+        require(size >= 2, f"data.global_batch_size is {size}; a negative needs 2 pairs")
         require(self.num_threads >= 1, f"data.num_threads is {self.num_threads}; give 1 or more")
         require(self.num_slots >= 2, f"data.num_slots is {self.num_slots}; give 2 or more")
 
@@ -278,10 +283,8 @@ class AugmentConfig:
                 f"augment.preset is {self.preset} and augment.{field_name} is {given}; "
                 f"name {field_name} with preset={preset}, and only there",
             )
-        require(
-            0 <= self.band_drop <= 0.5,
-            f"augment.band_drop is {self.band_drop}; give a chance from 0 to 0.5",
-        )
+        drop = self.band_drop
+        require(0 <= drop <= 0.5, f"augment.band_drop is {drop}; give a chance from 0 to 0.5")
         size = self.view_size_px
         require(size >= 0, f"augment.view_size_px is {size}; give 0 for the patch's, or pixels")
 
@@ -300,9 +303,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         parse_choices(self, "loss")
-        require(
-            self.temperature > 0, f"loss.temperature is {self.temperature}; give a value above 0"
-        )
+        divisor = self.temperature
+        require(divisor > 0, f"loss.temperature is {divisor}; give a value above 0")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -370,10 +372,8 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 1, f"checkpoint.every_steps is {self.every_steps}; give >= 1")
-        require(
-            self.keep >= 2,
-            f"checkpoint.keep is {self.keep}; keep at least 2, one may be damaged",
-        )
+        keep = self.keep
+        require(keep >= 2, f"checkpoint.keep is {keep}; keep at least 2, one may be damaged")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -433,10 +433,7 @@ class TrainConfig:
             "shards; give one for each, or none",
         )
         require(self.max_steps >= 0, f"max_steps is {self.max_steps}; give 0 or more")
-        require(
-            0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1"
-        )
-        require(
-            self.max_skipped_steps >= 1, f"max_skipped_steps is {self.max_skipped_steps}; give >= 1"
-        )
+        seed, skipped = self.seed, self.max_skipped_steps
+        require(0 <= seed < 2**63, f"seed is {seed}; give a whole number from 0 to 2^63 - 1")
+        require(skipped >= 1, f"max_skipped_steps is {skipped}; give >= 1")
         require(self.log_every_steps >= 1, f"log_every_steps is {self.log_every_steps}; give >= 1")

@@ -25,8 +25,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import deterministic
 
-from simclr.choices import Device
-from simclr.config import WorldConfig
+from simclr.config import Device, WorldConfig
 from simclr.preemption import DeviceFaultError, LostPeerError, Preempted
 from simclr.rendezvous import Rendezvous, join_process_group, rendezvous_from_environment
 

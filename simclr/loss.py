@@ -20,8 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from simclr.choices import LossName
-from simclr.config import LossConfig
+from simclr.config import LossConfig, LossName
 from simclr.distributed import gather_rows, num_ranks, rank
 
 # Rows of the similarity matrix at a time: beside 16,384 views a tile is 16 MB of float32, and the

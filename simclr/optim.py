@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from simclr.choices import OptimizerName, RateScaling, Schedule
-from simclr.config import OptimConfig
+from simclr.config import OptimConfig, OptimizerName, RateScaling, Schedule
 
 
 class LARS(Optimizer):

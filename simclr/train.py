@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from simclr.choices import Precision
-from simclr.config import TrainConfig, require
+from simclr.config import Precision, TrainConfig, require
 from simclr.data.loader import Batch
 from simclr.distributed import distributed_context
 from simclr.loss import contrastive_loss

@@ -33,8 +33,7 @@ from simclr.checkpoint.manifest import (
     saved_precision,
     step_of,
 )
-from simclr.choices import Positives, Precision, Stem
-from simclr.config import TrainConfig, from_plain, require, to_plain
+from simclr.config import Positives, Precision, Stem, TrainConfig, from_plain, require, to_plain
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, training_batches
 from simclr.data.sampler import (

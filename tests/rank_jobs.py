@@ -16,11 +16,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr.augment.parameters import ViewParameters
-from simclr.choices import BatchNormGroup, Device, EncoderName, HeadName, LossName
 from simclr.config import (
+    BatchNormGroup,
     CheckpointConfig,
     DataConfig,
+    Device,
+    EncoderName,
+    HeadName,
     LossConfig,
+    LossName,
     ModelConfig,
     TrainConfig,
     WorldConfig,

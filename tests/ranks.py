@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from simclr.choices import Device
-from simclr.config import WorldConfig
+from simclr.config import Device, WorldConfig
 from simclr.distributed import distributed_context
 from simclr.rendezvous import Rendezvous
 

@@ -17,8 +17,7 @@ from jobs.commands.pretrain import Pretrain
 from jobs.config import ClusterConfig, Executor
 from jobs.launch import run
 from jobs.slurm.submit import script
-from simclr.choices import EncoderName
-from simclr.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
+from simclr.config import AugmentConfig, DataConfig, EncoderName, ModelConfig, TrainConfig
 from simclr.export import ExportConfig
 
 SECRET = "a-token-that-nobody-may-keep-4711"

@@ -21,8 +21,7 @@ from preprocess.shards.format import HISTOGRAM, open_shard
 from preprocess.shards.manifest import empty_histogram
 from simclr.augment.operations import OPERATIONS
 from simclr.augment.views import ViewMaker
-from simclr.choices import PresetName
-from simclr.config import AugmentConfig
+from simclr.config import AugmentConfig, PresetName
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Batch, Loader
 

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from simclr.augment.operations import OPERATIONS, Operation, Stage, Strengths, free_rotation
-from simclr.choices import Rotation
-from simclr.config import AugmentConfig
+from simclr.config import AugmentConfig, Rotation
 from simclr.philox import Epoch, Philox
 
 Couplet = tuple[str, str]

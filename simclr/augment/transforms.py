@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from simclr.augment.parameters import Preset, ViewParameters, selected
-from simclr.choices import Rotation
+from simclr.config import Rotation
 from simclr.philox import Philox
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from simclr.choices import Precision
-from simclr.config import parse_choices, require
+from simclr.config import Precision, parse_choices, require
 
 # Names of rows: the encoder in question, and the controls, which have learnt nothing from images.
 PRETRAINED = "pretrained"

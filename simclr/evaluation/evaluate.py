@@ -24,8 +24,7 @@ from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import write_json
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.manifest import CHECKPOINTS, FOLDER_PATTERN, folder_name, verify
-from simclr.choices import PresetName
-from simclr.config import AugmentConfig, WorldConfig, require, to_plain
+from simclr.config import AugmentConfig, PresetName, WorldConfig, require, to_plain
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.distributed import (
     TIMEOUT_S,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simclr.choices import Precision
+from simclr.config import Precision
 from simclr.evaluation.config import FinetuneConfig, Protocol
 from simclr.evaluation.features import (
     LabelledPatches,

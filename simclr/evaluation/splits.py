@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simclr.choices import Positives
-from simclr.config import require
+from simclr.config import Positives, require
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.evaluation.config import SplitRule
 from simclr.evaluation.metrics import BoolArray, Indices

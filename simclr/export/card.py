@@ -13,8 +13,7 @@ from typing import Any
 
 from preprocess.bands import BANDS
 from preprocess.shards.format import NODATA, UNIT
-from simclr.choices import Stem
-from simclr.config import to_plain
+from simclr.config import Stem, to_plain
 from simclr.data.normalisation import usable
 from simclr.evaluation.report import markdown
 from simclr.model.pretrained import Pretrained

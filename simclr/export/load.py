@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from preprocess.bands import canonical_names
 from preprocess.shards.format import NODATA, sha256_of
-from simclr.choices import EncoderName, Stem
-from simclr.config import ModelConfig, require
+from simclr.config import EncoderName, ModelConfig, Stem, require
 from simclr.data.normalisation import Normalised, mean_and_std
 from simclr.export import PatchUnit
 from simclr.export.card import FORMAT, FORMAT_VERSION

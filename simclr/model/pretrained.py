@@ -33,8 +33,7 @@ from simclr.checkpoint.manifest import (
     step_of,
     verify,
 )
-from simclr.choices import EncoderName, Stem
-from simclr.config import ModelConfig, TrainConfig, from_plain, require
+from simclr.config import EncoderName, ModelConfig, Stem, TrainConfig, from_plain, require
 from simclr.model.simclr import build_encoder
 
 _FIRST = "conv1.weight"

@@ -15,8 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from simclr.choices import BatchNormGroup, HeadName, Precision, Stem
-from simclr.config import ModelConfig, TrainConfig
+from simclr.config import BatchNormGroup, HeadName, ModelConfig, Precision, Stem, TrainConfig
 from simclr.distributed import DistributedContext, Group, average_gradients, group_of_node
 from simclr.model.batchnorm import frozen_statistics, join_statistics
 

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from simclr.choices import BatchNormGroup
-from simclr.config import ModelConfig
+from simclr.config import BatchNormGroup, ModelConfig
 from simclr.distributed import num_ranks, rank, sum_over_ranks
 from simclr.model.simclr import SimCLR
 

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from simclr.augment.views import ViewMaker
-from simclr.choices import PresetName
-from simclr.config import AugmentConfig, TrainConfig
+from simclr.config import AugmentConfig, PresetName, TrainConfig
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import Samples, permutation

@@ -15,8 +15,17 @@ from torch import nn
 from preprocess.bands import L2A_BANDS
 from simclr.augment.parameters import PRESETS
 from simclr.augment.views import ViewMaker
-from simclr.choices import Device, EncoderName, OptimizerName, Precision
-from simclr.config import AugmentConfig, CheckpointConfig, ModelConfig, OptimConfig, WorldConfig
+from simclr.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    Device,
+    EncoderName,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    Precision,
+    WorldConfig,
+)
 from simclr.data.dataset import open_dataset
 from simclr.data.loader import sequential_batches
 from simclr.distributed import distributed_context

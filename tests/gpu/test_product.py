@@ -18,8 +18,7 @@ from jobs.commands.pretrain import Pretrain
 from preprocess.bands import L2A_BANDS
 from simclr.checkpoint.manager import newest_valid
 from simclr.checkpoint.manifest import folder_name
-from simclr.choices import Device
-from simclr.config import WorldConfig
+from simclr.config import Device, WorldConfig
 from simclr.evaluation.config import EvaluateConfig, FinetuneConfig, Protocol
 from simclr.evaluation.evaluate import evaluate
 from simclr.export import ExportConfig

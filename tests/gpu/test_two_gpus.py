@@ -8,8 +8,7 @@ from make_data import packed_arrays
 from rank_jobs import hidden_reductions, small_run, world_batchnorm
 from ranks import run_ranks
 
-from simclr.choices import Device, EncoderName
-from simclr.config import AugmentConfig, DataConfig, ModelConfig, WorldConfig
+from simclr.config import AugmentConfig, DataConfig, Device, EncoderName, ModelConfig, WorldConfig
 
 pytestmark = [
     pytest.mark.gpu,

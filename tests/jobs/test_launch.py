@@ -27,8 +27,14 @@ from jobs.slurm import client as slurm
 from jobs.slurm.submit import SRUN_UNTIL_RANK_0_IS_DONE, python_command, slurm_options
 from preprocess.config import PackConfig, VerifyConfig
 from preprocess.sources.simulated import SimulatedConfig
-from simclr.choices import EncoderName
-from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, ModelConfig, TrainConfig
+from simclr.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    DataConfig,
+    EncoderName,
+    ModelConfig,
+    TrainConfig,
+)
 
 LOCAL = ClusterConfig(executor=Executor.local, tasks_per_node=2)
 

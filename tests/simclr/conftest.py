@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 from make_data import packed_arrays
 
-from simclr.choices import EncoderName, Stem
-from simclr.config import CheckpointConfig, DataConfig, ModelConfig, TrainConfig, WorldConfig
+from simclr.config import (
+    CheckpointConfig,
+    DataConfig,
+    EncoderName,
+    ModelConfig,
+    Stem,
+    TrainConfig,
+    WorldConfig,
+)
 from simclr.train import train
 
 

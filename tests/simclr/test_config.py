@@ -8,13 +8,15 @@ import pytest
 
 from simclr import config as module
 from simclr.augment.parameters import PRESETS
-from simclr.choices import LossName, Precision, PresetName
 from simclr.config import (
     AugmentConfig,
     CheckpointConfig,
     DataConfig,
     LossConfig,
+    LossName,
     OptimConfig,
+    Precision,
+    PresetName,
     TrainConfig,
     WorldConfig,
 )

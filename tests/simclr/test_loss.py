@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from rank_jobs import joined_views, loss_and_gradient, network
 from ranks import run_ranks
 
-from simclr.choices import LossName
-from simclr.config import LossConfig
+from simclr.config import LossConfig, LossName
 from simclr.loss import chance_level, contrastive_loss
 
 

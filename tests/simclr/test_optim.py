@@ -7,8 +7,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simclr.choices import EncoderName, OptimizerName, RateScaling, Schedule
-from simclr.config import ModelConfig, OptimConfig
+from simclr.config import (
+    EncoderName,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    RateScaling,
+    Schedule,
+)
 from simclr.model.simclr import build_encoder
 from simclr.optim import (
     LARS,

@@ -11,8 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from simclr.augment import parameters
 from simclr.augment.parameters import NINE
-from simclr.choices import BatchNormGroup, EncoderName, OptimizerName, Precision
-from simclr.config import AugmentConfig, ModelConfig, OptimConfig
+from simclr.config import (
+    AugmentConfig,
+    BatchNormGroup,
+    EncoderName,
+    ModelConfig,
+    OptimConfig,
+    OptimizerName,
+    Precision,
+)
 from simclr.distributed import distributed_context
 from simclr.train import train_step
 from simclr.trainer import Trainer

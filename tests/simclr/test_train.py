@@ -16,13 +16,16 @@ from ranks import CPU, results_of, run_ranks, start_ranks
 from preprocess.bands import L2A_BANDS
 from simclr.checkpoint.manager import newest_valid
 from simclr.checkpoint.manifest import read_checkpoint_manifest
-from simclr.choices import BatchNormGroup, EncoderName, OptimizerName, Positives
 from simclr.config import (
     AugmentConfig,
+    BatchNormGroup,
     CheckpointConfig,
     DataConfig,
+    EncoderName,
     ModelConfig,
     OptimConfig,
+    OptimizerName,
+    Positives,
     TrainConfig,
 )
 from simclr.data.dataset import open_dataset

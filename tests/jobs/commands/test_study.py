@@ -22,8 +22,7 @@ from jobs.config import ClusterConfig
 from jobs.study.analysis import published, read_table, tabulate
 from jobs.study.arms import StudyConfig, StudyName
 from jobs.study.report import conclude, write_study
-from simclr.choices import EncoderName
-from simclr.config import DataConfig, ModelConfig, to_plain
+from simclr.config import DataConfig, EncoderName, ModelConfig, to_plain
 from simclr.train import train
 
 HERE = ClusterConfig()

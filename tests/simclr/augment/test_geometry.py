@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from simclr.augment.parameters import ParameterSampler, Preset, ViewParameters
 from simclr.augment.transforms import blur_matrix, frame_of, mean_of_view, trace_axes, warp
-from simclr.choices import Rotation
+from simclr.config import Rotation
 
 NOTHING = Preset("none", {})
 

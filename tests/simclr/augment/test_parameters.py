@@ -9,8 +9,7 @@ from scipy import stats
 
 from simclr.augment.operations import OPERATIONS, Stage
 from simclr.augment.parameters import BANNED, ParameterSampler, Preset, allowed_couplets, preset_of
-from simclr.choices import Rotation
-from simclr.config import AugmentConfig
+from simclr.config import AugmentConfig, Rotation
 
 BANDS = 3
 

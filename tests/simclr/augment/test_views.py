@@ -10,8 +10,7 @@ from torch.utils._pytree import tree_leaves
 from preprocess.bands import L2A_BANDS
 from simclr.augment import parameters
 from simclr.augment.views import ViewMaker
-from simclr.choices import Rotation
-from simclr.config import AugmentConfig
+from simclr.config import AugmentConfig, Rotation
 from simclr.data.dataset import open_dataset
 from simclr.data.loader import Batch, sequential_batches
 

@@ -3,12 +3,12 @@
 import pytest
 
 from simclr.checkpoint.manifest import config_hash, differing_settings
-from simclr.choices import Stem
 from simclr.config import (
     CheckpointConfig,
     DataConfig,
     LossConfig,
     ModelConfig,
+    Stem,
     TrainConfig,
     WorldConfig,
     from_plain,

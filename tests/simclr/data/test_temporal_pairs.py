@@ -17,8 +17,7 @@ from preprocess.pack import pack
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.augment.views import ViewMaker
 from simclr.checkpoint.manager import newest_valid
-from simclr.choices import Positives
-from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, TrainConfig
+from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, Positives, TrainConfig
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import training_batches
 from simclr.data.sampler import DeterministicBatchSampler, temporal_pairs_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from simclr.choices import EncoderName
-from simclr.config import ModelConfig
+from simclr.config import EncoderName, ModelConfig
 from simclr.evaluation.features import RandomConvolutions, image_statistics, random_encoder
 
 CPU = torch.device("cpu")

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from simclr.choices import EncoderName, Stem
-from simclr.config import ModelConfig
+from simclr.config import EncoderName, ModelConfig, Stem
 from simclr.distributed import DistributedContext
 from simclr.evaluation.features import (
     NUM_SYMMETRIES,

@@ -9,8 +9,7 @@ from make_data import packed_arrays
 from torch import nn
 
 from simclr.augment.views import ViewMaker
-from simclr.choices import EncoderName, Stem
-from simclr.config import AugmentConfig, ModelConfig
+from simclr.config import AugmentConfig, EncoderName, ModelConfig, Stem
 from simclr.data.dataset import open_dataset
 from simclr.evaluation.config import FinetuneConfig, Protocol
 from simclr.evaluation.features import LabelledPatches, random_encoder

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from simclr.choices import EncoderName, Stem
-from simclr.config import CheckpointConfig, DataConfig, ModelConfig, TrainConfig, WorldConfig
+from simclr.config import (
+    CheckpointConfig,
+    DataConfig,
+    EncoderName,
+    ModelConfig,
+    Stem,
+    TrainConfig,
+    WorldConfig,
+)
 from simclr.evaluation import evaluate as module
 from simclr.evaluation.config import EvaluateConfig, Protocol
 from simclr.evaluation.evaluate import evaluate, select_checkpoint

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from simclr.augment.views import ViewMaker
-from simclr.choices import EncoderName
-from simclr.config import AugmentConfig, ModelConfig
+from simclr.config import AugmentConfig, EncoderName, ModelConfig
 from simclr.data.dataset import open_dataset
 from simclr.data.loader import Loader
 from simclr.export import ExportConfig, ExportFormat

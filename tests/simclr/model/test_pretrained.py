@@ -6,8 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
 
-from simclr.choices import EncoderName, Stem
-from simclr.config import ModelConfig
+from simclr.config import EncoderName, ModelConfig, Stem
 from simclr.model.pretrained import adapt_kernel, load_encoder_file, start_from
 from simclr.model.simclr import build_encoder
 

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 
-from simclr.choices import EncoderName
-from simclr.config import ModelConfig
+from simclr.config import EncoderName, ModelConfig
 from simclr.monitoring.health import (
     STUCK_STEPS,
     CollapseDetector,
