@@ -2,6 +2,10 @@
 
 Started by ``jobs.tracking.sink`` as ``python -m jobs.tracking.follower NAME RUN``. Its stdout is
 for complaints, which the training logs; what libraries print goes to its stderr, the tracker's log.
+
+A tracker keeps one run for a run folder, with every step once. The id of that run is in
+``RUN/tracking/NAME.json``, written before the run is made, so that an attempt that is killed in
+between makes no second one.
 """
 
 from __future__ import annotations
@@ -11,20 +15,301 @@ import fcntl
 import json
 import os
 import select
+import shlex
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from jobs.run_dir import FENCE_NAME, read_attempts
+from jobs.run_dir import CONFIG_NAME, FENCE_NAME, PROVENANCE_NAME, read_attempts, read_yaml
 from jobs.tracking.sink import ARTIFACTS_NAME, FINISH_S, FOLDER
-from jobs.tracking.trackers import TRACKERS, Tracker
+from preprocess.shards.atomic_io import write_json
 from simclr.monitoring.metrics import METRICS_NAME
 
+PROJECT = "simclr-s2"
 POLL_S = 1.0
 _LONGEST_PAUSE_S = 60.0  # between attempts to reach a server that is away
+# Position in the run: no curve of its own.
+_POSITION = ("step", "num_steps", "epoch", "time")
+
+
+class Tracker(ABC):
+    """One run of one tracker; every method may raise what the tracker's library raises."""
+
+    name: str
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.folder = run_dir / FOLDER
+        self._path = self.folder / f"{self.name}.json"
+        self.state: dict[str, str] = {"id": uuid4().hex[:12], "link": ""}
+        if self._path.exists():
+            self.state |= json.loads(self._path.read_text(encoding="utf-8"))
+
+    @abstractmethod
+    def open(self) -> int:
+        """Open the run, or make it; return the last step that it holds, 0 for none."""
+
+    @abstractmethod
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Add metric records, oldest first, of steps that the run does not hold."""
+
+    def add_artifact(self, name: str, path: Path) -> None:  # noqa: B027 - not every tracker has them
+        """Add a file to the run, or a new version of it."""
+
+    @abstractmethod
+    def close(self, ending: str) -> None:
+        """Send everything; ``ending`` is the last event of the run, such as ``finished``."""
+
+    def remember(self, **facts: str) -> None:
+        """Keep facts for later attempts and for simclr-status."""
+        self.state |= facts
+        write_json(self._path, self.state)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the run, as in its ``config.yaml``."""
+        return read_yaml((self.run_dir / CONFIG_NAME).read_text(encoding="utf-8"))
+
+    def origin(self) -> dict[str, str]:
+        """Return the commit, and the jobs and nodes of all attempts."""
+        path = self.run_dir / PROVENANCE_NAME
+        code = json.loads(path.read_text(encoding="utf-8"))["code"] if path.exists() else {}
+        starts = [event for event in read_attempts(self.run_dir) if event["event"] == "start"]
+        jobs = dict.fromkeys(str(event.get("job_id", "")) for event in starts)
+        nodes = dict.fromkeys(str(event.get("nodes") or event.get("host", "")) for event in starts)
+        return {
+            "run_dir": str(self.run_dir.resolve()),
+            "commit": (code.get("commit") or "unknown") + " + changes" * bool(code.get("changed")),
+            "attempts": str(len(starts)),
+            "job_id": " ".join(filter(None, jobs)),
+            "nodes": " ".join(filter(None, nodes)),
+        }
+
+
+class TensorBoard(Tracker):
+    """Event files in ``RUN/tensorboard``, written anew from all records by each attempt."""
+
+    name = "tensorboard"
+
+    def open(self) -> int:
+        """Remove the events of earlier attempts; the records of steps that were kept come again."""
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        logs = self.run_dir / "tensorboard"
+        for old in logs.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._writer = EventFileWriter(str(logs))
+        self._is_empty = True
+        self.remember(link=f"tensorboard --logdir {self.run_dir.resolve()}")
+        return 0
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write every number as a scalar, with the time at which it was measured."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for record in records:
+            if self._is_empty:
+                # a TensorBoard that is open forgets what it has read of the files before
+                self._add(record, session_log=SessionLog(status=SessionLog.START))
+                self._add(record, summary=self._described())
+                self._is_empty = False
+            values = [Summary.Value(tag=key, simple_value=n) for key, n in _numbers(record)]
+            self._add(record, summary=Summary(value=values))
+        self._writer.flush()
+
+    def close(self, ending: str) -> None:
+        """Close the file."""
+        self._writer.close()
+
+    def _add(self, record: dict[str, Any], **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.add_event(Event(step=record["step"], wall_time=record["time"], **content))
+
+    def _described(self) -> Any:
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+
+        text = json.dumps({"origin": self.origin(), "settings": self.settings()}, indent=1)
+        tensor = TensorProto(dtype="DT_STRING", string_val=[f"```\n{text}\n```".encode()])
+        tensor.tensor_shape.CopyFrom(TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]))
+        about = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        return Summary(value=[Summary.Value(tag="run", metadata=about, tensor=tensor)])
+
+
+class Wandb(Tracker):
+    """A run of Weights & Biases: at its server, or offline in ``RUN/tracking/wandb``.
+
+    The server keeps the steps that it has, and gets those after. Without a server, each attempt
+    writes one offline run with the records of all, in the place of the one before.
+    """
+
+    name = "wandb"
+
+    def open(self) -> int:
+        """Reach the server, unless WANDB_MODE says otherwise; without it, go offline."""
+        for key in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            os.environ.setdefault(key, str(self.folder))  # not in a home folder with a quota
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ["WANDB_SILENT"] = "true"
+        import wandb
+
+        self.remember()  # the id, before there is a run
+        for old in (self.folder / "wandb").glob(f"*run-*-{self.state['id']}"):
+            shutil.rmtree(old)
+        mode = os.environ.get("WANDB_MODE", "online")
+        if mode == "online":
+            try:
+                self._run = self._init("online")
+            except wandb.Error as error:
+                sys.stderr.write(f"offline, since {error}\n")
+                wandb.teardown()  # else the id would be in use
+                mode = "offline"
+        if mode != "online":
+            self._run = self._init(mode)
+        upload = f"wandb sync {shlex.quote(str(Path(self._run.dir).parent.resolve()))}"
+        self.remember(link=self._run.url or f"offline; upload it when the run has ended: {upload}")
+        return max(0, int(self._run.step) - 1)
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Log one record a step; W&B sends them by itself, however long its server is away."""
+        for record in records:
+            values = {**dict(_numbers(record)), "_timestamp": record["time"]}
+            self._run.log(values, step=record["step"], commit=True)
+
+    def add_artifact(self, name: str, path: Path) -> None:
+        """Add a version of an artifact."""
+        import wandb
+
+        artifact = wandb.Artifact(f"{name}-{self.state['id']}", type=name)
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
+
+    def close(self, ending: str) -> None:
+        """Send the rest; a run that was stopped shows as preempted until its next attempt."""
+        if ending == "stop":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=0 if ending == "finished" else 1)
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            id=self.state["id"],
+            name=os.environ.get("WANDB_NAME", self.run_dir.resolve().name),
+            dir=str(self.folder),
+            mode=mode,
+            # an offline run that resumes would be added to what the server has
+            resume="allow" if mode == "online" else None,
+            config={**self.settings(), "origin": self.origin()},
+            allow_val_change=True,  # jobs and nodes of another attempt
+            settings=wandb.Settings(
+                console="off",
+                disable_git=True,  # a remote's address may hold a token; ``origin`` has the commit
+                init_timeout=FINISH_S / 3,
+                x_stats_pid=os.getppid(),  # the training, not this process
+            ),
+        )
+
+
+class Mlflow(Tracker):
+    """A run of MLflow: at the server of MLFLOW_TRACKING_URI, else in ``RUN/tracking/mlflow.db``.
+
+    The store keeps the steps that it has, and gets those after.
+    """
+
+    name = "mlflow"
+
+    def open(self) -> int:
+        """Find the run by its tag, or make it."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # the follower tries again by itself
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        from mlflow import MlflowClient
+
+        server = os.environ.get("MLFLOW_TRACKING_URI", "")
+        # One store a run, as one process writes to it: locks of sqlite do not hold between nodes.
+        uri = server or f"sqlite:///{self.folder.resolve()}/mlflow.db"
+        self.remember()  # the id, before there is a run
+        self._client = MlflowClient(uri)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        if known := self._client.get_experiment_by_name(name):
+            experiment = str(known.experiment_id)
+        else:
+            here = None if server else f"file://{self.folder.resolve()}/mlflow-artifacts"
+            experiment = str(self._client.create_experiment(name, artifact_location=here))
+        found = self._client.search_runs([experiment], f"tags.simclr_run = '{self.state['id']}'")
+        run = found[0] if found else self._create(experiment)
+        self._run_id = run.info.run_id
+        self._client.update_run(self._run_id, status="RUNNING")
+        for key, value in self.origin().items():
+            self._client.set_tag(self._run_id, key, value)
+        self.remember(
+            link=f"{server}/#/experiments/{experiment}/runs/{self._run_id}"
+            if server.startswith("http")
+            else f"mlflow ui --backend-store-uri {uri}"
+        )
+        # every record has a learning rate; a loss may not exist
+        held = self._client.get_metric_history(self._run_id, "learning_rate")
+        return max((metric.step for metric in held), default=0)
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        """Log the numbers of records; a batch that is sent again is not stored twice."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(key, value, round(record["time"] * 1000), record["step"])
+            for record in records
+            for key, value in _numbers(record)
+        ]
+        for start in range(0, len(metrics), 1000):  # the most that a server takes
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + 1000])
+
+    def add_artifact(self, name: str, path: Path) -> None:
+        """Copy a file to the run."""
+        self._client.log_artifact(self._run_id, str(path), name)
+
+    def close(self, ending: str) -> None:
+        """Set the state of the run; one that was stopped stays as running, as it comes back."""
+        if ending in ("finished", "failed"):
+            self._client.set_terminated(self._run_id, ending.upper())
+
+    def _create(self, experiment: str) -> Any:
+        from mlflow.entities import Param
+
+        name = self.run_dir.resolve().name
+        tags = {"simclr_run": self.state["id"]}
+        run = self._client.create_run(experiment, run_name=name, tags=tags)
+        parameters = [Param(key, str(value)[:500]) for key, value in _flat(self.settings())]
+        for start in range(0, len(parameters), 100):  # the most that a server takes
+            self._client.log_batch(run.info.run_id, params=parameters[start : start + 100])
+        return run
+
+
+TRACKERS: dict[str, type[Tracker]] = {one.name: one for one in (TensorBoard, Wandb, Mlflow)}
+
+
+def _numbers(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in record.items():
+        if key not in _POSITION and isinstance(value, int | float):
+            yield key, value
+
+
+def _flat(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in plain.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 class MetricsReader:
@@ -42,24 +327,16 @@ class MetricsReader:
             file.seek(self._offset)
             whole, end, _ = file.read().rpartition(b"\n")
         self._offset += len(whole + end)
-        return [record for line in whole.splitlines() if (record := _parse(line))]
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return {}  # cut by a full disk; whoever reads the file for people says so
-    return record
+        records = []
+        for line in whole.splitlines():
+            # cut by a full disk; whoever reads the file for people says so
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return records
 
 
 class Follower:
-    """Sends the records of a run to one tracker.
-
-    Args:
-        tracker: not yet opened.
-        run_dir: run folder.
-    """
+    """Sends the records of a run to one tracker, which is not yet open."""
 
     def __init__(self, tracker: Tracker, run_dir: Path) -> None:
         self._tracker, self._run_dir = tracker, run_dir
@@ -68,63 +345,51 @@ class Follower:
         self._pending: list[dict[str, Any]] = []
         self._reached: int | None = None
 
-    def is_overtaken(self) -> bool:
-        """Return whether a later attempt has taken the run over: its tracker sends the rest."""
-        return _fence(self._run_dir) != self._fence
+    def follow(self, wait: Callable[[float], bool], complain: Callable[[str], None]) -> bool:
+        """Send records until the training is over; return whether all were sent.
 
-    def send(self) -> None:
+        Args:
+            wait: waits for some seconds; true once the training is over.
+            complain: tells the training of trouble: once until it is over, and at the end.
+        """
+        pause_s, in_trouble = 0.0, False
+        while True:
+            over = wait(pause_s)
+            if _fence(self._run_dir) != self._fence:
+                return True  # a later attempt has taken the run over: its tracker sends the rest
+            try:
+                self._send()
+                if over:
+                    self._finish()
+            except Exception as error:  # a tracker's library may raise anything; training goes on
+                if over or not in_trouble:
+                    first = (str(error).splitlines() or [""])[0]
+                    complain(f"{type(error).__name__}: {first}; the records are in {METRICS_NAME}")
+                in_trouble, pause_s = True, min(max(2 * pause_s, POLL_S), _LONGEST_PAUSE_S)
+            else:
+                in_trouble, pause_s = False, POLL_S
+            if over:
+                return not in_trouble
+
+    def _send(self) -> None:
         """Open the tracker if need be, and send what is new; after an error all comes again."""
         self._pending += self._reader.read()
         if self._reached is None:
             self._reached = self._tracker.open()
-        new = [record for record in self._pending if record["step"] > self._reached]
-        if new:
+        if new := [record for record in self._pending if record["step"] > self._reached]:
             self._tracker.write(new)
             self._reached = new[-1]["step"]
         self._pending = []
 
-    def finish(self) -> None:
-        """Send the rest, and the files that later commands have left."""
-        self.send()
-        for name, path in artifacts_of(self._run_dir).items():
-            self._tracker.add_artifact(name, path)
-        events = [event["event"] for event in read_attempts(self._run_dir)]
-        self._tracker.close(events[-1] if events else "")
-
-
-def follow(
-    follower: Follower, wait: Callable[[float], bool], complain: Callable[[str], None]
-) -> bool:
-    """Send records to a tracker until the training is over; return whether all were sent.
-
-    Args:
-        follower: of the run.
-        wait: waits for some seconds; true once the training is over.
-        complain: tells the training of trouble: once until it is over, and at the end.
-    """
-    pause_s, in_trouble = 0.0, False
-    while True:
-        over = wait(pause_s)
-        if follower.is_overtaken():
-            return True
-        try:
-            (follower.finish if over else follower.send)()
-        except Exception as error:  # a tracker's library may raise anything; training goes on
-            if over or not in_trouble:
-                lines = str(error).splitlines() or [""]
-                complain(f"{type(error).__name__}: {lines[0]}; the records are in {METRICS_NAME}")
-            in_trouble, pause_s = True, min(max(2 * pause_s, POLL_S), _LONGEST_PAUSE_S)
-        else:
-            in_trouble, pause_s = False, POLL_S
-        if over:
-            return not in_trouble
-
-
-def artifacts_of(run_dir: Path) -> dict[str, Path]:
-    """Return name and path of the files that later commands have added and that still exist."""
-    path = run_dir / FOLDER / ARTIFACTS_NAME
-    named = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {name: Path(file) for name, file in named.items() if Path(file).is_file()}
+    def _finish(self) -> None:
+        """Add the files that later commands have left and that still exist."""
+        path = self._run_dir / FOLDER / ARTIFACTS_NAME
+        named = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name, file in named.items():
+            if Path(file).is_file():
+                self._tracker.add_artifact(name, Path(file))
+        events = read_attempts(self._run_dir)
+        self._tracker.close(events[-1]["event"] if events else "")
 
 
 def _fence(run_dir: Path) -> bytes:
@@ -150,7 +415,7 @@ def _is_only_one(run_dir: Path, name: str) -> bool:
         os.close(number)
         return False
     except OSError:
-        return True
+        pass
     return True  # the lock is held until the process ends
 
 
@@ -175,7 +440,7 @@ def main() -> None:
         if _stdin_closes(POLL_S):
             raise SystemExit(0)
     sys.stderr.write(time.strftime("%Y-%m-%d %H:%M:%S start\n"))
-    sent = follow(Follower(TRACKERS[name](run_dir), run_dir), _stdin_closes, complain)
+    sent = Follower(TRACKERS[name](run_dir), run_dir).follow(_stdin_closes, complain)
     signal.alarm(round(FINISH_S))  # libraries wait for their servers when Python ends
     raise SystemExit(0 if sent else 1)
 

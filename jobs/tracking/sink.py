@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, cast
 
 from preprocess.shards.atomic_io import write_json
 
@@ -61,12 +60,7 @@ def check_installed(trackers: Sequence[Tracking]) -> None:
 
 
 class TrackerProcesses:
-    """Metrics sink and context manager: a process a tracker, from the first record to the end.
-
-    Args:
-        trackers: to be started.
-        run_dir: run folder.
-    """
+    """Metrics sink and context manager: a process a tracker, from the first record to the end."""
 
     def __init__(self, trackers: Sequence[Tracking], run_dir: Path) -> None:
         # named twice is wanted once
@@ -94,22 +88,15 @@ class TrackerProcesses:
                 log = self._run_dir / FOLDER / f"{name}.log"
                 _log.warning("tracking by %s has ended until the next attempt; see %s", name, log)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Let the trackers send the last records; they end by themselves if that takes too long."""
         _finish(self._processes, FINISH_S if kind is None else _INTERRUPTED_S)
 
 
 def log_artifacts(run_dir: Path, files: Mapping[str, Path]) -> None:
-    """Add files of a run to each tracker that it has; a tracker that fails is a warning.
+    """Add files of a run, by their names in the tracker, to each tracker that it has.
 
-    Args:
-        run_dir: run folder.
-        files: name of each in the tracker, and where it lies.
+    A tracker that fails is a warning.
     """
     folder = run_dir / FOLDER
     names = [one.value for one in Tracking if (folder / f"{one.value}.json").exists()]
@@ -126,9 +113,10 @@ def tracker_links(run_dir: Path) -> dict[str, str]:
     links = {}
     for tracker in Tracking:
         path = run_dir / FOLDER / f"{tracker.value}.json"
-        if path.exists():
-            links[tracker.value] = json.loads(path.read_text(encoding="utf-8")).get("link", "")
-    return {name: link for name, link in links.items() if link}
+        state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if state.get("link"):
+            links[tracker.value] = state["link"]
+    return links
 
 
 def _start(name: str, run_dir: Path, stdin: int) -> subprocess.Popen[bytes]:
@@ -168,12 +156,9 @@ def _finish(processes: Mapping[str, subprocess.Popen[bytes]], limit_s: float) ->
 
 def _log_complaints(name: str, process: subprocess.Popen[bytes]) -> None:
     # None: nothing to read; empty: the process has ended
-    lines = (_stdout(process).read() or b"").decode(errors="replace").splitlines()
-    for line in lines:
+    for line in (_stdout(process).read() or b"").decode(errors="replace").splitlines():
         _log.warning("tracking by %s: %s", name, line)
 
 
 def _stdout(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    if process.stdout is None:
-        raise ValueError("a tracker's process was started without a pipe")
-    return process.stdout
+    return cast(IO[bytes], process.stdout)  # a pipe, as ``_start`` makes it

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jobs.run_dir import RunAttempt
-from jobs.tracking.follower import Follower, MetricsReader, follow
+from jobs.tracking.follower import Follower, MetricsReader
 
 
 class Server:
@@ -78,7 +78,7 @@ def both(*actions):
 
 def run(run_dir, server, *actions):
     training, complaints = Training(*actions), []
-    sent = follow(Follower(server, run_dir), training.wait, complaints.append)
+    sent = Follower(server, run_dir).follow(training.wait, complaints.append)
     return sent, complaints, training.pauses
 
 
