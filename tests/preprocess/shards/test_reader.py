@@ -103,11 +103,13 @@ def test_a_shard_that_is_no_hdf5_is_named(tmp_path):
         open_shard(path)
 
 
-def test_shards_are_read_without_locks_whatever_the_environment_says(tmp_path):
+@pytest.mark.parametrize("module", ["shards", "pack", "verify"])
+def test_shards_are_read_without_locks_whatever_the_environment_says(tmp_path, module):
     folder = packed_arrays(tmp_path / "shards", 2, num_shards=1)
     script = """
-import sys
+import importlib, sys
 from pathlib import Path
+importlib.import_module("preprocess." + sys.argv[2])
 from preprocess.shards import open_readers, read_manifest
 folder = Path(sys.argv[1])
 print(open_readers(folder, read_manifest(folder))[0].index("id").tolist())
@@ -115,7 +117,7 @@ print(open_readers(folder, read_manifest(folder))[0].index("id").tolist())
     with (folder / "shard-00000.h5").open("r+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         done = subprocess.run(
-            [sys.executable, "-c", script, str(folder)],
+            [sys.executable, "-c", script, str(folder), module],
             env={**os.environ, "HDF5_USE_FILE_LOCKING": "TRUE"},
             cwd=Path(__file__).resolve().parents[3],
             capture_output=True,
