@@ -1,7 +1,6 @@
-"""Pack a source into shards and a manifest; called by ``simclr-pack`` and by tests.
+"""Pack a source into shards and a manifest; any number of parts at once, killed and started again.
 
-Any number of parts may pack at once, be killed and be started again: a shard is whole or absent,
-and its record is written after it. The manifest is written last.
+A shard is whole or absent; its record is written after it, and the manifest last.
 """
 
 from __future__ import annotations
@@ -63,16 +62,10 @@ class PackError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """The outcome of one shard of a plan.
+    """The outcome of one shard of a plan."""
 
-    Attributes:
-        plan: fingerprint of the plan; a record of another plan counts for nothing.
-        entry: for the manifest; None when every patch was rejected, so that there is no file.
-        rejected: the patches left out.
-    """
-
-    plan: str
-    entry: ShardEntry | None
+    plan: str  # fingerprint of the plan; a record of another plan counts for nothing
+    entry: ShardEntry | None  # None when every patch was rejected, so that there is no file
     rejected: tuple[QuarantinedPatch, ...]
 
     def is_whole(self, output: Path, thorough: bool) -> bool:
@@ -83,10 +76,6 @@ class ShardRecord:
         if not path.is_file() or path.stat().st_size != self.entry.size_bytes:
             return False
         return not thorough or sha256_of(path) == self.entry.sha256
-
-    def write(self, output: Path, shard: int) -> None:
-        """Write the record of a shard that is in place."""
-        write_json(_record_path(output, shard), asdict(self))
 
 
 def read_record(output: Path, shard: int, plan: str) -> ShardRecord | None:
@@ -145,33 +134,34 @@ def finish(config: PackConfig) -> Manifest:
     Raises:
         PackError: shards are missing, or more inputs are bad than ``max_rejected`` tolerates.
     """
+    output = Path(config.output)
     plan = make_or_read_plan(config, open_source(config.source))
-    num_shards, missing = missing_shards(Path(config.output))
+    records = records_of(output, plan)
+    numbers = [number for number, record in enumerate(records) if record is None]
+    missing = [shard_path(output, number).name for number in numbers]
     if missing:
         named = ", ".join(missing[:_NAMED]) + (" ..." if len(missing) > _NAMED else "")
         raise PackError(
-            f"{len(missing)} of {num_shards} shards are not packed ({named}): their parts "
+            f"{len(missing)} of {len(records)} shards are not packed ({named}): their parts "
             "failed or were cancelled, and their logs say why; the same command packs only these"
         )
-    return _manifest_of(config, plan, records_of(Path(config.output), plan))
+    return _manifest_of(config, plan, records)
 
 
 def _manifest_of(
     config: PackConfig, plan: Plan, records: Sequence[ShardRecord | None], anew: bool = False
 ) -> Manifest:
-    """Return the manifest of whole shards; write it if it is missing, or anew."""
+    """Return the manifest of whole shards; write it if it is missing, or anew.
+
+    It is written last, after the list of rejected patches and the table of dropped ones.
+    """
     output = Path(config.output)
     if not anew and (output / MANIFEST_NAME).exists():
         return read_manifest(output)
-    return _write_manifest(config, plan, [record for record in records if record is not None])
-
-
-def _write_manifest(config: PackConfig, plan: Plan, records: Sequence[ShardRecord]) -> Manifest:
-    """Write the list of rejected patches, the table of dropped ones, and last the manifest."""
-    output = Path(config.output)
-    rejected = plan.repeated() + tuple(item for record in records for item in record.rejected)
+    whole = [record for record in records if record is not None]
+    rejected = plan.repeated() + tuple(item for record in whole for item in record.rejected)
     _stop_above(config, plan, rejected)
-    entries = tuple(record.entry for record in records if record.entry is not None)
+    entries = tuple(record.entry for record in whole if record.entry is not None)
     if not entries:
         raise PackError(f"no patch of {config.source.root} could be packed")
     write_quarantine(output / REJECTED_NAME, rejected)
@@ -219,8 +209,6 @@ class _Part:
     config: PackConfig
     source: Source
     plan: Plan
-    number: int
-    num_parts: int
     rejected: list[QuarantinedPatch] = field(default_factory=list)
 
     @property
@@ -291,27 +279,23 @@ def pack(
         raise ValueError(f"part is {part} of {num_parts}; parts count from 0 to {num_parts - 1}")
     check_settings(config)
     source = open_source(config.source)
-    this = _Part(config, source, make_or_read_plan(config, source), part, num_parts)
+    plan = make_or_read_plan(config, source)
+    this = _Part(config, source, plan)
     remove_leftovers(this.output)
-    changed = _pack_part(this, progress)
-    records = records_of(this.output, this.plan)
-    return None if None in records else _manifest_of(config, this.plan, records, anew=changed)
-
-
-def _pack_part(part: _Part, progress: bool) -> bool:
-    """Pack the shards of this part that are not whole yet; say whether there were any."""
+    starts = range(0, plan.num_refs, plan.rows_per_shard)[part::num_parts]
+    total = sum(min(plan.rows_per_shard, plan.num_refs - start) for start in starts)
     changed = False
-    total = part.plan.rows_of_part(part.number, part.num_parts)
     with raster.session(), progress_of(total, "pack", progress) as advance:
-        for shard, refs in part.plan.shards(part.number, part.num_parts):
-            record = _done_before(part, shard, refs)
-            if record is not None:
-                part.rejected.extend(record.rejected)
-                advance(len(refs))
-            else:
-                _pack_shard(part, shard, refs, advance)
+        for shard, refs in plan.shards(part, num_parts):
+            record = _done_before(this, shard, refs)
+            if record is None:
+                _pack_shard(this, shard, refs, advance)
                 changed = True
-    return changed
+            else:
+                this.rejected.extend(record.rejected)
+                advance(len(refs))
+    records = records_of(this.output, plan)
+    return None if None in records else _manifest_of(config, plan, records, anew=changed)
 
 
 def _done_before(part: _Part, shard: int, refs: list[PatchRef]) -> ShardRecord | None:
@@ -335,34 +319,34 @@ def _done_before(part: _Part, shard: int, refs: list[PatchRef]) -> ShardRecord |
 def _pack_shard(
     part: _Part, shard: int, refs: list[PatchRef], advance: Callable[[int], object]
 ) -> None:
+    """Pack a shard; patches that cannot be read are appended to ``part.rejected``."""
+    config, plan, path = part.config, part.plan, shard_path(part.output, shard)
+
+    def good_patches() -> Iterator[Patch]:
+        for ref in refs:
+            try:
+                yield part.read(ref)
+            except PatchError as error:
+                if config.on_error is OnError.stop:
+                    raise
+                part.rejected.append(quarantined(ref.id, error, Path(config.source.root)))
+                _stop_above(config, plan, part.rejected)
+            advance(1)
+
     remove_leftovers(part.output, shard)
     (part.output / MANIFEST_NAME).unlink(missing_ok=True)  # from here on it would not be true
     before = len(part.rejected)
-    path, plan = shard_path(part.output, shard), part.plan
-    patches = _good_patches(part, refs, advance)
-    entry = write_shard(path, plan.layout, patches, len(refs), plan.origin, part.config.compression)
+    entry = write_shard(
+        path, plan.layout, good_patches(), len(refs), plan.origin, config.compression
+    )
     rejected = tuple(part.rejected[before:])
     if rejected:
         _log.warning(
             "%s: left out %d patches, the first %s: %s",
             path.name, len(rejected), rejected[0].file, rejected[0].reason,
         )  # fmt: skip
-    ShardRecord(plan.fingerprint, entry, rejected).write(part.output, shard)
-
-
-def _good_patches(
-    part: _Part, refs: list[PatchRef], advance: Callable[[int], object]
-) -> Iterator[Patch]:
-    """Yield the patches that can be read; the others are appended to ``part.rejected``."""
-    for ref in refs:
-        try:
-            yield part.read(ref)
-        except PatchError as error:
-            if part.config.on_error is OnError.stop:
-                raise
-            part.rejected.append(quarantined(ref.id, error, Path(part.config.source.root)))
-            _stop_above(part.config, part.plan, part.rejected)
-        advance(1)
+    record = ShardRecord(plan.fingerprint, entry, rejected)
+    write_json(_record_path(part.output, shard), asdict(record))
 
 
 def read_patch(source: Source, ref: PatchRef, layout: ShardLayout, root: Path) -> Patch:

@@ -1,7 +1,6 @@
-"""The plan of a pack: which patch goes into which shard, what was left out, and why.
+"""The plan of a pack, kept beside the shards: which patch goes where, what was left out, and why.
 
-Used by packing and repair. The plan is made once and kept beside the shards. Shard k always holds
-the references from ``k * rows_per_shard`` on, so shards do not depend on the number of parts.
+Shard k holds the references from ``k * rows_per_shard`` on, whatever the number of parts.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ WORK_FOLDER = "packing"
 PLAN_NAME, REPEATED_NAME, DROPPED_NAME = "plan.jsonl", "repeated.jsonl", "dropped.jsonl"
 REJECTED_NAME, TABLE_NAME = "rejected.jsonl", "selection.csv"
 KEPT = "kept"
-_NOT_IN_HEAD = {"path", "fingerprint", "num_refs"}  # of a plan: they follow from its file
 
 # Kept and dropped patches by product and reason; a product dropped whole counts as one.
 Selection = dict[str, Counter[str]]
@@ -41,17 +39,11 @@ Selection = dict[str, Counter[str]]
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedPatch:
-    """A patch that was left out because it is bad: a line of ``rejected.jsonl``.
+    """A patch that was left out because it is bad: a line of ``rejected.jsonl``."""
 
-    Attributes:
-        id: of its reference.
-        file: at fault, relative to the root of the source.
-        reason: what is wrong with it.
-    """
-
-    id: str
-    file: str
-    reason: str
+    id: str  # of its reference
+    file: str  # at fault, relative to the root of the source
+    reason: str  # what is wrong with it
 
 
 def quarantined(sample: str, error: PatchError, root: Path) -> QuarantinedPatch:
@@ -61,19 +53,15 @@ def quarantined(sample: str, error: PatchError, root: Path) -> QuarantinedPatch:
     return QuarantinedPatch(sample, relative.as_posix(), error.reason)
 
 
-def write_quarantine(path: Path, rejected: Iterable[QuarantinedPatch]) -> None:
+def write_quarantine(path: Path, items: Iterable[QuarantinedPatch | Dropped]) -> None:
     """Write one JSON object a line, whole or not at all."""
-    _write_lines(path, rejected)
+    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items]
+    write_text(path, "".join(lines))
 
 
 def read_quarantine(path: Path) -> tuple[QuarantinedPatch, ...]:
-    """Return what ``write_quarantine`` wrote; nothing if there is no such file."""
+    """Return what ``write_quarantine`` wrote of bad patches; nothing if there is no such file."""
     return tuple(QuarantinedPatch(**line) for line in _read_lines(path))
-
-
-def _write_lines(path: Path, items: Iterable[QuarantinedPatch | Dropped]) -> None:
-    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items]
-    write_text(path, "".join(lines))
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -121,27 +109,16 @@ def write_table(output: Path, selection: Selection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan on disk, of which only the head is in memory.
+    """A plan on disk, of which only the head is in memory."""
 
-    Attributes:
-        path: one line of JSON about the whole, then one line a reference.
-        fingerprint: SHA-256 of the file.
-        settings: all settings on which the bytes of the shards depend.
-        layout: of every shard.
-        simulated: True when the patches were synthesised.
-        processing_level: L1C or L2A; empty if unknown.
-        rows_per_shard: references of a full shard.
-        num_refs: references in all.
-    """
-
-    path: Path
-    fingerprint: str
-    settings: dict[str, Any]
-    layout: ShardLayout
+    path: Path  # one line of JSON about the whole, then one line a reference
+    fingerprint: str  # SHA-256 of the file
+    settings: dict[str, Any]  # all on which the bytes of the shards depend
+    layout: ShardLayout  # of every shard
     simulated: bool
-    processing_level: str
-    rows_per_shard: int
-    num_refs: int
+    processing_level: str  # L1C or L2A; empty if unknown
+    rows_per_shard: int  # references of a full shard
+    num_refs: int  # in all
 
     @property
     def origin(self) -> ShardOrigin:
@@ -152,11 +129,6 @@ class Plan:
     def num_shards(self) -> int:
         """Shards that the references fill."""
         return -(-self.num_refs // self.rows_per_shard)
-
-    def rows_of_part(self, part: int, num_parts: int) -> int:
-        """Count the references of the shards of one part."""
-        starts = range(0, self.num_refs, self.rows_per_shard)[part::num_parts]
-        return sum(min(self.rows_per_shard, self.num_refs - start) for start in starts)
 
     def shards(self, part: int, num_parts: int) -> Iterator[tuple[int, list[PatchRef]]]:
         """Yield number and references of the shards of one part."""
@@ -190,23 +162,38 @@ def make_or_read_plan(config: PackConfig, source: Source) -> Plan:
     """
     output = Path(config.output)
     path = output / WORK_FOLDER / PLAN_NAME
-    settings = settings_of(config)
+    settings = _settings_of(config)
     if not path.exists():
-        _refuse_foreign(output)
+        foreign = sorted(path.name for path in output.glob("[!.]*") if path.name != WORK_FOLDER)
+        # looked at again: another part may have planned and packed in the meantime
+        if foreign and not path.exists():
+            raise ValueError(
+                f"output {output} is not empty (it holds {foreign[0]}) and is not an unfinished "
+                "pack; give an empty or new folder"
+            )
         _write_plan(path, config, source)
     plan = read_plan(output)
-    if plan.settings != settings and not _has_shards(output):
-        _write_plan(path, config, source)
-        plan = read_plan(output)
     if plan.settings != settings:
+        # shards, or one that another process may be writing
+        in_the_making = (path for path in output.glob(".shard-*.tmp") if not is_abandoned(path))
+        if not any(output.glob("shard-*.h5")) and not any(in_the_making):
+            _write_plan(path, config, source)
+            plan = read_plan(output)
+    if plan.settings != settings:
+        # what only one of two kinds of source knows is left out: the kind itself says more
+        differences = [
+            f"{key} was {old!r}, now {settings[key]!r}"
+            for key, old in plan.settings.items()
+            if key in settings and old != settings[key]
+        ]
         raise ValueError(
-            f"{config.output} holds a pack of other settings: "
-            f"{'; '.join(differences(plan.settings, settings))}; give another output or remove it"
+            f"{config.output} holds a pack of other settings: {'; '.join(differences)}; give "
+            "another output or remove it"
         )
     return plan
 
 
-def settings_of(config: PackConfig) -> dict[str, Any]:
+def _settings_of(config: PackConfig) -> dict[str, Any]:
     """Return the settings on which the shards depend, as flat JSON."""
     source = {f"source.{key}": value for key, value in asdict(config.source).items()}
     # the same words must mean the same folder wherever the command is started
@@ -220,40 +207,11 @@ def settings_of(config: PackConfig) -> dict[str, Any]:
     }
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return a clause for every key whose value is not the same in both.
-
-    Keys that only one of two kinds of source knows are left out: the kind itself says more.
-    """
-    return [
-        f"{key} was {old[key]!r}, now {new[key]!r}"
-        for key in old
-        if key in new and old[key] != new[key]
-    ]
-
-
-def _has_shards(output: Path) -> bool:
-    """Say whether the folder holds a shard, or one that another process may be writing."""
-    in_the_making = (path for path in output.glob(".shard-*.tmp") if not is_abandoned(path))
-    return any(output.glob("shard-*.h5")) or any(in_the_making)
-
-
-def _refuse_foreign(output: Path) -> None:
-    foreign = sorted(path.name for path in output.glob("[!.]*") if path.name != WORK_FOLDER)
-    # looked at again: another part may have planned and packed in the meantime
-    if foreign and not (output / WORK_FOLDER / PLAN_NAME).exists():
-        raise ValueError(
-            f"output {output} is not empty (it holds {foreign[0]}) and is not an unfinished pack; "
-            "give an empty or new folder"
-        )
-
-
 def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
     layout = source.layout()
     dropped: list[Dropped] = []
     repeated: list[QuarantinedPatch] = []
-    refs = _unique(_kept(source.discover(), dropped), config, repeated)
-    refs = itertools.islice(refs, config.limit or None)
+    refs = itertools.islice(_kept(config, source, dropped, repeated), config.limit or None)
     first = next(refs, None)  # before anything is written: a wrong root shows here
     if first is None:
         raise ValueError(
@@ -261,7 +219,7 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
             + describe_dropped(totals_of(selection_of(dropped, ())))
         )
     head = {
-        "settings": settings_of(config),
+        "settings": _settings_of(config),
         "layout": layout.to_json(),
         "simulated": source.simulated,
         "processing_level": source.processing_level(),
@@ -272,25 +230,24 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
         for ref in itertools.chain([first], refs):
             file.write(ref.to_json() + "\n")
         # before the plan is in place
-        _write_lines(path.with_name(DROPPED_NAME), dropped)
-        _write_lines(path.with_name(REPEATED_NAME), repeated)
+        write_quarantine(path.with_name(DROPPED_NAME), dropped)
+        write_quarantine(path.with_name(REPEATED_NAME), repeated)
 
 
-def _kept(stream: Iterable[PatchRef | Dropped], dropped: list[Dropped]) -> Iterator[PatchRef]:
-    """Yield the references of a stream; what is dropped goes to the list."""
-    for item in stream:
-        if isinstance(item, Dropped):
-            dropped.append(item)
-        else:
-            yield item
-
-
-def _unique(
-    refs: Iterator[PatchRef], config: PackConfig, repeated: list[QuarantinedPatch]
+def _kept(
+    config: PackConfig, source: Source, dropped: list[Dropped], repeated: list[QuarantinedPatch]
 ) -> Iterator[PatchRef]:
     """Yield one reference of each id; equal ids stand next to each other."""
+
+    def chosen() -> Iterator[PatchRef]:
+        for item in source.discover():
+            if isinstance(item, Dropped):
+                dropped.append(item)
+            else:
+                yield item
+
     root, last = Path(config.source.root), ""
-    for name, group in itertools.groupby(refs, key=lambda ref: ref.id):
+    for name, group in itertools.groupby(chosen(), key=lambda ref: ref.id):
         if name < last:
             raise ValueError(f"{config.source.kind} yields {name} after {last}: not in order")
         # by path: a folder may list its files in any order, and the shards must not depend on it
@@ -316,19 +273,14 @@ def read_plan(output: Path) -> Plan:
     with path.open("rb") as file:
         head = json.loads(next(file))
         num_refs = sum(1 for _ in file)
-    missing = [field.name for field in fields(Plan) if field.name not in {*_NOT_IN_HEAD, *head}]
+    of_file = {"path", "fingerprint", "num_refs"}
+    names = [field.name for field in fields(Plan) if field.name not in of_file]
+    missing = [name for name in names if name not in head]
     if missing:
         raise ValueError(
             f"{path} was written by another version of this program (it has no {missing[0]}); "
             "give another output, or remove the folder and pack again"
         )
-    return Plan(
-        path=path,
-        fingerprint=sha256_of(path),
-        settings=head["settings"],
-        layout=ShardLayout.from_json(head["layout"]),
-        simulated=head["simulated"],
-        processing_level=head["processing_level"],
-        rows_per_shard=head["rows_per_shard"],
-        num_refs=num_refs,
-    )
+    in_head = {name: head[name] for name in names}
+    in_head["layout"] = ShardLayout.from_json(head["layout"])
+    return Plan(path=path, fingerprint=sha256_of(path), num_refs=num_refs, **in_head)

@@ -1,7 +1,6 @@
 """Verify packed shards and repair them from their source; called by ``simclr-verify``.
 
-Everything that the manifest claims is compared with the files, and everything that can be
-recomputed is: checksums of files and samples, histograms, statistics, label counts.
+All that the manifest claims is compared with the files, and all that can be is recomputed.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from preprocess import raster
-from preprocess.config import SourceConfig, VerifyConfig
+from preprocess.config import VerifyConfig
 from preprocess.pack import read_patch, read_record, remove_leftovers, shard_path
-from preprocess.plan import WORK_FOLDER, Plan, read_plan
+from preprocess.plan import WORK_FOLDER, read_plan
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import publish
 from preprocess.shards.format import (
@@ -83,17 +81,11 @@ class RepairError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong.
+    """One thing that is wrong."""
 
-    Attributes:
-        file: name in the folder.
-        what: what is wrong with it, with the values seen.
-        fix: what to do.
-    """
-
-    file: str
-    what: str
-    fix: str
+    file: str  # name in the folder
+    what: str  # is wrong with it, with the values seen
+    fix: str  # what to do
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}; {self.fix}"
@@ -101,20 +93,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was looked at, and what is wrong.
+    """What was looked at, and what is wrong."""
 
-    Attributes:
-        shards: number of shards that the manifest names.
-        rows: number of samples that it names.
-        simulated: True when the patches were synthesised.
-        quick: True when checksums and pixels were left out.
-        problems: empty when all is well.
-    """
-
-    shards: int
-    rows: int
+    shards: int  # that the manifest names
+    rows: int  # samples that it names
     simulated: bool
-    quick: bool
+    quick: bool  # checksums and pixels were left out
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -136,35 +120,27 @@ def verify(config: VerifyConfig, progress: bool = True) -> VerifyReport:
     problems = [
         Problem(entry.file, fault, _PACK_AGAIN)
         for entry in manifest.shards
-        for fault in structure_faults(folder / entry.file, entry, manifest.layout)
+        for fault in _structure_faults(folder / entry.file, entry, manifest.layout)
     ]
     if not config.quick:
         for codec in {entry.codec for entry in manifest.shards}:
             load_filter(codec)  # without it every sample would look damaged
         broken = {problem.file for problem in problems}
         sound = [entry for entry in manifest.shards if entry.file not in broken]
-        problems += _content_problems(folder, manifest.layout, sound, config.threads, progress)
+        # checksums are computed outside the interpreter's lock
+        with (
+            progress_of(sum(entry.rows for entry in sound), "verify", progress) as advance,
+            ThreadPoolExecutor(config.threads or len(os.sched_getaffinity(0))) as pool,
+        ):
+            looks = [pool.submit(_content_faults, folder, e, manifest.layout) for e in sound]
+            for entry, look in zip(sound, looks, strict=True):
+                problems += [Problem(entry.file, fault, _PACK_AGAIN) for fault in look.result()]
+                advance(entry.rows)
         if not problems:  # sums over faulty shards would only repeat what is known
             problems += _sum_problems(folder, manifest)
     return VerifyReport(
         len(manifest.shards), manifest.rows, manifest.simulated, config.quick, problems
     )
-
-
-def _content_problems(
-    folder: Path, layout: ShardLayout, entries: list[ShardEntry], threads: int, progress: bool
-) -> list[Problem]:
-    problems: list[Problem] = []
-    # checksums are computed outside the interpreter's lock
-    with (
-        progress_of(sum(entry.rows for entry in entries), "verify", progress) as advance,
-        ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool,
-    ):
-        looks = [pool.submit(content_faults, folder / e.file, e, layout) for e in entries]
-        for entry, look in zip(entries, looks, strict=True):
-            problems += [Problem(entry.file, fault, _PACK_AGAIN) for fault in look.result()]
-            advance(entry.rows)
-    return problems
 
 
 def _sum_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
@@ -184,14 +160,12 @@ def _sum_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     ids = Counter[str]()
     for reader in open_readers(folder, manifest):
         ids.update(reader.index("id").tolist())
-    repeated = [name for name, count in ids.items() if count > 1]
+    repeated = [f"sample {name} is there twice" for name, count in ids.items() if count > 1]
     if repeated:
-        yield Problem(
-            MANIFEST_NAME, f"sample {repeated[0]} is there twice", "pack into a new folder"
-        )
+        yield Problem(MANIFEST_NAME, repeated[0], "pack into a new folder")
 
 
-def structure_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
+def _structure_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
     """Return what presence, size and tables of contents tell, without reading a pixel."""
     if not path.is_file():
         return ["is missing"]
@@ -203,25 +177,6 @@ def structure_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list
             return list(_table_faults(file, entry, layout))
     except _UNREADABLE as error:
         return [f"cannot be read as a shard ({error})"]
-
-
-def content_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
-    """Return what checksums and pixels tell.
-
-    A changed sample is named; a change elsewhere in the file shows in the file's checksum.
-    """
-    faults: list[str] = []
-    try:
-        with open_shard(path) as file:
-            faults.extend(_pixel_faults(file, entry, layout))
-            faults.extend(_fact_faults(file, layout))
-            faults.extend(_label_faults(file, layout))
-    except _UNREADABLE as error:
-        faults.append(f"cannot be read to its end ({error})")
-    if sha256_of(path) != entry.sha256:
-        place = "" if faults else f" in its structure, which concerns all {entry.rows} samples"
-        faults.append(f"differs from its SHA-256 in the manifest{place}")
-    return faults
 
 
 def _table_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> Iterator[str]:
@@ -246,6 +201,24 @@ def _table_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> It
     offsets = offsets_in(file, layout)
     if offsets != entry.offsets:
         yield f"pixels begin at {offsets}, the manifest says {entry.offsets}"
+
+
+def _content_faults(folder: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
+    """Return what checksums and pixels tell.
+
+    A changed sample is named; a change elsewhere in the file shows in the file's checksum.
+    """
+    faults: list[str] = []
+    try:
+        with open_shard(folder / entry.file) as file:
+            faults.extend(_pixel_faults(file, entry, layout))
+            faults.extend(_row_faults(file, layout))
+    except _UNREADABLE as error:
+        faults.append(f"cannot be read to its end ({error})")
+    if sha256_of(folder / entry.file) != entry.sha256:
+        place = "" if faults else f" in its structure, which concerns all {entry.rows} samples"
+        faults.append(f"differs from its SHA-256 in the manifest{place}")
+    return faults
 
 
 def _pixel_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> Iterator[str]:
@@ -288,13 +261,10 @@ def _sample(file: h5py.File, row: int) -> str:
     return f"sample {file[f'{INDEX}/id'][row].decode(errors='replace')} (row {row})"
 
 
-def _fact_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
+def _row_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
     changed = crc32_by_row(facts_in(file, layout)) != file[f"{INDEX}/{FACTS_CRC32}"][()]
     for row in np.flatnonzero(changed).tolist():
         yield f"what is known of {_sample(file, row)} {_CHANGED}"
-
-
-def _label_faults(file: h5py.File, layout: ShardLayout) -> Iterator[str]:
     for label_set in layout.label_sets:
         rows = file[f"{LABELS}/{label_set.name}"][()]
         answered = rows[(rows != UNKNOWN_LABEL).any(axis=1)]
@@ -331,19 +301,23 @@ def verify_and_repair(config: VerifyConfig, progress: bool = True) -> tuple[Veri
 
 def _pack_again(folder: Path, manifest: Manifest, faulty: list[ShardEntry], root: str) -> None:
     plan = read_plan(folder)
-    config = _source_config(plan.settings, root)
+    # the rasters may have moved to another root
+    kind = SOURCES[plan.settings["source.kind"]].config
+    values = {entry.name: plan.settings[f"source.{entry.name}"] for entry in fields(kind)}
+    config = kind(**{**values, "root": root or values["root"]})
     source = open_source(config)
     by_name = {entry.file: entry for entry in faulty}
     with raster.session():
         for number, refs in plan.shards(0, 1):
             entry = by_name.get(shard_path(folder, number).name)
-            if entry is not None:
-                record = read_record(folder, number, plan.fingerprint)
-                if record is None:
-                    raise ValueError(f"{folder} lost its record of shard {number}; pack again")
-                rejected = {item.id for item in record.rejected}
-                kept = [ref for ref in refs if ref.id not in rejected]
-                _replace(folder, manifest, entry, _patches(source, config.root, plan, kept))
+            if entry is None:
+                continue
+            record = read_record(folder, number, plan.fingerprint)
+            if record is None:
+                raise ValueError(f"{folder} lost its record of shard {number}; pack again")
+            rejected = {item.id for item in record.rejected}
+            kept = [ref for ref in refs if ref.id not in rejected]
+            _replace(folder, manifest, entry, _patches(source, config.root, kept, plan.layout))
 
 
 def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Iterator[Patch]) -> None:
@@ -355,9 +329,8 @@ def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Itera
     path = folder / WORK_FOLDER / "repaired" / entry.file
     path.parent.mkdir(exist_ok=True)
     try:
-        again = write_shard(
-            path, manifest.layout, patches, entry.rows, manifest.origin, entry.codec
-        )
+        layout, origin = manifest.layout, manifest.origin
+        again = write_shard(path, layout, patches, entry.rows, origin, entry.codec)
         if again != entry:
             raise RepairError(
                 f"{entry.file} cannot be brought back: the source, or a library, no longer gives "
@@ -371,18 +344,13 @@ def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Itera
     _log.info("%s: repacked, identical to the byte", entry.file)
 
 
-def _patches(source: Source, root: str, plan: Plan, refs: list[PatchRef]) -> Iterator[Patch]:
+def _patches(
+    source: Source, root: str, refs: list[PatchRef], layout: ShardLayout
+) -> Iterator[Patch]:
     for ref in refs:
         try:
-            yield read_patch(source, ref, plan.layout, Path(root))
+            yield read_patch(source, ref, layout, Path(root))
         except PatchError as error:
             raise RepairError(
                 f"a patch that was packed cannot be read any more: {error}"
             ) from error
-
-
-def _source_config(settings: dict[str, Any], root: str) -> SourceConfig:
-    """Rebuild the settings of the source; the rasters may have moved to another root."""
-    kind = SOURCES[settings["source.kind"]].config
-    values = {entry.name: settings[f"source.{entry.name}"] for entry in fields(kind)}
-    return kind(**{**values, "root": root or values["root"]})
