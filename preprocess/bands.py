@@ -11,19 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """One band of the MultiSpectral Instrument.
+    """One band of the MultiSpectral Instrument."""
 
-    Attributes:
-        name: canonical name, zero-padded (``B02``, ``B8A``).
-        wavelength_nm: central wavelength of Sentinel-2A in nanometres (ESA, S2 MSI user guide).
-        ground_resolution_m: side of a pixel on the native grid, in metres.
-        aliases: other spellings: SAFE XML and Earth Engine (``B2``), STAC assets (``blue``).
-    """
-
-    name: str
-    wavelength_nm: float
-    ground_resolution_m: int
-    aliases: tuple[str, ...]
+    name: str  # canonical, zero-padded (B02, B8A)
+    wavelength_nm: float  # centre of Sentinel-2A in nanometres (ESA, S2 MSI user guide)
+    ground_resolution_m: int  # side of a pixel on the native grid, in metres
+    aliases: tuple[str, ...]  # spellings of SAFE XML and Earth Engine (B2), STAC assets (blue)
 
 
 BANDS: dict[str, Band] = {

@@ -173,10 +173,7 @@ class SelectConfig:
                 0 <= self.max_scene_cloud <= 100,
                 f"source.select.max_scene_cloud is {self.max_scene_cloud}; give 0 to 100 percent",
             ),
-            (
-                self.min_dates >= 1,
-                f"source.select.min_dates is {self.min_dates}; give 1 or more",
-            ),
+            (self.min_dates >= 1, f"source.select.min_dates is {self.min_dates}; give 1 or more"),
         )
 
 
@@ -201,10 +198,7 @@ class FilterConfig:
     max_snow: float = 0.05
 
     def __post_init__(self) -> None:
-        values = {
-            name: getattr(self, name)
-            for name in ("min_valid", "max_cloud", "max_shadow", "max_snow")
-        }
+        values = {name: getattr(self, name) for name in FilterConfig.__dataclass_fields__}
         require_all(
             *(
                 (0 <= value <= 1, f"source.filter.{name} is {value}; give a share from 0 to 1")
@@ -242,14 +236,8 @@ class SplitConfig:
             if self.block_km == 0 and getattr(self, name) != defaults[name].default
         ]
         require_all(
-            (
-                self.block_km >= 0,
-                f"source.split.block_km is {self.block_km}; give 0 or kilometres",
-            ),
-            (
-                self.buffer_km >= 0,
-                f"source.split.buffer_km is {self.buffer_km}; give 0 or more",
-            ),
+            (self.block_km >= 0, f"source.split.block_km is {self.block_km}; give 0 or kilometres"),
+            (self.buffer_km >= 0, f"source.split.buffer_km is {self.buffer_km}; give 0 or more"),
             (
                 self.block_km <= 0 or self.block_km > least,
                 f"source.split.block_km is {self.block_km}, but a buffer of {self.buffer_km} km "

@@ -16,17 +16,11 @@ _DISTORTION = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Crs:
-    """A coordinate system, judged by what it is: codes are missing from many.
+    """A coordinate system, judged by what it is: codes are missing from many."""
 
-    Attributes:
-        epsg: code; 0 where the registry has none, and for a file without a coordinate system.
-        wkt: well-known text where there is no code.
-        unit_m: metres of a unit; 0 where units are degrees or unknown.
-    """
-
-    epsg: int = 0
-    wkt: str = ""
-    unit_m: float = 0.0
+    epsg: int = 0  # 0 where the registry has no code, and for a file without a coordinate system
+    wkt: str = ""  # well-known text where there is no code
+    unit_m: float = 0.0  # metres of a unit; 0 where units are degrees or unknown
 
     def __str__(self) -> str:
         """Return how messages name it."""
@@ -38,23 +32,16 @@ class Crs:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where a raster, or a window of it, lies.
+    """Where a raster, or a window of it, lies."""
 
-    Attributes:
-        transform: affine a b c d e f of the upper left pixel, in units of the CRS.
-        crs: coordinate system.
-        width: pixels in a row of the file.
-        height: rows of the file.
-        scales: scale and offset of each band's values, as the tags say; (1, 0) without.
-        on_ground: sides of a pixel amid it in metres of ground, and the cosine between them; None
-            where the metres of the CRS are the ground's, 0 where it is not defined.
-    """
-
-    transform: Transform
+    transform: Transform  # affine a b c d e f of the upper left pixel, in units of the CRS
     crs: Crs
-    width: int
-    height: int
+    width: int  # pixels in a row of the file
+    height: int  # rows of the file
+    # scale and offset of each band's values, as the tags say; (1, 0) without
     scales: tuple[tuple[float, float], ...] = ()
+    # sides of a pixel amid it in metres of ground, and the cosine between them; None where the
+    # metres of the CRS are the ground's, 0 where it is not defined
     on_ground: tuple[float, float, float] | None = None
 
     @property
@@ -112,9 +99,6 @@ class Grid:
         other = max(abs(width / size_m - 1), abs(height / size_m - 1)) > slack + 1e-9
         if other and (known or (a, e) != (1, -1)):
             return f"has pixels of {width:g} x {height:g} m by {self.crs}, not of {size_m:g} m"
-        return self._distortion(width, height)
-
-    def _distortion(self, width: float, height: float) -> str:
         east, south, skew = self.on_ground or (width, height, 0.0)
         if not east:
             return f"lies outside of where {self.crs} is defined"

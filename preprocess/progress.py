@@ -23,11 +23,7 @@ def progress_of(
 ) -> Iterator[Callable[[int], object]]:
     """Yield a function that adds to how much of ``total`` is done; threads may share it.
 
-    Args:
-        total: amount of work.
-        what: names it.
-        enabled: false shows and logs nothing.
-        unit: of the amount; ``B`` counts bytes.
+    ``what`` names the work; ``unit`` is that of the total, and ``B`` counts bytes.
     """
     if not enabled:
         yield lambda count: None

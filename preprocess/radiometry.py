@@ -1,10 +1,4 @@
-"""The radiometric offset of products, decided once and removed, and the conversion of units.
-
-Stored values are reflectance x 10000. From processing baseline 04.00 on, ESA adds 1000 to the
-digital numbers of L2A products so that reflectances below 0 survive, and says so as BOA_ADD_OFFSET
-in MTD_MSIL2A.xml (Sentinel-2 Products Specification Document, issue 14.9). The baseline decides,
-never the date: archives were reprocessed, so scenes of 2016 carry the offset too.
-"""
+"""The radiometric offset of products, decided once and removed, and the conversion of units."""
 
 from __future__ import annotations
 
@@ -29,6 +23,10 @@ class Values(StrEnum):
     reflectance = "reflectance"
 
 
+# From processing baseline 04.00 on, ESA adds 1000 to the digital numbers of L2A products so that
+# reflectances below 0 survive, and says so as BOA_ADD_OFFSET in MTD_MSIL2A.xml (Sentinel-2 Products
+# Specification Document, issue 14.9). The baseline decides, never the date: archives were
+# reprocessed, so scenes of 2016 carry the offset too.
 BOA_OFFSET = -1000
 FIRST_BASELINE_WITH_OFFSET = 400
 # Not ESA's processing: sen2cor run by somebody else, with or without an offset. As a number it is
@@ -52,15 +50,10 @@ Classes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """What must be added to digital numbers.
+    """What must be added to digital numbers."""
 
-    Attributes:
-        value: -1000, or 0.
-        authority: who said so: xml, stac, name, user.
-    """
-
-    value: int
-    authority: str
+    value: int  # -1000, or 0
+    authority: str  # who said so: xml, stac, name, user
 
 
 def baseline_of(product: str) -> str:
@@ -105,7 +98,17 @@ def decide(
         )
     for other in stated[1:]:
         if other.value != stated[0].value:
-            raise ValueError(_conflict(product, stated[0], other))
+            if other.authority == "user":
+                fix = (
+                    "leave source.boa_offset out, or set source.override_offset=true if you know "
+                    "better"
+                )
+            else:
+                fix = f"set source.boa_offset={BOA_OFFSET} or 0 and source.override_offset=true"
+            raise ValueError(
+                f"{product}: {other.authority} says that the offset is {other.value}, "
+                f"{stated[0].authority} says {stated[0].value}; {fix}"
+            )
     return stated[0]
 
 
@@ -132,15 +135,16 @@ def contradiction(offset: int, pixels: Mapping[str, Pixels], classes: Classes | 
         pixels: digital numbers by band, of any coarseness, all of one shape.
         classes: scene classification of the same shape, if there is one.
     """
-    lowest = {band: _percentile(values, values != NODATA) for band, values in pixels.items()}
-    known = {band: value for band, value in lowest.items() if value is not None}
+    known = _first_percents(pixels)
     if offset == BOA_OFFSET and known and min(known.values()) < _DARK_AT_LEAST:
         band = min(known, key=known.__getitem__)
         return (
             f"1 % of {band} is at or below {known[band]}, which {offset} would turn into "
             f"reflectance {(known[band] + offset) / 10000:.3f}: no offset seems to be in the files"
         )
-    dark = {} if offset or classes is None else _dark_levels(pixels, classes)
+    dark: dict[str, int] = {}
+    if not offset and classes is not None:
+        dark = _first_percents(pixels, np.isin(classes, _DARK_CLASSES))
     # the middle band: haze alone lifts the visible ones, an offset lifts all
     band = sorted(dark, key=dark.__getitem__)[(len(dark) - 1) // 2] if dark else ""
     if band and dark[band] > _DARK_AT_MOST:
@@ -151,33 +155,17 @@ def contradiction(offset: int, pixels: Mapping[str, Pixels], classes: Classes | 
     return ""
 
 
-def _dark_levels(pixels: Mapping[str, Pixels], classes: Classes) -> dict[str, int]:
-    dark = np.isin(classes, _DARK_CLASSES)
+def _first_percents(
+    pixels: Mapping[str, Pixels], where: npt.NDArray[np.bool_] | bool = True
+) -> dict[str, int]:
+    """Return the value that 1 % of the pixels of a band do not exceed; nothing for few pixels."""
     levels = {}
     for band, values in pixels.items():
-        level = _percentile(values, dark & (values != NODATA))
-        if level is not None:
-            levels[band] = level
+        taken = values[(values != NODATA) & where]
+        if taken.size >= _MIN_DARK_PIXELS:
+            # the first per cent, not the minimum: single pixels are defects
+            levels[band] = int(np.percentile(taken, 1, method="lower"))
     return levels
-
-
-def _percentile(values: Pixels, chosen: npt.NDArray[np.bool_]) -> int | None:
-    # the first per cent, not the minimum: single pixels are defects
-    taken = values[chosen]
-    if taken.size < _MIN_DARK_PIXELS:
-        return None
-    return int(np.percentile(taken, 1, method="lower"))
-
-
-def _conflict(product: str, first: Offset, other: Offset) -> str:
-    if other.authority == "user":
-        fix = "leave source.boa_offset out, or set source.override_offset=true if you know better"
-    else:
-        fix = f"set source.boa_offset={BOA_OFFSET} or 0 and source.override_offset=true"
-    return (
-        f"{product}: {other.authority} says that the offset is {other.value}, {first.authority} "
-        f"says {first.value}; {fix}"
-    )
 
 
 QUANTIFICATION = 10000  # digital numbers per unit of reflectance
@@ -228,7 +216,12 @@ def to_digital_numbers(
     plain = values.dtype == np.uint16 and unit == Values.digital_numbers
     if plain and all(mark in (None, NODATA) for mark in nodata):
         return values
-    holes = _holes(values, nodata)
+    holes = np.asarray((values == 0) | np.isnan(values))
+    for band, mark in enumerate(nodata):
+        # a tag that the type cannot hold, such as -9999 of a band of uint16, marks nothing
+        if mark is not None and can_hold(values.dtype, mark):
+            # in the file's own type: a tag of -3.4e38 is compared with float32
+            holes[band] |= values[band] == np.asarray(mark).astype(values.dtype)
     # doubles: the product of float32 and 10000 would round 0.12345 to another digital number
     exact = values.astype(np.float64)
     if unit == Values.reflectance and any(pair != (1, 0) for pair in scales):
@@ -241,16 +234,6 @@ def to_digital_numbers(
     stored = np.clip(np.rint(numbers), NODATA + 1, SATURATED).astype(np.uint16)
     stored[holes] = NODATA
     return stored
-
-
-def _holes(values: npt.NDArray[Any], nodata: Sequence[float | None]) -> npt.NDArray[np.bool_]:
-    holes = np.asarray((values == 0) | np.isnan(values))
-    for band, mark in enumerate(nodata):
-        # a tag that the type cannot hold, such as -9999 of a band of uint16, marks nothing
-        if mark is not None and can_hold(values.dtype, mark):
-            # in the file's own type: a tag of -3.4e38 is compared with float32
-            holes[band] |= values[band] == np.asarray(mark).astype(values.dtype)
-    return holes
 
 
 def can_hold(dtype: np.dtype[Any], number: float) -> bool:

@@ -24,22 +24,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-
-def _forget_other_installations() -> None:
-    """Remove settings of GDAL and PROJ from the environment.
-
-    A loaded module or an active conda environment points them to data of another version, with
-    which every CRS is unknown. Where rasterio brings no data of its own, their places are kept.
-    """
-    spec = importlib.util.find_spec("rasterio")
-    own = spec is not None and (Path(str(spec.origin)).parent / "proj_data").is_dir()
-    kept = () if own else ("GDAL_DATA", "GDAL_DRIVER_PATH", "PROJ_DATA", "PROJ_LIB")
-    for name in [*os.environ]:
-        if name.startswith(("GDAL_", "GTIFF_", "PROJ_")) and name not in kept:
-            del os.environ[name]
-
-
-_forget_other_installations()
+# A loaded module or an active conda environment points GDAL and PROJ to data of another version,
+# with which every CRS is unknown. Where rasterio brings no data of its own, their places are kept.
+_spec = importlib.util.find_spec("rasterio")
+_own = _spec is not None and (Path(str(_spec.origin)).parent / "proj_data").is_dir()
+_kept = () if _own else ("GDAL_DATA", "GDAL_DRIVER_PATH", "PROJ_DATA", "PROJ_LIB")
+for _name in [*os.environ]:
+    if _name.startswith(("GDAL_", "GTIFF_", "PROJ_")) and _name not in _kept:
+        del os.environ[_name]
 
 import rasterio  # noqa: E402  # reads these variables when it is imported
 from rasterio._err import CPLE_BaseError  # noqa: E402  # of PROJ; no public name, tested
@@ -76,58 +68,39 @@ Classes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Raster:
-    """Pixels and grid of a file, or of a window of it.
+    """Pixels and grid of a file, or of a window of it."""
 
-    Attributes:
-        pixels: (bands, height, width) uint16, digital numbers as delivered; 0 where masked.
-        grid: where they lie.
-    """
-
-    pixels: npt.NDArray[np.uint16]
+    pixels: npt.NDArray[np.uint16]  # (bands, height, width), digital numbers; 0 where masked
     grid: Grid
 
 
 @dataclass(frozen=True, slots=True)
 class UncheckedRaster:
-    """Pixels of whatever type and nodata a file has.
+    """Pixels of whatever type and nodata a file has."""
 
-    Attributes:
-        pixels: (bands, height, width), as stored in the file.
-        valid: (height, width), False where the file's mask says so; None without a mask.
-        nodata: of each band, as the file's tag says; None without a tag.
-        names: of each band, as the file says; empty where it does not.
-        grid: where they lie.
-    """
-
-    pixels: npt.NDArray[Any]
-    valid: npt.NDArray[np.bool_] | None
-    nodata: tuple[float | None, ...]
-    names: tuple[str, ...]
+    pixels: npt.NDArray[Any]  # (bands, height, width), as stored in the file
+    valid: npt.NDArray[np.bool_] | None  # (height, width), False where masked; None: no mask
+    nodata: tuple[float | None, ...]  # of each band, as the file's tag says; None without a tag
+    names: tuple[str, ...]  # of each band, as the file says; empty where it does not
     grid: Grid
 
 
-class _SilentLog:
-    """Keeps rasterio from logging while any thread is inside; sessions of threads overlap."""
-
-    def __init__(self) -> None:
-        self._log, self._lock = logging.getLogger("rasterio"), threading.Lock()
-        self._inside, self._level = 0, logging.NOTSET
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._level = self._log.level
-                self._log.setLevel(logging.CRITICAL)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._log.setLevel(self._level)
+_rasterio_log, _log_lock = logging.getLogger("rasterio"), threading.Lock()
+_log_levels: list[int] = []  # found by each session that is open; sessions of threads overlap
 
 
-_silent_log = _SilentLog()
+@contextmanager
+def _silent_log() -> Iterator[None]:
+    with _log_lock:
+        _log_levels.append(_rasterio_log.level)
+        _rasterio_log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        with _log_lock:
+            level = _log_levels.pop()
+            if not _log_levels:  # the last to end: this is what the first one found
+                _rasterio_log.setLevel(level)
 
 
 @contextmanager
@@ -140,9 +113,15 @@ def session() -> Iterator[None]:
     Raises:
         ValueError: PROJ knows no coordinate system, so that all files would seem to have none.
     """
-    with _silent_log, rasterio.Env(**_OPTIONS):
+    with _silent_log(), rasterio.Env(**_OPTIONS):
         try:
-            _check_proj()
+            CRS.from_epsg(32633)
+        except CRSError as error:
+            raise ValueError(
+                f"PROJ cannot look up coordinate systems ({error}); unset PROJ_DATA and PROJ_LIB, "
+                "or point PROJ_DATA at the data of the PROJ that rasterio is built with"
+            ) from error
+        try:
             yield
         finally:
             _held.cache_clear()
@@ -258,8 +237,7 @@ def _valid(dataset: rasterio.DatasetReader, window: Box | None) -> npt.NDArray[n
     flags = dataset.mask_flag_enums[0]
     if MaskFlags.per_dataset not in flags or MaskFlags.alpha in flags:
         return None
-    mask = dataset.read_masks(1, window=_window(window))
-    return np.asarray(mask != 0)
+    return np.asarray(dataset.read_masks(1, window=_window(window)) != 0)
 
 
 @contextmanager
@@ -273,9 +251,8 @@ def _errors_named(path: Path) -> Iterator[None]:
             reason = "its name is not UTF-8; rename it" if foreign else "missing"
             raise PatchError(path, reason) from error
         # rasterio puts GDAL's own words, which name band and strip, into the cause
-        raise PatchError(
-            path, f"cannot be read as a raster ({error.__cause__ or error})"
-        ) from error
+        reason = f"cannot be read as a raster ({error.__cause__ or error})"
+        raise PatchError(path, reason) from error
 
 
 def _grid(dataset: rasterio.DatasetReader) -> Grid:
@@ -359,16 +336,6 @@ def _crs_of(wkt: str) -> Crs:
     return Crs(epsg, "" if epsg else wkt, unit_m)
 
 
-def _check_proj() -> None:
-    try:
-        CRS.from_epsg(32633)
-    except CRSError as error:
-        raise ValueError(
-            f"PROJ cannot look up coordinate systems ({error}); unset PROJ_DATA and PROJ_LIB, or "
-            "point PROJ_DATA at the data of the PROJ that rasterio is built with"
-        ) from error
-
-
 @lru_cache(maxsize=64)
 def wkt_of(epsg: int) -> str:
     """Return the well-known text of a coordinate system."""
@@ -401,9 +368,8 @@ def keep_squares(source: Path, target: Path, squares: npt.NDArray[np.bool_], siz
 
     Args:
         source: a raster; blocks may be absent from it.
-        target: becomes a GeoTIFF of the same size, grid and type, with nodata 0 and without blocks
-            that hold nothing else.
-        squares: (columns, rows), counted from the upper left corner.
+        target: a GeoTIFF of the same size, grid and type, with nodata 0 and only blocks with data.
+        squares: (columns, rows) from the upper left corner.
         size_px: side of a square.
     """
     block_px = lcm(size_px, 16)  # TIFF blocks are multiples of 16
@@ -421,6 +387,5 @@ def keep_squares(source: Path, target: Path, squares: npt.NDArray[np.bool_], siz
                 if rows.any():
                     window = Window(0, top, rows.shape[1], rows.shape[0])
                     pixels = dataset.read(1, window=window)
-                    copy.write(
-                        np.where(rows, pixels, NODATA).astype(pixels.dtype), 1, window=window
-                    )
+                    kept = np.where(rows, pixels, NODATA).astype(pixels.dtype)
+                    copy.write(kept, 1, window=window)

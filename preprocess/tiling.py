@@ -1,13 +1,13 @@
 """The 1,200 m grid of MGRS tiles, splits by blocks of ground, and areas to leave out.
 
-Squares are counted from the upper left corner of the product's own UTM grid, as BigEarthNet does:
-the corner of a tile never moves, so a square has the same name on every date. 1,200 m is a whole
-number of 10, 20 and 60 m pixels; nothing is resampled.
+As BigEarthNet does, squares are counted from the upper left corner of the product's own UTM grid:
+it never moves, so that a square has the same name on every date; nothing is resampled.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Set
 from dataclasses import dataclass
 from math import cos, floor, radians
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from preprocess.config import ProductsConfig, SplitConfig
 from preprocess.raster import to_degrees
 
-PATCH_SIDE_M = 1200
+PATCH_SIDE_M = 1200  # a whole number of 10, 20 and 60 m pixels
 TILE_M = 109_800
 SIDE = 91  # squares along a tile; the last 600 m hold no whole one
 SQUARE_M = 100_000  # side of the MGRS square that a tile is named after; the rest is overlap
@@ -31,19 +31,12 @@ Degrees = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
-    """Where the squares of one tile lie: its grid in UTM.
+    """Where the squares of one tile lie: its grid in UTM."""
 
-    Attributes:
-        tile: MGRS name, ``10SFH``.
-        epsg: of its UTM zone.
-        x: easting of the upper left corner in metres.
-        y: northing of the upper left corner in metres.
-    """
-
-    tile: str
-    epsg: int
-    x: float
-    y: float
+    tile: str  # MGRS name, 10SFH
+    epsg: int  # of its UTM zone
+    x: float  # easting of the upper left corner in metres
+    y: float  # northing of the upper left corner in metres
 
     def centres(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return eastings and northings of all centres, each (SIDE columns, SIDE rows)."""
@@ -113,9 +106,7 @@ def window_of(column: int, row: int, resolution_m: int) -> tuple[int, int, int, 
 def shares_of(where: Flags) -> Shares:
     """Return the share of true pixels in each square, (SIDE columns, SIDE rows).
 
-    Args:
-        where: (height, width) over a whole tile, of any pixel size that divides 1,200 m; rows go
-            south, columns east.
+    ``where`` is (height, width) over a whole tile, of any pixel size that divides 1,200 m.
     """
     size_px = where.shape[0] * 2 // (2 * SIDE + 1)  # a tile is 91.5 squares wide
     whole = where[: SIDE * size_px, : SIDE * size_px]
@@ -175,11 +166,10 @@ def block_and_split(longitude: float, latitude: float, config: SplitConfig) -> t
     # blocks are wider than the ring, so none can reach in between the eight points unseen
     reach = (config.buffer_km + HALF_PATCH_KM) / KM_PER_DEGREE
     stretch = reach / cos(radians(latitude))  # degrees of longitude narrow towards the poles
-    for east in (-stretch, 0.0, stretch):
-        for north in (-reach, 0.0, reach):
-            around = block_of(longitude + east, latitude + north, config.block_km)
-            if split_of(around, config) != split:
-                return block, ""
+    for east, north in itertools.product((-stretch, 0.0, stretch), (-reach, 0.0, reach)):
+        around = block_of(longitude + east, latitude + north, config.block_km)
+        if split_of(around, config) != split:
+            return block, ""
     return block, split
 
 
@@ -189,33 +179,24 @@ EXCLUDED_AREA = "in an excluded area"
 EXCLUDED_LIST = "on an exclusion list"
 NEAR_BORDER = "near ground of another split"
 
-_UNDECIDED = ("", "")
-
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What holds for the squares of one tile whatever the product: reasons against, blocks, splits.
+    """What holds for the squares of one tile whatever the product."""
 
-    Attributes:
-        unwanted: squares that no product may fill, by reason; the first reason counts.
-        blocks: block and split of wanted squares; two empty names without blocks.
-    """
-
+    # squares that no product may fill, by reason; the first reason counts
     unwanted: dict[str, Flags]
-    blocks: dict[tuple[int, int], tuple[str, str]]
+    blocks: dict[tuple[int, int], tuple[str, str]]  # block and split of wanted squares, if any
 
     def block(self, column: int, row: int) -> tuple[str, str]:
-        """Return block and split of a square."""
-        return self.blocks.get((column, row), _UNDECIDED)
+        """Return block and split of a square; two empty names without blocks."""
+        return self.blocks.get((column, row), ("", ""))
 
 
 def ground_of(grid: TileGrid, config: ProductsConfig, excluded: Set[str]) -> Ground:
     """Find which squares of a tile no product may fill, and their blocks and splits.
 
-    Args:
-        grid: of the tile.
-        config: boxes, owners and blocks.
-        excluded: whole names of places to leave out.
+    ``excluded`` holds whole names of places to leave out.
     """
     select = config.select
     longitude, latitude = grid.degrees()
@@ -231,15 +212,12 @@ def ground_of(grid: TileGrid, config: ProductsConfig, excluded: Set[str]) -> Gro
     # in double precision one by one, since a block's border must fall alike for every tile; only
     # for ground that nothing else speaks against
     wanted = np.argwhere(~np.any(list(unwanted.values()), axis=0)).tolist()
-    blocks = {
-        (column, row): block_and_split(
-            float(longitude[column, row]), float(latitude[column, row]), config.split
-        )
-        for column, row in wanted
-    }
+    blocks = {}
     unwanted[NEAR_BORDER] = ~everywhere
-    for square, (_, split) in blocks.items():
-        unwanted[NEAR_BORDER][square] = not split
+    for column, row in wanted:
+        place = float(longitude[column, row]), float(latitude[column, row])
+        blocks[column, row] = block_and_split(*place, config.split)
+        unwanted[NEAR_BORDER][column, row] = not blocks[column, row][1]
     return Ground(unwanted, blocks)
 
 
@@ -252,8 +230,11 @@ def _touching(grid: TileGrid, boxes: list[list[float]]) -> Flags:
     touching = np.zeros((SIDE, SIDE), bool)
     if not boxes:
         return touching
-    # all four: the sides of a UTM square run askew to meridians
-    corners = _corners_in_degrees(grid)
+    x, y = grid.centres()
+    half = (-PATCH_SIDE_M / 2, PATCH_SIDE_M / 2)
+    # all four: the sides of a UTM square run askew to meridians; (2, 4, SIDE, SIDE)
+    ends = itertools.product(half, half)
+    corners = np.stack([to_degrees(grid.epsg, x + east, y + north) for east, north in ends], axis=1)
     # counted on from the first square: those across 180 degrees begin at 179 and end at 181
     first = corners[0, 0, 0, 0]
     corners[0] = first + (corners[0] - first + 180) % 360 - 180
@@ -264,15 +245,3 @@ def _touching(grid: TileGrid, boxes: list[list[float]]) -> Flags:
             beside = (east + turn > box[0]) & (west + turn < box[2])
             touching |= beside & (north > box[1]) & (south < box[3])
     return touching
-
-
-def _corners_in_degrees(grid: TileGrid) -> npt.NDArray[np.float64]:
-    """Return longitudes and latitudes of the corners of all squares, (2, 4, SIDE, SIDE)."""
-    x, y = grid.centres()
-    half = PATCH_SIDE_M / 2
-    corners = [
-        to_degrees(grid.epsg, x + east, y + north)
-        for east in (-half, half)
-        for north in (-half, half)
-    ]
-    return np.stack(corners, axis=1)

@@ -1,9 +1,6 @@
-"""The shard format: data set names, dtypes, checksums, codecs, and the patches that fill a shard.
+"""The shard format, one HDF5 file each: data set names, dtypes, checksums, codecs, and patches.
 
-A shard is one HDF5 file. ``patches/<group>`` holds the pixels of one native resolution as
-``(rows, bands, size_px, size_px)`` little-endian uint16, contiguous unless compressed;
-``index/<field>`` holds one value a row; ``labels/<set>`` holds ``(rows, classes)`` uint8,
-``fractions/<set>`` float32; ``statistics/histogram`` counts the stored values of each band.
+``docs/shard-format.md`` describes the file.
 """
 
 from __future__ import annotations
@@ -30,8 +27,10 @@ NUM_PIXEL_VALUES = 65536
 
 UNKNOWN_LABEL = 255  # a whole row of it: this patch has no answer in this label set
 
-PATCHES, INDEX, LABELS, FRACTIONS = "patches", "index", "labels", "fractions"
-HISTOGRAM = "statistics/histogram"
+PATCHES = "patches"  # by group: (rows, bands, size_px, size_px), contiguous unless compressed
+INDEX = "index"  # by field: one value a row
+LABELS, FRACTIONS = "labels", "fractions"  # by set: (rows, classes) uint8 and float32
+HISTOGRAM = "statistics/histogram"  # counts of the stored values of each band
 
 # Text is stored as fixed-width bytes: variable-length strings live in a heap that a checksum of
 # the data set does not cover. "S" takes the width of the longest value in the shard.

@@ -1,7 +1,6 @@
 """The manifest of a packed source: written last by packing, read first by everybody else.
 
-Its band statistics come from histograms over all 65,536 values, which lose nothing and merge by
-addition: parts of a source packed by different tasks give the same to the last bit.
+Histograms over all 65,536 values lose nothing: parts of a source add up to the last bit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Write one shard from a stream of patches; used by packing and repair.
-
-Equal patches give equal bytes, and the file appears whole or not at all.
-"""
+"""Write one shard from a stream of patches, whole or not at all; used by packing and repair."""
 
 from __future__ import annotations
 
