@@ -312,11 +312,17 @@ def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def attempt_number(events: Sequence[Mapping[str, Any]], start: Mapping[str, object]) -> int | None:
-    """Return the number of the attempt of a job's start; none if a later one has begun, or none."""
+    """Return the number of the attempt of a job's start; None if it is not the last recorded."""
     starts = [event for event in events if event["event"] == "start"]
     if starts and start.items() <= starts[-1].items():
         return int(starts[-1]["attempt"])
     return None
+
+
+def is_superseded(events: Sequence[Mapping[str, Any]], start: Mapping[str, object]) -> bool:
+    """Return whether the run has been started again since this start of a job."""
+    own = [start.items() <= event.items() for event in events if event["event"] == "start"]
+    return any(own) and not own[-1]
 
 
 def idle_attempts(events: Sequence[Mapping[str, Any]], job_id: str, step: int) -> int:

@@ -22,7 +22,7 @@ from jobs.slurm.environment import (
     rendezvous_of,
 )
 from jobs.slurm.heartbeat import (
-    LATE,
+    DEADLINE_EXCEEDED,
     HeartbeatMonitor,
     clear_heartbeats,
     exit_lost_rank,
@@ -195,7 +195,9 @@ class Pretrain(Command):
         # Half the time that a collective waits, so that the silent rank is named before the others
         # give up; longer than network file systems keep what they have read of a file.
         silence_s = min(120.0, self.config.world.timeout_s / 2)
-        in_time = save_deadline(self.stop_budget_s, partial(lost, code=LATE), look_for_lost_rank)
+        in_time = save_deadline(
+            self.stop_budget_s, partial(lost, code=DEADLINE_EXCEEDED), look_for_lost_rank
+        )
         # ahead of heartbeats and the ranks' first meeting: nodes copy for minutes, not in step
         with (
             staged(self.config.shards, scratch_folder(), env.local_rank == 0) as copies,

@@ -1,4 +1,4 @@
-"""One heartbeat file a rank, the loss of a rank, and the deadline of a save.
+"""One heartbeat file per rank, the loss of a rank, and the deadline of a save.
 
 Each rank writes a heartbeat every second or so: its step, and the line of project code that its
 main thread is in. It monitors the heartbeat of the next rank, so that the cost of monitoring does
@@ -26,6 +26,7 @@ from jobs.run_dir import (
     HEARTBEATS,
     RunAttempt,
     attempt_number,
+    is_superseded,
     read_attempts,
     record_event,
     saved_step,
@@ -34,11 +35,13 @@ from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.requeue import RUN_AGAIN, RunStop, decide_and_requeue, end_process, exit_for_requeue
 from simclr.preemption import STOP_SIGNALS, DeviceFaultError, LostPeerError, TrainerHooks
 
-LATE = 76  # exit code: ended by the deadline, older checkpoints are whole
-# One rank a second and file, up to this many files a second for all ranks together.
-_FILES_PER_S = 64
-# Slurm kills the ranks of a step KillWait (30 s, at least 5) after one of them has died.
-OBSERVE_S = 2.5
+DEADLINE_EXCEEDED = 76  # exit code: a stop took too long; older checkpoints are complete
+# A file per rank and second, up to so many files a second for all ranks together. From 256 ranks on
+# there are more: two beats must fit into the time in which a lost rank is named.
+_FILES_PER_S, _LONGEST_PERIOD_S = 64, 4.0
+# How long heartbeats are observed. Slurm kills the ranks of a step KillWait (30 s, at least 5)
+# after one of them has died.
+OBSERVED_PERIODS = 2.5
 FOLDER_HANGS_S = 20.0
 TERM_S = 15.0
 _REPORTER = "reporter"
@@ -55,7 +58,7 @@ class HeartbeatMonitor(TrainerHooks):
         run_dir: run folder.
         env: of this rank.
         attempt: on the main rank; None elsewhere.
-        silence_s: without a heartbeat for so long, a rank is taken for hung.
+        silence_s: without a heartbeat for so long, a rank is considered hung.
         on_silence: called once, from a thread, with a description of the silent rank.
     """
 
@@ -107,10 +110,15 @@ class HeartbeatMonitor(TrainerHooks):
 
     def _live(self) -> None:
         self._beat("alive")
+        step, since = self._step, time.monotonic()
         while not self._over.wait(self._period_s):
+            if self._step != step:
+                step, since = self._step, time.monotonic()
             if self._beat("alive") and self._step is not None and self._env.num_ranks > 1:
-                # a process that was itself suspended for three beats must not blame others
+                # A process that was itself suspended for three beats must not blame others. While
+                # steps are made no rank is lost: one that is silent only cannot write.
                 silent_s = self._next.silence_s(3 * self._period_s)
+                silent_s = min(silent_s, time.monotonic() - since)
                 if silent_s > self._silence_s and (rank := self._next.stale_rank()):
                     self._on_silence(f"{rank}, has had no heartbeat for {silent_s:.0f} s")
                     return
@@ -156,7 +164,7 @@ class HeartbeatReader:
         self._since = self._read = time.monotonic()
 
     def silence_s(self, gap_s: float) -> float:
-        """Return for how long there was no new one; away for ``gap_s`` itself, it counts anew."""
+        """Return since when there was no new one; a reader suspended for ``gap_s`` starts again."""
         now = time.monotonic()
         text = read_text(self._path)
         if text != self._seen or now - self._read > gap_s:
@@ -165,14 +173,14 @@ class HeartbeatReader:
         return now - self._since
 
     def stale_rank(self) -> str:
-        """Describe the rank that there was a heartbeat of, and no orderly end; else empty."""
+        """Describe the rank if it had a heartbeat and did not exit cleanly; else empty."""
         beat = parse_heartbeat(self._seen)
         return describe_rank(beat) if self._seen and beat.get("state") != "left" else ""
 
 
 def period_s(num_ranks: int) -> float:
     """Return the seconds from a heartbeat of one rank to its next."""
-    return max(1.0, num_ranks / _FILES_PER_S)
+    return min(max(1.0, num_ranks / _FILES_PER_S), _LONGEST_PERIOD_S)
 
 
 def heartbeat_folder(run_dir: Path, env: RankEnvironment) -> Path:
@@ -186,24 +194,25 @@ def file_name(rank: int) -> str:
 
 
 def find_silent_ranks(
-    run_dir: Path, env: RankEnvironment, observe_s: float = OBSERVE_S, *, or_behind: bool = True
+    run_dir: Path, env: RankEnvironment, observe_s: float = 0.0, *, or_behind: bool = True
 ) -> str:
     """Observe all heartbeats for a while; name the silent ranks, or else those that are behind.
 
-    ``observe_s`` is two beats at least, or nothing can be said. ``or_behind``: where all are alive,
-    name those with fewer steps than others.
+    ``observe_s``: two beats at least, or nothing can be said; 0 takes what the number of ranks
+    needs. ``or_behind``: where all are alive, name those with fewer steps than others.
     """
     folder = heartbeat_folder(run_dir, env)
     paths = [folder / file_name(rank) for rank in range(env.num_ranks) if rank != env.rank]
     before = [parse_heartbeat(read_text(path)) for path in paths]
-    time.sleep(observe_s)
+    time.sleep(observe_s or OBSERVED_PERIODS * period_s(env.num_ranks))
     after = [parse_heartbeat(read_text(path)) for path in paths]
     pairs = zip(before, after, strict=True)
-    silent = [beat for old, beat in pairs if beat == old and beat.get("state") != "left"]
+    # a rank without a heartbeat may not have begun: nothing can be said of it
+    silent = [beat for old, beat in pairs if beat and beat == old and beat.get("state") != "left"]
     steps = [beat["step"] for beat in after if beat.get("step") is not None]
     behind = [beat for beat in after if steps and (beat.get("step") or 0) < max(steps)]
     named = silent or (behind if or_behind else [])
-    return "; ".join(describe_rank(beat) for beat in named if beat)
+    return "; ".join(map(describe_rank, filter(None, named)))
 
 
 def describe_rank(beat: dict[str, Any]) -> str:
@@ -243,9 +252,10 @@ def parse_heartbeat(text: str) -> dict[str, Any]:
 def exit_lost_rank(
     run_dir: Path, env: RankEnvironment, cause: str, code: int = RUN_AGAIN
 ) -> NoReturn:
-    """End this process, whose run has lost a rank; the job comes back as long as that helps.
+    """End this process, whose run has lost a rank; the job is requeued as long as that helps.
 
     Outside Slurm nobody would start it again: the cause is recorded, and the process fails with 1.
+    Where the run folder hangs, nothing is recorded, and it ends with ``code``.
     """
 
     def exit_without_folder() -> None:
@@ -260,8 +270,10 @@ def exit_lost_rank(
     timer = threading.Timer(FOLDER_HANGS_S, exit_without_folder)
     timer.daemon = True
     timer.start()
-    reports = elect_reporter(run_dir, env)
-    number = attempt_number(read_attempts(run_dir), env.start)
+    is_first = elect_reporter(run_dir, env)
+    events = read_attempts(run_dir)
+    number = attempt_number(events, env.start)
+    reports = is_first and not is_superseded(events, env.start)
     step = saved_step(run_dir)
     if env.launcher is not Launcher.slurm:
         if reports and number:
@@ -269,11 +281,11 @@ def exit_lost_rank(
         end_process(1)
     timer.cancel()
     stop = RunStop(env, None, run_dir, number if reports else None, step, cause)
-    exit_for_requeue(stop, reports=reports and number is not None, code=code)
+    exit_for_requeue(stop, reports=reports, code=code)
 
 
 def elect_reporter(run_dir: Path, env: RankEnvironment) -> bool:
-    """Return True in the first process of this start of the job that asks, False in all others."""
+    """Return True only in the first process of this start of the job that calls it."""
     folder = heartbeat_folder(run_dir, env)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -349,7 +361,7 @@ def save_deadline(
         term_s: seconds, less than Slurm's KillWait.
     """
     reader, writer = os.pipe()
-    os.set_blocking(writer, False)  # the interpreter insists
+    os.set_blocking(writer, False)  # required by set_wakeup_fd
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     over, main = threading.Event(), threading.get_ident()
 

@@ -25,8 +25,8 @@ from jobs.slurm.environment import Launcher, RankEnvironment, configure_logging,
 from simclr.preemption import StopReason, StopSignal
 
 RUN_AGAIN = 75  # exit code inside a job: stopped, run me again; sysexits.h: temporary failure
-STAY_S = 90.0  # longer than any grace that ends such a stay; after it, leaving cannot do harm
-# A controller that is away neither kills nor requeues: there is time until it is back.
+STAY_S = 90.0  # longer than any grace that ends such a stay; after it, exiting is safe
+# A controller that is unreachable neither kills nor requeues: there is time until it is back.
 ASK_S = 6 * 3600.0
 UNTIL_KILLED_S = 6 * 3600.0
 LONGEST_PAUSE_S = 10.0
@@ -40,7 +40,7 @@ _log = logging.getLogger("simclr")
 class Decision(Enum):
     """What happens to the job next."""
 
-    quit = "quit"  # Slurm is ending the job and knows what comes after
+    quit = "quit"  # exit: Slurm knows what comes after, or nothing more can be done
     requeue = "requeue"  # ask Slurm to start the job again, then quit
     stay = "stay"  # nobody says why: leaving would lose the job if it is being preempted
     hold = "hold"  # it would come back only to end at the same step again
@@ -82,7 +82,7 @@ class RunStop:
     def decision(self) -> Decision | None:
         """Return what was decided for this start of the job, once it is recorded.
 
-        Where the run has been started again since, nobody decides any more.
+        Where the run has been started again since, the old decision is void.
         """
         succeeded = False
         for event in reversed(read_attempts(self.run_dir) if self.run_dir else []):
@@ -137,7 +137,7 @@ def decide_and_requeue(stop: RunStop) -> Decision:
     while time.monotonic() < end:
         try:
             return _decide_once(stop)
-        except Exception as error:  # an answer that cannot be understood is none
+        except Exception as error:  # an answer that cannot be parsed counts as none
             _log.warning("Slurm did not answer, asking again: %s", error)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -184,10 +184,10 @@ def exit_for_requeue(
             # a warning is followed by SIGKILL, at the end of the grace or of the time limit
             time.sleep(UNTIL_KILLED_S if stop.reason is StopReason.SIGUSR2 else STAY_S)
     else:
-        # leaving before the rank that asks would end it, by --kill-on-bad-exit; with "stay" that
-        # one sleeps on, and leaving would end it, and the job
+        # Exiting before the rank that asks would end it, by --kill-on-bad-exit: before it has
+        # decided, while it stays, or before it has asked for the hold, which ends all ranks.
         end = time.monotonic() + ASK_S + STAY_S
-        while time.monotonic() < end and stop.decision() in (None, Decision.stay):
+        while time.monotonic() < end and stop.decision() not in (Decision.quit, Decision.requeue):
             time.sleep(0.1 if stop.run_dir else 1.0)
     end_process(code)
 
@@ -203,7 +203,7 @@ def end_process(code: int) -> NoReturn:
 
 @contextmanager
 def requeued_if_stopped() -> Iterator[RankEnvironment]:
-    """Run a block that may be cut anywhere; in a Slurm job, a stop signal requeues the job."""
+    """Run a block that may be interrupted anywhere; a stop signal requeues its Slurm job."""
     env = current_rank()
     configure_logging(env)
     if env.launcher is not Launcher.slurm:

@@ -21,6 +21,7 @@ from jobs.run_dir import (
     freeze,
     frozen_config,
     idle_attempts,
+    is_superseded,
     read_attempts,
     read_submission,
     saved_step,
@@ -199,8 +200,13 @@ def test_the_next_attempt_tells_how_many_steps_were_lost(tmp_path):
 def test_a_rank_that_was_left_behind_has_no_attempt_to_speak_for(tmp_path):
     first = RunAttempt(tmp_path, PLACE.describe())
     assert attempt_number(read_attempts(tmp_path), PLACE.start) == first.number
-    RunAttempt(tmp_path, RankEnvironment(Launcher.slurm, "7", restarts=2).describe())
+    assert not is_superseded(read_attempts(tmp_path), PLACE.start)
+    second = RankEnvironment(Launcher.slurm, "7", restarts=2)
+    # one whose start could not be recorded, on a full disk for example, speaks for itself
+    assert not is_superseded(read_attempts(tmp_path), second.start)
+    RunAttempt(tmp_path, second.describe())
     assert attempt_number(read_attempts(tmp_path), PLACE.start) is None
+    assert is_superseded(read_attempts(tmp_path), PLACE.start)
 
 
 def test_a_file_that_cannot_grow_leaves_the_line_in_the_log(tmp_path, caplog):

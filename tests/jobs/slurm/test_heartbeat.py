@@ -16,11 +16,14 @@ from conftest import REPOSITORY
 
 from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.heartbeat import (
+    OBSERVED_PERIODS,
+    TERM_S,
     HeartbeatMonitor,
     describe_rank,
     find_silent_ranks,
     heartbeat_folder,
     line_of_thread,
+    period_s,
 )
 
 SILENCE_S = 4.0  # more than the three beats within which an ear counts anew
@@ -91,6 +94,21 @@ def test_a_stopped_rank_is_named_with_node_step_and_env(peer, heard):
 
 
 @pytest.mark.slow
+def test_a_silent_rank_is_not_lost_while_steps_are_made(peer, tmp_path):
+    said: list[str] = []
+    with HeartbeatMonitor(tmp_path, env_of(0), None, SILENCE_S, said.append) as monitor:
+        monitor.on_step(17)
+        time.sleep(1.5)
+        os.kill(peer.pid, signal.SIGSTOP)  # its file stays as it is, as on a full disk
+        for step in range(18, 18 + 2 * int(SILENCE_S)):
+            monitor.on_step(step)
+            time.sleep(1)
+        assert said == []
+        time.sleep(SILENCE_S + 3)
+    assert len(said) == 1
+
+
+@pytest.mark.slow
 def test_a_rank_that_leaves_in_order_is_not_missed(peer, heard):
     said, event = heard
     time.sleep(1.5)
@@ -137,7 +155,8 @@ def test_a_rank_that_is_gone_is_told_from_one_that_is_behind(tmp_path, peer):
 
 
 def test_the_rank_that_is_behind_the_others_is_named(tmp_path):
-    env = RankEnvironment(Launcher.slurm, "7", rank=0, num_ranks=4)
+    # of a fourth other rank there is no heartbeat: it may not have begun, and hides nobody
+    env = RankEnvironment(Launcher.slurm, "7", rank=0, num_ranks=5)
     folder = heartbeat_folder(tmp_path, env)
     folder.mkdir(parents=True)
 
@@ -160,6 +179,13 @@ def test_the_rank_that_is_behind_the_others_is_named(tmp_path):
         over.set()
         ranks.join()
     assert found == "rank 2 on n, 7 steps done, last at loader.py:9 (read)"
+
+
+@pytest.mark.parametrize("num_ranks", [1, 64, 65, 512, 4096])
+def test_two_beats_fit_into_the_observation_and_it_into_the_time_until_a_kill(num_ranks):
+    assert period_s(num_ranks) >= 1
+    assert OBSERVED_PERIODS >= 2
+    assert TERM_S + OBSERVED_PERIODS * period_s(num_ranks) < 30  # KillWait, as Slurm sets it
 
 
 def test_the_place_of_a_thread_is_a_line_of_our_own_code():

@@ -11,16 +11,16 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from jobs.slurm.heartbeat import LATE, save_deadline
+from jobs.slurm.heartbeat import DEADLINE_EXCEEDED, save_deadline
 
 # A main thread in a system call that the kernel starts again after a signal, as a write to a hung
 # disk is: Python's own handler does not run before it returns.
 HANGING = """
 import ctypes, os, signal, sys
-from jobs.slurm.heartbeat import LATE, save_deadline
+from jobs.slurm.heartbeat import DEADLINE_EXCEEDED, save_deadline
 def late(words):
     print(words, flush=True)
-    os._exit(LATE)
+    os._exit(DEADLINE_EXCEEDED)
 signal.signal(signal.SIGUSR2, lambda *_: print("handled", flush=True))
 signal.siginterrupt(signal.SIGUSR2, False)
 with save_deadline(0.5, late):
@@ -39,7 +39,7 @@ def test_a_save_that_hangs_is_ended_and_the_line_is_named():
     start = time.monotonic()
     process.send_signal(signal.SIGUSR2)
     said, _ = process.communicate(timeout=20)
-    assert process.returncode == LATE
+    assert process.returncode == DEADLINE_EXCEEDED
     assert 0.4 < time.monotonic() - start < 10
     assert said.startswith("not stopped 0 s after the signal: at ")
     assert "handled" not in said
