@@ -28,9 +28,9 @@ from report import RESULTS, origin
 
 from jobs.commands.study import run_study
 from jobs.config import ClusterConfig
-from jobs.study.analysis import read_table
+from jobs.study.analysis import Findings, conclude, read_table
 from jobs.study.arms import StudyConfig, StudyName, couplet_name
-from jobs.study.report import Findings, conclude
+from jobs.study.report import conclusions
 from preprocess.shards.format import GroupLayout, LabelSet, Patch, ShardLayout
 from preprocess.shards.manifest import ShardOrigin, build_manifest
 from preprocess.shards.writer import write_shard
@@ -165,7 +165,7 @@ def _page(found: dict[str, Findings]) -> str:
             f"| {row.name} | {row.mean:+.3f} | ±{row.half_width:.3f} | {row.p_value:.4f} |"
             for row in one.operations
         ]
-        lines += ["", *one.sentences, ""]
+        lines += ["", *conclusions(one), ""]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Scores and curves of a study's runs, and what they allow to conclude.
+"""Scores of a study's runs, and what they allow to conclude.
 
 Called by the report of simclr-study. Seeds are the replicates: intervals are Student's over seeds,
 paired where arms are compared; tests on many arms are corrected by Holm's procedure (1979).
@@ -10,7 +10,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
@@ -20,16 +20,26 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from jobs.study.arms import StudyConfig, StudyName, StudyRun, couplet_name, runs_of
+from jobs.study.arms import (
+    CURVES,
+    CurvePoint,
+    StudyConfig,
+    StudyName,
+    StudyRun,
+    couplet_name,
+    read_curves,
+    runs_of,
+)
 from simclr.config import require
 from simclr.evaluation.report import FOLDER_NAME
-from simclr.monitoring.health import collapse_in_words
-from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 PRETRAINED = "pretrained"
 CONFIDENCE = 0.95
 LOWEST_SHARE = 0.25  # of the couplets, that the study of 2021 left out
 RELIABLE = 0.8  # from here on a ranking is called resolved
+COUPLET_STUDIES = (StudyName.augmentation, StudyName.published)
+# Elsewhere arms differ in the chance level or the scale of their losses.
+SAME_LOSS = (StudyName.optimizer, StudyName.rate)
 Array = NDArray[np.float64]
 
 
@@ -45,19 +55,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """All scores of a study.
+    """All scores of a study."""
 
-    Attributes:
-        arms: names, in the order of the study.
-        labels: label sets.
-        seeds: seeds.
-        grid: scores, (arms, label sets, seeds), NaN where one is missing.
-    """
-
-    arms: tuple[str, ...]
-    labels: tuple[str, ...]
+    arms: tuple[str, ...]  # names, in the order of the study
+    labels: tuple[str, ...]  # label sets
     seeds: tuple[int, ...]
-    grid: Array
+    grid: Array  # (arms, label sets, seeds), NaN where a score is missing
 
     @property
     def missing(self) -> list[str]:
@@ -124,58 +127,37 @@ def published() -> list[Score]:
     return scores
 
 
-def to_csv(rows: Iterable[Any], kind: type[Any]) -> str:
-    """Return dataclasses as lines of CSV under the names of their fields."""
-    out = StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([entry.name for entry in fields(kind)])
-    writer.writerows(astuple(row) for row in rows)
-    return out.getvalue()
-
-
 def _scores(config: StudyConfig, run: StudyRun) -> list[Score]:
     folder = Path(run.config.run_dir, FOLDER_NAME)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     # label sets in the order in which the user has named them
     reports = [one for task in config.tasks for one in found if one["task"]["name"] == task]
     by_share = config.study is StudyName.labels
-    return [
-        Score(
-            row_name(row["encoder"], row["fraction"]) if by_share else run.arm,
-            report["task"]["name"],
-            run.seed,
-            _value(row["scores"], config.score),
-        )
-        for report in reports
-        for row in sorted(report["results"], key=lambda row: float(row["fraction"]))
-        if row["protocol"] == config.protocol.value and (by_share or row["encoder"] == PRETRAINED)
-    ]
-
-
-def _value(scores: dict[str, dict[str, float]], name: str) -> float:
-    # a yes or no has one f1; of several classes the mean over them is meant
-    found = next((scores[key] for key in (name, f"{name}_macro") if key in scores), None)
-    require(found is not None, f"score is {name}; these label sets have {', '.join(scores)}")
-    return found["value"] if found else math.nan
+    scores = []
+    for report in reports:
+        for row in sorted(report["results"], key=lambda row: float(row["fraction"])):
+            if row["protocol"] != config.protocol.value:
+                continue
+            if row["encoder"] != PRETRAINED and not by_share:
+                continue
+            # a yes or no has one f1; of several classes the mean over them is meant
+            found = row["scores"].get(config.score) or row["scores"].get(f"{config.score}_macro")
+            known = ", ".join(row["scores"])
+            require(bool(found), f"score is {config.score}; these label sets have {known}")
+            arm = row_name(row["encoder"], row["fraction"]) if by_share else run.arm
+            scores.append(Score(arm, report["task"]["name"], run.seed, found["value"]))
+    return scores
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over seeds.
+    """A mean over seeds."""
 
-    Attributes:
-        name: of an arm, or of an operation.
-        mean: over label sets and seeds; of a difference, in the units of the score.
-        half_width: of the 95 % interval; NaN with one seed.
-        p_value: that the mean is 0, corrected for the number of tests; NaN where none was made.
-        seeds: how many.
-    """
-
-    name: str
-    mean: float
-    half_width: float
-    p_value: float
-    seeds: int
+    name: str  # of an arm, or of an operation
+    mean: float  # over label sets and seeds; of a difference, in the units of the score
+    half_width: float  # of the 95 % interval; NaN with one seed
+    p_value: float  # that the mean is 0, corrected for the number of tests; NaN where none was made
+    seeds: int  # how many
 
     @property
     def excludes_zero(self) -> bool:
@@ -273,23 +255,15 @@ def _mean(values: Array, axis: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """How far the ranking of arms can be trusted.
+    """How far the ranking of arms can be trusted: correlations, and reliabilities of means."""
 
-    Attributes:
-        spearman_labels: rank correlation between label sets; NaN with one.
-        pearson_labels: linear correlation between label sets.
-        reliability_labels: of the mean over label sets, read as replicates (Spearman-Brown).
-        pearson_seeds: mean linear correlation between two seeds; NaN with one seed.
-        reliability_seeds: of the mean over all seeds (Spearman-Brown).
-        seeds_needed: seeds for a reliability of 0.8; infinite if seeds agree by chance only; NaN
-            with one seed.
-    """
-
-    spearman_labels: float
-    pearson_labels: float
+    spearman_labels: float  # rank correlation between label sets; NaN with one
+    pearson_labels: float  # linear correlation between label sets
+    # of the mean over label sets, read as replicates (Spearman-Brown)
     reliability_labels: float
-    pearson_seeds: float
-    reliability_seeds: float
+    pearson_seeds: float  # mean linear correlation between two seeds; NaN with one seed
+    reliability_seeds: float  # of the mean over all seeds (Spearman-Brown)
+    # for a reliability of 0.8; infinite if seeds agree by chance only; NaN with one seed
     seeds_needed: float
 
 
@@ -356,17 +330,17 @@ def advantages(table: Table) -> list[Estimate]:
 
 def by_share(table: Table, score: str) -> list[dict[str, Any]]:
     """Return means over seeds in the form of an evaluation's results, one protocol a label set."""
-    return [
-        {
-            "protocol": labels.replace("_", " "),
-            "encoder": encoder,
-            "fraction": share,
-            "scores": {score: _interval(one)},
-        }
-        for column, labels in enumerate(table.labels)
-        for one in arm_means(table.of_labels(column))
-        for encoder, share in [_encoder_and_share(one.name)]
-    ]
+    rows = []
+    for column, labels in enumerate(table.labels):
+        for one in arm_means(table.of_labels(column)):
+            encoder, share = _encoder_and_share(one.name)
+            # a score is a share, which Student's interval over few seeds does not know
+            low, high = np.clip([one.mean - one.half_width, one.mean + one.half_width], 0, 1)
+            ends = {"value": one.mean, "low": float(low), "high": float(high)}
+            name = labels.replace("_", " ")
+            row = {"protocol": name, "encoder": encoder, "fraction": share, "scores": {score: ends}}
+            rows.append(row)
+    return rows
 
 
 def _encoder_and_share(name: str) -> tuple[str, float]:
@@ -374,72 +348,39 @@ def _encoder_and_share(name: str) -> tuple[str, float]:
     return encoder, float(percent) / 100
 
 
-def _interval(one: Estimate) -> dict[str, float]:
-    # of a score, which is a share: Student's interval over few seeds does not know that
-    low, high = np.clip([one.mean - one.half_width, one.mean + one.half_width], 0, 1)
-    return {"value": one.mean, "low": float(low), "high": float(high)}
-
-
 @dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """One metric record of a run.
+class Findings:
+    """All that is concluded from a table of scores."""
 
-    Attributes:
-        arm: of the study.
-        seed: of the study.
-        step: optimizer step.
-        share: of all steps.
-        loss: mean since the record before.
-        chance_level: loss of guessing, ln(2N - 1) with N pairs.
-        metric: name of the score of the probe; empty where not probed.
-        probe: linear probe on validation labels; NaN where not probed.
-        knn: the same of k-NN.
-        random_encoder: the probe of an untrained encoder.
-        image_statistics: the probe of means and deviations of the bands.
-        collapsed: whether the projections of the interval had collapsed.
-    """
-
-    arm: str
-    seed: int
-    step: int
-    share: float
-    loss: float
-    chance_level: float
-    metric: str
-    probe: float
-    knn: float
-    random_encoder: float
-    image_statistics: float
-    collapsed: bool
+    table: Table
+    score: str  # its name
+    means: list[Estimate]  # of arms
+    against: list[Estimate]  # differences to the first arm; empty with one arm or without reference
+    operations: list[Estimate] = field(default_factory=list)  # their effects in couplets
+    ranks: Stability | None = None  # None where arms are not ranked
+    # of each couplet to be among the lowest quarter; empty in other studies
+    chances: dict[str, float] = field(default_factory=dict)
+    curves: list[CurvePoint] = field(default_factory=list)  # empty in studies without curves
+    same_loss: bool = False  # whether the losses of arms can be compared
 
 
-def read_curves(runs: Iterable[StudyRun]) -> list[CurvePoint]:
-    """Read the metric records of runs; those that have not begun have none."""
-    paths = [(run, Path(run.config.run_dir, METRICS_NAME)) for run in runs]
-    return [_point(run, one) for run, path in paths if path.is_file() for one in read_metrics(path)]
-
-
-def _point(run: StudyRun, record: dict[str, Any]) -> CurvePoint:
-    # the first metric of the probe, as curves of a single run take it
-    metric = next((key for key in record if key.startswith("probe/")), "").partition("/")[2]
-
-    def number(key: str) -> float:
-        """Return a metric, NaN where it is missing or null."""
-        value = record.get(key)
-        return math.nan if value is None else float(value)
-
-    known = None not in (record["deviation"], record["mean_cosine"])
-    return CurvePoint(
-        run.arm,
-        run.seed,
-        record["step"],
-        record["step"] / record["num_steps"],
-        number("loss"),
-        record["chance_level"],
-        metric,
-        number(f"probe/{metric}"),
-        number(f"knn/{metric}"),
-        number("controls/random_encoder"),
-        number("controls/image_statistics"),
-        known and bool(collapse_in_words(record)),
+def conclude(config: StudyConfig, table: Table) -> Findings:
+    """Return what a table of a study's scores allows to conclude."""
+    if config.study is StudyName.labels:
+        return Findings(table, config.score, arm_means(table), advantages(table))
+    couplets = [name for name in table.arms if "+" in name]
+    couplets = couplets if config.study in COUPLET_STUDIES else []
+    ranked = table.only(couplets) if couplets else table
+    # a study of couplets alone has no arm that the others could be compared with
+    has_reference = len(table.arms) > 1 and "+" not in table.arms[0]
+    return Findings(
+        table,
+        config.score,
+        arm_means(table),
+        differences(table, table.arms[0]) if has_reference else [],
+        operation_effects(ranked) if couplets else [],
+        stability(ranked),
+        chance_of_bottom(ranked) if couplets else {},
+        read_curves(runs_of(config)) if config.study in CURVES else [],
+        config.study in SAME_LOSS,
     )

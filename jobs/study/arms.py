@@ -1,4 +1,4 @@
-"""The settings of a study, its arms, and the pretraining runs that they make with every seed.
+"""The settings of a study, its arms, the runs that they make with every seed, and their curves.
 
 Called by simclr-study and by its report. An arm's folder depends on its name and seed alone, so the
 same command finds what has been done.
@@ -21,6 +21,8 @@ from preprocess.shards.manifest import read_manifest
 from simclr.augment.parameters import NINE, USUAL_ORDER
 from simclr.config import TrainConfig, from_plain, require, to_plain
 from simclr.evaluation.config import Protocol, SplitRule
+from simclr.monitoring.health import collapse_in_words
+from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 LABEL_SHARES = [0.01, 0.03, 0.1, 0.25, 0.5, 1.0]
 
@@ -148,13 +150,7 @@ class StudyConfig(TrainConfig):
 
 @dataclass(frozen=True, slots=True)
 class StudyRun:
-    """One pretraining of a study.
-
-    Attributes:
-        arm: its name.
-        seed: of the study.
-        config: settings of the pretraining.
-    """
+    """One pretraining of a study."""
 
     arm: str
     seed: int
@@ -196,7 +192,16 @@ def runs_of(config: StudyConfig) -> list[StudyRun]:
         for seed in config.seeds
         for name, changes in arms.items()
     ]
-    return _probed(config, runs) if config.study in CURVES else runs
+    # a loss is no measure: runs are probed while they train, unless the user has chosen how
+    can_probe = bool(config.shards and config.tasks) and not config.monitor.shards
+    if config.study not in CURVES or not can_probe:
+        return runs
+    patches, scored, probed = count_patches(config.shards), config.scored_shards, []
+    for run in runs:
+        every = max(1, math.ceil(most_steps(run.config, patches) / PROBES))
+        monitor = replace(config.monitor, shards=scored, task=config.tasks[0], every_steps=every)
+        probed.append(replace(run, config=replace(run.config, monitor=monitor)))
+    return probed
 
 
 def couplet_name(first: str, second: str) -> str:
@@ -236,19 +241,6 @@ def _settings(config: StudyConfig, arm: str, changes: dict[str, Any], seed: int)
     return from_plain(TrainConfig, plain)
 
 
-def _probed(config: StudyConfig, runs: list[StudyRun]) -> list[StudyRun]:
-    """Probe runs while they train, unless the user has chosen how: a loss is no measure."""
-    if config.monitor.shards or not (config.shards and config.tasks):
-        return runs
-    patches, scored = count_patches(config.shards), config.scored_shards
-    probed = []
-    for run in runs:
-        every = max(1, math.ceil(most_steps(run.config, patches) / PROBES))
-        monitor = replace(config.monitor, shards=scored, task=config.tasks[0], every_steps=every)
-        probed.append(replace(run, config=replace(run.config, monitor=monitor)))
-    return probed
-
-
 def _all_arms(config: StudyConfig) -> Arms:
     if config.study in VARIED:
         key, values = VARIED[config.study]
@@ -260,7 +252,21 @@ def _all_arms(config: StudyConfig) -> Arms:
             pairs = {name: _augmented("list", name.split("+")) for name in couplets}
             return {name: _augmented(name, []) for name in WHOLE} | pairs
         case StudyName.optimizer:
-            return _optimizer_arms(config.died_after_steps)
+            grid = [(name, rate) for name, rates in OPTIMIZER_RATES.items() for rate in rates]
+            proper = {
+                f"{name} {rate:g}": {"optim.name": name, "optim.learning_rate": rate}
+                for name, rate in grid
+            }
+            # what figure 2 compared adam with: no warm-up, and a cosine that ended in the first
+            # epoch
+            dead = {
+                "optim.name": "sgd",
+                "optim.learning_rate": OPTIMIZER_RATES["sgd"][1],
+                "optim.schedule": "cosine",
+                "optim.decay_steps": config.died_after_steps,
+                "optim.warmup_epochs": 0.0,
+            }
+            return {**proper, "sgd 2021": dead}
         case StudyName.labels:
             return {"as set": {}}
         case StudyName.settings:
@@ -291,25 +297,53 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _augmented(preset: str, operations: list[str]) -> dict[str, Any]:
-    return {
-        "augment.preset": preset,
-        "augment.operations": operations,
-        "augment.couplets": [],
-    }
+    return {"augment.preset": preset, "augment.operations": operations, "augment.couplets": []}
 
 
-def _optimizer_arms(died_after_steps: int) -> Arms:
-    proper = {
-        f"{name} {rate:g}": {"optim.name": name, "optim.learning_rate": rate}
-        for name, rates in OPTIMIZER_RATES.items()
-        for rate in rates
-    }
-    # what figure 2 compared adam with: no warm-up, and a cosine that ended in the first epoch
-    dead = {
-        "optim.name": "sgd",
-        "optim.learning_rate": OPTIMIZER_RATES["sgd"][1],
-        "optim.schedule": "cosine",
-        "optim.decay_steps": died_after_steps,
-        "optim.warmup_epochs": 0.0,
-    }
-    return {**proper, "sgd 2021": dead}
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One metric record of a run; NaN where a number is missing."""
+
+    arm: str
+    seed: int
+    step: int
+    share: float  # of all steps
+    loss: float  # mean since the record before
+    chance_level: float  # loss of guessing, ln(2N - 1) with N pairs
+    metric: str  # name of the score of the probe; empty where not probed
+    probe: float  # linear probe on validation labels
+    knn: float
+    random_encoder: float  # the probe of an untrained encoder
+    image_statistics: float  # the probe of means and deviations of the bands
+    collapsed: bool  # whether the projections of the interval had
+
+
+def read_curves(runs: Iterable[StudyRun]) -> list[CurvePoint]:
+    """Read the metric records of runs; those that have not begun have none."""
+    paths = [(run, Path(run.config.run_dir, METRICS_NAME)) for run in runs]
+    return [_point(run, one) for run, path in paths if path.is_file() for one in read_metrics(path)]
+
+
+def _point(run: StudyRun, record: dict[str, Any]) -> CurvePoint:
+    # the first metric of the probe, as curves of a single run take it
+    metric = next((key for key in record if key.startswith("probe/")), "").partition("/")[2]
+    names = (f"probe/{metric}", f"knn/{metric}", "controls/random_encoder")
+    probe, knn, random_encoder, image_statistics, loss = (
+        math.nan if record.get(key) is None else float(record[key])
+        for key in (*names, "controls/image_statistics", "loss")
+    )
+    known = None not in (record["deviation"], record["mean_cosine"])
+    return CurvePoint(
+        arm=run.arm,
+        seed=run.seed,
+        step=record["step"],
+        share=record["step"] / record["num_steps"],
+        loss=loss,
+        chance_level=record["chance_level"],
+        metric=metric,
+        probe=probe,
+        knn=knn,
+        random_encoder=random_encoder,
+        image_statistics=image_statistics,
+        collapsed=known and bool(collapse_in_words(record)),
+    )

@@ -1,44 +1,38 @@
-"""The report of a study: what may be concluded, tables, pictures, one page, and a recipe.
+"""The report of a study: conclusions in words, tables, pictures, one page, and a recipe.
 
 Called by simclr-study when its runs are scored, and by ``study=published``. Every number on the
-page is in a CSV file beside it.
+page is in a CSV file beside it. Scores are drawn in percent, differences in points.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from jobs.figures.canvas import Page, draw_fractions, plain
+from jobs.figures.canvas import COLORS, Axes, Page, canvas, draw_fractions, plain, write_csv
 from jobs.run_dir import provenance, to_yaml
 from jobs.study.analysis import (
+    COUPLET_STUDIES,
     RELIABLE,
-    CurvePoint,
+    Array,
     Estimate,
+    Findings,
     Score,
     Stability,
-    Table,
-    advantages,
     arm_means,
     by_share,
-    chance_of_bottom,
-    differences,
+    conclude,
     lowest_quarter,
-    operation_effects,
-    read_curves,
     read_table,
-    stability,
-    to_csv,
 )
-from jobs.study.arms import CURVES, StudyConfig, StudyName, runs_of
-from jobs.study.figures import draw_couplets, draw_curves, draw_estimates
+from jobs.study.arms import CurvePoint, StudyConfig, StudyName
 from preprocess.shards.atomic_io import write_text
 from simclr.config import to_plain
 
@@ -53,91 +47,6 @@ _TITLES = {
     StudyName.settings: "Study of settings",
     StudyName.published: "The couplets of the SimCLR-S2 study of 2021",
 }
-COUPLET_STUDIES = (StudyName.augmentation, StudyName.published)
-# Elsewhere arms differ in the chance level or the scale of their losses.
-SAME_LOSS = (StudyName.optimizer, StudyName.rate)
-
-
-@dataclass(frozen=True, slots=True)
-class Chance:
-    """In which share of bootstrap draws a couplet is among the lowest quarter."""
-
-    arm: str
-    chance: float
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """All that is concluded from a table of scores.
-
-    Attributes:
-        table: scores.
-        score: their name.
-        means: of arms.
-        against: differences to the reference arm, the first; empty with one arm or without it.
-        operations: effects of operations in couplets; empty in other studies.
-        ranks: how far the ranking can be trusted; None where arms are not ranked.
-        chances: of each couplet to be among the lowest quarter; empty in other studies.
-        curves: metric records of the runs; empty in studies without curves.
-        same_loss: whether the losses of arms can be compared.
-    """
-
-    table: Table
-    score: str
-    means: list[Estimate]
-    against: list[Estimate]
-    operations: list[Estimate] = field(default_factory=list)
-    ranks: Stability | None = None
-    chances: list[Chance] = field(default_factory=list)
-    curves: list[CurvePoint] = field(default_factory=list)
-    same_loss: bool = False
-
-    @property
-    def compared(self) -> str:
-        """Heading of the differences."""
-        if self.ranks:
-            return f"Arms against {self.table.arms[0]}"
-        return "Pretrained against the controls"
-
-    @property
-    def sentences(self) -> list[str]:
-        """The conclusions, one sentence each."""
-        found = ranking_verdict(self.ranks, len(self.table.seeds)) if self.ranks else []
-        if self.against:
-            found.append(effects_verdict(self.against, self.compared))
-        if self.operations:
-            found.append(effects_verdict(self.operations, "Operations in couplets"))
-        if self.same_loss:
-            found.append(loss_beside_score(self.curves, self.means, self.score))
-        if gaps := self.table.missing:
-            more = f" and {len(gaps) - 5} more" if len(gaps) > 5 else ""
-            found.append(
-                f"Without a score: {'; '.join(gaps[:5])}{more}. The same command makes what is "
-                "missing."
-            )
-        return [sentence for sentence in found if sentence]
-
-
-def conclude(config: StudyConfig, table: Table) -> Findings:
-    """Return what a table of a study's scores allows to conclude."""
-    if config.study is StudyName.labels:
-        return Findings(table, config.score, arm_means(table), advantages(table))
-    couplets = [name for name in table.arms if "+" in name]
-    couplets = couplets if config.study in COUPLET_STUDIES else []
-    ranked = table.only(couplets) if couplets else table
-    # a study of couplets alone has no arm that the others could be compared with
-    has_reference = len(table.arms) > 1 and "+" not in table.arms[0]
-    return Findings(
-        table,
-        config.score,
-        arm_means(table),
-        differences(table, table.arms[0]) if has_reference else [],
-        operation_effects(ranked) if couplets else [],
-        stability(ranked),
-        [Chance(*item) for item in chance_of_bottom(ranked).items()] if couplets else [],
-        read_curves(runs_of(config)) if config.study in CURVES else [],
-        config.study in SAME_LOSS,
-    )
 
 
 def write_study(config: StudyConfig, made_by: Mapping[str, Any] | None = None) -> str:
@@ -153,55 +62,73 @@ def write_study(config: StudyConfig, made_by: Mapping[str, Any] | None = None) -
     found = conclude(config, read_table(config))
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
+    sentences = conclusions(found)
     _write_tables(folder, found)
-    if config.study in COUPLET_STUDIES:
-        _write_recipe(folder, found)
-    page = _page(config, folder, found)
+    lowest = lowest_quarter(found.means)
+    left = [name for name in found.table.arms if "+" in name and name not in lowest]
+    if left and config.study in COUPLET_STUDIES:
+        # the couplets above the lowest quarter are a recipe of the user's own
+        head = "".join(f"# {sentence}\n" for sentence in sentences)
+        values = to_yaml({"augment": {"preset": "couplets", "operations": [], "couplets": left}})
+        write_text(folder / "recipe" / "allowed.yaml", f"# @package _global_\n{head}{values}")
+    page = Page(_TITLES[config.study]).lead(sentences[0]).bullets(*sentences[1:])
+    _add_findings(page, config, folder, found)
     _add_origin(page, config, made_by or provenance())
-    return "\n".join([*found.sentences, str(page.write(folder / PAGE_NAME))])
+    return "\n".join([*sentences, str(page.write(folder / PAGE_NAME))])
+
+
+def conclusions(found: Findings) -> list[str]:
+    """Return what was found, a sentence each."""
+    said = ranking_verdict(found.ranks, len(found.table.seeds)) if found.ranks else []
+    if found.against:
+        said.append(effects_verdict(found.against, _compared(found)))
+    if found.operations:
+        said.append(effects_verdict(found.operations, "Operations in couplets"))
+    if found.same_loss:
+        said.append(loss_beside_score(found.curves, found.means, found.score))
+    if gaps := found.table.missing:
+        more = f" and {len(gaps) - 5} more" if len(gaps) > 5 else ""
+        shown = "; ".join(gaps[:5])
+        said.append(f"Without a score: {shown}{more}. The same command makes what is missing.")
+    return [sentence for sentence in said if sentence]
+
+
+def _compared(found: Findings) -> str:
+    """Return the heading of the differences."""
+    if found.ranks:
+        return f"Arms against {found.table.arms[0]}"
+    return "Pretrained against the controls"
 
 
 def _write_tables(folder: Path, found: Findings) -> None:
     table = found.table
     scores = [
-        Score(arm, labels, seed, float(table.grid[row, column, layer]))
-        for row, arm in enumerate(table.arms)
-        for column, labels in enumerate(table.labels)
-        for layer, seed in enumerate(table.seeds)
+        Score(table.arms[arm], table.labels[labels], table.seeds[seed], float(value))
+        for (arm, labels, seed), value in np.ndenumerate(table.grid)
     ]
-    tables: dict[str, tuple[Sequence[object], type[Any]]] = {
-        "scores": (scores, Score),
-        "arms": (found.means, Estimate),
-        "stability": ([found.ranks] if found.ranks else [], Stability),
-        "differences": (found.against, Estimate),
-        "curves": (found.curves, CurvePoint),
-        "operations": (found.operations, Estimate),
-        "lowest_quarter": (found.chances, Chance),
+    tables: dict[str, Sequence[Any]] = {
+        "scores": scores,
+        "arms": found.means,
+        "stability": [found.ranks] if found.ranks else [],
+        "differences": found.against,
+        "curves": found.curves,
+        "operations": found.operations,
     }
-    for name, (rows, kind) in tables.items():
+    for name, rows in tables.items():
         if rows:
-            write_text(folder / f"{name}.csv", to_csv(rows, kind))
+            header = [entry.name for entry in fields(rows[0])]
+            write_csv(folder / f"{name}.csv", header, map(astuple, rows))
+    if found.chances:
+        write_csv(folder / "lowest_quarter.csv", ("arm", "chance"), found.chances.items())
 
 
-def _write_recipe(folder: Path, found: Findings) -> None:
-    """Leave the couplets above the lowest quarter as a recipe of the user's own."""
-    lowest = lowest_quarter(found.means)
-    left = [name for name in found.table.arms if "+" in name and name not in lowest]
-    if left:
-        head = "".join(f"# {sentence}\n" for sentence in found.sentences)
-        values = to_yaml({"augment": {"preset": "couplets", "operations": [], "couplets": left}})
-        write_text(folder / "recipe" / "allowed.yaml", f"# @package _global_\n{head}{values}")
-
-
-def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
+def _add_findings(page: Page, config: StudyConfig, folder: Path, found: Findings) -> None:
     score, seeds = plain(found.score), _counted(found.table.seeds, "seed")
-    page = Page(_TITLES[config.study]).lead(found.sentences[0]).bullets(*found.sentences[1:])
     if found.chances:
         _add_couplets(page, folder, found)
     elif config.study is StudyName.labels:
-        path = draw_fractions(
-            folder / "shares.png", by_share(found.table, config.score), config.score
-        )
+        rows = by_share(found.table, config.score)
+        path = draw_fractions(folder / "shares.png", rows, config.score)
         caption = (
             f"Means over {seeds} of pretraining and of the labels drawn; bands: 95 % intervals."
         )
@@ -214,7 +141,7 @@ def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
         label = f"difference in {score} (points)"
         path = draw_estimates(folder / "differences.png", found.against, label)
         caption = "Differences paired by seed, 95 % intervals; significance corrected by Holm."
-        page.heading(found.compared).picture(path, caption)
+        page.heading(_compared(found)).picture(path, caption)
     if found.curves:
         path = draw_curves(folder / "curves.png", found.curves)
         caption = f"Means over {seeds}. Dashed grey: the loss of guessing."
@@ -222,36 +149,28 @@ def _page(config: StudyConfig, folder: Path, found: Findings) -> Page:
             caption += " Black: untrained baselines."
         page.heading("Loss and probe").text(*filter(None, [collapses(found.curves)]))
         page.picture(path, caption)
-    page.heading("All arms").table(*_arm_table(found))
+    _add_arms(page, found)
     page.text("Every number of this page:")
-    return page.links({path.name: path.name for path in sorted(folder.glob("*.csv"))})
+    page.links({path.name: path.name for path in sorted(folder.glob("*.csv"))})
 
 
 def _counted(things: Sequence[object], name: str) -> str:
     return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
-def _arm_table(found: Findings) -> tuple[list[str], list[list[object]]]:
-    """Return header and rows, the best arm first; intervals and seeds only where they say more."""
+def _add_arms(page: Page, found: Findings) -> None:
+    """Append all arms, the best one first; intervals and seeds only where they say more."""
     means = sorted(found.means, key=lambda one: (math.isnan(one.mean), -one.mean))
-    has_intervals = any(not math.isnan(one.half_width) for one in means)
-    has_gaps = len({one.seeds for one in means}) > 1
-    header = [
-        "arm",
-        f"{plain(found.score)} (%)",
-        *["± (95 %)"] * has_intervals,
-        *["seeds"] * has_gaps,
-    ]
-    rows = [
-        [
-            one.name,
-            _percent(one.mean),
-            *[_percent(one.half_width)] * has_intervals,
-            *[one.seeds] * has_gaps,
-        ]
-        for one in means
-    ]
-    return header, rows
+    header = ["arm", f"{plain(found.score)} (%)"]
+    columns: list[list[object]] = [[one.name for one in means]]
+    columns.append([_percent(one.mean) for one in means])
+    if any(not math.isnan(one.half_width) for one in means):
+        header.append("± (95 %)")
+        columns.append([_percent(one.half_width) for one in means])
+    if len({one.seeds for one in means}) > 1:
+        header.append("seeds")
+        columns.append([one.seeds for one in means])
+    page.heading("All arms").table(header, zip(*columns, strict=True))
 
 
 def _percent(share: float) -> str:
@@ -262,11 +181,10 @@ def _add_couplets(page: Page, folder: Path, found: Findings) -> None:
     table = found.table
     pairs = table.only([name for name in table.arms if "+" in name])
     seeds = _counted(table.seeds, "seed")
-    whole = (
-        f"mean over {len(table.labels)} label sets" if len(table.labels) > 1 else table.labels[0]
-    )
+    several = len(table.labels) > 1
+    whole = f"mean over {len(table.labels)} label sets" if several else table.labels[0]
     maps = {"heatmap": (f"{plain(whole)}, {seeds}", arm_means(pairs))}
-    for column, labels in enumerate(table.labels if len(table.labels) > 1 else ()):
+    for column, labels in enumerate(table.labels if several else ()):
         maps[f"heatmap_{labels}"] = plain(labels), arm_means(pairs.of_labels(column))
     values = [one.mean for _, means in maps.values() for one in means]
     limits = float(np.nanmin(values)), float(np.nanmax(values))
@@ -277,23 +195,18 @@ def _add_couplets(page: Page, folder: Path, found: Findings) -> None:
         path = draw_couplets(folder / f"{name}.png", means, limits, found.score, clear)
         shown = "Score with the half-width of its 95 % interval" if seeds[0] != "1" else "Score"
         bold = f"; bold: differs significantly from {table.arms[0]}" if clear else ""
-        page.picture(
-            path, f"{title[:1].upper()}{title[1:]}. {shown}; framed: the lowest quarter{bold}."
-        )
+        caption = f"{title[:1].upper()}{title[1:]}. {shown}; framed: the lowest quarter{bold}."
+        page.picture(path, caption)
     if found.operations:
-        path = draw_estimates(
-            folder / "operations.png", found.operations, "score with it minus without (points)"
-        )
-        page.heading("Operations").picture(
-            path, "What each operation does to a couplet, against the mean of all operations."
-        )
-    likely = sorted(found.chances, key=lambda one: -one.chance)
-    page.heading("The lowest quarter").text(
-        "How often a couplet is in the lowest quarter when replicates are drawn again:"
-    ).table(
-        ("couplet", "share of draws"),
-        [(one.arm, f"{one.chance:.0%}") for one in likely if one.chance >= 0.05],
-    )
+        label = "score with it minus without (points)"
+        path = draw_estimates(folder / "operations.png", found.operations, label)
+        caption = "What each operation does to a couplet, against the mean of all operations."
+        page.heading("Operations").picture(path, caption)
+    likely = sorted(found.chances.items(), key=lambda item: -item[1])
+    rows = [(arm, f"{chance:.0%}") for arm, chance in likely if chance >= 0.05]
+    page.heading("The lowest quarter")
+    page.text("How often a couplet is in the lowest quarter when replicates are drawn again:")
+    page.table(("couplet", "share of draws"), rows)
 
 
 def _add_origin(page: Page, config: StudyConfig, made_by: Mapping[str, Any]) -> None:
@@ -357,33 +270,28 @@ def effects_verdict(estimates: Sequence[Estimate], what: str) -> str:
 
 def loss_beside_score(points: Sequence[CurvePoint], means: Sequence[Estimate], score: str) -> str:
     """Name the arm that the loss would choose and the one that the score chooses; empty for one."""
-    last = {(one.arm, one.seed): one.loss for one in points}
-    losses = {arm: _mean_loss(last, arm) for arm, _ in last}
+    by_arm: dict[str, dict[int, float]] = {}
+    for one in points:
+        by_arm.setdefault(one.arm, {})[one.seed] = one.loss  # that of the last record stays
+    losses = {arm: sum(last.values()) / len(last) for arm, last in by_arm.items()}
     both = [one for one in means if not math.isnan(one.mean + losses.get(one.name, math.nan))]
     if len(both) < 2:
         return ""
     lowest = min(both, key=lambda one: losses[one.name])
     best = max(both, key=lambda one: one.mean)
     name = plain(score)
+    highest, loss_there = f"{100 * best.mean:.1f} %", f"{losses[best.name]:.2f}"
     sentence = (
-        f"The lowest loss, {losses[lowest.name]:.2f}, is that of {lowest.name}, whose {name} is "
-        f"{100 * lowest.mean:.1f} %; the highest {name}, {100 * best.mean:.1f} %, is that of "
-        f"{best.name}, whose loss is {losses[best.name]:.2f}."
+        f"{best.name} has both the lowest loss, {loss_there}, and the highest {name}, {highest}."
+        if lowest is best
+        else f"The lowest loss, {losses[lowest.name]:.2f}, is that of {lowest.name}, whose {name} "
+        f"is {100 * lowest.mean:.1f} %; the highest {name}, {highest}, is that of {best.name}, "
+        f"whose loss is {loss_there}."
     )
-    if lowest is best:
-        sentence = (
-            f"{best.name} has both the lowest loss, {losses[best.name]:.2f}, and the highest "
-            f"{name}, {100 * best.mean:.1f} %."
-        )
     if len(both) < 3 or len({one.mean for one in both}) < 2:
         return sentence
     found = stats.spearmanr([-losses[one.name] for one in both], [one.mean for one in both])
     return f"{sentence} Low loss and high {name} agree with Spearman {found.statistic:.2f}."
-
-
-def _mean_loss(last: Mapping[tuple[str, int], float], arm: str) -> float:
-    losses = [loss for (name, _), loss in last.items() if name == arm]
-    return sum(losses) / len(losses)
 
 
 def collapses(points: Sequence[CurvePoint]) -> str:
@@ -396,3 +304,143 @@ def collapses(points: Sequence[CurvePoint]) -> str:
         for arm in arms
     ]
     return f"Projections collapsed at some step of {', '.join(named)}." if named else ""
+
+
+# The heat map is a triangle: each pair of the nine operations once.
+_ROWS = ("brightness", "contrast", "gain", "speckle", "flip", "rotation", "shift", "zoom")
+_COLUMNS = ("blur", *_ROWS[:-1])
+_PALE = "#444444"  # still readable on the darkest green
+_GREY = "#777777"
+_SIDE = 0.46  # of a cell that is 1 wide: neighbours keep a frame each
+
+
+def draw_couplets(
+    path: Path,
+    estimates: Sequence[Estimate],
+    limits: tuple[float, float],
+    score: str,
+    clear: Set[str],
+) -> Path:
+    """Draw the triangle of couplets; their lowest quarter is framed.
+
+    Args:
+        path: PNG.
+        estimates: of arms; those of couplets are drawn.
+        limits: scores at the ends of the colours, 0 to 1.
+        score: its name.
+        clear: couplets that differ significantly from the reference, in bold.
+    """
+    grid: Array = np.full((len(_ROWS), len(_COLUMNS)), np.nan)
+    lowest = lowest_quarter(estimates)
+    with canvas(path, 8.6, 6.2) as figure:
+        axes = figure.subplots()
+        for one in estimates:
+            if "+" not in one.name:
+                continue
+            column, below = sorted(("blur", *_ROWS).index(name) for name in one.name.split("+"))
+            row = below - 1  # rows begin with the second operation
+            grid[row, column] = 100 * one.mean
+            style: dict[str, Any] = {"color": _PALE}
+            if one.name in clear:
+                style = {"color": "black", "weight": "bold"}
+            text = f"{100 * one.mean:.1f}"
+            if not math.isnan(one.half_width):
+                text += f"\n±{100 * one.half_width:.1f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=11, **style)
+            if one.name in lowest:
+                across = [column + _SIDE * sign for sign in (-1, 1, 1, -1, -1)]
+                down = [row + _SIDE * sign for sign in (-1, -1, 1, 1, -1)]
+                axes.plot(across, down, color=COLORS[1], linewidth=2)
+        low, high = (100 * limit for limit in limits)
+        image = axes.imshow(grid, cmap="YlGn", vmin=low, vmax=high, alpha=0.55, aspect="auto")
+        axes.set_xticks(range(len(_COLUMNS)), _COLUMNS, rotation=30, ha="right", fontsize=11)
+        axes.set_yticks(range(len(_ROWS)), _ROWS, fontsize=11)
+        axes.spines[:].set_visible(False)
+        figure.colorbar(image, ax=axes, shrink=0.7, label=f"{plain(score)} (%)")
+    return path
+
+
+def draw_estimates(path: Path, estimates: Sequence[Estimate], label: str) -> Path:
+    """Draw means with their intervals, in the order given; a line where 0 matters."""
+    with canvas(path, 8.6, 1.2 + 0.3 * len(estimates)) as figure:
+        axes = figure.subplots()
+        for row, one in enumerate(estimates):
+            half = 0 if math.isnan(one.half_width) else 100 * one.half_width
+            style: dict[str, Any] = {"fmt": "o", "capsize": 3, "markersize": 4}
+            color = COLORS[1] if one.excludes_zero else COLORS[0]
+            axes.errorbar(100 * one.mean, row, xerr=half, color=color, **style)
+        axes.set_yticks(range(len(estimates)), [one.name for one in estimates])
+        axes.set_ylim(len(estimates) - 0.4, -0.6)  # downwards, as in the tables
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+        if tests := sum(not math.isnan(one.p_value) for one in estimates):
+            axes.axvline(0, color=COLORS[6], linewidth=1)
+            # of many intervals some leave 0 out by chance: the colour counts, not the interval
+            axes.set_title(f"red: significant after correction for {tests} tests", fontsize=10)
+    return path
+
+
+def draw_curves(path: Path, points: Sequence[CurvePoint]) -> Path:
+    """Draw each arm's loss with the chance level and, where runs were probed, their probe.
+
+    Lines are means over seeds; arms whose names begin alike share a colour, and a cross marks a
+    collapse. The loss is no measure of quality, and other batch sizes have other chance levels.
+    """
+    arms = list(dict.fromkeys(one.arm for one in points))
+    metric = next((one.metric for one in points if one.metric), "")
+    with canvas(path, 13 if metric else 8.6, 5) as figure:
+        left, *right = figure.subplots(1, 2 if metric else 1, squeeze=False)[0]
+        for arm, style in zip(arms, _styles(arms), strict=True):
+            own = [one for one in points if one.arm == arm]
+            for axes, value in zip((left, *right), ("loss", "probe"), strict=False):
+                _draw_curve(axes, own, value, {"label": arm, **style})
+        if any(one.collapsed for one in points):
+            left.plot([], [], "x", color=COLORS[6], label="collapsed")
+        for chance in sorted({one.chance_level for one in points}):
+            left.axhline(chance, color=_GREY, linestyle="--", linewidth=1)
+            text = f"chance: ln(2N - 1) = {chance:.2f}"
+            left.annotate(text, (1, chance), ha="right", va="bottom", fontsize=9)
+        left.set_ylabel("contrastive loss (no measure of quality)")
+        for axes in right:
+            axes.set_ylabel(f"linear probe, validation labels: {plain(metric)} (%)")
+            for name, dashes in (("random_encoder", ":"), ("image_statistics", "--")):
+                values = [value for one in points if not math.isnan(value := getattr(one, name))]
+                if values:
+                    level = 100 * float(np.mean(values))
+                    axes.axhline(level, color=COLORS[6], linestyle=dashes, linewidth=1)
+                    axes.annotate(plain(name), (0.01, level), ha="left", va="bottom", fontsize=9)
+        for axes in (left, *right):
+            axes.set_xlabel("share of all steps")
+            axes.set_xlim(0, 1.02)
+            axes.grid(alpha=0.3)
+        handles, names = left.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside right center", fontsize=9)
+    return path
+
+
+def _styles(arms: Sequence[str]) -> list[dict[str, Any]]:
+    """Return colour and dashes of each arm: colours for families, dashes within one."""
+    families = [arm.rpartition(" ")[0] or arm for arm in arms]
+    colors, styles = list(dict.fromkeys(families)), []
+    for number, family in enumerate(families):
+        color, rank = colors.index(family), families[:number].count(family)
+        dashes = ("-", "--", ":", "-.")[(rank + color // len(COLORS)) % 4]
+        styles.append({"color": COLORS[color % len(COLORS)], "linestyle": dashes})
+    return styles
+
+
+def _draw_curve(
+    axes: Axes, own: Sequence[CurvePoint], value: str, style: Mapping[str, Any]
+) -> None:
+    """Draw the mean over seeds of an arm at each share of its steps, and where it had collapsed."""
+    is_probe = value == "probe"
+    known: dict[float, list[float]] = {}
+    for one in own:
+        if not math.isnan(number := getattr(one, value)):
+            known.setdefault(one.share, []).append(100 * number if is_probe else number)
+    means = {share: float(np.mean(known[share])) for share in sorted(known)}
+    marker = "o" if is_probe else ""
+    axes.plot([*means], [*means.values()], linewidth=1.3, marker=marker, markersize=3, **style)
+    if fallen := sorted({one.share for one in own if one.collapsed} & set(means)):
+        heights = [means[share] for share in fallen]
+        axes.plot(fallen, heights, "x", color=style["color"], markersize=7)

@@ -19,9 +19,9 @@ from jobs.cli.schema import register, to_settings
 from jobs.commands.pretrain import Pretrain
 from jobs.commands.study import run_study
 from jobs.config import ClusterConfig
-from jobs.study.analysis import published, read_table, tabulate
+from jobs.study.analysis import conclude, published, read_table, tabulate
 from jobs.study.arms import StudyConfig, StudyName
-from jobs.study.report import conclude, write_study
+from jobs.study.report import conclusions, write_study
 from simclr.config import DataConfig, EncoderName, ModelConfig, to_plain
 from simclr.train import train
 
@@ -217,5 +217,5 @@ def test_a_study_without_scores_says_how_to_make_them(tmp_path):
 
 def test_one_seed_is_never_conclusive():
     found = conclude(StudyConfig(study=StudyName.published), tabulate(published()))
-    assert any("one seed" in sentence for sentence in found.sentences)
+    assert any("one seed" in sentence for sentence in conclusions(found))
     assert not found.against

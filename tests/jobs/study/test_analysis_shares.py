@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jobs.study.analysis import Score, by_share, row_name, tabulate
+from jobs.study.analysis import Score, by_share, conclude, row_name, tabulate
 from jobs.study.arms import LABEL_SHARES, StudyConfig, StudyName
-from jobs.study.report import conclude
+from jobs.study.report import conclusions
 
 CONTROLS = ("random encoder", "image statistics")
 
@@ -29,7 +29,7 @@ def test_an_advantage_at_few_labels_is_found_there_and_nowhere_else():
     assert clear == {"random encoder, 1 %", "image statistics, 1 %"}
     assert all(0.15 < one.mean < 0.25 for one in found.against if one.name in clear)
     assert len(found.against) == 4
-    (said,) = found.sentences
+    (said,) = conclusions(found)
     assert said.startswith("Pretrained against the controls: significant are random encoder, 1 %")
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.study.analysis import Estimate, read_curves
-from jobs.study.arms import StudyConfig, StudyName, runs_of
-from jobs.study.figures import draw_curves
-from jobs.study.report import collapses, loss_beside_score
+from jobs.study.analysis import Estimate
+from jobs.study.arms import StudyConfig, StudyName, read_curves, runs_of
+from jobs.study.report import collapses, draw_curves, loss_beside_score
 
 CHANCE = math.log(63)
 HEALTHY = {"deviation": 0.9, "mean_cosine": 0.1}
