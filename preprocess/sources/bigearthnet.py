@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,17 +63,13 @@ _V2_PATCH = re.compile(
 )
 _SQUARE = len("_26_57")  # what the name of a patch of v2 has behind that of its product
 
+Row = tuple[str, Labels, str]  # what a table of v2 says of a patch: split, labels, name in v1
 _log = logging.getLogger(__name__)
+_labels_of_19 = cache(labels_of_19)  # half a million rows hold a few thousand combinations
 
 
-def read_band_files(folder: Path, groups: Groups) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
-    """Read pixels and grid of ``<folder>/<folder name>_<band>.tif`` for every band.
-
-    Files are opened by name: side files in the folder must not count as bands.
-
-    Raises:
-        PatchError: as ``read_groups``; or tags of the files say that an offset is due.
-    """
+def _read_bands(folder: Path, groups: Groups) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
+    # by name: side files in the folder must not count as bands
     paths = {band: folder / f"{folder.name}_{band}.tif" for g in groups for band in g.bands}
     pixels, grid, tagged = read_groups(paths, groups)
     if tagged:
@@ -81,11 +77,61 @@ def read_band_files(folder: Path, groups: Groups) -> tuple[dict[str, npt.NDArray
     return pixels, grid
 
 
-def place_of(tile: str, patch_id: str) -> str:
+def _place_of(tile: str, patch_id: str) -> str:
     """Return the ground cell: tile, column and row, the same in v1, v2 and on every date."""
-    column, row = patch_id.rsplit("_", 2)[1:]
     # as numbers: v1 writes 4_55 where v2 writes 04_55
-    return square_name(tile, int(column), int(row))
+    return square_name(tile, *map(int, patch_id.rsplit("_", 2)[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class V1Tree(Source):
+    """What reads a tree of v1, measured or simulated."""
+
+    config: SourceConfig
+
+    def layout(self) -> ShardLayout:
+        """Return native band groups and the four labellings."""
+        label_sets = (BIGEARTHNET43, BIGEARTHNET19, REGULAR, EXTENDED)
+        return ShardLayout(patch_groups(self.config.bands), label_sets)
+
+    def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
+        """Read band files and labels of one folder."""
+        folder = self.tree() / ref.path
+        pixels, grid = _read_bands(folder, layout.groups)
+        path = folder / f"{folder.name}_labels_metadata.json"
+        metadata = _read_json(path)
+        # an L1C product: the authors ran sen2cor themselves, so no L2A name and no offset exists
+        product = metadata["tile_source"]
+        tile = _V1_TILE.search(product)
+        stamp = metadata["acquisition_date"]  # the time in the name may have lost a digit
+        try:
+            labels = labels_of_43(metadata["labels"])
+        except ValueError as error:
+            raise PatchError(path, str(error)) from error
+        try:
+            acquired = datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S").isoformat() + "Z"
+        except ValueError as error:
+            reason = f"acquisition_date is {stamp!r}, not a date and a time"
+            raise PatchError(path, reason) from error
+        return Patch(
+            id=ref.id,
+            pixels=pixels,
+            labels=labels,
+            product=product,
+            tile=tile[1] if tile else "",
+            place=_place_of(tile[1], ref.id) if tile else "",
+            acquired=acquired,
+            split=ref.split,
+            baseline=baseline_of(product),
+            epsg=grid.epsg,
+            crs_wkt=grid.crs.wkt,
+            transform=grid.transform,
+        )
+
+    def tree(self) -> Path:
+        """Return the folder with the patch folders: the root, or the tree's usual name in it."""
+        root = Path(self.config.root)
+        return root / V1_TREE if (root / V1_TREE).is_dir() else root
 
 
 @dataclass(kw_only=True, slots=True)
@@ -108,14 +154,10 @@ class BigEarthNetV1Config(SourceConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class BigEarthNetV1(Source):
+class BigEarthNetV1(V1Tree):
     """The source ``bigearthnet_v1``."""
 
     config: BigEarthNetV1Config
-
-    def layout(self) -> ShardLayout:
-        """Return native band groups and the four labellings."""
-        return layout_of(self.config.bands)
 
     def discover(self) -> Iterator[PatchRef]:
         """Yield the patch folders, with splits from the lists and without the excluded."""
@@ -123,14 +165,15 @@ class BigEarthNetV1(Source):
         lists = (config.train_list, config.validation_list, config.test_list)
         splits = read_splits(dict(zip(("train", "validation", "test"), lists, strict=True)))
         excluded = Exclusions(config.exclude_lists)
-        names = [name for name in patch_folders(Path(config.root)) if name.startswith("S2")]
+        folder_of(config.root)
+        found = [name for name in names_in(self.tree()) if _V1_PATCH.fullmatch(name)]
+        names = [name for name in found if name.startswith("S2")]
         if not names:
-            simulated = patch_folders(Path(config.root))[:1]
             raise ValueError(
-                f"{config.root} holds simulated patches ({simulated[0]}); pack them with "
+                f"{config.root} holds simulated patches ({found[0]}); pack them with "
                 "source=simulated"
-                if simulated
-                else f"no patch folder in {tree_of(Path(config.root))}; expected names such as "
+                if found
+                else f"no patch folder in {self.tree()}; expected names such as "
                 "S2A_MSIL2A_20170613T101031_87_48; point source.root at BigEarthNet-v1.0"
             )
         for name in names:
@@ -142,68 +185,6 @@ class BigEarthNetV1(Source):
             absent = len(splits.keys() - set(names))
             message = "%s: %d of %d patches are on no list, %d listed ones are not there"
             _log.info(message, config.root, unlisted, len(names), absent)
-
-    def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
-        """Read band files and labels of one folder."""
-        return read_patch(tree_of(Path(self.config.root)), ref, layout)
-
-
-def layout_of(bands: list[str]) -> ShardLayout:
-    """Return the layout of a v1 tree for a choice of bands; an empty choice means all."""
-    return ShardLayout(patch_groups(bands), (BIGEARTHNET43, BIGEARTHNET19, REGULAR, EXTENDED))
-
-
-def tree_of(root: Path) -> Path:
-    """Return the folder with the patch folders: the root, or the tree's usual name in it."""
-    return root / V1_TREE if (root / V1_TREE).is_dir() else root
-
-
-def patch_folders(root: Path) -> list[str]:
-    """Return the sorted names of all patch folders.
-
-    Raises:
-        ValueError: the root is not a folder.
-    """
-    tree = tree_of(folder_of(str(root)))
-    return [name for name in names_in(tree) if _V1_PATCH.fullmatch(name)]
-
-
-def read_patch(tree: Path, ref: PatchRef, layout: ShardLayout) -> Patch:
-    """Read one patch folder of a v1 tree.
-
-    Raises:
-        PatchError: a band file or the JSON is missing, unreadable or contradicts the format.
-    """
-    folder = tree / ref.path
-    pixels, grid = read_band_files(folder, layout.groups)
-    path = folder / f"{folder.name}_labels_metadata.json"
-    metadata = _read_json(path)
-    # an L1C product: the authors ran sen2cor themselves, so no L2A name and no offset exists
-    product = metadata["tile_source"]
-    tile = _V1_TILE.search(product)
-    stamp = metadata["acquisition_date"]  # the time in the name may have lost a digit
-    try:
-        labels = labels_of_43(metadata["labels"])
-    except ValueError as error:
-        raise PatchError(path, str(error)) from error
-    try:
-        acquired = datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S").isoformat() + "Z"
-    except ValueError as error:
-        raise PatchError(path, f"acquisition_date is {stamp!r}, not a date and a time") from error
-    return Patch(
-        id=ref.id,
-        pixels=pixels,
-        labels=labels,
-        product=product,
-        tile=tile[1] if tile else "",
-        place=place_of(tile[1], ref.id) if tile else "",
-        acquired=acquired,
-        split=ref.split,
-        baseline=baseline_of(product),
-        epsg=grid.epsg,
-        crs_wkt=grid.crs.wkt,
-        transform=grid.transform,
-    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -220,81 +201,49 @@ def _read_json(path: Path) -> dict[str, Any]:
     return dict(metadata)
 
 
-class Row(NamedTuple):
-    """What a table of v2 says of one patch."""
-
-    split: str
-    labels: Labels
-    v1_name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
+class _Table:
     """A table of v2: its columns in Arrow's memory, and the positions of each product's rows."""
 
-    columns: Any
-    positions: dict[str, npt.NDArray[np.intp]]
+    def __init__(self, path: Path, with_v1_names: bool) -> None:
+        try:
+            schema = parquet_file(path).schema
+            leaves = [schema.column(number).path for number in range(len(schema))]
+            held = {leaf.split(".")[0] for leaf in leaves}
+            missing = [name for name in COLUMNS if name not in held]
+            if missing:
+                raise ValueError(f"it has no column {missing[0]}")
+            # the names that patches have in v1 are 40 MB of text more
+            wanted = [*COLUMNS, V1_NAME] if with_v1_names and V1_NAME in held else COLUMNS
+            # as codes: 19 class names and 3 splits instead of two million texts
+            coded = [leaf for leaf in leaves if leaf.split(".")[0] in ("labels", "split")]
+            # threads would each hold columns of their own
+            file = parquet_file(path, read_dictionary=coded)
+            self._columns = file.read(columns=wanted, use_threads=False)
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(f"the table {path} cannot be used ({error})") from error
+        import pyarrow.compute as pc  # an extra, without which no table has been read
+
+        ids = self._columns["patch_id"]
+        products = pc.utf8_slice_codeunits(ids, start=0, stop=-_SQUARE).combine_chunks()
+        encoded = products.dictionary_encode()
+        codes = encoded.indices.to_numpy()
+        order = np.argsort(codes, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
+        names = encoded.dictionary.to_pylist()
+        self._positions = {names[codes[part[0]]]: part for part in parts}
 
     def of_product(self, product: str) -> dict[str, Row]:
-        """Return the rows of one product by patch.
-
-        Raises:
-            ValueError: a class is not one of the 19.
-        """
-        if product not in self.positions:
-            return {}
-        rows = self.columns.take(self.positions[product]).to_pylist()
+        """Return the rows of one product by patch; refuse a class that is not one of the 19."""
+        positions = self._positions.get(product)
+        rows = [] if positions is None else self._columns.take(positions).to_pylist()
         return {
-            row["patch_id"]: Row(
+            row["patch_id"]: (
                 row["split"] or "",
-                _labels_of_19(tuple(row["labels"] or ())),
+                _labels_of_19(tuple(row["labels"])) if row["labels"] else {},
                 row.get(V1_NAME) or "",
             )
             for row in rows
         }
-
-
-def read_table(path: Path, with_v1_names: bool = False) -> Table:
-    """Read a parquet table; the names that patches have in v1 are 40 MB of text more.
-
-    Raises:
-        ValueError: pyarrow is not installed, or the table is missing, unreadable or lacks a column.
-    """
-    wanted = [*COLUMNS, V1_NAME] if with_v1_names else COLUMNS
-    try:
-        schema = parquet_file(path).schema
-        leaves = [schema.column(number).path for number in range(len(schema))]
-        held = {leaf.split(".")[0] for leaf in leaves}
-        missing = [name for name in COLUMNS if name not in held]
-        if missing:
-            raise ValueError(f"it has no column {missing[0]}")
-        # as codes: 19 class names and 3 splits instead of two million texts
-        coded = [leaf for leaf in leaves if leaf.split(".")[0] in ("labels", "split")]
-        # threads would each hold columns of their own
-        columns = parquet_file(path, read_dictionary=coded).read(
-            columns=[name for name in wanted if name in held], use_threads=False
-        )
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"the table {path} cannot be used ({error})") from error
-    return Table(columns, _positions(columns["patch_id"]))
-
-
-def _positions(ids: Any) -> dict[str, npt.NDArray[np.intp]]:
-    import pyarrow.compute as pc  # an extra, without which no table has been read
-
-    products = pc.utf8_slice_codeunits(ids, start=0, stop=-_SQUARE).combine_chunks()
-    encoded = products.dictionary_encode()
-    codes = encoded.indices.to_numpy()
-    order = np.argsort(codes, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
-    names = encoded.dictionary.to_pylist()
-    return {names[codes[part[0]]]: part for part in parts}
-
-
-@cache
-def _labels_of_19(classes: tuple[str, ...]) -> Labels:
-    # shared between patches: half a million rows hold a few thousand combinations
-    return labels_of_19(classes) if classes else {}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -348,23 +297,27 @@ class BigEarthNetV2(Source):
     def discover(self) -> Iterator[PatchRef]:
         """Yield the patch folders that a table lists and no list excludes, with what it tells."""
         root, config = Path(self.config.root), self.config
-        products = _product_folders(root)
+        products = _names_in(folder_of(config.root) / V2_TREE, "S2")
         excluded = Exclusions(config.exclude_lists)
         # a wrong root is told as such, not as a table that is missing
         paths = [root / name for name in config.tables] if products else []
-        tables = [read_table(path, bool(excluded)) for path in paths]
+        tables = [_Table(path, bool(excluded)) for path in paths]
         num_found = num_listed = 0
-        for product in products:
-            names = _patch_folders(root / V2_TREE / product)
-            # of a patch that several tables list, the last one counts
-            rows = {
-                name: row for table in tables for name, row in table.of_product(product).items()
-            }
+        for product in sorted(products, key=lambda name: name + "_"):  # as their patches' names are
+            held = _names_in(root / V2_TREE / product, product)
+            names = [name for name in held if _V2_PATCH.fullmatch(name)]
+            rows: dict[str, Row] = {}
+            for table in tables:  # of a patch that several list, the last one counts
+                rows |= table.of_product(product)
             listed = [name for name in names if name in rows]
             num_found, num_listed = num_found + len(names), num_listed + len(listed)
             for name in listed:
-                if not _is_excluded(name, rows[name], excluded):
-                    yield PatchRef(name, f"{product}/{name}", rows[name].split, rows[name].labels)
+                split, labels, v1_name = rows[name]
+                # by ground too: a place that is held out is held out on all its dates
+                tile = name.rsplit("_", 3)[1].removeprefix("T")
+                known_as = (name, v1_name, _place_of(tile, name)) if excluded else ()
+                if excluded.isdisjoint(known_as):
+                    yield PatchRef(name, f"{product}/{name}", split, labels)
         excluded.log_unused()
         _check_found(root, config, num_found, num_listed)
 
@@ -374,7 +327,7 @@ class BigEarthNetV2(Source):
         name = _V2_PATCH.fullmatch(ref.id)
         if name is None:
             raise PatchError(folder, "is not named as a patch of BigEarthNet v2")
-        pixels, grid = read_band_files(folder, layout.groups)
+        pixels, grid = _read_bands(folder, layout.groups)
         fractions = self._fractions(ref, grid)
         labels = labels_of_shares(fractions, self.config.min_irrigated) if fractions else {}
         return Patch(
@@ -384,7 +337,7 @@ class BigEarthNetV2(Source):
             fractions=fractions,
             product=name["product"],
             tile=name["tile"],
-            place=place_of(name["tile"], ref.id),
+            place=_place_of(name["tile"], ref.id),
             acquired=iso_time(name["time"]),
             split=ref.split,
             # 99.99 marks a reprocessing by the archive's authors, which adds no offset
@@ -413,24 +366,9 @@ class BigEarthNetV2(Source):
             raise PatchError(path, str(error)) from error
 
 
-def _product_folders(root: Path) -> list[str]:
-    """Return the names of all product folders, in the order that their patches' names have."""
-    tree = folder_of(str(root)) / V2_TREE
-    names = [name for name in names_in(tree) if name.startswith("S2")] if tree.is_dir() else []
-    return sorted(names, key=lambda name: name + "_")
-
-
-def _patch_folders(product: Path) -> list[str]:
-    names = names_in(product) if product.is_dir() else []
-    return [name for name in names if name.startswith(product.name) and _V2_PATCH.fullmatch(name)]
-
-
-def _is_excluded(name: str, row: Row, excluded: Set[str]) -> bool:
-    if not excluded:
-        return False
-    # by ground too: a place that is held out is held out on all its dates
-    tile = name.rsplit("_", 3)[1].removeprefix("T")
-    return not excluded.isdisjoint((name, row.v1_name, place_of(tile, name)))
+def _names_in(folder: Path, prefix: str) -> list[str]:
+    names = names_in(folder) if folder.is_dir() else []
+    return [name for name in names if name.startswith(prefix)]
 
 
 def _check_found(root: Path, config: BigEarthNetV2Config, num_found: int, num_listed: int) -> None:

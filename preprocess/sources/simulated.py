@@ -1,9 +1,7 @@
 """The source ``simulated``: patches synthesised from a seed, written and read as BigEarthNet v1.
 
-The class of a patch is the arrangement of two covers, green and bare, and nothing else: covers,
-shares, scale, light and haze are drawn alike for all classes, so that no statistic of a band tells
-one. A place keeps its arrangement on all dates, and little else. Every output is marked as
-simulated: marker file, ids that begin with SIM, tags of GeoTIFFs, product names, manifest, shards.
+The class is the arrangement of two covers, green and bare, and nothing else: all else is drawn
+alike for all classes. Every output says that it is simulated, from file names to shards.
 """
 
 from __future__ import annotations
@@ -11,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +24,8 @@ from preprocess.config import SourceConfig, require
 from preprocess.progress import progress_of
 from preprocess.raster import session, wkt_of, write_raster
 from preprocess.shards.atomic_io import is_abandoned, temporary_path, write_json
-from preprocess.shards.format import SATURATED, Patch, PatchRef, ShardLayout
-from preprocess.sources.base import Source
-from preprocess.sources.bigearthnet import V1_TREE, layout_of, read_patch, tree_of
+from preprocess.shards.format import SATURATED, PatchRef
+from preprocess.sources.bigearthnet import V1_TREE, V1Tree
 from preprocess.tiling import PATCH_SIDE_M
 
 MARKER = "SIMULATED.json"
@@ -44,53 +42,61 @@ YEARS = 8
 # Regions are assigned to splits in turn; with four tiles and five turns every tile has every split.
 SPLITS = ("train", "train", "train", "validation", "test")
 
-# Reflectances x 10000, in the order of L2A_BANDS: round numbers of the kind seen in L2A products,
-# measured nowhere. The green and the bare cover of each season.
+# Reflectances x 10000: round numbers of the kind seen in L2A products, measured nowhere.
 # B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12
-ENDMEMBERS: dict[str, tuple[int, ...]] = {
+ENDMEMBERS = {
     "crop": (180, 240, 600, 280, 1050, 3300, 4300, 4500, 4700, 4750, 2000, 850),
     "soil": (550, 760, 1080, 1400, 1650, 1800, 1950, 2100, 2250, 2300, 2950, 2500),
     "meadow": (160, 210, 430, 230, 800, 2500, 3300, 3450, 3600, 3650, 1600, 700),
     "straw": (520, 720, 1100, 1450, 1900, 2300, 2550, 2700, 2900, 2950, 3700, 2600),
 }
-COVERS = (("crop", "soil"), ("meadow", "straw"))  # by season
+COVERS = (("crop", "soil"), ("meadow", "straw"))  # the green and the bare one, by season
 # Deviation of the noise of each band, and what a hazy day adds, in the same unit and order.
-_NOISE = np.array((18, 15, 15, 16, 20, 22, 25, 26, 26, 45, 22, 22), np.float32)
-_HAZE = np.array((160, 120, 70, 50, 35, 25, 18, 15, 12, 10, 3, 1), np.float32)
+_NOISE = np.array((18, 15, 15, 16, 20, 22, 25, 26, 26, 45, 22, 22), np.float32)[:, None, None]
+_HAZE = np.array((160, 120, 70, 50, 35, 25, 18, 15, 12, 10, 3, 1), np.float32)[:, None, None]
 # What varies more within a class than between two, so that neither a mean nor a deviation nor the
 # amount of edges tells one: share of the green cover on a date, and of pixels on an edge.
 SHARES, EDGES = (0.38, 0.62), (0.12, 0.17)
 
+# By class, the wavelength in pixels at which every pixel would lie on an edge; the number of edges
+# falls as the wavelength grows.
+_WAVES = {
+    "Vineyards": 2.63,
+    "Permanently irrigated land": 2.63,
+    "Complex cultivation patterns": 4.1,
+    "Water courses": 3.84,
+    "Peatbogs": 2.8,
+}
+CLASSES = tuple(_WAVES)
+
 Float = npt.NDArray[np.float32]
 Field = npt.NDArray[np.float64]
+Pixels = dict[str, npt.NDArray[np.uint16]]  # by native band group, (bands, side, side)
 Place = tuple[int, int]  # column and row within a region
 _PLACES: list[Place] = [(c, r) for r in range(SIDE_PATCHES) for c in range(SIDE_PATCHES)]
 
 
 class Tile(NamedTuple):
-    """A tile of Sentinel-2's grid: MGRS name, EPSG code and upper left corner in metres.
+    """A tile of Sentinel-2's grid: MGRS name, EPSG code, upper left corner in metres.
 
-    ``stamps`` has for summer and winter: month and day, time as names spell it, time of the clock.
+    ``stamps``: month, day and time in summer and winter, as names spell them.
     """
 
     name: str
     epsg: int
     x: int
     y: int
-    stamps: tuple[tuple[str, str, str], tuple[str, str, str]]
+    stamps: tuple[str, str]
 
 
-TILES: tuple[Tile, ...] = (
-    Tile("29SND", 32629, 499980, 4400040,
-         (("0718", "112119", "112119"), ("1221", "112501", "112501"))),
-    Tile("29UPU", 32629, 600000, 5900040,
-         (("0617", "113321", "113321"), ("0112", "113429", "113429"))),
-    Tile("33UUP", 32633, 300000, 5400000,
-         (("0613", "101031", "101031"), ("0215", "101131", "101131"))),
-    # five digits, as in the real archive: an identifier, but no longer a time of the clock
-    Tile("35VPK", 32635, 600000, 7000020,
-         (("0724", "93020", "093020"), ("0304", "94161", "094156"))),
-)  # fmt: skip
+TILES = (
+    Tile("29SND", 32629, 499980, 4400040, ("0718T112119", "1221T112501")),
+    Tile("29UPU", 32629, 600000, 5900040, ("0617T113321", "0112T113429")),
+    Tile("33UUP", 32633, 300000, 5400000, ("0613T101031", "0215T101131")),
+    Tile("35VPK", 32635, 600000, 7000020, ("0724T93020", "0304T94161")),
+)
+# five digits, as in the real archive: identifiers, but no longer these times of the clock
+_CLOCK = {"93020": "093020", "94161": "094156"}
 NUM_REGIONS = len(TILES) * BLOCKS_PER_SIDE**2
 MAX_PATCHES = NUM_REGIONS * PATCHES_PER_ACQUISITION * len(SEASONS) * YEARS
 
@@ -116,31 +122,19 @@ class SimulatedConfig(SourceConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Simulated(Source):
+class Simulated(V1Tree):
     """The source ``simulated``."""
 
     config: SimulatedConfig
     simulated = True
 
-    def layout(self) -> ShardLayout:
-        """Return the layout of a BigEarthNet v1 tree."""
-        return layout_of(self.config.bands)
-
     def discover(self) -> Iterator[PatchRef]:
         """Write the tree unless it is there, then yield its patch folders."""
         root = Path(self.config.root)
         write_tree(root, self.config.num_patches, self.config.seed)
-        patches = [
-            (name, acquisition.split)
-            for acquisition, places in _planned(self.config.num_patches)
-            for name in places
-        ]
-        for name, split in sorted(patches):
-            yield PatchRef(name, name, split)
-
-    def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
-        """Read one patch folder as a v1 patch."""
-        return read_patch(tree_of(Path(self.config.root)), ref, layout)
+        planned = _planned(self.config.num_patches)
+        refs = [PatchRef(name, name, shown.split) for shown, places in planned for name in places]
+        yield from sorted(refs, key=lambda ref: ref.id)
 
 
 class Acquisition(NamedTuple):
@@ -168,10 +162,9 @@ class Acquisition(NamedTuple):
         row, column = divmod(block, BLOCKS_PER_SIDE)
         return column * (SIDE_PATCHES + 1), row * (SIDE_PATCHES + 1)
 
-    def stamp(self, of_clock: bool = False) -> str:
-        """Return date and time, ``20170613T101031``, as names spell it or as the clock showed."""
-        day, spelled, clock = self.tile.stamps[self.season]
-        return f"{2017 + self.year}{day}T{clock if of_clock else spelled}"
+    def stamp(self) -> str:
+        """Return date and time as names spell them, ``20170613T101031``."""
+        return f"{2017 + self.year}{self.tile.stamps[self.season]}"
 
 
 def acquisition_of(number: int) -> Acquisition:
@@ -182,10 +175,9 @@ def acquisition_of(number: int) -> Acquisition:
 
 
 class Land(NamedTuple):
-    """What does not change with the date.
+    """What does not change with the date: the class of every place, and where it turns green.
 
-    ``class_of`` names the class of every place. ``order``, (SIDE_PX, SIDE_PX) in [0, 1], says in
-    which order the ground of a place turns green: where it is below the green share of a date.
+    That is where ``order``, (SIDE_PX, SIDE_PX) in [0, 1], is below the green share of a date.
     """
 
     class_of: dict[Place, str]
@@ -201,18 +193,16 @@ def make_land(seed: int, region: int) -> Land:
         # consecutive classes, another first one whenever the splits come round
         turn = region + region // len(SPLITS) + number
         class_of[place] = CLASSES[turn % len(CLASSES)]
-        scale, arrangement = ARRANGEMENTS[class_of[place]]
         random = np.random.default_rng([seed, region, number])
-        field = arrangement(random, scale / random.uniform(*EDGES))
+        wave = _WAVES[class_of[place]] / random.uniform(*EDGES)
+        field = _arrangement(class_of[place], random, wave)
         order[_window(place, PATCH_PX)].flat[np.argsort(field, axis=None, kind="stable")] = ranks
     return Land(class_of, order)
 
 
-def observe(seed: int, acquisition: Acquisition, land: Land) -> dict[str, npt.NDArray[np.uint16]]:
-    """Return what the satellite sees: pixels by native band group, (bands, side, side) uint16."""
-    random = np.random.default_rng(
-        [seed, acquisition.region, acquisition.season, acquisition.year, 1]
-    )
+def observe(seed: int, acquisition: Acquisition, land: Land) -> Pixels:
+    """Return what the satellite sees."""
+    random = np.random.default_rng([seed, *acquisition, 1])
     covers = np.array([ENDMEMBERS[name] for name in COVERS[acquisition.season]], np.float32)
     # light of the day, calibration of the bands, and a little of each cover in the other
     light = random.uniform(0.8, 1.2) * random.uniform(0.98, 1.02, len(L2A_BANDS))
@@ -227,67 +217,41 @@ def observe(seed: int, acquisition: Acquisition, land: Land) -> dict[str, npt.ND
     first, second = (covers * light.astype(np.float32))[:, :, None, None]
     pixels = {}
     for name, bands in native_groups(L2A_BANDS).items():
-        shrink = int(name[1:]) // 10
         columns = [L2A_BANDS.index(band) for band in bands]
-        share = _mean_of_blocks(green * texture, shrink)
-        rest = _mean_of_blocks(texture, shrink) - share
-        values = first[columns] * share + second[columns] * rest + haze[columns, None, None]
-        values += random.standard_normal(values.shape, np.float32) * _NOISE[columns, None, None]
+        share, whole = (_mean_of_blocks(f, int(name[1:]) // 10) for f in (green * texture, texture))
+        values = first[columns] * share + second[columns] * (whole - share) + haze[columns]
+        values += random.standard_normal(values.shape, np.float32) * _NOISE[columns]
         # never nodata, never saturated: both have a meaning
-        np.clip(np.rint(values, out=values), 1, SATURATED - 1, out=values)
-        pixels[name] = values.astype(np.uint16)
+        pixels[name] = np.clip(np.rint(values), 1, SATURATED - 1).astype(np.uint16)
     return pixels
 
 
-def _strips(random: np.random.Generator, wave: float) -> Field:
-    along, _ = _axes(random, wave)
-    return _cosine(along)
-
-
-def _rings(random: np.random.Generator, wave: float) -> Field:
-    x, y = random.uniform(0.2, 0.8, 2) * PATCH_PX
-    bent = random.uniform(0, 0.15) * _waves(random, PATCH_PX / 2)
-    return _cosine(np.hypot(_X - x, _Y - y) / wave + bent + random.random())
-
-
-def _checks(random: np.random.Generator, wave: float) -> Field:
-    along, across = _axes(random, wave)
-    return _cosine(along) * _cosine(across)
-
-
-def _meanders(random: np.random.Generator, wave: float) -> Field:
-    along, across = _axes(random, wave, bend=0)
-    return _cosine(along + 0.5 * _cosine(across / random.uniform(1.6, 2.2)))
-
-
-def _labyrinth(random: np.random.Generator, wave: float) -> Field:
-    return _waves(random, wave, spread=0.12)
-
-
-# By class: how the covers are arranged, and the wavelength in pixels at which every pixel would lie
-# on an edge; the number of edges falls as the wavelength grows.
-ARRANGEMENTS: dict[str, tuple[float, Callable[[np.random.Generator, float], Field]]] = {
-    "Vineyards": (2.63, _strips),
-    "Permanently irrigated land": (2.63, _rings),
-    "Complex cultivation patterns": (4.1, _checks),
-    "Water courses": (3.84, _meanders),
-    "Peatbogs": (2.8, _labyrinth),
-}
-CLASSES: tuple[str, ...] = tuple(ARRANGEMENTS)
 _Y, _X = np.mgrid[:PATCH_PX, :PATCH_PX].astype(np.float64)
 
 
-def _cosine(turns: Field) -> Field:
-    return np.asarray(np.cos(2 * np.pi * turns))
-
-
-def _axes(random: np.random.Generator, wave: float, bend: float = 0.15) -> tuple[Field, Field]:
-    """Return two coordinates at right angles in wavelengths, of any direction, a little bent."""
+def _arrangement(name: str, random: np.random.Generator, wave: float) -> Field:
+    """Return how a class arranges the covers of a place: where it is lowest turns green first."""
+    if name == "Peatbogs":  # a labyrinth
+        return _waves(random, wave, spread=0.12)
+    if name == "Permanently irrigated land":  # rings
+        x, y = random.uniform(0.2, 0.8, 2) * PATCH_PX
+        bent = random.uniform(0, 0.15) * _waves(random, PATCH_PX / 2)
+        return _cosine(np.hypot(_X - x, _Y - y) / wave + bent + random.random())
+    # two coordinates at right angles in wavelengths, of any direction, a little bent
+    bend = 0 if name == "Water courses" else 0.15
     bent = random.uniform(0, bend) * _waves(random, PATCH_PX / 2)
     angle = random.uniform(0, np.pi)
     x, y = (_X - random.uniform(0, PATCH_PX)) / wave, (_Y - random.uniform(0, PATCH_PX)) / wave
     cosine, sine = np.cos(angle), np.sin(angle)
-    return x * cosine + y * sine + bent, y * cosine - x * sine + bent
+    along, across = x * cosine + y * sine + bent, y * cosine - x * sine + bent
+    if name == "Water courses":  # meanders
+        return _cosine(along + 0.5 * _cosine(across / random.uniform(1.6, 2.2)))
+    strips = _cosine(along)
+    return strips * _cosine(across) if name == "Complex cultivation patterns" else strips
+
+
+def _cosine(turns: Field) -> Field:
+    return np.asarray(np.cos(2 * np.pi * turns))
 
 
 def _waves(random: np.random.Generator, wave: float, spread: float = 0.35) -> Field:
@@ -351,14 +315,9 @@ def _planned(num_patches: int) -> Iterator[tuple[Acquisition, dict[str, Place]]]
     for number in range(-(-num_patches // PATCHES_PER_ACQUISITION)):
         acquisition = acquisition_of(number)
         column, row = acquisition.corner
-        wanted = min(PATCHES_PER_ACQUISITION, num_patches - number * PATCHES_PER_ACQUISITION)
-        yield (
-            acquisition,
-            {
-                f"SIM_MSIL2A_{acquisition.stamp()}_{column + east}_{row + south}": (east, south)
-                for east, south in _PLACES[:wanted]
-            },
-        )
+        wanted = _PLACES[: num_patches - number * PATCHES_PER_ACQUISITION]
+        name = f"SIM_MSIL2A_{acquisition.stamp()}"
+        yield acquisition, {f"{name}_{column + c}_{row + r}": (c, r) for c, r in wanted}
 
 
 def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
@@ -385,16 +344,12 @@ def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
 
 
 def _write_patch(
-    folder: Path,
-    acquisition: Acquisition,
-    place: Place,
-    land: Land,
-    pixels: dict[str, npt.NDArray[np.uint16]],
+    folder: Path, acquisition: Acquisition, place: Place, land: Land, pixels: Pixels
 ) -> None:
     """Write one patch folder, whole or not at all."""
-    (column, row), (east, south), tile = acquisition.corner, place, acquisition.tile
-    x = tile.x + (column + east) * PATCH_SIDE_M
-    y = tile.y - (row + south) * PATCH_SIDE_M
+    tile = acquisition.tile
+    column, row = (corner + n for corner, n in zip(acquisition.corner, place, strict=True))
+    x, y = tile.x + column * PATCH_SIDE_M, tile.y - row * PATCH_SIDE_M
     temporary = temporary_path(folder)
     temporary.mkdir()
     for group, bands in native_groups(L2A_BANDS).items():
@@ -407,16 +362,14 @@ def _write_patch(
                 tile.epsg,
                 description="simulated, never measured",
             )
-    product_time = acquisition.stamp(of_clock=True)
-    day, clock = product_time.split("T")
+    day, spelled = acquisition.stamp().split("T")
+    clock = f"{day}T{_CLOCK.get(spelled, spelled)}"
     metadata = {
         "labels": [land.class_of[place]],
         "coordinates": {"ulx": x, "uly": y, "lrx": x + PATCH_SIDE_M, "lry": y - PATCH_SIDE_M},
         "projection": wkt_of(tile.epsg),
-        "tile_source": (
-            f"SIM_MSIL1C_{acquisition.stamp()}_N0205_R000_T{tile.name}_{product_time}.SAFE"
-        ),
-        "acquisition_date": f"{day[:4]}-{day[4:6]}-{day[6:]} {clock[:2]}:{clock[2:4]}:{clock[4:]}",
+        "tile_source": f"SIM_MSIL1C_{acquisition.stamp()}_N0205_R000_T{tile.name}_{clock}.SAFE",
+        "acquisition_date": str(datetime.strptime(clock, "%Y%m%dT%H%M%S")),
     }
     path = temporary / f"{folder.name}_labels_metadata.json"
     path.write_text(json.dumps(metadata), encoding="utf-8")
