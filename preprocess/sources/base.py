@@ -8,7 +8,7 @@ import os
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from pathlib import Path
@@ -97,10 +97,10 @@ def patch_groups(
             f"{', '.join(held)}"
         )
     native = {f"b{resolution_m}": wanted} if resolution_m else native_groups(wanted)
-    sizes_m = {name: int(name[1:]) * factor for name in native}
+    by_size_m = {int(name[1:]) * factor: tuple(members) for name, members in native.items()}
     return tuple(
-        GroupLayout(f"b{size_m}", tuple(native[name]), PATCH_SIDE_M // size_m, float(size_m))
-        for name, size_m in sizes_m.items()
+        GroupLayout(f"b{size_m}", members, PATCH_SIDE_M // size_m, float(size_m))
+        for size_m, members in by_size_m.items()
     )
 
 
@@ -129,13 +129,14 @@ def read_groups(
         window = window_of(*square, int(group.ground_resolution_m)) if square else None
         parts = []
         for band in group.bands:
-            raster = read_raster(paths[band], window)
+            path, raster = paths[band], read_raster(paths[band], window)
             grids.append(raster.grid)
-            _check_fits(paths[band], raster, group, grids[0])
+            if fault := _misfit(raster, group, grids[0]):
+                raise PatchError(path, fault)
             claim = raster.grid.boa_offset
             if claim is not None and tagged not in (None, claim):
                 raise PatchError(
-                    paths[band], f"its tags claim the offset {claim}, those of other bands {tagged}"
+                    path, f"its tags claim the offset {claim}, those of other bands {tagged}"
                 )
             tagged = tagged if claim is None else claim
             parts.append(raster.pixels)
@@ -143,24 +144,21 @@ def read_groups(
     return pixels, grids[0], tagged
 
 
-def _check_fits(path: Path, raster: Raster, group: GroupLayout, first: Grid) -> None:
-    grid, (count, height, width) = raster.grid, raster.pixels.shape
+def _misfit(raster: Raster, group: GroupLayout, first: Grid) -> str:
+    """Return why a raster cannot be a band of a patch; empty if it can."""
+    count, height, width = raster.pixels.shape
     if (count, height, width) != (1, group.size_px, group.size_px):
-        raise PatchError(
-            path,
+        return (
             f"is {count} band(s) of {width} x {height} pixels, {group.bands[0]} and its group are "
-            f"1 band(s) of {group.size_px} x {group.size_px} pixels",
+            f"1 band(s) of {group.size_px} x {group.size_px} pixels"
         )
-    if fault := grid.fault(group.ground_resolution_m):
-        raise PatchError(path, fault)
+    fault = raster.grid.fault(group.ground_resolution_m)
     # files carry a grid each; nothing else says that they show the same ground
-    if grid.corner != first.corner:
-        (crs, x, y), (first_crs, first_x, first_y) = grid.corner, first.corner
-        raise PatchError(
-            path,
-            f"lies at {crs} ({x}, {y}), the first band of the patch at {first_crs} ({first_x}, "
-            f"{first_y})",
-        )
+    if fault or raster.grid.corner == first.corner:
+        return fault
+    (crs, x, y), (first_crs, first_x, first_y) = raster.grid.corner, first.corner
+    there = f"{first_crs} ({first_x}, {first_y})"
+    return f"lies at {crs} ({x}, {y}), the first band of the patch at {there}"
 
 
 def folder_of(root: str) -> Path:
@@ -200,7 +198,7 @@ def read_names(path: str) -> set[str]:
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"the list of patches {path} cannot be read ({error})") from error
     names = (nfc(line.split(",")[0].strip()) for line in text.splitlines())
-    return {re.sub(r"\.tiff?$", "", name, flags=re.IGNORECASE) for name in names if name}
+    return {without_suffix(name) for name in names if name}
 
 
 class Exclusions(Set[str]):
@@ -263,6 +261,11 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def without_suffix(name: str) -> str:
+    """Return a name without the suffix of GeoTIFFs, as ids have it."""
+    return re.sub(r"\.tiff?$", "", name, flags=re.IGNORECASE)
+
+
 def is_passed_over(name: str) -> bool:
     """Say whether a file or folder is hidden (``.ipynb_checkpoints``, ``._x``) or of the system."""
     return name.startswith(".") or name in _SYSTEM_NAMES
@@ -297,40 +300,18 @@ def files_below(
             be missing in silence.
     """
     walked: set[tuple[int, int]] = set()
-    counts = Counter[str]()
-    # links wait: a folder that is also there by itself is named by its own path
+    num_hidden = num_again = 0
     real_root = os.path.realpath(root)
-    trees = deque([(real_root, ".")])
-    while trees:
-        top, shown = trees.popleft()
-        if real_root.startswith(f"{top.rstrip(os.sep)}{os.sep}"):
-            counts["again"] += 1  # above the root
-        else:
-            yield from _files_of_tree(top, shown, is_whole, trees, walked, counts)
-    if counts:
-        message = (
-            "%s: passed over %d hidden or system entries and %d folders seen before (links, mounts)"
-        )
-        _log.info(message, root, counts["hidden"], counts["again"])
-
-
-def _files_of_tree(
-    top: str,
-    shown: str,
-    is_whole: Callable[[str], object],
-    links: deque[tuple[str, str]],
-    walked: set[tuple[int, int]],
-    counts: Counter[str],
-) -> Iterator[tuple[str, list[str]]]:
-    """Walk one tree; links to folders are appended to ``links``, what is passed over counted."""
-    folders = [(top, shown)]
-    while folders:
-        folder, shown = folders.pop()
+    folders = [(real_root, ".")]
+    # links wait: a folder that is also there by itself is named by its own path
+    links = deque[tuple[str, str]]()
+    while folders or links:
+        folder, shown = folders.pop() if folders else links.popleft()
         # not by path: a folder that is mounted at two places is one folder
         status = Path(folder).stat()
         identity = status.st_dev, status.st_ino
-        if identity in walked:
-            counts["again"] += 1
+        if identity in walked or real_root.startswith(f"{folder.rstrip(os.sep)}{os.sep}"):
+            num_again += 1  # seen before, or above the root
             continue
         walked.add(identity)
         names = []
@@ -340,7 +321,7 @@ def _files_of_tree(
             name = os.fsencode(entry.name).decode(errors="backslashreplace")
             inside = name if shown == "." else f"{shown}/{name}"
             if is_passed_over(name):
-                counts["hidden"] += 1
+                num_hidden += 1
             elif is_whole(name) or not entry.is_dir():
                 names.append(name)
             elif entry.is_symlink():
@@ -348,3 +329,8 @@ def _files_of_tree(
             else:
                 folders.append((entry.path, inside))
         yield shown, names
+    if num_hidden or num_again:
+        message = (
+            "%s: passed over %d hidden or system entries and %d folders seen before (links, mounts)"
+        )
+        _log.info(message, root, num_hidden, num_again)

@@ -44,7 +44,7 @@ from preprocess.sources.geotiff_files import (
     find_patches,
     read_pixels,
 )
-from preprocess.sources.labels import LabelTable, read_label_table
+from preprocess.sources.labels import LabelTable
 
 _SAMPLED = 16  # patches whose pixels may contradict the offset before packing starts
 
@@ -72,20 +72,27 @@ class Geotiff(Source):
 
     def layout(self) -> ShardLayout:
         """Return the band groups and, if a table or folders name classes, one label set."""
-        patches = self._patches()
-        groups = groups_of(self.config, self._bands(patches))
-        label_set = self._label_set(patches)
+        config, patches = self.config, self._patches()
+        groups = self._groups(patches)
+        if config.label_table:
+            label_set = self._read_table().label_set
+        else:
+            folders = {_folder(patch) for patch, _ in patches if config.labels_from_folders}
+            classes = tuple(sorted(folders - {""}))
+            label_set = LabelSet(config.label_set, "single", classes) if classes else None
         return ShardLayout(groups, (label_set,) if label_set else ())
 
     def discover(self) -> Iterator[PatchRef]:
         """Yield all patches; an id is a path relative to the root without what files differ in."""
         with session():
             patches = self._patches()
-            groups = groups_of(self.config, self._bands(patches))
+            groups = self._groups(patches)
             for _, path in patches:  # names only: half a million take seconds
                 self._offset(path, None)
             self._check_dark_pixels(patches, groups)
-            table = self._table(patches)
+            table = self._read_table() if self.config.label_table else None
+            if table:
+                table.match([patch for patch, _ in patches])
             excluded = Exclusions(self.config.exclude_lists)
             cuts = self._cuts(patches, groups[0].bands[0]) if self.config.cut else None
         refs = self._references(patches, table, excluded, cuts)
@@ -127,9 +134,9 @@ class Geotiff(Source):
             self._found.append(find_patches(root, not self.config.file_bands))
         return self._found[0]
 
-    def _bands(self, patches: Patches) -> list[str]:
-        """Return the wanted bands, by default all that there are."""
-        config, root = self.config, Path(self.config.root)
+    def _groups(self, patches: Patches) -> Groups:
+        """Return the groups of the wanted bands, by default of all that there are, finest first."""
+        config, root, size_m = self.config, Path(self.config.root), self.config.ground_resolution_m
         # the union: a patch that lacks a band is rejected by name, not the band dropped for all
         paths = () if config.file_bands else [path for _, path in patches]
         found = {band for path in paths for band in files_by_band(root, path)}
@@ -141,34 +148,33 @@ class Geotiff(Source):
                 f"{'source.file_bands does not' if config.file_bands else 'no file holds'}: "
                 f"{', '.join(held)}"
             )
-        return config.bands or list(held)
-
-    def _label_set(self, patches: Patches) -> LabelSet | None:
-        config = self.config
-        if config.label_table:
-            return self._read_table().label_set
-        classes = sorted({name for patch, _ in patches if (name := _folder(patch))})
-        if not (config.labels_from_folders and classes):
-            return None
-        return LabelSet(config.label_set, "single", tuple(classes))
+        bands = config.bands or held
+        if not config.native:
+            return (GroupLayout(f"b{size_m:g}", tuple(bands), config.size_px, size_m),)
+        groups, native = [], native_groups(bands)
+        # relative to the finest band there is: decimated sets keep the ratios of their grids
+        finest = int(next(iter(native))[1:])
+        for name, members in native.items():
+            coarser = int(name[1:]) // finest
+            if config.size_px % coarser:
+                raise ValueError(
+                    f"source.size_px is {config.size_px}, which {members[0]} with pixels {coarser} "
+                    f"times as wide does not fill; give a multiple of {coarser}"
+                )
+            size_px = config.size_px // coarser
+            groups.append(GroupLayout(name, tuple(members), size_px, coarser * size_m))
+        return tuple(groups)
 
     def _read_table(self) -> LabelTable:
         config = self.config
         here, in_root = Path(config.label_table), Path(config.root, config.label_table)
-        return read_label_table(
+        return LabelTable(
             here if here.is_file() and not in_root.is_file() else in_root,
             config.label_set,
             config.id_column,
             config.label_column,
             config.split_column,
         )
-
-    def _table(self, patches: Patches) -> LabelTable | None:
-        if not self.config.label_table:
-            return None
-        table = self._read_table()
-        table.match([patch for patch, _ in patches])
-        return table
 
     def _references(
         self,
@@ -210,25 +216,21 @@ class Geotiff(Source):
             best = max(near, key=lambda size_px: (_share_kept(sizes, size_px), size_px), default=0)
             better = _share_kept(sizes, best) if best else 0
             hint = f"; source.size_px={best} keeps {better:.1%}" if better > kept else ""
-            _log.warning(
+            message = (
                 "source.cut leaves out %.1f %% of the ground: what is right of and below the last "
-                "whole patch of %d pixels%s",
-                100 * (1 - kept),
-                config.size_px,
-                hint,
+                "whole patch of %d pixels%s"
             )
+            _log.warning(message, 100 * (1 - kept), config.size_px, hint)
         return cuts
 
     def _facts(self, path: str) -> dict[str, str]:
         """Return what a path says by ``path_pattern``, else by the name of an ESA product in it."""
-        product = PRODUCT.search(path)
+        product, whole = PRODUCT.search(path), Path(self.config.root) / path
         facts = {**product.groupdict(), "product": product[0]} if product else {}
         if self.config.path_pattern:
             found = re.search(self.config.path_pattern, path)
             if found is None:
-                raise PatchError(
-                    Path(self.config.root) / path, "source.path_pattern does not match its path"
-                )
+                raise PatchError(whole, "source.path_pattern does not match its path")
             facts |= {name: text for name, text in found.groupdict().items() if text}
         stamp = facts.get("acquired", "")
         try:
@@ -237,9 +239,7 @@ class Geotiff(Source):
             elif stamp:
                 facts["acquired"] = iso_time(stamp)
         except ValueError as error:
-            raise PatchError(
-                Path(self.config.root) / path, f"acquired is {stamp!r}, not as 20200131T101031"
-            ) from error
+            raise PatchError(whole, f"acquired is {stamp!r}, not as 20200131T101031") from error
         return facts
 
     def _offset(self, path: str, tagged: int | None) -> Offset:
@@ -256,8 +256,7 @@ class Geotiff(Source):
     def _check_dark_pixels(self, patches: Patches, groups: Groups) -> None:
         """Refuse an offset that tags or the darkest pixels of some patches contradict.
 
-        Raises:
-            ValueError: they do; packing all the others would only reject one by one.
+        Packing all the others would only reject one by one.
         """
         # spread over the collection: neighbours come from one scene
         for patch, path in patches[:: max(1, len(patches) // _SAMPLED)]:
@@ -268,8 +267,7 @@ class Geotiff(Source):
                 numbers, _, tagged = read_pixels(self.config, ref, groups)
             except PatchError:
                 continue  # a bad file is packing's to reject
-            found = self._contradiction(self._offset(path, tagged), numbers, groups)
-            if found:
+            if found := self._contradiction(self._offset(path, tagged), numbers, groups):
                 raise ValueError(f"{path}: {found}")
 
     def _contradiction(self, offset: Offset, numbers: dict[str, Numbers], groups: Groups) -> str:
@@ -295,31 +293,6 @@ class Geotiff(Source):
         digits = 0 if grid.crs.unit_m else 6
         _, _, x, _, _, y = grid.transform
         return f"{grid.epsg}_{x:.{digits}f}_{y:.{digits}f}"
-
-
-def groups_of(config: GeotiffConfig, bands: list[str]) -> Groups:
-    """Return the band groups of a patch, finest first.
-
-    Raises:
-        ValueError: a native grid would not end with the patch.
-    """
-    size_m = config.ground_resolution_m
-    if not config.native:
-        return (GroupLayout(f"b{size_m:g}", tuple(bands), config.size_px, size_m),)
-    groups = []
-    native = native_groups(bands)
-    # relative to the finest band there is: decimated sets keep the ratios of their grids
-    finest = int(next(iter(native))[1:])
-    for name, members in native.items():
-        coarser = int(name[1:]) // finest
-        if config.size_px % coarser:
-            raise ValueError(
-                f"source.size_px is {config.size_px}, which {members[0]} with pixels {coarser} "
-                f"times as wide does not fill; give a multiple of {coarser}"
-            )
-        group = GroupLayout(name, tuple(members), config.size_px // coarser, coarser * size_m)
-        groups.append(group)
-    return tuple(groups)
 
 
 def _share_kept(sizes: Counter[tuple[int, int]], size_px: int) -> float:

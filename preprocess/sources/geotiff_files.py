@@ -13,20 +13,10 @@ import numpy as np
 from preprocess.bands import canonical_name, canonical_names
 from preprocess.config import SourceConfig, require_all
 from preprocess.grid import Grid
-from preprocess.radiometry import (
-    Numbers,
-    Values,
-    can_hold,
-    to_digital_numbers,
-)
-from preprocess.raster import Box, UncheckedRaster, read_unchecked
+from preprocess.radiometry import Numbers, Values, can_hold, to_digital_numbers
+from preprocess.raster import UncheckedRaster, read_unchecked
 from preprocess.shards.format import GroupLayout, PatchError, PatchRef
-from preprocess.sources.base import (
-    GEOTIFF_SUFFIXES,
-    files_below,
-    nfc,
-    split_band_file,
-)
+from preprocess.sources.base import GEOTIFF_SUFFIXES, files_below, nfc, split_band_file
 
 MANY = "_*"  # ends the path of a patch whose files lie beside those of others
 # EuroSAT's pixels measure 9.93 to 10.06 m; those of a Web Mercator export 8 m and less.
@@ -248,36 +238,33 @@ def read_pixels(
     claims: dict[int | None, Path] = {}
     for group in groups:
         parts = []
-        whole = {root / ref.path: config.file_bands}
-        for path, held in (
-            whole if config.file_bands else {file_of(root, ref.path, b): [b] for b in group.bands}
-        ).items():
+        files = {root / ref.path: config.file_bands}
+        if not config.file_bands:
+            files = {file_of(root, ref.path, band): [band] for band in group.bands}
+        for path, held in files.items():
             found = _read_file(config, path, held, ref, group)
             first = first or found.grid
             _check_corner(config, path, found.grid, first)
             try:
                 parts.append(_numbers(config, found, held, group))
-                scaled = config.values == Values.reflectance and any(
-                    pair != (1, 0) for pair in found.grid.scales
-                )
-                claims[0 if scaled else found.grid.boa_offset] = path
+                scaled = any(pair != (1, 0) for pair in found.grid.scales)
+                is_applied = scaled and config.values == Values.reflectance
+                claims[0 if is_applied else found.grid.boa_offset] = path
             except ValueError as error:
                 raise PatchError(path, str(error)) from error
         numbers[group.name] = np.concatenate(parts)
     if first is None:
         raise PatchError(ref.path, "has no band to read")
     if len(claims) > 1:
-        raise PatchError(
-            next(reversed(claims.values())), f"tags of bands claim the offsets {list(claims)}"
-        )
+        reason = f"tags of bands claim the offsets {list(claims)}"
+        raise PatchError(next(reversed(claims.values())), reason)
     return numbers, first, next(iter(claims))
 
 
 def _read_file(
     config: GeotiffConfig, path: Path, held: Sequence[str], ref: PatchRef, group: GroupLayout
 ) -> UncheckedRaster:
-    size_px = group.size_px
-    window: Box | None = None
+    size_px, window = group.size_px, None
     if config.cut:
         # column and row count patches, so coarser groups of the same patch begin at the same corner
         column, row = map(int, ref.id.rsplit("_", 2)[1:])
@@ -303,11 +290,11 @@ def _read_file(
             raise PatchError(path, f"calls its band {number} {name}, declared is {band}")
     fault = "" if config.any_grid else found.grid.fault(group.ground_resolution_m, _SLACK)
     if fault:
-        raise PatchError(
-            path,
-            f"{fault}; export north-up in the UTM zone, or set source.ground_resolution_m to what "
-            "a pixel is on the ground and source.any_grid=true",
+        hint = (
+            "export north-up in the UTM zone, or set source.ground_resolution_m to what a pixel is "
+            "on the ground and source.any_grid=true"
         )
+        raise PatchError(path, f"{fault}; {hint}")
     return found
 
 
@@ -324,15 +311,11 @@ def _numbers(
                 f"source.nodata is {mark:g}, which pixels of {found.pixels.dtype} cannot be; give "
                 "the number that marks nodata in these files, or leave it out"
             )
-    marks = [
-        found.nodata[n] if mark is None else mark
-        for n, mark in zip(channels, declared, strict=True)
-    ]
+    tagged = [found.nodata[n] for n in channels]
+    marks = [tag if mark is None else mark for tag, mark in zip(tagged, declared, strict=True)]
     scales = [found.grid.scales[n] for n in channels]
     numbers = to_digital_numbers(found.pixels[channels], marks, config.values, scales)
-    if found.valid is not None:
-        numbers = np.where(found.valid, numbers, np.uint16(0))
-    return numbers
+    return numbers if found.valid is None else np.where(found.valid, numbers, np.uint16(0))
 
 
 def _check_corner(config: GeotiffConfig, path: Path, grid: Grid, first: Grid) -> None:
@@ -347,8 +330,7 @@ def _check_corner(config: GeotiffConfig, path: Path, grid: Grid, first: Grid) ->
         hint = (
             f"; they differ by {shift:.3g} pixels of the coarser band, which source.max_shift_px "
             "can allow"
-            if crs == first_crs and 0 < shift < 1
-            else ""
         )
+        hint = hint if crs == first_crs and 0 < shift < 1 else ""
         there = f"{first_crs}, {first_x}, {first_y}"
         raise PatchError(path, f"begins at {crs}, {x}, {y}, the first band at {there}{hint}")

@@ -18,8 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from preprocess.shards.format import Fractions, FractionSet, Labels, LabelSet
-from preprocess.sources.base import nfc
+from preprocess.sources.base import nfc, without_suffix
 
+_AGRICULTURE = (
+    "Land principally occupied by agriculture, with significant areas of natural vegetation"
+)
 # One row a class of the 43: CORINE level-3 code, name, and the name among the 19; empty: dropped.
 # CORINE has a 44th class, 335 (glaciers and perpetual snow), which BigEarthNet never uses.
 _CLASSES: tuple[tuple[int, str, str], ...] = (
@@ -43,11 +46,7 @@ _CLASSES: tuple[tuple[int, str, str], ...] = (
     (231, "Pastures", "Pastures"),
     (241, "Annual crops associated with permanent crops", "Permanent crops"),
     (242, "Complex cultivation patterns", "Complex cultivation patterns"),
-    (
-        243,
-        "Land principally occupied by agriculture, with significant areas of natural vegetation",
-        "Land principally occupied by agriculture, with significant areas of natural vegetation",
-    ),
+    (243, _AGRICULTURE, _AGRICULTURE),
     (244, "Agro-forestry areas", "Agro-forestry areas"),
     (311, "Broad-leaved forest", "Broad-leaved forest"),
     (312, "Coniferous forest", "Coniferous forest"),
@@ -72,15 +71,15 @@ _CLASSES: tuple[tuple[int, str, str], ...] = (
     (523, "Sea and ocean", "Marine waters"),
 )
 
-CLASSES_43: tuple[str, ...] = tuple(name for _, name, _ in _CLASSES)
-CLASSES_19: tuple[str, ...] = tuple(dict.fromkeys(name for _, _, name in _CLASSES if name))
-CLC_CODES: dict[str, int] = {name: code for code, name, _ in _CLASSES}
-TO_19: dict[str, str] = {name: name_19 for _, name, name_19 in _CLASSES}
+CLC_CODES = {name: code for code, name, _ in _CLASSES}
+TO_19 = {name: name_19 for _, name, name_19 in _CLASSES}
+CLASSES_43 = tuple(TO_19)
+CLASSES_19 = tuple(dict.fromkeys(name for name in TO_19.values() if name))
 
 # Water is brought by people: CORINE 212; with rice, vineyards, orchards and olive groves 212-223.
-IRRIGATION_REGULAR: frozenset[str] = frozenset({"Permanently irrigated land"})
-IRRIGATION_EXTENDED: frozenset[str] = frozenset(
-    name for name, code in CLC_CODES.items() if code in (212, 213, 221, 222, 223)
+IRRIGATION_REGULAR = frozenset({"Permanently irrigated land"})
+IRRIGATION_EXTENDED = frozenset(
+    name for code, name, _ in _CLASSES if code in (212, 213, 221, 222, 223)
 )
 
 BIGEARTHNET43 = LabelSet("bigearthnet43", "multi", CLASSES_43)
@@ -143,8 +142,8 @@ def labels_of_43(names: Iterable[str]) -> Labels:
     present = _known(names, CLASSES_43)
     labels: Labels = {
         BIGEARTHNET43.name: present,
-        REGULAR.name: _irrigated(present, IRRIGATION_REGULAR),
-        EXTENDED.name: _irrigated(present, IRRIGATION_EXTENDED),
+        REGULAR.name: (_YES_NO[not IRRIGATION_REGULAR.isdisjoint(present)],),
+        EXTENDED.name: (_YES_NO[not IRRIGATION_EXTENDED.isdisjoint(present)],),
     }
     # several of the 43 fall into one of the 19: each is named once
     reduced = tuple(dict.fromkeys(TO_19[name] for name in present if TO_19[name]))
@@ -170,10 +169,6 @@ def _known(names: Iterable[str], classes: tuple[str, ...]) -> tuple[str, ...]:
     return present
 
 
-def _irrigated(present: tuple[str, ...], irrigated: frozenset[str]) -> tuple[str, ...]:
-    return (_YES_NO[bool(irrigated.intersection(present))],)
-
-
 Row = tuple[str, tuple[str, ...]]  # split and classes
 _SPLITS = {
     "": "",
@@ -182,27 +177,48 @@ _SPLITS = {
     "val": "validation",
     "test": "test",
 }
-_SEPARATOR = ";"
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _log = logging.getLogger(__name__)
 
 
 class LabelTable:
-    """Splits and classes by id.
+    """Splits and classes by id, from a table; a column without a name is not read.
 
     Attributes:
         label_set: of the classes; None for a table of splits alone.
+
+    Raises:
+        ValueError: it cannot be read, lacks a column, names a patch twice, or a split that is none.
     """
 
-    def __init__(self, path: Path, name: str, rows: dict[str, Row], repeated: int = 0) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, label_set: str, id_column: str, label_column: str, split_column: str
+    ) -> None:
+        self._path, self._repeated = path, 0
+        rows: dict[str, Row] = {}
+        for name, cell, split in _read_rows(path, [id_column, label_column, split_column]):
+            patch_id, part = without_suffix(_text(name)), _text(split)
+            if not patch_id:
+                continue  # the blank line that spreadsheets leave at the end
+            if part not in _SPLITS:
+                named = ", ".join(name for name in _SPLITS if name)
+                raise ValueError(
+                    f"{path}: the split of {name} is {split!r}; give {named}, or leave it"
+                )
+            row = (_SPLITS[part], _names(cell))
+            self._repeated += patch_id in rows
+            if rows.setdefault(patch_id, row) != row:
+                raise ValueError(f"{path} lists {name} twice, and differently; leave one line")
+        if all(_NUMBER.fullmatch(name) for _, names in rows.values() for name in names):
+            # 0 and 1 for 0.0 and 1.0, as pandas writes them into CSV
+            for patch_id, (part, names) in rows.items():
+                rows[patch_id] = part, tuple(re.sub(r"\.0+$", "", name) for name in names)
         self._rows = rows
-        self._repeated = repeated
-        classes = sorted({entry for _, names in rows.values() for entry in names})
+        classes = sorted({name for _, names in rows.values() for name in names})
         # by what the table holds: a table of one class each answers by softmax, others by sigmoid
         several = any(len(names) > 1 for _, names in rows.values())
         kind = "multi" if several else "single"
-        self.label_set = LabelSet(name, kind, tuple(classes)) if classes else None
+        self.label_set = LabelSet(label_set, kind, tuple(classes)) if classes else None
 
     def match(self, patches: Sequence[str]) -> None:
         """Compare the table with the ids that there are; log how many it does not list.
@@ -245,42 +261,12 @@ class LabelTable:
 
     def _key(self, patch_id: str) -> str | None:
         # whole names only: never a part of one
-        last = PurePosixPath(patch_id).name
-        return next((key for key in (patch_id, last) if key in self._rows), None)
+        keys = (patch_id, PurePosixPath(patch_id).name)
+        return next((key for key in keys if key in self._rows), None)
 
 
-def read_label_table(
-    path: Path, label_set: str, id_column: str, label_column: str, split_column: str
-) -> LabelTable:
-    """Read a table; a column without a name is not read.
-
-    Raises:
-        ValueError: it cannot be read, lacks a column, names a patch twice, or a split that is none.
-    """
-    rows: dict[str, Row] = {}
-    repeated = 0
-    for name, classes, split in read_rows(path, [id_column, label_column, split_column]):
-        patch_id, part = _without_suffix(_text(name)), _text(split)
-        if not patch_id:
-            continue  # the blank line that spreadsheets leave at the end
-        if part not in _SPLITS:
-            named = ", ".join(name for name in _SPLITS if name)
-            raise ValueError(f"{path}: the split of {name} is {split!r}; give {named}, or leave it")
-        row = (_SPLITS[part], _names(classes))
-        repeated += patch_id in rows
-        if rows.setdefault(patch_id, row) != row:
-            raise ValueError(f"{path} lists {name} twice, and differently; leave one line")
-    if all(_NUMBER.fullmatch(name) for _, names in rows.values() for name in names):
-        rows = {patch_id: _without_point(row) for patch_id, row in rows.items()}
-    return LabelTable(path, label_set, rows, repeated)
-
-
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Yield some columns of a table, row by row; a column without a name is None in every row.
-
-    Raises:
-        ValueError: the file is missing or no such table, or lacks a column.
-    """
+def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Yield some columns of a table, row by row; a column without a name is None in every row."""
     if not path.is_file():
         raise ValueError(f"the table {path} is missing")
     read = _read_parquet if path.suffix == ".parquet" else _read_csv
@@ -337,10 +323,8 @@ def _check_columns(path: Path, wanted: list[str], held: list[str]) -> None:
 
 def _names(value: Any) -> tuple[str, ...]:
     """Return the classes of a cell: text parted by semicolons, a list, or one number or truth."""
-    if isinstance(value, str):
-        parts: Sequence[Any] = value.split(_SEPARATOR)
-    else:
-        parts = value if isinstance(value, list | tuple) else [value]
+    cells = value.split(";") if isinstance(value, str) else value
+    parts: Sequence[Any] = cells if isinstance(cells, list | tuple) else [cells]
     return tuple(dict.fromkeys(name for part in parts if (name := _text(part))))
 
 
@@ -353,13 +337,3 @@ def _text(value: Any) -> str:
         value = int(value) if float(value).is_integer() else value
     text = nfc("" if value is None else str(value).strip())
     return "" if text.lower() == "nan" else text
-
-
-def _without_point(row: Row) -> Row:
-    """Return a row with the classes 0 and 1 for 0.0 and 1.0, as pandas writes them into CSV."""
-    return row[0], tuple(re.sub(r"\.0+$", "", name) for name in row[1])
-
-
-def _without_suffix(name: str) -> str:
-    stem, dot, suffix = name.strip().rpartition(".")
-    return stem if dot and suffix.lower() in ("tif", "tiff") else name.strip()

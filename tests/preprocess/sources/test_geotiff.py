@@ -375,7 +375,7 @@ def test_settings_that_exclude_each_other_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"override_offset is true, but source\.boa_offset"):
         GeotiffConfig(override_offset=True)
     with pytest.raises(ValueError, match="missing"):
-        exports(tmp_path, label_table="nowhere.csv", file_bands=["B02"])._table([])
+        exports(tmp_path, label_table="nowhere.csv", file_bands=["B02"])._read_table()
 
 
 def test_south_up_files_are_called_that(tmp_path):
