@@ -24,15 +24,10 @@ from preprocess.sources.stac_cog import CogL2AConfig, cog_l2a
 
 
 class Kind(NamedTuple):
-    """One kind of source.
+    """One kind of source."""
 
-    Attributes:
-        config: its settings; the first line of their docstring is its help.
-        open: returns the source that reads what the settings describe.
-    """
-
-    config: type[SourceConfig]
-    open: Callable[[Any], Source]
+    config: type[SourceConfig]  # the first line of its docstring is the kind's help
+    open: Callable[[Any], Source]  # returns the source that reads what the settings describe
 
 
 SOURCES: dict[str, Kind] = {

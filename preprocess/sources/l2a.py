@@ -13,23 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from preprocess.config import FilterConfig, ProductsConfig, SelectConfig
+from preprocess.config import ProductsConfig, SelectConfig
 from preprocess.radiometry import Numbers, Offset, contradiction, decide, harmonise
-from preprocess.raster import (
-    Classes,
-    read_classes,
-    read_coarse,
-    read_grid,
-    read_raster,
-    session,
-)
+from preprocess.raster import read_classes, read_coarse, read_grid, read_raster, session
 from preprocess.shards.format import (
     NODATA,
     Dropped,
     Fractions,
     FractionSet,
+    GroupLayout,
     Patch,
     PatchError,
     PatchRef,
@@ -75,35 +68,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One product: a tile at a time.
+    """One product: a tile at a time."""
 
-    Attributes:
-        path: folder or file, relative to the root.
-        name: of the product.
-        tile: MGRS tile.
-        acquired: ISO 8601, UTC; a day if no more is known.
-        baseline: processing baseline, if known.
-        bands: raster by band, at the ground resolution that is to be read.
-        outline: a raster of the coarsest resolution there is: its zeros are nodata.
-        dark: rasters in which dark pixels are looked for, by band, as coarse as there are.
-        scl: the scene classification map, if there is one.
-        scl_m: its ground resolution in metres.
-        claims: what each authority says of the offset, strongest first.
-        cloud_percent: of the whole product, if known.
-    """
-
-    path: str
+    path: str  # of its folder or file, relative to the root
     name: str
-    tile: str
-    acquired: str
-    baseline: str
-    bands: dict[str, Path]
-    outline: Path | None
-    dark: dict[str, Path]
-    scl: Path | None = None
-    scl_m: int = 20
-    claims: dict[str, int | None] = field(default_factory=dict)
-    cloud_percent: float | None = None
+    tile: str  # MGRS
+    acquired: str  # ISO 8601, UTC; a day if no more is known
+    baseline: str  # of processing, if known
+    bands: dict[str, Path]  # raster by band, at the ground resolution that is to be read
+    outline: Path | None  # a raster of the coarsest resolution there is: its zeros are nodata
+    dark: dict[str, Path]  # rasters in which dark pixels are looked for, as coarse as there are
+    scl: Path | None = None  # the scene classification map, if there is one
+    scl_m: int = 20  # its ground resolution in metres
+    claims: dict[str, int | None] = field(default_factory=dict)  # of the offset, strongest first
+    cloud_percent: float | None = None  # of the whole product, if known
 
     @property
     def day(self) -> str:
@@ -111,43 +89,19 @@ class Product:
         return self.acquired[:10]
 
 
-def refuse_incomplete(product: Product, groups: Groups) -> None:
-    """Refuse a product that lacks a raster of a band.
-
-    Raises:
-        ValueError: one is not among the files of the product.
-    """
-    for group in groups:
-        for band in group.bands:
-            if band not in product.bands:
-                raise ValueError(
-                    f"{product.path} holds no {band} at {group.ground_resolution_m:g} m; complete "
-                    "the product, remove it, or name the bands to pack: source.bands=[...]"
-                )
-
-
-def tile_grid(product: Product, groups: Groups) -> tuple[TileGrid, int | None]:
-    """Return the squares of a product's tile, and the offset that tags of its first band claim.
-
-    Raises:
-        PatchError: that file cannot be opened, or is not a whole tile at the resolution expected.
-    """
-    group = groups[0]
+def _tile_grid(product: Product, group: GroupLayout) -> tuple[TileGrid, int | None]:
+    """Return the squares of a product's tile, and the offset that tags of its first band claim."""
     path = product.bands[group.bands[0]]
     # from pixels, not from the name: squares must lie where the file's own grid has them
     found = read_grid(path)
-    size_px = TILE_M / group.ground_resolution_m
-    a, _, x, _, _, y = found.transform
-    if fault := found.fault(group.ground_resolution_m):
+    size_m, (a, _, x, _, _, y) = group.ground_resolution_m, found.transform
+    if fault := found.fault(size_m):
         raise PatchError(path, fault)
     if not found.epsg:
         raise PatchError(path, f"lies in {found.crs}, which is not a UTM zone")
-    if (found.width, found.height) != (size_px, size_px):
-        raise PatchError(
-            path,
-            f"has {found.width} x {found.height} pixels of {a:g} m, a tile has {size_px:g} of "
-            f"{group.ground_resolution_m:g} m",
-        )
+    if found.width != TILE_M / size_m or found.height != found.width:
+        has = f"has {found.width} x {found.height} pixels of {a:g} m"
+        raise PatchError(path, f"{has}, a tile has {TILE_M / size_m:g} of {size_m:g} m")
     if not is_corner_of_tile(x, y):
         raise PatchError(path, f"begins at {x:.0f}, {y:.0f}, which is not a corner of an MGRS tile")
     try:
@@ -156,28 +110,13 @@ def tile_grid(product: Product, groups: Groups) -> tuple[TileGrid, int | None]:
         raise PatchError(path, str(error)) from error
 
 
-def offset_contradiction(product: Product, offset: Offset) -> str:
-    """Return how the darkest pixels of a product contradict its offset; empty if they do not."""
-    classes = read_classes(product.scl) if product.scl else None
-    # Every third pixel of 20 m is the middle of a 60 m one. An overview would not do: JPEG 2000
-    # averages the numbers of classes, and cloud next to shadow becomes water.
-    thinned = None if classes is None else classes[1::3, 1::3]
-    size_px = _COARSE_PX if thinned is None else thinned.shape[0]
-    pixels = {
-        band: without_edges(read_coarse(path, size_px)) for band, path in product.dark.items()
-    }
-    found = contradiction(offset.value, pixels, thinned)
-    return found and (
-        f"{product.name}: the offset is {offset.value} by {offset.authority}, but {found}"
-    )
-
-
-def without_edges(pixels: Numbers) -> Numbers:
-    """Return digital numbers with what lies next to nodata set to nodata too.
+def _dark_pixels(path: Path, size_px: int) -> Numbers:
+    """Return the digital numbers of a band, with what lies next to nodata set to nodata too.
 
     The coarse levels of JPEG 2000 are averages: along an edge of nodata they are darker than any
     ground, which would speak against an offset.
     """
+    pixels = read_coarse(path, size_px)
     near = pixels == NODATA
     for _ in range(_EDGE_PX):
         for axis in (0, 1):
@@ -185,17 +124,13 @@ def without_edges(pixels: Numbers) -> Numbers:
     return np.where(near, np.uint16(NODATA), pixels)
 
 
-def scl_shares(classes: Classes) -> npt.NDArray[np.float32]:
-    """Return the share of each of the twelve classes of a scene classification map."""
-    # minlength: classes that are absent have a column too
-    counts = np.bincount(classes.ravel(), minlength=len(SCL.classes))
-    return np.asarray(counts[: len(SCL.classes)] / classes.size, np.float32)
-
-
 def _fractions(product: Product, column: int, row: int) -> Fractions:
     if product.scl is None:
         return {}
-    return {SCL.name: scl_shares(read_classes(product.scl, window_of(column, row, product.scl_m)))}
+    classes = read_classes(product.scl, window_of(column, row, product.scl_m))
+    # minlength: classes that are absent have a column too
+    counts = np.bincount(classes.ravel(), minlength=len(SCL.classes))[: len(SCL.classes)]
+    return {SCL.name: np.asarray(counts / classes.size, np.float32)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,20 +159,21 @@ class Products(Source):
         paths = self.find(root)
         with session():
             products = [self.describe(root, path, self.groups) for path in paths]
-            chosen, dropped = choose_products(products, self.config.select)
-            yield from dropped
-            yield from self._squares(chosen)
+            judged = list(_judged(products, self.config.select))
+            yield from (Dropped(product.path, reason) for product, reason in judged if reason)
+            yield from self._squares([product for product, reason in judged if not reason])
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read one square as stored values."""
         # described anew (and remembered there): a part of an array has only the plan's references
-        product = self.describe(Path(self.config.root), ref.path, layout.groups)
+        root = Path(self.config.root)
+        product = self.describe(root, ref.path, layout.groups)
         column, row = map(int, ref.id.rsplit("_", 2)[1:])
         numbers, grid, tagged = read_groups(product.bands, layout.groups, (column, row))
         try:
             offset = self._offset(replace(product, claims={**product.claims, "tags": tagged}))
         except ValueError as error:  # planning asks the first band alone
-            raise PatchError(Path(self.config.root) / ref.path, str(error)) from error
+            raise PatchError(root / ref.path, str(error)) from error
         return Patch(
             id=ref.id,
             pixels={name: harmonise(n, offset.value) for name, n in numbers.items()},
@@ -260,22 +196,38 @@ class Products(Source):
         return decide(product.name, product.claims, config.boa_offset, config.override_offset)
 
     def _check_dark_pixels(self, product: Product) -> None:
-        found = offset_contradiction(product, self._offset(product))
-        if found and self.config.override_offset:
-            _log.warning("%s; source.override_offset is true, so it is used anyway", found)
-        elif found:
+        """Refuse an offset that the darkest pixels of a product contradict."""
+        classes = read_classes(product.scl) if product.scl else None
+        # Every third pixel of 20 m is the middle of a 60 m one. An overview would not do: JPEG 2000
+        # averages the numbers of classes, and cloud next to shadow becomes water.
+        thinned = None if classes is None else classes[1::3, 1::3]
+        size_px = _COARSE_PX if thinned is None else thinned.shape[0]
+        pixels = {band: _dark_pixels(path, size_px) for band, path in product.dark.items()}
+        offset = self._offset(product)
+        found = contradiction(offset.value, pixels, thinned)
+        if not found:
+            return
+        found = f"{product.name}: the offset is {offset.value} by {offset.authority}, but {found}"
+        if not self.config.override_offset:
             raise ValueError(
                 f"{found}; correct or set source.boa_offset, with source.override_offset=true if "
                 "the pixels mislead"
             )
+        _log.warning("%s; source.override_offset is true, so it is used anyway", found)
 
     def _squares(self, products: list[Product]) -> Iterator[PatchRef | Dropped]:
         excluded = Exclusions(self.config.select.exclude_lists)
+        sizes_m = {band: g.ground_resolution_m for g in self.groups for band in g.bands}
         grounds: dict[TileGrid, Ground] = {}
         found: list[tuple[Product, Ground, Flags]] = []
         for product in products:
-            refuse_incomplete(product, self.groups)
-            grid, tagged = tile_grid(product, self.groups)
+            missing = [band for band in sizes_m if band not in product.bands]
+            if missing:
+                raise ValueError(
+                    f"{product.path} holds no {missing[0]} at {sizes_m[missing[0]]:g} m; complete "
+                    "the product, remove it, or name the bands to pack: source.bands=[...]"
+                )
+            grid, tagged = _tile_grid(product, self.groups[0])
             product = replace(product, claims={**product.claims, "tags": tagged})
             if grid not in grounds:
                 grounds[grid] = ground_of(grid, self.config, excluded)
@@ -291,48 +243,37 @@ class Products(Source):
     def _reasons(
         self, product: Product, ground: Ground, excluded: Exclusions
     ) -> Iterator[tuple[str, Flags]]:
-        """Yield what speaks against squares of a product, the reasons without pixels first."""
+        """Yield what speaks against squares of a product: first what takes no pixel to know."""
         yield from ground.unwanted.items()
         yield EXCLUDED_LIST, listed_squares(product.name, excluded)
         if np.any(list(ground.unwanted.values()), axis=0).all():
             return  # no pixel need be read of a tile without wanted ground
         self._check_dark_pixels(product)
-        yield from filter_reasons(product, self.config.filter)
+        limits = self.config.filter
+        valid = np.ones((SIDE, SIDE), np.float32)
+        if product.outline:
+            valid = shares_of(read_raster(product.outline).pixels[0] != NODATA)
+        if product.scl is None:
+            yield NO_DATA, valid < limits.min_valid
+            return
+        classes = read_classes(product.scl)
+        # a pixel may be missing in some bands only; the classification then has no answer for it
+        yield NO_DATA, np.minimum(valid, 1 - shares_of(classes == 0)) < limits.min_valid
+        # limits are on shares of all ground: what is both nodata and cloud cannot be
+        yield CLOUD, shares_of(np.isin(classes, _CLOUD_CLASSES)) > limits.max_cloud
+        yield SHADOW, shares_of(classes == _SHADOW_CLASS) > limits.max_shadow
+        yield SNOW, shares_of(classes == _SNOW_CLASS) > limits.max_snow
 
 
-def choose_products(
-    products: list[Product], select: SelectConfig
-) -> tuple[list[Product], list[Dropped]]:
-    """Return the products to cut, in the order of their names, and the others with the reason."""
+def _judged(products: list[Product], select: SelectConfig) -> Iterator[tuple[Product, str]]:
+    """Yield products in the order of their names, each with the reason why it is left out."""
     # among all that are there, so that a clouded newest processing is not replaced by an older one
-    chosen, dropped = [], []
     newest = newest_processing((s.tile, s.acquired, s.baseline) for s in products)
     for product in sorted(products, key=lambda product: product.name + "_"):
         reason = _against(product, select)
         if not reason and product.baseline != newest[product.tile, product.acquired]:
             reason = REPEATED
-        if reason:
-            dropped.append(Dropped(product.path, reason))
-        else:
-            chosen.append(product)
-    return chosen, dropped
-
-
-def filter_reasons(product: Product, limits: FilterConfig) -> Iterator[tuple[str, Flags]]:
-    """Yield squares that pixels speak against: nodata first, then cloud, shadow and snow."""
-    valid = np.ones((SIDE, SIDE), np.float32)
-    if product.outline:
-        valid = shares_of(read_raster(product.outline).pixels[0] != NODATA)
-    if product.scl is None:
-        yield NO_DATA, valid < limits.min_valid
-        return
-    classes = read_classes(product.scl)
-    # a pixel may be missing in some bands only; the classification then has no answer for it
-    yield NO_DATA, np.minimum(valid, 1 - shares_of(classes == 0)) < limits.min_valid
-    # limits are on shares of all ground: what is both nodata and cloud cannot be
-    yield CLOUD, shares_of(np.isin(classes, _CLOUD_CLASSES)) > limits.max_cloud
-    yield SHADOW, shares_of(classes == _SHADOW_CLASS) > limits.max_shadow
-    yield SNOW, shares_of(classes == _SNOW_CLASS) > limits.max_snow
+        yield product, reason
 
 
 def _against(product: Product, select: SelectConfig) -> str:
@@ -378,8 +319,7 @@ def _references(
     days = Counter(place for place, _ in seen)
     for product, ground, good in found:
         rare = np.zeros((SIDE, SIDE), bool)
-        for column, row in np.argwhere(good).tolist():
-            rare[column, row] = days[square_name(product.tile, column, row)] < min_dates
+        rare[good] = [days[place] < min_dates for place in _places(product, good)]
         yield from _drop(product, TOO_FEW_DATES, rare)
         for column, row in np.argwhere(good & ~rare).tolist():
             block, split = ground.block(column, row)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -109,7 +108,18 @@ def describe_product(root: Path, path: str, groups: Groups) -> Product:
     if name is None:
         raise ValueError(f"{product} is not named as an L2A product")
     names = list_files(product)
-    rasters = dict(_rasters(product, names))
+    # braces: the name of the zip ends where GDAL would otherwise have to try
+    base = Path(f"{IN_ZIP}{{{product.absolute()}}}") if product.is_file() else product
+    # every raster by band and ground resolution in metres
+    rasters = {
+        (found["band"], int(found["resolution"])): base / file
+        for file in names
+        if (found := _RASTER.search(file))
+    }
+    coarsest: dict[str, Path] = {}
+    for (band, _), raster in sorted(rasters.items(), key=lambda entry: -entry[0][1]):
+        coarsest.setdefault(band, raster)
+    sizes_m = [(band, int(group.ground_resolution_m)) for group in groups for band in group.bands]
     claims, cloud_percent = _read_metadata(product, names)
     baseline = baseline_of(name[0])
     # 20 m is where ESA makes it; the 60 m one is a copy
@@ -120,9 +130,9 @@ def describe_product(root: Path, path: str, groups: Groups) -> Product:
         tile=name["tile"],
         acquired=iso_time(name["acquired"]),
         baseline=baseline,
-        bands=_wanted(rasters, groups),
-        outline=next(filter(None, (_any_band(rasters, size) for size in (60, 20, 10))), None),
-        dark={band: dark for band in DARK_BANDS if (dark := _coarsest(rasters, band))},
+        bands={key[0]: rasters[key] for key in sizes_m if key in rasters},
+        outline=next((raster for band, raster in coarsest.items() if band != "SCL"), None),
+        dark={band: coarsest[band] for band in DARK_BANDS if band in coarsest},
         scl=rasters.get(("SCL", scl_m)),
         scl_m=scl_m,
         claims={"xml": claims, "name": offset_of(baseline)},
@@ -170,52 +180,19 @@ def offset_in(root: ElementTree.Element) -> int:
     return values.pop() if values else 0
 
 
-def _rasters(product: Path, names: list[str]) -> Iterator[tuple[tuple[str, int], Path]]:
-    """Yield every raster by band and ground resolution in metres."""
-    # braces: the name of the zip ends where GDAL would otherwise have to try
-    base = Path(f"{IN_ZIP}{{{product.absolute()}}}") if product.is_file() else product
-    for name in names:
-        found = _RASTER.search(name)
-        if found:
-            yield (found["band"], int(found["resolution"])), base / name
-
-
-def _wanted(rasters: dict[tuple[str, int], Path], groups: Groups) -> dict[str, Path]:
-    return {
-        band: rasters[band, int(group.ground_resolution_m)]
-        for group in groups
-        for band in group.bands
-        if (band, int(group.ground_resolution_m)) in rasters
-    }
-
-
-def _any_band(rasters: dict[tuple[str, int], Path], resolution_m: int) -> Path | None:
-    return next(
-        (path for (name, size), path in rasters.items() if name != "SCL" and size == resolution_m),
-        None,
-    )
-
-
-def _coarsest(rasters: dict[tuple[str, int], Path], band: str) -> Path | None:
-    sizes = [size for name, size in rasters if name == band]
-    return rasters[band, max(sizes)] if sizes else None
-
-
 def _read_metadata(product: Path, names: list[str]) -> tuple[int | None, float | None]:
     """Return offset and cloud cover in percent; None for what no metadata tells."""
-    (name,) = [name for name in names if PurePosixPath(name).name == METADATA_NAME][:1] or ("",)
-    if not name:
+    name = next((name for name in names if PurePosixPath(name).name == METADATA_NAME), None)
+    if name is None:
         return None, None
+    if product.is_dir():
+        content = (product / name).read_bytes()
+    else:
+        with zipfile.ZipFile(product) as archive:
+            content = archive.read(name)
     try:
-        root = ElementTree.fromstring(_read_file(product, name))
+        root = ElementTree.fromstring(content)
         cloud = root.findtext(".//Cloud_Coverage_Assessment")
         return offset_in(root), float(cloud) if cloud else None
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{product / name} is not the metadata of a product ({error})") from error
-
-
-def _read_file(product: Path, name: str) -> bytes:
-    if product.is_dir():
-        return (product / name).read_bytes()
-    with zipfile.ZipFile(product) as archive:
-        return archive.read(name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -103,8 +102,9 @@ def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) ->
     product = product_of(name, properties)
     baseline = baseline_of(product) or str(properties.get("s2:processing_baseline", ""))
     tile, acquired = _tile_and_time(name, product, properties)
-    rasters = dict(_rasters(folder))
-    bands = sorted(rasters.keys() & BANDS.keys(), key=lambda band: -BANDS[band].ground_resolution_m)
+    files = sorted(folder.iterdir())
+    rasters = {band: file for file in files if (band := _band_in(file.name))}
+    sizes_m = {band: BANDS[band].ground_resolution_m for band in rasters if band != "SCL"}
     cloud = properties.get("eo:cloud_cover")  # percent
     return Product(
         path=path,
@@ -113,7 +113,7 @@ def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) ->
         acquired=acquired,
         baseline=baseline,
         bands={band: rasters[band] for g in groups for band in g.bands if band in rasters},
-        outline=rasters[bands[0]],
+        outline=rasters[max(sizes_m, key=sizes_m.__getitem__)] if sizes_m else None,
         dark={band: rasters[band] for band in DARK_BANDS if band in rasters},
         scl=rasters.get("SCL"),
         scl_m=20 * decimation,
@@ -127,25 +127,20 @@ def claims_of(item: Item, baseline: str) -> dict[str, int | None]:
 
     Two entries of an item may contradict each other; both are claims then.
     """
-    properties, offset = item.get("properties", {}), offset_of(baseline)
+    properties, assets = item.get("properties", {}), item.get("assets", {})
+    by_name = offset_of(baseline)
     applied = next((properties[key] for key in _APPLIED_KEYS if key in properties), None)
-    by_flag = 0 if applied else offset
-    return {
-        "stac:boa_offset_applied": by_flag if applied is not None else None,
-        "stac:raster:bands": _asset_offset(item),
-        # A name tells what ESA delivered. From 04.00 on the archive may have taken the offset out
-        # since; before there was never one.
-        "name": 0 if offset == 0 else None,
-    }
-
-
-def _asset_offset(item: Item) -> int | None:
-    """Return the offset of the red band's values, in digital numbers, if its asset states one."""
-    assets = item.get("assets", {})
+    by_flag = 0 if applied else by_name
     red = assets.get("red") or assets.get("B04") or {}
     stated = [band["offset"] for band in red.get("raster:bands", []) if "offset" in band]
-    # STAC states it in reflectance: -0.1
-    return round(stated[0] * QUANTIFICATION) if stated else None
+    return {
+        "stac:boa_offset_applied": None if applied is None else by_flag,
+        # in reflectance: -0.1
+        "stac:raster:bands": round(stated[0] * QUANTIFICATION) if stated else None,
+        # A name tells what ESA delivered. From 04.00 on the archive may have taken the offset out
+        # since; before there was never one.
+        "name": 0 if by_name == 0 else None,
+    }
 
 
 def product_of(name: str, properties: Item) -> str:
@@ -176,13 +171,6 @@ def stated_time(properties: Item) -> str:
 
 def _names_scene(name: str) -> bool:
     return bool(_ITEM.search(name) or _PRODUCT.search(name + "_"))
-
-
-def _rasters(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.iterdir()):
-        band = _band_in(path.name)
-        if band:
-            yield band, path
 
 
 def _band_in(name: str) -> str:
