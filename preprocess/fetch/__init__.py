@@ -26,23 +26,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What there is to fetch.
+    """What there is to fetch."""
 
-    Attributes:
-        found: scenes that the search found, or files of an archive.
-        taken: of them.
-        patches: at most; 0 where that is not known before packing.
-        bytes: of what is taken.
-        missing_bytes: of what is not there yet.
-        bytes_per_s: measured rate; 0 if nothing was measured.
-    """
-
-    found: int
-    taken: int
-    patches: int
-    bytes: int
-    missing_bytes: int
-    bytes_per_s: float = 0.0
+    found: int  # scenes that the search found, or files of an archive
+    taken: int  # of them
+    patches: int  # at most; 0 where that is not known before packing
+    bytes: int  # of what is taken
+    missing_bytes: int  # of what is not there yet
+    bytes_per_s: float = 0.0  # measured; 0 if nothing was
 
 
 def fetch(config: FetchConfig, archive: Archive | None = None) -> Summary:
@@ -61,9 +52,9 @@ def fetch(config: FetchConfig, archive: Archive | None = None) -> Summary:
     with _only_fetch_of(output):
         if record:
             files = plan_archive(http, record, config)
-            _refuse_too_much(config, sum(plan.remote.size for plan in files), _most_disk(files))
-            fetch_archive(http, files, config)
             summary = _summary_of_files(record, files)
+            _refuse_too_much(config, summary.missing_bytes, _most_disk(files))
+            fetch_archive(http, files, config)
         else:
             scenes, folders, failed = _plan_scenes(http, config)
             summary = _summary_of_scenes(scenes, folders)
@@ -125,9 +116,8 @@ def _summary_of_scenes(
 
 
 def _summary_of_files(archive: Archive, plans: list[ArchivePlan]) -> Summary:
-    missing = sum(plan.remote.size for plan in plans)
-    planned = {plan.file.name for plan in plans}
-    there = sum(file.size for file in archive.files if file.name not in planned)
+    missing = sum(remote.size for _, remote in plans)
+    there = sum(file.size for file in archive.files) - sum(file.size for file, _ in plans)
     count = len(archive.files)
     return Summary(count, count, 0, there + missing, missing)
 
@@ -135,9 +125,9 @@ def _summary_of_files(archive: Archive, plans: list[ArchivePlan]) -> Summary:
 def _most_disk(plans: list[ArchivePlan]) -> int:
     """Return bytes at the moment when they are most: an archive goes once it is unpacked."""
     unpacked = most = 0
-    for plan in plans:
-        unpacked += plan.file.unpacked_bytes if plan.file.root else plan.remote.size
-        most = max(most, unpacked + (plan.remote.size if plan.file.root else 0))
+    for file, remote in plans:
+        unpacked += file.unpacked_bytes if file.root else remote.size
+        most = max(most, unpacked + (remote.size if file.root else 0))
     return most
 
 

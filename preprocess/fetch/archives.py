@@ -14,7 +14,6 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -46,25 +45,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFile:
-    """A file of a record.
+    """A file of a record."""
 
-    Attributes:
-        name: at the end of its URL, and of the local file.
-        md5: published checksum.
-        size: published bytes; 0 if unknown.
-        source: where checksum and size were found, and how far they are verified.
-        root: folder that it unpacks to; empty for a file that is used as it is.
-        files: rasters that it holds.
-        unpacked_bytes: what they take on a file system with blocks of 4 KiB.
-    """
-
-    name: str
-    md5: str
-    size: int
-    source: str
-    root: str = ""
-    files: int = 0
-    unpacked_bytes: int = 0
+    name: str  # at the end of its URL, and of the local file
+    md5: str  # as published
+    size: int  # published bytes; 0 if unknown
+    source: str  # where checksum and size were found, and how far they are verified
+    root: str = ""  # folder that it unpacks to; empty for a file that is used as it is
+    files: int = 0  # rasters that it holds
+    unpacked_bytes: int = 0  # what they take on a file system with blocks of 4 KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +70,9 @@ ARCHIVES = {
         "https://zenodo.org/records/12687186/files",
         (
             ArchiveFile(
-                "BigEarthNet-S2-v1.0.tar.gz",
-                "5a64e9ce38deb036a435a7b59494924c",
-                0,
+                "BigEarthNet-S2-v1.0.tar.gz", "5a64e9ce38deb036a435a7b59494924c", 0,
                 "checksum: torchgeo's data set BigEarthNet; exact size: not found, about 66 GB",
-                root="BigEarthNet-v1.0",
-                files=590_326 * 12,
+                root="BigEarthNet-v1.0", files=590_326 * 12,
                 unpacked_bytes=590_326 * (_PATCH_BYTES + 4_096),
             ),
         ),
@@ -125,12 +111,8 @@ ARCHIVES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class ArchivePlan:
-    """A file that is to be fetched and unpacked, with what the server says of it."""
-
-    file: ArchiveFile
-    remote: RemoteFile
+# a file that is to be fetched and unpacked, with what the server says of it
+ArchivePlan = tuple[ArchiveFile, RemoteFile]
 
 
 def plan_archive(http: Http, archive: Archive, config: FetchConfig) -> list[ArchivePlan]:
@@ -151,7 +133,7 @@ def plan_archive(http: Http, archive: Archive, config: FetchConfig) -> list[Arch
                 f"{shown(remote.url)} has {remote.size} bytes, published are {file.size}: another "
                 "file, or another version of it; give the URL of a mirror: url=https://..."
             )
-        plans.append(ArchivePlan(file, remote))
+        plans.append((file, remote))
     return plans
 
 
@@ -164,15 +146,15 @@ def fetch_archive(http: Http, plans: list[ArchivePlan], config: FetchConfig) -> 
     """
     output = Path(config.output)
     state = read_json(output / STATE) or {"files": {}}
-    for plan in plans:
-        file, path = plan.file, output / plan.file.name
+    for file, remote in plans:
+        path = output / file.name
         if not path.exists():
-            _download(http, plan, path, config)
-        elif not _is_sound(path, plan):
+            _download(http, file, remote, config)
+        elif not _is_sound(path, file, remote):
             raise FetchError(
                 f"{path} is there, but its size or md5 is not the published one; remove it"
             )
-        entry: dict[str, Any] = {"size": plan.remote.size, "md5": file.md5}
+        entry: dict[str, Any] = {"size": remote.size, "md5": file.md5}
         if file.root:
             entry["rasters"] = unpack(path, output / file.root, file.files)
         state["files"][file.name] = entry
@@ -201,7 +183,12 @@ def unpack(path: Path, target: Path, expected: int = 0) -> int:
         ):
             for index, (name, length, stream) in enumerate(_members(path.name, raw)):
                 if index >= done:
-                    _write_member(staging / _inner(path.name, name, target.name), stream)
+                    parts = [part for part in PurePosixPath(name).parts if part != "."]
+                    if ".." in parts or len(parts) < 2 or parts[0] != target.name:
+                        raise FetchError(
+                            f"{path.name} holds {name!r}; expected are files below {target.name}/"
+                        )
+                    _write_member(staging.joinpath(*parts[1:]), stream)
                     rasters += name.endswith(".tif")
                     files, size = files + 1, size + length
                 if files >= _SYNC_FILES or size >= _SYNC_BYTES:
@@ -219,37 +206,34 @@ def unpack(path: Path, target: Path, expected: int = 0) -> int:
     return rasters
 
 
-def _download(http: Http, plan: ArchivePlan, path: Path, config: FetchConfig) -> None:
-    partial = PartialFile(path, plan.remote)
-    missing = partial.missing(chunks(plan.remote.size, _CHUNK_BYTES))
-    pool = ThreadPoolExecutor(min(config.streams, _MAX_STREAMS))
-    with progress_of(plan.remote.size, path.name, unit="B") as advance:
-        advance(plan.remote.size - sum(span.length for span in missing))
+def _download(http: Http, file: ArchiveFile, remote: RemoteFile, config: FetchConfig) -> None:
+    partial = PartialFile(Path(config.output, file.name), remote)
+    missing = partial.missing(chunks(remote.size, _CHUNK_BYTES))
+    with (
+        progress_of(remote.size, file.name, unit="B") as advance,
+        http.threads(min(config.streams, _MAX_STREAMS)) as pool,
+    ):
+        advance(remote.size - sum(span.length for span in missing))
         try:
             partial.fetch_all(http, missing, pool, advance)
         except RemoteChangedError as error:
             partial.discard()
             raise FetchError(f"{error}; start again to fetch it") from error
-        except BaseException:
-            http.stop.set()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-    if not _is_sound(partial.data, plan):
+    if not _is_sound(partial.data, file, remote):
         partial.discard()
         raise FetchError(
-            f"{shown(plan.remote.url)} has another md5 than the published {plan.file.md5}; it was "
+            f"{shown(remote.url)} has another md5 than the published {file.md5}; it was "
             "removed. Start again, or give the URL of a mirror: url=https://..."
         )
     partial.finish()
 
 
-def _is_sound(path: Path, plan: ArchivePlan) -> bool:
-    if path.stat().st_size != plan.remote.size:
+def _is_sound(path: Path, file: ArchiveFile, remote: RemoteFile) -> bool:
+    if path.stat().st_size != remote.size:
         return False
-    _log.info("%s: computing its md5", plan.file.name)
+    _log.info("%s: computing its md5", file.name)
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "md5").hexdigest() == plan.file.md5
+        return hashlib.file_digest(stream, "md5").hexdigest() == file.md5
 
 
 def _members(archive: str, raw: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]]]:
@@ -272,14 +256,6 @@ def _members(archive: str, raw: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]
                 raise FetchError(f"{archive} holds {member.name}, which is neither file nor folder")
             # it remembers millions of names otherwise
             tar.members = []  # type: ignore[attr-defined]
-
-
-def _inner(archive: str, name: str, root: str) -> str:
-    """Return a member's path below the one folder of the archive."""
-    parts = [part for part in PurePosixPath(name).parts if part != "."]
-    if ".." in parts or len(parts) < 2 or parts[0] != root:
-        raise FetchError(f"{archive} holds {name!r}; expected are files below {root}/")
-    return "/".join(parts[1:])
 
 
 def _write_member(path: Path, stream: IO[bytes]) -> None:

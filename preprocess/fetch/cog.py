@@ -34,7 +34,7 @@ _GAP_BYTES = 16 * 2**10
 _MAX_FIELD_BYTES = 64 * 2**20
 _MAX_IMAGES = 32
 
-Read = Callable[[int, int], bytes]
+Read = Callable[[int, int], bytes]  # from an offset so many, fewer only at the end of the file
 Blocks = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
 
@@ -54,51 +54,30 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image of a TIFF file.
+    """One image of a TIFF file; sizes in pixels."""
 
-    Attributes:
-        fields: its directory by tag.
-        offsets: of its blocks, (rows, columns); 0 marks an absent one.
-        counts: bytes of its blocks, of the same shape.
-        block: width and height of a block in pixels.
-        width: pixels.
-        height: pixels.
-    """
-
-    fields: dict[int, Field]
-    offsets: Numbers
-    counts: Numbers
-    block: tuple[int, int]
+    fields: dict[int, Field]  # its directory by tag
+    offsets: Numbers  # of its blocks, (rows, columns); 0 marks an absent one
+    counts: Numbers  # bytes of its blocks, of the same shape
+    block: tuple[int, int]  # width and height
     width: int
     height: int
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A remote GeoTIFF of one band.
+    """A remote GeoTIFF of one band."""
 
-    Attributes:
-        image: its full-resolution image.
-        overviews: the coarser ones.
-        epsg: projected coordinate system, 0 if none is stated.
-        x: easting of the upper left corner, m.
-        y: northing of it, m.
-        resolution_m: side of a pixel, m.
-    """
-
-    image: Image
-    overviews: tuple[Image, ...]
-    epsg: int
-    x: float
-    y: float
-    resolution_m: float
+    image: Image  # of full resolution
+    overviews: tuple[Image, ...]  # the coarser ones
+    epsg: int  # projected coordinate system, 0 if none is stated
+    x: float  # easting of the upper left corner, m
+    y: float  # its northing, m
+    resolution_m: float  # side of a pixel
 
 
 def read_layout(read: Read) -> Layout:
     """Return the layout of a COG with one band.
-
-    Args:
-        read: returns bytes at an offset; fewer only at the end of the file.
 
     Raises:
         ValueError: it is no such file, or not one with square pixels.
@@ -178,12 +157,9 @@ def _image(fields: dict[int, Field]) -> Image:
 
 
 def blocks_of(layout: Layout, squares: Blocks, side_m: float) -> Blocks:
-    """Return which blocks hold ground of chosen squares, (rows, columns).
+    """Return which blocks hold ground of squares of some side, (rows, columns).
 
-    Args:
-        layout: of the file.
-        squares: (columns, rows), counted from its upper left corner.
-        side_m: of a square.
+    ``squares``, (columns, rows), are counted from the file's upper left corner.
     """
     num_rows, num_columns = layout.image.offsets.shape
     width, height = layout.image.block
@@ -213,9 +189,9 @@ def plan_copy(
     layout: Layout, wanted: Blocks, overview: Image | None = None
 ) -> tuple[bytes, list[Span]]:
     """Return the header of a copy that holds wanted blocks and an overview, and what fills it."""
-    kept = [(layout.image, wanted & _present(layout.image))]
-    if overview is not None:
-        kept.append((overview, _present(overview)))
+    images = [layout.image] if overview is None else [layout.image, overview]
+    kept = [(image, (image.counts > 0) & (image.offsets > 0)) for image in images]
+    kept[0][1][:] &= wanted
     offsets = np.concatenate([image.offsets[chosen] for image, chosen in kept])
     counts = np.concatenate([image.counts[chosen] for image, chosen in kept])
     placed = [np.zeros_like(image.offsets) for image, _ in kept]
@@ -225,8 +201,7 @@ def plan_copy(
     begin = end = 0  # of the last span, in the remote file
     for index in np.argsort(offsets, kind="stable").tolist():
         start, length = int(offsets[index]), int(counts[index])
-        near = start - end <= _GAP_BYTES and start + length - begin <= RANGE_BYTES
-        if spans and near:
+        if spans and start - end <= _GAP_BYTES and start + length - begin <= RANGE_BYTES:
             end = max(end, start + length)
             spans[-1] = replace(spans[-1], length=end - begin)
         else:
@@ -238,10 +213,6 @@ def plan_copy(
     for places, (_, chosen), part in zip(placed, kept, parts, strict=True):
         places[chosen] = part
     return _encode(kept, placed), spans
-
-
-def _present(image: Image) -> Blocks:
-    return np.asarray((image.counts > 0) & (image.offsets > 0))
 
 
 def _encode(images: list[tuple[Image, Blocks]], offsets: list[Numbers]) -> bytes:

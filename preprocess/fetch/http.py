@@ -15,7 +15,8 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, as_completed, wait
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +76,9 @@ class RemoteFile:
 class Http:
     """Requests with retries, shared by all threads of a fetch.
 
+    All methods raise ``FetchError``: attempts failed one after another without progress in between,
+    the answer is final, or the transfer was stopped.
+
     Proxies and credentials come from the environment and ``.netrc`` alone, as ``requests`` reads
     them; neither they nor the query of a URL are ever logged.
 
@@ -98,31 +102,21 @@ class Http:
         self._lock = threading.Lock()
 
     def open(self, url: str, length: int = 1) -> tuple[RemoteFile, bytes]:
-        """Return size and version of a remote file, and its first bytes.
-
-        Raises:
-            FetchError: it is not there, the server serves no ranges, or all attempts failed.
-        """
+        """Return size and version of a remote file, and its first bytes."""
 
         def first_bytes(response: requests.Response) -> tuple[RemoteFile, bytes]:
-            """Take the length of the file and its first bytes."""
-            start, total = _content_range(response)
-            if response.status_code != 206 or start != 0:
-                code = response.status_code
+            (start, total), code = _content_range(response), response.status_code
+            if code != 206 or start != 0:
                 raise _TransientError(f"the server serves no byte ranges (HTTP {code})")
-            head = response.content[:length]
-            if len(head) != min(length, total):
-                raise _TransientError(f"sent {len(head)} bytes of {min(length, total)}")
+            head, wanted = response.content[:length], min(length, total)
+            if len(head) != wanted:
+                raise _TransientError(f"sent {len(head)} bytes of {wanted}")
             return RemoteFile(url, total, response.headers.get("ETag", "")), head
 
         return self._with_retries(first_bytes, url, headers={"Range": f"bytes=0-{length - 1}"})
 
     def read(self, remote: RemoteFile, offset: int, length: int) -> bytes:
-        """Return bytes of a remote file, fewer at its end.
-
-        Raises:
-            FetchError: as ``pieces``.
-        """
+        """Return bytes of a remote file, fewer at its end."""
         return b"".join(self.pieces(remote, offset, min(length, remote.size - offset)))
 
     def pieces(self, remote: RemoteFile, offset: int, length: int) -> Iterator[bytes]:
@@ -130,14 +124,12 @@ class Http:
 
         Raises:
             RemoteChangedError: the file changed since ``open``.
-            FetchError: attempts failed one after another without a byte in between.
         """
         done, attempt = 0, 0
         while done < length:
-            before = done
-            first, last = offset + done, offset + length - 1
+            before, first = done, offset + done
             try:
-                headers = {"Range": f"bytes={first}-{last}"}
+                headers = {"Range": f"bytes={first}-{offset + length - 1}"}
                 with self._request(remote.url, headers=headers) as response:
                     _check_range(response, remote, first, length - done)
                     for piece in response.iter_content(PIECE_BYTES):
@@ -152,32 +144,31 @@ class Http:
                 attempt = 0 if done - before >= PIECE_BYTES else attempt
                 attempt = self._pause(remote.url, error, attempt)
 
-    def get_text(self, url: str, check: Callable[[str], object], **request: Any) -> str:
-        """Return the text of an answer that passes a check; one that does not is asked for again.
-
-        Args:
-            url: where to ask.
-            check: raises ``ValueError`` for an answer that is none, such as a proxy's error page.
-            request: further arguments of ``requests``.
-
-        Raises:
-            FetchError: all attempts failed.
-        """
+    def get_json(self, url: str, **request: Any) -> str:
+        """Return the text of an answer that is a JSON object; another is asked for again."""
 
         def checked(response: requests.Response) -> str:
-            """Take the text if it passes the check."""
             text = response.content.decode()
-            check(text)
+            if not isinstance(json.loads(text), dict):  # such as a proxy's error page
+                raise ValueError("no JSON object")
             return text
 
         return self._with_retries(checked, url, **request)
 
-    def refuse_offline(self, url: str) -> None:
-        """Find out at once whether a server can be reached.
+    @contextmanager
+    def threads(self, number: int) -> Iterator[Executor]:
+        """Start threads whose requests are stopped when the block fails; wait for them to end."""
+        pool = ThreadPoolExecutor(number)
+        try:
+            yield pool
+        except BaseException:
+            self.stop.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-        Raises:
-            FetchError: it cannot; the message says what to set.
-        """
+    def refuse_offline(self, url: str) -> None:
+        """Find out at once whether a server can be reached; say what to set if it cannot."""
         for attempt in range(3):
             try:
                 self.session.get(url, stream=True, timeout=_TIMEOUT_S).close()
@@ -335,14 +326,10 @@ class PartialFile:
         if lines[-1]:
             self._append("")  # ends the torn line, or the next one would be lost with it
         crc_of = {(entry["target"], entry["length"]): entry["crc"] for entry in entries[1:]}
-        return [span for span in wanted if not self._holds(span, crc_of)]
+        return [s for s in wanted if not self._holds(s, crc_of.get((s.target, s.length)))]
 
     def fetch(self, http: Http, span: Span, advance: Callable[[int], object]) -> None:
-        """Fetch one span and note it.
-
-        Raises:
-            FetchError: as ``Http.pieces``.
-        """
+        """Fetch one span and note it."""
         crc = 0
         with self.data.open("r+b") as file:
             file.seek(span.target)
@@ -355,11 +342,7 @@ class PartialFile:
     def fetch_all(
         self, http: Http, spans: Iterable[Span], pool: Executor, advance: Callable[[int], object]
     ) -> None:
-        """Fetch spans side by side; if one fails, the others have ended when this raises.
-
-        Raises:
-            FetchError: as ``Http.pieces``.
-        """
+        """Fetch spans side by side; if one fails, the others have ended when this raises."""
         jobs = [pool.submit(self.fetch, http, span, advance) for span in spans]
         try:
             for job in as_completed(jobs):
@@ -380,8 +363,7 @@ class PartialFile:
         self.data.unlink(missing_ok=True)
         self.journal.unlink(missing_ok=True)
 
-    def _holds(self, span: Span, crc_of: dict[tuple[int, int], int]) -> bool:
-        crc = crc_of.get((span.target, span.length))
+    def _holds(self, span: Span, crc: int | None) -> bool:
         if crc is None:
             return False
         found = self._bytes(span.target, span.length)

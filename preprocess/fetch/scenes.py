@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,13 +69,7 @@ class Copy:
 
 
 def plan_copy_of(http: Http, url: str, squares: Flags | None, band: str) -> Copy:
-    """Return what is to be copied of a remote raster.
-
-    Args:
-        http: for the requests.
-        url: of the raster.
-        squares: whose ground is copied; None copies all of it.
-        band: of the raster, or ``SCL``.
+    """Return what is to be copied of the raster of a band, or ``SCL``: ground of squares, or all.
 
     Raises:
         FetchError: it cannot be read.
@@ -83,10 +78,8 @@ def plan_copy_of(http: Http, url: str, squares: Flags | None, band: str) -> Copy
     remote, head = http.open(url, _HEAD_BYTES)
 
     def read(offset: int, length: int) -> bytes:
-        """Return a byte range, from the head where it holds it."""
-        if offset + length <= len(head):
-            return head[offset : offset + length]
-        return http.read(remote, offset, length)
+        end = offset + length
+        return head[offset:end] if end <= len(head) else http.read(remote, offset, length)
 
     layout = read_layout(read)
     width, height, pixel_m = layout.image.width, layout.image.height, layout.resolution_m
@@ -108,8 +101,7 @@ class SceneFolder:
     """A scene that is to be fetched, and the folder that it is fetched into.
 
     Attributes:
-        scene: the scene.
-        squares: that hold ground of interest, (columns, rows).
+        num_squares: patches at most; clouds and nodata leave fewer.
         sizes: bytes of each band, to copy or of the copy that is there.
         missing: bands that are not there yet.
         done: whether the scene is there, whole and as planned.
@@ -119,7 +111,7 @@ class SceneFolder:
     def __init__(
         self, scene: Scene, squares: Flags, corner: tuple[int, float, float], config: FetchConfig
     ) -> None:
-        self.scene, self.squares = scene, squares
+        self.scene, self.num_squares = scene, int(squares.sum())
         self.final = Path(config.output, scene.id)
         # not the scene's own name, by which packing would find it
         self.staging = Path(config.output, STAGING, scene.id.replace("_", "-"))
@@ -141,11 +133,6 @@ class SceneFolder:
         self._bands: dict[str, Any] = state.pop("bands", {})
         if state != self._identity:
             self._bands = {}
-
-    @property
-    def num_squares(self) -> int:
-        """Patches at most; clouds and nodata leave fewer."""
-        return int(self.squares.sum())
 
     @property
     def size(self) -> int:
@@ -175,11 +162,8 @@ class SceneFolder:
     ) -> None:
         """Fetch the bands that are missing, and give the scene its name.
 
-        Args:
-            http: for the requests.
-            bands: threads that plan and finish a band each, and wait for its ranges.
-            ranges: threads that fetch byte ranges.
-            advance: called with the number of bytes that came.
+        Threads of ``bands`` plan and finish a band each and wait for its byte ranges, which those
+        of ``ranges`` fetch; ``advance`` is called with the number of bytes that came.
 
         Raises:
             FetchError: a band cannot be fetched, or changes again and again.
@@ -187,7 +171,7 @@ class SceneFolder:
         urls = self.scene.urls
         for _ in range(_VERSIONS):
             jobs = [
-                bands.submit(self._fetch_band, http, band, ranges, advance)
+                bands.submit(_steady, partial(self._fetch_band, http, band, ranges, advance))
                 for band in sorted(self.missing)
             ]
             for job in jobs:
@@ -232,40 +216,29 @@ class SceneFolder:
     ) -> None:
         """Fetch one raster and write it into the state."""
         path = self.staging / f"{band}.tif"
-        remote = _steady(lambda: self._copy(http, path, band, ranges, advance))
+        copy = plan_copy_of(http, self.scene.urls[band], self._wanted, band)
+        part = PartialFile(path, copy.remote, copy.header)
+        missing = part.missing(copy.spans)
+        advance(copy.size - sum(span.length for span in missing))
+        try:
+            part.fetch_all(http, missing, ranges, advance)
+        except RemoteChangedError:
+            part.discard()
+            raise
+        if self._wanted is None or band == SCL or BANDS[band].ground_resolution_m != OUTLINE_M:
+            part.finish()
+        else:
+            # Packing reads from the coarsest bands where nodata is. Their blocks hold ground beyond
+            # the squares, which the blocks of finer bands do not hold.
+            with atomic_path(path) as temporary:
+                side_px = int(PATCH_SIDE_M / copy.layout.resolution_m)
+                keep_squares(part.data, temporary, self._wanted, side_px)
+            part.discard()
+        entry = {"size": copy.remote.size, "etag": copy.remote.etag, "bytes": _size(path)}
         with self._lock:
-            entry = {"size": remote.size, "etag": remote.etag, "bytes": _size(path)}
             self._bands = dict(sorted({**self._bands, band: entry}.items()))
             write_json(self.staging / STATE, {**self._identity, "bands": self._bands})
             self.missing.discard(band)
-
-    def _copy(
-        self,
-        http: Http,
-        path: Path,
-        band: str,
-        ranges: Executor,
-        advance: Callable[[int], object],
-    ) -> RemoteFile:
-        copy = plan_copy_of(http, self.scene.urls[band], self._wanted, band)
-        partial = PartialFile(path, copy.remote, copy.header)
-        missing = partial.missing(copy.spans)
-        advance(copy.size - sum(span.length for span in missing))
-        try:
-            partial.fetch_all(http, missing, ranges, advance)
-        except RemoteChangedError:
-            partial.discard()
-            raise
-        if self._wanted is None or band == SCL or BANDS[band].ground_resolution_m != OUTLINE_M:
-            partial.finish()
-            return copy.remote
-        # Packing reads from the coarsest bands where nodata is. Their blocks hold ground beyond
-        # the squares, which the blocks of finer bands do not hold.
-        with atomic_path(path) as temporary:
-            side_px = int(PATCH_SIDE_M / copy.layout.resolution_m)
-            keep_squares(partial.data, temporary, self._wanted, side_px)
-        partial.discard()
-        return copy.remote
 
     def _finish(self) -> None:
         """Give the scene its name."""
@@ -298,16 +271,14 @@ def plan_scenes(
     folders, failed = [], []
 
     def plan(scene: Scene) -> SceneFolder | FetchError | str:
-        """Plan a scene; what is wrong with it alone does not hold up the others."""
         try:
             return _steady(lambda: _plan_scene(http, scene, config, area))
         except (UnreachableError, StoppedError):
             raise
         except FetchError as error:
-            return error
+            return error  # what is wrong with a scene alone does not hold up the others
 
-    pool = ThreadPoolExecutor(config.streams)
-    try:
+    with http.threads(config.streams) as pool:
         taken = [scene for scene in scenes if not scene.reason]
         for scene, planned in zip(taken, pool.map(plan, taken), strict=True):
             if isinstance(planned, SceneFolder):
@@ -316,11 +287,6 @@ def plan_scenes(
                 failed.append(f"{scene.id}: {planned}")
             else:
                 judged[scene.id] = replace(scene, reason=planned)
-    except BaseException:
-        http.stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
     return list(judged.values()), folders, failed
 
 
@@ -356,24 +322,18 @@ def fetch_scenes(http: Http, folders: list[SceneFolder], config: FetchConfig) ->
     failed = []
     with (
         progress_of(total, "fetch", bool(todo), "B") as advance,
-        ThreadPoolExecutor(config.streams) as ranges,
-        ThreadPoolExecutor(config.streams) as bands,
-        ThreadPoolExecutor(config.streams) as pool,
+        http.threads(config.streams) as ranges,
+        http.threads(config.streams) as bands,
+        http.threads(config.streams) as pool,
     ):
         jobs = {pool.submit(f.fetch, http, bands, ranges, advance): f.scene.id for f in todo}
-        try:
-            for job in as_completed(jobs):
-                try:
-                    job.result()
-                except UnreachableError:  # no scene can be fetched any more
-                    raise
-                except (FetchError, ValueError) as error:
-                    failed.append(f"{jobs[job]}: {error}")
-        except BaseException:
-            http.stop.set()  # threads end at their next piece
-            for job in jobs:
-                job.cancel()
-            raise
+        for job in as_completed(jobs):
+            try:
+                job.result()
+            except UnreachableError:  # no scene can be fetched any more
+                raise
+            except (FetchError, ValueError) as error:
+                failed.append(f"{jobs[job]}: {error}")
     return sorted(failed)
 
 

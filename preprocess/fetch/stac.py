@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import numpy as np
-import numpy.typing as npt
 from pystac.errors import STACError
 from pystac_client import Client
 from pystac_client.errors import ClientTypeError
@@ -28,7 +26,7 @@ from preprocess.radiometry import baseline_of
 from preprocess.shards.atomic_io import write_text
 from preprocess.sources.l2a import OTHER_DATES, REPEATED, newest_processing
 from preprocess.sources.stac_cog import Item, product_of, stated_time
-from preprocess.tiling import Degrees, Flags, TileGrid, in_boxes
+from preprocess.tiling import Flags, TileGrid, in_boxes
 
 SCL = "SCL"
 OTHER_TILE = "a tile that was not requested"
@@ -75,7 +73,13 @@ class Area:
         longitude, latitude = grid.degrees()
         inside = in_boxes(longitude, latitude, self.boxes)
         for polygon in self.polygons:
-            inside |= _in_rings(longitude, latitude, polygon)
+            within = np.zeros(inside.shape, bool)  # by the even-odd rule over all its rings
+            edges = chain.from_iterable(pairwise([*ring, ring[0]]) for ring in polygon)
+            for (x1, y1, *_), (x2, y2, *_) in edges:
+                if y1 != y2:
+                    crosses = (latitude >= min(y1, y2)) & (latitude < max(y1, y2))
+                    within ^= crosses & (longitude < x1 + (latitude - y1) / (y2 - y1) * (x2 - x1))
+            inside |= within
         return inside & grid.owned() if one_owner else inside
 
 
@@ -112,7 +116,15 @@ def search(http: Http, config: FetchConfig, area: Area) -> list[Scene]:
                     method=method, limit=_PAGE, collections=[config.collection], bbox=box,
                     datetime=dates or None,
                 )  # fmt: skip
-                items.update(_items(found.pages_as_dicts(), url))
+                of_search: set[str] = set()
+                for page in found.pages_as_dicts():
+                    fresh = {str(item["id"]): item for item in page["features"]}
+                    if fresh and fresh.keys() <= of_search:
+                        raise FetchError(
+                            f"{shown(url)} sends the same page of its search repeatedly"
+                        )
+                    of_search |= fresh.keys()
+                    items |= fresh
     except FetchError:
         raise
     except _NO_STAC as error:
@@ -137,25 +149,9 @@ class _HttpIO(StacApiIO):
         headers: dict[str, str] | None = None,
         parameters: dict[str, Any] | None = None,
     ) -> str:
-        """Answer a request of pystac-client by the client with retries."""
+        """Answer a request of pystac-client."""
         sent = {"json" if method == "POST" else "params": parameters or {}}
-        verb, headers = method or "GET", headers or {}
-        return self._http.get_text(href, _require_json, method=verb, headers=headers, **sent)
-
-
-def _require_json(text: str) -> None:
-    if not isinstance(json.loads(text), dict):
-        raise ValueError("no JSON object")
-
-
-def _items(pages: Iterable[dict[str, Any]], url: str) -> dict[str, Item]:
-    items: dict[str, Item] = {}
-    for page in pages:
-        fresh = {str(item["id"]): item for item in page["features"]}
-        if fresh and fresh.keys() <= items.keys():
-            raise FetchError(f"{shown(url)} sends the same page of its search repeatedly")
-        items.update(fresh)
-    return items
+        return self._http.get_json(href, method=method or "GET", headers=headers or {}, **sent)
 
 
 def judge(scenes: Iterable[Scene], config: FetchConfig) -> list[Scene]:
@@ -177,8 +173,8 @@ def judge(scenes: Iterable[Scene], config: FetchConfig) -> list[Scene]:
 
 def _against(scene: Scene, config: FetchConfig, wanted: list[str]) -> str:
     day = scene.acquired[:10]
-    intervals = [parse_interval(interval) for interval in config.dates]
-    if intervals and not any(first <= day <= last for first, last in intervals):
+    intervals = map(parse_interval, config.dates)
+    if config.dates and not any(first <= day <= last for first, last in intervals):
         return OTHER_DATES
     if config.tiles and scene.tile not in config.tiles:
         return OTHER_TILE
@@ -206,6 +202,7 @@ def _scene(item: Item, api_url: str) -> Scene:
     elif not re.match(r"\d{4}-\d{2}-\d{2}T", acquired):
         reason = "its item gives no time of acquisition"
     stated = str(properties.get("s2:processing_baseline") or "")
+    own = (str(link["href"]) for link in item.get("links") or [] if link.get("rel") == "self")
     return Scene(
         id=name,
         item=item,
@@ -214,14 +211,9 @@ def _scene(item: Item, api_url: str) -> Scene:
         orbit=int(number),
         cloud=None if cloud is None else float(cloud),
         baseline=baseline_of(product) or stated,
-        urls=dict(_rasters(assets, _self_url(item, api_url))),
+        urls=dict(_rasters(assets, next(own, api_url))),
         reason=reason,
     )
-
-
-def _self_url(item: Item, api_url: str) -> str:
-    links = item.get("links") or []
-    return next((str(link["href"]) for link in links if link.get("rel") == "self"), api_url)
 
 
 def _rasters(assets: dict[str, Any], base: str) -> Iterator[tuple[str, str]]:
@@ -239,32 +231,14 @@ def _rasters(assets: dict[str, Any], base: str) -> Iterator[tuple[str, str]]:
             continue  # an asset that is no band: a preview, a JPEG 2000 twin
 
 
-def _in_rings(longitude: Degrees, latitude: Degrees, rings: list[list[list[float]]]) -> Flags:
-    """Say of each point whether it is in a polygon, by the even-odd rule over all its rings."""
-    inside: npt.NDArray[np.bool_] = np.zeros(longitude.shape, bool)
-    for ring in rings:
-        points = [*ring, ring[0]]
-        for (x1, y1, *_), (x2, y2, *_) in pairwise(points):
-            if y1 == y2:
-                continue
-            crosses = (latitude >= min(y1, y2)) & (latitude < max(y1, y2))
-            inside ^= crosses & (longitude < x1 + (latitude - y1) / (y2 - y1) * (x2 - x1))
-    return inside
-
-
 def write_scenes(path: Path, rows: Iterable[tuple[Scene, int, int]]) -> None:
     """Write ``scenes.csv``: one row a scene, taken or not and why, with its squares and bytes."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(
-        ["id", "tile", "acquired", "relative_orbit", "cloud_cover", "taken", "reason", "patches",
-         "bytes"]
-    )  # fmt: skip
-    for scene, patches, size in rows:
-        cloud = "" if scene.cloud is None else f"{scene.cloud:g}"
-        taken = "no" if scene.reason else "yes"
-        table.writerow(
-            [scene.id, scene.tile, scene.acquired, scene.orbit or "", cloud, taken, scene.reason,
-             patches, size]
-        )  # fmt: skip
+    columns = "id,tile,acquired,relative_orbit,cloud_cover,taken,reason,patches,bytes"
+    table.writerow(columns.split(","))
+    for s, patches, size in rows:
+        cloud, taken = "" if s.cloud is None else f"{s.cloud:g}", "no" if s.reason else "yes"
+        known = [s.id, s.tile, s.acquired, s.orbit or "", cloud, taken, s.reason]
+        table.writerow([*known, patches, size])
     write_text(path, text.getvalue())
