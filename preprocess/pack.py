@@ -107,7 +107,7 @@ def remove_leftovers(output: Path, shard: int | None = None) -> None:
     """
     for folder in (output, output / WORK_FOLDER):
         for path in folder.glob(".*.tmp"):
-            own = shard is not None and shard_path(output, shard).stem in path.name
+            own = shard is not None and path.name.startswith(f".{shard_path(output, shard).stem}.")
             if own or is_abandoned(path):
                 path.unlink(missing_ok=True)
 
@@ -169,7 +169,7 @@ def _manifest_of(
     manifest.provenance.update(
         settings=plan.settings,
         plan=plan.fingerprint,
-        patches_found=plan.num_refs,
+        patches_found=plan.num_found,
         patches_rejected=len(rejected),
         reasons_of_rejection=dict(sorted(Counter(item.reason for item in rejected).items())),
         versions={
@@ -191,13 +191,13 @@ def _manifest_of(
 
 def _stop_above(config: PackConfig, plan: Plan, rejected: Sequence[QuarantinedPatch]) -> None:
     """List what was rejected and give up if it is more than the settings tolerate."""
-    tolerated = int(config.max_rejected * plan.num_refs)
+    tolerated = int(config.max_rejected * plan.num_found)
     if len(rejected) <= tolerated:
         return
     path, last = Path(config.output) / REJECTED_NAME, rejected[-1]
     write_quarantine(path, rejected)
     raise PackError(
-        f"{len(rejected)} of {plan.num_refs} patches are bad, max_rejected={config.max_rejected} "
+        f"{len(rejected)} of {plan.num_found} patches are bad, max_rejected={config.max_rejected} "
         f"tolerates {tolerated}; the last: {last.file}: {last.reason} (all in {path})"
     )
 

@@ -139,6 +139,11 @@ class Plan:
                 if shard % num_parts == part:
                     yield shard, [PatchRef.from_json(line) for line in lines]
 
+    @property
+    def num_found(self) -> int:
+        """Patches that the source holds, those of a repeated id among them."""
+        return self.num_refs + len(self.repeated())
+
     def repeated(self) -> tuple[QuarantinedPatch, ...]:
         """Return the patches that were left out because their id was taken."""
         return read_quarantine(self.path.with_name(REPEATED_NAME))

@@ -65,7 +65,7 @@ def train(
                 raise trainer.preempted(reason)
             if reason or trainer.checkpoint_is_due():
                 trainer.save()
-        return trainer.save()
+        return trainer.save(wait=True)
 
 
 def train_step(trainer: Trainer, batch: Batch) -> StepOutput:

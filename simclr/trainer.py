@@ -15,13 +15,7 @@ from typing import Any
 import torch
 
 from simclr.augment.views import ViewMaker
-from simclr.checkpoint.manager import (
-    CheckpointError,
-    Saver,
-    agreed_checkpoint,
-    load_state,
-    pin,
-)
+from simclr.checkpoint.manager import Best, CheckpointError, Saver, agreed_checkpoint, load_state
 from simclr.checkpoint.manifest import (
     CheckpointManifest,
     binding_settings,
@@ -243,7 +237,7 @@ class Trainer:
             )
         if self._metrics.is_sound():
             self._save_persistently(wait)
-            self._pin_if_best()
+            self._is_best = False
         elif self._saved is None:
             raise ValueError(
                 f"step {self.step} had no finite gradient and nothing was saved before; lower "
@@ -260,7 +254,11 @@ class Trainer:
         for pause_s in (*SAVE_PAUSES_S, None):
             try:
                 if self._saved is None or self._saved.name != folder_name(self.step):
-                    self._saved = self._saver.save(self._state(), self._manifest())
+                    metrics = self._metrics
+                    best = Best(self.step, metrics.best_score, metrics.headline)
+                    self._saved = self._saver.save(
+                        self._state(), self._manifest(), best if self._is_best else None
+                    )
                 if wait:
                     self._saver.wait()
             except CheckpointError as error:
@@ -347,11 +345,6 @@ class Trainer:
             files={},
         )
 
-    def _pin_if_best(self) -> None:
-        if self._is_best and self.context.is_main:
-            pin(self.run_dir, self.step, self._metrics.best_score, self._metrics.headline)
-        self._is_best = False
-
     def _progress(self) -> dict[str, Any]:
         """Return where the run stands, for a metric record."""
         return {
@@ -378,11 +371,14 @@ def with_precision(config: TrainConfig, context: DistributedContext, side_px: in
     # pixel, as at the start of the last stage, keeps bytes of earlier tensors in bfloat16.
     largest_wrong_px = 16 if config.model.stem is Stem.standard else 4
     is_wrong = context.device.type == "cpu" and side_px <= largest_wrong_px
+    wrong = (
+        f"a view has {side_px} px: on CPUs torch computes wrong gradients in bfloat16 for views of "
+        f"{largest_wrong_px} px and less"
+    )
     if config.precision is not Precision.auto:
         require(
             not (is_wrong and config.precision is Precision.bfloat16),
-            f"precision is bfloat16 and a view has {side_px} px: on CPUs torch computes wrong "
-            f"gradients for views of {largest_wrong_px} px and less; set precision=float32 or "
+            f"precision is bfloat16 and {wrong}; set precision=float32 or "
             f"augment.view_size_px={largest_wrong_px + 1} or more",
         )
         return config
@@ -391,6 +387,10 @@ def with_precision(config: TrainConfig, context: DistributedContext, side_px: in
     suited = Precision.float32 if slow else Precision.bfloat16
     begun = from_main_rank(saved_precision(Path(config.run_dir)) if context.is_main else "")
     chosen = Precision(begun) if begun else suited
+    require(
+        not (is_wrong and chosen is Precision.bfloat16),
+        f"the run began in bfloat16 and {wrong}; continue it on GPUs, or start another one here",
+    )
     if context.is_main:
         _log.info("precision is %s", chosen.value)
         if chosen is not suited:

@@ -59,12 +59,12 @@ class Best:
     probe: str
 
 
-def pin(run_dir: Path, step: int, score: float, probe: str) -> None:
-    """Keep the checkpoint of a step until a better one is pinned; main rank only.
+def pin(run_dir: Path, best: Best) -> None:
+    """Keep a checkpoint until a better one is pinned; main rank only, once it is complete.
 
     The contrastive loss is no reason to pin: it falls while representations get worse.
     """
-    write_json(run_dir / CHECKPOINTS / BEST_NAME, asdict(Best(step, score, probe)))
+    write_json(run_dir / CHECKPOINTS / BEST_NAME, asdict(best))
 
 
 def best(run_dir: Path) -> Best | None:
@@ -196,7 +196,9 @@ class Saver:
         save = self._under_way
         return save is not None and save.done() and save.exception() is not None
 
-    def save(self, state: dict[str, Any], about: CheckpointManifest) -> Path:
+    def save(
+        self, state: dict[str, Any], about: CheckpointManifest, best: Best | None = None
+    ) -> Path:
         """Save this step, after the one before; return the folder it will have.
 
         Rank 0 writes; all ranks wait for it. An asynchronous save takes a copy and returns;
@@ -205,6 +207,7 @@ class Saver:
         Args:
             state: tensors and plain types, nested in dictionaries and lists, equal on all ranks.
             about: origin of the checkpoint, without its files yet.
+            best: pins it as soon as it is complete.
 
         Raises:
             CheckpointError: this save failed, or the one before it, on any rank.
@@ -214,9 +217,9 @@ class Saver:
         if context.is_main and (self._executor or context.device.type == "cuda"):
             state = host_copy(state)
         if self._executor is None:
-            self._write(state, about)
+            self._write(state, about, best)
         else:
-            self._under_way = self._executor.submit(self._write, state, about)
+            self._under_way = self._executor.submit(self._write, state, about, best)
         return self._run_dir / CHECKPOINTS / folder_name(about.step)
 
     def wait(self) -> None:
@@ -229,7 +232,7 @@ class Saver:
         if save is not None:
             save.result()
 
-    def _write(self, state: dict[str, Any], about: CheckpointManifest) -> None:
+    def _write(self, state: dict[str, Any], about: CheckpointManifest, best: Best | None) -> None:
         final = self._run_dir / CHECKPOINTS / folder_name(about.step)
         # A name of its own: a former attempt that still lives may be saving the same step.
         name = f"{SAVING_PREFIX}{final.name}-{secrets.token_hex(4)}"
@@ -240,7 +243,14 @@ class Saver:
                 f"step {about.step} could not be saved in {final.parent}: "
                 f"{error}; older checkpoints are untouched, the same command continues from them"
             ) from error.__cause__
-        self._ranks.run_on_main(lambda: prune(self._run_dir, self._keep))
+
+        def tidy() -> None:
+            """Pin before pruning: a former best one may go only once its successor is complete."""
+            if best:
+                pin(self._run_dir, best)
+            prune(self._run_dir, self._keep)
+
+        self._ranks.run_on_main(tidy)
 
     def _publish(self, folder: Path, state: dict[str, Any], about: CheckpointManifest) -> None:
         """Write, then rename to the final name; a kill at any moment leaves older ones alone."""

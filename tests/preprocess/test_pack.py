@@ -255,6 +255,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
         f".manifest.json.another-node-{dead}.tmp": True,
         f".shard-00003.h5.another-node-{dead}.tmp": False,
         f".shard-00004.h5.another-node-{dead}.tmp": True,
+        f".shard-000031.h5.another-node-{dead}.tmp": True,
         "notes.tmp": True,
     }
     for name in names:

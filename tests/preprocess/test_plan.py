@@ -126,6 +126,8 @@ def repeated(tmp_path):
 def test_of_two_files_with_one_id_the_second_is_left_out_and_both_are_named(repeated, tmp_path):
     manifest = pack(repeated)
     assert manifest.rows == 6
+    found, left_out = (manifest.provenance[f"patches_{name}"] for name in ("found", "rejected"))
+    assert (found, left_out) == (7, 1)
     (rejected,) = lines_of(tmp_path / "out")
     assert rejected["file"].endswith("Forest_1.tiff")
     assert "Forest_1 appears twice" in rejected["reason"]
@@ -135,7 +137,7 @@ def test_of_two_files_with_one_id_the_second_is_left_out_and_both_are_named(repe
 
 def test_an_id_that_is_there_twice_counts_against_the_limit(repeated):
     repeated.max_rejected = 0.1
-    with pytest.raises(PackError, match=r"1 of 6 patches are bad.*appears twice"):
+    with pytest.raises(PackError, match=r"1 of 7 patches are bad.*appears twice"):
         pack(repeated)
 
 

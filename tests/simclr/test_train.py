@@ -31,7 +31,7 @@ from simclr.config import (
 from simclr.data.dataset import open_dataset
 from simclr.model.pretrained import load_pretrained
 from simclr.monitoring.metrics import read_metrics
-from simclr.preemption import Preempted
+from simclr.preemption import Preempted, TrainerHooks
 from simclr.train import train
 from simclr.trainer import refuse_other_run
 
@@ -340,6 +340,30 @@ def test_a_run_of_precision_auto_keeps_what_it_began_in(
     folder = train(run)
     assert read_checkpoint_manifest(folder).config["precision"] == chosen
     assert f"the run began in {chosen} and keeps it" in caplog.text
+
+
+def test_a_run_that_began_in_bfloat16_is_not_continued_where_that_is_wrong(
+    shards, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("simclr.trainer.saved_precision", lambda _: "bfloat16")  # on a GPU
+    with pytest.raises(ValueError, match=r"began in bfloat16 and a view has 12 px.*on GPUs"):
+        train(small_run(shards, tmp_path / "run", precision="auto", max_steps=2))
+
+
+def test_the_last_asynchronous_save_is_tried_again(shards, tmp_path, monkeypatch):
+    class FailingOnce(TrainerHooks):
+        failures = 0
+
+        def before_publish(self):
+            self.failures += 1
+            if self.failures == 1:
+                raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("simclr.trainer.SAVE_PAUSES_S", (0.1,))
+    saving = CheckpointConfig(asynchronous=True)
+    config = small_run(shards, tmp_path / "run", checkpoint=saving, max_steps=2)
+    folder = train(config, hooks=FailingOnce())
+    assert folder == newest_valid(tmp_path / "run") == folder.with_name("step-000000002")
 
 
 def test_bfloat16_is_refused_where_torch_computes_wrong_gradients_in_it(shards, tmp_path):

@@ -170,12 +170,31 @@ def test_no_order_of_two_attempts_lets_the_former_publish_behind_the_choice(run_
 
 
 def test_a_pinned_checkpoint_outlives_newer_ones(run_dir, context):
-    manager.pin(run_dir, 10, 0.8, "k-NN")
+    manager.pin(run_dir, manager.Best(10, 0.8, "k-NN"))
     for step in (40, 50):
         save(run_dir, context, step, keep=2)
     folders = [name for name in names(run_dir) if name.startswith("step")]
     assert folders == [folder_name(step) for step in (10, 40, 50)]
     assert manager.best(run_dir) == manager.Best(10, 0.8, "k-NN")
+
+
+def test_a_best_checkpoint_is_pinned_once_it_is_complete(run_dir, context):
+    class Failing(TrainerHooks):
+        def before_publish(self):
+            raise OSError(5, "Input/output error")
+
+    former = manager.Best(10, 0.7, "k-NN")
+    manager.pin(run_dir, former)
+    config = CheckpointConfig(asynchronous=True)
+    failing = Saver(run_dir, context, config, Failing())
+    failing.save({}, about(40), manager.Best(40, 0.8, "k-NN"))
+    with pytest.raises(CheckpointError, match="step 40 could not be saved"):
+        failing.wait()
+    assert manager.best(run_dir) == former
+    saver = Saver(run_dir, context, config, TrainerHooks())
+    saver.save({}, about(50), manager.Best(50, 0.9, "k-NN"))
+    saver.wait()
+    assert manager.best(run_dir) == manager.Best(50, 0.9, "k-NN")
 
 
 def test_an_asynchronous_save_keeps_the_state_of_its_step(tmp_path, context):
