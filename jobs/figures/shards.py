@@ -41,10 +41,7 @@ def stretch(
 ) -> Image:
     """Return an (H, W, 3) image from 0 to 1: the same stretch for all patches, nodata in magenta.
 
-    Args:
-        patch: band to pixels (H, W), on one grid.
-        bands: for red, green and blue.
-        manifest: its percentiles 1 and 99 become black and white.
+    The bands (H, W) of the patch are on one grid; percentiles 1 and 99 become black and white.
     """
     channels = [_stretched(patch[band].astype(float), band, manifest) for band in bands]
     image: Image = np.stack(channels, axis=-1)
@@ -90,7 +87,7 @@ def inspect_shards(config: InspectConfig, output: Path) -> Path:
     page = Page(f"Packed patches: {manifest.source}").lead(
         f"{manifest.rows:,} {kind} in {shards}, {len(manifest.layout.bands)} bands."
     )
-    _add_sheets(page, config, output, manifest, readers)
+    _add_sheets(page, config.patches, output, manifest, readers)
     _add_histograms(page, output, manifest, readers)
     _add_classes(page, output, manifest)
     _add_map(page, output, readers)
@@ -118,13 +115,9 @@ def patch_of(readers: Sequence[ShardReader], row: int) -> tuple[Pixels, str]:
 
 
 def _add_sheets(
-    page: Page,
-    config: InspectConfig,
-    output: Path,
-    manifest: Manifest,
-    readers: Sequence[ShardReader],
+    page: Page, count: int, output: Path, manifest: Manifest, readers: Sequence[ShardReader]
 ) -> None:
-    patches = [patch_of(readers, int(row)) for row in spread(manifest.rows, config.patches)]
+    patches = [patch_of(readers, int(row)) for row in spread(manifest.rows, count)]
     page.heading("Patches")
     width = min(_IN_A_ROW, len(patches))
     rows = -(-len(patches) // width)
@@ -167,18 +160,17 @@ def _add_histograms(
     page: Page, output: Path, manifest: Manifest, readers: Sequence[ShardReader]
 ) -> None:
     """Append how often each reflectance occurs, a panel for each band, and the statistics."""
-    histogram = empty_histogram(
-        len(manifest.layout.bands)
-    )  # counts (bands, 65536) of stored values
+    bands = manifest.layout.bands
+    histogram = empty_histogram(len(bands))  # counts (bands, 65536) of stored values
     for reader in readers:
         with open_shard(reader.path) as file:
             histogram += file[HISTOGRAM][()]
-    rows, path = -(-len(histogram) // 4), output / "histograms.png"
+    rows, path = -(-len(bands) // 4), output / "histograms.png"
     with canvas(path, 11, 1.9 * rows) as figure:
         places = figure.subplots(rows, 4, squeeze=False).ravel()
-        for axes in places[len(histogram) :]:
+        for axes in places[len(bands) :]:
             axes.set_axis_off()
-        for axes, band, counts in zip(places, manifest.layout.bands, histogram, strict=False):
+        for axes, band, counts in zip(places, bands, histogram, strict=False):
             counts[[0, -1]] = 0  # nodata and saturated pixels are no reflectance
             values = np.flatnonzero(counts)
             axes.set_title(_with_wavelength(band), fontsize=9)
@@ -273,8 +265,6 @@ VIEWS_PAGE_NAME = "augment.html"
 _CPU = torch.device("cpu")
 _MOST = 6  # more columns than this are too small to see
 
-Views = NDArray[np.float32]  # (B, 3, S, S), normalised
-
 
 def inspect_views(config: InspectConfig, output: Path) -> Path:
     """Draw patches x operations, and two views of each patch under the preset; return the page.
@@ -319,7 +309,7 @@ def _views(
 def _draw(
     path: Path, rows: dict[str, torch.Tensor], bands: Sequence[str], manifest: Manifest
 ) -> Path:
-    """Draw a row of views under each name, a column for each patch."""
+    """Draw a row of normalised views (B, C, S, S) under each name, a column for each patch."""
     count = len(next(iter(rows.values())))
     with canvas(path, 1.1 + 1.45 * count, 1.47 * len(rows)) as figure:
         places = figure.subplots(len(rows), count, squeeze=False)

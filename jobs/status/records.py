@@ -173,17 +173,16 @@ def describe(
         record.job_id, record.nodes = job.job_id, job.nodes
         record.limit_left_s = seconds_of(job.time_left) if job.state == "RUNNING" else None
     _add_metrics(record, run_dir)
-    silent_rank = _add_heartbeat(record, run_dir, starts[-1]["time"] if starts else 0.0, now)
+    who = _add_heartbeat(record, run_dir, starts[-1]["time"] if starts else 0.0, now)
     _add_checkpoint(record, run_dir, now, thorough)
-    state = _assess(record, events, job, silent_rank, now)
-    record.state, record.needs_person, record.action, is_live = state
+    assessed = _assess(record, events, job, who, now)
+    record.state, record.needs_person, record.action, is_live = assessed
     if record.is_damaged:
         # the run itself skips a damaged checkpoint; a person should know why there is one
         record.state += f"; newest checkpoint {record.checkpoint_state}"
         record.needs_person = True
-        record.action = (
-            record.action or "check the disk; the run continues from the checkpoint before"
-        )
+        advice = "check the disk; the run continues from the checkpoint before"
+        record.action = record.action or advice
     if is_live and record.time_left_s is not None:
         record.expected_end = now + record.time_left_s
     if is_live and record.step:
@@ -238,19 +237,19 @@ def _add_metrics(record: RunRecord, run_dir: Path) -> None:
             return
 
 
-def _add_heartbeat(record: RunRecord, run_dir: Path, since: float, now: float) -> int | None:
-    """Add the heartbeat of the rank that was silent the longest; return the rank."""
+def _add_heartbeat(record: RunRecord, run_dir: Path, since: float, now: float) -> str:
+    """Add the heartbeat of the rank that was silent the longest; return who that was."""
     # an attempt on fewer ranks leaves the files of the others as they were
     beats = read_heartbeats(run_dir, since)
     if not beats:
-        return None
+        return "every rank"
     # heartbeats come every second or so, metric lines once an interval of steps
     record.step = max(record.step, *(beat["step"] or 0 for beat in beats))
     slowest = min(beats, key=lambda beat: float(beat["time"]))
     record.heartbeat_age_s = now - slowest["time"]
-    where = f" on {slowest['node']}" if slowest["node"] else ""
-    record.heartbeat_of = f"rank {slowest['rank']}{where}, step {slowest['step'] or 0}"
-    return int(slowest["rank"])
+    who, where = f"rank {slowest['rank']}", f" on {slowest['node']}" if slowest["node"] else ""
+    record.heartbeat_of = f"{who}{where}, step {slowest['step'] or 0}"
+    return who
 
 
 def _add_checkpoint(record: RunRecord, run_dir: Path, now: float, thorough: bool) -> None:
@@ -290,7 +289,7 @@ class _State(NamedTuple):
 
 
 def _assess(
-    record: RunRecord, events: Events, job: JobState | None, silent_rank: int | None, now: float
+    record: RunRecord, events: Events, job: JobState | None, who: str, now: float
 ) -> _State:
     last, again = events[-1]["event"] if events else "", _start_again(record)
     if last == "finished":
@@ -302,7 +301,7 @@ def _assess(
     if silent_s is None:
         silent_s = now - record.attempts[-1].start if record.attempts else 0.0
     if job and not job.is_final:
-        return _of_live_job(record, events, job, silent_rank, silent_s, now)
+        return _of_live_job(record, events, job, who, silent_s, now)
     if not events:
         began = f"ended before it began: {job.state.lower()}" if job else "not started"
         return _State(began, bool(job), "read the log" if job else "")
@@ -323,12 +322,7 @@ def _assess(
 
 
 def _of_live_job(
-    record: RunRecord,
-    events: Events,
-    job: JobState,
-    silent_rank: int | None,
-    silent_s: float,
-    now: float,
+    record: RunRecord, events: Events, job: JobState, who: str, silent_s: float, now: float
 ) -> _State:
     if job.state == "PENDING":
         text, fix = why_waiting(job)
@@ -337,7 +331,6 @@ def _of_live_job(
     if job.state != "RUNNING":
         return _State(job.state.lower())
     if silent_s > STALE_S:
-        who = "every rank" if silent_rank is None else f"rank {silent_rank}"
         action = f"read the log; unless it still trains, scancel {job.job_id} and submit again"
         return _State(f"running, but {who} is silent", True, action, is_live=True)
     return _at_work(record, events, now)

@@ -32,10 +32,7 @@ def print_records(runs: Records, packings: Packings, *, short: bool = False) -> 
 class LiveRecords:
     """Shows records in place on a terminal; in a log each update follows the one before.
 
-    A context manager; the last update stays on the screen.
-
-    Args:
-        short: keep to one line a run.
+    A context manager; the last update stays on the screen. ``short`` keeps to one line a run.
     """
 
     def __init__(self, *, short: bool) -> None:
@@ -204,12 +201,10 @@ def _style(record: RunRecord | PackingRecord) -> str:
 def _table(records: Records, console: Console) -> Table:
     """Return one line a run; what is too long for a terminal is cut, in a log nothing is."""
     in_full = not console.is_terminal
-    names = [record.run for record in records]
-    if not in_full:
-        names = [
-            name if len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
-            for name in names
-        ]
+    names = [
+        name if in_full or len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
+        for name in (record.run for record in records)
+    ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("job", no_wrap=True)
     table.add_column("run", no_wrap=True, min_width=max(map(len, names)))

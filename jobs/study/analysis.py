@@ -141,11 +141,11 @@ def _scores(config: StudyConfig, run: StudyRun) -> list[Score]:
             if row["encoder"] != PRETRAINED and not by_share:
                 continue
             # a yes or no has one f1; of several classes the mean over them is meant
-            found = row["scores"].get(config.score) or row["scores"].get(f"{config.score}_macro")
+            score = row["scores"].get(config.score) or row["scores"].get(f"{config.score}_macro")
             known = ", ".join(row["scores"])
-            require(bool(found), f"score is {config.score}; these label sets have {known}")
+            require(bool(score), f"score is {config.score}; these label sets have {known}")
             arm = row_name(row["encoder"], row["fraction"]) if by_share else run.arm
-            scores.append(Score(arm, report["task"]["name"], run.seed, found["value"]))
+            scores.append(Score(arm, report["task"]["name"], run.seed, score["value"]))
     return scores
 
 
@@ -259,8 +259,7 @@ class Stability:
 
     spearman_labels: float  # rank correlation between label sets; NaN with one
     pearson_labels: float  # linear correlation between label sets
-    # of the mean over label sets, read as replicates (Spearman-Brown)
-    reliability_labels: float
+    reliability_labels: float  # of the mean over label sets, read as replicates (Spearman-Brown)
     pearson_seeds: float  # mean linear correlation between two seeds; NaN with one seed
     reliability_seeds: float  # of the mean over all seeds (Spearman-Brown)
     # for a reliability of 0.8; infinite if seeds agree by chance only; NaN with one seed

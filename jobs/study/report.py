@@ -52,9 +52,7 @@ _TITLES = {
 def write_study(config: StudyConfig, made_by: Mapping[str, Any] | None = None) -> str:
     """Write tables, pictures and the page of a study; return the conclusions and the page's path.
 
-    Args:
-        config: settings.
-        made_by: provenance; None takes that of this process.
+    ``made_by`` is its provenance; None takes that of this process.
 
     Raises:
         ValueError: no run has been scored yet.
@@ -321,14 +319,10 @@ def draw_couplets(
     score: str,
     clear: Set[str],
 ) -> Path:
-    """Draw the triangle of couplets; their lowest quarter is framed.
+    """Draw the triangle of couplets among arms; their lowest quarter is framed.
 
-    Args:
-        path: PNG.
-        estimates: of arms; those of couplets are drawn.
-        limits: scores at the ends of the colours, 0 to 1.
-        score: its name.
-        clear: couplets that differ significantly from the reference, in bold.
+    ``limits`` are the scores at the ends of the colours, 0 to 1. Couplets that differ significantly
+    from the reference, ``clear``, are in bold.
     """
     grid: Array = np.full((len(_ROWS), len(_COLUMNS)), np.nan)
     lowest = lowest_quarter(estimates)
