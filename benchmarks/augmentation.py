@@ -34,17 +34,13 @@ def main() -> None:
     """Measure, print, keep."""
     torch.set_num_threads(os.cpu_count() or 1)
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 64
-    report = Report(
-        "augmentation",
-        "Two views of 12 x 120 x 120 patches",
-        "view",
-        packages=("torch", "kornia", "torchgeo"),
-    )
+    packages = ("torch", "kornia", "torchgeo")
+    title = "Two views of 12 x 120 x 120 patches"
+    report = Report("augmentation", title, "view", packages=packages)
     with tempfile.TemporaryDirectory() as folder:
         batch, maker, plain = prepare(Path(folder), size)
-        work: dict[str, Callable[[], object]] = {
-            OURS: lambda: finished(maker.training_views(batch, 0))
-        }
+        work: dict[str, Callable[[], object]] = {}
+        work[OURS] = lambda: finished(maker.training_views(batch, 0))
         for name, make in PEERS.items():
             try:
                 pipeline = make()

@@ -200,13 +200,9 @@ def opened() -> tuple[int, int]:
         "print(len(sizes), sum(sizes))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )
+    )  # fmt: skip
     files, size = done.stdout.split()
     return int(files), int(size)
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from report import Claim, Report, Timing
+from report import Claim, Report, Timing, measured, measured_by_child
 
 from preprocess.config import PackConfig, SourceConfig
 from preprocess.plan import make_or_read_plan, read_plan
@@ -45,7 +43,7 @@ Measured = dict[str, float]
 def main() -> None:
     """Make the trees, measure in child processes, print and keep the report."""
     if sys.argv[1:2] == ["child"]:
-        json.dump(_measure(sys.argv[2], Path(sys.argv[3])), sys.stdout)
+        json.dump(measured(lambda: WORK[sys.argv[2]](Path(sys.argv[3]))), sys.stdout)
         return
     num_patches = int(sys.argv[1]) if len(sys.argv) > 1 else NUM_PATCHES
     home = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -53,7 +51,7 @@ def main() -> None:
         make_v1(Path(folder) / "v1", num_patches)
         make_v2(Path(folder) / "v2", num_patches)
         make_classes(Path(folder) / "classes", num_patches)
-        found = {name: _children(name, Path(folder)) for name in WORK}
+        found = {name: [measured_by_child(name, folder) for _ in range(ROUNDS)] for name in WORK}
     _report(num_patches, found)
 
 
@@ -104,43 +102,30 @@ def _patches(num_patches: int) -> Iterator[tuple[str, str, int, int]]:
         yield f"201706{day:02d}T10{minute:02d}31", f"33U{chr(65 + product % 8)}P", column, row
 
 
-def _list_v1(root: Path) -> int:
-    return len(_names(root / "v1" / V1_TREE))
-
-
-def _list_v2(root: Path) -> int:
-    tree = root / "v2" / V2_TREE
-    return sum(len(_names(tree / product)) for product in _names(tree))
-
-
-def _plan_v1(root: Path) -> int:
-    lists = {f"{split}_list": str(root / "v1" / f"{split}.csv") for split in SPLITS}
-    return _plan(BigEarthNetV1Config(root=str(root / "v1"), **lists), root)
-
-
-def _plan_v2(root: Path) -> int:
-    return _plan(BigEarthNetV2Config(root=str(root / "v2")), root)
-
-
-def _plan_classes(root: Path) -> int:
-    source = GeotiffConfig(root=str(root / "classes"), file_bands=["B02", "B03"], boa_offset=0)
-    return _plan(source, root)
+WORK: dict[str, Callable[[Path], int]] = {
+    "bare listing, v1": lambda root: len(_names(root / "v1" / V1_TREE)),
+    "discovery and plan, v1": lambda root: _plan(
+        BigEarthNetV1Config(
+            root=str(root / "v1"),
+            **{f"{split}_list": str(root / "v1" / f"{split}.csv") for split in SPLITS},
+        ),
+        root,
+    ),
+    "bare listing, v2": lambda root: sum(
+        len(_names(root / "v2" / V2_TREE / product)) for product in _names(root / "v2" / V2_TREE)
+    ),
+    "discovery and plan, v2": lambda root: _plan(BigEarthNetV2Config(root=str(root / "v2")), root),
+    "discovery and plan, GeoTIFFs": lambda root: _plan(
+        GeotiffConfig(root=str(root / "classes"), file_bands=["B02", "B03"], boa_offset=0), root
+    ),
+    f"one of {PARTS} parts reads the plan": lambda root: _read_part(root),
+}
 
 
 def _read_part(root: Path) -> int:
     """Read one part of a plan as every element of an array does."""
     plan = read_plan(next(root.glob("shards-v2-*")))
     return sum(len(refs) for _, refs in plan.shards(0, PARTS)) * PARTS
-
-
-WORK: dict[str, Callable[[Path], int]] = {
-    "bare listing, v1": _list_v1,
-    "discovery and plan, v1": _plan_v1,
-    "bare listing, v2": _list_v2,
-    "discovery and plan, v2": _plan_v2,
-    "discovery and plan, GeoTIFFs": _plan_classes,
-    f"one of {PARTS} parts reads the plan": _read_part,
-}
 
 
 def _plan(source: SourceConfig, root: Path) -> int:
@@ -154,40 +139,9 @@ def _names(folder: Path) -> list[str]:
         return [entry.name for entry in entries]
 
 
-def _measure(name: str, root: Path) -> Measured:
-    before = _peak_mib()
-    wall, cpu = time.perf_counter(), time.process_time()
-    num_found = WORK[name](root)
-    return {
-        "wall_s": time.perf_counter() - wall,
-        "cpu_s": time.process_time() - cpu,
-        "found": num_found,
-        "imports_mib": before,
-        "peak_mib": _peak_mib(),
-    }
-
-
-def _peak_mib() -> float:
-    # not ru_maxrss, which a child inherits from the larger process that started it
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-
-
-def _children(name: str, root: Path) -> list[Measured]:
-    command = [sys.executable, __file__, "child", name, str(root)]
-    return [
-        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        for _ in range(ROUNDS)
-    ]
-
-
 def _report(num_patches: int, found: dict[str, list[Measured]]) -> None:
-    report = Report(
-        name="discovery",
-        title=f"Discovery of {num_patches:,} patches in each of three archives",
-        unit="patches",
-        packages=("numpy", "pyarrow"),
-    )
+    title = f"Discovery of {num_patches:,} patches in each of three archives"
+    report = Report("discovery", title, "patches", packages=("numpy", "pyarrow"))
     for name, rounds in found.items():
         wall, cpu = (tuple(entry[key] for entry in rounds) for key in ("wall_s", "cpu_s"))
         report.timings.append(Timing(name, rounds[0]["found"], wall, cpu))

@@ -25,13 +25,7 @@ from simclr.evaluation.bootstrap import Row, choose_blocks, score_results
 from simclr.evaluation.config import EvaluateConfig, Protocol
 from simclr.evaluation.features import FeatureCache, Features
 from simclr.evaluation.jobs import EvalData, EvalJob, EvaluatedEncoder
-from simclr.evaluation.probes import (
-    PENALTIES,
-    choose_probe,
-    knn,
-    linear_probe,
-    standardisation,
-)
+from simclr.evaluation.probes import PENALTIES, choose_probe, knn, linear_probe, standardisation
 from simclr.evaluation.splits import Split
 from simclr.evaluation.task import Footprints, Task
 
@@ -97,10 +91,8 @@ def evaluate(cache: FeatureCache, labels: Any, split: Split) -> list[Row]:
     """Read the features, fit both classifiers, and score them with intervals."""
     task, config = make_task(labels), EvaluateConfig(neighbours=NEIGHBOURS)
     features = cache.stored("pretrained", len(labels))
-    data, encoder = (
-        EvalData(task, lambda _: features, config),
-        EvaluatedEncoder("pretrained", 0, None),
-    )
+    data = EvalData(task, lambda _: features, config)
+    encoder = EvaluatedEncoder("pretrained", 0, None)
     results = [
         run(EvalJob(encoder, protocol, 1.0, 0, split), data)
         for protocol, run in ((Protocol.probe, linear_probe), (Protocol.knn, knn))

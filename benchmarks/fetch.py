@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 import requests
-from report import Claim, Report, Timing
+from report import Claim, Report, Timing, measured, measured_by_child
 
 from preprocess.bands import BANDS, L2A_BANDS
 from preprocess.config import FetchConfig
@@ -59,7 +58,7 @@ def main() -> None:
             found: dict[str, list[Measured]] = {name: [] for name in WORK}
             for _ in range(ROUNDS):  # in turns: a busy minute meets all of them
                 for name, rounds in found.items():
-                    rounds.append(_child(name, url, folder))
+                    rounds.append(measured_by_child(name, url, folder))
     _report(found)
 
 
@@ -95,8 +94,10 @@ def _served(root: Path, items: Path) -> Iterator[str]:
     items.write_text(json.dumps(found))
     command = [sys.executable, sys.modules[Server.__module__].__file__, str(root), str(items)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        server.kill()
+        try:
+            yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+        finally:  # else a failure would wait for the server for ever
+            server.kill()
 
 
 def _urls(url: str, scenes: Sequence[str] = SCENES) -> list[str]:
@@ -107,15 +108,12 @@ def _bare(url: str, folder: Path, *, keep: bool) -> int:
     """Read all files by ranges, and forget the bytes or write them."""
     session = requests.Session()
     session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=STREAMS))
-    sizes = {
-        u: int(
-            session.get(u, headers={"Range": "bytes=0-0"}).headers["Content-Range"].split("/")[1]
-        )
-        for u in _urls(url)
-    }
-    outputs = {
-        u: os.open(folder / u.replace("/", "-"), os.O_CREAT | os.O_WRONLY) for u in sizes if keep
-    }
+    sizes, outputs = {}, {}
+    for u in _urls(url):
+        answer = session.get(u, headers={"Range": "bytes=0-0"})
+        sizes[u] = int(answer.headers["Content-Range"].split("/")[1])
+        if keep:
+            outputs[u] = os.open(folder / u.replace("/", "-"), os.O_CREAT | os.O_WRONLY)
     ranges = [(u, at) for u, size in sizes.items() for at in range(0, size, RANGE)]
 
     def read(job: tuple[str, int]) -> int:
@@ -135,28 +133,18 @@ def _bare(url: str, folder: Path, *, keep: bool) -> int:
 
 def _gdal(url: str, folder: Path) -> int:
     """Read a band of each resolution through GDAL, and write it compressed as it was."""
+    options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": 128 * 2**20}
 
     def read(u: str) -> None:
-        with rasterio.open(f"/vsicurl/{u}") as source:
+        with rasterio.Env(**options), rasterio.open(f"/vsicurl/{u}") as source:
             profile = {**source.profile, "driver": "GTiff"}
             with rasterio.open(folder / Path(u).name, "w", **profile, zlevel=1) as copy:
                 for _, window in source.block_windows(1):
                     copy.write(source.read(1, window=window), 1, window=window)
 
-    options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": 128 * 2**20}
     with rasterio.Env(**options), ThreadPoolExecutor(STREAMS) as pool:
-        list(
-            pool.map(
-                lambda u: _in_env(options, read, u),
-                [u for u in _urls(url, SCENES[:1]) if Path(u).stem in SAMPLE],
-            )
-        )
+        list(pool.map(read, [u for u in _urls(url, SCENES[:1]) if Path(u).stem in SAMPLE]))
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _in_env(options: dict[str, object], work: Callable[[str], None], u: str) -> None:
-    with rasterio.Env(**options):
-        work(u)
 
 
 def _fetch(url: str, folder: Path, *, whole: bool) -> int:
@@ -183,40 +171,17 @@ WORK: dict[str, Callable[[str, Path], int]] = {
 
 def _measure(name: str, url: str, home: str) -> Measured:
     folder = Path(tempfile.mkdtemp(dir=home))
-    wall, cpu = time.perf_counter(), time.process_time()
-    received = WORK[name](url, folder)
-    measured = {
-        "wall_s": time.perf_counter() - wall,
-        "cpu_s": time.process_time() - cpu,
-        "mb": received / 1e6,
-        "peak_mib": _peak_mib(),
-    }
+    found = measured(lambda: WORK[name](url, folder) / 1e6)
     shutil.rmtree(folder)
-    return measured
-
-
-def _peak_mib() -> float:
-    # not ru_maxrss, which a child inherits from the larger process that started it
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-
-
-def _child(name: str, url: str, folder: str) -> Measured:
-    command = [sys.executable, __file__, "child", name, url, folder]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return found
 
 
 def _report(found: dict[str, list[Measured]]) -> None:
-    report = Report(
-        name="fetch",
-        title="Fetching two scenes from a server on the loopback, eight streams",
-        unit="MB",
-        against=BARE,
-        packages=("requests", "rasterio"),
-    )
+    title = "Fetching two scenes from a server on the loopback, eight streams"
+    report = Report("fetch", title, "MB", BARE, packages=("requests", "rasterio"))
     for name, rounds in found.items():
         wall, cpu = (tuple(entry[key] for entry in rounds) for key in ("wall_s", "cpu_s"))
-        report.timings.append(Timing(name, rounds[0]["mb"], wall, cpu))
+        report.timings.append(Timing(name, rounds[0]["found"], wall, cpu))
     timing = {entry.name: entry for entry in report.timings}
     for name in (WINDOWS, WHOLE):
         share = timing[name].times(timing[BARE])

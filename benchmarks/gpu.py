@@ -78,12 +78,8 @@ def main() -> int:
 
 def _machine() -> str:
     card = torch.cuda.get_device_properties(0)
-    driver = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(command, capture_output=True, text=True, check=False)
     return (
         f"# On a GPU\n\n{card.name}, {card.total_memory / 2**30:.0f} GiB; driver "
         f"{driver.stdout.split()[0] if driver.stdout else 'unknown'}; torch {torch.__version__}; "
@@ -106,13 +102,9 @@ def seconds(work: Callable[[], object], rounds: int = 10, warmup: int = 3) -> fl
 
 def tests(_: Path) -> Rows:
     """Pytest -m gpu."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "tests/slurm/test_gpu.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    folders = ("tests/gpu", "tests/slurm/test_gpu.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *folders]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     yield from (line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR")))
     yield done.stdout.strip().splitlines()[-1]
     if done.returncode:
@@ -131,14 +123,9 @@ def views(folder: Path) -> Rows:
             ("compiled", True, False),
             ("compiled, TF32", True, True),
         ):
-            ours = ViewMaker(
-                dataset,
-                AugmentConfig(preset=preset),
-                0,
-                augmentation.DEVICE,
-                compiled=compiled,
-                tf32=tf32,
-            )
+            config = AugmentConfig(preset=preset)
+            how = {"compiled": compiled, "tf32": tf32}
+            ours = ViewMaker(dataset, config, 0, augmentation.DEVICE, **how)
             taken = seconds(lambda ours=ours: ours.training_views(batch, batch.epoch))
             yield f"| {name} | {preset} | {1024 / taken:,.0f} |"
     for name, make in augmentation.PEERS.items():

@@ -35,12 +35,8 @@ def main() -> None:
     """Measure, print, keep."""
     torch.set_num_threads(os.cpu_count() or 1)
     pairs = [int(word) for word in sys.argv[1:]] or list(PAIRS)
-    report = Report(
-        "loss",
-        "Contrastive loss, forward and backward",
-        "view",
-        packages=("torch", "lightly", "pytorch-metric-learning", "stable-pretraining"),
-    )
+    packages = ("torch", "lightly", "pytorch-metric-learning", "stable-pretraining")
+    report = Report("loss", "Contrastive loss, forward and backward", "view", packages=packages)
     losses = {OURS: ours(), **peers()}
     report.notes += [f"absent, not run: {name}" for name in PEERS if name not in losses]
     for num in pairs:
@@ -61,31 +57,23 @@ def peers() -> dict[str, Loss]:
     found = {}
     for name, (module, make) in PEERS.items():
         try:
-            found[name] = make(importlib.import_module(module))
+            criterion = make(importlib.import_module(module))
         except ImportError:
             continue
+        found[name] = lambda z, criterion=criterion: criterion(*z.chunk(2))
     return found
 
 
-def _lightly(module) -> Loss:  # noqa: ANN001
-    criterion = module.NTXentLoss(temperature=TEMPERATURE)
-    return lambda z: criterion(*z.chunk(2))
-
-
-def _metric_learning(module) -> Loss:  # noqa: ANN001
-    criterion = module.SelfSupervisedLoss(module.NTXentLoss(temperature=TEMPERATURE))
-    return lambda z: criterion(*z.chunk(2))
-
-
-def _stable_pretraining(module) -> Loss:  # noqa: ANN001
-    criterion = module.NTXEntLoss(temperature=TEMPERATURE)
-    return lambda z: criterion(*z.chunk(2))
-
-
 PEERS = {
-    "lightly": ("lightly.loss", _lightly),
-    "pytorch-metric-learning": ("pytorch_metric_learning.losses", _metric_learning),
-    "stable-pretraining": ("stable_pretraining.losses", _stable_pretraining),
+    "lightly": ("lightly.loss", lambda module: module.NTXentLoss(temperature=TEMPERATURE)),
+    "pytorch-metric-learning": (
+        "pytorch_metric_learning.losses",
+        lambda module: module.SelfSupervisedLoss(module.NTXentLoss(temperature=TEMPERATURE)),
+    ),
+    "stable-pretraining": (
+        "stable_pretraining.losses",
+        lambda module: module.NTXEntLoss(temperature=TEMPERATURE),
+    ),
 }
 
 
@@ -147,13 +135,8 @@ def _memory(report: Report, losses: dict[str, Loss], num: int) -> None:
         name for name in losses if any(f"{name}, {num} pairs" == t.name for t in report.timings)
     ]
     for name in fitting:
-        done = subprocess.run(
-            [sys.executable, __file__, "--memory", name, str(num)],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=600,
-        )
+        command = [sys.executable, __file__, "--memory", name, str(num)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
         share = int(done.stdout) / matrix
         bound = 0.3 if name == OURS else None
         report.claims.append(Claim(f"{num} pairs: peak memory of {name}", share, at_most=bound))

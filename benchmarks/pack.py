@@ -9,13 +9,12 @@ fairer clock.
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 from pathlib import Path
 
 import rasterio
-from report import Claim, Report, alternate
+from report import Claim, Report, alternate, peak_mib
 
 from preprocess import raster
 from preprocess.config import PackConfig
@@ -31,13 +30,8 @@ ROUNDS = 5
 def main() -> None:
     """Measure, print, keep."""
     num_patches = int(sys.argv[1]) if len(sys.argv) > 1 else 512
-    report = Report(
-        "pack",
-        "GeoTIFFs to shards, one core",
-        "patch",
-        BARE,
-        packages=("rasterio", "h5py", "numpy"),
-    )
+    packages = ("rasterio", "h5py", "numpy")
+    report = Report("pack", "GeoTIFFs to shards, one core", "patch", BARE, packages)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "root"
         write_tree(root, num_patches, seed=0)
@@ -82,11 +76,6 @@ def read_all_tuned(files: list[Path]) -> None:
     """Read every file with the options that packing gives to GDAL."""
     with raster.session():
         read_all(files)
-
-
-def peak_mib() -> float:
-    """Return the most memory that this process had at a time."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -8,17 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from constants import (
-    LOADED,
-    MEASURED,
-    OPENED,
-    PATCH,
-    SAVE,
-    SENT,
-    STATE,
-    gathered_bytes,
-    ring_bytes,
-)
+from constants import LOADED, MEASURED, OPENED, PATCH, SAVE, SENT, STATE, gathered_bytes, ring_bytes
 from hydra import compose, initialize_config_module
 from interruptions import Habits
 from report import RESULTS

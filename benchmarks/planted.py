@@ -13,7 +13,6 @@ same labels shuffled, on which no arm can differ but by chance.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from report import RESULTS, origin
+from report import keep, origin
 
 from jobs.commands.study import run_study
 from jobs.config import ClusterConfig
@@ -66,11 +65,7 @@ def main() -> None:
             task: conclude(config, read_table(replace(config, tasks=[task])))
             for task in config.tasks
         }
-    text = _page(found)
-    sys.stdout.write(text)
-    (RESULTS / "planted.md").write_text(text, encoding="utf-8")
-    plain = {task: _effects(one) for task, one in found.items()}
-    (RESULTS / "planted.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    keep("planted", _page(found), {task: _effects(one) for task, one in found.items()})
     if not (_sees_the_truth(found[TRUE]) and _sees_nothing(found[SHUFFLED])):
         raise SystemExit("the study does not tell the planted truth")
 

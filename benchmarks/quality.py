@@ -8,14 +8,13 @@ Sentinel-2 image, and nothing carries over to one.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from report import RESULTS, origin
+from report import keep, origin
 
 from simclr.evaluation.report import read_report, verdict
 
@@ -37,9 +36,6 @@ def main() -> None:
         folder = Path(sys.argv[1] if sys.argv[1:] else temporary)
         seeds = [int(text) for text in sys.argv[2:]] or [0, 1, 2]
         found = {seed: _evaluation(folder, seed) for seed in seeds}
-    text = _page(found)
-    sys.stdout.write(text)
-    (RESULTS / "quality.md").write_text(text, encoding="utf-8")
     rows = {
         seed: [
             {"protocol": row["protocol"], "encoder": row["encoder"], **row["scores"][SCORE]}
@@ -47,7 +43,7 @@ def main() -> None:
         ]
         for seed, one in found.items()
     }
-    (RESULTS / "quality.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    keep("quality", _page(found), rows)
     if not all(verdict(one).startswith("Pretraining beats") for one in found.values()):
         raise SystemExit("a pretrained encoder does not beat every control")
 
@@ -70,11 +66,8 @@ def _call(command: str, *arguments: str) -> None:
 
 
 def _page(found: dict[int, dict[str, Any]]) -> str:
-    lines = [
-        "# Pretrained against untrained: micro average precision in percent, 95 % intervals",
-        "",
-    ]
-    lines += [f"| | {' | '.join(f'seed {seed}' for seed in found)} |"]
+    title = "# Pretrained against untrained: micro average precision in percent, 95 % intervals"
+    lines = [title, "", f"| | {' | '.join(f'seed {seed}' for seed in found)} |"]
     lines += [f"| --- |{' ---: |' * len(found)}"]
     for rows in zip(*(one["results"] for one in found.values()), strict=True):
         scores = [row["scores"][SCORE] for row in rows]

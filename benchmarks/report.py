@@ -26,19 +26,12 @@ _REPOSITORY = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One candidate, timed several times.
-
-    Attributes:
-        name: what ran.
-        amount: units of work of one round (patches, views, steps).
-        wall_s: clock time of each round.
-        cpu_s: CPU time of this process in each round, all its threads; workers not counted.
-    """
+    """One candidate, timed several times."""
 
     name: str
-    amount: float
-    wall_s: tuple[float, ...]
-    cpu_s: tuple[float, ...]
+    amount: float  # units of work of one round (patches, views, steps)
+    wall_s: tuple[float, ...]  # clock time of each round
+    cpu_s: tuple[float, ...]  # of this process, all its threads, in each round; not of workers
 
     @property
     def rate(self) -> float:
@@ -102,14 +95,7 @@ def alternate(
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A number, and the bound that it is held against.
-
-    Attributes:
-        text: what is claimed, in words.
-        value: measured.
-        at_least: the claim holds from here on; None states a number without a bound.
-        at_most: the claim holds up to here.
-    """
+    """A measured number in words, and the bounds, if any, between which the claim holds."""
 
     text: str
     value: float
@@ -131,36 +117,21 @@ class Claim:
 
 @dataclass(slots=True)
 class Report:
-    """What one benchmark has to say.
+    """What one benchmark has to say."""
 
-    Attributes:
-        name: of the script, without suffix.
-        title: one line: what is compared.
-        unit: of the amounts, in the plural: patches, views.
-        against: name of the timing that is the limit or the peer; shown as 1.00.
-        packages: whose versions matter.
-        timings: rows of the table.
-        claims: numbers and bounds.
-        notes: what a reader must know: sizes, what is absent, what is not comparable.
-    """
-
-    name: str
-    title: str
-    unit: str
-    against: str = ""
-    packages: Sequence[str] = ("numpy",)
-    timings: list[Timing] = field(default_factory=list)
+    name: str  # of the script, without suffix
+    title: str  # one line: what is compared
+    unit: str  # of the amounts, in the plural: patches, views
+    against: str = ""  # name of the timing that is the limit or the peer; shown as 1.00
+    packages: Sequence[str] = ("numpy",)  # whose versions matter
+    timings: list[Timing] = field(default_factory=list)  # rows of the table
     claims: list[Claim] = field(default_factory=list)
+    # what a reader must know: sizes, what is absent, what is not comparable
     notes: list[str] = field(default_factory=list)
 
     def write(self) -> None:
-        """Print the report, and keep it in ``results`` as Markdown and JSON."""
-        text = self.to_markdown()
-        sys.stdout.write(text)
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{self.name}.md").write_text(text, encoding="utf-8")
-        plain = {**asdict(self), "origin": origin(self.packages)}
-        (RESULTS / f"{self.name}.json").write_text(json.dumps(plain, indent=1) + "\n")
+        """Print the report, and keep it."""
+        keep(self.name, self.to_markdown(), {**asdict(self), "origin": origin(self.packages)})
 
     def to_markdown(self) -> str:
         """Return the report as one Markdown document."""
@@ -173,13 +144,8 @@ class Report:
     def _table(self) -> list[str]:
         others = [timing for timing in self.timings if timing.name == self.against]
         limit = others[0] if others else None
-        head = [
-            "",
-            f"{self.unit}/s",
-            "spread",
-            "rounds",
-            *([f"times {self.against}"] if limit else []),
-        ]
+        head = ["", f"{self.unit}/s", "spread", "rounds"]
+        head += [f"times {self.against}"] if limit else []
         rows = [
             [
                 timing.name,
@@ -194,11 +160,43 @@ class Report:
         return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
+def keep(name: str, text: str, plain: object) -> None:
+    """Print a page, and keep it in ``results`` as Markdown and what it says as JSON."""
+    sys.stdout.write(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+
+
+def measured(work: Callable[[], float]) -> dict[str, float]:
+    """Return what work returns, its clock and CPU time, and this process' memory."""
+    imports_mib, wall, cpu = peak_mib(), time.perf_counter(), time.process_time()
+    found = work()
+    wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+    memory = {"imports_mib": imports_mib, "peak_mib": peak_mib()}
+    return {"wall_s": wall_s, "cpu_s": cpu_s, "found": found, **memory}
+
+
+def measured_by_child(*words: str) -> dict[str, float]:
+    """Call the running script in a process of its own, which prints what ``measured`` returns."""
+    command = [sys.executable, sys.argv[0], "child", *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout))
+
+
+def peak_mib() -> float:
+    """Return the most memory that this process had at a time."""
+    # not ru_maxrss, which a child inherits from the larger process that started it
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
 def origin(packages: Sequence[str]) -> dict[str, str]:
     """Return machine, versions, commit and command: what a number is worth nothing without."""
     versions = {name: _version(name) for name in packages}
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB{_gpu()}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB{_gpu()}",
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "commit": _commit(),
@@ -224,10 +222,6 @@ def _processor() -> str:
     return models[0] if models else platform.machine()
 
 
-def _memory_gib() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-
-
 def _gpu() -> str:
     torch = sys.modules.get("torch")  # a benchmark without torch has no use for a GPU either
     if torch is None or not torch.cuda.is_available():
@@ -238,9 +232,6 @@ def _gpu() -> str:
 def _commit() -> str:
     done = subprocess.run(
         ["git", "-C", str(_REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
     return done.stdout.strip() or "unknown"

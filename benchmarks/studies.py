@@ -20,7 +20,7 @@ import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from report import RESULTS, origin
+from report import keep, origin
 
 # the packages too: folders of the same names in tests would hide an installed one
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -53,29 +53,17 @@ ARMS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One study.
-
-    Attributes:
-        study: its name.
-        runs: arms times seeds.
-        minutes: from the command to the report.
-        preemptions: jobs of higher priority that took all nodes.
-        cut: attempts that were stopped and came back.
-        attempts: starts of all runs.
-        lost_steps: steps that were done and not saved.
-        files: figures and tables that were asked for.
-        missing: those that are not there.
-    """
+    """One study."""
 
     study: str
-    runs: int
-    minutes: float
-    preemptions: int
-    cut: int
-    attempts: int
-    lost_steps: int
-    files: int
-    missing: str
+    runs: int  # arms times seeds
+    minutes: float  # from the command to the report
+    preemptions: int  # jobs of higher priority that took all nodes
+    cut: int  # attempts that were stopped and came back
+    attempts: int  # starts of all runs
+    lost_steps: int  # steps that were done and not saved
+    files: int  # figures and tables that were asked for
+    missing: str  # those that are not there
 
 
 def main() -> None:
@@ -94,11 +82,8 @@ def main() -> None:
         pack(PackConfig(source=source, output=str(folder / "shards")), progress=False)
         rows = [make(cluster, folder, name) for name in FILES]
         same = undisturbed_is_equal(folder)
-    text = page(rows, same, load)
-    sys.stdout.write(text)
-    (RESULTS / "studies.md").write_text(text, encoding="utf-8")
     plain = {"studies": [asdict(row) for row in rows], "same_as_undisturbed": same}
-    (RESULTS / "studies.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    keep("studies", page(rows, same, load), plain)
     if not same or any(row.missing for row in rows):
         raise SystemExit("a file is missing, or a number differs")
 
