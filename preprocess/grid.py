@@ -80,10 +80,7 @@ class Grid:
         """Say why pixels are not upright squares of ``size_m`` on the ground; empty if they are.
 
         Without a CRS the units of a transform are taken for metres; pixels of 1 x 1 say nothing.
-
-        Args:
-            size_m: side of a pixel in metres.
-            slack: share by which sides may differ from it.
+        Sides may differ from ``size_m`` by the share ``slack``.
         """
         known, (a, b, _, d, e, _) = self.crs != Crs(), self.transform
         unit_m = self.crs.unit_m if known else 1.0

@@ -209,12 +209,8 @@ class _Part:
     config: PackConfig
     source: Source
     plan: Plan
+    output: Path
     rejected: list[QuarantinedPatch] = field(default_factory=list)
-
-    @property
-    def output(self) -> Path:
-        """Folder of the shards."""
-        return Path(self.config.output)
 
     def read(self, ref: PatchRef) -> Patch:
         """Read one patch as it is stored."""
@@ -224,9 +220,7 @@ class _Part:
 def check_settings(config: PackConfig, root_exists: bool = True) -> None:
     """Refuse settings that cannot be packed, before anything is written.
 
-    Args:
-        config: the settings.
-        root_exists: the rasters are there; false if another job will write them.
+    ``root_exists`` is false if another job will write the rasters.
 
     Raises:
         ValueError: one message with every setting that is missing or wrong, and the fixes.
@@ -261,11 +255,7 @@ def pack(
 ) -> Manifest | None:
     """Pack one part of a source; run again, it goes on where it was interrupted.
 
-    Args:
-        config: source, output and limits.
-        part: which part this is, from 0.
-        num_parts: into how many parts the shards are dealt.
-        progress: show a bar on a terminal, log lines elsewhere.
+    Shards are dealt to ``num_parts`` parts, counted from 0.
 
     Returns:
         The manifest if every part is done by now, else None: the last part to end writes it.
@@ -280,7 +270,7 @@ def pack(
     check_settings(config)
     source = open_source(config.source)
     plan = make_or_read_plan(config, source)
-    this = _Part(config, source, plan)
+    this = _Part(config, source, plan, Path(config.output))
     remove_leftovers(this.output)
     starts = range(0, plan.num_refs, plan.rows_per_shard)[part::num_parts]
     total = sum(min(plan.rows_per_shard, plan.num_refs - start) for start in starts)

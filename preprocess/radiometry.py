@@ -75,11 +75,8 @@ def decide(
 ) -> Offset:
     """Return the offset of a product; nothing is ever guessed.
 
-    Args:
-        product: its name, for error messages.
-        claims: what each authority says, strongest first; None says nothing.
-        declared: what the user says.
-        override: the user knows better than all claims.
+    ``claims`` holds what each authority says, strongest first; None says nothing. What the user
+    declares must agree with them, or override them.
 
     Raises:
         ValueError: nobody says anything, or two say different things.
@@ -129,11 +126,8 @@ def contradiction(offset: int, pixels: Mapping[str, Pixels], classes: Classes | 
 
     Bright scenes prove nothing: the darkest per cent of an offset-free desert reads 1012 in B02.
     So too low a value always counts, too high a one only in water, shadow and dark areas.
-
-    Args:
-        offset: the decided one.
-        pixels: digital numbers by band, of any coarseness, all of one shape.
-        classes: scene classification of the same shape, if there is one.
+    ``pixels`` are digital numbers by band, of any coarseness, and ``classes`` the scene
+    classification, if there is one, all of one shape.
     """
     known = _first_percents(pixels)
     if offset == BOA_OFFSET and known and min(known.values()) < _DARK_AT_LEAST:

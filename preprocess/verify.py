@@ -21,6 +21,7 @@ from preprocess.config import VerifyConfig
 from preprocess.pack import read_patch, read_record, remove_leftovers, shard_path
 from preprocess.plan import WORK_FOLDER, read_plan
 from preprocess.progress import progress_of
+from preprocess.shards import open_readers
 from preprocess.shards.atomic_io import publish
 from preprocess.shards.format import (
     CODECS,
@@ -54,7 +55,6 @@ from preprocess.shards.manifest import (
     empty_histogram,
     read_manifest,
 )
-from preprocess.shards.reader import open_readers
 from preprocess.shards.writer import (
     Block,
     block_rows,

@@ -1,8 +1,36 @@
-"""The shard format: layout, manifest, reader and writer; all that simclr uses of preprocess."""
+"""Packed shards: samples, index and labels of a manifest's files; all that simclr uses of them.
 
-from preprocess.shards.format import UNKNOWN_LABEL, GroupLayout, LabelSet, ShardLayout
-from preprocess.shards.manifest import Manifest, read_manifest
-from preprocess.shards.reader import BatchReader, ShardReader, open_readers
+Uncompressed pixels are read with ``pread`` at the byte offsets of the manifest, without HDF5.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from preprocess.shards.format import (
+    FRACTIONS,
+    INDEX,
+    LABELS,
+    NO_CODEC,
+    PATCHES,
+    PIXEL_DTYPE,
+    UNKNOWN_LABEL,
+    GroupLayout,
+    LabelSet,
+    ShardLayout,
+    load_filter,
+    open_shard,
+)
+from preprocess.shards.manifest import Manifest, ShardEntry, read_manifest
 
 __all__ = [
     "UNKNOWN_LABEL",
@@ -15,3 +43,222 @@ __all__ = [
     "open_readers",
     "read_manifest",
 ]
+
+MAX_VECTORS = 1024  # buffers of one preadv: IOV_MAX of Linux
+OTHER_FILES = 256  # descriptors left for sockets, logs and libraries
+
+
+class ShardReader:
+    """Reads samples of one shard, from any number of threads.
+
+    ``pread`` takes no HDF5 lock, moves no file position and has no state that a fork could share
+    by accident. Compressed samples are decoded by HDF5, one at a time in a process. Files are
+    opened at first use and never pickled.
+    """
+
+    def __init__(self, folder: Path, entry: ShardEntry, layout: ShardLayout) -> None:
+        self.path = folder / entry.file
+        self.entry = entry
+        self.layout = layout
+        self._descriptor: int | None = None
+        # of this process only: a handle of HDF5 must not be used after a fork
+        self._compressed: tuple[int, h5py.File] | None = None
+        self._opening = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, ShardEntry, ShardLayout]]:
+        # an open file means nothing in another process
+        return ShardReader, (self.path.parent, self.entry, self.layout)
+
+    @property
+    def descriptor(self) -> int:
+        """The file, opened at first use."""
+        if self._descriptor is None:
+            with self._opening:  # of several threads that come first, one opens
+                if self._descriptor is None:
+                    self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._descriptor
+
+    def read_into(self, row: int, buffers: Mapping[str, npt.NDArray[np.uint16]]) -> None:
+        """Read one sample into C-contiguous uint16 buffers, one of each group's shape.
+
+        Raises:
+            IndexError: no such row.
+            OSError: the file is missing or damaged, or shorter than the manifest says.
+        """
+        if not 0 <= row < self.entry.rows:
+            raise IndexError(f"{self.path} has {self.entry.rows} rows, row {row} was asked for")
+        for group in self.layout.groups:
+            if group.name not in buffers:
+                continue
+            buffer = buffers[group.name]
+            if buffer.nbytes != group.sample_bytes:
+                raise ValueError(
+                    f"buffer of {group.name} has {buffer.nbytes} bytes, a sample "
+                    f"{group.sample_bytes}"
+                )
+            if self.entry.codec == NO_CODEC:
+                offset = self.entry.offsets[group.name] + row * group.sample_bytes
+                self.read_bytes([buffer.data.cast("B")], offset)
+                continue
+            try:
+                data_set = self._decoded()[f"{PATCHES}/{group.name}"]
+                data_set.read_direct(buffer.reshape(group.shape), np.s_[row])
+            except (OSError, RuntimeError) as error:
+                raise OSError(
+                    f"{self.path}, row {row} of {group.name}: cannot be decoded ({error}); see "
+                    "simclr-verify"
+                ) from error
+
+    def _decoded(self) -> h5py.File:
+        with self._opening:
+            if self._compressed is None or self._compressed[0] != os.getpid():
+                load_filter(self.entry.codec)
+                self._compressed = os.getpid(), open_shard(self.path)
+            return self._compressed[1]
+
+    def read(self, row: int) -> dict[str, npt.NDArray[np.uint16]]:
+        """Return one sample as new arrays, ``{"b10": (bands, size_px, size_px), ...}``."""
+        buffers = {group.name: np.empty(group.shape, PIXEL_DTYPE) for group in self.layout.groups}
+        self.read_into(row, buffers)
+        return buffers
+
+    def index(self, field: str) -> npt.NDArray[Any]:
+        """Return one index field of all rows; text comes as ``str``."""
+        values = self._rows(f"{INDEX}/{field}")
+        return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+
+    def labels(self, name: str) -> npt.NDArray[np.uint8]:
+        """Return a label set of all rows: (rows, classes) of 0, 1 or ``UNKNOWN_LABEL``."""
+        return self._rows(f"{LABELS}/{name}")
+
+    def fractions(self, name: str) -> npt.NDArray[np.float32]:
+        """Return shares of ground of all rows: (rows, classes) from 0 to 1, NaN where unknown."""
+        return self._rows(f"{FRACTIONS}/{name}")
+
+    def _rows(self, name: str) -> npt.NDArray[Any]:
+        # Opened for the moment: a handle of HDF5 is safe neither across threads nor across forks.
+        with open_shard(self.path) as file:
+            return np.asarray(file[name][()])
+
+    def close(self) -> None:
+        """Close the file; it opens again at the next read."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        self._compressed = None
+
+    def read_bytes(self, views: Sequence[memoryview], offset: int) -> None:
+        """Fill buffers, one after the other, with the bytes of the file from ``offset`` on.
+
+        Raises:
+            OSError: the file is missing, cannot be read, or ends before.
+        """
+        pending = list(views)
+        while pending:
+            try:
+                read = os.preadv(self.descriptor, pending[:MAX_VECTORS], offset)
+            except OSError as error:
+                raise OSError(
+                    error.errno, f"{error.strerror} at byte {offset}; see simclr-verify", self.path
+                ) from error
+            if read == 0:
+                raise OSError(f"{self.path} ends before byte {offset + 1}: truncated")
+            offset += read
+            while pending and read >= len(pending[0]):
+                read -= len(pending.pop(0))
+            if read:  # network file systems may return less than was asked for
+                pending[0] = pending[0][read:]
+
+
+def open_readers(folder: Path, manifest: Manifest) -> list[ShardReader]:
+    """Return one lazy reader for each shard of a packed source."""
+    return [ShardReader(folder, entry, manifest.layout) for entry in manifest.shards]
+
+
+class BatchReader:
+    """Reads batches of rows, numbered through from the first shard to the last.
+
+    Raises:
+        ValueError: the process may not hold as many files open as there are shards.
+    """
+
+    def __init__(self, readers: Sequence[ShardReader]) -> None:
+        wanted = len(readers) + OTHER_FILES
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if resource.RLIM_INFINITY not in (soft, hard) and soft < wanted:
+            if hard < wanted:
+                raise ValueError(
+                    f"these shards take {wanted} open files, and this process may have {hard}; "
+                    "raise the limit (ulimit -Hn) or pack with a larger shard_size_mib"
+                )
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        self._readers = readers
+        rows = np.array([reader.entry.rows for reader in readers], np.int64)
+        self._ends = np.cumsum(rows)
+        self._starts = self._ends - rows
+        self._groups = [{group.name: group for group in one.layout.groups} for one in readers]
+
+    def read_into(
+        self,
+        numbers: npt.NDArray[np.int64],
+        buffers: Mapping[str, npt.NDArray[np.uint16]],
+        slots: npt.NDArray[np.int64],
+    ) -> None:
+        """Read row ``numbers[i]`` into ``buffers[group][slots[i]]`` of every group with a buffer.
+
+        Args:
+            numbers: rows, counted over all shards; neighbours in a file are read in one call. All
+                are of one layout.
+            buffers: C-contiguous uint16 (batch, bands, size_px, size_px) of each group to read.
+            slots: index into the batch of each row.
+
+        Raises:
+            ValueError: a buffer is not of its group's shape, or not contiguous, or rows are of
+                several layouts.
+            IndexError: a batch has no such slot.
+            OSError: a file is missing or damaged, or shorter than the manifest says.
+        """
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        rows = numbers - self._starts[shards]
+        held = [self._groups[shard] for shard in set(shards.tolist())] or self._groups[:1]
+        groups = held[0]
+        for name, buffer in buffers.items():
+            if any(other.get(name) != groups[name] for other in held):
+                raise ValueError(
+                    f"rows of several layouts, which differ in {name}; read each alone"
+                )
+            _check_buffer(groups[name], buffer, slots)
+        memory = {name: buffer.data.cast("B") for name, buffer in buffers.items()}
+        # a run ends where the next row does not follow in the same file
+        ends = np.flatnonzero((np.diff(rows) != 1) | (np.diff(shards) != 0)) + 1
+        shard_list, row_list, slot_list = shards.tolist(), rows.tolist(), slots.tolist()
+        start = 0
+        for end in (*ends.tolist(), len(row_list)) if row_list else ():
+            reader, first = self._readers[shard_list[start]], row_list[start]
+            run = slot_list[start:end]
+            if reader.entry.codec == NO_CODEC:
+                for name, view in memory.items():
+                    size = groups[name].sample_bytes
+                    views = [view[slot * size : (slot + 1) * size] for slot in run]
+                    reader.read_bytes(views, reader.entry.offsets[name] + first * size)
+            else:
+                for row, slot in enumerate(run, first):
+                    reader.read_into(row, {name: buffer[slot] for name, buffer in buffers.items()})
+            start = end
+
+
+def _check_buffer(
+    group: GroupLayout, buffer: npt.NDArray[np.uint16], slots: npt.NDArray[np.int64]
+) -> None:
+    if buffer.shape[1:] != group.shape or buffer.dtype != PIXEL_DTYPE:
+        raise ValueError(
+            f"buffer of {group.name} is {buffer.dtype} {buffer.shape}, "
+            f"a batch of it is {PIXEL_DTYPE} (batch, {', '.join(map(str, group.shape))})"
+        )
+    if not (buffer.flags.c_contiguous and buffer.flags.writeable):
+        raise ValueError(f"buffer of {group.name} is not one writable piece of memory")
+    if slots.min(initial=0) < 0 or slots.max(initial=-1) >= len(buffer):
+        raise IndexError(
+            f"buffer of {group.name} has {len(buffer)} slots, but {slots.min()} to {slots.max()} "
+            "were given"
+        )

@@ -86,24 +86,16 @@ class BandStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that a reader must know of a packed source before it opens a shard.
+    """All that a reader must know of a packed source before it opens a shard."""
 
-    Attributes:
-        source: name of the source; statistics and normalisation belong to it.
-        simulated: True when the patches were synthesised, never measured.
-        layout: band groups and label sets of every sample.
-        statistics: per band name.
-        provenance: configuration, versions, counts and reasons of rejected inputs.
-        processing_level: L1C (top of atmosphere) or L2A (surface); empty if unknown.
-    """
-
-    source: str
-    simulated: bool
-    layout: ShardLayout
+    source: str  # its name; statistics and normalisation belong to it
+    simulated: bool  # the patches were synthesised, never measured
+    layout: ShardLayout  # band groups and label sets of every sample
     shards: tuple[ShardEntry, ...]
-    statistics: dict[str, BandStatistics]
+    statistics: dict[str, BandStatistics]  # per band name
+    # configuration, versions, counts and reasons of rejected inputs
     provenance: dict[str, Any] = field(default_factory=dict)
-    processing_level: str = ""
+    processing_level: str = ""  # L1C (top of atmosphere) or L2A (surface); empty if unknown
 
     @property
     def origin(self) -> ShardOrigin:
@@ -184,12 +176,6 @@ def _checksum(data: dict[str, Any]) -> str:
 def empty_histogram(num_bands: int) -> Histogram:
     """Return counts of nothing: (num_bands, 65536) int64."""
     return np.zeros((num_bands, NUM_PIXEL_VALUES), np.int64)
-
-
-def count_values(histogram: Histogram, pixels: npt.NDArray[np.uint16]) -> None:
-    """Add pixels (samples, bands, height, width) to a histogram (bands, 65536), in place."""
-    for band, counts in enumerate(histogram):
-        counts += np.bincount(pixels[:, band].ravel(), minlength=NUM_PIXEL_VALUES)
 
 
 def summarise(counts: npt.NDArray[np.int64]) -> BandStatistics:

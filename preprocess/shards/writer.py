@@ -24,6 +24,7 @@ from preprocess.shards.format import (
     INDEX_FIELDS,
     LABELS,
     NO_CODEC,
+    NUM_PIXEL_VALUES,
     OPTIONAL_INDEX_FIELDS,
     PATCHES,
     PIXEL_DTYPE,
@@ -40,13 +41,7 @@ from preprocess.shards.format import (
     open_shard,
     sha256_of,
 )
-from preprocess.shards.manifest import (
-    Histogram,
-    ShardEntry,
-    ShardOrigin,
-    count_values,
-    empty_histogram,
-)
+from preprocess.shards.manifest import Histogram, ShardEntry, ShardOrigin, empty_histogram
 
 # Samples held in memory at a time: 10 MB of BigEarthNet patches, enough to count values by the
 # million and to write in large pieces.
@@ -205,10 +200,9 @@ def _write_column(file: h5py.File, name: str, rows: npt.NDArray[Any]) -> h5py.Da
 
 def count_block(histogram: Histogram, block: Block, layout: ShardLayout) -> None:
     """Add a block of samples to the counts of all bands (bands of the layout, 65536), in place."""
-    first = 0
-    for group in layout.groups:
-        count_values(histogram[first : first + len(group.bands)], block[group.name])
-        first += len(group.bands)
+    planes = (block[g.name][:, band] for g in layout.groups for band in range(len(g.bands)))
+    for counts, pixels in zip(histogram, planes, strict=True):
+        counts += np.bincount(pixels.ravel(), minlength=NUM_PIXEL_VALUES)
 
 
 def block_rows(rows: int) -> Iterator[slice]:

@@ -8,7 +8,6 @@ import pytest
 from make_data import packed_arrays
 
 from preprocess.shards import BatchReader, open_readers, read_manifest
-from preprocess.shards import reader as reader_module
 
 
 def readers_of(folder, num_patches, **settings):
@@ -53,7 +52,7 @@ def test_short_reads_and_long_runs_are_read_to_their_end(readers, monkeypatch, v
             size -= min(size, len(view))
 
     expected, buffers = all_rows(readers), empty_batch(readers, 20)
-    monkeypatch.setattr(reader_module, "MAX_VECTORS", vectors)
+    monkeypatch.setattr("preprocess.shards.MAX_VECTORS", vectors)
     monkeypatch.setattr(os, "preadv", lambda d, v, o: short(d, list(v), o))
     BatchReader(readers).read_into(np.arange(20), buffers, np.arange(20)[::-1])
     for number, pixels in enumerate(expected):

@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from preprocess.shards.manifest import BandStatistics, count_values, empty_histogram, summarise
+from preprocess.shards import GroupLayout, ShardLayout
+from preprocess.shards.manifest import BandStatistics, empty_histogram, summarise
+from preprocess.shards.writer import count_block
 
 PIXELS = hnp.arrays(
     np.uint16,
@@ -15,10 +17,13 @@ PIXELS = hnp.arrays(
 )
 
 
+LAYOUT = ShardLayout((GroupLayout("b10", ("B02", "B03"), 5, 10.0),))
+
+
 def counted(*blocks):
     histogram = empty_histogram(2)
     for block in blocks:
-        count_values(histogram, block)
+        count_block(histogram, {"b10": block}, LAYOUT)
     return histogram
 
 
