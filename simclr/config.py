@@ -7,7 +7,7 @@ They are the schema of files and command line and the text of ``--help``. A bad 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import Enum, StrEnum
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -62,16 +62,14 @@ def parse_choices(config: Any, section: str = "") -> None:
     Raises:
         ValueError: a value names no member; the message lists them.
     """
-    hints = get_type_hints(type(config))
-    for entry in fields(config):
-        hint, value = hints[entry.name], getattr(config, entry.name)
-        key = f"{section}.{entry.name}" if section else entry.name
+    for name, hint in get_type_hints(type(config)).items():
+        value, key = getattr(config, name), f"{section}.{name}" if section else name
         if isinstance(hint, type) and issubclass(hint, Enum):
-            setattr(config, entry.name, _member(hint, value, key))
+            setattr(config, name, _member(hint, value, key))
         elif isinstance(value, list):
             (kind,) = get_args(hint)
             if issubclass(kind, Enum):
-                setattr(config, entry.name, [_member(kind, item, key) for item in value])
+                setattr(config, name, [_member(kind, item, key) for item in value])
 
 
 def _member(kind: type[Enum], value: Any, key: str) -> Enum:

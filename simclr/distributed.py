@@ -25,7 +25,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import deterministic
 
-from simclr.config import Device, WorldConfig
+from simclr.config import Device, WorldConfig, require
 from simclr.preemption import DeviceFaultError, LostPeerError, Preempted
 from simclr.rendezvous import Rendezvous, join_process_group, rendezvous_from_environment
 
@@ -46,15 +46,10 @@ def average_gradients(network: nn.Module, *, half: bool = False) -> DistributedD
     """Wrap a network so that backward leaves the mean gradient of all ranks on each of them.
 
     Running statistics are left to each rank: only rank 0's are saved, and they decide no weight.
-
-    Args:
-        network: equal on every rank.
-        half: let gradients travel as bfloat16, half the bytes and eight bits of each number.
+    With ``half`` gradients travel as bfloat16, half the bytes and eight bits of each number.
     """
-    buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
-    model = DistributedDataParallel(
-        network, gradient_as_bucket_view=True, static_graph=True, **buffers
-    )
+    options: dict[str, Any] = {_SYNC_BUFFERS: False, "static_graph": True}
+    model = DistributedDataParallel(network, gradient_as_bucket_view=True, **options)
     if half and num_ranks() > 1:
         model.register_comm_hook(None, bf16_compress_hook)
     return model
@@ -76,12 +71,10 @@ def group_of_node(node: str, timeout: timedelta | None = None) -> Group:
     nodes: list[str] = [""] * num_ranks()
     dist.all_gather_object(nodes, node)
     # A group is made by all ranks together, also by those that stay outside.
-    groups: dict[str, Any] = {
-        name: dist.new_group(
-            [rank for rank, other in enumerate(nodes) if other == name], timeout=timeout
-        )
-        for name in sorted(set(nodes))
-    }
+    groups: dict[str, Any] = {}
+    for name in sorted(set(nodes)):
+        ranks = [number for number, other in enumerate(nodes) if other == name]
+        groups[name] = dist.new_group(ranks, timeout=timeout)
     mine: Group = groups[node]
     return mine
 
@@ -130,13 +123,9 @@ class StopAgreement:
     """The largest of all ranks' reasons to stop, carried by a gather that each step has anyway.
 
     A collective of its own would cost the ranks a round trip in every step. On a GPU the answer of
-    a step is read after the step behind it, when it has long arrived: the host holds nothing up,
-    and all ranks read the same answer after the same step.
-
-    Args:
-        device: of the rows that are gathered.
-        reason: of this rank; asked once a step.
-        delay: steps between a gather and the reading of its answer; by default as the device asks.
+    a step is read ``delay`` steps later, after the step behind it, when it has long arrived: the
+    host holds nothing up, and all ranks read the same answer after the same step. ``reason`` is
+    asked once a step.
     """
 
     def __init__(
@@ -152,15 +141,14 @@ class StopAgreement:
             return rows
         brought = torch.cat([rows, rows.new_full((1,), self._reason())])
         gathered = gather_rows(brought).view(num_ranks(), -1)
-        largest = gathered[:, -1].max()
-        if largest.is_cuda:
-            answer = torch.empty_like(largest, device="cpu", pin_memory=True)
+        answer = gathered[:, -1].max()
+        arrived: torch.cuda.Event | None = None
+        if answer.is_cuda:
+            largest, answer = answer, torch.empty_like(answer, device="cpu", pin_memory=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             answer.copy_(largest, non_blocking=True)
             arrived.record()
-            self._answers.append((answer, arrived))
-        else:
-            self._answers.append((largest, None))
+        self._answers.append((answer, arrived))
         return gathered[:, :-1].flatten()
 
     def largest(self) -> int:
@@ -170,7 +158,7 @@ class StopAgreement:
         if len(self._answers) <= self._delay:
             return 0
         answer, arrived = self._answers.popleft()
-        if arrived:
+        if arrived is not None:
             arrived.synchronize()
         return int(answer)
 
@@ -189,23 +177,14 @@ _DEVICE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class DistributedContext:
-    """This process among the ranks of a run.
-
-    Attributes:
-        rank: of this process, from 0.
-        local_rank: of this process on its node, from 0.
-        size: number of ranks.
-        device: where its tensors live.
-        node: name of the machine.
-        timeout: after which a collective gives up waiting for a rank, in every group.
-    """
+    """This process among the ranks of a run."""
 
     rank: int
-    local_rank: int
-    size: int
-    device: torch.device
-    node: str
-    timeout: timedelta = timedelta(minutes=10)
+    local_rank: int  # on its node
+    size: int  # number of ranks
+    device: torch.device  # where its tensors live
+    node: str  # name of the machine
+    timeout: timedelta = timedelta(minutes=10)  # of every collective, in every group
 
     @property
     def is_main(self) -> bool:
@@ -221,7 +200,7 @@ class DistributedContext:
 
 
 def is_fast_in_bfloat16(device: torch.device) -> bool:
-    """Say whether a device is fast in bfloat16: GPUs from Ampere on, and CPUs by their flags."""
+    """True for GPUs from Ampere on, and for CPUs by their flags."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     try:
@@ -247,14 +226,8 @@ def distributed_context(
         timeout = timedelta(seconds=config.timeout_s)
         join_process_group(rendezvous, device, timeout)
         try:
-            context = DistributedContext(
-                rendezvous.rank,
-                rendezvous.local_rank,
-                rendezvous.world_size,
-                device,
-                socket.gethostname(),
-                timeout,
-            )
+            own, size = (rendezvous.rank, rendezvous.local_rank), rendezvous.world_size
+            context = DistributedContext(*own, size, device, socket.gethostname(), timeout)
             _refuse_shared_gpus(context)
             with _deterministic_kernels(config.deterministic):
                 yield context
@@ -266,15 +239,13 @@ def distributed_context(
             raise
         dist.destroy_process_group()
     except RuntimeError as error:
-        known = _classified(error, rendezvous.world_size)
-        if known:
+        if known := _classified(error, rendezvous.world_size):
             raise known from error
         raise
 
 
 @contextmanager
 def _deterministic_kernels(wanted: bool) -> Iterator[None]:
-    """Let torch use deterministic kernels only, for the time of the block."""
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
         # cuBLAS reads it when it starts.
@@ -301,22 +272,20 @@ def _refuse_shared_gpus(context: DistributedContext) -> None:
 def refuse_shared_gpus(gpus: Sequence[str]) -> None:
     """Raise ValueError if two ranks use one GPU, which NCCL would report as a failure of its own.
 
-    Args:
-        gpus: identity of each rank's GPU, in rank order.
+    ``gpus`` has the identity of each rank's GPU, in rank order.
     """
     for gpu in gpus:
         ranks = [str(rank) for rank, other in enumerate(gpus) if other == gpu]
-        if len(ranks) > 1:
-            raise ValueError(
-                f"ranks {', '.join(ranks)} share one GPU ({gpu}); start one rank for each GPU: "
-                "lower cluster.tasks_per_node, or ask for more with cluster.gpus_per_node"
-            )
+        require(
+            len(ranks) == 1,
+            f"ranks {', '.join(ranks)} share one GPU ({gpu}); start one rank for each GPU: "
+            "lower cluster.tasks_per_node, or ask for more with cluster.gpus_per_node",
+        )
 
 
 def _abort() -> None:
-    """Leave the process group at once: in an orderly end NCCL waits for a peer that is gone."""
-    # The public function aborts no group; should the private one go, use its successor. gloo has
-    # nothing to abort.
+    # At once: in an orderly end NCCL waits for a peer that is gone. The public function aborts no
+    # group; should the private one go, use its successor. gloo has nothing to abort.
     if "nccl" in str(dist.get_backend_config()):
         dist.distributed_c10d._abort_process_group()
     else:
@@ -324,15 +293,13 @@ def _abort() -> None:
 
 
 def _plain(error: RuntimeError) -> str:
-    """Return gloo's words without its source file in front and its advice behind."""
+    # without gloo's source file in front and its advice behind
     return re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0]
 
 
 def _classified(error: RuntimeError, world_size: int) -> Exception | None:
-    """Return what an error of CUDA or of a collective means; gloo has no class for it, but words.
-
-    Misuse first: NCCL reports it by the class of lost peers, and a requeue would not help.
-    """
+    # What an error of CUDA or of a collective means; gloo has no class for it, but words. Misuse
+    # first: NCCL reports it by the class of lost peers, and a requeue would not help.
     text = str(error)
     if "Duplicate GPU" in text:
         return ValueError(
@@ -351,15 +318,15 @@ def _classified(error: RuntimeError, world_size: int) -> Exception | None:
 def _device(wanted: Device, rendezvous: Rendezvous) -> torch.device:
     if wanted is Device.cpu or (wanted is Device.auto and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError("world.device is cuda but torch sees no GPU; use world.device=cpu")
+    has_gpu, num = torch.cuda.is_available(), torch.cuda.device_count()
+    require(has_gpu, "world.device is cuda but torch sees no GPU; use world.device=cpu")
     # A scheduler may show each task all GPUs of the node or its own one only.
-    index = rendezvous.local_rank if torch.cuda.device_count() > 1 else 0
-    if index >= torch.cuda.device_count():
-        raise ValueError(
-            f"local rank {rendezvous.local_rank} has no GPU of its own: torch sees "
-            f"{torch.cuda.device_count()}; start one process per GPU"
-        )
+    index = rendezvous.local_rank if num > 1 else 0
+    require(
+        index < num,
+        f"local rank {rendezvous.local_rank} has no GPU of its own: torch sees {num}; start one "
+        "process per GPU",
+    )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
@@ -395,5 +362,4 @@ def map_over_ranks(
 
 def barrier(context: DistributedContext) -> None:
     """Wait until every rank is here."""
-    if context.size > 1:
-        context.all_reduce_max(0)
+    context.all_reduce_max(0)

@@ -69,8 +69,7 @@ def contrastive_loss(
 
 def chance_level(global_batch_size: int, config: LossConfig) -> float:
     """Return the loss when all projections are equal: ln(2N - 1), for DCL ln(2N - 2)."""
-    others = 2 * global_batch_size - (2 if config.name is LossName.dcl else 1)
-    return math.log(others)
+    return math.log(2 * global_batch_size - (2 if config.name is LossName.dcl else 1))
 
 
 class _Contrastive(torch.autograd.Function):
@@ -91,7 +90,13 @@ class _Contrastive(torch.autograd.Function):
         # The other view of row i is row i + B, counted round.
         positive = torch.roll(unit, len(unit) // 2, 0)
         similarity = (unit * positive).sum(1) / temperature  # (2B,), both views live on one rank
-        negatives = _logsumexp_of_negatives(unit, everyone, temperature, first)
+        negatives = unit.new_empty(len(unit))
+        for start, tile in _tiles(unit, everyone, temperature, first):
+            # As torch.logsumexp does it, which would keep a second tile. No row is empty: a batch
+            # has two pairs at least, hence two negatives.
+            largest = tile.amax(1, keepdim=True)
+            total = tile.sub_(largest).exp_().sum(1)
+            negatives[start : start + len(tile)] = total.log_().add_(largest.squeeze(1))
         if decoupled:
             denominator, losses = negatives, negatives - similarity
         else:
@@ -128,19 +133,6 @@ class _Contrastive(torch.autograd.Function):
         gradient -= pull[:, None] * torch.roll(unit, half, 0)
         # The mean over 2B rows here and DDP's mean over ranks make the mean over all M views.
         return gradient * (upstream / (len(unit) * ctx.temperature)), None, None, None
-
-
-def _logsumexp_of_negatives(
-    unit: torch.Tensor, everyone: torch.Tensor, temperature: float, first: int
-) -> torch.Tensor:
-    result = unit.new_empty(len(unit))
-    for start, tile in _tiles(unit, everyone, temperature, first):
-        # As torch.logsumexp does it, which would keep a second tile. No row is empty: a batch has
-        # two pairs at least, hence two negatives.
-        largest = tile.amax(1, keepdim=True)
-        total = tile.sub_(largest).exp_().sum(1)
-        result[start : start + len(tile)] = total.log_().add_(largest.squeeze(1))
-    return result
 
 
 def _tiles(

@@ -28,16 +28,10 @@ class LARS(Optimizer):
         params: Iterable[dict[str, Any]],
         lr: float,
         momentum: float = 0.9,
-        trust: float = 0.001,
+        trust: float = 1e-3,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "trust": trust,
-            "weight_decay": 0.0,
-            "adapt": True,
-        }
-        super().__init__(params, defaults)
+        kept = {"lr": lr, "momentum": momentum, "trust": trust}
+        super().__init__(params, {**kept, "weight_decay": 0.0, "adapt": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -55,16 +49,22 @@ class LARS(Optimizer):
             updates = list(torch._foreach_add(updates, weights, alpha=group["weight_decay"]))
         # Not for biases and weights of BatchNorm, whose norms say nothing of a layer's scale.
         if group["adapt"]:
+            weight_norms = torch.stack(torch._foreach_norm(weights))
+            update_norms = torch.stack(torch._foreach_norm(updates))
+            # With weights of zero the ratio would be 0, and they would stay so for ever.
+            usable = (weight_norms > 0) & (update_norms > 0)
+            ratios = torch.where(usable, group["trust"] * weight_norms / update_norms, 1.0)
             # A launch for each tensor: torch has no kernel that scales a list by numbers on the
             # device. One pass over a joined copy would move more bytes than the launches take.
-            updates = list(
-                torch._foreach_mul(updates, _trust_ratios(weights, updates, group["trust"]))
-            )
+            updates = list(torch._foreach_mul(updates, ratios.unbind(0)))
+        for weight in weights:
+            if "momentum" not in self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
         # The kernel of SGD does the rest in one pass over memory, and looks at found_inf there.
         torch._fused_sgd_(
             weights,
             updates,
-            [self._momentum(weight) for weight in weights],
+            [self.state[weight]["momentum"] for weight in weights],
             weight_decay=0.0,
             momentum=group["momentum"],
             lr=group["lr"],
@@ -75,24 +75,6 @@ class LARS(Optimizer):
             found_inf=getattr(self, "found_inf", None),
         )
 
-    def _momentum(self, weight: torch.Tensor) -> torch.Tensor:
-        state = self.state[weight]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(weight)
-        momentum: torch.Tensor = state["momentum"]
-        return momentum
-
-
-def _trust_ratios(
-    weights: list[torch.Tensor], updates: list[torch.Tensor], trust: float
-) -> list[torch.Tensor]:
-    weight_norms = torch.stack(torch._foreach_norm(weights))
-    update_norms = torch.stack(torch._foreach_norm(updates))
-    # With weights of zero the ratio would be 0, and they would stay so for ever.
-    usable = (weight_norms > 0) & (update_norms > 0)
-    ratios = torch.where(usable, trust * weight_norms / update_norms, 1.0)
-    return list(ratios.unbind(0))
-
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return two groups: matrices and kernels with decay; biases and norms without.
@@ -100,43 +82,28 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     The ``adapt`` key tells LARS to leave the second group's rate alone.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    wide = [parameter for parameter in trained if parameter.ndim > 1]
+    flat = [parameter for parameter in trained if parameter.ndim <= 1]
     return [
-        {
-            "params": [parameter for parameter in trained if parameter.ndim > 1],
-            "weight_decay": weight_decay,
-            "adapt": True,
-        },
-        {
-            "params": [parameter for parameter in trained if parameter.ndim <= 1],
-            "weight_decay": 0.0,
-            "adapt": False,
-        },
+        {"params": wide, "weight_decay": weight_decay, "adapt": True},
+        {"params": flat, "weight_decay": 0.0, "adapt": False},
     ]
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, rate: float) -> torch.optim.Optimizer:
-    """Return the optimiser that the settings name, at a peak rate.
-
-    Fused kernels honour ``found_inf``, so a step can be skipped without a host sync, as in
-    ``torch.amp.GradScaler``.
-    """
+    """Return the optimiser that the settings name, at a peak rate, for ``step_unless``."""
     groups = parameter_groups(model, config.weight_decay)
     if config.name is OptimizerName.lars:
         return LARS(groups, lr=rate, momentum=config.momentum)
-    if config.name is OptimizerName.sgd:
-        return _sgd(groups, rate, config.momentum)
     if config.name is OptimizerName.adamw:
         return torch.optim.AdamW(groups, lr=rate, fused=True)
-    return torch.optim.Adam(groups, lr=rate, fused=True)
-
-
-def _sgd(groups: list[dict[str, Any]], rate: float, momentum: float) -> torch.optim.SGD:
-    optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=True)
-    if momentum:
+    if config.name is OptimizerName.adam:
+        return torch.optim.Adam(groups, lr=rate, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=config.momentum, fused=True)
+    if config.momentum:
         # torch leaves them uninitialised until the first step, which may be skipped.
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return optimizer
 
 
@@ -159,12 +126,8 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
 def peak_rate(config: OptimConfig, global_batch_size: int) -> float:
     """Return the highest rate, scaled to the global batch in pairs."""
     ratio = global_batch_size / config.reference_batch_size
-    factor = {
-        RateScaling.none: 1.0,
-        RateScaling.sqrt: math.sqrt(ratio),
-        RateScaling.linear: ratio,
-    }[config.scaling]
-    return config.learning_rate * factor
+    factors = {RateScaling.none: 1.0, RateScaling.sqrt: math.sqrt(ratio), RateScaling.linear: ratio}
+    return config.learning_rate * factors[config.scaling]
 
 
 def learning_rate(step: int, num_steps: int, warmup_steps: int, config: OptimConfig) -> float:

@@ -19,12 +19,7 @@ Epoch = int | torch.Tensor  # one for all, or (N,) int64
 
 
 class Philox:
-    """The generator of a seed, its constants on the device: no draw copies from the host.
-
-    Args:
-        seed: 64-bit key.
-        device: of the counters.
-    """
+    """The generator of a 64-bit seed, its constants on the device: no draw copies from the host."""
 
     def __init__(self, seed: int, device: torch.device | None = None) -> None:
         first, second = seed & _MASK, (seed >> 32) & _MASK

@@ -1,7 +1,6 @@
 """Stopping a run: a signal sets a reason, training reads it once a step and raises ``Preempted``.
 
-A launcher installs the ``StopSignal`` before torch is imported, which takes long; nothing here
-imports torch.
+A launcher installs ``StopSignal`` before torch, which takes long; nothing here imports it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
 
@@ -36,12 +35,9 @@ STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 class Preempted(BaseException):
     """The run was asked to stop, and every rank stops at the same step.
 
-    Not an ``Exception``: a signal may raise it in an import, where nobody may swallow it.
-
-    Attributes:
-        step: optimizer steps that are saved; None when it came outside of training.
-        reason: the signal.
-        save_error: why the latest step could not be saved; empty when it was.
+    Not an ``Exception``: a signal may raise it in an import, where nobody may swallow it. ``step``
+    counts the optimizer steps that are saved, and is None outside of training; ``save_error`` says
+    why the latest step could not be saved.
     """
 
     def __init__(self, step: int | None, reason: StopReason, save_error: str = "") -> None:
@@ -64,10 +60,8 @@ class StopSignal:
     The handler sets ``reason``. After ``listen`` the first signal also raises ``Preempted`` where
     it comes, except in ``deferred``, where training reads the reason between two steps. Forked
     children inherit the handler but not its effect. SIGUSR1 is left alone, NCCL uses it. Outside
-    the main thread, where Python installs no handlers, no stop is ever requested.
-
-    Args:
-        ctrl_c: treat the first Ctrl-C as SIGTERM; a second one is Python's own.
+    the main thread, where Python installs no handlers, no stop is ever requested. With ``ctrl_c``
+    the first Ctrl-C counts as SIGTERM; a second one is Python's own.
     """
 
     def __init__(self, *, ctrl_c: bool = False) -> None:
@@ -83,12 +77,7 @@ class StopSignal:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

@@ -35,25 +35,15 @@ _log = logging.getLogger("simclr")
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """How a launcher started this process, and where it meets the other ranks.
-
-    Attributes:
-        rank: of this process among all, from 0.
-        local_rank: of this process on its node, from 0.
-        world_size: number of processes.
-        local_world_size: number of processes on this node.
-        cores: given to this process, bound to them or not; 0 when nobody says.
-        token: names the start of a run: a port may be another's.
-        init_method: where the ranks meet: ``tcp://host:port``, ``file:///path`` or ``env://``.
-    """
+    """How a launcher started this process, and where it meets the other ranks."""
 
     rank: int = 0
-    local_rank: int = 0
+    local_rank: int = 0  # on its node
     world_size: int = 1
-    local_world_size: int = 1
-    init_method: str = "env://"
-    cores: int = 0
-    token: str = ""
+    local_world_size: int = 1  # on its node
+    init_method: str = "env://"  # or ``tcp://host:port``, ``file:///path``
+    cores: int = 0  # given to this process, bound to them or not; 0 when nobody says
+    token: str = ""  # names the start of a run: a port may be another's
 
 
 def rendezvous_from_environment() -> Rendezvous:
@@ -66,8 +56,8 @@ def rendezvous_from_environment() -> Rendezvous:
     present = [name for name in names if name in os.environ]
     if not present:
         return Rendezvous()
-    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
+    needed = (*names, "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if name not in os.environ]:
         raise ValueError(
             f"{', '.join(present)} set but {', '.join(missing)} missing; start the ranks with "
             "torchrun, or unset them for a single process"
@@ -91,32 +81,22 @@ def join_process_group(rendezvous: Rendezvous, device: torch.device, timeout: ti
     # Tensors on the CPU travel by gloo, also beside nccl: agreements must not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store: Any
-    if rendezvous.world_size == 1:
+    rank, size = rendezvous.rank, rendezvous.world_size
+    if size == 1:
         # No port, no file: nothing to collide with. The stubs of torch do not list this store.
         store = dist.HashStore()  # type: ignore[attr-defined]
     elif rendezvous.init_method.startswith("tcp://"):
-        store = (
-            _open_store(rendezvous) if rendezvous.rank == 0 else _find_store(rendezvous, timeout)
-        )
+        store = _find_store(rendezvous, timeout) if rank else _open_store(rendezvous)
         store.set_timeout(timeout)
         _await_ranks(store, rendezvous, timeout)
     else:
-        store, _, _ = next(
-            torch_rendezvous(
-                rendezvous.init_method, rendezvous.rank, rendezvous.world_size, timeout=timeout
-            )
-        )
+        meeting = torch_rendezvous(rendezvous.init_method, rank, size, timeout=timeout)
+        store, _, _ = next(meeting)
         store.set_timeout(timeout)
         # torchrun's store outlives a process group: a second one would read the addresses of the
         # first, and wait for ever.
         store = dist.PrefixStore(f"group-{next(_joined)}", store)  # type: ignore[attr-defined]
-    dist.init_process_group(
-        backend,
-        store=store,
-        rank=rendezvous.rank,
-        world_size=rendezvous.world_size,
-        timeout=timeout,
-    )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def _open_store(rendezvous: Rendezvous) -> Any:
@@ -124,9 +104,8 @@ def _open_store(rendezvous: Rendezvous) -> Any:
     host, ports = _candidates(rendezvous)
     for port in ports:
         try:
-            store = _TCPStore(
-                host, port, rendezvous.world_size, is_master=True, wait_for_workers=False
-            )
+            size = rendezvous.world_size
+            store = _TCPStore(host, port, size, is_master=True, wait_for_workers=False)
         except RuntimeError as error:
             if "EADDRINUSE" not in str(error) and "address already in use" not in str(error):
                 raise
@@ -172,17 +151,15 @@ def _candidates(rendezvous: Rendezvous) -> tuple[str, range]:
 
 def _await_ranks(store: Any, rendezvous: Rendezvous, timeout: timedelta) -> None:
     """Let rank 0 say for how many ranks it waits, some of which may never have been started."""
-    arrived = store.add("arrived", 1)
+    arrived, size = store.add("arrived", 1), rendezvous.world_size
     end, patience = time.monotonic() + timeout.total_seconds(), time.monotonic() + PATIENCE_S
-    while rendezvous.rank == 0 and arrived < rendezvous.world_size:
+    while rendezvous.rank == 0 and arrived < size:
         now = time.monotonic()
         if now > end:
-            raise RuntimeError(
-                f"timed out: {arrived} of {rendezvous.world_size} ranks have started"
-            )
+            raise RuntimeError(f"timed out: {arrived} of {size} ranks have started")
         if now > patience:
             patience = end
             text = "waiting for ranks: %d of %d have started; srun starts all of them at once"
-            _log.warning(text, arrived, rendezvous.world_size)
+            _log.warning(text, arrived, size)
         time.sleep(0.1)
         arrived = store.add("arrived", 0)

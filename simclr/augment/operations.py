@@ -1,8 +1,7 @@
-"""The augmentation operations.
+"""The augmentation operations, each one entry of ``OPERATIONS`` and its function.
 
-An operation is one entry of ``OPERATIONS`` and its function; ``parameters`` holds the presets that
-choose among them and draws by the entry, ``transforms`` carries out what was drawn. The first nine
-are those of the SimCLR-S2 study (2021), each with one meaning: on the ground, or in reflectance.
+The first nine are those of the SimCLR-S2 study (2021), each with one meaning: on the ground, or in
+reflectance. ``parameters`` draws by the entry, ``transforms`` carries out what was drawn.
 """
 
 from __future__ import annotations
@@ -47,19 +46,15 @@ class Strength(NamedTuple):
 class Operation:
     """An entry of the registry.
 
-    Attributes:
-        stage: what ``function`` returns.
-        function: takes the strengths and (N, num_uniforms) uniforms in [0, 1); returns the
-            parameters of N views that all get the operation.
-        num_uniforms: how many it draws.
-        num_per_band: how many it draws for each band, behind the others.
-        strengths: by the name under which ``augment.strengths`` sets them.
+    ``function`` takes the strengths and (N, num_uniforms) uniforms in [0, 1), and returns the
+    parameters of N views that all get the operation.
     """
 
-    stage: Stage
+    stage: Stage  # what ``function`` returns
     function: Callable[[Strengths, torch.Tensor], torch.Tensor]
     num_uniforms: int
-    num_per_band: int = 0
+    num_per_band: int = 0  # uniforms for each band, behind the others
+    # by the name under which ``augment.strengths`` sets them
     strengths: Mapping[str, Strength] = field(default_factory=dict)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from simclr.augment.operations import OPERATIONS, Operation, Stage, Strengths, free_rotation
-from simclr.config import AugmentConfig, Rotation
+from simclr.augment.operations import OPERATIONS, Stage, Strengths, free_rotation
+from simclr.config import AugmentConfig, Rotation, require
 from simclr.philox import Epoch, Philox
 
 Couplet = tuple[str, str]
@@ -23,14 +23,9 @@ Couplet = tuple[str, str]
 # Where no order is given: geometry first, so that noise stays as sharp as a sensor's, and within
 # it the crop first; contrast, gain and brightness in SimCLR's order of importance.
 _FIRST = ("crop", "zoom", "shift", "rotation", "flip", "symmetry", "contrast", "gain", "brightness")
+_RANK = {name: number for number, name in enumerate(_FIRST)}
 USUAL_ORDER = tuple(
-    sorted(
-        OPERATIONS,
-        key=lambda name: (
-            OPERATIONS[name].stage,
-            _FIRST.index(name) if name in _FIRST else len(_FIRST),
-        ),
-    )
+    sorted(OPERATIONS, key=lambda name: (OPERATIONS[name].stage, _RANK.get(name, len(_FIRST))))
 )
 
 PIXEL = ("blur", "brightness", "contrast", "gain", "speckle")
@@ -75,25 +70,16 @@ PRESET_STRENGTHS: dict[str, Strengths] = {
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Which operations a view gets, how strong, and in which order.
+    """Which operations a view gets, how strong, and in which order."""
 
-    Attributes:
-        name: as written into the run record.
-        probabilities: chance of each operation, independent of the others, in order of
-            application.
-        couplets: if given, exactly one of these pairs is applied, each equally likely and in
-            either order.
-        rotation: how ``rotation`` turns.
-        band_drop: chance that a band is blanked.
-        strengths: those that differ from the defaults.
-    """
-
-    name: str
+    name: str  # as written into the run record
+    # chance of each operation, independent of the others, in order of application
     probabilities: Mapping[str, float]
+    # if given, exactly one of these pairs is applied, each equally likely and in either order
     couplets: tuple[Couplet, ...] = ()
     rotation: Rotation = Rotation.quarter
-    band_drop: float = 0.0
-    strengths: Strengths = field(default_factory=dict)
+    band_drop: float = 0.0  # chance that a band is blanked
+    strengths: Strengths = field(default_factory=dict)  # those that differ from the defaults
 
     @property
     def operations(self) -> frozenset[str]:
@@ -103,10 +89,8 @@ class Preset:
 
     def of_stage(self, stage: Stage) -> tuple[str, ...]:
         """Return the operations of a stage that a view may get, in their order of application."""
-        order = USUAL_ORDER if self.couplets else self.probabilities
-        return tuple(
-            name for name in order if name in self.operations and OPERATIONS[name].stage is stage
-        )
+        order, may = USUAL_ORDER if self.couplets else self.probabilities, self.operations
+        return tuple(name for name in order if name in may and OPERATIONS[name].stage is stage)
 
     def may_precede(self, first: str, others: frozenset[str]) -> bool:
         """Say whether ``first`` may be applied before one of the others in some view."""
@@ -124,9 +108,7 @@ def allowed_couplets() -> tuple[Couplet, ...]:
 def preset_of(config: AugmentConfig) -> Preset:
     """Return the preset that the settings name, with their chances and strengths.
 
-    Raises:
-        ValueError: an unknown operation or strength, or a number beyond its limits; the
-            message lists what is valid.
+    A ValueError for what is unknown or beyond its limits lists what is valid.
     """
     _check_strengths(config.strengths)
     name, probabilities = config.preset.value, PRESETS.get(config.preset, {})
@@ -144,60 +126,58 @@ def preset_of(config: AugmentConfig) -> Preset:
         probabilities = {one: probabilities[one] for one in USUAL_ORDER if one in probabilities}
     strengths = {**PRESET_STRENGTHS.get(config.preset, {}), **config.strengths}
     preset = Preset(name, probabilities, couplets, config.rotation, config.band_drop, strengths)
-    if config.rotation is Rotation.free and "rotation" not in preset.operations:
-        raise ValueError(
-            f"augment.rotation is free, but augment.preset={config.preset} never rotates; "
-            "take a preset with the operation rotation, or rotation=quarter"
-        )
+    require(
+        config.rotation is Rotation.quarter or "rotation" in preset.operations,
+        f"augment.rotation is free, but augment.preset={config.preset} never rotates; "
+        "take a preset with the operation rotation, or rotation=quarter",
+    )
     return preset
 
 
 def _with_chances(config: AugmentConfig, probabilities: Mapping[str, float]) -> dict[str, float]:
     _check_operations("augment.probabilities", config.probabilities)
-    if config.preset in ("paper", "couplets"):
-        raise ValueError(
-            f"augment.probabilities is set, but with augment.preset={config.preset} every view "
-            "gets one couplet; leave it out, or take another preset"
-        )
+    require(
+        config.preset not in ("paper", "couplets"),
+        f"augment.probabilities is set, but with augment.preset={config.preset} every view "
+        "gets one couplet; leave it out, or take another preset",
+    )
     for name, chance in config.probabilities.items():
-        if not 0 <= chance <= 1:
-            raise ValueError(f"augment.probabilities.{name} is {chance}; give a chance from 0 to 1")
-        if config.preset == "list" and name not in probabilities:
-            raise ValueError(
-                f"augment.probabilities has {name}, which is not in augment.operations; its place "
-                "in the order is unknown: add it there"
-            )
+        key = f"augment.probabilities.{name}"
+        require(0 <= chance <= 1, f"{key} is {chance}; give a chance from 0 to 1")
+        require(
+            config.preset != "list" or name in probabilities,
+            f"augment.probabilities has {name}, which is not in augment.operations; its place "
+            "in the order is unknown: add it there",
+        )
     return {**probabilities, **config.probabilities}
 
 
 def _check_strengths(given: Strengths) -> None:
     known = {name: s for one in OPERATIONS.values() for name, s in one.strengths.items()}
+    names = ", ".join(sorted(known))
     for name, value in given.items():
-        if name not in known:
-            raise ValueError(
-                f"augment.strengths has {name!r}; valid names: {', '.join(sorted(known))}"
-            )
+        require(name in known, f"augment.strengths has {name!r}; valid names: {names}")
         _, lowest, highest = known[name]
-        if not lowest <= value <= highest:
-            raise ValueError(
-                f"augment.strengths.{name} is {value}; give a number from {lowest:g} to {highest:g}"
-            )
+        require(
+            lowest <= value <= highest,
+            f"augment.strengths.{name} is {value}; give a number from {lowest:g} to {highest:g}",
+        )
 
 
 def _couplet(text: str) -> Couplet:
     names = text.split("+")
-    if len(names) != 2 or names[0] == names[1]:
-        raise ValueError(
-            f"augment.couplets holds {text!r}; write two different operations, as in blur+gain"
-        )
+    require(
+        len(names) == 2 and names[0] != names[1],
+        f"augment.couplets holds {text!r}; write two different operations, as in blur+gain",
+    )
     _check_operations("augment.couplets", names)
     return names[0], names[1]
 
 
 def _check_operations(field_name: str, names: list[str] | Mapping[str, float]) -> None:
+    valid = ", ".join(OPERATIONS)
     for name in names:
-        if name not in OPERATIONS:
-            raise ValueError(f"{field_name} holds {name!r}; valid names: {', '.join(OPERATIONS)}")
+        require(name in OPERATIONS, f"{field_name} holds {name!r}; valid names: {valid}")
 
 
 _COUPLET, _ORDER, _NOISE, _NUM_COMMON = range(4)  # columns of the uniforms before the bands'
@@ -209,45 +189,26 @@ class ViewParameters:
 
     The order of application matters in four places only, and is kept there: between maps, between
     lines, and in the three fields that are None where the preset never needs them.
-
-    Attributes:
-        maps: (N, K, 2, 3) affine maps in order of application, as of ``Stage.geometry``.
-        blur: (N,) sigma of a Gaussian in pixels of the view, 0 for none.
-        blurred_after: (N,) number of maps that are applied before the blur; None: all.
-        lines: (N, L, 4, C) lines in order of application, as of ``Stage.line``.
-        line_of_patch: (N, L) bool, about the mean of the whole patch instead of the view's.
-        noise: (N,) standard deviation of multiplicative noise, 0 for none.
-        noise_first: (N,) bool, on the patch's own pixels before anything else.
-        noise_window: (N,) uniform in [0, 1): which noise is used.
-        keep: (N, C) 0 where a band is blanked, else 1; None: no band is.
     """
 
-    maps: torch.Tensor
-    blur: torch.Tensor
-    blurred_after: torch.Tensor | None
-    lines: torch.Tensor
-    line_of_patch: torch.Tensor | None
-    noise: torch.Tensor
-    noise_first: torch.Tensor | None
-    noise_window: torch.Tensor
-    keep: torch.Tensor | None
+    maps: torch.Tensor  # (N, K, 2, 3) affine, in order of application, as of ``Stage.geometry``
+    blur: torch.Tensor  # (N,) sigma of a Gaussian in pixels of the view, 0 for none
+    blurred_after: torch.Tensor | None  # (N,) number of maps that are applied before it; None: all
+    lines: torch.Tensor  # (N, L, 4, C) in order of application, as of ``Stage.line``
+    line_of_patch: torch.Tensor | None  # (N, L) bool, about the mean of the patch, not the view's
+    noise: torch.Tensor  # (N,) standard deviation of multiplicative noise, 0 for none
+    noise_first: torch.Tensor | None  # (N,) bool, on the patch's own pixels before anything else
+    noise_window: torch.Tensor  # (N,) uniform in [0, 1): which noise is used
+    keep: torch.Tensor | None  # (N, C) 0 where a band is blanked, else 1; None: no band is
 
     def __len__(self) -> int:
-        """Return N."""
         return len(self.blur)
 
     def part(self, views: slice | torch.Tensor) -> ViewParameters:
         """Return the parameters of some of the views; of a slice, without copying."""
-        values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
-        part: dict[str, Any] = {
-            name: value if value is None else value[views] for name, value in values.items()
-        }
-        return ViewParameters(**part)
-
-    def equals(self, other: ViewParameters) -> bool:
-        """True if every parameter is the same to the last bit."""
-        pairs = [(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)]
-        return all(a is b is None or (a is not None and torch.equal(a, b)) for a, b in pairs)
+        values = [getattr(self, one.name) for one in fields(self)]
+        some: list[Any] = [value if value is None else value[views] for value in values]
+        return ViewParameters(*some)
 
 
 class ParameterSampler:
@@ -289,6 +250,8 @@ class ParameterSampler:
         """Draw the parameters of N views: ``sample_id`` and ``view`` are (N,) int64."""
         u = self._generator.uniforms(epoch, sample_id, view, self._num)
         order = _Order(self.preset, self._columns, self._ranks, u)
+        others = self.preset.operations - frozenset(self._noises)
+        noise_opens = order.opening(self._noises[:1], others)
         drop = u[:, _NUM_COMMON : _NUM_COMMON + self._num_bands]
         return ViewParameters(
             maps=self._chain(self._maps, (2, 3), order, u),
@@ -297,24 +260,21 @@ class ParameterSampler:
             lines=self._chain(self._lines, (4, self._num_bands), order, u),
             line_of_patch=order.opening(self._lines, self._moves),
             noise=self._single(self._noises, order, u),
-            noise_first=order.opening_all(self._noises),
+            noise_first=None if noise_opens is None else noise_opens[:, 0],
             noise_window=u[:, _NOISE],
             keep=(drop >= self.preset.band_drop).float() if self.preset.band_drop else None,
         )
 
     def _parameter(self, name: str, order: _Order, u: torch.Tensor) -> torch.Tensor:
         """Return an operation's parameters, the identity where a view did not get it."""
-        operation, own = self._operation(name), u[:, self._columns[name]]
-        value = operation.function(self._strengths, own[:, 1:])
+        operation, own = OPERATIONS[name], u[:, self._columns[name]]
+        turns_freely = name == "rotation" and self.preset.rotation is Rotation.free
+        function = free_rotation if turns_freely else operation.function
+        value = function(self._strengths, own[:, 1:])
         if name in order.always:
             return value
         chosen = order.chosen[name].view(-1, *[1] * (value.ndim - 1))
         return torch.where(chosen, value, self._identities.get(operation.stage, 0.0))
-
-    def _operation(self, name: str) -> Operation:
-        if name == "rotation" and self.preset.rotation is Rotation.free:
-            return Operation(Stage.geometry, free_rotation, 1)
-        return OPERATIONS[name]
 
     def _chain(
         self, names: tuple[str, ...], shape: tuple[int, int], order: _Order, u: torch.Tensor
@@ -331,7 +291,7 @@ class ParameterSampler:
         return chain.take_along_dim(first[:, :, None, None], 1)
 
     def _single(self, names: tuple[str, ...], order: _Order, u: torch.Tensor) -> torch.Tensor:
-        """Return the (N,) parameter of the one operation of a stage; 0 if there is none."""
+        # (N,) of the one operation of a stage; 0 if there is none
         return self._parameter(names[0], order, u) if names else u.new_zeros(len(u))
 
 
@@ -373,20 +333,12 @@ class _Order:
         """Return which views get each operation before any of the others: (N, len(names)) bool."""
         if not any(self.preset.may_precede(name, others) for name in names):
             return None
-        return torch.stack([self._opens(name, others) for name in names], 1)
-
-    def opening_all(self, names: tuple[str, ...]) -> torch.Tensor | None:
-        """Return which views get the operation, others too, and it first: (N,) bool."""
-        others = self.preset.operations - frozenset(names)
-        opening = self.opening(names[:1], others)
-        return None if opening is None else opening[:, 0]
-
-    def _opens(self, name: str, others: frozenset[str]) -> torch.Tensor:
-        chosen = torch.stack([self.chosen[other] for other in others])  # (others, N)
-        earlier = torch.stack(
-            [self.chosen[other] & (self.rank[other] < self.rank[name]) for other in others]
-        )
-        return self.chosen[name] & chosen.any(0) & ~earlier.any(0)
+        some = torch.stack([self.chosen[other] for other in others]).any(0)
+        opening = []
+        for name in names:
+            earlier = [self.chosen[one] & (self.rank[one] < self.rank[name]) for one in others]
+            opening.append(self.chosen[name] & some & ~torch.stack(earlier).any(0))
+        return torch.stack(opening, 1)
 
 
 def on_host(device: torch.device) -> bool:

@@ -1,7 +1,5 @@
 """Carries out on pixels what was drawn: warp, resampling and blur in one pass, lines, noise.
 
-``ViewMaker`` calls it; what is drawn, and its identity, is in ``parameters``.
-
 Every pixel of a view is traced back through the chain of maps to its position in the patch, and
 reflected into the frame at each map. As long as turns are quarter turns, rows and columns are
 traced separately and a view is ``R x C^T`` for every band, with resampling and blur in the two
@@ -22,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from simclr.augment.parameters import Preset, ViewParameters, selected
 from simclr.config import Rotation
@@ -29,42 +28,37 @@ from simclr.philox import Philox
 
 
 class Axes(NamedTuple):
-    """Where the rows and the columns of N views come from.
+    """Where the rows and the columns of N views come from."""
 
-    Attributes:
-        transposed: (N,) bool, the rows of a view run along the columns of its operand.
-        positions: (2, N, S) of each row, and of each column, on the operand's axis, in half pixels
-            of the view.
-        scales: (2, N) pixels of the operand a pixel of the view, rows and columns, at equal size.
-    """
-
-    transposed: torch.Tensor
-    positions: torch.Tensor
-    scales: torch.Tensor
+    transposed: Tensor  # (N,) bool, the rows of a view run along the columns of its operand
+    # (2, N, S) of each row, and of each column, on the operand's axis, in half pixels of the view
+    positions: Tensor
+    scales: Tensor  # (2, N) pixels of the operand a pixel of the view, at equal size
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How the views of a batch are made, in common for all band groups.
+    """How the views of a batch are made, in common for all band groups."""
 
-    Attributes:
-        origin: where pixels come from: along axes, or (N, S, S, 2) points for free rotation.
-        mixing: what is multiplied from the left to the rows' and columns' matrices: blur, and
-            the maps after it; (N, S, S) each, or None.
-        mixed: (M,) which views ``mixing`` is for, then (M, S, S) each; None: for all.
-    """
+    origin: Axes | Tensor  # of pixels: along axes, or (N, S, S, 2) points for free rotation
+    # what is multiplied from the left to the rows' and columns' matrices: blur, and the maps after
+    # it; (N, S, S) each
+    mixing: tuple[Tensor, Tensor] | None
+    mixed: Tensor | None = None  # (M,) which views ``mixing`` is for, then (M, S, S); None: all
 
-    origin: Axes | torch.Tensor
-    mixing: tuple[torch.Tensor, torch.Tensor] | None
-    mixed: torch.Tensor | None = None
-
-    def lay_out(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def lay_out(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return a band group's patches as ``warp`` wants them, and its matrices R and C.
 
         Patches are (N, n, c, n) and may be overwritten; the matrices' rows add up to 1.
         """
-        if isinstance(self.origin, torch.Tensor):
-            patches = sample_points(patches, self.origin)
+        if isinstance(self.origin, Tensor):
+            sampled = F.grid_sample(
+                patches.permute(0, 2, 1, 3),
+                self.origin,
+                padding_mode="border",  # nothing lies outside any more but half pixels at the edge
+                align_corners=False,
+            )
+            patches = sampled.permute(0, 3, 1, 2).contiguous()
             one = torch.eye(patches.shape[1], device=patches.device).expand(len(patches), -1, -1)
             return patches, *(self.mixing or (one, one))
         axes = self.origin
@@ -73,7 +67,7 @@ class Frame:
             rows, columns = self._mix(self.mixing[0], rows), self._mix(self.mixing[1], columns)
         return columns_first(patches, axes.transposed), rows, columns
 
-    def _mix(self, mixing: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    def _mix(self, mixing: Tensor, matrix: Tensor) -> Tensor:
         if self.mixed is None:
             return mixing @ matrix
         matrix[self.mixed] = mixing @ matrix[self.mixed]
@@ -85,9 +79,7 @@ def frame_of(parameters: ViewParameters, preset: Preset, view_px: int) -> Frame:
     free = preset.rotation is Rotation.free and "rotation" in preset.operations
     may_blur, sigma = "blur" in preset.operations, parameters.blur
     if parameters.blurred_after is not None and not free:
-        return _blurred_between(
-            parameters.maps, parameters.blurred_after, view_px, blur_matrix(sigma, view_px)
-        )
+        return _blurred_between(parameters.maps, parameters.blurred_after, sigma, view_px)
     mixed = selected(sigma > 0) if may_blur and not free else None
     sigma = sigma if mixed is None else sigma[mixed]
     blur = blur_matrix(sigma, view_px) if may_blur else None
@@ -98,9 +90,7 @@ def frame_of(parameters: ViewParameters, preset: Preset, view_px: int) -> Frame:
     return Frame(trace_axes(parameters.maps, view_px), mixing, mixed)
 
 
-def _blurred_between(
-    maps: torch.Tensor, blurred_after: torch.Tensor, view_px: int, blur: torch.Tensor
-) -> Frame:
+def _blurred_between(maps: Tensor, blurred_after: Tensor, sigma: Tensor, view_px: int) -> Frame:
     """Return the frame of views of which some are moved after they were blurred."""
     identity = torch.eye(2, 3, device=maps.device)
     number = torch.arange(maps.shape[1], device=maps.device)
@@ -108,13 +98,13 @@ def _blurred_between(
     first = trace_axes(torch.where(before, maps, identity), view_px)
     then = trace_axes(torch.where(before, identity, maps), view_px)
     axes = _exchanged(first, then.transposed)
+    axes = axes._replace(transposed=first.transposed ^ then.transposed)
     rows, columns = resampling(then.positions, then.scales, view_px).unbind(0)
-    return Frame(
-        axes._replace(transposed=first.transposed ^ then.transposed), (rows @ blur, columns @ blur)
-    )
+    blur = blur_matrix(sigma, view_px)
+    return Frame(axes, (rows @ blur, columns @ blur))
 
 
-def _exchanged(axes: Axes, flags: torch.Tensor) -> Axes:
+def _exchanged(axes: Axes, flags: Tensor) -> Axes:
     """Exchange the rows and columns of the flagged views."""
     return Axes(
         axes.transposed,
@@ -123,7 +113,7 @@ def _exchanged(axes: Axes, flags: torch.Tensor) -> Axes:
     )
 
 
-def trace_axes(maps: torch.Tensor, view_px: int) -> Axes:
+def trace_axes(maps: Tensor, view_px: int) -> Axes:
     """Trace rows and columns back through a chain of maps without free turns: (N, K, 2, 3)."""
     positions = _trace(maps, view_px, _centres(view_px, maps.device).expand(2, len(maps), -1))
     # The product of the maps' sizes; without free turns one entry of each row is zero.
@@ -135,7 +125,7 @@ def trace_axes(maps: torch.Tensor, view_px: int) -> Axes:
     return _exchanged(Axes(transposed, positions, size.sum(2).T), transposed)
 
 
-def trace_points(maps: torch.Tensor, view_px: int) -> torch.Tensor:
+def trace_points(maps: Tensor, view_px: int) -> Tensor:
     """Return the position of every pixel of N views for ``F.grid_sample``: (N, S, S, 2)."""
     centres = _centres(view_px, maps.device)
     square = torch.stack(torch.meshgrid(centres, centres, indexing="ij"))  # y and x of each pixel
@@ -143,7 +133,7 @@ def trace_points(maps: torch.Tensor, view_px: int) -> torch.Tensor:
     return positions.flip(0).movedim(0, -1) / view_px
 
 
-def _trace(maps: torch.Tensor, view_px: int, positions: torch.Tensor) -> torch.Tensor:
+def _trace(maps: Tensor, view_px: int, positions: Tensor) -> Tensor:
     """Trace positions y and x (2, N, ...) back through the chain, from the last map to the first.
 
     Both are computed by the same operations: on a GPU each is a launch.
@@ -158,11 +148,11 @@ def _trace(maps: torch.Tensor, view_px: int, positions: torch.Tensor) -> torch.T
     return positions
 
 
-def _centres(view_px: int, device: torch.device) -> torch.Tensor:
+def _centres(view_px: int, device: torch.device) -> Tensor:
     return 2.0 * torch.arange(view_px, device=device) + (1 - view_px)
 
 
-def resampling(position: torch.Tensor, scale: torch.Tensor, native_px: int) -> torch.Tensor:
+def resampling(position: Tensor, scale: Tensor, native_px: int) -> Tensor:
     """Return interpolation along an axis: positions (..., S), scales (...) to (..., S, native_px).
 
     Bilinear where the view is finer than the grid, a wider triangle where pixels are averaged.
@@ -176,7 +166,7 @@ def resampling(position: torch.Tensor, scale: torch.Tensor, native_px: int) -> t
     return weight.div_(weight.sum(-1, keepdim=True))
 
 
-def columns_first(patches: torch.Tensor, transposed: torch.Tensor) -> torch.Tensor:
+def columns_first(patches: Tensor, transposed: Tensor) -> Tensor:
     """Lay patches out for ``warp``: rows, bands, columns (N, n, C, n) to columns, bands, rows.
 
     Of a transposed view they lie so already. May overwrite the patches.
@@ -188,7 +178,7 @@ def columns_first(patches: torch.Tensor, transposed: torch.Tensor) -> torch.Tens
     return patches
 
 
-def warp(patches: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def warp(patches: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Apply the matrices to patches laid out by ``columns_first``: (N, n, C, n) to (N, S, S, C).
 
     Both products run over all bands of a view at once, and neither matrix is copied for each
@@ -201,45 +191,21 @@ def warp(patches: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> to
     return view.view(num, rows.shape[1], columns.shape[1], bands)
 
 
-def mean_of_view(patches: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return what ``warp`` would average to, without warping.
+def mean_of_view(patches: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return what ``warp`` would average to, without warping: (N, C).
 
-    Args:
-        patches: (N, n, C, n), laid out by ``columns_first``.
-        rows: (N, n), mean of the rows' matrix over the rows of the view.
-        columns: (N, n), likewise.
-
-    Returns:
-        (N, C).
+    Patches are (N, n, C, n), laid out by ``columns_first``; ``rows`` and ``columns`` (N, n) are
+    means of the matrices over the rows of the view.
     """
     num, native, bands, _ = patches.shape
     line = columns[:, None] @ patches.reshape(num, native, bands * native)  # (N, 1, C * n)
     return (line.view(num, bands, native) @ rows[:, :, None]).squeeze(2)
 
 
-def sample_points(patches: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Interpolate bilinearly at positions: (N, n, C, n) and (N, S, S, 2) to (N, S, C, S).
-
-    The result is laid out as by ``columns_first``.
-    """
-    sampled = F.grid_sample(
-        patches.permute(0, 2, 1, 3),
-        points,
-        mode="bilinear",
-        padding_mode="border",  # nothing lies outside any more but half pixels at the edge
-        align_corners=False,
-    )
-    return sampled.permute(0, 3, 1, 2).contiguous()
-
-
-def blur_matrix(sigma: torch.Tensor, size_px: int) -> torch.Tensor:
+def blur_matrix(sigma: Tensor, size_px: int) -> Tensor:
     """Return Gaussian blur along one axis with reflection: (N,) to (N, size_px, size_px).
 
-    Args:
-        sigma: standard deviation in pixels; 0 gives the identity.
-        size_px: length of the axis.
-
-    Taps end at 3 sigma, rounded up.
+    Sigma is in pixels, and 0 gives the identity; taps end at 3 sigma, rounded up.
     """
     radius = (3 * sigma).ceil()[:, None]
     spread = 2 * sigma.clamp(min=1e-3)[:, None] ** 2
@@ -257,20 +223,15 @@ def blur_matrix(sigma: torch.Tensor, size_px: int) -> torch.Tensor:
 
 def joined_line(
     parameters: ViewParameters,
-    level: torch.Tensor,
-    view_mean: torch.Tensor,
-    patch_mean: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    level: Tensor,
+    view_mean: Tensor,
+    patch_mean: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """Join all lines of a view and its dropped bands to one line a band: z becomes a z + c.
 
-    Args:
-        parameters: of N views.
-        level: (N, C), mean / std of each view's source.
-        view_mean: (N, C), mean of each band in the view.
-        patch_mean: (N, C), of the whole patch, for the lines that come before the geometry.
-
-    Returns:
-        a and c, each (N, C).
+    The level is mean / std of each view's source, ``view_mean`` the mean of each band in the view,
+    and ``patch_mean`` that of the whole patch, for the lines that come before the geometry. All of
+    them, a and c are (N, C).
     """
     slope, shift = torch.ones_like(level), torch.zeros_like(level)
     for number, line in enumerate(parameters.lines.unbind(1)):
@@ -297,20 +258,11 @@ class Noise:
     def __init__(self, seed: int, device: torch.device) -> None:
         self._table = noise_table(seed, device)
 
-    def add(
-        self,
-        values: torch.Tensor,
-        strength: torch.Tensor,
-        level: torch.Tensor,
-        window: torch.Tensor,
-    ) -> None:
-        """Multiply the reflectance of N views by 1 + s n, in place.
+    def add(self, values: Tensor, strength: Tensor, level: Tensor, window: Tensor) -> None:
+        """Multiply the reflectance of N views, normalised (N, ...), by 1 + s n, in place.
 
-        Args:
-            values: (N, ...) normalised.
-            strength: (N, ...) s, broadcasts to the values; 0 changes nothing.
-            level: (N, ...) mean / std of each value's source and band, broadcasts to the values.
-            window: (N,) uniforms in [0, 1): which n.
+        The strength s, and the level, mean / std of each value's source and band, broadcast to the
+        values; ``window`` (N,) in [0, 1) says which n.
         """
         rows = selected(strength.flatten(1).any(1))
         if rows is None:
@@ -322,14 +274,12 @@ class Noise:
             values[rows] = speckled(some, strength[rows], level[rows], noise)
 
 
-def speckled(
-    values: torch.Tensor, strength: torch.Tensor, level: torch.Tensor, noise: torch.Tensor
-) -> torch.Tensor:
+def speckled(values: Tensor, strength: Tensor, level: Tensor, noise: Tensor) -> Tensor:
     """Multiply the reflectance by 1 + s n: on normalised values z + s n (z + mean / std)."""
     return torch.addcmul(values, noise * strength, values + level)
 
 
-def noise_table(seed: int, device: torch.device) -> torch.Tensor:
+def noise_table(seed: int, device: torch.device) -> Tensor:
     """Return ``NOISE_VALUES`` standard normals, made once on the CPU: equal on every device."""
     counter = torch.zeros(NOISE_VALUES // 4, 4, dtype=torch.int64)
     counter[:, 0] = torch.arange(NOISE_VALUES // 4)
@@ -338,13 +288,11 @@ def noise_table(seed: int, device: torch.device) -> torch.Tensor:
     uniform = ((words >> 8).to(torch.float64) + 0.5) * 2.0**-24
     radius, angle = uniform.view(2, -1)
     radius = (-2 * radius.log()).sqrt()  # Box and Muller 1958
-    normals = torch.cat(
-        [radius * (2 * math.pi * angle).cos(), radius * (2 * math.pi * angle).sin()]
-    )
-    return normals.to(torch.float32).to(device)
+    turn = 2 * math.pi * angle
+    return torch.cat([radius * turn.cos(), radius * turn.sin()]).to(torch.float32).to(device)
 
 
-def noise_windows(table: torch.Tensor, window: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def noise_windows(table: Tensor, window: Tensor, shape: torch.Size) -> Tensor:
     """Cut each view's noise out of the table: (N,) uniforms and (N, ...) to that shape.
 
     Drawing the window instead of the pixels keeps the noise a function of (seed, epoch, sample,

@@ -1,18 +1,13 @@
-"""Makes two normalised, augmented views of every patch of a batch, on the device.
-
-The trainer calls ``training_views``, evaluation and export ``eval_views``. Each sample is
-normalised with the statistics of its own source.
-"""
+"""Makes two augmented views of every patch of a batch, normalised by its source, on the device."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
@@ -38,35 +33,23 @@ _VIEWS_AT_A_TIME = 16
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A band group's selected bands.
-
-    Attributes:
-        name: of the group.
-        positions: (c,) where they stand in the group; None: all of them, in the group's order.
-        channels: (c,) which channels of a view they become, ascending.
-        mean, std: (sources, c) of these bands.
-    """
+    """A band group's selected bands."""
 
     name: str
-    positions: torch.Tensor | None
-    channels: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
+    positions: torch.Tensor | None  # (c,) in the group; None: all of them, in the group's order
+    channels: torch.Tensor  # (c,) which channels of a view they become, ascending
+    mean: torch.Tensor  # (sources, c)
+    std: torch.Tensor  # (sources, c)
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How the band groups of some sources become the channels of a view.
+    """How the band groups of some sources become the channels of a view."""
 
-    Attributes:
-        groups: finest first.
-        order: (C,) where the bands, group by group, find their channel.
-        runs: (number of the group, its channels from, to); joined in this order, the parts of the
-            groups become the bands in their order in one pass.
-    """
-
-    groups: list[_Group]
-    order: torch.Tensor
+    groups: list[_Group]  # finest first
+    order: torch.Tensor  # (C,) where the bands, group by group, find their channel
+    # (number of the group, its channels from, to); joined in this order, the parts of the groups
+    # become the bands in their order in one pass
     runs: list[tuple[int, slice]]
 
 
@@ -123,8 +106,13 @@ class ViewMaker:
 
         (2B, C, S, S) float32 of a batch of B, or (B, C, S, S) of a paired one.
         """
-        with _products_in_tf32(self._tf32):
+        matmul = torch.backends.cuda.matmul
+        before = matmul.allow_tf32
+        matmul.allow_tf32 = self._tf32 or before  # for float32 products on a GPU
+        try:
             return self._training_views(batch, epoch)
+        finally:
+            matmul.allow_tf32 = before
 
     def _make_both(self, batch: Batch, epoch: Epoch) -> torch.Tensor:
         return self.apply(batch, self.draw(batch, epoch), self.preset)
@@ -157,7 +145,7 @@ class ViewMaker:
                 views[rows] = made.permute(0, 2, 3, 1)
             return views.permute(0, 3, 1, 2)
 
-        def make(part: tuple[slice, slice]) -> None:
+        def make(part: _Part) -> None:
             """Fill some rows of the views."""
             rows, samples = part
             self._make(views[rows], batch.part(samples), parameters.part(rows), preset)
@@ -185,9 +173,8 @@ class ViewMaker:
             patch_mean = None
             if parameters.line_of_patch is not None:
                 patch_mean = torch.cat([p.mean((1, 3)) for p, _, _ in groups], 1)[:, layout.order]
-            slope, shift = joined_line(
-                parameters, level, torch.cat(view_mean, 1)[:, layout.order], patch_mean
-            )
+            mean = torch.cat(view_mean, 1)[:, layout.order]
+            slope, shift = joined_line(parameters, level, mean, patch_mean)
             for group, (patches, _, _) in zip(layout.groups, groups, strict=True):
                 patches.mul_(slope[:, None, group.channels, None])
                 patches.add_(shift[:, None, group.channels, None])
@@ -229,19 +216,7 @@ class ViewMaker:
         return patches
 
 
-@contextmanager
-def _products_in_tf32(wanted: bool) -> Iterator[None]:
-    """Let float32 products on a GPU take TF32 for the time of the block."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = wanted or before
-    try:
-        yield
-    finally:
-        matmul.allow_tf32 = before
-
-
-_Part = TypeVar("_Part")
+_Part = tuple[slice, slice]  # which views are made at a time, and the samples that they show
 
 
 def _share_out(work: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
@@ -274,8 +249,7 @@ def _pool(num: int, _: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num, "views", torch.set_num_threads, (1,))
 
 
-def _parts(num_views: int, num_samples: int) -> Iterator[tuple[slice, slice]]:
-    """Yield which views are made at a time, and the samples that they show."""
+def _parts(num_views: int, num_samples: int) -> Iterator[_Part]:
     for view in range(0, num_views, num_samples):
         for first in range(0, num_samples, _VIEWS_AT_A_TIME):
             last = min(first + _VIEWS_AT_A_TIME, num_samples)
@@ -300,17 +274,10 @@ def _layout(
             )
         )
     order = torch.cat([group.channels for group in made]).argsort()
-    return _Layout(made, order, _runs(groups, bands))
-
-
-def _runs(groups: Sequence[GroupLayout], bands: Sequence[str]) -> list[tuple[int, slice]]:
-    used = [0] * len(groups)
-    runs: list[tuple[int, slice]] = []
-    for band in bands:
-        number = next(n for n, group in enumerate(groups) if band in group.bands)
-        place, used[number] = used[number], used[number] + 1
-        if runs and runs[-1][0] == number:
-            runs[-1] = (number, slice(runs[-1][1].start, place + 1))
-        else:
-            runs.append((number, slice(place, place + 1)))
-    return runs
+    number_of = [next(n for n, group in enumerate(groups) if band in group.bands) for band in bands]
+    runs, ends = [], [0] * len(groups)
+    for number, run in itertools.groupby(number_of):
+        start = ends[number]
+        ends[number] += len(list(run))
+        runs.append((number, slice(start, ends[number])))
+    return _Layout(made, order, runs)

@@ -39,13 +39,7 @@ def mean_and_std(
 
 
 class Normalised(nn.Module):
-    """An encoder with the normalisation of one source in front of it.
-
-    Args:
-        encoder: views (B, C, S, S) to h (B, width).
-        mean: of each band (C,), in the unit of the patches.
-        std: of each band (C,), in the unit of the patches.
-    """
+    """An encoder with the normalisation of one source in front: (C,), in the patches' unit."""
 
     mean: Tensor
     std: Tensor

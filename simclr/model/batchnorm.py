@@ -1,8 +1,7 @@
 """BatchNorm over the views of several ranks: one collective a layer and pass, no host wait.
 
 ``torch.nn.SyncBatchNorm`` exchanges counts, waits for them on the host in every layer, and does not
-run on CPUs. Every rank brings the same number of views here, so counts need not travel. On CUDA its
-own kernels do the arithmetic; on CPUs and in compiled networks it is written out.
+run on CPUs. Every rank brings the same number of views here, so counts need not travel.
 """
 
 from __future__ import annotations
@@ -13,25 +12,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from simclr.distributed import Group, gather_rows, num_ranks, sum_over_ranks
 
 
-class GroupBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Drop-in for ``BatchNorm1d`` and ``BatchNorm2d`` with equal parameter names.
+class GroupBatchNorm(_BatchNorm):
+    """Drop-in for ``BatchNorm1d`` and ``BatchNorm2d`` with equal parameter names."""
 
-    Attributes:
-        group: ranks whose views are joined; None joins all.
-    """
+    group: Group = None  # ranks whose views are joined; None joins all
 
-    group: Group = None
-
-    def _check_input_dim(self, input: torch.Tensor) -> None:
+    def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (2, 4):
             raise ValueError(f"input has {input.dim()} dimensions, not 2 or 4")
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C) or (B, C, H, W); in evaluation mode by the running statistics."""
         if not self.training or num_ranks(self.group) == 1:
             return super().forward(input)  # alone, torch's own kernel does the same, quicker
@@ -43,7 +39,7 @@ class GroupBatchNorm(nn.modules.batchnorm._BatchNorm):
         # Eager, the written-out form moves 3.6 times the bytes of the kernels; compiled, it is
         # fused, and kernels of an autograd function would break the graph in every layer.
         if input.is_cuda and not torch.compiler.is_compiling():
-            output: torch.Tensor = _NativeBatchNorm.apply(input, self.weight, self.bias, self)
+            output: Tensor = _NativeBatchNorm.apply(input, self.weight, self.bias, self)
             return output
         axes = [0, *range(2, input.dim())]
         # E[x^2] - E[x]^2 below cancels: in half precision little would be left of it.
@@ -68,14 +64,13 @@ class _MeanOverRanks(torch.autograd.Function):
     """Average a tensor over the ranks of a group, in forward and in backward."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, group: Group) -> torch.Tensor:
-        """Return the mean over ranks."""
+    def forward(ctx: Any, values: Tensor, group: Group) -> Tensor:
         ctx.group = group
         return sum_over_ranks(values.clone(), group) / num_ranks(group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Return the mean gradient: every rank's output depends on every rank's values."""
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        # every rank's output depends on every rank's values
         return sum_over_ranks(gradient.clone(), ctx.group) / num_ranks(ctx.group), None
 
 
@@ -84,13 +79,8 @@ class _NativeBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        layer: GroupBatchNorm,
-    ) -> torch.Tensor:
-        """Normalise by the statistics of all ranks and update the running ones."""
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, layer: GroupBatchNorm
+    ) -> Tensor:
         input = _dense(input)
         num, group = input.shape[1], layer.group
         statistics = torch.cat(torch.batch_norm_stats(input, layer.eps))  # (2C,) float32
@@ -111,10 +101,8 @@ class _NativeBatchNorm(torch.autograd.Function):
         return torch.batch_norm_elemt(input, weight, bias, mean, inverse_deviation, layer.eps)
 
     @staticmethod
-    def backward(
-        ctx: Any, gradient: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
-        """Return the gradients of input, weight and bias; DDP averages the latter two."""
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        # of input, weight and bias; DDP averages the latter two
         input, weight, mean, inverse_deviation = ctx.saved_tensors
         gradient, num = _dense(gradient), input.shape[1]
         *sums, of_weight, of_bias = torch.batch_norm_backward_reduce(
@@ -129,21 +117,21 @@ class _NativeBatchNorm(torch.autograd.Function):
         return of_input, of_weight, of_bias, None
 
 
-def _dense(values: torch.Tensor) -> torch.Tensor:
+def _dense(values: Tensor) -> Tensor:
     if values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last):
         return values
     return values.contiguous()
 
 
 @functools.cache
-def _counts(count: int, ranks: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _counts(count: int, ranks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((ranks,), count, dtype=dtype, device=device)
 
 
 def join_statistics(module: nn.Module, group: Group = None) -> nn.Module:
     """Replace every BatchNorm below a module by one that spans ranks, keeping names and values."""
     for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+        if isinstance(child, _BatchNorm):
             joined = GroupBatchNorm(child.num_features, child.eps, child.momentum)
             joined.load_state_dict(child.state_dict())
             joined.group = group
@@ -153,12 +141,12 @@ def join_statistics(module: nn.Module, group: Group = None) -> nn.Module:
     return module
 
 
-def running_statistics(module: nn.Module) -> list[torch.Tensor]:
+def running_statistics(module: nn.Module) -> list[Tensor]:
     """Return the running means and variances below a module, each (C,)."""
     return [
         statistic
         for layer in module.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        if isinstance(layer, _BatchNorm)
         for statistic in (layer.running_mean, layer.running_var)
         if statistic is not None
     ]
@@ -167,9 +155,7 @@ def running_statistics(module: nn.Module) -> list[torch.Tensor]:
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Leave running statistics as they are for the time of the block, in training mode too."""
-    layers = [
-        layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    ]
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = 0.0  # new = old + 0 * (batch - old)

@@ -1,20 +1,14 @@
 """Pretrained encoders: of a run's checkpoint, or from a file of weights with torchvision's names.
 
-``load_pretrained`` reads a run folder for evaluation and export, only where every byte matches its
-manifest. ``load_encoder_file`` gives an encoder of this project or of others to an evaluation,
-``start_from`` initialises a pretraining. An export with its card is loaded by
-``simclr.export.load``.
-
-``adapt_kernel`` is the one rule by which a first layer follows the bands: a kernel belongs to a
-band if the bands of the file are known; every other band takes the mean kernel. All are multiplied
-by (bands of the file) / (bands wanted), so that an input equal in all bands gives the activation
-that it gave before.
+``load_pretrained`` is for evaluation and export, ``load_encoder_file`` gives other encoders to an
+evaluation, ``start_from`` initialises a pretraining. ``simclr.export.load`` loads an export.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +33,7 @@ from simclr.model.simclr import build_encoder
 _FIRST = "conv1.weight"
 _RGB = ("B04", "B03", "B02")
 _CONTAINERS = ("state_dict", "model", "encoder")  # keys under which files keep the weights
-_PREFIXES = ("module.", "encoder.", "backbone.", "model.", "resnet.")
+_PREFIXES = re.compile(r"^((module|encoder|backbone|model|resnet)\.)+")  # of wrappers
 # blocks of the four stages, and convolutions of a block
 _ARCHITECTURES: dict[tuple[tuple[int, ...], int], EncoderName] = {
     ((2, 2, 2, 2), 2): EncoderName.resnet18,
@@ -54,19 +48,12 @@ _log = logging.getLogger("simclr")
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """An encoder in evaluation mode, with its origin.
+    """An encoder in evaluation mode, with its origin."""
 
-    Attributes:
-        encoder: views (B, C, S, S) to h (B, width).
-        config: settings of the run.
-        checkpoint: folder it was loaded from.
-        manifest: of that checkpoint.
-    """
-
-    encoder: nn.Module
-    config: TrainConfig
-    checkpoint: Path
-    manifest: CheckpointManifest
+    encoder: nn.Module  # views (B, C, S, S) to h (B, width)
+    config: TrainConfig  # of the run
+    checkpoint: Path  # folder it was loaded from
+    manifest: CheckpointManifest  # of that checkpoint
 
     @property
     def step(self) -> int:
@@ -81,7 +68,7 @@ class Pretrained:
 
     @property
     def dataset(self) -> dict[str, Any]:
-        """Sources, fingerprint, number of samples and simulated flag of the training patches."""
+        """Origin of the training patches, as in the manifest."""
         return self.manifest.dataset
 
     @property
@@ -91,18 +78,20 @@ class Pretrained:
 
 
 def load_pretrained(run_dir: Path, device: torch.device, step: int = 0) -> Pretrained:
-    """Load the encoder of a checkpoint of a run.
-
-    Args:
-        run_dir: run folder.
-        device: where it goes.
-        step: of the checkpoint; 0 takes the newest valid one.
+    """Load the encoder of a checkpoint, by its step, or 0 for the newest valid one.
 
     Raises:
         ValueError: the folder holds no such checkpoint, or none that is valid.
     """
-    folder = _checkpoint_of(run_dir, step) if step else newest_valid(run_dir)
-    if folder is None:
+    if step:
+        folder = run_dir / CHECKPOINTS / folder_name(step)
+        if not folder.is_dir():
+            there = ", ".join(map(str, saved_steps(run_dir))) or "none"
+            raise ValueError(f"{run_dir} has no checkpoint of step {step}; there are: {there}")
+        verify(folder)
+    elif newest := newest_valid(run_dir):
+        folder = newest
+    else:
         raise ValueError(f"{run_dir} holds no checkpoint; pretrain first, or correct run=")
     manifest = read_checkpoint_manifest(folder)
     config = from_plain(TrainConfig, manifest.config)
@@ -115,15 +104,6 @@ def load_pretrained(run_dir: Path, device: torch.device, step: int = 0) -> Pretr
 def saved_steps(run_dir: Path) -> list[int]:
     """Return the steps of the checkpoints of a run, valid or not, in order."""
     return sorted(map(step_of, (run_dir / CHECKPOINTS).glob(FOLDER_PATTERN)))
-
-
-def _checkpoint_of(run_dir: Path, step: int) -> Path:
-    folder = run_dir / CHECKPOINTS / folder_name(step)
-    if not folder.is_dir():
-        there = ", ".join(map(str, saved_steps(run_dir))) or "none"
-        raise ValueError(f"{run_dir} has no checkpoint of step {step}; there are: {there}")
-    verify(folder)
-    return folder
 
 
 class BandSubset(nn.Module):
@@ -147,13 +127,10 @@ class BandSubset(nn.Module):
 def start_from(
     encoder: nn.Module, path: Path, bands: Sequence[str], weights_bands: Sequence[str]
 ) -> None:
-    """Initialise a torchvision ResNet without a classifier from a file.
+    """Initialise a torchvision ResNet without a classifier from a file, for its bands.
 
-    Args:
-        encoder: takes the weights.
-        path: .safetensors, or a torch file that holds nothing but tensors.
-        bands: input channels of the encoder.
-        weights_bands: input channels of the file; empty if unknown.
+    ``path`` is a .safetensors, or a torch file that holds nothing but tensors; ``weights_bands``
+    are its input channels, empty if unknown.
 
     Raises:
         ValueError: the file cannot be read, or is of another architecture.
@@ -169,13 +146,11 @@ def start_from(
         "model.stem",
     )
     if not weights_bands and kernel.shape[1] != len(bands):
-        _log.warning(
+        text = (
             "%s reads %d bands of unknown names, the run %d: every band starts from their mean "
-            "kernel; name them with model.weights_bands to keep kernels of equal bands",
-            name,
-            kernel.shape[1],
-            len(bands),
+            "kernel; name them with model.weights_bands to keep kernels of equal bands"
         )
+        _log.warning(text, name, kernel.shape[1], len(bands))
     state[_FIRST] = adapt_kernel(kernel, bands, weights_bands)
     _load(encoder, state, name, "set model.encoder to the network of the file")
 
@@ -183,13 +158,8 @@ def start_from(
 def load_encoder_file(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:
     """Build the ResNet that a file describes, in evaluation mode; timm's and torchgeo's fit too.
 
-    Args:
-        path: .safetensors, .pt or .pth; or the folder of an export.
-        bands: of the views that it is to embed.
-        device: where it goes.
-
-    Returns:
-        Views (B, C, S, S) float32 to h (B, width).
+    ``path`` is a .safetensors, .pt or .pth, or the folder of an export; ``bands`` are those of the
+    views (B, C, S, S) float32 that it is to embed, as h (B, width).
 
     Raises:
         ValueError: there is no such file, it holds no ResNet, or it reads another number of
@@ -216,6 +186,10 @@ def load_encoder_file(path: Path, bands: Sequence[str], device: torch.device) ->
 def adapt_kernel(kernel: Tensor, bands: Sequence[str], weights_bands: Sequence[str]) -> Tensor:
     """Return a first layer (F, len(bands), k, k) from one of other bands (F, C, k, k).
 
+    A kernel belongs to a band if the bands of the file are known; every other band takes the mean
+    kernel. All are multiplied by (bands of the file) / (bands wanted), so that an input equal in
+    all bands gives the activation that it gave before.
+
     Raises:
         ValueError: ``weights_bands`` does not name every channel of the kernel.
     """
@@ -239,10 +213,8 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
 
     content: object
     try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        is_plain = path.suffix == ".safetensors"
+        content = load_file(path) if is_plain else torch.load(path, "cpu", weights_only=True)
     # torch has no class of its own for this, and messages of many lines
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
@@ -254,9 +226,7 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
         content = content[key] if isinstance(content.get(key), Mapping) else content
     state = {}
     for full, tensor in content.items():
-        short = full
-        while prefix := next((one for one in _PREFIXES if short.startswith(one)), ""):
-            short = short.removeprefix(prefix)
+        short = _PREFIXES.sub("", full)
         if isinstance(tensor, Tensor) and not short.startswith("fc."):
             state[short] = tensor
     return state

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from simclr.config import BatchNormGroup, HeadName, ModelConfig, Precision, Stem
 from simclr.distributed import DistributedContext, Group, average_gradients, group_of_node
 from simclr.model.batchnorm import frozen_statistics, join_statistics
 
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
 WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048, "resnet152": 2048}
 
 
@@ -52,7 +52,7 @@ def joined_stages(encoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
     if not paths:
         return encoder
     prefix = f"{paths[0]}." if paths[0] else ""
-    extractor = create_feature_extractor(encoder, [f"{prefix}layer{n}" for n in range(1, 5)])
+    extractor = create_feature_extractor(encoder, [f"{prefix}{stage}" for stage in _STAGES])
 
     def embed(views: Tensor) -> Tensor:
         """Return (B, D1 + D2 + D3 + D4)."""
@@ -80,66 +80,40 @@ def build_head(name: HeadName, width: int, projection_size: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, projection_size, bias=False))
 
 
-_Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
-
-
 def recompute_blocks(encoder: nn.Module) -> None:
     """Let every residual block of a torchvision ResNet be computed again in backward.
 
-    Names and values of parameters stay. Weights and running statistics come out the same to the
-    last bit as without it.
+    Weights and running statistics come out the same to the last bit as without it.
     """
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
+    for stage in _STAGES:
         for block in encoder.get_submodule(stage).children():
             block.forward = _recomputed(block, block.forward)
 
 
 def _recomputed(
-    block: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    def run(x: torch.Tensor) -> torch.Tensor:
-        """Compute the block, to be computed again in backward."""
+    block: nn.Module, forward: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return forward(x)
-        result: torch.Tensor = checkpoint(
+        result: Tensor = checkpoint(
             forward,
             x,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing in a block draws
-            context_fn=partial(_contexts, block),
+            # Without it the second pass would move the running statistics a second time.
+            context_fn=lambda: (nullcontext(), frozen_statistics(block)),
         )
         return result
 
     return run
 
 
-def _contexts(block: nn.Module) -> _Contexts:
-    # Without this the second pass would move the running statistics a second time.
-    return nullcontext(), frozen_statistics(block)
-
-
-def compile_stages(network: SimCLR) -> None:
-    """Compile each stage of the encoder, and the head, as a graph of its own.
-
-    The gradients of a stage are then ready when its backward pass ends, and DDP averages them
-    beside the next one; compiled as a whole, all of them would come at the end.
-    """
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
-        network.encoder.get_submodule(stage).compile()
-    network.head.compile()
-
-
 class SimCLR(nn.Module):
     """Both views go through in one forward pass: BatchNorm must not tell them apart.
 
-    Args:
-        config: architecture.
-        num_bands: input channels.
-        node: ranks of this node, for ``batchnorm=node``.
-
-    Attributes:
-        encoder: what is kept and exported.
-        head: thrown away after pretraining.
+    The encoder is kept and exported, the head thrown away. ``node`` has the ranks of this node, for
+    ``batchnorm=node``.
     """
 
     def __init__(self, config: ModelConfig, num_bands: int, node: Group = None) -> None:
@@ -152,7 +126,7 @@ class SimCLR(nn.Module):
         if config.activation_checkpointing:
             recompute_blocks(self.encoder)
 
-    def forward(self, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Return representations h (2B, width) and projections z (2B, projection_size)."""
         h = self.encoder(views)
         return h, self.head(h)
@@ -170,34 +144,30 @@ def build_model(
     network = network.to(memory_format=torch.channels_last)
     initial = copy.deepcopy(network.state_dict())
     if config.model.compile:
-        compile_stages(network)
+        # Each stage, and the head, as a graph of its own. The gradients of a stage are then ready
+        # when its backward pass ends, and DDP averages them beside the next one; compiled as a
+        # whole, all of them would come at the end.
+        for stage in _STAGES:
+            network.encoder.get_submodule(stage).compile()
+        network.head.compile()
     model = average_gradients(network, half=config.gradient_precision is Precision.bfloat16)
     # A compiled network is compiled for a number of views; then it had better be the true one.
     pairs = config.data.global_batch_size // context.size if config.model.compile else 1
     shape = (2 * pairs, num_bands, view_size_px, view_size_px)
-    with torch.autocast(
-        context.device.type,
-        dtype=torch.bfloat16,
-        enabled=config.precision is Precision.bfloat16,
+    views = torch.zeros(shape, device=context.device).to(memory_format=torch.channels_last)
+    half = config.precision is Precision.bfloat16
+    # DDP does now what it does in its first backward passes: arrange its gradient buckets, which
+    # decides the order of sums. Were it left to the first real step, a resumed run would take that
+    # step in another order than an unbroken one, and differ in the last bits.
+    with (
+        torch.autocast(context.device.type, dtype=torch.bfloat16, enabled=half),
+        warnings.catch_warnings(),
     ):
-        _settle_buckets(model, shape, context.device)
-    network.load_state_dict(initial)
-    return model
-
-
-def _settle_buckets(
-    model: DistributedDataParallel, shape: tuple[int, ...], device: torch.device
-) -> None:
-    """Let DDP do now what it does in its first backward passes: arrange its gradient buckets.
-
-    The arrangement decides the order of sums. Were it left to the first real step, a resumed run
-    would take that step in another order than an unbroken one, and differ in the last bits.
-    """
-    views = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
-    with warnings.catch_warnings():
         # The compiler looks at the gradient of a stage's input, and torch warns of its own look.
         warnings.filterwarnings("ignore", "The .grad attribute", UserWarning)
         for _ in range(2):
             _, projections = model(views)
             projections.float().sum().backward()
     model.zero_grad(set_to_none=True)
+    network.load_state_dict(initial)
+    return model

@@ -31,31 +31,20 @@ _log = logging.getLogger("simclr")
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step leaves on the device.
+    """What a step leaves on the device."""
 
-    Attributes:
-        loss: scalar, of this rank's rows.
-        gradient_norm: scalar, of the gradient averaged over ranks.
-        skip: float32 scalar, 1 if the weights were left as they were.
-        projections: (2B, D) of this rank.
-    """
-
-    loss: torch.Tensor
-    gradient_norm: torch.Tensor
-    skip: torch.Tensor
-    projections: torch.Tensor
+    loss: torch.Tensor  # scalar, of this rank's rows
+    gradient_norm: torch.Tensor  # scalar, of the gradient averaged over ranks
+    skip: torch.Tensor  # float32 scalar, 1 if the weights were left as they were
+    projections: torch.Tensor  # (2B, D) of this rank
 
 
 class MetricAccumulator:
     """Collects the outcomes of steps; its unfinished sums belong to a checkpoint.
 
     Were they dropped, the first metric line of a resumed run would be a mean over fewer steps than
-    that of an unbroken one.
-
-    Args:
-        device: where the sums live.
-        global_batch_size: pairs a step.
-        flop_per_pair: of forward and backward, for the achieved rate.
+    that of an unbroken one. ``global_batch_size`` is in pairs a step; ``flop_per_pair`` is of
+    forward and backward, for the achieved rate.
     """
 
     def __init__(self, device: torch.device, global_batch_size: int, flop_per_pair: float) -> None:
@@ -77,19 +66,25 @@ class MetricAccumulator:
     def close(self, waited_s: float) -> dict[str, Any]:
         """Return the means over all steps and ranks, and begin anew.
 
-        Args:
-            waited_s: how long the loader has kept this rank waiting since the run began.
+        ``waited_s`` is how long the loader has kept this rank waiting since the run began.
         """
         names, values = zip(*spread(self._projections).items(), strict=True)
         # One reduction and one wait for the device an interval.
         sums = sum_over_ranks(torch.cat([self._sums, torch.stack(values).double()])) / num_ranks()
         loss, norm, steps, *rest = sums.tolist()
+        effective = effective_ranks(self._projections)
+        elapsed_s = time.perf_counter() - self._start
+        pairs_per_s = self._clocked_steps * self._global_batch_size / elapsed_s
         record = {
             "loss": loss / steps if steps else math.nan,
             "gradient_norm": norm / steps if steps else math.nan,
             **dict(zip(names, rest, strict=True)),
-            **effective_ranks(self._projections),
-            **self._speed(waited_s),
+            **effective,
+            "patches_per_s": pairs_per_s,
+            "tflop_per_s": pairs_per_s * self._flop_per_pair / 1e12,
+            "data_wait_share": (waited_s - self._waited_s) / elapsed_s,
+            "peak_memory_gib": peak_memory_gib(self._device),
+            "time": time.time(),
         }
         self._sums.zero_()
         self._restart_clock(waited_s)
@@ -109,17 +104,6 @@ class MetricAccumulator:
         if rank() == 0:
             self._sums += state["sums"].to(self._device) * (num_ranks() / state["ranks"])
 
-    def _speed(self, waited_s: float) -> dict[str, float]:
-        elapsed_s = time.perf_counter() - self._start
-        pairs_per_s = self._clocked_steps * self._global_batch_size / elapsed_s
-        return {
-            "patches_per_s": pairs_per_s,
-            "tflop_per_s": pairs_per_s * self._flop_per_pair / 1e12,
-            "data_wait_share": (waited_s - self._waited_s) / elapsed_s,
-            "peak_memory_gib": peak_memory_gib(self._device),
-            "time": time.time(),
-        }
-
     def _restart_clock(self, waited_s: float) -> None:
         self._clocked_steps, self._start, self._waited_s = 0, time.perf_counter(), waited_s
 
@@ -132,14 +116,10 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class CollapseDetector:
-    """Says once that something is wrong, and again only after it had been well in between.
-
-    Args:
-        warmup_steps: steps of which a loss at chance level proves nothing.
-    """
+    """Says once that something is wrong, and again only after it had been well in between."""
 
     def __init__(self, warmup_steps: int) -> None:
-        self._warmup_steps = warmup_steps
+        self._warmup_steps = warmup_steps  # of which a loss at chance level proves nothing
         self._at_chance_since: int | None = None
         self._warned = False
 
@@ -189,14 +169,10 @@ def collapse_in_words(record: dict[str, Any]) -> str:
 
 
 class NonFiniteStepCounter:
-    """Counts skipped steps on the device, so that no step waits for it.
+    """Counts skipped steps on the device, so that no step waits for it; ``limit`` in a row end it.
 
     The flag comes from the averaged gradient, which is the same on all ranks: they agree without
     another collective.
-
-    Args:
-        device: where the flags live.
-        limit: skipped steps in a row that end the run.
     """
 
     def __init__(self, device: torch.device, limit: int) -> None:
@@ -217,11 +193,7 @@ class NonFiniteStepCounter:
         return int(self._counts[0])
 
     def end_if_many(self, step: int) -> None:
-        """Look whether too many followed each other since the last look; waits for the device.
-
-        Raises:
-            ValueError: they did.
-        """
+        """Raise ValueError if too many followed each other since the last look; waits for it."""
         worst = int(self._counts[2])
         self._counts[2] = self._counts[1]
         if worst >= self._limit:
@@ -257,19 +229,14 @@ def spread(projections: torch.Tensor) -> dict[str, torch.Tensor]:
     num, width = unit.shape
     first, second = unit.chunk(2)
     total = unit.sum(0)
+    # |a - b|^2 = 2 - 2 a.b for unit rows; logsumexp, since exp(-8) summed in float32 loses digits
+    logits = (4 * (unit @ unit.T) - 4).fill_diagonal_(-math.inf)
     return {
         "deviation": unit.std(0).mean() * math.sqrt(width),
         "mean_cosine": (total @ total - num) / (num * (num - 1)),
         "alignment": (first - second).square().sum(1).mean(),
-        "uniformity": _uniformity(unit),
+        "uniformity": torch.logsumexp(logits.flatten(), 0) - math.log(num * (num - 1)),
     }
-
-
-def _uniformity(unit: torch.Tensor) -> torch.Tensor:
-    num = len(unit)
-    # |a - b|^2 = 2 - 2 a.b for unit rows; logsumexp, since exp(-8) summed in float32 loses digits
-    logits = (4 * (unit @ unit.T) - 4).fill_diagonal_(-math.inf)
-    return torch.logsumexp(logits.flatten(), 0) - math.log(num * (num - 1))
 
 
 def effective_ranks(rows: torch.Tensor) -> dict[str, float]:
@@ -310,9 +277,6 @@ def _rank_me(products: torch.Tensor) -> float:
     return math.exp(-float((share * torch.log(share + 1e-7)).sum()))
 
 
-_VIEWS = 2
-
-
 def flop_per_view(config: ModelConfig, num_bands: int, view_size_px: int) -> float:
     """Count the floating-point operations of forward and backward for one view.
 
@@ -322,7 +286,7 @@ def flop_per_view(config: ModelConfig, num_bands: int, view_size_px: int) -> flo
     plain = replace(config, batchnorm=BatchNormGroup.none, activation_checkpointing=False)
     with torch.device("meta"):
         network = SimCLR(plain, num_bands)
-        views = torch.empty(_VIEWS, num_bands, view_size_px, view_size_px)
+        two_views = torch.empty(2, num_bands, view_size_px, view_size_px)
     with FlopCounterMode(display=False) as counter:
-        network(views)[1].sum().backward()
-    return float(counter.get_total_flops()) / _VIEWS
+        network(two_views)[1].sum().backward()
+    return float(counter.get_total_flops()) / 2

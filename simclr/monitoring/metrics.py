@@ -1,7 +1,6 @@
 """Metric records: the trainer's logger, and where they go: metrics.jsonl, the log, a progress bar.
 
-Commands on a login node read them, so that torch is imported only where a logger is made. Ranks are
-averaged in one collective an interval; sinks are called on the main rank alone.
+Commands on a login node read them, so that torch is imported only where a logger is made.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
@@ -65,16 +64,13 @@ class JsonLines:
         line = json.dumps(strict, allow_nan=False) + "\n"
         try:
             with self.path.open("a+b") as file:
-                if file.tell() and not _ends_a_line(file):
-                    line = "\n" + line  # a full disk cut the one before
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        line = "\n" + line  # a full disk cut the one before
                 file.write(line.encode())
         except OSError as error:
             _log.warning("step %s is missing in %s: %s", record["step"], self.path, error)
-
-
-def _ends_a_line(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
 
 
 class LogLines:
@@ -83,12 +79,9 @@ class LogLines:
     def write(self, record: dict[str, Any]) -> None:
         """Log the record's step, loss, learning rate and rate."""
         _log.info(
-            "step %d of %d  loss %.4f  learning rate %.2e  %.1f patches/s",
-            record["step"],
-            record["num_steps"],
-            record["loss"],
-            record["learning_rate"],
-            record["patches_per_s"],
+            "step %(step)d of %(num_steps)d  loss %(loss).4f  "
+            "learning rate %(learning_rate).2e  %(patches_per_s).1f patches/s",
+            record,
         )
 
 
@@ -126,12 +119,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLogger:
-    """Watches a run without deciding any weight.
-
-    Attributes:
-        best_score: highest headline of the held-out probe so far; -inf before the first.
-        headline: name of that score; empty without held-out shards.
-    """
+    """Watches a run without deciding any weight; its sinks are called on the main rank alone."""
 
     def __init__(
         self,
@@ -141,19 +129,14 @@ class MetricsLogger:
         warmup_steps: int,
         sinks: Sequence[Sink],
     ) -> None:
-        from simclr.monitoring.health import (
-            CollapseDetector,
-            MetricAccumulator,
-            NonFiniteStepCounter,
-            flop_per_view,
-        )
+        from simclr.monitoring import health
 
         self._config = config
         pairs, bands = config.data.global_batch_size, len(config.data.bands)
-        flop = 2 * flop_per_view(config.model, bands, view_size_px)
-        self._interval = MetricAccumulator(context.device, pairs, flop)
-        self._skips = NonFiniteStepCounter(context.device, config.max_skipped_steps)
-        self._alarm = CollapseDetector(warmup_steps)
+        flop = 2 * health.flop_per_view(config.model, bands, view_size_px)
+        self._interval = health.MetricAccumulator(context.device, pairs, flop)
+        self._skips = health.NonFiniteStepCounter(context.device, config.max_skipped_steps)
+        self._alarm = health.CollapseDetector(warmup_steps)
         self._probe: OnlineProbe | None = None
         if config.monitor.shards:
             # here, since ranks without a probe need no scipy
@@ -166,7 +149,7 @@ class MetricsLogger:
         # before it writes between its successor's lines.
         self._sinks = [*sinks, self._metrics, screen()] if context.is_main else []
         self.headline = self._probe.headline if self._probe else ""
-        self.best_score = -math.inf
+        self.best_score = -math.inf  # highest headline of the held-out probe so far
 
     def add(self, outcome: StepOutput) -> None:
         """Count one step, without waiting for the device."""
@@ -180,18 +163,16 @@ class MetricsLogger:
     def report(self, place: dict[str, Any], waited_s: float, encoder: nn.Module) -> bool:
         """Write the record of an interval; return whether its probe score is the best so far.
 
-        Args:
-            place: where the run stands; ``step`` and ``num_steps`` at least.
-            waited_s: how long the loader has kept this rank waiting since the run began.
-            encoder: to be probed if that is due.
-
-        Raises:
-            ValueError: too many steps were skipped one after another.
+        ``place`` says where the run stands, ``step`` and ``num_steps`` at least; the encoder is
+        probed if that is due. ValueError if too many steps were skipped one after another.
         """
         record = {**place, **self._interval.close(waited_s), "skipped_steps": self._skips.total()}
         scores = {}
         if self._probe and self._probes_at(place["step"], place["num_steps"]):
-            scores = self._scores(encoder)
+            start = time.perf_counter()
+            self._controls = self._controls or self._probe.controls()  # untrained baselines
+            scores = {**self._probe.score(encoder), **self._controls}
+            self._interval.leave_out(time.perf_counter() - start)
         for sink in self._sinks:
             sink.write({**record, **scores})
         self._alarm.watch(record)
@@ -206,7 +187,7 @@ class MetricsLogger:
         return self._skips.in_a_row() == 0
 
     def rewind(self, step: int) -> None:
-        """Drop records after a step: the attempt that wrote them did not keep its weights."""
+        """Drop records after a step; main rank only."""
         if self._sinks:
             self._metrics.rewind(step)
 
@@ -231,13 +212,3 @@ class MetricsLogger:
         return step == num_steps or (
             self._probe is not None and step % self._config.monitor.every_steps == 0
         )
-
-    def _scores(self, encoder: nn.Module) -> dict[str, float]:
-        """Return the scores of now beside those of untrained baselines."""
-        if self._probe is None:
-            return {}
-        start = time.perf_counter()
-        self._controls = self._controls or self._probe.controls()
-        scores = {**self._probe.score(encoder), **self._controls}
-        self._interval.leave_out(time.perf_counter() - start)
-        return scores

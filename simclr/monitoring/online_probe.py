@@ -1,4 +1,4 @@
-"""The online probe: scores of an encoder in training on held-out labelled shards; for the trainer.
+"""The online probe: scores of an encoder in training on held-out labelled shards.
 
 The classifiers are those of the final evaluation, chosen and scored on the validation split; the
 test split is never looked at, or it could not judge the checkpoint chosen here. Order, splits and
@@ -16,7 +16,7 @@ from torch import nn
 
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig, PresetName, TrainConfig
-from simclr.data.dataset import ShardDataset, open_dataset
+from simclr.data.dataset import open_dataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import Samples, permutation
 from simclr.distributed import DistributedContext, copy_from_main_rank, from_main_rank, gather_rows
@@ -26,7 +26,7 @@ from simclr.evaluation.jobs import EvalData, EvalJob, EvaluatedEncoder
 from simclr.evaluation.metrics import metric_table, unit_weights
 from simclr.evaluation.probes import knn, linear_probe
 from simclr.evaluation.splits import Split, make_splits
-from simclr.evaluation.task import Task, open_task
+from simclr.evaluation.task import open_task
 from simclr.model.batchnorm import running_statistics
 from simclr.monitoring.health import moments, ranks_of_moments
 
@@ -40,21 +40,29 @@ _ENCODER = "encoder"
 class OnlineProbe:
     """Scores an encoder on part of a labelled task; all ranks share the forward passes.
 
-    Attributes:
-        headline: key of the score by which checkpoints are chosen.
-
-    Raises:
-        ValueError: the shards lack a band or the task, or the labels make no task.
+    ``headline`` is the key of the score by which checkpoints are chosen. ValueError if the shards
+    lack a band or the task, or the labels make no task.
     """
 
     def __init__(self, config: TrainConfig, context: DistributedContext) -> None:
-        self._config, self._context = config, context
-        dataset, self._task, self._split = _held_out(config)
+        self._config, self._context, monitor = config, context, config.monitor
+        # training and validation samples of the task, at most ``max_samples``
+        self._dataset = dataset = open_dataset([monitor.shards], config.data.bands)
+        whole = make_splits(open_task(dataset, monitor.task), [_SEED]).by_seed[0]
+        rows = np.sort(np.concatenate([whole.train, whole.validation]))
+        shuffled = permutation(len(rows), _SEED, 0)
+        chosen: Samples = np.sort(rows[shuffled[: monitor.max_samples]])
+        dataset.select(chosen)
+        train, validation = (
+            np.flatnonzero(np.isin(chosen, part)) for part in (whole.train, whole.validation)
+        )
+        self._task = open_task(dataset, monitor.task)
+        self._split = Split(train, validation, validation)
         # 0 keeps the grid of the patches, as in the final evaluation
         augment = AugmentConfig(preset=PresetName.none, view_size_px=config.augment.view_size_px)
         self._maker = ViewMaker(dataset, augment, 0, context.device)
-        self._dataset = dataset
-        self.headline = f"probe/{SCORES[self._task.kind][0]}"
+        self._main_score = SCORES[self._task.kind][0]
+        self.headline = f"probe/{self._main_score}"
 
     def score(self, encoder: nn.Module) -> dict[str, float]:
         """Return k-NN and linear-probe scores and RankMe of h, equal on all ranks.
@@ -76,35 +84,34 @@ class OnlineProbe:
             {"random_encoder": untrained, "image_statistics": image_statistics}
         )
         return self._told_by_main(
-            lambda: {f"controls/{name}": self._headline(rows) for name, rows in features.items()}
+            lambda: {
+                f"controls/{name}": self._table(Protocol.probe, rows)[self._main_score]
+                for name, rows in features.items()
+            }
         )
 
     def _features(self, embedders: Mapping[str, Embedder]) -> dict[str, Features]:
         """Embed all samples: each rank a part, then every rank has (N, D) of each embedder."""
-        rows: dict[str, list[torch.Tensor]] = {name: [] for name in embedders}
-        with torch.no_grad():
-            for batch in self._batches():
-                views = self._maker.eval_views(batch)
-                for name, embed in embedders.items():
-                    rows[name].append(embed(views).float())
-            joined = {name: gather_rows(torch.cat(parts)) for name, parts in rows.items()}
-        num = self._dataset.num_samples
-        return {name: part[:num].cpu().numpy() for name, part in joined.items()}
-
-    def _batches(self) -> Loader:
-        num, ranks = self._dataset.num_samples, self._context.size
-        share = -(-num // ranks)
+        num, size = self._dataset.num_samples, self._context.size
+        share = -(-num // size)
         # Ranks bring equal numbers of rows; what is too many repeats the last sample.
         own = np.arange(share, dtype=np.int64) + self._context.rank * share
-        own = np.minimum(own, num - 1)
-        parts = np.array_split(own, -(-share // _BATCH_SIZE))
-        return Loader(
+        parts = np.array_split(np.minimum(own, num - 1), -(-share // _BATCH_SIZE))
+        loader = Loader(
             self._dataset,
             parts.__getitem__,
             num_batches=len(parts),
             batch_size=len(parts[0]),
             device=self._context.device,
         )
+        rows: dict[str, list[torch.Tensor]] = {name: [] for name in embedders}
+        with torch.no_grad():
+            for batch in loader:
+                views = self._maker.eval_views(batch)
+                for name, embed in embedders.items():
+                    rows[name].append(embed(views).float())
+            joined = {name: gather_rows(torch.cat(parts)) for name, parts in rows.items()}
+        return {name: part[:num].cpu().numpy() for name, part in joined.items()}
 
     def _told_by_main(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         # Fitting takes one rank; the others wait, and learn the numbers bit for bit.
@@ -123,9 +130,6 @@ class OnlineProbe:
             },
         }
 
-    def _headline(self, features: Features) -> float:
-        return self._table(Protocol.probe, features)[SCORES[self._task.kind][0]]
-
     def _table(self, protocol: Protocol, features: Features) -> dict[str, float]:
         encoder = EvaluatedEncoder(_ENCODER, None, None)
         job = EvalJob(encoder, protocol, 1.0, _SEED, self._split)
@@ -135,17 +139,3 @@ class OnlineProbe:
         table = metric_table(result.targets, result.predictions, self._task.kind)
         overall = table(unit_weights(len(result.test))).overall
         return {name: float(value[0]) for name, value in overall.items()}
-
-
-def _held_out(config: TrainConfig) -> tuple[ShardDataset, Task, Split]:
-    """Return training and validation samples of the task, at most ``max_samples``."""
-    dataset = open_dataset([config.monitor.shards], config.data.bands)
-    whole = make_splits(open_task(dataset, config.monitor.task), [_SEED]).by_seed[0]
-    rows = np.sort(np.concatenate([whole.train, whole.validation]))
-    shuffled = permutation(len(rows), _SEED, 0)
-    chosen: Samples = np.sort(rows[shuffled[: config.monitor.max_samples]])
-    dataset.select(chosen)
-    train, validation = (
-        np.flatnonzero(np.isin(chosen, part)) for part in (whole.train, whole.validation)
-    )
-    return dataset, open_task(dataset, config.monitor.task), Split(train, validation, validation)

@@ -2,13 +2,21 @@
 
 import math
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 import torch
 from scipy import stats
 
 from simclr.augment.operations import OPERATIONS, Stage
-from simclr.augment.parameters import BANNED, ParameterSampler, Preset, allowed_couplets, preset_of
+from simclr.augment.parameters import (
+    BANNED,
+    ParameterSampler,
+    Preset,
+    ViewParameters,
+    allowed_couplets,
+    preset_of,
+)
 from simclr.config import AugmentConfig, Rotation
 
 BANDS = 3
@@ -42,6 +50,12 @@ def extents(drawn) -> torch.Tensor:
     return total(drawn).diagonal(dim1=1, dim2=2)
 
 
+def equal(first: ViewParameters, other: ViewParameters) -> bool:
+    """True if every parameter is the same to the last bit."""
+    pairs = [(getattr(first, one.name), getattr(other, one.name)) for one in fields(first)]
+    return all(a is b is None or (a is not None and torch.equal(a, b)) for a, b in pairs)
+
+
 def only(operation: str) -> Preset:
     return Preset(operation, {operation: 1.0})
 
@@ -58,9 +72,9 @@ def test_a_view_is_the_same_in_any_batch():
 
 def test_epoch_seed_and_view_change_the_parameters():
     first = parameters("simclr")
-    assert first.equals(parameters("simclr"))
-    assert not first.equals(parameters("simclr", epoch=1))
-    assert not first.equals(parameters("simclr", seed=1))
+    assert equal(first, parameters("simclr"))
+    assert not equal(first, parameters("simclr", epoch=1))
+    assert not equal(first, parameters("simclr", seed=1))
 
 
 def test_twenty_seven_couplets_are_allowed_and_nine_are_not():
@@ -147,9 +161,9 @@ def test_other_chances_leave_the_draws_of_other_operations_alone():
 def test_standard_is_simclr_with_half_the_photometry_and_no_loss_of_texture():
     strengths = {"gain": 1.1, "brightness": 0.2, "contrast": 0.2}
     same = parameters("simclr", probabilities={"blur": 0, "speckle": 0}, strengths=strengths)
-    assert parameters("standard").equals(same)
+    assert equal(parameters("standard"), same)
     stronger = parameters("standard", strengths={"gain": 1.25})
-    assert not stronger.equals(same)
+    assert not equal(stronger, same)
 
 
 @pytest.mark.parametrize(
