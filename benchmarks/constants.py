@@ -48,8 +48,7 @@ from simclr.model.simclr import SimCLR
 from simclr.optim import build_optimizer
 from simclr.preemption import TrainerHooks
 from simclr.rendezvous import Rendezvous
-from simclr.train import train_step
-from simclr.trainer import Trainer
+from simclr.train import Trainer, train_step
 
 SAVE = "save: write, flush, checksum, publish"
 BARE = "write and flush the same bytes"

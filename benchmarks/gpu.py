@@ -37,8 +37,7 @@ from simclr.config import (
 from simclr.data.dataset import open_dataset
 from simclr.distributed import distributed_context
 from simclr.loss import contrastive_loss
-from simclr.train import train_step
-from simclr.trainer import Trainer
+from simclr.train import Trainer, train_step
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]

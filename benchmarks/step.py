@@ -24,8 +24,7 @@ from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import AugmentConfig, DataConfig, EncoderName, ModelConfig, TrainConfig
 from simclr.distributed import distributed_context
 from simclr.loss import contrastive_loss
-from simclr.train import train_step
-from simclr.trainer import Trainer
+from simclr.train import Trainer, train_step
 
 WHOLE, ALONE, PEER = "whole step", "model alone", "torchgeo's SimCLRTask"
 PEERS_VIEWS = "torchgeo's augmentation alone"

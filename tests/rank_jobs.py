@@ -44,8 +44,7 @@ from simclr.model.simclr import SimCLR
 from simclr.optim import build_optimizer
 from simclr.preemption import Preempted
 from simclr.rendezvous import Rendezvous, rendezvous_from_environment
-from simclr.train import train, train_step
-from simclr.trainer import Trainer
+from simclr.train import Trainer, train, train_step
 
 
 def agreed_value(rendezvous: Rendezvous) -> int:

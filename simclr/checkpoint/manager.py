@@ -46,13 +46,7 @@ _log = logging.getLogger("simclr")
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The checkpoint with the best probe score.
-
-    Attributes:
-        step: optimizer steps done.
-        score: of the probe; larger is better.
-        probe: what was measured, ``k-NN macro average precision`` for example.
-    """
+    """The checkpoint with the best probe score, larger is better, and what the probe measured."""
 
     step: int
     score: float
@@ -83,20 +77,17 @@ def prune(run_dir: Path, keep: int) -> None:
     folders = sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN))
     # One alone may turn out damaged, and there would be nothing to go back to.
     for folder in folders[: -max(keep, 2)]:
-        if pinned is None or folder.name != folder_name(pinned.step):
-            _discard(folder)
-
-
-def _discard(folder: Path) -> None:
-    # First out of the readers' sight: a kill between the two leaves no half checkpoint. On NFS a
-    # folder cannot go while somebody reads a file of it; the next attempt sweeps what is left.
-    doomed = folder.with_name(f"{_REMOVING_PREFIX}{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)  # a namesake that a killed attempt left
-    try:
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-    except OSError as error:
-        _log.warning("old checkpoint %s could not be removed: %s", folder.name, error)
+        if pinned is not None and folder.name == folder_name(pinned.step):
+            continue
+        # First out of the readers' sight: a kill between the two leaves no half checkpoint. On NFS
+        # a folder cannot go while somebody reads a file of it; the next attempt sweeps the rest.
+        doomed = folder.with_name(f"{_REMOVING_PREFIX}{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)  # a namesake that a killed attempt left
+        try:
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            _log.warning("old checkpoint %s could not be removed: %s", folder.name, error)
 
 
 def sweep(run_dir: Path) -> None:
@@ -110,24 +101,17 @@ def sweep(run_dir: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)  # its owner may be removing it as well
 
 
-def host_copy(tree: Any) -> Any:
-    """Copy all tensors of a nested state to host memory; a GPU is waited for once, at the end."""
-    copied = _queue_copies(tree)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.current_stream().synchronize()
-    return copied
-
-
-def _queue_copies(tree: Any) -> Any:
+def _host_copy(tree: Any) -> Any:
+    # Of all tensors of a nested state; a GPU is to be waited for at the end.
     if isinstance(tree, torch.Tensor):
         # A copy also on the CPU, where .cpu() is the very tensor that the next step changes.
         tensor = tree.detach()
         host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         return host.copy_(tensor, non_blocking=True)
     if isinstance(tree, dict):
-        return {key: _queue_copies(value) for key, value in tree.items()}
+        return {key: _host_copy(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(_queue_copies(value) for value in tree)
+        return type(tree)(map(_host_copy, tree))
     return tree
 
 
@@ -135,47 +119,12 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be saved, on whichever rank; older ones are as they were."""
 
 
-class SaveGroup:
-    """The ranks of a run while they save, in a process group of their own.
-
-    An asynchronous save must not share a group with the training loop: the order of their
-    collectives differs between ranks.
-    """
-
-    def __init__(self, context: DistributedContext) -> None:
-        self.context = context
-        # the stubs of torch know a second type, of ranks that stay outside; none does here
-        self._group: Any = None
-        if context.size > 1:
-            self._group = dist.new_group(backend="gloo", timeout=context.timeout)
-
-    def run_on_main(self, action: Callable[[], object]) -> None:
-        """Run an action on the main rank, and let all ranks wait for it.
-
-        Raises:
-            CheckpointError: it failed; raised on all ranks, with the same message.
-        """
-        failure, message = None, ""
-        if self.context.is_main:
-            try:
-                action()
-            except Exception as error:  # the others would wait for ever; raised below
-                failure, message = error, f"rank 0 on {socket.gethostname()}: {error}"
-        if message := self.from_main(message):
-            raise CheckpointError(message) from failure
-
-    def from_main(self, text: str) -> str:
-        """Return rank 0's text on every rank."""
-        box = [text]
-        if self._group is not None:
-            dist.broadcast_object_list(box, src=0, group=self._group)
-        return box[0]
-
-
 class Saver:
     """Saves the checkpoints of a run one after the other, synchronously or asynchronously.
 
-    Every rank must call its methods at the same steps.
+    Every rank must call its methods at the same steps. The ranks have a process group of their own
+    for it: an asynchronous save must not share one with the training loop, since the order of their
+    collectives differs between ranks.
     """
 
     def __init__(
@@ -186,7 +135,11 @@ class Saver:
         hooks: TrainerHooks,
     ) -> None:
         self._run_dir, self._keep, self._hooks = run_dir, config.keep, hooks
-        self._ranks = SaveGroup(context)
+        self._context = context
+        # the stubs of torch know a second type, of ranks that stay outside; none does here
+        self._group: Any = None
+        if context.size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=context.timeout)
         self._executor = ThreadPoolExecutor(1, "save") if config.asynchronous else None
         self._under_way: Future[None] | None = None
 
@@ -202,20 +155,19 @@ class Saver:
         """Save this step, after the one before; return the folder it will have.
 
         Rank 0 writes; all ranks wait for it. An asynchronous save takes a copy and returns;
-        ``wait`` tells that it is done.
-
-        Args:
-            state: tensors and plain types, nested in dictionaries and lists, equal on all ranks.
-            about: origin of the checkpoint, without its files yet.
-            best: pins it as soon as it is complete.
+        ``wait`` tells that it is done. ``state`` has tensors and plain types, nested in
+        dictionaries and lists, equal on all ranks; ``about`` has no files yet; ``best`` pins the
+        checkpoint as soon as it is complete.
 
         Raises:
             CheckpointError: this save failed, or the one before it, on any rank.
         """
         self.wait()
-        context = self._ranks.context
+        context = self._context
         if context.is_main and (self._executor or context.device.type == "cuda"):
-            state = host_copy(state)
+            state = _host_copy(state)
+            if context.device.type == "cuda":
+                torch.cuda.current_stream().synchronize()
         if self._executor is None:
             self._write(state, about, best)
         else:
@@ -223,11 +175,7 @@ class Saver:
         return self._run_dir / CHECKPOINTS / folder_name(about.step)
 
     def wait(self) -> None:
-        """Wait for the save under way.
-
-        Raises:
-            CheckpointError: it failed.
-        """
+        """Wait for the save under way; raise its CheckpointError if it failed."""
         save, self._under_way = self._under_way, None
         if save is not None:
             save.result()
@@ -237,7 +185,7 @@ class Saver:
         # A name of its own: a former attempt that still lives may be saving the same step.
         name = f"{SAVING_PREFIX}{final.name}-{secrets.token_hex(4)}"
         try:
-            self._ranks.run_on_main(lambda: self._publish(final.with_name(name), state, about))
+            self._run_on_main(lambda: self._publish(final.with_name(name), state, about))
         except CheckpointError as error:
             raise CheckpointError(
                 f"step {about.step} could not be saved in {final.parent}: "
@@ -250,7 +198,20 @@ class Saver:
                 pin(self._run_dir, best)
             prune(self._run_dir, self._keep)
 
-        self._ranks.run_on_main(tidy)
+        self._run_on_main(tidy)
+
+    def _run_on_main(self, action: Callable[[], object]) -> None:
+        """Run an action on the main rank, let all ranks wait, and raise its failure on all."""
+        failure, box = None, [""]
+        if self._context.is_main:
+            try:
+                action()
+            except Exception as error:  # the others would wait for ever; raised below
+                failure, box = error, [f"rank 0 on {socket.gethostname()}: {error}"]
+        if self._group is not None:
+            dist.broadcast_object_list(box, src=0, group=self._group)
+        if box[0]:
+            raise CheckpointError(box[0]) from failure
 
     def _publish(self, folder: Path, state: dict[str, Any], about: CheckpointManifest) -> None:
         """Write, then rename to the final name; a kill at any moment leaves older ones alone."""
@@ -275,7 +236,7 @@ class Saver:
 
 
 def _is_whole(final: Path) -> bool:
-    """Say whether a checkpoint stands under its name already; set a damaged one aside."""
+    # a damaged checkpoint is set aside
     if not final.exists():
         return False
     try:
@@ -288,7 +249,7 @@ def _is_whole(final: Path) -> bool:
 
 
 def _rename_bad(folder: Path) -> None:
-    """Rename a damaged checkpoint out of the readers' sight; a person may want to look at it."""
+    # out of the readers' sight, where a person may want to look at it
     name = f"bad-{folder.name}"
     taken = len(list(folder.parent.glob(f"{name}*")))
     folder.rename(folder.with_name(f"{name}-{taken}" if taken else name))
@@ -310,9 +271,7 @@ def _write_state(path: Path, state: dict[str, Any]) -> None:
 def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
     """Return the newest checkpoint whose every byte matches its manifest, or None.
 
-    Args:
-        run_dir: run folder.
-        set_aside: rename damaged checkpoints to ``bad-...``; only the run itself may do so.
+    With ``set_aside`` damaged ones are renamed to ``bad-...``; only the run itself may do so.
 
     Raises:
         ValueError: there are checkpoints, and none is valid, or one is of another format version.
@@ -342,11 +301,9 @@ def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
 def agreed_checkpoint(run_dir: Path, context: DistributedContext) -> Path | None:
     """Return the checkpoint that rank 0 found, on every rank.
 
-    Raises:
-        ValueError: there are checkpoints and none is valid, or the folder cannot be changed.
+    One looks and tells: on a network file system ranks may see different folders for a while, and
+    would go on from different steps. ValueError if none is valid, or the folder cannot be changed.
     """
-    # One looks and tells: on a network file system ranks may see different folders for a while,
-    # and would go on from different steps.
     choice = ""
     if context.is_main:
         try:

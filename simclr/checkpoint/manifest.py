@@ -13,7 +13,7 @@ from typing import Any
 
 from preprocess.shards.atomic_io import write_json
 from preprocess.shards.format import sha256_of
-from simclr.config import TrainConfig, to_plain
+from simclr.config import TrainConfig, from_plain, require, to_plain
 
 FORMAT = "simclr-s2-checkpoint"
 FORMAT_VERSION = 2
@@ -26,27 +26,16 @@ SAVING_PREFIX = ".saving-"  # no pattern that looks for checkpoints matches it
 
 @dataclass(frozen=True, slots=True)
 class CheckpointManifest:
-    """Origin and contents of a checkpoint.
+    """Origin and contents of a checkpoint."""
 
-    Attributes:
-        step: optimizer steps done.
-        num_steps: steps of the whole run.
-        world_size: ranks that saved it.
-        config: settings of the run, plain.
-        config_hash: of the settings that decide the weights.
-        dataset: sources, fingerprint, samples, simulated, normalisation, view size.
-        torch: version that wrote it.
-        files: name to size and sha256.
-    """
-
-    step: int
-    num_steps: int
-    world_size: int
-    config: dict[str, Any]
-    config_hash: str
-    dataset: dict[str, Any]
-    torch: str
-    files: dict[str, dict[str, Any]]
+    step: int  # optimizer steps done
+    num_steps: int  # of the whole run
+    world_size: int  # ranks that saved it
+    config: dict[str, Any]  # settings of the run, plain
+    config_hash: str  # of the settings that decide the weights
+    dataset: dict[str, Any]  # sources, fingerprint, samples, simulated, normalisation, view size
+    torch: str  # version that wrote it
+    files: dict[str, dict[str, Any]]  # name to size and sha256
 
 
 class CheckpointVersionError(ValueError):
@@ -123,34 +112,24 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
 
 
 def verify(folder: Path) -> CheckpointManifest:
-    """Read the manifest and check every file against it.
-
-    Raises:
-        ValueError: the first thing that is wrong, with the file's name.
-    """
+    """Read the manifest and check every file against it; a ValueError names what is wrong first."""
     manifest = read_checkpoint_manifest(folder)
     if folder.name != folder_name(manifest.step):
         raise ValueError(f"{folder} holds step {manifest.step}: somebody has renamed it")
     for name, expected in manifest.files.items():
+        path, wanted = folder / name, expected["size_bytes"]
         try:
-            _verify_file(folder / name, expected)
+            require(path.is_file(), f"{path} is missing")
+            size = path.stat().st_size
+            require(size == wanted, f"{path} has {size} bytes, not {wanted}")
+            require(sha256_of(path) == expected["sha256"], f"{path} does not match its checksum")
         except OSError as error:
-            raise ValueError(f"{folder / name} cannot be read ({error.strerror})") from error
+            raise ValueError(f"{path} cannot be read ({error.strerror})") from error
     return manifest
 
 
-def _verify_file(path: Path, expected: dict[str, Any]) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing")
-    size = path.stat().st_size
-    if size != expected["size_bytes"]:
-        raise ValueError(f"{path} has {size} bytes, not {expected['size_bytes']}")
-    if sha256_of(path) != expected["sha256"]:
-        raise ValueError(f"{path} does not match its checksum")
-
-
 def _digest(content: dict[str, Any]) -> str:
-    """Return the sha256 of a manifest's content, whatever its layout on disk."""
+    # whatever its layout on disk
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -189,3 +168,22 @@ def differing_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "
         elif before != after:
             lines.append(f"{prefix}{name}: {before}, now {after}")
     return lines
+
+
+def refuse_other_run(config: TrainConfig, fingerprint: str, manifest: CheckpointManifest) -> None:
+    """Raise ValueError if a checkpoint is of other settings or shards; the message says which."""
+    if manifest.config_hash != config_hash(config):
+        # A checkpoint from before a setting was introduced has its default, and another hash.
+        before = binding_settings(from_plain(TrainConfig, manifest.config))
+        lines = differing_settings(before, binding_settings(config))
+        require(
+            not lines,
+            f"run_dir {config.run_dir} holds a run of other settings ({'; '.join(lines)}); "
+            "give another run_dir, or the settings it was started with",
+        )
+    own = manifest.dataset["fingerprint"]
+    require(
+        own == fingerprint,
+        f"run_dir {config.run_dir} was trained on other shards (fingerprint {own}, now "
+        f"{fingerprint}); give another run_dir",
+    )

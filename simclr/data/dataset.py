@@ -1,11 +1,9 @@
-"""ShardDataset: the samples of packed sources, numbered through; used by loader, sampler and views.
-
-A sample's id is its position among all packed rows; selecting a subset keeps it.
-"""
+"""The samples of packed sources, numbered through; used by loader, sampler and views."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from preprocess.shards import (
     open_readers,
     read_manifest,
 )
+from simclr.config import require
 
 
 class ShardDataset:
@@ -30,6 +29,9 @@ class ShardDataset:
     Attributes:
         manifests: one a packed source.
         bands: selected bands, the channels of a view in this order.
+        sources: names of the packed sources.
+        simulated: True if any source was synthesised rather than measured.
+        fingerprint: sixteen hex digits that change with any packed byte, or the order of sources.
         layouts: L distinct lists of band groups that hold a selected band, finest first.
         sample_id: (num_samples,) int64, position among all packed rows; subsets keep it.
         source: (num_samples,) int64, index into ``manifests``.
@@ -40,14 +42,17 @@ class ShardDataset:
     ) -> None:
         self.manifests = tuple(manifests)
         self.bands = tuple(bands)
+        self.sources = tuple(manifest.source for manifest in manifests)
+        self.simulated = any(manifest.simulated for manifest in manifests)
+        text = ":".join(manifest.fingerprint for manifest in manifests)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         needed = [_needed_groups(manifest, bands) for manifest in manifests]
         self.layouts = tuple(dict.fromkeys(needed))
         self._layout_of_source = np.array([self.layouts.index(groups) for groups in needed])
         self._readers: list[ShardReader] = []
-        rows_of_source = []
         for folder, manifest in zip(folders, manifests, strict=True):
             self._readers += open_readers(folder, manifest)
-            rows_of_source.append(manifest.rows)
+        rows_of_source = [manifest.rows for manifest in manifests]
         self._batches = BatchReader(self._readers)
         self.sample_id = np.arange(sum(rows_of_source), dtype=np.int64)
         self.source = np.repeat(np.arange(len(manifests), dtype=np.int64), rows_of_source)
@@ -63,11 +68,7 @@ class ShardDataset:
 
     @property
     def size_px(self) -> int:
-        """Side of every patch on its finest grid.
-
-        Raises:
-            ValueError: sources differ in it.
-        """
+        """Side of every patch on its finest grid; ValueError if sources differ in it."""
         sizes: list[int] = [self.layouts[n][0].size_px for n in self._layout_of_source]
         if len(set(sizes)) > 1:
             pairs = zip(self.sources, sizes, strict=True)
@@ -83,30 +84,11 @@ class ShardDataset:
         return tuple(np.bincount(self.source, minlength=len(self.manifests)).tolist())
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """Names of the packed sources."""
-        return tuple(manifest.source for manifest in self.manifests)
-
-    @property
-    def simulated(self) -> bool:
-        """True if any source was synthesised rather than measured."""
-        return any(manifest.simulated for manifest in self.manifests)
-
-    @property
-    def fingerprint(self) -> str:
-        """Sixteen hex digits that change with any packed byte, or the order of sources."""
-        text = ":".join(manifest.fingerprint for manifest in self.manifests)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
     def normalisation(self) -> dict[str, dict[str, dict[str, float]]]:
         """Mean and standard deviation per source and selected band, in stored values."""
         return {
             manifest.source: {
-                band: {
-                    "mean": manifest.statistics[band].mean,
-                    "std": manifest.statistics[band].std,
-                }
+                band: {"mean": manifest.statistics[band].mean, "std": manifest.statistics[band].std}
                 for band in self.bands
             }
             for manifest in self.manifests
@@ -118,13 +100,10 @@ class ShardDataset:
         buffers: Mapping[str, npt.NDArray[np.uint16]],
         places: npt.NDArray[np.int64],
     ) -> None:
-        """Read the pixels of samples into places of a batch, from any thread.
+        """Read the pixels of samples, all of one layout, into places of a batch; from any thread.
 
-        Args:
-            samples: their numbers, all of one layout; in ascending order files are read in one
-                direction.
-            buffers: (batch, bands, size_px, size_px) uint16 of each group of their layout.
-            places: index into the batch of each sample.
+        In ascending order of samples files are read in one direction. ``buffers`` has (batch,
+        bands, size_px, size_px) uint16 of each group of their layout.
         """
         self._batches.read_into(self.sample_id[samples], buffers, places)
 
@@ -145,15 +124,11 @@ class ShardDataset:
         return np.unique(first_of, return_inverse=True)[1].astype(np.int64)
 
     def label_set(self, name: str) -> LabelSet:
-        """Return the class names of a label set, equal in all sources.
-
-        Raises:
-            ValueError: a source lacks it, or the sources disagree on its classes.
-        """
-        found = [manifest.layout.label_set(name) for manifest in self.manifests]
-        if any(labels != found[0] for labels in found):
+        """Return a label set's class names; ValueError if a source lacks it, or has others."""
+        first, *more = (manifest.layout.label_set(name) for manifest in self.manifests)
+        if any(labels != first for labels in more):
             raise ValueError(f"label set {name!r} differs between {', '.join(self.sources)}")
-        return found[0]
+        return first
 
     def labels(self, name: str) -> npt.NDArray[np.uint8]:
         """Return labels of the selected samples: (num_samples, classes), 255 where unknown."""
@@ -201,40 +176,35 @@ def open_dataset(
         ValueError: a folder is not packed, sources share a name, a band is missing, or nothing is
             left.
     """
-    if not shards:
-        raise ValueError("shards is empty; give at least one packed folder, shards=[DIR]")
+    require(bool(shards), "shards is empty; give at least one packed folder, shards=[DIR]")
     folders = [Path(folder) for folder in shards]
     manifests = [read_manifest(folder) for folder in folders]
-    _refuse_repeated_sources(manifests)
+    names = Counter(manifest.source for manifest in manifests)
+    for name, count in names.items():
+        require(
+            count == 1,
+            f"source {name!r} is given {count} times; normalisation goes by source name, so pack "
+            "one with another source.name",
+        )
     dataset = ShardDataset(folders, manifests, bands)
     if splits is not None:
         dataset.select(np.flatnonzero(np.isin(dataset.index("split"), list(splits))))
     if fraction < 1:
         dataset.thin(fraction, seed, whole_places=whole_places)
-    if not dataset.num_samples:
-        raise ValueError(
-            f"no patches left in {', '.join(dataset.sources)} with splits {list(splits or [])} "
-            f"and fraction {fraction}; patches without a split need an empty name: ['']"
-        )
+    require(
+        dataset.num_samples > 0,
+        f"no patches left in {', '.join(dataset.sources)} with splits {list(splits or [])} "
+        f"and fraction {fraction}; patches without a split need an empty name: ['']",
+    )
     return dataset
 
 
 def _needed_groups(manifest: Manifest, bands: Sequence[str]) -> tuple[GroupLayout, ...]:
     layout = manifest.layout
     missing = [band for band in bands if band not in layout.bands]
-    if missing:
-        raise ValueError(
-            f"band {', '.join(missing)} not in the shards of {manifest.source}; they hold "
-            f"{', '.join(layout.bands)}; set data.bands"
-        )
+    require(
+        not missing,
+        f"band {', '.join(missing)} not in the shards of {manifest.source}; they hold "
+        f"{', '.join(layout.bands)}; set data.bands",
+    )
     return tuple(group for group in layout.groups if set(group.bands) & set(bands))
-
-
-def _refuse_repeated_sources(manifests: Sequence[Manifest]) -> None:
-    names = [manifest.source for manifest in manifests]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(
-                f"source {name!r} is given {names.count(name)} times; normalisation goes by "
-                "source name, so pack one with another source.name"
-            )

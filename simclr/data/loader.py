@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -22,32 +23,22 @@ from simclr.data.sampler import DeterministicBatchSampler, Samples, TemporalPair
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples as stored, on the device.
+    """Samples as stored, on the device."""
 
-    Attributes:
-        groups: per band group (B, bands, size_px, size_px) uint16; empty if there are parts.
-        source: (B,) int64, index of each sample's source.
-        sample_id: (B,) int64.
-        epoch: (B,) int64, how often each sample was read before.
-        paired: the first half is for first views, the second half for second views; otherwise
-            both views of a pair come from one sample.
-        layout: of the samples, index into ``ShardDataset.layouts``.
-        parts: of a data set of several layouts: positions in the batch and samples of each.
-    """
-
+    # per band group (B, bands, size_px, size_px) uint16; empty if there are parts
     groups: dict[str, torch.Tensor]
-    source: torch.Tensor
-    sample_id: torch.Tensor
-    epoch: torch.Tensor
+    source: torch.Tensor  # (B,) int64, index of each sample's source
+    sample_id: torch.Tensor  # (B,) int64
+    epoch: torch.Tensor  # (B,) int64, how often each sample was read before
+    # the first half is for first views, the second half for second views; otherwise both views of a
+    # pair come from one sample
     paired: bool = False
-    layout: int = 0
+    layout: int = 0  # of the samples, index into ``ShardDataset.layouts``
+    # of a data set of several layouts: positions in the batch and samples of each
     parts: tuple[tuple[torch.Tensor, Batch], ...] = ()
 
     def part(self, samples: slice) -> Batch:
-        """Return some of the samples of a batch of one layout, without copying.
-
-        Which views they are for is lost.
-        """
+        """Return some samples of a batch of one layout; no copy, and ``paired`` is lost."""
         groups = {name: stored[samples] for name, stored in self.groups.items()}
         own = self.source[samples], self.sample_id[samples], self.epoch[samples]
         return Batch(groups, *own, layout=self.layout)
@@ -94,13 +85,10 @@ class Loader:
         self.wait_s = 0.0  # time the consumer stood still, summed over batches
 
     def __iter__(self) -> Iterator[Batch]:
-        readers = ThreadPoolExecutor(
-            self._num_threads, "loader", initializer=_use_device, initargs=(self._device,)
-        )
+        pool = partial(ThreadPoolExecutor, initializer=_use_device, initargs=(self._device,))
         # A thread of its own starts the copy of a batch as soon as it is read, long before it is
         # asked for.
-        copier = ThreadPoolExecutor(1, "copy", initializer=_use_device, initargs=(self._device,))
-        with readers, copier:
+        with pool(self._num_threads, "loader") as readers, pool(1, "copy") as copier:
             pending: deque[tuple[_Slot, Future[Batch]]] = deque()
             ahead = len(self._slots) - 1  # one slot stays with the consumer
             try:
@@ -112,7 +100,12 @@ class Loader:
                         copied = copier.submit(slot.copy, reads, self._device, self._paired)
                         pending.append((slot, copied))
                     if number >= ahead:
-                        yield self._finish(*pending.popleft())
+                        slot, copied = pending.popleft()
+                        start = time.perf_counter()
+                        batch = copied.result()
+                        self.wait_s += time.perf_counter() - start
+                        slot.hand_over(batch)
+                        yield batch
             finally:
                 # what nobody will ask for is neither read nor copied
                 readers.shutdown(cancel_futures=True)
@@ -122,22 +115,14 @@ class Loader:
         self, pool: ThreadPoolExecutor, slot: _Slot, number: int
     ) -> list[Future[None]]:
         planned = self._plan(number)
-        samples, epochs = (
-            planned if isinstance(planned, tuple) else (planned, np.zeros_like(planned))
-        )
-        slot.assign(self._dataset, samples, epochs)
+        if not isinstance(planned, tuple):
+            planned = planned, np.zeros_like(planned)
+        slot.assign(self._dataset, *planned)
         # Neighbours in the file are read by one thread, in file order.
         order = np.argsort(slot.sample_id, kind="stable")
         ends = [len(order) * part // self._num_threads for part in range(self._num_threads + 1)]
         parts = [order[start:end] for start, end in pairwise(ends)]
         return [pool.submit(slot.fill, self._dataset, part) for part in parts if len(part)]
-
-    def _finish(self, slot: _Slot, copied: Future[Batch]) -> Batch:
-        start = time.perf_counter()
-        batch = copied.result()
-        self.wait_s += time.perf_counter() - start
-        slot.hand_over(batch)
-        return batch
 
 
 def _use_device(device: torch.device) -> None:
@@ -152,13 +137,9 @@ class _Slot:
     def __init__(self, dataset: ShardDataset, batch_size: int, device: torch.device) -> None:
         self._pinned = device.type == "cuda"  # other memory is not copied beside the computation
         # A batch may be of one layout alone, so each has memory for all of it.
+        empty = partial(torch.empty, dtype=torch.uint16, pin_memory=self._pinned)
         self._groups = [
-            {
-                group.name: torch.empty(
-                    (batch_size, *group.shape), dtype=torch.uint16, pin_memory=self._pinned
-                )
-                for group in groups
-            }
+            {group.name: empty((batch_size, *group.shape)) for group in groups}
             for groups in dataset.layouts
         ]
         # The same memory as numpy sees it: reads land in it without torch, and without a copy.
@@ -193,10 +174,7 @@ class _Slot:
                 dataset.read_into(self._samples[own], views, self._place[own])
 
     def copy(self, reads: list[Future[None]], device: torch.device, paired: bool) -> Batch:
-        """Wait for the reads and return the batch on the device.
-
-        A copy to a GPU runs on a stream of its own, beside the computation.
-        """
+        """Wait for the reads, return the batch; a GPU copies on a stream beside computation."""
         for read in reads:
             read.result()
         counts = np.bincount(self._layout, minlength=len(self._groups)).tolist()
@@ -220,13 +198,12 @@ class _Slot:
 
     def hand_over(self, batch: Batch) -> None:
         """Let the computing stream wait for the copy; the host does not."""
-        if self._copied is None:
-            return
-        current = torch.cuda.current_stream(batch.source.device)
-        current.wait_event(self._copied)
-        # Or the allocator would hand this memory on while the computing stream still reads it.
-        for tensor in batch.tensors():
-            tensor.record_stream(current)
+        if self._copied is not None:
+            current = torch.cuda.current_stream(batch.source.device)
+            current.wait_event(self._copied)
+            # Or the allocator would hand this memory on while the computing stream still reads it.
+            for tensor in batch.tensors():
+                tensor.record_stream(current)
 
 
 def _joined(
@@ -284,11 +261,10 @@ def training_batches(  # noqa: PLR0913 - what a loader is made of
 
 def sequential_batches(dataset: ShardDataset, batch_size: int, device: torch.device) -> Loader:
     """Return a loader that reads every sample once, in order; the last batch may be shorter."""
+    samples = np.arange(dataset.num_samples)
     return Loader(
         dataset,
-        lambda number: np.arange(
-            number * batch_size, min((number + 1) * batch_size, dataset.num_samples)
-        ),
+        lambda number: samples[number * batch_size : (number + 1) * batch_size],
         num_batches=-(-dataset.num_samples // batch_size),
         batch_size=min(batch_size, dataset.num_samples),
         device=device,

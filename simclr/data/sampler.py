@@ -1,7 +1,6 @@
 """Which samples a rank reads at a step: a function of seed, step and world size alone.
 
 Nothing of it is saved, and any world size that divides the global batch sees the same batches.
-With temporal pairs the sampler orders locations, and each gives two samples of different dates.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from simclr.config import require
 from simclr.data.dataset import ShardDataset
 from simclr.philox import Philox
 
@@ -29,32 +29,21 @@ class DeterministicBatchSampler:
     Without ``draws`` an epoch shows every sample once, but for the remainder of ``num_samples`` by
     ``global_batch_size``, which differs every epoch. With ``draws`` an epoch is as long, and takes
     that many samples from each source; no sample of a source is read again before all of its
-    others, also across epochs.
-
-    With temporal pairs a "sample" is a location (see ``TemporalPairSampler``).
-
-    Attributes:
-        num_samples: samples of all sources; those of a source stand together.
-        global_batch_size: pairs a step over all ranks.
-        seed: of the shuffling.
-        rank: whose samples.
-        world_size: number of ranks.
-        sizes: samples of each source; needed with ``draws`` only.
-        draws: samples taken from each source in an epoch; they sum to ``num_samples``.
-        unit: what a sample is called in an error.
+    others, also across epochs. With temporal pairs a "sample" is a location, of which
+    ``TemporalPairSampler`` gives two samples.
 
     Raises:
         ValueError: the batch does not divide over the ranks, or is larger than the data set.
     """
 
-    num_samples: int
-    global_batch_size: int
-    seed: int
-    rank: int = 0
+    num_samples: int  # of all sources; those of a source stand together
+    global_batch_size: int  # pairs a step over all ranks
+    seed: int  # of the shuffling
+    rank: int = 0  # whose samples
     world_size: int = 1
-    sizes: tuple[int, ...] = ()
-    draws: tuple[int, ...] = ()
-    unit: str = "patches"
+    sizes: tuple[int, ...] = ()  # samples of each source; needed with ``draws`` only
+    draws: tuple[int, ...] = ()  # from each source in an epoch; they sum to ``num_samples``
+    unit: str = "patches"  # what a sample is called in an error
 
     def __post_init__(self) -> None:
         batch, ranks = self.global_batch_size, self.world_size
@@ -64,11 +53,11 @@ class DeterministicBatchSampler:
                 f"data.global_batch_size is {batch} but {ranks} ranks need a multiple of {ranks}; "
                 f"use {below or above} or {above}"
             )
-        if self.num_samples < batch:
-            raise ValueError(
-                f"data.global_batch_size is {batch} but the selected shards hold "
-                f"{self.num_samples} {self.unit}; lower it or give more shards"
-            )
+        require(
+            self.num_samples >= batch,
+            f"data.global_batch_size is {batch} but the selected shards hold "
+            f"{self.num_samples} {self.unit}; lower it or give more shards",
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,12 +68,11 @@ class DeterministicBatchSampler:
         """Return the epoch, from 0, to which a step belongs."""
         return step // self.steps_per_epoch
 
-    def samples(self, step: int) -> Samples:
-        """Return this rank's samples at a step: (global_batch_size / world_size,) int64."""
-        return self.plan(step)[0]
-
     def plan(self, step: int) -> tuple[Samples, Samples]:
-        """Return this rank's samples at a step, and how often each was read before."""
+        """Return this rank's samples at a step, and how often each was read before.
+
+        (global_batch_size / world_size,) int64 each.
+        """
         per_rank = self.global_batch_size // self.world_size
         # Ranks take neighbouring slices of one global batch: another number of ranks cuts the same
         # batch elsewhere.
@@ -135,121 +123,81 @@ def draws_per_source(sizes: Sequence[int], weights: Sequence[float]) -> tuple[in
     return tuple(counts.tolist())
 
 
-@dataclass(frozen=True, slots=True)
 class TemporalPairSampler:
-    """The selected samples by place, and within a place by date.
+    """The selected samples of a data set by place, and within a place by date.
 
-    Attributes:
-        members: (num_samples,) int64, numbers of the samples in that order.
-        start: (P + 1,) int64, where each place begins among the members, and the last one's end.
-        date_start: (num_samples,) int64, where the date of each member begins among them.
-        date_end: (num_samples,) int64, and where it ends.
-        place_id: (P,) int64, sample id of each place's first sample: what its draws go by.
-        sizes: places of each source.
-        seed: another seed draws other dates.
-    """
-
-    members: Samples
-    start: Samples
-    date_start: Samples
-    date_end: Samples
-    place_id: Samples
-    sizes: tuple[int, ...]
-    seed: int
-
-    @property
-    def num_places(self) -> int:
-        """Number of places: pairs in an epoch."""
-        return len(self.place_id)
-
-    @property
-    def num_seasonal(self) -> int:
-        """Number of places with two dates or more."""
-        return int((self.date_end[self.start[:-1]] < self.start[1:]).sum())
-
-    def pairs(self, places: Samples, epochs: Samples) -> tuple[Samples, Samples]:
-        """Draw two samples of each place, of two dates where there are two.
-
-        Args:
-            places: (B,) int64, numbers below ``num_places``.
-            epochs: (B,) int64, how often each was shown before.
-
-        Returns:
-            The samples of the first views and those of the second views, (B,) each. A place with
-            one date gives one sample twice.
-        """
-        u = self._draw(places, epochs)
-        start, count = self.start[places], self.start[places + 1] - self.start[places]
-        first = start + (u[:, 0] * count).astype(np.int64)
-        end = self.date_end[first]
-        others = count - (end - self.date_start[first])
-        # Counted on from the end of its own date and round the place: any sample of another date.
-        onward = end - start + (u[:, 1] * others).astype(np.int64)
-        second = np.where(others > 0, start + onward % count, first)
-        return self.members[first], self.members[second]
-
-    def _draw(self, places: Samples, epochs: Samples) -> npt.NDArray[np.float64]:
-        """Return (B, 2) uniforms; in float64 their product with a count stays below the count."""
-        ids = torch.from_numpy(self.place_id[places])
-        stream = torch.full_like(ids, _DATE_STREAM)
-        drawn = Philox(self.seed).uniforms(torch.from_numpy(epochs), ids, stream, 2)
-        return drawn.numpy().astype(np.float64)
-
-
-def temporal_pairs_of(dataset: ShardDataset, seed: int, *, weighted: bool) -> TemporalPairSampler:
-    """Sort the samples of a dataset by place and date.
-
-    Args:
-        dataset: selected samples.
-        seed: drives the draws.
-        weighted: sources are mixed by weights, so that every place must be of one source.
+    ``sizes`` has the places of each source. Where sources are ``weighted``, every place must be of
+    one source.
 
     Raises:
         ValueError: no place has two dates, or a place is in two sources that are weighted.
     """
-    place = dataset.places()
-    # A day, not a time of day: both releases of BigEarthNet give one scene times of its own.
-    _, date = np.unique(dataset.index("acquired").astype("U10"), return_inverse=True)
-    members = np.lexsort((date, place))
-    place, date = place[members], date[members]
-    new_place = np.diff(place, prepend=-1) != 0
-    new_date = new_place | (np.diff(date, prepend=-1) != 0)
-    start, dates = np.flatnonzero(new_place), np.flatnonzero(new_date)
-    number = np.cumsum(new_date) - 1  # of each member's date among all
-    source = dataset.source[members]
-    pair_sampler = TemporalPairSampler(
-        members,
-        np.append(start, len(members)),
-        dates[number],
-        np.append(dates[1:], len(members))[number],
-        dataset.sample_id[members[start]],
-        tuple(np.bincount(source[start], minlength=len(dataset.sources)).tolist()),
-        seed,
-    )
-    _refuse_without_dates(pair_sampler, dataset)
-    if weighted:
-        _refuse_shared_places(dataset, source != source[start][place], members)
-    return pair_sampler
 
-
-def _refuse_without_dates(pair_sampler: TemporalPairSampler, dataset: ShardDataset) -> None:
-    if pair_sampler.num_seasonal:
-        return
-    named = int((dataset.index("place") != "").sum())
-    raise ValueError(
-        f"data.positives is season, but no place in {', '.join(dataset.sources)} has two dates "
-        f"({named} of {dataset.num_samples} selected patches name their place); pack several dates "
-        "of one ground, or set data.positives=same"
-    )
-
-
-def _refuse_shared_places(
-    dataset: ShardDataset, shared: npt.NDArray[np.bool_], members: Samples
-) -> None:
-    if shared.any():
-        example = dataset.index("place")[members[shared][0]]
-        raise ValueError(
-            f"data.weights is given and data.positives is season, but {shared.sum()} patches lie "
-            f"in places of another source ({example} is one); leave data.weights empty, or leave "
-            "one of the sources out of shards"
+    def __init__(self, dataset: ShardDataset, seed: int, *, weighted: bool) -> None:
+        place = dataset.places()
+        # A day, not a time of day: both releases of BigEarthNet give one scene times of its own.
+        _, date = np.unique(dataset.index("acquired").astype("U10"), return_inverse=True)
+        self._members = members = np.lexsort((date, place))  # numbers of the samples in this order
+        place, date = place[members], date[members]
+        new_place = np.diff(place, prepend=-1) != 0
+        new_date = new_place | (np.diff(date, prepend=-1) != 0)
+        first, dates = np.flatnonzero(new_place), np.flatnonzero(new_date)
+        number = np.cumsum(new_date) - 1  # of each member's date among all
+        source = dataset.source[members]
+        # (P + 1,) where each place begins among the members, and the last one's end
+        self._start = np.append(first, len(members))
+        # (num_samples,) where the date of each member begins and ends among them
+        self._date_start = dates[number]
+        self._date_end = np.append(dates[1:], len(members))[number]
+        # (P,) sample id of each place's first sample: what its draws go by
+        self._place_id = dataset.sample_id[members[first]]
+        counts = np.bincount(source[first], minlength=len(dataset.sources))
+        self.sizes: tuple[int, ...] = tuple(counts.tolist())
+        self._generator = Philox(seed)
+        names = dataset.index("place")
+        require(
+            self.num_seasonal > 0,
+            f"data.positives is season, but no place in {', '.join(dataset.sources)} has two dates "
+            f"({(names != '').sum()} of {dataset.num_samples} selected patches name their place); "
+            "pack several dates of one ground, or set data.positives=same",
         )
+        shared = source != source[first][place]
+        if weighted and shared.any():
+            raise ValueError(
+                f"data.weights is given and data.positives is season, but {shared.sum()} patches "
+                f"lie in places of another source ({names[members[shared][0]]} is one); leave "
+                "data.weights empty, or leave one of the sources out of shards"
+            )
+
+    @property
+    def num_places(self) -> int:
+        """Number of places: pairs in an epoch."""
+        return len(self._place_id)
+
+    @property
+    def num_seasonal(self) -> int:
+        """Number of places with two dates or more."""
+        return int((self._date_end[self._start[:-1]] < self._start[1:]).sum())
+
+    def pairs(self, places: Samples, epochs: Samples) -> tuple[Samples, Samples]:
+        """Draw two samples of each place, of two dates where there are two: (B,) each.
+
+        ``places`` (B,) are below ``num_places``, ``epochs`` (B,) say how often each was shown
+        before. A place with one date gives one sample twice.
+        """
+        u = self._draw(places, epochs)
+        start, count = self._start[places], self._start[places + 1] - self._start[places]
+        first = start + (u[:, 0] * count).astype(np.int64)
+        end = self._date_end[first]
+        others = count - (end - self._date_start[first])
+        # Counted on from the end of its own date and round the place: any sample of another date.
+        onward = end - start + (u[:, 1] * others).astype(np.int64)
+        second = np.where(others > 0, start + onward % count, first)
+        return self._members[first], self._members[second]
+
+    def _draw(self, places: Samples, epochs: Samples) -> npt.NDArray[np.float64]:
+        """Return (B, 2) uniforms; in float64 their product with a count stays below the count."""
+        ids = torch.from_numpy(self._place_id[places])
+        stream = torch.full_like(ids, _DATE_STREAM)
+        drawn = self._generator.uniforms(torch.from_numpy(epochs), ids, stream, 2)
+        return drawn.numpy().astype(np.float64)

@@ -30,8 +30,7 @@ from simclr.data.dataset import open_dataset
 from simclr.data.loader import sequential_batches
 from simclr.distributed import distributed_context
 from simclr.model.batchnorm import GroupBatchNorm, _NativeBatchNorm
-from simclr.train import train_step
-from simclr.trainer import Trainer
+from simclr.train import Trainer, train_step
 
 pytestmark = [
     pytest.mark.gpu,

@@ -21,8 +21,7 @@ from simclr.config import (
     Precision,
 )
 from simclr.distributed import distributed_context
-from simclr.train import train_step
-from simclr.trainer import Trainer
+from simclr.train import Trainer, train_step
 
 # What must know a value on the host: item, bool, nonzero, and indexing by a mask, which counts it.
 WAITING = {

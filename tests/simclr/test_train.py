@@ -15,7 +15,7 @@ from ranks import CPU, results_of, run_ranks, start_ranks
 
 from preprocess.bands import L2A_BANDS
 from simclr.checkpoint.manager import newest_valid
-from simclr.checkpoint.manifest import read_checkpoint_manifest
+from simclr.checkpoint.manifest import read_checkpoint_manifest, refuse_other_run
 from simclr.config import (
     AugmentConfig,
     BatchNormGroup,
@@ -33,7 +33,6 @@ from simclr.model.pretrained import load_pretrained
 from simclr.monitoring.metrics import read_metrics
 from simclr.preemption import Preempted, TrainerHooks
 from simclr.train import train
-from simclr.trainer import refuse_other_run
 
 
 class SignalAt:
@@ -269,11 +268,11 @@ def test_a_checkpoint_from_before_a_setting_existed_is_gone_on_with(shards, unbr
     manifest = read_checkpoint_manifest(newest_valid(unbroken))
     data = {key: value for key, value in manifest.config["data"].items() if key != "positives"}
     older = replace(manifest, config={**manifest.config, "data": data}, config_hash="0" * 16)
-    dataset = open_dataset([str(shards)], L2A_BANDS)
-    refuse_other_run(small_run(shards, unbroken), dataset, older)
+    fingerprint = open_dataset([str(shards)], L2A_BANDS).fingerprint
+    refuse_other_run(small_run(shards, unbroken), fingerprint, older)
     seasonal = DataConfig(global_batch_size=8, splits=["train"], positives=Positives.season)
     with pytest.raises(ValueError, match="positives: same, now season"):
-        refuse_other_run(small_run(shards, unbroken, data=seasonal), dataset, older)
+        refuse_other_run(small_run(shards, unbroken, data=seasonal), fingerprint, older)
 
 
 def test_a_run_folder_of_other_shards_is_refused(unbroken, tmp_path):
@@ -333,10 +332,10 @@ def test_a_run_of_precision_auto_keeps_what_it_began_in(
     caplog.set_level("WARNING", "simclr")
     larger = AugmentConfig(view_size_px=24)
     run = small_run(shards, tmp_path / "run", precision="auto", max_steps=4, augment=larger)
-    monkeypatch.setattr("simclr.trainer.is_fast_in_bfloat16", lambda _: fast)
+    monkeypatch.setattr("simclr.train.is_fast_in_bfloat16", lambda _: fast)
     with pytest.raises(Preempted):
         train(run, [SignalAt(2)])
-    monkeypatch.setattr("simclr.trainer.is_fast_in_bfloat16", lambda _: not fast)
+    monkeypatch.setattr("simclr.train.is_fast_in_bfloat16", lambda _: not fast)
     folder = train(run)
     assert read_checkpoint_manifest(folder).config["precision"] == chosen
     assert f"the run began in {chosen} and keeps it" in caplog.text
@@ -345,7 +344,7 @@ def test_a_run_of_precision_auto_keeps_what_it_began_in(
 def test_a_run_that_began_in_bfloat16_is_not_continued_where_that_is_wrong(
     shards, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("simclr.trainer.saved_precision", lambda _: "bfloat16")  # on a GPU
+    monkeypatch.setattr("simclr.train.saved_precision", lambda _: "bfloat16")  # on a GPU
     with pytest.raises(ValueError, match=r"began in bfloat16 and a view has 12 px.*on GPUs"):
         train(small_run(shards, tmp_path / "run", precision="auto", max_steps=2))
 
@@ -359,7 +358,7 @@ def test_the_last_asynchronous_save_is_tried_again(shards, tmp_path, monkeypatch
             if self.failures == 1:
                 raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("simclr.trainer.SAVE_PAUSES_S", (0.1,))
+    monkeypatch.setattr("simclr.train.SAVE_PAUSES_S", (0.1,))
     saving = CheckpointConfig(asynchronous=True)
     config = small_run(shards, tmp_path / "run", checkpoint=saving, max_steps=2)
     folder = train(config, hooks=FailingOnce())
@@ -373,6 +372,6 @@ def test_bfloat16_is_refused_where_torch_computes_wrong_gradients_in_it(shards, 
 
 
 def test_auto_takes_float32_where_bfloat16_would_be_wrong(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("simclr.trainer.is_fast_in_bfloat16", lambda _: True)
+    monkeypatch.setattr("simclr.train.is_fast_in_bfloat16", lambda _: True)
     folder = train(small_run(shards, tmp_path / "run", precision="auto", max_steps=1))
     assert read_checkpoint_manifest(folder).config["precision"] == "float32"

@@ -41,7 +41,7 @@ def test_batches_hold_the_planned_samples_in_the_planned_order(dataset, threads,
     )
     steps = 0
     for step, batch in enumerate(loader, start=4):
-        planned = sampler.samples(step)
+        planned = sampler.plan(step)[0]
         assert np.array_equal(batch.sample_id.numpy(), dataset.sample_id[planned])
         for position, sample in enumerate(planned):
             for name, expected in pixels_of(dataset, int(sample)).items():

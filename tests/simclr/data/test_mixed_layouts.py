@@ -16,7 +16,7 @@ from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, ModelConfig, TrainConfig
 from simclr.data.dataset import open_dataset
 from simclr.data.loader import Loader, sequential_batches, training_batches
-from simclr.data.sampler import DeterministicBatchSampler, temporal_pairs_of
+from simclr.data.sampler import DeterministicBatchSampler, TemporalPairSampler
 from simclr.evaluation.splits import seen_in_pretraining
 from simclr.train import train
 
@@ -61,7 +61,7 @@ def test_every_sample_of_a_batch_arrives_with_its_own_layout(dataset):
     assert len(dataset.layouts) == 3
     sampler, layouts_seen = DeterministicBatchSampler(60, 8, seed=0), set()
     for step, batch in enumerate(batches_of(dataset, sampler)):
-        planned = sampler.samples(step)
+        planned = sampler.plan(step)[0]
         assert batch.sample_id.tolist() == dataset.sample_id[planned].tolist()
         found = torch.cat([positions for positions, _ in batch.parts]).sort().values
         assert found.tolist() == list(range(8))
@@ -118,7 +118,7 @@ def test_two_dates_of_a_place_may_come_in_two_layouts(tmp_path):
         num_dates=2,
     )  # fmt: skip
     dataset = open_dataset([str(native), str(flat)], BANDS)
-    pairs = temporal_pairs_of(dataset, 1, weighted=False)
+    pairs = TemporalPairSampler(dataset, 1, weighted=False)
     sampler = DeterministicBatchSampler(pairs.num_places, 8, seed=1)
     config = AugmentConfig(preset="none", view_size_px=SIDE_PX)
     maker, crossing = ViewMaker(dataset, config, 0, CPU), 0

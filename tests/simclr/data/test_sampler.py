@@ -37,10 +37,10 @@ def test_a_global_batch_is_the_same_for_any_number_of_ranks(ranks):
     whole = DeterministicBatchSampler(1000, 96, seed=4)
     for step in (0, 9, 10, 57):
         parts = [
-            DeterministicBatchSampler(1000, 96, 4, rank, ranks).samples(step)
+            DeterministicBatchSampler(1000, 96, 4, rank, ranks).plan(step)[0]
             for rank in range(ranks)
         ]
-        assert np.array_equal(np.concatenate(parts), whole.samples(step))
+        assert np.array_equal(np.concatenate(parts), whole.plan(step)[0])
 
 
 def test_each_sample_comes_at_most_once_an_epoch():
@@ -48,7 +48,7 @@ def test_each_sample_comes_at_most_once_an_epoch():
     assert sampler.steps_per_epoch == 10
     for epoch in range(3):
         steps = range(epoch * 10, epoch * 10 + 10)
-        seen = np.concatenate([sampler.samples(step) for step in steps])
+        seen = np.concatenate([sampler.plan(step)[0] for step in steps])
         assert len(np.unique(seen)) == 960
         assert {sampler.epoch(step) for step in steps} == {epoch}
 
@@ -76,7 +76,7 @@ def source_of(samples, sizes=(30, 60, 10)):
 def test_mixed_sources_fill_an_epoch_by_their_weights():
     sampler = mixed([2, 1, 1])
     for epoch in range(3):
-        drawn = np.concatenate([sampler.samples(10 * epoch + step) for step in range(10)])
+        drawn = np.concatenate([sampler.plan(10 * epoch + step)[0] for step in range(10)])
         assert np.bincount(source_of(drawn)).tolist() == [50, 25, 25]
 
 

@@ -20,7 +20,7 @@ from simclr.checkpoint.manager import newest_valid
 from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, Positives, TrainConfig
 from simclr.data.dataset import ShardDataset, open_dataset
 from simclr.data.loader import training_batches
-from simclr.data.sampler import DeterministicBatchSampler, temporal_pairs_of
+from simclr.data.sampler import DeterministicBatchSampler, TemporalPairSampler
 from simclr.preemption import Preempted
 from simclr.train import train
 
@@ -39,7 +39,7 @@ def dataset_of(*folders) -> ShardDataset:
 
 
 def drawn(dataset: ShardDataset, seed=0, epoch=0) -> tuple[np.ndarray, np.ndarray]:
-    pair_sampler = temporal_pairs_of(dataset, seed, weighted=False)
+    pair_sampler = TemporalPairSampler(dataset, seed, weighted=False)
     return pair_sampler.pairs(
         np.arange(pair_sampler.num_places), np.full(pair_sampler.num_places, epoch)
     )
@@ -103,13 +103,13 @@ def test_patches_without_a_place_are_alone(shards, tmp_path):
     dataset = dataset_of(shards)
     nameless = np.where(np.arange(96) < 6, "", dataset.index("place"))
     dataset.index = {"place": nameless, "acquired": dataset.index("acquired")}.__getitem__
-    pair_sampler = temporal_pairs_of(dataset, 0, weighted=False)
+    pair_sampler = TemporalPairSampler(dataset, 0, weighted=False)
     assert (pair_sampler.num_places, pair_sampler.num_seasonal) == (36, 30)
 
 
 def test_no_place_comes_twice_in_an_epoch_so_none_is_its_own_negative(shards):
     dataset = dataset_of(shards)
-    pair_sampler = temporal_pairs_of(dataset, 3, weighted=False)
+    pair_sampler = TemporalPairSampler(dataset, 3, weighted=False)
     sampler = DeterministicBatchSampler(pair_sampler.num_places, 8, seed=3)
     place = dataset.index("place")
     for epoch in range(3):
@@ -121,7 +121,7 @@ def test_no_place_comes_twice_in_an_epoch_so_none_is_its_own_negative(shards):
 def test_both_patches_reach_the_two_views_each_normalised_by_its_own_source(shards, tmp_path):
     other = packed_arrays(tmp_path, 32, source="other", ground="arrays", seed=9)
     dataset = dataset_of(shards, other)  # a fourth patch of each place, of another source
-    pair_sampler = temporal_pairs_of(dataset, 1, weighted=False)
+    pair_sampler = TemporalPairSampler(dataset, 1, weighted=False)
     sampler = DeterministicBatchSampler(pair_sampler.num_places, 8, seed=1)
     loader = training_batches(
         dataset,
@@ -164,7 +164,7 @@ def one_view(dataset: ShardDataset, sample: int) -> torch.Tensor:
 
 def test_views_of_a_pair_differ_in_their_draws_as_those_of_one_patch_do(shards):
     dataset = dataset_of(shards)
-    pair_sampler = temporal_pairs_of(dataset, 0, weighted=False)
+    pair_sampler = TemporalPairSampler(dataset, 0, weighted=False)
     loader = training_batches(
         dataset, DeterministicBatchSampler(32, 8, 0), pair_sampler,
         start_step=0, num_steps=1, device=CPU, num_threads=1, num_slots=2,
@@ -183,7 +183,7 @@ def test_a_fraction_takes_places_with_all_their_dates(shards):
 def test_weights_mix_places_of_sources(shards, tmp_path):
     other = packed_arrays(tmp_path, 16, num_dates=2, source="other")
     data = replace(SEASON, weights=[1.0, 1.0], splits=["train", "validation", "test"])
-    pair_sampler = temporal_pairs_of(dataset_of(shards, other), 0, weighted=bool(data.weights))
+    pair_sampler = TemporalPairSampler(dataset_of(shards, other), 0, weighted=bool(data.weights))
     assert pair_sampler.sizes == (32, 8)
 
 
@@ -192,7 +192,7 @@ def test_weights_are_refused_where_sources_share_places(shards, tmp_path):
     with pytest.raises(
         ValueError, match=r"16 patches lie in places of another source.*arrays_0000"
     ):
-        temporal_pairs_of(dataset_of(shards, other), 0, weighted=True)
+        TemporalPairSampler(dataset_of(shards, other), 0, weighted=True)
 
 
 def test_shards_without_two_dates_of_a_place_are_refused(tmp_path):
