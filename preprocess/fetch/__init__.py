@@ -12,14 +12,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preprocess.config import EARTH_SEARCH, FetchConfig
 from preprocess.fetch.archives import ARCHIVES, Archive, ArchivePlan, fetch_archive, plan_archive
 from preprocess.fetch.http import FetchError, Http
 from preprocess.fetch.scenes import STAGING, SceneFolder, fetch_scenes, measure_rate, plan_scenes
-from preprocess.fetch.stac import Scene, area_of, search, write_scenes
+from preprocess.fetch.stac import Scene, area_of, write_scenes
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +37,7 @@ class Summary:
 
 
 def fetch(config: FetchConfig, archive: Archive | None = None) -> Summary:
-    """Fetch what the settings name.
-
-    Args:
-        config: the settings.
-        archive: instead of the published one.
+    """Fetch what the settings name; ``archive`` stands for the published one.
 
     Raises:
         ValueError: a setting is wrong; the message says which.
@@ -56,7 +52,7 @@ def fetch(config: FetchConfig, archive: Archive | None = None) -> Summary:
             _refuse_too_much(config, summary.missing_bytes, _most_disk(files))
             fetch_archive(http, files, config)
         else:
-            scenes, folders, failed = _plan_scenes(http, config)
+            scenes, folders, failed = plan_scenes(http, config)
             summary = _summary_of_scenes(scenes, folders)
             _refuse_too_much(config, summary.missing_bytes, summary.missing_bytes)
             failed += fetch_scenes(http, folders, config)
@@ -78,9 +74,10 @@ def plan(config: FetchConfig, archive: Archive | None = None) -> Summary:
     http, record = _connect(config, archive)
     if record:
         return _summary_of_files(record, plan_archive(http, record, config))
-    scenes, folders, failed = _plan_scenes(http, config)
-    _refuse_failed(_summary_of_scenes(scenes, folders), failed)
-    return _summary_of_scenes(scenes, folders, measure_rate(http, folders, config.streams))
+    scenes, folders, failed = plan_scenes(http, config)
+    summary = _summary_of_scenes(scenes, folders)
+    _refuse_failed(summary, failed)
+    return replace(summary, bytes_per_s=measure_rate(http, folders, config.streams))
 
 
 def _connect(config: FetchConfig, archive: Archive | None) -> tuple[Http, Archive | None]:
@@ -95,23 +92,13 @@ def _connect(config: FetchConfig, archive: Archive | None) -> tuple[Http, Archiv
     return http, record
 
 
-def _plan_scenes(
-    http: Http, config: FetchConfig
-) -> tuple[list[Scene], list[SceneFolder], list[str]]:
-    area = area_of(config)
-    return plan_scenes(http, search(http, config, area), config, area)
-
-
-def _summary_of_scenes(
-    scenes: list[Scene], folders: list[SceneFolder], bytes_per_s: float = 0.0
-) -> Summary:
+def _summary_of_scenes(scenes: list[Scene], folders: list[SceneFolder]) -> Summary:
     return Summary(
         found=len(scenes),
         taken=sum(not scene.reason for scene in scenes),
         patches=sum(folder.num_squares for folder in folders),
         bytes=sum(folder.size for folder in folders),
         missing_bytes=sum(folder.sizes[band] for folder in folders for band in folder.missing),
-        bytes_per_s=bytes_per_s,
     )
 
 

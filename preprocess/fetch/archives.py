@@ -116,11 +116,7 @@ ArchivePlan = tuple[ArchiveFile, RemoteFile]
 
 
 def plan_archive(http: Http, archive: Archive, config: FetchConfig) -> list[ArchivePlan]:
-    """Return the files that are not there yet.
-
-    Raises:
-        FetchError: the server does not have one, or has one of another size than was published.
-    """
+    """Return the files that are not there yet; refuse one that the server has not as published."""
     output, base = Path(config.output), (config.url or archive.url).rstrip("/")
     done = read_json(output / STATE).get("files", {})
     plans = []
@@ -166,10 +162,8 @@ def fetch_archive(http: Http, plans: list[ArchivePlan], config: FetchConfig) -> 
 def unpack(path: Path, target: Path, expected: int = 0) -> int:
     """Unpack an archive that holds one folder to that folder; return the number of its rasters.
 
-    A killed unpacking goes on behind the last member that was made durable.
-
-    Raises:
-        FetchError: the archive holds links, or names that lead out of its folder.
+    A killed unpacking goes on behind the last member that was made durable. Links, and names that
+    lead out of the folder, are refused.
     """
     staging = target.parent / STAGING / target.name
     journal = staging.with_name(f"{target.name}.json")
@@ -208,16 +202,13 @@ def unpack(path: Path, target: Path, expected: int = 0) -> int:
 
 def _download(http: Http, file: ArchiveFile, remote: RemoteFile, config: FetchConfig) -> None:
     partial = PartialFile(Path(config.output, file.name), remote)
-    missing = partial.missing(chunks(remote.size, _CHUNK_BYTES))
     with (
         progress_of(remote.size, file.name, unit="B") as advance,
         http.threads(min(config.streams, _MAX_STREAMS)) as pool,
     ):
-        advance(remote.size - sum(span.length for span in missing))
         try:
-            partial.fetch_all(http, missing, pool, advance)
+            partial.fetch_missing(http, chunks(remote.size, _CHUNK_BYTES), pool, advance)
         except RemoteChangedError as error:
-            partial.discard()
             raise FetchError(f"{error}; start again to fetch it") from error
     if not _is_sound(partial.data, file, remote):
         partial.discard()

@@ -77,11 +77,7 @@ class Layout:
 
 
 def read_layout(read: Read) -> Layout:
-    """Return the layout of a COG with one band.
-
-    Raises:
-        ValueError: it is no such file, or not one with square pixels.
-    """
+    """Return the layout of a COG of one band and square pixels; ``ValueError`` for others."""
     head = read(0, 16).ljust(16, b"\0")
     if head[:4] not in (b"II*\0", b"II+\0"):
         raise ValueError("not a TIFF: it begins with other bytes")
@@ -157,10 +153,7 @@ def _image(fields: dict[int, Field]) -> Image:
 
 
 def blocks_of(layout: Layout, squares: Blocks, side_m: float) -> Blocks:
-    """Return which blocks hold ground of squares of some side, (rows, columns).
-
-    ``squares``, (columns, rows), are counted from the file's upper left corner.
-    """
+    """Return which blocks, (rows, columns), hold ground of squares, (columns, rows)."""
     num_rows, num_columns = layout.image.offsets.shape
     width, height = layout.image.block
     side_px = side_m / layout.resolution_m

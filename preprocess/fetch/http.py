@@ -14,7 +14,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -74,10 +74,7 @@ class RemoteFile:
 
 
 class Http:
-    """Requests with retries, shared by all threads of a fetch.
-
-    All methods raise ``FetchError``: attempts failed one after another without progress in between,
-    the answer is final, or the transfer was stopped.
+    """Requests with retries, shared by all threads of a fetch; every method raises ``FetchError``.
 
     Proxies and credentials come from the environment and ``.netrc`` alone, as ``requests`` reads
     them; neither they nor the query of a URL are ever logged.
@@ -122,8 +119,7 @@ class Http:
     def pieces(self, remote: RemoteFile, offset: int, length: int) -> Iterator[bytes]:
         """Yield the bytes of a range in order; after a cut it goes on where it was cut.
 
-        Raises:
-            RemoteChangedError: the file changed since ``open``.
+        A file that changed since ``open`` is a ``RemoteChangedError``.
         """
         done, attempt = 0, 0
         while done < length:
@@ -310,9 +306,8 @@ class PartialFile:
         self._identity = {**asdict(remote), "prefix": zlib.crc32(prefix)}
         self._lock = threading.Lock()
 
-    def missing(self, spans: Iterable[Span]) -> list[Span]:
+    def missing(self, spans: list[Span]) -> list[Span]:
         """Return the spans that are not there yet, each checked; start anew for another version."""
-        wanted = list(spans)
         there = self.data.exists() and self.journal.exists()
         lines = self.journal.read_bytes().split(b"\n") if there else [b""]
         # without its line break the last line was cut while it was written
@@ -322,11 +317,11 @@ class PartialFile:
             self.data.parent.mkdir(parents=True, exist_ok=True)
             self.data.write_bytes(self._prefix)
             self._append(json.dumps(self._identity))
-            return wanted
+            return spans
         if lines[-1]:
             self._append("")  # ends the torn line, or the next one would be lost with it
         crc_of = {(entry["target"], entry["length"]): entry["crc"] for entry in entries[1:]}
-        return [s for s in wanted if not self._holds(s, crc_of.get((s.target, s.length)))]
+        return [s for s in spans if not self._holds(s, crc_of.get((s.target, s.length)))]
 
     def fetch(self, http: Http, span: Span, advance: Callable[[int], object]) -> None:
         """Fetch one span and note it."""
@@ -339,19 +334,28 @@ class PartialFile:
                 advance(len(piece))
         self._append(json.dumps({"target": span.target, "length": span.length, "crc": crc}))
 
-    def fetch_all(
-        self, http: Http, spans: Iterable[Span], pool: Executor, advance: Callable[[int], object]
+    def fetch_missing(
+        self, http: Http, spans: list[Span], pool: Executor, advance: Callable[[int], object]
     ) -> None:
-        """Fetch spans side by side; if one fails, the others have ended when this raises."""
-        jobs = [pool.submit(self.fetch, http, span, advance) for span in spans]
+        """Fetch what is not there yet, side by side, or discard a file that changed meanwhile.
+
+        ``advance`` is called with numbers of bytes. If one span fails, no other is being fetched
+        when this raises.
+        """
+        missing = self.missing(spans)
+        there = sum(span.length for span in spans) - sum(span.length for span in missing)
+        advance(len(self._prefix) + there)
+        jobs = [pool.submit(self.fetch, http, span, advance) for span in missing]
         try:
             for job in as_completed(jobs):
                 job.result()
-        finally:
-            # none may write on into a file that is begun anew
+        except BaseException as error:
             for job in jobs:
                 job.cancel()
-            wait(jobs)
+            wait(jobs)  # none may write on into a file that is begun anew
+            if isinstance(error, RemoteChangedError):
+                self.discard()
+            raise
 
     def finish(self) -> None:
         """Make the file durable and give it its name."""

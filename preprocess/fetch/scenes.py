@@ -35,7 +35,7 @@ from preprocess.fetch.http import (
     chunks,
     read_json,
 )
-from preprocess.fetch.stac import NO_GROUND, SCL, Area, Scene
+from preprocess.fetch.stac import NO_GROUND, SCL, Area, Scene, area_of, search
 from preprocess.progress import progress_of
 from preprocess.radiometry import DARK_BANDS
 from preprocess.raster import keep_squares
@@ -71,9 +71,7 @@ class Copy:
 def plan_copy_of(http: Http, url: str, squares: Flags | None, band: str) -> Copy:
     """Return what is to be copied of the raster of a band, or ``SCL``: ground of squares, or all.
 
-    Raises:
-        FetchError: it cannot be read.
-        ValueError: it is no raster of a whole tile; the message tells what it is.
+    A raster that is none of a whole tile is a ``ValueError`` that tells what it is.
     """
     remote, head = http.open(url, _HEAD_BYTES)
 
@@ -140,12 +138,7 @@ class SceneFolder:
         return sum(self.sizes.values())
 
     def plan(self, http: Http) -> None:
-        """Find out what is there, and how many bytes are to be copied.
-
-        Raises:
-            FetchError: a header cannot be fetched, or a folder of the scene's name is not ours.
-            ValueError: a raster is none of a whole tile.
-        """
+        """Find out what is there, and how many bytes are to be copied of rasters of whole tiles."""
         if self._is_complete():
             return
         samples: list[tuple[RemoteFile, Span]] = []
@@ -164,9 +157,6 @@ class SceneFolder:
 
         Threads of ``bands`` plan and finish a band each and wait for its byte ranges, which those
         of ``ranges`` fetch; ``advance`` is called with the number of bytes that came.
-
-        Raises:
-            FetchError: a band cannot be fetched, or changes again and again.
         """
         urls = self.scene.urls
         for _ in range(_VERSIONS):
@@ -218,13 +208,7 @@ class SceneFolder:
         path = self.staging / f"{band}.tif"
         copy = plan_copy_of(http, self.scene.urls[band], self._wanted, band)
         part = PartialFile(path, copy.remote, copy.header)
-        missing = part.missing(copy.spans)
-        advance(copy.size - sum(span.length for span in missing))
-        try:
-            part.fetch_all(http, missing, ranges, advance)
-        except RemoteChangedError:
-            part.discard()
-            raise
+        part.fetch_missing(http, copy.spans, ranges, advance)
         if self._wanted is None or band == SCL or BANDS[band].ground_resolution_m != OUTLINE_M:
             part.finish()
         else:
@@ -241,7 +225,6 @@ class SceneFolder:
             self.missing.discard(band)
 
     def _finish(self) -> None:
-        """Give the scene its name."""
         self.sizes = {band: entry["bytes"] for band, entry in self._bands.items()}
         write_json(self.staging / f"{self.scene.id}.json", self.scene.item)
         for path in self.staging.glob(".*"):  # of processes that were killed
@@ -253,20 +236,19 @@ class SceneFolder:
             self.final.rename(old)
         self.staging.rename(self.final)
         fsync(self.final.parent)
-        message = "%s: %d patches at most, %.1f MB"
-        _log.info(message, self.final.name, self.num_squares, self.size / 1e6)
+        megabytes = self.size / 1e6
+        _log.info("%s: %d patches at most, %.1f MB", self.scene.id, self.num_squares, megabytes)
 
 
 def plan_scenes(
-    http: Http, scenes: list[Scene], config: FetchConfig, area: Area
+    http: Http, config: FetchConfig
 ) -> tuple[list[Scene], list[SceneFolder], list[str]]:
-    """Return all scenes with reasons added, the folders of those that are taken, and failures.
+    """Search scenes; return all with the reasons against them, folders of the taken, and failures.
 
     Reads the headers of all rasters, about 0.4 MB a scene; scenes that are there cost nothing.
-
-    Raises:
-        FetchError: the server cannot be reached.
     """
+    area = area_of(config)
+    scenes = search(http, config, area)
     judged = {scene.id: scene for scene in scenes}
     folders, failed = [], []
 
@@ -311,12 +293,7 @@ def _plan_scene(http: Http, scene: Scene, config: FetchConfig, area: Area) -> Sc
 
 
 def fetch_scenes(http: Http, folders: list[SceneFolder], config: FetchConfig) -> list[str]:
-    """Fetch planned scenes; return what failed, a line each, when all others are there.
-
-    Raises:
-        FetchError: the server cannot be reached any more.
-        OSError: the disk is full, for example.
-    """
+    """Fetch planned scenes; return what failed, a line each, when all others are there."""
     todo = [folder for folder in folders if not folder.done]
     total = sum(folder.sizes[band] for folder in todo for band in folder.missing)
     failed = []
@@ -362,5 +339,4 @@ def _steady(action: Callable[[], _Result]) -> _Result:
 
 
 def _size(path: Path) -> int:
-    """Return the bytes of a file, -1 if there is none."""
     return path.stat().st_size if path.exists() else -1

@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -25,7 +25,7 @@ from preprocess.fetch.http import FetchError, Http, shown
 from preprocess.radiometry import baseline_of
 from preprocess.shards.atomic_io import write_text
 from preprocess.sources.l2a import OTHER_DATES, REPEATED, newest_processing
-from preprocess.sources.stac_cog import Item, product_of, stated_time
+from preprocess.sources.l2a_files import Item, product_of, stated_time
 from preprocess.tiling import Flags, TileGrid, in_boxes
 
 SCL = "SCL"
@@ -84,11 +84,7 @@ class Area:
 
 
 def area_of(config: FetchConfig) -> Area:
-    """Return the area of the settings.
-
-    Raises:
-        ValueError: there is none, or its file is not readable.
-    """
+    """Return the area of the settings; ``ValueError`` if there is none."""
     area = Area(config.boxes, read_polygons(config.geojson) if config.geojson else [])
     if not area.bounds():
         raise ValueError(
@@ -99,32 +95,25 @@ def area_of(config: FetchConfig) -> Area:
 
 
 def search(http: Http, config: FetchConfig, area: Area) -> list[Scene]:
-    """Return all scenes of area and time in the order of their ids, with reasons against them.
-
-    Raises:
-        FetchError: the API does not answer, or not as a STAC API does.
-    """
+    """Return all scenes of area and time in the order of their ids, with reasons against them."""
     url = config.url or EARTH_SEARCH
     try:
         client = Client.open(url, stac_io=_HttpIO(http))
         links = [link.extra_fields.get("method", "GET") for link in client.get_links("search")]
         method = "POST" if "POST" in links else "GET"
         items: dict[str, Item] = {}
-        for box in area.bounds():
-            for dates in config.dates or [""]:
-                found = client.search(
-                    method=method, limit=_PAGE, collections=[config.collection], bbox=box,
-                    datetime=dates or None,
-                )  # fmt: skip
-                of_search: set[str] = set()
-                for page in found.pages_as_dicts():
-                    fresh = {str(item["id"]): item for item in page["features"]}
-                    if fresh and fresh.keys() <= of_search:
-                        raise FetchError(
-                            f"{shown(url)} sends the same page of its search repeatedly"
-                        )
-                    of_search |= fresh.keys()
-                    items |= fresh
+        for box, dates in product(area.bounds(), config.dates or [""]):
+            found = client.search(
+                method=method, limit=_PAGE, collections=[config.collection], bbox=box,
+                datetime=dates or None,
+            )  # fmt: skip
+            ids: set[str] = set()  # of this search; others find the same scenes again
+            for page in found.pages_as_dicts():
+                fresh = {str(item["id"]): item for item in page["features"]}
+                if fresh and fresh.keys() <= ids:
+                    raise FetchError(f"{shown(url)} sends the same page of its search repeatedly")
+                ids |= fresh.keys()
+                items |= fresh
     except FetchError:
         raise
     except _NO_STAC as error:
@@ -192,8 +181,8 @@ def _scene(item: Item, api_url: str) -> Scene:
     """Return what an item tells; one that lacks what every scene has is a scene with a reason."""
     name = str(item["id"])
     properties, assets = item.get("properties") or {}, item.get("assets") or {}
-    product, acquired = product_of(name, properties), stated_time(properties)
-    found, orbit = _ID.fullmatch(name), _ORBIT.search(product)
+    original, acquired = product_of(name, properties), stated_time(properties)
+    found, orbit = _ID.fullmatch(name), _ORBIT.search(original)
     number = properties.get("sat:relative_orbit") or (orbit[1] if orbit else 0)
     cloud = properties.get("eo:cloud_cover")
     reason = ""
@@ -210,7 +199,7 @@ def _scene(item: Item, api_url: str) -> Scene:
         acquired=acquired,
         orbit=int(number),
         cloud=None if cloud is None else float(cloud),
-        baseline=baseline_of(product) or stated,
+        baseline=baseline_of(original) or stated,
         urls=dict(_rasters(assets, next(own, api_url))),
         reason=reason,
     )

@@ -18,9 +18,8 @@ from preprocess.sources.bigearthnet import (
 )
 from preprocess.sources.geotiff import Geotiff
 from preprocess.sources.geotiff_files import GeotiffConfig
-from preprocess.sources.safe import SafeL2AConfig, safe_l2a
+from preprocess.sources.l2a_files import CogL2AConfig, SafeL2AConfig, cog_l2a, safe_l2a
 from preprocess.sources.simulated import Simulated, SimulatedConfig
-from preprocess.sources.stac_cog import CogL2AConfig, cog_l2a
 
 
 class Kind(NamedTuple):
@@ -41,11 +40,7 @@ SOURCES: dict[str, Kind] = {
 
 
 def open_source(config: SourceConfig) -> Source:
-    """Return the source that reads what the settings describe.
-
-    Raises:
-        ValueError: there is no such kind, or the root is empty.
-    """
+    """Return the source that reads what the settings describe; refuse an unknown kind."""
     if config.kind not in SOURCES:
         raise ValueError(f"source.kind is {config.kind!r}; choose one of {', '.join(SOURCES)}")
     if not config.root:

@@ -82,12 +82,9 @@ def patch_groups(
 
     Args:
         bands: wanted bands; none means all that are held.
-        held: bands that there are.
+        held: bands that there are; refuses others.
         factor: how much coarser than native the files are.
         resolution_m: read all bands at this ground resolution; 0 reads native ones.
-
-    Raises:
-        ValueError: a band is not held.
     """
     wanted = canonical_names(bands) or list(held)
     foreign = [name for name in wanted if name not in held]
@@ -110,7 +107,7 @@ def read_groups(
     """Read one patch from rasters of one band each.
 
     Args:
-        paths: of every band.
+        paths: by band.
         groups: what to read.
         square: column and row in a raster of a whole tile; None: the raster is the patch.
 
@@ -162,11 +159,7 @@ def _misfit(raster: Raster, group: GroupLayout, first: Grid) -> str:
 
 
 def folder_of(root: str) -> Path:
-    """Return the root of a source.
-
-    Raises:
-        ValueError: it is not a folder.
-    """
+    """Return the root of a source; refuse one that is not a folder."""
     if not Path(root).is_dir():
         raise ValueError(f"source.root is {root!r}, which is not a folder")
     return Path(root)
@@ -179,8 +172,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def iso_time(stamp: str) -> str:
-    """Return ISO 8601 of a time as products are named after it: ``20170613T101031``."""
-    # Sentinel-2 names are in UTC
+    """Return ISO 8601 of a time, UTC, as products are named after it: ``20170613T101031``."""
     return datetime.strptime(stamp, "%Y%m%dT%H%M%S").isoformat() + "Z"
 
 
@@ -188,9 +180,6 @@ def read_names(path: str) -> set[str]:
     """Read a list with one name a line, plain or gzipped; whole names, never parts of them.
 
     Of a line with commas the first column counts: the multi-modal release adds the radar name.
-
-    Raises:
-        ValueError: the file is missing or unreadable.
     """
     try:
         raw = Path(path).read_bytes()
@@ -202,10 +191,7 @@ def read_names(path: str) -> set[str]:
 
 
 class Exclusions(Set[str]):
-    """The names of exclusion lists; remembers those that were asked for.
-
-    A list of other names would exclude nothing in silence.
-    """
+    """The names of exclusion lists, and which nobody asked for: they exclude nothing in silence."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._names = set[str]().union(*map(read_names, paths))
@@ -229,16 +215,16 @@ class Exclusions(Set[str]):
 
 
 def read_splits(lists: Mapping[str, str]) -> dict[str, str]:
-    """Return the split of every listed name; an empty path stands for no list.
+    """Return the split of every listed name.
 
     Args:
-        lists: path of the list by split.
+        lists: path of the list by split; an empty one stands for no list.
 
     Raises:
-        ValueError: a list is unreadable, or two lists share a name.
+        ValueError: a list is unreadable, or two lists share a name: lists of two releases mixed up
+            would put test patches into training without a word.
     """
     split_of: dict[str, str] = {}
-    # lists of two releases mixed up would put test patches into training without a word
     for split, path in lists.items():
         for name in read_names(path) if path else ():
             if name in split_of:
@@ -254,10 +240,7 @@ _BAND_FILE = re.compile(r"(?:(?P<patch>.+)[_\-. ])?(?P<band>[^_\-. ]+)")
 
 
 def nfc(text: str) -> str:
-    """Return the composed form of a text, in which ids and classes are compared.
-
-    macOS writes accents as letters of their own; tables made elsewhere do not.
-    """
+    """Return the composed form of a text; macOS writes accents as letters of their own."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -274,10 +257,8 @@ def is_passed_over(name: str) -> bool:
 def split_band_file(stem: str) -> tuple[str, str]:
     """Return patch and canonical band of a file's name without suffix; no band: an empty string."""
     found = _BAND_FILE.fullmatch(stem)
-    if found is None:
-        return stem, ""
     try:
-        return found["patch"] or "", canonical_name(found["band"])
+        return (found["patch"] or "", canonical_name(found["band"])) if found else (stem, "")
     except ValueError:
         return stem, ""  # a side file: a mask, a thumbnail
 
@@ -287,13 +268,9 @@ def files_below(
 ) -> Iterator[tuple[str, list[str]]]:
     r"""Yield each folder below a root, as a path relative to it, with the names of its files.
 
-    Links to folders are followed, each folder is visited once and none above the root. Hidden and
-    system names are passed over; one log line says how many. Bytes that are no UTF-8 are shown as
-    in ``caf\xe9``.
-
-    Args:
-        root: where the walk begins.
-        is_whole: says of a folder's name that it counts as a file and is not entered.
+    Links to folders are followed, each folder is visited once and none above the root. A folder
+    whose name ``is_whole`` counts as a file and is not entered. Hidden and system names are passed
+    over; one log line says how many. Bytes that are no UTF-8 are shown as in ``caf\xe9``.
 
     Raises:
         OSError: a folder cannot be listed. Python's own walks pass over it, and its patches would

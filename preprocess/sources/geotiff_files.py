@@ -95,13 +95,19 @@ class GeotiffConfig(SourceConfig):
         SourceConfig.__post_init__(self)
         self.file_bands = canonical_names(self.file_bands)
         self.label_set = self.label_set or self.name
-        self.nodata_by_band = {
-            canonical_name(band): value for band, value in self.nodata_by_band.items()
-        }
+        self.nodata_by_band = {canonical_name(b): mark for b, mark in self.nodata_by_band.items()}
         try:
-            named, problem = set(re.compile(self.path_pattern).groupindex), ""
+            named = set(re.compile(self.path_pattern).groupindex)
+            usable = named <= set(PATH_FACTS) and bool(named or not self.path_pattern)
+            groups = f"source.path_pattern names the groups {sorted(named)}; name any of "
+            hint = f"{', '.join(PATH_FACTS)}, as in (?P<place>\\d+)"
+            problem = "" if usable else groups + hint
         except re.error as error:
-            named, problem = set(), f"source.path_pattern is not a regular expression ({error})"
+            problem = f"source.path_pattern is not a regular expression ({error})"
+        one_grid = (
+            "but source.file_bands puts all bands into one file, which has one grid; leave one of "
+            "them out"
+        )
         defaults = {"id_column": "id", "label_column": "label", "split_column": ""}
         require_all(
             (self.size_px >= 1, f"source.size_px is {self.size_px}; give pixels, 1 or more"),
@@ -109,11 +115,7 @@ class GeotiffConfig(SourceConfig):
                 self.ground_resolution_m > 0,
                 f"source.ground_resolution_m is {self.ground_resolution_m}; give metres above 0",
             ),
-            (
-                not (self.native and self.file_bands),
-                "source.native is true, but source.file_bands puts all bands into one file, which "
-                "has one grid; leave one of them out",
-            ),
+            (not (self.native and self.file_bands), f"source.native is true, {one_grid}"),
             (
                 not (self.override_offset and self.boa_offset is None),
                 "source.override_offset is true, but source.boa_offset is not set; say the offset "
@@ -129,16 +131,9 @@ class GeotiffConfig(SourceConfig):
             ),
             (
                 not (self.max_shift_px and self.file_bands),
-                f"source.max_shift_px is {self.max_shift_px}, but source.file_bands puts all bands "
-                "into one file, which has one grid; leave one of them out",
+                f"source.max_shift_px is {self.max_shift_px}, {one_grid}",
             ),
             (not problem, problem),
-            (
-                bool(problem)
-                or (named <= set(PATH_FACTS) and (bool(named) or not self.path_pattern)),
-                f"source.path_pattern names the groups {sorted(named)}; name any of "
-                f"{', '.join(PATH_FACTS)}, as in (?P<place>\\d+)",
-            ),
             *(
                 (
                     bool(self.label_table) or getattr(self, key) == default,
@@ -151,11 +146,7 @@ class GeotiffConfig(SourceConfig):
 
 
 def find_patches(root: Path, one_file_a_band: bool) -> Patches:
-    """Return id and path of every patch, sorted; an id is the path without what files differ in.
-
-    Raises:
-        ValueError: the root holds no GeoTIFF, or none that is named after a band.
-    """
+    """Return id and path of every patch, sorted; an id is the path without what files differ in."""
     files = [
         # text: as paths, half a million files would take half a gigabyte
         name if folder == "." else f"{folder}/{name}"
@@ -187,11 +178,7 @@ def find_patches(root: Path, one_file_a_band: bool) -> Patches:
 
 
 def file_of(root: Path, path: str, band: str) -> Path:
-    """Return the file of one band of a patch.
-
-    Raises:
-        PatchError: there is none, or more than one.
-    """
+    """Return the file of one band of a patch; refuse none, or more than one."""
     names = files_by_band(root, path).get(band, [])
     if len(names) != 1:
         reason = f"holds {band} twice: {' and '.join(names)}" if names else f"{band} is missing"
@@ -201,10 +188,9 @@ def file_of(root: Path, path: str, band: str) -> Path:
 
 def files_by_band(root: Path, path: str) -> dict[str, list[str]]:
     """Return the names of a patch's files by band."""
-    if path.endswith(MANY):
-        whole = root / path.removesuffix(MANY)
-        return _listing(whole.parent).get(whole.name, {})
-    return _listing(root / path).get("", {})
+    whole = root / path.removesuffix(MANY)
+    folder, patch = (whole.parent, whole.name) if path.endswith(MANY) else (whole, "")
+    return _listing(folder).get(patch, {})
 
 
 @lru_cache(maxsize=64)  # patches come in the order of their folders
@@ -321,8 +307,7 @@ def _numbers(
 def _check_corner(config: GeotiffConfig, path: Path, grid: Grid, first: Grid) -> None:
     """Refuse bands of two scenes under one name."""
     (crs, x, y), (first_crs, first_x, first_y) = grid.corner, first.corner
-    side = max(abs(grid.transform[0]), abs(first.transform[0]))
-    height = max(abs(grid.transform[4]), abs(first.transform[4]))
+    side, height = (max(abs(grid.transform[n]), abs(first.transform[n])) for n in (0, 4))
     # a thousandth of a pixel: grids written by different programs
     slack = max(config.max_shift_px, 0.001) if config.max_shift_px else 0.0
     shift = max(abs(x - first_x) / side, abs(y - first_y) / height) if side and height else 0.0

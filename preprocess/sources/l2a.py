@@ -1,4 +1,4 @@
-"""Whole products, cut into patches on the grid of their tile; ``safe`` and ``stac_cog`` use it.
+"""Whole products, cut into patches on the grid of their tile; ``l2a_files`` uses it.
 
 Two passes: over products (date, cloud cover, processing), then over the squares of each (place,
 nodata, clouds, shadow, snow). What is left out is yielded with its reason.
@@ -82,11 +82,6 @@ class Product:
     scl_m: int = 20  # its ground resolution in metres
     claims: dict[str, int | None] = field(default_factory=dict)  # of the offset, strongest first
     cloud_percent: float | None = None  # of the whole product, if known
-
-    @property
-    def day(self) -> str:
-        """Date of acquisition, ``2019-07-01``."""
-        return self.acquired[:10]
 
 
 def _tile_grid(product: Product, group: GroupLayout) -> tuple[TileGrid, int | None]:
@@ -278,9 +273,10 @@ def _judged(products: list[Product], select: SelectConfig) -> Iterator[tuple[Pro
 
 def _against(product: Product, select: SelectConfig) -> str:
     """Return why a product is not wanted; empty if it is."""
-    early = bool(select.date_from) and product.day < select.date_from
-    late = bool(select.date_to) and product.day > select.date_to
-    if early or late or (select.months and int(product.day[5:7]) not in select.months):
+    day = product.acquired[:10]
+    early = day < select.date_from  # never before an empty one
+    late = bool(select.date_to) and day > select.date_to
+    if early or late or (select.months and int(day[5:7]) not in select.months):
         return OTHER_DATES
     if select.max_scene_cloud < 100:
         if product.cloud_percent is None:
@@ -315,7 +311,7 @@ def _references(
 ) -> Iterator[PatchRef | Dropped]:
     """Yield the good squares of all products whose places were seen on enough days."""
     # days, not times: two granules of one overpass are no two dates
-    seen = {(place, product.day) for product, _, good in found for place in _places(product, good)}
+    seen = {(place, p.acquired[:10]) for p, _, good in found for place in _places(p, good)}
     days = Counter(place for place, _ in seen)
     for product, ground, good in found:
         rare = np.zeros((SIDE, SIDE), bool)

@@ -100,11 +100,7 @@ IRRIGATION = FractionSet("irrigation", (REGULAR.name, EXTENDED.name))
 
 
 def shares_of_codes(codes: npt.NDArray[np.uint16]) -> Fractions:
-    """Return the shares of the ground that a map of CORINE level-3 codes gives to each class.
-
-    Raises:
-        ValueError: a code is none of level 3.
-    """
+    """Return the share of ground of each class in a map of CORINE level-3 codes; refuse others."""
     # by code, as maps hold them; the 19 classes could not be turned back into irrigation
     values, counts = np.unique(codes, return_counts=True)
     share_of = dict(zip(values.tolist(), (counts / codes.size).tolist(), strict=True))
@@ -132,12 +128,9 @@ def labels_of_shares(fractions: Fractions, above: float = 0.0) -> Labels:
 
 
 def labels_of_43(names: Iterable[str]) -> Labels:
-    """Return all four labellings of a patch from its names among the 43 classes.
+    """Return all four labellings of a patch from its names among the 43 classes; refuse others.
 
     A patch whose every class is dropped from the 19 has no answer in ``bigearthnet19``.
-
-    Raises:
-        ValueError: there is no name, or a name is not among the 43.
     """
     present = _known(names, CLASSES_43)
     labels: Labels = {
@@ -151,11 +144,7 @@ def labels_of_43(names: Iterable[str]) -> Labels:
 
 
 def labels_of_19(names: Iterable[str]) -> Labels:
-    """Return the one labelling that names among the 19 classes give; irrigation cannot be told.
-
-    Raises:
-        ValueError: there is no name, or a name is not among the 19.
-    """
+    """Return the labelling of names among the 19 classes, without irrigation; refuse others."""
     return {BIGEARTHNET19.name: _known(names, CLASSES_19)}
 
 
@@ -221,11 +210,7 @@ class LabelTable:
         self.label_set = LabelSet(label_set, kind, tuple(classes)) if classes else None
 
     def match(self, patches: Sequence[str]) -> None:
-        """Compare the table with the ids that there are; log how many it does not list.
-
-        Raises:
-            ValueError: it lists none of them, or one line of it is meant for two.
-        """
+        """Log how many of the ids it does not list; refuse none at all, or a line meant for two."""
         missing, owners = 0, dict[str, str]()
         for patch in patches:
             key = self._key(patch)
@@ -280,11 +265,7 @@ def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
 
 
 def parquet_file(path: Path, **options: Any) -> Any:
-    """Open a parquet file.
-
-    Raises:
-        ValueError: pyarrow is not installed.
-    """
+    """Open a parquet file; ``ValueError`` without pyarrow."""
     try:
         from pyarrow.parquet import ParquetFile  # an extra: only such tables need it
     except ImportError as error:

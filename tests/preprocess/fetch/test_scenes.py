@@ -15,7 +15,7 @@ from preprocess.fetch.http import FetchError
 from preprocess.pack import pack
 from preprocess.radiometry import DARK_BANDS
 from preprocess.raster import read_coarse
-from preprocess.sources.stac_cog import CogL2AConfig
+from preprocess.sources.l2a_files import CogL2AConfig
 
 REAL_BANDS = ["B02", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12", "B01", "B09"]
 SUMMER = "S2A_10SFH_20190715_0_L2A"

@@ -21,8 +21,7 @@ from preprocess.shards.format import PatchError
 from preprocess.sources import open_source
 from preprocess.sources.base import files_below, patch_groups, read_groups
 from preprocess.sources.geotiff_files import GeotiffConfig
-from preprocess.sources.safe import find_products, list_files
-from preprocess.sources.stac_cog import CogL2AConfig, find_items
+from preprocess.sources.l2a_files import CogL2AConfig, find_items, find_products, list_files
 
 NOBODY = 65534
 

@@ -12,8 +12,7 @@ from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
 from preprocess.sources.bigearthnet import BigEarthNetV1Config, BigEarthNetV2Config
 from preprocess.sources.geotiff_files import GeotiffConfig
-from preprocess.sources.safe import SafeL2AConfig
-from preprocess.sources.stac_cog import CogL2AConfig
+from preprocess.sources.l2a_files import CogL2AConfig, SafeL2AConfig
 
 EUROSAT = [
     "B01",

@@ -12,8 +12,7 @@ from preprocess.raster import session, to_degrees
 from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.format import Dropped, PatchError, PatchRef
 from preprocess.sources import open_source
-from preprocess.sources.safe import SafeL2AConfig
-from preprocess.sources.stac_cog import CogL2AConfig
+from preprocess.sources.l2a_files import CogL2AConfig, SafeL2AConfig
 
 # every one reads whole tiles, most for a second or two
 pytestmark = pytest.mark.slow

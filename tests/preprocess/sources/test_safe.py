@@ -12,7 +12,7 @@ from preprocess.radiometry import baseline_of, offset_of
 from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.format import PatchRef
 from preprocess.sources import open_source
-from preprocess.sources.safe import SafeL2AConfig, offset_in
+from preprocess.sources.l2a_files import SafeL2AConfig, offset_in
 from preprocess.sources.simulated import make_land, observe
 
 

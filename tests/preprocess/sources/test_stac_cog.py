@@ -2,7 +2,8 @@
 
 import pytest
 
-from preprocess.sources.stac_cog import claims_of
+from preprocess.sources import open_source
+from preprocess.sources.l2a_files import CogL2AConfig, claims_of
 
 
 def item_of(**properties):
@@ -27,3 +28,10 @@ def test_an_asset_states_its_offset_in_reflectance():
     item = item_of()
     item["assets"]["red"] = {"raster:bands": [{"scale": 0.0001, "offset": -0.1}]}
     assert claims_of(item, "05.09")["stac:raster:bands"] == -1000
+
+
+def test_a_scene_without_rasters_is_refused_by_the_first_band_that_is_missing(tmp_path):
+    folder = tmp_path / "S2A_29RKH_20200219_0_L2A"
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"S2A_29RKH_20200219_0_L2A holds no B02 at 10 m"):
+        list(open_source(CogL2AConfig(root=str(folder))).discover())
