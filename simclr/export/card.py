@@ -37,14 +37,17 @@ _log = logging.getLogger("simclr")
 def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str, Any]:
     """Return the card as plain data, ready for JSON.
 
-    Args:
-        pretrained: the encoder and its origin.
-        run_dir: run folder; its evaluation.json and provenance.json are quoted where they exist.
-        licence: of the weights.
+    The evaluation.json and provenance.json of the run folder are quoted where they exist.
     """
-    config, dataset = pretrained.config, pretrained.dataset
+    config, dataset, normalisation = pretrained.config, pretrained.dataset, pretrained.normalisation
     settings = to_plain(config)
     del settings["shards"], settings["run_dir"]
+    levels = dataset.get("processing_level", {})
+    code = _read_json(run_dir / "provenance.json").get("code", {})
+    try:
+        version = importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:  # it runs from a bare folder
+        version = None
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -53,16 +56,22 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
         "architecture": config.model.encoder.value,
         "stem": config.model.stem.value,
         "width": WIDTHS[config.model.encoder.value],
-        "bands": [_band(name) for name in config.data.bands],
+        "bands": [
+            {
+                "name": name,
+                "wavelength_nm": BANDS[name].wavelength_nm,
+                "ground_resolution_m": BANDS[name].ground_resolution_m,
+            }
+            for name in config.data.bands
+        ],
         "unit": UNIT,
         "offset": OFFSET_RULE,
-        "processing_level": _processing_level(pretrained),
+        # L1C, L2A or, where unknown, nothing for each source
+        "processing_level": {source: levels.get(source, "") for source in normalisation},
         "nodata": f"stored value {NODATA} becomes 0 after normalisation",
         "resampling": RESAMPLING_RULE,
         "size_px": pretrained.view_size_px,
-        "normalisation": {
-            source: usable(table) for source, table in pretrained.normalisation.items()
-        },
+        "normalisation": {source: usable(table) for source, table in normalisation.items()},
         "dataset": {
             name: dataset[name] for name in ("sources", "simulated", "fingerprint", "num_samples")
         },
@@ -70,33 +79,56 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
         "step": pretrained.step,
         "num_steps": pretrained.manifest.num_steps,
         "training": settings,
-        "code": {"version": _version(), **_commit(run_dir), "torch": pretrained.manifest.torch},
+        "code": {
+            "version": version,
+            "commit": code.get("commit"),  # that the run was started from
+            "changed": code.get("changed"),  # whether files differed from it
+            "torch": pretrained.manifest.torch,
+        },
         "evaluations": _evaluations(run_dir, pretrained.step),
     }
 
 
 def card_markdown(card: dict[str, Any]) -> str:
     """Return the card as a readable page, with code that loads the encoder without ours."""
+    dataset, size_px = card["dataset"], card["size_px"]
+    levels = ", ".join(
+        f"{level or 'unknown'} ({source})" for source, level in card["processing_level"].items()
+    )
+    summary = (
+        f"A torchvision {card['architecture']} without its last layer: {len(card['bands'])} bands "
+        f"in, {card['width']} numbers a patch out. Pretrained without labels on "
+        f"{dataset['num_samples']} patches of {', '.join(dataset['sources'])}, "
+        f"{card['step']} of {card['num_steps']} steps. Licence of the weights: {card['licence']}."
+    )
+    takes = (
+        f"- Unit: {card['unit']}; {card['offset']}.\n"
+        f"- Processing level: {levels}.\n"
+        f"- Nodata: {card['nodata']}.\n"
+        f"- Size: trained on {size_px} x {size_px} px; {card['resampling']}.\n"
+        "- Normalisation: (stored value - mean) / std, with the statistics of the patch's own "
+        "source. For a source not listed, compute its own over many patches."
+    )
+    rows = [f"| `{one['file']}` | {one['input']} |" for one in card.get("files", [])]
+    formats = "\n".join(["## Other formats\n\n| file | takes |\n|---|---|", *rows]) if rows else ""
+    simulated = "**Trained on simulated patches: for tests, not for use on the Earth.**"
     blocks = [
         f"# {card['architecture']} for Sentinel-2, pretrained with SimCLR",
-        *(
-            ["**Trained on simulated patches: for tests, not for use on the Earth.**"]
-            * card["simulated"]
-        ),
-        _summary(card),
+        simulated if card["simulated"] else "",
+        summary,
         "## Load it",
         f"```python\n{loading_example(card)}```",
-        *_files(card.get("files", [])),
+        formats,
         "## Input",
-        _input(card),
+        takes,
         _band_table(card),
         "## Scores",
         *(markdown(evaluation, level=3).strip() for evaluation in card["evaluations"]),
-        *([] if card["evaluations"] else ["Not evaluated at this step."]),
+        "" if card["evaluations"] else "Not evaluated at this step.",
         "## Origin",
         _origin(card),
     ]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def loading_example(card: dict[str, Any]) -> str:
@@ -129,35 +161,6 @@ def loading_example(card: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _band(name: str) -> dict[str, Any]:
-    band = BANDS[name]
-    return {
-        "name": name,
-        "wavelength_nm": band.wavelength_nm,
-        "ground_resolution_m": band.ground_resolution_m,
-    }
-
-
-def _processing_level(pretrained: Pretrained) -> dict[str, str]:
-    """Return L1C, L2A or, where unknown, nothing for each source."""
-    known = pretrained.dataset.get("processing_level", {})
-    return {source: known.get(source, "") for source in pretrained.normalisation}
-
-
-def _version() -> str | None:
-    """Return the installed version of this code; None where it runs from a bare folder."""
-    try:
-        return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit(run_dir: Path) -> dict[str, Any]:
-    """Return the commit the run was started from, and whether files differed from it."""
-    code = _read_json(run_dir / "provenance.json").get("code", {})
-    return {"commit": code.get("commit"), "changed": code.get("changed")}
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return data
@@ -168,54 +171,14 @@ def _evaluations(run_dir: Path, step: int) -> list[dict[str, Any]]:
     quoted = []
     for evaluation in _read_json(run_dir / "evaluation.json").get("evaluations", []):
         if evaluation["step"] != step:
-            _log.warning(
-                "the evaluation of %s is of step %d, the export of step %d: left out of the card",
-                evaluation["task"]["name"],
-                evaluation["step"],
-                step,
-            )
+            found = evaluation["task"]["name"], evaluation["step"], step
+            text = "the evaluation of %s is of step %d, the export of step %d: left out of the card"
+            _log.warning(text, *found)
             continue
         shards = {key: value for key, value in evaluation["shards"].items() if key != "folder"}
         kept = {key: value for key, value in evaluation.items() if key != "run"}
         quoted.append({**kept, "shards": shards})
     return quoted
-
-
-def _summary(card: dict[str, Any]) -> str:
-    dataset = card["dataset"]
-    return (
-        f"A torchvision {card['architecture']} without its last layer: {len(card['bands'])} bands "
-        f"in, {card['width']} numbers a patch out. Pretrained without labels on "
-        f"{dataset['num_samples']} patches of {', '.join(dataset['sources'])}, "
-        f"{card['step']} of {card['num_steps']} steps. Licence of the weights: {card['licence']}."
-    )
-
-
-def _input(card: dict[str, Any]) -> str:
-    return "\n".join(
-        [
-            f"- Unit: {card['unit']}; {card['offset']}.",
-            f"- Processing level: {_levels(card)}.",
-            f"- Nodata: {card['nodata']}.",
-            f"- Size: trained on {card['size_px']} x {card['size_px']} px; {card['resampling']}.",
-            "- Normalisation: (stored value - mean) / std, with the statistics of the patch's own "
-            "source. For a source not listed, compute its own over many patches.",
-        ]
-    )
-
-
-def _levels(card: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{level or 'unknown'} ({source})" for source, level in card["processing_level"].items()
-    )
-
-
-def _files(files: list[dict[str, str]]) -> list[str]:
-    """Return the section on further formats; none without such files."""
-    if not files:
-        return []
-    rows = [f"| `{one['file']}` | {one['input']} |" for one in files]
-    return ["## Other formats", "\n".join(["| file | takes |", "|---|---|", *rows])]
 
 
 def _band_table(card: dict[str, Any]) -> str:
@@ -236,18 +199,15 @@ def _band_table(card: dict[str, Any]) -> str:
 
 
 def _origin(card: dict[str, Any]) -> str:
-    training, dataset, code = card["training"], card["dataset"], card["code"]
+    training, code = card["training"], card["code"]
     changes = " with local changes" if code["changed"] else ""
-    return "\n".join(
-        [
-            f"- Augmentation preset `{card['augmentation']}`, positives "
-            f"`{training['data']['positives']}`, loss `{training['loss']['name']}` at "
-            f"temperature {training['loss']['temperature']}, optimizer "
-            f"`{training['optim']['name']}`, {training['data']['global_batch_size']} pairs a step, "
-            f"seed {training['seed']}.",
-            f"- Shards: fingerprint `{dataset['fingerprint']}`.",
-            f"- Code: {DISTRIBUTION} {code['version'] or 'not installed'}, commit "
-            f"{code['commit'] or 'unknown'}{changes}, torch {code['torch']}.",
-            "- All settings: `card.json`, key `training`.",
-        ]
+    return (
+        f"- Augmentation preset `{card['augmentation']}`, positives "
+        f"`{training['data']['positives']}`, loss `{training['loss']['name']}` at temperature "
+        f"{training['loss']['temperature']}, optimizer `{training['optim']['name']}`, "
+        f"{training['data']['global_batch_size']} pairs a step, seed {training['seed']}.\n"
+        f"- Shards: fingerprint `{card['dataset']['fingerprint']}`.\n"
+        f"- Code: {DISTRIBUTION} {code['version'] or 'not installed'}, commit "
+        f"{code['commit'] or 'unknown'}{changes}, torch {code['torch']}.\n"
+        "- All settings: `card.json`, key `training`."
     )

@@ -32,22 +32,12 @@ def with_normalisation(
 ) -> Normalised:
     """Put the statistics that a card has of a source before an encoder.
 
-    Args:
-        encoder: of that card.
-        card: of an export.
-        bands: channels of the patches.
-        source: whose statistics; empty takes the only one.
-        unit: of the patches.
+    ``source`` is whose statistics; empty takes the only one. ``bands`` and ``unit`` are those of
+    the patches.
 
     Raises:
         ValueError: the card has no such source, or several to choose from.
     """
-    table = _statistics(card, source)
-    scale = _STORED_PER_REFLECTANCE if unit is PatchUnit.reflectance else 1
-    return Normalised(encoder, *mean_and_std(table, bands, scale))
-
-
-def _statistics(card: dict[str, Any], source: str) -> dict[str, dict[str, float]]:
     tables: dict[str, dict[str, dict[str, float]]] = card["normalisation"]
     names = ", ".join(tables)
     require(
@@ -55,10 +45,10 @@ def _statistics(card: dict[str, Any], source: str) -> dict[str, dict[str, float]
         f"the encoder was trained on several sources; name the one whose statistics fit: {names}",
     )
     require(
-        not source or source in tables,
-        f"source is {source!r}, the card has statistics of: {names}",
+        not source or source in tables, f"source is {source!r}, the card has statistics of: {names}"
     )
-    return tables[source or next(iter(tables))]
+    scale = _STORED_PER_REFLECTANCE if unit is PatchUnit.reflectance else 1
+    return Normalised(encoder, *mean_and_std(tables[source or next(iter(tables))], bands, scale))
 
 
 class Guard:
@@ -79,14 +69,9 @@ class Guard:
         Raises:
             ValueError: they are not what the encoder was loaded for.
         """
-        self._check_shape(inputs[0])
-        if not self._seen and not torch.compiler.is_compiling():
-            check_unit(inputs[0], self._unit)
-            self._seen = True
-
-    def _check_shape(self, patches: Tensor) -> None:
+        patches = inputs[0]
         found = tuple(patches.shape[1:])
-        num_bands, size_px, _ = self._shape
+        num_bands, size_px = self._shape[:2]
         require(
             len(found) == 3 and found[0] == num_bands,
             f"the patches have the shape {tuple(patches.shape)}, the encoder reads "
@@ -98,6 +83,9 @@ class Guard:
             f"{size_px}: resample them over the same ground, or load it with size_px={found[2]} "
             "if their pixels are as large as those it was trained on",
         )
+        if not self._seen and not torch.compiler.is_compiling():
+            check_unit(patches, self._unit)
+            self._seen = True
 
 
 def check_unit(patches: Tensor, unit: PatchUnit) -> None:
@@ -179,19 +167,26 @@ def load_encoder(  # noqa: PLR0913 - what patches are said to be
     """
     folder = Path(path)
     card = read_card(folder)
-    given, kind = canonical_names(bands), _unit(unit)
-    trained = [band["name"] for band in card["bands"]]
-    if subset:
-        _refuse_unknown_bands(trained, given)
-    else:
-        _refuse_other_bands(trained, given)
+    given, units = canonical_names(bands), [one.value for one in PatchUnit]
+    require(unit in units, f"unit is {unit!r}; choose one of {', '.join(units)}")
+    kind, trained = PatchUnit(unit), [band["name"] for band in card["bands"]]
+    _refuse_other_bands(trained, given, subset=subset)
     require(
         not source or kind is not PatchUnit.normalised,
         f"source={source!r} needs unit='stored' or 'reflectance': normalised patches stay as "
         "they are",
     )
     _refuse_other_level(card, processing_level)
-    module = _load(folder, card, given)
+    weights = folder / WEIGHTS_NAME
+    require(
+        sha256_of(weights) == card["weights"]["sha256"],
+        f"{weights} is not the file that {CARD_NAME} describes; take both from one export",
+    )
+    state = load_file(weights)
+    state["conv1.weight"] = adapt_kernel(state["conv1.weight"], given, trained)
+    model = ModelConfig(encoder=EncoderName(card["architecture"]), stem=Stem(card["stem"]))
+    module: nn.Module = build_encoder(model, len(given))
+    module.load_state_dict(state)
     if kind is not PatchUnit.normalised:
         module = with_normalisation(module, card, given, source, kind)
     module.register_forward_pre_hook(Guard(len(given), size_px or card["size_px"], kind))
@@ -214,27 +209,6 @@ def read_card(path: str | Path) -> dict[str, Any]:
     return card
 
 
-def _load(folder: Path, card: dict[str, Any], bands: Sequence[str]) -> nn.Module:
-    weights = folder / WEIGHTS_NAME
-    if sha256_of(weights) != card["weights"]["sha256"]:
-        raise ValueError(
-            f"{weights} is not the file that {CARD_NAME} describes; take both from one export"
-        )
-    state = load_file(weights)
-    trained = [band["name"] for band in card["bands"]]
-    state["conv1.weight"] = adapt_kernel(state["conv1.weight"], bands, trained)
-    model = ModelConfig(encoder=EncoderName(card["architecture"]), stem=Stem(card["stem"]))
-    encoder = build_encoder(model, len(bands))
-    encoder.load_state_dict(state)
-    return encoder
-
-
-def _unit(name: str) -> PatchUnit:
-    names = [unit.value for unit in PatchUnit]
-    require(name in names, f"unit is {name!r}; choose one of {', '.join(names)}")
-    return PatchUnit(name)
-
-
 def _refuse_other_level(card: dict[str, Any], given: str) -> None:
     trained = sorted({level for level in card["processing_level"].values() if level})
     require(
@@ -248,30 +222,27 @@ def _refuse_other_level(card: dict[str, Any], given: str) -> None:
     )
 
 
-def _refuse_other_bands(expected: list[str], given: list[str]) -> None:
-    if given == expected:
-        return
-    if sorted(given) == sorted(expected):
-        order = [given.index(band) for band in expected]
-        raise ValueError(
-            f"the bands are the encoder's, but in another order; reorder the channels: "
-            f"patches[:, {order}]"
-        )
-    missing = [band for band in expected if band not in given]
+def _refuse_other_bands(expected: list[str], given: list[str], *, subset: bool) -> None:
     unknown = [band for band in given if band not in expected]
-    raise ValueError(
+    if subset:
+        require(
+            bool(given) and not unknown and len(set(given)) == len(given),
+            f"a subset is some of {', '.join(expected)}, each once; the patches have "
+            f"{', '.join(given) or 'none'}",
+        )
+        return
+    order = [given.index(band) for band in expected if band in given]
+    require(
+        given == expected or sorted(given) != sorted(expected),
+        f"the bands are the encoder's, but in another order; reorder the channels: "
+        f"patches[:, {order}]",
+    )
+    missing = [band for band in expected if band not in given]
+    require(
+        given == expected,
         f"the encoder reads {', '.join(expected)}, in this order; "
         + (f"the patches lack {', '.join(missing)}; " if missing else "")
         + (f"leave out {', '.join(unknown)}; " if unknown else "")
         + "missing bands are never invented: pretrain on the bands you have, or load it with "
-        "subset=True for some of its bands"
-    )
-
-
-def _refuse_unknown_bands(expected: list[str], given: list[str]) -> None:
-    unknown = [band for band in given if band not in expected]
-    require(
-        bool(given) and not unknown and len(set(given)) == len(given),
-        f"a subset is some of {', '.join(expected)}, each once; the patches have "
-        f"{', '.join(given) or 'none'}",
+        "subset=True for some of its bands",
     )
