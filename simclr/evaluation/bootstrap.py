@@ -1,8 +1,6 @@
 """Intervals of scores and of paired differences, by a bootstrap over blocks of test samples.
 
-All encoders get the same resamples, so that a difference is taken resample by resample: what both
-find easy or hard cancels. ``evaluate`` calls ``score_results`` and ``compare``; the coverage of
-every interval is simulated in the tests.
+All encoders get the same resamples: in a difference, what both find easy or hard cancels.
 """
 
 from __future__ import annotations
@@ -38,22 +36,17 @@ _ALIKE = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """What a resample draws with replacement.
+    """What a resample draws with replacement."""
 
-    Attributes:
-        unit: ``tile``, ``block``, ``cell`` or ``patch``.
-        of_sample: (N,) number of the block each sample lies in.
-        count: number of blocks.
-    """
+    unit: str  # tile, block, cell or patch
+    of_sample: Indices  # (N,) number of the block each sample lies in
+    count: int  # of blocks
 
-    unit: str
-    of_sample: Indices
-    count: int
-
-    @property
-    def samples_a_chunk(self) -> int:
-        """Rows of weights (r, N) that stay small in memory."""
-        return max(1, _CHUNK_ELEMENTS // max(len(self.of_sample), 1))
+    def chunks(self, num_rows: int) -> Iterator[tuple[int, int]]:
+        """Yield start and end of stretches whose rows of weights (r, N) stay small in memory."""
+        rows = max(1, _CHUNK_ELEMENTS // max(len(self.of_sample), 1))
+        for start in range(0, num_rows, rows):
+            yield start, min(start + rows, num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +82,8 @@ def resamples(blocks: Blocks, num_resamples: int, seed: int) -> Iterator[Weights
     The rows depend on the seed alone, not on how many come at a time.
     """
     generator = np.random.default_rng(seed)
-    rows = blocks.samples_a_chunk
-    for start in range(0, num_resamples, rows):
-        size = min(rows, num_resamples - start)
+    for start, end in blocks.chunks(num_resamples):
+        size = end - start
         drawn = generator.integers(0, blocks.count, (size, blocks.count))
         drawn += np.arange(size)[:, None] * blocks.count
         counts = np.bincount(drawn.ravel(), minlength=size * blocks.count)
@@ -100,12 +92,11 @@ def resamples(blocks: Blocks, num_resamples: int, seed: int) -> Iterator[Weights
 
 def left_out_counts(blocks: Blocks) -> Iterator[Weights]:
     """Yield counts (r, N), each without one block, or one of 250 random groups of blocks."""
-    groups, rows = min(blocks.count, _MAX_GROUPS), blocks.samples_a_chunk
+    groups = min(blocks.count, _MAX_GROUPS)
     drawn = np.random.default_rng(BOOTSTRAP_SEED).permutation(blocks.count)
     group_of_sample = (drawn * groups // blocks.count)[blocks.of_sample]
-    for start in range(0, groups, rows):
-        left_out = np.arange(start, min(start + rows, groups))[:, None]
-        yield (group_of_sample != left_out).astype(np.int32)
+    for start, end in blocks.chunks(groups):
+        yield (group_of_sample != np.arange(start, end)[:, None]).astype(np.int32)
 
 
 def score_interval(
@@ -117,13 +108,8 @@ def score_interval(
     the percentile interval moved and widened to bias and error of the jackknife, right for average
     precision, whose resamples rank repeated samples too well. Both take Student's quantiles for
     few blocks (Hesterberg 2015, expanded percentile interval). Without ends where all resamples
-    give the same score.
-
-    Args:
-        value: of all samples.
-        draws: (R,) over resamples; NaN where the score does not exist.
-        left_out: (G,) each without one block, or group of blocks.
-        num_blocks: that are drawn.
+    give the same score. ``draws`` (R,) are over resamples, NaN where the score does not exist, and
+    ``left_out`` (G,) each without one block, or group of blocks.
     """
     draws, left_out = draws[~np.isnan(draws)], left_out[~np.isnan(left_out)]
     if len(draws) < 2 or len(left_out) < 2 or np.ptp(draws) < _ALIKE:
@@ -162,12 +148,9 @@ def difference_interval(value: float, draws: FloatArray, num_blocks: int) -> tup
 def repeated_split_interval(differences: FloatArray, test_to_train: float) -> Interval:
     """Return Student's interval of a mean over seeds (Nadeau and Bengio 2003, section 4).
 
-    Without ends for a single seed.
-
-    Args:
-        differences: (S,) paired differences, one for each seed.
-        test_to_train: test samples over training samples where every seed draws its own split of
-            the same samples, whose scores are therefore correlated; 0 where all share one split.
+    Without ends for a single seed. ``differences`` (S,) are paired, one a seed; ``test_to_train``
+    is test over training samples where every seed draws its own split of the same samples, whose
+    scores are therefore correlated, and 0 where all share one split.
     """
     num_seeds, mean = len(differences), float(differences.mean())
     if num_seeds < 2:
@@ -183,27 +166,17 @@ def _student_quantile(degrees: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One encoder under one protocol, the mean over its seeds.
-
-    Attributes:
-        encoder, protocol, fraction: what was scored, how, and with which share of the labels.
-        results: one a seed; a single one where no seed plays a part.
-        intervals: by score, over resamples of the test blocks.
-        classes: by score of single classes, (C,) values.
-        by_seed: by score, the value of each result.
-        draws: by score, (R,) values over the resamples.
-        num_blocks: that were drawn.
-    """
+    """One encoder under one protocol, the mean over its seeds; all tables are by score."""
 
     encoder: str
     protocol: str
-    fraction: float
-    results: tuple[EvalResult, ...]
-    intervals: dict[str, Interval]
-    classes: dict[str, FloatArray]
-    by_seed: dict[str, FloatArray]
-    draws: dict[str, FloatArray]
-    num_blocks: int
+    fraction: float  # of the training labels
+    results: tuple[EvalResult, ...]  # one a seed; a single one where no seed plays a part
+    intervals: dict[str, Interval]  # over resamples of the test blocks
+    classes: dict[str, FloatArray]  # (C,) scores of single classes
+    by_seed: dict[str, FloatArray]  # the value of each result
+    draws: dict[str, FloatArray]  # (R,) values over the resamples
+    num_blocks: int  # that were drawn
 
     def scores_as_data(self) -> dict[str, Any]:
         """Return names, what was chosen on validation, and scores with intervals."""
@@ -239,11 +212,7 @@ class Row:
 
 
 def score_results(
-    results: Sequence[EvalResult],
-    kind: str,
-    tested: Indices,
-    blocks: Blocks,
-    num_resamples: int,
+    results: Sequence[EvalResult], kind: str, tested: Indices, blocks: Blocks, num_resamples: int
 ) -> list[Row]:
     """Score all results on the same resamples, and gather those of one encoder and protocol.
 
@@ -256,9 +225,9 @@ def score_results(
         """Return the scores of each result under weights of the tested samples."""
         parts: list[list[dict[str, FloatArray]]] = [[] for _ in results]
         for counts in chunks:
-            for table, rows, own in zip(tables, positions, parts, strict=True):
-                whole = len(rows) == counts.shape[1]  # then a copy would change nothing
-                own.append(table(counts if whole else counts[:, rows]).overall)
+            for table, columns, own in zip(tables, positions, parts, strict=True):
+                whole = len(columns) == counts.shape[1]  # then a copy would change nothing
+                own.append(table(counts if whole else counts[:, columns]).overall)
         return [
             {name: np.concatenate([part[name] for part in own]) for name in SCORES[kind]}
             for own in parts
@@ -271,8 +240,8 @@ def score_results(
     for number, one in enumerate(results):
         members.setdefault((one.encoder, one.protocol, one.fraction), []).append(number)
 
-    def row(names: tuple[str, str, float], numbers: list[int]) -> Row:
-        """Return the mean over some results, with intervals."""
+    rows = []
+    for names, numbers in members.items():
         by_seed, intervals, mean_draws = {}, {}, {}
         for name in SCORES[kind]:
             by_seed[name] = np.array([plain[i].overall[name][0] for i in numbers])
@@ -289,34 +258,23 @@ def score_results(
             for name in plain[0].classes
         }
         own = tuple(results[i] for i in numbers)
-        return Row(*names, own, intervals, classes, by_seed, mean_draws, blocks.count)
-
-    return [row(names, numbers) for names, numbers in members.items()]
+        rows.append(Row(*names, own, intervals, classes, by_seed, mean_draws, blocks.count))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far an encoder is ahead of a control in one score.
-
-    Attributes:
-        encoder: in question.
-        control, protocol, fraction, score: what is compared.
-        over_samples: interval over resamples of the test blocks, paired.
-        over_seeds: Student's interval over seeds, corrected for overlapping test sets; without
-            ends where there is one seed.
-        p_value: two-sided, of no difference, by the paired resamples of the test blocks.
-        resolved: whether every interval there is excludes zero.
-    """
+    """How far an encoder is ahead of a control in one score."""
 
     encoder: str
     control: str
     protocol: str
     fraction: float
     score: str
-    over_samples: Interval
-    over_seeds: Interval
-    p_value: float
-    resolved: bool
+    over_samples: Interval  # over resamples of the test blocks, paired
+    over_seeds: Interval  # Student's, corrected for overlapping test sets; no ends for one seed
+    p_value: float  # two-sided, of no difference, by the paired resamples of the test blocks
+    resolved: bool  # whether every interval there is excludes zero
 
 
 def compare(row: Row, control: Row, kind: str, test_to_train: float) -> list[Difference]:
@@ -325,9 +283,7 @@ def compare(row: Row, control: Row, kind: str, test_to_train: float) -> list[Dif
     ``test_to_train``: test samples over training samples if every seed drew its own split, else 0.
     """
     differences = []
-    for score in SCORES[kind]:
-        if score in WITHOUT_INTERVAL:
-            continue
+    for score in (name for name in SCORES[kind] if name not in WITHOUT_INTERVAL):
         # a row without seeds stands beside every seed of the other
         by_seed = np.subtract(*np.broadcast_arrays(row.by_seed[score], control.by_seed[score]))
         paired = row.draws[score] - control.draws[score]

@@ -1,10 +1,9 @@
 """Scores of a whole test set from targets and class scores, for many sample weightings at once.
 
-Nothing averages over batches. ``weights`` (R, N) say how often each of N samples counts in each of
-R weightings: a row of ones gives the plain score, the counts of a bootstrap its distribution, and
-neither needs another sort. A score that is undefined is NaN and stays out of macro means: AP of a
-class without a positive, ROC-AUC of one without a positive or without a negative, F1 of one neither
-present nor predicted. All else is defined as in scikit-learn.
+``weights`` (R, N) say how often each of N samples counts in each of R weightings: ones give the
+plain score, the counts of a bootstrap its distribution. A score that is undefined is NaN and stays
+out of macro means: AP of a class without a positive, ROC-AUC of one without a positive or without a
+negative, F1 of one neither present nor predicted. All else is defined as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -34,12 +33,9 @@ NO_POSITIVE_THRESHOLD = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a classifier predicts for N samples.
+    """Scores (N, C) and decisions (N, C) of a classifier.
 
-    Attributes:
-        scores: (N, C).
-        predicted: (N, C) decisions.
-        predicted_balanced: (N, C) decisions at as many yes as no; of a ``binary`` task only.
+    ``predicted_balanced`` (N, C) are decisions at as many yes as no; of a ``binary`` task only.
     """
 
     scores: ScoreArray
@@ -66,11 +62,12 @@ def metric_table(
     columns = [rank(targets[:, c], scores[:, c]) for c in range(targets.shape[1])]
     pooled = rank(targets, scores) if kind == "multi" else None
     gaps = _calibration_gaps(*_claims(targets, scores, kind))
-    squares = _squared_errors(targets, scores, kind)
+    squares = torch.from_numpy((scores.astype(np.float64) - targets) ** 2)
+    # Brier's own (1950) sum over classes, from 0 to 2, or the mean over decisions, from 0 to 1
+    squares = squares.sum(dim=1) if kind == "single" else squares.mean(dim=1)
     claims_a_sample = 1 if kind == "single" else targets.shape[1]
 
     def score(weights: Weights) -> MetricTable:
-        """Return all scores of these weightings."""
         weighed = tally(weights)
         sums = [running(column, weighed) for column in columns]
         classes = {
@@ -87,7 +84,7 @@ def metric_table(
         overall["brier"] = _quotient(squares.to(weighed.dtype) @ weighed, total)
         if pooled is not None:
             overall["average_precision_micro"] = average_precision(running(pooled, weighed))
-            overall["f1_micro"] = f1_micro(targets, predicted, weighed)
+            overall["f1_micro"] = f1(targets, predicted, weighed, micro=True)
         if kind == "binary":
             overall |= _balanced(columns[0], targets, predictions, weighed)
         return MetricTable({name: overall[name] for name in SCORES[kind]}, classes)
@@ -131,41 +128,26 @@ def tally(weights: Weights) -> Tensor:
 class Ranking:
     """Binary decisions in descending order of score; of equal scores, all or none are taken.
 
-    G groups of equal scores hold a positive.
-
-    Attributes:
-        samples: (M,) sample of each decision.
-        segments: (2G + 1,) starts in ``samples``: what lies before a group, the group, and so on
-            in turn; the last segment is what follows the last group.
-        positives: (P,) sample of each positive decision, in the same order.
-        groups: (G,) starts in ``positives``.
-        values: (G,) score of each group.
+    G groups of equal scores hold a positive. ``segments`` are starts in ``samples``: what lies
+    before a group, the group, and so on in turn; the last one is what follows the last group.
     """
 
-    samples: Indices
-    segments: Indices
-    positives: Indices
-    groups: Indices
-    values: ScoreArray
+    samples: Indices  # (M,) sample of each decision
+    segments: Indices  # (2G + 1,)
+    positives: Indices  # (P,) sample of each positive decision, in the same order
+    groups: Indices  # (G,) starts in positives
+    values: ScoreArray  # (G,) score of each group
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Sums of weights down a ranking for R weightings, each (G, R) float64, ``total`` (R,).
+    """Sums of weights down a ranking for R weightings, each (G, R) float64, ``total`` (R,)."""
 
-    Attributes:
-        hits: positives of the group.
-        hits_through: positives down to the end of the group.
-        seen_before: decisions above the group.
-        seen_through: decisions down to its end.
-        total: all decisions.
-    """
-
-    hits: Tensor
-    hits_through: Tensor
-    seen_before: Tensor
-    seen_through: Tensor
-    total: Tensor
+    hits: Tensor  # positives of the group
+    hits_through: Tensor  # positives down to the end of the group
+    seen_before: Tensor  # decisions above the group
+    seen_through: Tensor  # decisions down to its end
+    total: Tensor  # all decisions
 
 
 def rank(targets: BoolArray, scores: ScoreArray) -> Ranking:
@@ -236,25 +218,21 @@ def accuracy(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> Float
     return _quotient(right.to(weighed.dtype) @ weighed, weighed.sum(dim=0))
 
 
-def f1(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
-    """Return F1 of each class: (R, C); NaN where a class is neither present nor predicted."""
-    hits, marked = _f1_counts(targets, predicted, weighed)
-    return _quotient(2 * hits, marked).T
+def f1(
+    targets: BoolArray, predicted: BoolArray, weighed: Tensor, *, micro: bool = False
+) -> FloatArray:
+    """Return F1 of each class: (R, C); NaN where a class is neither present nor predicted.
 
-
-def f1_micro(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
-    """Return F1 over all decisions of all classes together: (R,)."""
-    hits, marked = _f1_counts(targets, predicted, weighed)
-    return _quotient(2 * hits.sum(dim=0), marked.sum(dim=0))
-
-
-def _f1_counts(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return true positives, and positives plus predictions: both (C, R)."""
-    hits, positives, marked = (
+    With ``micro``, over all decisions of all classes together: (R,).
+    """
+    hits, positives, claims = (
         torch.from_numpy(marks.T.astype(np.float32)).to(weighed.dtype) @ weighed
         for marks in (targets & predicted, targets, predicted)
     )
-    return hits, positives + marked
+    marked = positives + claims
+    if micro:
+        return _quotient(2 * hits.sum(dim=0), marked.sum(dim=0))
+    return _quotient(2 * hits, marked).T
 
 
 def macro(values: FloatArray) -> FloatArray:
@@ -294,7 +272,6 @@ def best_thresholds(
     weighed = tally(unit_weights(len(targets)) if weights is None else weights[None])
 
     def best(ranking: Ranking, otherwise: float) -> float:
-        """Return the best threshold of one ranking."""
         if len(ranking.values) == 0:
             return otherwise
         # F1 only falls between two positives, so its maximum is at the group of a positive
@@ -347,25 +324,14 @@ def _claims(targets: BoolArray, scores: ScoreArray, kind: str) -> tuple[FloatArr
 def _calibration_gaps(probability: FloatArray, right: BoolArray) -> Tensor:
     """Return (NUM_BINS, N) float64: what each sample adds to the gap of each bin.
 
-    The expected calibration error of a weighting is the sum of the absolute weighted gaps over
-    the weight of all claims: bins with many claims count more.
+    The expected calibration error of a weighting is the sum of the absolute weighted gaps over the
+    weight of all claims.
     """
     gaps = torch.zeros(NUM_BINS, len(right), dtype=torch.float64)
     difference = torch.from_numpy(probability - right)
     for column, bins in enumerate(_bins(probability).T):
-        rows = torch.from_numpy(bins.copy())
-        gaps[rows, torch.arange(len(rows))] += difference[:, column]
+        gaps[torch.from_numpy(bins.copy()), torch.arange(len(bins))] += difference[:, column]
     return gaps
-
-
-def _squared_errors(targets: BoolArray, scores: ScoreArray, kind: str) -> Tensor:
-    """Return the Brier score of each sample, (N,) float64.
-
-    Brier's own (1950) for ``single``: the sum over classes, from 0 to 2. The mean over decisions
-    otherwise, from 0 to 1.
-    """
-    squares = torch.from_numpy((scores.astype(np.float64) - targets) ** 2)
-    return squares.sum(dim=1) if kind == "single" else squares.mean(dim=1)
 
 
 def _bins(probability: FloatArray) -> Indices:

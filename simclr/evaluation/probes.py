@@ -1,16 +1,12 @@
 """Protocols on frozen features: a linear probe and a k-NN vote, each ``(job, data) -> result``.
 
-Penalty and thresholds are chosen on the validation split by the primary metric; the test split is
-only ever predicted. The probe is multinomial logistic regression for single labels, one logistic
-regression a class for several. Features are standardised on the training split; the loss is the
-mean negative log-likelihood plus ``penalty / 2`` times the squared weights, intercepts free:
-scikit-learn's ``LogisticRegression`` with ``C = 1 / (penalty * N)``.
+The probe is scikit-learn's ``LogisticRegression`` with ``C = 1 / (penalty * N)`` on features
+standardised on the training split: multinomial for single labels, else one regression a class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,14 +62,17 @@ def knn(job: EvalJob, data: EvalData) -> EvalResult:
 
 
 def linear_probe(job: EvalJob, data: EvalData) -> EvalResult:
-    """Fit a linear probe for every penalty, and predict the test split with the best one."""
+    """Fit a linear probe for every penalty, and predict the test split with the best one.
+
+    Penalty and thresholds are chosen on the validation split by the primary metric.
+    """
     task = data.task
     train, validation, test = _parts(job, data)
     kind = "single" if task.kind == "single" else "multi"
     expected = task.targets[job.split.validation]
+    path = probe_path(train, torch.from_numpy(task.targets[job.split.train]), kind)
     best = choose_probe(
-        probe_path(train, torch.from_numpy(task.targets[job.split.train]), kind),
-        lambda probe: primary_metric(expected, probe.scores(validation).numpy(), task.kind),
+        path, lambda probe: primary_metric(expected, probe.scores(validation).numpy(), task.kind)
     )
     choices = {
         "penalty": best.penalty,
@@ -86,9 +85,8 @@ def linear_probe(job: EvalJob, data: EvalData) -> EvalResult:
 def _parts(job: EvalJob, data: EvalData) -> list[Tensor]:
     """Return the features of the training, validation and test split."""
     features, split = data.features(job.encoder.features_name), job.split
-    return [
-        torch.from_numpy(features[rows]) for rows in (split.train, split.validation, split.test)
-    ]
+    parts = split.train, split.validation, split.test
+    return [torch.from_numpy(features[rows]) for rows in parts]
 
 
 def result_of(
@@ -142,24 +140,15 @@ def knn_scores(features: Tensor, targets: Tensor, queries: Tensor, num_neighbour
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A fitted linear classifier on standardised features.
+    """A fitted linear classifier on standardised features."""
 
-    Attributes:
-        mean, scale: (D,) float64 standardisation, from the training split.
-        weight: (D, C) float64; columns of classes without a choice are 0.
-        intercept: (C,) float64; -inf for a class never seen, inf for one seen in every sample.
-        kind: ``single`` or ``multi``.
-        penalty: the one it was fitted with.
-        converged: whether the gradient vanished before the iterations ended.
-    """
-
-    mean: Tensor
+    mean: Tensor  # (D,) float64 standardisation, from the training split
     scale: Tensor
-    weight: Tensor
-    intercept: Tensor
-    kind: str
-    penalty: float
-    converged: bool
+    weight: Tensor  # (D, C) float64; columns of classes without a choice are 0
+    intercept: Tensor  # (C,) float64; -inf for a class never seen, inf for one always seen
+    kind: str  # single or multi
+    penalty: float  # it was fitted with
+    converged: bool  # whether the gradient vanished before the iterations ended
 
     def scores(self, features: Tensor) -> Tensor:
         """Return probabilities (N, C) float64 of features (N, D)."""
@@ -229,20 +218,8 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(scale > 1e-9 * (1 + mean.abs()), scale, torch.inf)
 
 
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """Weights (r + 1, C), the last row the intercept, their logits (N, C), and the loss (C,).
-
-    The loss is that of each class, or the same total in every column if classes hang together.
-    """
-
-    weight: Tensor
-    logits: Tensor
-    loss: Tensor
-
-
 class Likelihood:
-    """Mean negative log-likelihood with an L2 penalty, solved for one penalty after the other.
+    """Mean negative log-likelihood plus ``penalty / 2`` times the squared weights, minimised.
 
     Each solution is the start of the next one. ``single``: multinomial. ``multi``: one regression
     a class, all at once. The method is Newton's, each step solved by conjugate gradients.
@@ -250,40 +227,61 @@ class Likelihood:
 
     def __init__(self, features: Tensor, targets: Tensor, kind: str) -> None:
         """Take standardised features (N, D) float64 and targets (N, C) bool."""
-        variance, axes = _principal_axes(features)
-        large = len(features) * axes.shape[1] * targets.shape[1] > _LARGE
+        num_samples, width = features.shape
+        # variances (r,) and orthonormal axes (D, r) that span the rows
+        if num_samples < width:  # cheaper, and the directions left out have weight 0 at the optimum
+            _, singular, rows = torch.linalg.svd(features, full_matrices=False)
+            variance, axes = singular.square() / num_samples, rows.T
+        else:
+            variance, axes = torch.linalg.eigh(features.T @ features / num_samples)
+            variance = variance.clamp_min(0)
+        large = num_samples * axes.shape[1] * targets.shape[1] > _LARGE
         self._single, self._axes = kind == "single", axes
         self._type = torch.float32 if large else torch.float64
-        ones = features.new_ones(len(features), 1)
+        ones = features.new_ones(num_samples, 1)
         self._features = torch.cat([features @ axes, ones], dim=1).to(self._type)
         self._curvature = torch.cat([variance, ones[0]]).to(self._type)[:, None]
         self._targets = targets.to(self._type)
+        # (r + 1, C), the last row the intercept
         self._weight = self._features.new_zeros(axes.shape[1] + 1, targets.shape[1])
 
     def solve(self, penalty: float) -> tuple[Tensor, Tensor, bool]:
         """Return weight (D, C), intercept (C,), both float64, and whether the gradient vanished."""
         penalties = torch.full_like(self._curvature, penalty)
         penalties[-1] = 0  # the intercept is free
-        with _num_threads(self._features.numel() * self._targets.shape[1]):
+        before, products = torch.get_num_threads(), self._features.numel() * self._targets.shape[1]
+        torch.set_num_threads(before if products > _LARGE else 1)
+        try:
             self._weight, converged = self._descend(penalties)
+        finally:
+            torch.set_num_threads(before)
         exact = self._weight.double()
         return self._axes @ exact[:-1], exact[-1], converged
 
     def _descend(self, penalties: Tensor) -> tuple[Tensor, bool]:
-        point = self._point(self._weight, penalties)
+        weight = self._weight
+        logits, loss = self._evaluated(weight, penalties)
         for _ in range(MAX_STEPS):
-            share = point.logits.softmax(dim=1) if self._single else point.logits.sigmoid()
+            share = logits.softmax(dim=1) if self._single else logits.sigmoid()
             gradient = self._features.T @ ((share - self._targets) / len(share))
-            gradient += penalties * point.weight
+            gradient += penalties * weight
             steepest = float(gradient.abs().max())
             if steepest <= GRADIENT_TOLERANCE:
-                return point.weight, True
+                return weight, True
             step = self._newton_step(gradient, share, penalties, min(0.1, steepest**0.5))
-            moved = self._move(point, step, penalties)
-            if moved is None:  # rounding: no step lowers the loss
-                return point.weight, steepest <= 10 * GRADIENT_TOLERANCE
-            point = moved
-        return point.weight, False
+            # halved per class until its loss falls; losses are float64 always
+            length = torch.ones_like(loss, dtype=step.dtype)
+            for _ in range(_MAX_HALVINGS):
+                moved = weight + length * step
+                logits, reached = self._evaluated(moved, penalties)
+                worse = reached > loss
+                if not worse.any():
+                    break
+                length = torch.where(worse, length / 2, length)
+            if worse.any() or not (reached < loss).any():  # rounding: no step lowers the loss
+                return weight, steepest <= 10 * GRADIENT_TOLERANCE
+            weight, loss = moved, reached
+        return weight, False
 
     def _newton_step(
         self, gradient: Tensor, share: Tensor, penalties: Tensor, accuracy: float
@@ -295,7 +293,12 @@ class Likelihood:
         direction = scale * residual
         size = first = self._sum(residual * direction)
         for _ in range(_MAX_PRODUCTS):
-            bent = self._times_hessian(direction, share) + penalties * direction
+            change = self._features @ direction
+            if self._single:
+                change = share * (change - (share * change).sum(dim=1, keepdim=True))
+            else:
+                change = share * (1 - share) * change
+            bent = self._features.T @ (change / len(share)) + penalties * direction
             length = size / self._sum(direction * bent).clamp_min(torch.finfo(bent.dtype).tiny)
             step, residual = step + length * direction, residual - length * bent
             sought = scale * residual
@@ -305,18 +308,8 @@ class Likelihood:
             direction = sought + size / before.clamp_min(torch.finfo(bent.dtype).tiny) * direction
         return step
 
-    def _move(self, point: _Point, step: Tensor, penalties: Tensor) -> _Point | None:
-        """Take the step, halved per class until its loss falls; None if no loss falls."""
-        length = torch.ones_like(point.loss, dtype=step.dtype)  # losses are float64 always
-        for _ in range(_MAX_HALVINGS):
-            there = self._point(point.weight + length * step, penalties)
-            worse = there.loss > point.loss
-            if not worse.any():
-                return there if bool((there.loss < point.loss).any()) else None
-            length = torch.where(worse, length / 2, length)
-        return None
-
-    def _point(self, weight: Tensor, penalties: Tensor) -> _Point:
+    def _evaluated(self, weight: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N, C) and losses (C,): of each class, or for ``single`` the same total."""
         logits = self._features @ weight
         # summed in float64: near the minimum two losses differ in their last digits only
         if self._single:
@@ -327,37 +320,9 @@ class Likelihood:
                 logits, self._targets, reduction="none"
             )
             loss = losses.double().mean(dim=0)
-        return _Point(weight, logits, loss + self._sum((penalties / 2 * weight**2).double()))
-
-    def _times_hessian(self, direction: Tensor, share: Tensor) -> Tensor:
-        change = self._features @ direction
-        if self._single:
-            change = change - (share * change).sum(dim=1, keepdim=True)
-            return self._features.T @ (share * change / len(share))
-        return self._features.T @ (share * (1 - share) * change / len(share))
+        return logits, loss + self._sum((penalties / 2 * weight**2).double())
 
     def _sum(self, products: Tensor) -> Tensor:
         """Return (C,) sums: of each class where classes are separate problems, else of all."""
         sums = products.sum(dim=0)
         return sums.sum().expand(len(sums)) if self._single else sums
-
-
-@contextmanager
-def _num_threads(products: int) -> Iterator[None]:
-    """Use one thread in the block, unless there is enough work for more to pay."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if products > _LARGE else 1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return variances (r,) and orthonormal axes (D, r) that span the rows of (N, D) features."""
-    num_samples, width = features.shape
-    if num_samples < width:  # cheaper, and the directions left out have weight 0 at the optimum
-        _, singular, rows = torch.linalg.svd(features, full_matrices=False)
-        return singular.square() / num_samples, rows.T
-    variance, axes = torch.linalg.eigh(features.T @ features / num_samples)
-    return variance.clamp_min(0), axes

@@ -40,21 +40,21 @@ class Split:
 class Splits:
     """One split for each seed, and where it comes from.
 
-    Attributes:
-        by_seed: the split of each seed; the same one for all seeds unless ``redrawn``.
-        redrawn: whether every seed draws its own test set.
-        origin: a sentence for the report.
-        leakage: share of test samples in a ground cell of a training sample; NaN where the cells of
-            the test samples are unknown.
-        touching: share of test samples that share ground or an edge with a training sample; NaN
-            where it is not known where patches lie.
+    ``leakage`` is the share of test samples in a ground cell of a training sample, ``touching`` of
+    those that share ground or an edge with one; NaN where cells or positions are unknown.
     """
 
-    by_seed: tuple[Split, ...]
-    redrawn: bool
-    origin: str
+    by_seed: tuple[Split, ...]  # the same one for all seeds unless redrawn
+    redrawn: bool  # whether every seed draws its own test set
+    origin: str  # a sentence for the report
     leakage: float
     touching: float
+
+    @property
+    def test_to_train(self) -> float:
+        """Test samples over training samples if every seed drew its own split, else 0."""
+        split = self.by_seed[0]
+        return len(split.test) / len(split.train) if self.redrawn else 0.0
 
     def counts(self, targets: BoolArray) -> tuple[dict[str, int], dict[str, list[int]]]:
         """Return samples a part, and positives a class: the fewest over seeds, so none lacks one.
@@ -62,12 +62,11 @@ class Splits:
         ``targets`` are those of all samples, (N, C).
         """
         parts = (TRAIN, VALIDATION, TEST)
-        positives = {
-            part: np.min([targets[getattr(one, part)].sum(axis=0) for one in self.by_seed], axis=0)
-            for part in parts
-        }
-        sizes = {part: len(getattr(self.by_seed[0], part)) for part in parts}
-        return sizes, {part: least.tolist() for part, least in positives.items()}
+        positives = {}
+        for part in parts:
+            counted = [targets[getattr(one, part)].sum(axis=0) for one in self.by_seed]
+            positives[part] = np.min(counted, axis=0).tolist()
+        return {part: len(getattr(self.by_seed[0], part)) for part in parts}, positives
 
     @property
     def tested(self) -> Indices:
@@ -137,11 +136,19 @@ def _drawn_blocks(task: Task, seeds: Sequence[int]) -> Splits:
             "split is drawn, but it is not known where all patches lie; use split=given, or pack "
             "files with a coordinate system"
         )
-    everything = np.arange(len(task.ids))
-    splits = [
-        _with_buffer(task, _indices(_assign(task, everything, blocks, _CYCLE, seed)))
-        for seed in seeds
-    ]
+    everything, splits = np.arange(len(task.ids)), []
+    for seed in seeds:
+        split = _indices(_assign(task, everything, blocks, _CYCLE, seed))
+        if task.ground.known:
+            others = np.concatenate([split.validation, split.test])
+            train = split.train[~touching(task.ground, split.train, others)]
+            require(
+                len(train) > 0,
+                "every training patch touches a test or validation patch; the ground is too small "
+                "to be split by blocks, use split=given",
+            )
+            split = Split(train, split.validation, split.test)
+        splits.append(split)
     first = splits[0]
     left_out = len(everything) - len(first.train) - len(first.validation) - len(first.test)
     sentence = (
@@ -149,20 +156,6 @@ def _drawn_blocks(task: Task, seeds: Sequence[int]) -> Splits:
         "patches that touch others left out"
     )
     return _measured(task, splits, sentence, redrawn=True)
-
-
-def _with_buffer(task: Task, split: Split) -> Split:
-    """Leave out training samples that touch a validation or test sample."""
-    if not task.ground.known:
-        return split
-    others = np.concatenate([split.validation, split.test])
-    train = split.train[~touching(task.ground, split.train, others)]
-    require(
-        len(train) > 0,
-        "every training patch touches a test or validation patch; the ground is too small to be "
-        "split by blocks, use split=given",
-    )
-    return Split(train, split.validation, split.test)
 
 
 def _measured(task: Task, splits: Sequence[Split], origin: str, *, redrawn: bool) -> Splits:
@@ -259,15 +252,10 @@ def seen_in_pretraining(
     """
     config, data = pretrained.config, pretrained.config.data
     fingerprint = pretrained.dataset["fingerprint"]
+    folders = [folder] if fingerprint == dataset.fingerprint else config.shards
+    options = folders, data.bands, data.splits, data.fraction, config.seed
     try:
-        trained = open_dataset(
-            [folder] if fingerprint == dataset.fingerprint else config.shards,
-            data.bands,
-            data.splits,
-            data.fraction,
-            config.seed,
-            whole_places=data.positives is Positives.season,
-        )
+        trained = open_dataset(*options, whole_places=data.positives is Positives.season)
     except (ValueError, OSError):
         return math.nan
     if trained.fingerprint != fingerprint:

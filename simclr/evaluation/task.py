@@ -23,18 +23,12 @@ _BALANCE_SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Footprints:
-    """Ground covered by N square patches, all of about one size.
+    """Ground covered by N square patches, all of about one size."""
 
-    Attributes:
-        epsg: (N,) coordinate system; 0 without one.
-        left, top: (N,) upper left corner, in its units.
-        side: of a patch, in the same units.
-    """
-
-    epsg: npt.NDArray[np.int32]
-    left: FloatArray
+    epsg: npt.NDArray[np.int32]  # (N,) coordinate system; 0 without one
+    left: FloatArray  # (N,) upper left corner, in its units
     top: FloatArray
-    side: float
+    side: float  # of a patch, in the same units
 
     @property
     def known(self) -> bool:
@@ -64,43 +58,27 @@ def touching(ground: Footprints, queries: Indices, others: Indices) -> BoolArray
     reach = ground.side * (1 + _TOLERANCE)
     # systems lie two reaches apart, so that nothing of one is near anything of another
     corners = np.stack([ground.left, ground.top, 2 * reach * ground.epsg], axis=1)
-    nearest, _ = cKDTree(corners[others]).query(
-        corners[queries], p=np.inf, distance_upper_bound=reach
-    )
+    tree = cKDTree(corners[others])
+    nearest, _ = tree.query(corners[queries], p=np.inf, distance_upper_bound=reach)
     return np.asarray(nearest <= reach)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The targets of N labelled samples and where they lie, in the order of their data set.
+    """The targets of N labelled samples and where they lie, in the order of their data set."""
 
-    Attributes:
-        name: of the label set.
-        kind: ``single``, ``binary`` or ``multi``, see ``simclr.evaluation.config.SCORES``.
-        classes: C class names; of a binary task its second class alone, the yes.
-        targets: (N, C).
-        ids: (N,) unique within a source, here preceded by its name.
-        cells: (N,) ground cell, empty where unknown.
-        blocks: (N,) ground that splits keep whole, empty where the source has none.
-        tiles: (N,) MGRS tile, empty where unknown.
-        ground: where the patches lie.
-        given_splits: (N,) split that the shards carry, empty where none.
-        num_unlabelled: samples of the shards without labels in this set.
-        num_surplus: labelled samples left out to balance a binary task.
-    """
-
-    name: str
-    kind: str
-    classes: tuple[str, ...]
-    targets: BoolArray
-    ids: Texts
-    cells: Texts
-    blocks: Texts
-    tiles: Texts
+    name: str  # of the label set
+    kind: str  # single, binary or multi, see simclr.evaluation.config.SCORES
+    classes: tuple[str, ...]  # C names; of a binary task its second class alone, the yes
+    targets: BoolArray  # (N, C)
+    ids: Texts  # (N,) unique within a source, here preceded by its name
+    cells: Texts  # (N,) ground cell, empty where unknown
+    blocks: Texts  # (N,) ground that splits keep whole, empty where the source has none
+    tiles: Texts  # (N,) MGRS tile, empty where unknown
     ground: Footprints
-    given_splits: Texts
-    num_unlabelled: int
-    num_surplus: int = 0
+    given_splits: Texts  # (N,) split that the shards carry, empty where none
+    num_unlabelled: int  # samples of the shards without labels in this set
+    num_surplus: int = 0  # labelled samples left out to balance a binary task
 
 
 def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Task:
@@ -127,10 +105,16 @@ def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Ta
         kind, classes, targets = "binary", classes[1:], targets[:, 1:]
     elif kind == "multi" and len(classes) == 1:
         kind = "binary"
-    num_surplus = 0
+    num_labelled = len(targets)
     if balanced:
-        kept = _balanced_rows(name, kind, targets, dataset.index("split"))
-        num_surplus = len(targets) - len(kept)
+        require(
+            kind == "binary",
+            f"label set {name!r} is not binary and cannot be balanced; leave balanced out",
+        )
+        kept = _balanced_rows(targets[:, 0], dataset.index("split"))
+        require(
+            len(kept) > 0, f"no split of label set {name!r} holds both answers; nothing is left"
+        )
         dataset.select(kept)
         targets = targets[kept]
     sources = np.array(dataset.sources)[dataset.source]
@@ -148,7 +132,7 @@ def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Ta
         ground=Footprints(dataset.index("epsg"), transform[:, 2], transform[:, 5], side),
         given_splits=dataset.index("split"),
         num_unlabelled=int((~known).sum()),
-        num_surplus=num_surplus,
+        num_surplus=num_labelled - len(targets),
     )
 
 
@@ -172,19 +156,12 @@ def _check_labels(label_set: LabelSet, labels: npt.NDArray[np.uint8]) -> None:
     )
 
 
-def _balanced_rows(name: str, kind: str, targets: BoolArray, splits: Texts) -> Indices:
+def _balanced_rows(positive: BoolArray, splits: Texts) -> Indices:
     """Return the samples to keep, sorted: in each split as many yes as no, the same every time."""
-    require(
-        kind == "binary",
-        f"label set {name!r} is not binary and cannot be balanced; leave balanced out",
-    )
     random = np.random.default_rng(_BALANCE_SEED)
     kept = []
     for split in np.unique(splits):
-        inside = splits == split
-        answers = [np.flatnonzero(inside & (targets[:, 0] == answer)) for answer in (False, True)]
+        answers = [np.flatnonzero((splits == split) & (positive == one)) for one in (False, True)]
         fewer = min(map(len, answers))
         kept += [random.permutation(rows)[:fewer] for rows in answers]
-    chosen = np.sort(np.concatenate(kept))
-    require(len(chosen) > 0, f"no split of label set {name!r} holds both answers; nothing is left")
-    return chosen
+    return np.sort(np.concatenate(kept))
