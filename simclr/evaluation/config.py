@@ -167,10 +167,23 @@ class EvaluateConfig:
             f"fractions is {fractions}; give shares in (0, 1], fractions=[0.01,0.1,1]",
         )
         require(self.step >= 0, f"step is {self.step}; give 0 for the newest, or a saved step")
+        trained = [one.name for one in self.protocols if one not in ON_FEATURES]
         if self.all_checkpoints:
-            self._check_all_checkpoints()
+            require(
+                self.step == 0,
+                f"step is {self.step} and all_checkpoints is true; leave one of them out",
+            )
+            require(
+                not trained,
+                f"protocols holds {', '.join(trained)}; all_checkpoints=true scores by probe and "
+                "knn: protocols=[probe,knn]",
+            )
+            require(
+                len(fractions) == 1,
+                f"fractions is {fractions}; all_checkpoints=true takes one share, fractions=[1]",
+            )
         require(
-            not self.stages or any(one in ON_FEATURES for one in self.protocols),
+            not self.stages or len(trained) < len(self.protocols),
             "stages is true, but fine-tuning reads the last stage; add probe or knn to protocols, "
             "or leave stages out",
         )
@@ -179,20 +192,4 @@ class EvaluateConfig:
         require(
             100 <= self.bootstrap <= 1_000_000,
             f"bootstrap is {self.bootstrap}; give 100 to 1,000,000",
-        )
-
-    def _check_all_checkpoints(self) -> None:
-        trained = [one.name for one in self.protocols if one not in ON_FEATURES]
-        require(
-            self.step == 0,
-            f"step is {self.step} and all_checkpoints is true; leave one of them out",
-        )
-        require(
-            not trained,
-            f"protocols holds {', '.join(trained)}; all_checkpoints=true scores by probe and "
-            "knn: protocols=[probe,knn]",
-        )
-        require(
-            len(self.fractions) == 1,
-            f"fractions is {self.fractions}; all_checkpoints=true takes one share, fractions=[1]",
         )

@@ -1,8 +1,6 @@
 """The evaluation loop: jobs of encoders, protocols, label fractions and seeds, scored and reported.
 
-``simclr-evaluate`` calls ``evaluate`` for the test split, or ``select_checkpoint``, the same loop
-over the checkpoints of a run on the validation split. All ranks extract features and fit
-classifiers; the main one scores and writes.
+All ranks extract features and fit classifiers; the main one scores and writes.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import write_json
@@ -60,7 +57,6 @@ from simclr.evaluation.jobs import (
     of_checkpoint,
     open_encoders,
 )
-from simclr.evaluation.metrics import Indices
 from simclr.evaluation.probes import PENALTIES, TEMPERATURE, knn, linear_probe
 from simclr.evaluation.report import (
     CHOICE_FORMAT,
@@ -86,31 +82,22 @@ _ENCODERS_A_PASS = 8  # checkpoints in memory at a time, each of which embeds ev
 
 @dataclass(frozen=True, slots=True)
 class EvalSetup:
-    """What an evaluation fixes before anything is scored.
-
-    Attributes:
-        pretrained: the encoder in question.
-        patches: the labelled samples alone.
-        task: their targets.
-        splits: one a seed.
-        blocks: what the bootstrap draws, over the tested samples.
-        overlap: share of the test samples that the encoder was pretrained on; NaN if unknown.
-    """
+    """What an evaluation fixes before anything is scored."""
 
     config: EvaluateConfig
     context: DistributedContext
-    pretrained: Pretrained
-    patches: LabelledPatches
+    pretrained: Pretrained  # the encoder in question
+    patches: LabelledPatches  # the labelled samples alone
     task: Task
     splits: Splits
-    blocks: Blocks
-    overlap: float
+    blocks: Blocks  # what the bootstrap draws, over the tested samples
+    overlap: float  # share of the test samples that was pretrained on; NaN if unknown
     cache: FeatureCache
     progress: bool
 
     @property
     def name(self) -> str:
-        """Of all files of this task and these shards."""
+        """Name of all files of this task and these shards."""
         return self.cache.folder.name
 
 
@@ -119,10 +106,7 @@ def evaluate(
 ) -> Path:
     """Score a run's encoder on a labelled task, beside untrained baselines.
 
-    Args:
-        config: run, shards, task and protocols.
-        progress: show progress bars.
-        rendezvous: of this process with the other ranks; None: torchrun's, or one process alone.
+    ``rendezvous`` is of this process with the other ranks; None: torchrun's, or one process alone.
 
     Returns:
         The path of ``RUN/evaluation/TASK-FINGERPRINT.json``; ``RUN/evaluation.json`` and ``.md``
@@ -153,13 +137,8 @@ def select_checkpoint(
     """Score every checkpoint of a run on the validation split of a labelled task.
 
     No label of the test split is read: it is to judge what is chosen here. Features of all labelled
-    patches are kept for that evaluation. Otherwise as ``evaluate``.
-
-    Args:
-        config: run, shards, task; ``protocols`` without fine-tuning.
-        losses: by logged step, to stand beside the scores.
-        progress: show progress bars.
-        rendezvous: of this process with the other ranks.
+    patches are kept for that evaluation. ``losses``, by logged step, stand beside the scores.
+    Otherwise as ``evaluate``.
 
     Returns:
         The path of ``RUN/evaluation/TASK-FINGERPRINT/checkpoints.json``.
@@ -231,10 +210,8 @@ def open_setup(
         "stages": config.stages,
     }
     folder = Path(config.run, FOLDER_NAME, "features", f"{task.name}-{dataset.fingerprint}")
-    cache = FeatureCache(folder, origin)
-    return EvalSetup(
-        config, context, pretrained, patches, task, splits, blocks, overlap, cache, progress
-    )
+    fixed = pretrained, patches, task, splits, blocks, overlap
+    return EvalSetup(config, context, *fixed, FeatureCache(folder, origin), progress)
 
 
 def _open_labelled(config: EvaluateConfig, pretrained: Pretrained) -> ShardDataset:
@@ -257,10 +234,9 @@ def _valid_checkpoints(run_dir: Path) -> tuple[list[int], list[str]]:
     for step in saved_steps(run_dir):
         try:
             verify(run_dir / CHECKPOINTS / folder_name(step))
+            valid.append(step)
         except ValueError as error:
             damaged.append(str(error))
-        else:
-            valid.append(step)
     return valid, damaged
 
 
@@ -273,17 +249,19 @@ def extract(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> None:
     for wrap in (wrap for wanted, wrap in wraps if wanted):
         embedders = {name: wrap(embed) for name, embed in embedders.items()}
 
-    def views(rows: Indices) -> Iterable[Tensor]:
-        """Start a pass over some samples."""
-        return setup.patches.only(rows).in_order(config.batch_size)
-
     if setup.context.is_main:  # features of checkpoints that are gone: nothing would read them
         saved = set(map(folder_name, saved_steps(Path(config.run))))
         for path in cache.folder.glob(f"{FOLDER_PATTERN}.npz"):
             if path.stem not in saved:
                 path.unlink()
-    num_samples = len(setup.patches.rows)
-    store_features(cache, embedders, views, num_samples, setup.context, progress=setup.progress)
+    store_features(
+        cache,
+        embedders,
+        lambda rows: setup.patches.only(rows).in_order(config.batch_size),
+        len(setup.patches.rows),
+        setup.context,
+        progress=setup.progress,
+    )
 
 
 def run_jobs(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> list[EvalResult]:
@@ -292,7 +270,6 @@ def run_jobs(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> list[Eva
 
     @lru_cache(maxsize=1)  # jobs of one encoder follow each other; all features may be large
     def features(name: str) -> Any:
-        """Return the stored features of an encoder."""
         return setup.cache.stored(name, len(setup.task.ids))
 
     data = EvalData(setup.task, features, setup.config, setup.patches)
@@ -300,7 +277,6 @@ def run_jobs(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> list[Eva
     with progress_of(own, "classifiers", setup.progress, "fits") as advance:
 
         def run(job: EvalJob) -> EvalResult:
-            """Run a job by its protocol."""
             result = _ON_FEATURES.get(job.protocol, fine_tune)(job, data)
             advance(1)
             return result
@@ -315,7 +291,7 @@ def _score(setup: EvalSetup, results: Sequence[EvalResult]) -> list[Row]:
 
 def evaluation_report(setup: EvalSetup, rows: Sequence[Row]) -> dict[str, Any]:
     """Return an evaluation as plain data, ready for JSON: NaN becomes null."""
-    checkpoint, task = setup.pretrained.checkpoint.name, setup.task
+    checkpoint, task, splits = setup.pretrained.checkpoint.name, setup.task, setup.splits
     features = setup.cache.stored(checkpoint, len(task.ids))
     evaluation = without_nan(
         {
@@ -323,16 +299,11 @@ def evaluation_report(setup: EvalSetup, rows: Sequence[Row]) -> dict[str, Any]:
             "checkpoint": checkpoint,
             "step": setup.pretrained.step,
             "results": [row.as_data(task.kind) for row in rows],
-            "differences": compare_with_all(rows, PRETRAINED, task.kind, _test_to_train(setup)),
-            "map": feature_map(features, task.targets, setup.splits.by_seed[0].test),
+            "differences": compare_with_all(rows, PRETRAINED, task.kind, splits.test_to_train),
+            "map": feature_map(features, task.targets, splits.by_seed[0].test),
         }
     )
     return {**evaluation, **conclusions(evaluation)}
-
-
-def _test_to_train(setup: EvalSetup) -> float:
-    split = setup.splits.by_seed[0]
-    return len(split.test) / len(split.train) if setup.splits.redrawn else 0.0
 
 
 def _choice(
@@ -351,7 +322,7 @@ def _choice(
         asdict(one)
         for other in asked
         if other is not best
-        for one in compare(best, other, setup.task.kind, _test_to_train(setup))
+        for one in compare(best, other, setup.task.kind, setup.splits.test_to_train)
         if one.score == primary
     ]
     # the loss that was logged last at each step
@@ -375,7 +346,7 @@ def _choice(
 def _facts(setup: EvalSetup) -> dict[str, Any]:
     """Return which run was evaluated on which patches, and how."""
     config, splits, task, pretrained = setup.config, setup.splits, setup.task, setup.pretrained
-    dataset = setup.patches.dataset
+    dataset, blocks = setup.patches.dataset, setup.blocks
     counts, positives = splits.counts(task.targets)
     return {
         "simulated": dataset.simulated or bool(pretrained.dataset["simulated"]),
@@ -423,8 +394,8 @@ def _facts(setup: EvalSetup) -> dict[str, Any]:
             "linear probe": {"penalties": list(PENALTIES), "solver": "Newton-CG"},
             "bootstrap": {
                 "resamples": config.bootstrap,
-                "unit": setup.blocks.unit,
-                "blocks": setup.blocks.count,
+                "unit": blocks.unit,
+                "blocks": blocks.count,
             },
         },
         "headline": SCORES[task.kind][0],

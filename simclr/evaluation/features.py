@@ -1,8 +1,4 @@
-"""Features of frozen encoders and of untrained controls, cached by checkpoint in the run folder.
-
-``LabelledPatches`` also feeds fine-tuning. Every rank takes a share of the samples; the shares are
-joined in order.
-"""
+"""Features of frozen encoders and of untrained controls, cached by checkpoint in the run folder."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ from torch import Tensor, nn
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import atomic_path
 from simclr.augment.views import ViewMaker
-from simclr.config import ModelConfig
+from simclr.config import ModelConfig, require
 from simclr.data.dataset import ShardDataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import permutation
@@ -93,10 +89,9 @@ def image_statistics(views: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class FeatureCache:
-    """Features kept in a folder, one file for each network, so that disk use stays bounded.
+    """Features kept in a folder that all ranks see: a file a network, so that disk use is bounded.
 
     Attributes:
-        folder: on storage that all ranks see.
         origin: everything the features depend on but the network itself: shards, samples,
             bands, view size, versions.
         weights: by name, checksum of the weights that a network was loaded from; none for those
@@ -145,21 +140,6 @@ class FeatureCache:
         with atomic_path(self.path(name)) as temporary, temporary.open("wb") as file:
             np.savez(file, key=np.array(self._key(name)), features=features)
 
-    def write_part(self, name: str, rank: int, features: Features) -> None:
-        """Store the rows that one rank took."""
-        with atomic_path(self._part(name, rank)) as temporary, temporary.open("wb") as file:
-            np.save(file, features)
-
-    def join(self, name: str, num_parts: int) -> None:
-        """Make one file of the parts of all ranks, in the order of ranks."""
-        parts = [self._part(name, rank) for rank in range(num_parts)]
-        self.write(name, np.concatenate([np.load(part) for part in parts]))
-        for part in parts:
-            part.unlink()
-
-    def _part(self, name: str, rank: int) -> Path:
-        return self.path(name).with_suffix(f".part-{rank:04d}.npy")
-
     def _key(self, name: str) -> str:
         own = {"network": name, "weights": self.weights.get(name, "")}
         text = json.dumps({**self.origin, **own}, sort_keys=True)
@@ -186,25 +166,31 @@ def store_features(
     names = json.loads(from_main_rank(json.dumps(missing_here)))
     if not names:
         return
+    parts = {
+        name: [
+            cache.path(name).with_suffix(f".part-{rank:04d}.npy")
+            for rank in range(min(context.size, num_samples))
+        ]
+        for name in names
+    }
     own = np.array_split(np.arange(num_samples), context.size)[context.rank]
     if len(own):
         missing = {name: embedders[name] for name in names}
         rows = extract_features(missing, views(own), len(own), progress=progress)
         for name, features in rows.items():
-            cache.write_part(name, context.rank, features)
+            with atomic_path(parts[name][context.rank]) as path, path.open("wb") as file:
+                np.save(file, features)
     barrier(context)
     if context.is_main:
-        for name in names:
-            cache.join(name, min(context.size, num_samples))
+        for name, paths in parts.items():
+            cache.write(name, np.concatenate([np.load(path) for path in paths]))
+            for path in paths:
+                path.unlink()
     barrier(context)
 
 
 def extract_features(
-    embedders: Mapping[str, Embedder],
-    views: Iterable[Tensor],
-    num_samples: int,
-    *,
-    progress: bool,
+    embedders: Mapping[str, Embedder], views: Iterable[Tensor], num_samples: int, *, progress: bool
 ) -> dict[str, Features]:
     """Embed batches of views (B, C, H, W), read once, with every network: (N, D) float32 by name.
 
@@ -215,10 +201,11 @@ def extract_features(
         ValueError: a module is in training mode, or a feature is not finite.
     """
     for name, embedder in embedders.items():
-        if isinstance(embedder, nn.Module) and any(part.training for part in embedder.modules()):
-            raise ValueError(
-                f"{name} is in training mode; call its eval() before extracting features"
-            )
+        require(
+            not isinstance(embedder, nn.Module)
+            or not any(part.training for part in embedder.modules()),
+            f"{name} is in training mode; call its eval() before extracting features",
+        )
     rows: dict[str, list[Features]] = {name: [] for name in embedders}
     with torch.inference_mode(), progress_of(num_samples, "features", progress) as advance:
         for batch in views:
@@ -227,34 +214,25 @@ def extract_features(
             advance(len(batch))
     joined = {name: np.concatenate(parts) for name, parts in rows.items()}
     for name, features in joined.items():
-        bad = ~np.isfinite(features).all(axis=1)
-        if bad.any():
-            raise ValueError(
-                f"{int(bad.sum())} of {len(features)} features of {name} are not finite; the "
-                "network diverged or its input is damaged"
-            )
+        bad = int((~np.isfinite(features).all(axis=1)).sum())
+        require(
+            bad == 0,
+            f"{bad} of {len(features)} features of {name} are not finite; the network diverged or "
+            "its input is damaged",
+        )
     return joined
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledPatches:
-    """Labelled samples as a network sees them: normalised, on one grid.
-
-    Attributes:
-        dataset: where they are.
-        maker: makes plain views.
-        rows: (n,) their numbers in the dataset.
-        targets: (N, C) of all samples of the dataset.
-        kind: of the task: ``single``, ``binary`` or ``multi``.
-        device: where views are made.
-    """
+    """Labelled samples as a network sees them: normalised, on one grid."""
 
     dataset: ShardDataset
-    maker: ViewMaker
-    rows: Indices
-    targets: BoolArray
-    kind: str
-    device: torch.device
+    maker: ViewMaker  # of plain views
+    rows: Indices  # (n,) numbers of the samples in the dataset
+    targets: BoolArray  # (N, C) of all samples of the dataset
+    kind: str  # of the task: single, binary or multi
+    device: torch.device  # where views are made
 
     def only(self, rows: Indices) -> LabelledPatches:
         """Return some samples of the same dataset."""
@@ -284,12 +262,9 @@ class LabelledPatches:
             yield step // per_epoch, batch.sample_id, self.maker.eval_views(batch), targets
 
     def _loader(self, plan: list[Indices]) -> Loader:
+        size, of_step = max(map(len, plan)), plan.__getitem__
         return Loader(
-            self.dataset,
-            plan.__getitem__,
-            num_batches=len(plan),
-            batch_size=max(map(len, plan)),
-            device=self.device,
+            self.dataset, of_step, num_batches=len(plan), batch_size=size, device=self.device
         )
 
 
@@ -318,7 +293,6 @@ def averaged_over_symmetries(network: Embedder) -> Embedder:
     """Return a network whose output (B, D) is the mean over the 8 symmetries of a view."""
 
     def embed(views: Tensor) -> Tensor:
-        """Return (B, D)."""
         total: Tensor = sum(  # type: ignore[assignment]
             network(apply_symmetry(views, torch.full((len(views),), k, device=views.device)))
             for k in range(NUM_SYMMETRIES)

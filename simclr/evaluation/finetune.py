@@ -1,7 +1,6 @@
 """The fine-tuning protocols: an encoder and a linear layer trained on labelled patches.
 
-A pretrained encoder and the same architecture from scratch are trained alike: rate, steps and the
-state that counts are chosen on the validation patches for each of them.
+Pretrained and untrained ones alike: validation patches choose rate and state for each of them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simclr.config import Precision
+from simclr.config import Precision, require
 from simclr.evaluation.config import FinetuneConfig, Protocol
 from simclr.evaluation.features import (
     LabelledPatches,
@@ -54,18 +53,6 @@ class Classifier(nn.Module):
         return logits
 
 
-@dataclass(frozen=True, slots=True)
-class Finetuned:
-    """A trained classifier in evaluation mode, and what was chosen on validation, for the report.
-
-    ``choices`` hold the ``learning_rate``, the ``step`` of ``num_steps`` at which the weights were
-    taken, and ``validation``, the primary metric there.
-    """
-
-    classifier: Classifier
-    choices: dict[str, Any]
-
-
 def fine_tune(job: EvalJob, data: EvalData) -> EvalResult:
     """Train the network of a job and predict the test split.
 
@@ -77,24 +64,19 @@ def fine_tune(job: EvalJob, data: EvalData) -> EvalResult:
         raise ValueError(f"{job.row} is not a network that can be trained")
     train, validation, test = map(patches.only, (split.train, split.validation, split.test))
     tuning = FineTuning(train, validation, config.finetune, job.protocol, job.seed)
-    tuned = tuning.fit(network)
+    classifier, choices = tuning.fit(network)
     on_validation, on_test = (
-        predict(tuned.classifier, part, test_time=config.test_time) for part in (validation, test)
+        predict(classifier, part, test_time=config.test_time) for part in (validation, test)
     )
-    return result_of(job, data.task, on_validation, on_test, tuned.choices)
+    return result_of(job, data.task, on_validation, on_test, choices)
 
 
 @dataclass(frozen=True, slots=True)
 class FineTuning:
     """A search for the best learning rate and state of a classifier.
 
-    Attributes:
-        train: patches to learn from.
-        validation: patches that choose the rate and the state.
-        config: how long, and with which rates.
-        depth: what is trained beside the classifier; what is not keeps its weights and its
-            BatchNorm statistics.
-        seed: of the classifier's first weights, the order and the symmetries.
+    The validation patches choose both. What ``depth`` does not train keeps its weights and its
+    BatchNorm statistics; ``seed`` is of the classifier's first weights, order and symmetries.
     """
 
     train: LabelledPatches
@@ -103,29 +85,33 @@ class FineTuning:
     depth: Protocol = Protocol.finetune_all
     seed: int = 0
 
-    def fit(self, encoder: nn.Module) -> Finetuned:
+    def fit(self, encoder: nn.Module) -> tuple[Classifier, dict[str, Any]]:
         """Train a classifier from an encoder, which is left as it is, at every rate.
+
+        Returns:
+            The best classifier, in evaluation mode, and what was chosen on validation, for the
+            report: ``learning_rate``, the ``step`` of ``num_steps`` at which the weights were
+            taken, and ``validation``, the primary metric there.
 
         Raises:
             ValueError: all training patches have the same labels, or there is one only.
         """
         targets = self.train.targets[self.train.rows]
-        if len(targets) < 2 or (targets == targets[0]).all():
-            raise ValueError(
-                f"all {len(targets)} training patches have the same labels; a classifier needs "
-                "two classes"
-            )
+        require(
+            len(targets) > 1 and bool((targets != targets[0]).any()),
+            f"all {len(targets)} training patches have the same labels; a classifier needs two "
+            "classes",
+        )
         tuned = (self._train(encoder, rate) for rate in self.config.learning_rates)
-        return max(tuned, key=lambda one: one.choices["validation"])
+        return max(tuned, key=lambda one: one[1]["validation"])
 
-    def _train(self, encoder: nn.Module, rate: float) -> Finetuned:
+    def _train(self, encoder: nn.Module, rate: float) -> tuple[Classifier, dict[str, Any]]:
         """Train for all steps; return the state with the best validation score."""
-        train, config = self.train, self.config
+        train, validation, config = self.train, self.validation, self.config
         per_epoch = steps_per_epoch(len(train.rows), config.batch_size)
         num_steps = min(config.max_steps, config.epochs * per_epoch)
         checks = {math.ceil(num_steps * (k + 1) / config.checks) for k in range(config.checks)}
-        classifier = _build(encoder, train, self.seed)
-        trained = _unfreeze(classifier, self.depth)
+        classifier, trained = self._build(encoder)
         groups = parameter_groups(classifier, config.weight_decay)
         # fused: unfused, the update is a tenth of a step on a CPU
         optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
@@ -145,18 +131,37 @@ class FineTuning:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            if step in checks and (score := _score(classifier, self.validation)) >= best:
+            if step not in checks:
+                continue
+            scores = predict(classifier, validation)
+            score = primary_metric(validation.targets[validation.rows], scores, validation.kind)
+            if score >= best:
                 best, step_of_best = score, step
                 state = copy.deepcopy(classifier.state_dict())
         classifier.load_state_dict(state)
         classifier.eval().requires_grad_(False)
-        choices = {
-            "learning_rate": rate,
-            "step": step_of_best,
-            "num_steps": num_steps,
-            "validation": best,
-        }
-        return Finetuned(classifier, choices)
+        choices = {"learning_rate": rate, "step": step_of_best, "num_steps": num_steps}
+        return classifier, {**choices, "validation": best}
+
+    def _build(self, encoder: nn.Module) -> tuple[Classifier, list[nn.Module]]:
+        """Return a classifier, frozen but for the parts that are trained, and these parts."""
+        train = self.train
+        encoder, size_px = copy.deepcopy(encoder).eval(), train.maker.view_size_px
+        view = torch.zeros(1, len(train.dataset.bands), size_px, size_px, device=train.device)
+        with torch.inference_mode():
+            width = encoder(view).shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            classifier = Classifier(encoder, width, train.targets.shape[1]).to(train.device)
+        trained: list[nn.Module] = [classifier.scale, classifier.head]
+        if self.depth is Protocol.finetune_all:
+            trained.insert(0, classifier.encoder)
+        elif self.depth is Protocol.finetune_last_stage:
+            trained.insert(0, classifier.encoder.get_submodule("layer4"))
+        classifier.eval().requires_grad_(False)
+        for part in trained:
+            part.requires_grad_(True)
+        return classifier, trained
 
 
 def predict(
@@ -168,7 +173,6 @@ def predict(
     """
 
     def probabilities(views: Tensor) -> Tensor:
-        """Return probabilities (B, C)."""
         logits: Tensor = classifier(views)
         return logits.softmax(dim=1) if patches.kind == "single" else logits.sigmoid()
 
@@ -179,40 +183,12 @@ def predict(
     return np.concatenate(parts)
 
 
-def _score(classifier: Classifier, patches: LabelledPatches) -> float:
-    scores = predict(classifier, patches)
-    return primary_metric(patches.targets[patches.rows], scores, patches.kind)
-
-
 def _rate_share(step: int, num_steps: int) -> float:
     """Return the rate as a share of its peak: linear warm-up, then a cosine to 0."""
     warmup = max(1, round(_WARMUP_SHARE * num_steps))
     if step < warmup:
         return (step + 1) / warmup
     return (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup))) / 2
-
-
-def _build(encoder: nn.Module, train: LabelledPatches, seed: int) -> Classifier:
-    encoder, size_px = copy.deepcopy(encoder).eval(), train.maker.view_size_px
-    view = torch.zeros(1, len(train.dataset.bands), size_px, size_px, device=train.device)
-    with torch.inference_mode():
-        width = encoder(view).shape[1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Classifier(encoder, width, train.targets.shape[1]).to(train.device)
-
-
-def _unfreeze(classifier: Classifier, depth: Protocol) -> list[nn.Module]:
-    """Unfreeze the parts that are trained, and return them."""
-    trained: list[nn.Module] = [classifier.scale, classifier.head]
-    if depth is Protocol.finetune_all:
-        trained.insert(0, classifier.encoder)
-    elif depth is Protocol.finetune_last_stage:
-        trained.insert(0, classifier.encoder.get_submodule("layer4"))
-    classifier.eval().requires_grad_(False)
-    for part in trained:
-        part.requires_grad_(True)
-    return trained
 
 
 def _loss(

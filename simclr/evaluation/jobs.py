@@ -45,20 +45,15 @@ from simclr.model.pretrained import Pretrained, load_encoder_file, load_pretrain
 class EvaluatedEncoder:
     """An encoder, or a control, of the table.
 
-    Attributes:
-        name: of its row.
-        seed: that made it; None where no seed plays a part.
-        embed: views (B, C, S, S) to features (B, D), in evaluation mode; None where its features
-            are stored and nothing is to be trained.
-        weights: checksum of the weights it was loaded from, if any.
-        checkpoint: name of the run's checkpoint that it is, if any.
+    ``embed`` takes views (B, C, S, S) to features (B, D), in evaluation mode; None where its
+    features are stored and nothing is to be trained.
     """
 
-    name: str
-    seed: int | None
+    name: str  # of its row
+    seed: int | None  # that made it; None where no seed plays a part
     embed: Embedder | None
-    weights: str = ""
-    checkpoint: str = ""
+    weights: str = ""  # checksum of the weights it was loaded from, if any
+    checkpoint: str = ""  # name of the run's checkpoint that it is, if any
 
     @property
     def features_name(self) -> str:
@@ -74,19 +69,13 @@ class EvaluatedEncoder:
 
 @dataclass(frozen=True, slots=True)
 class EvalJob:
-    """One classifier to be fitted to an encoder's features or weights.
-
-    Attributes:
-        fraction: share of the training labels.
-        seed: of split, label subset and first weights.
-        split: with the training labels that the fraction leaves; validation and test are whole.
-    """
+    """One classifier to be fitted to an encoder's features or weights."""
 
     encoder: EvaluatedEncoder
     protocol: Protocol
-    fraction: float
-    seed: int
-    split: Split
+    fraction: float  # of the training labels
+    seed: int  # of split, label subset and first weights
+    split: Split  # with the training labels that the fraction leaves
 
     @property
     def row(self) -> str:
@@ -97,42 +86,26 @@ class EvalJob:
 
 @dataclass(frozen=True, slots=True)
 class EvalData:
-    """What every protocol reads beside its job.
-
-    Attributes:
-        features: of an encoder, (N, D), by ``EvaluatedEncoder.features_name``.
-        patches: all labelled ones; None where nothing is fine-tuned.
-    """
+    """What every protocol reads beside its job."""
 
     task: Task
-    features: Callable[[str], Features]
+    features: Callable[[str], Features]  # (N, D), by EvaluatedEncoder.features_name
     config: EvaluateConfig
-    patches: LabelledPatches | None = None
+    patches: LabelledPatches | None = None  # all labelled ones; None where nothing is fine-tuned
 
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """Predictions of one job for the test samples of its split.
+    """Predictions of one job for the test samples of its split."""
 
-    Attributes:
-        encoder: name of the row in the report.
-        protocol: value of a ``Protocol``.
-        seed: of the split, the label subset and a random control.
-        test: (n,) samples that were predicted.
-        targets: (n, C).
-        predictions: of those samples.
-        choices: what was chosen on validation, for the report.
-        fraction: share of the training labels that was used.
-    """
-
-    encoder: str
-    protocol: str
-    seed: int
-    test: Indices
-    targets: BoolArray
-    predictions: Predictions
-    choices: dict[str, Any]
-    fraction: float = 1.0
+    encoder: str  # name of the row in the report
+    protocol: str  # value of a Protocol
+    seed: int  # of the split, the label subset and a random control
+    test: Indices  # (n,) samples that were predicted
+    targets: BoolArray  # (n, C)
+    predictions: Predictions  # of those samples
+    choices: dict[str, Any]  # what was chosen on validation, for the report
+    fraction: float = 1.0  # of the training labels
 
 
 def eval_jobs(
@@ -173,8 +146,7 @@ def open_encoders(
     model, bands = pretrained.config.model, pretrained.config.data.bands
     encoders = [of_checkpoint(PRETRAINED, pretrained)]
     for name, path in _named(config.others).items():
-        encoder = _open_encoder(path, bands, device)
-        encoders.append(EvaluatedEncoder(name, None, encoder, _fingerprint(path)))
+        encoders.append(_other(name, path, bands, device))
     if config.controls:
         for seed in config.seeds:
             network = random_encoder(model, len(bands), seed, device)
@@ -192,29 +164,27 @@ def of_checkpoint(name: str, pretrained: Pretrained) -> EvaluatedEncoder:
     return EvaluatedEncoder(name, None, pretrained.encoder, weights, pretrained.checkpoint.name)
 
 
-def _open_encoder(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:
-    if not (path / CHECKPOINTS).is_dir():
-        return load_encoder_file(path, bands, device)
-    run = load_pretrained(path, device)
-    require(
-        run.config.data.bands == list(bands),
-        f"{path} was trained on {', '.join(run.config.data.bands)}, the run on {', '.join(bands)}; "
-        "evaluate it by itself",
-    )
-    return run.encoder
-
-
-def _fingerprint(other: Path) -> str:
-    """Return what changes when the weights of another encoder do."""
-    inside = (path for path in other.rglob("*") if path.suffix in (".pt", ".safetensors"))
-    files = [other] if other.is_file() else sorted(inside)
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+def _other(name: str, path: Path, bands: Sequence[str], device: torch.device) -> EvaluatedEncoder:
+    if (path / CHECKPOINTS).is_dir():
+        run = load_pretrained(path, device)
+        require(
+            run.config.data.bands == list(bands),
+            f"{path} was trained on {', '.join(run.config.data.bands)}, the run on "
+            f"{', '.join(bands)}; evaluate it by itself",
+        )
+        encoder = run.encoder
+    else:
+        encoder = load_encoder_file(path, bands, device)
+    # what changes when its weights do
+    inside = (file for file in path.rglob("*") if file.suffix in (".pt", ".safetensors"))
+    files = [path] if path.is_file() else sorted(inside)
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return EvaluatedEncoder(name, None, encoder, hashlib.sha256(repr(facts).encode()).hexdigest())
 
 
 def _named(others: Sequence[str]) -> dict[str, Path]:
     """Return a name for each path: its last part, with its parent where two are alike."""
-    paths = [Path(other) for other in others]
+    paths = list(map(Path, others))
     names = [path.stem for path in paths]
     named = {
         name if names.count(name) == 1 else f"{path.parent.name}/{name}": path

@@ -1,15 +1,12 @@
 """The report of an evaluation in words: verdict, findings, limits, tables; and its files.
 
-``evaluate`` calls it with plain data and writes that; figures and studies read ``evaluation.json``.
-Every task keeps its own file in ``RUN/evaluation``; ``RUN/evaluation.json`` and ``.md`` hold them
-all, so that a second task does not overwrite the first.
+Every task keeps its own file in ``RUN/evaluation``; ``evaluation.json`` and ``.md`` hold them all.
 """
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +60,8 @@ def verdict(evaluation: Evaluation) -> str:
     By the primary metric and the largest share of the labels; under the linear probe, or else the
     first protocol there is.
     """
-    against = [
-        one
-        for one in evaluation["differences"]
-        if one["score"] == evaluation["headline"] and one["control"] in CONTROLS
-    ]
+    primary = [one for one in evaluation["differences"] if one["score"] == evaluation["headline"]]
+    against = [one for one in primary if one["control"] in CONTROLS]
     if not against:
         return "No verdict: no control was scored beside the encoder; controls=true does."
     most = max(one["fraction"] for one in against)
@@ -148,10 +142,10 @@ def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
         ),
         (protocol["stages"], "all four stages are read; an exported encoder gives the last alone"),
         (protocol["test_time"], "averaged over the 8 turns and flips of each patch"),
-        *_seen_in_pretraining(split["seen_in_pretraining"]),
+        (True, _seen_in_pretraining(split["seen_in_pretraining"])),
         _other_level(**evaluation["processing_level"]),
-        *_absent(evaluation, "train", "training", "no classifier can know them"),
-        *_absent(evaluation, "test", "test", "they have no score and stay out of all means"),
+        _absent(evaluation, "train", "training", "no classifier can know them"),
+        _absent(evaluation, "test", "test", "they have no score and stay out of all means"),
         *_near(evaluation, "test"),
         (unsolved, f"{unsolved} of the chosen probes had not converged"),
         (
@@ -175,17 +169,17 @@ def _those_that_hold(*notes: tuple[object, str]) -> list[str]:
     return [sentence for holds, sentence in notes if holds]
 
 
-def _seen_in_pretraining(share: float | None) -> Iterable[tuple[object, str]]:
-    yield (
-        share is None,
-        "it is unknown whether the encoder was pretrained on these test patches: its training "
-        "shards cannot be read as they were, or hold equal ids with other pixels",
-    )
-    yield share == 0, "pretrained on none of these test patches, compared by pixels and by id"
-    yield (
-        share,
-        f"pretrained on {100 * (share or 0):.3g} % of these test patches, without labels: the "
-        "scores do not hold for unseen places",
+def _seen_in_pretraining(share: float | None) -> str:
+    if share is None:
+        return (
+            "it is unknown whether the encoder was pretrained on these test patches: its training "
+            "shards cannot be read as they were, or hold equal ids with other pixels"
+        )
+    if share == 0:
+        return "pretrained on none of these test patches, compared by pixels and by id"
+    return (
+        f"pretrained on {100 * share:.3g} % of these test patches, without labels: the scores do "
+        "not hold for unseen places"
     )
 
 
@@ -199,43 +193,37 @@ def _other_level(patches: list[str], pretraining: list[str]) -> tuple[object, st
     )
 
 
-def _absent(
-    evaluation: Evaluation, part: str, kind: str, effect: str
-) -> Iterable[tuple[object, str]]:
+def _absent(evaluation: Evaluation, part: str, kind: str, effect: str) -> tuple[object, str]:
     """Return which classes have no patch in a part of the split."""
     counts = zip(evaluation["task"]["classes"], evaluation["split"]["positives"][part], strict=True)
     names = [name for name, count in counts if count == 0]
     more = f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
-    yield (
-        names,
-        f"classes without a {kind} patch: {', '.join(names[:_NAMED])}{more}; {effect}",
-    )
+    return names, f"classes without a {kind} patch: {', '.join(names[:_NAMED])}{more}; {effect}"
 
 
-def _near(evaluation: Evaluation, scored: str) -> Iterable[tuple[object, str]]:
+def _near(evaluation: Evaluation, scored: str) -> list[tuple[object, str]]:
     """Return how close the scored patches are to training patches, and to each other."""
-    leakage, touching = (evaluation["split"][key] for key in ("leakage", "touching"))
-    yield leakage, f"{100 * (leakage or 0):.1f} % of the {scored} patches lie in a training cell"
-    yield (
-        touching,
-        f"{100 * (touching or 0):.1f} % of the {scored} patches touch a training patch on the "
-        "ground",
-    )
-    yield (
-        evaluation["protocol"]["bootstrap"]["unit"] == "patch",
-        "too few tiles or ground cells are known to resample by: neighbouring patches count as "
-        "independent, and intervals may be too narrow",
-    )
+    leakage, touching = (evaluation["split"][key] or 0 for key in ("leakage", "touching"))
+    return [
+        (leakage, f"{100 * leakage:.1f} % of the {scored} patches lie in a training cell"),
+        (
+            touching,
+            f"{100 * touching:.1f} % of the {scored} patches touch a training patch on the ground",
+        ),
+        (
+            evaluation["protocol"]["bootstrap"]["unit"] == "patch",
+            "too few tiles or ground cells are known to resample by: neighbouring patches count as "
+            "independent, and intervals may be too narrow",
+        ),
+    ]
 
 
 def choice_conclusions(choice: Choice) -> dict[str, list[str]]:
     """Return ``findings``: the best checkpoint, others as good, the controls; and ``notes``."""
     names = {one["encoder"] for one in choice["results"] if one["step"] is not None}
-    alike = [
-        one["control"]
-        for one in choice["differences"]
-        if one["control"] in names and not one["resolved"]
-    ]
+    controls = [one for one in choice["differences"] if one["control"] not in names]
+    others = [one for one in choice["differences"] if one["control"] in names]
+    alike = [one["control"] for one in others if not one["resolved"]]
     sentence = (
         f"{choice['chosen_by']} on validation: step {choice['best']} is best of {len(names)} "
         "checkpoints"
@@ -243,17 +231,13 @@ def choice_conclusions(choice: Choice) -> dict[str, list[str]]:
     if alike:
         sentence += f", and cannot be distinguished from {len(alike)} of them"
         sentence += f": {', '.join(alike)}" if len(alike) <= _NAMED else ""
-    controls = [one for one in choice["differences"] if one["control"] not in names]
     notes = _those_that_hold(
         (
             True,
             "validation patches chose penalty and checkpoint: these scores flatter the best one; "
             "the test split was not used, and judges what was chosen here",
         ),
-        (
-            len(choice["steps"]) < 2,
-            "one checkpoint leaves no choice; checkpoint.keep keeps more",
-        ),
+        (len(choice["steps"]) < 2, "one checkpoint leaves no choice; checkpoint.keep keeps more"),
         *_near(choice, "validation"),
     )
     return {"findings": [sentence, *map(_finding, controls)], "notes": notes}
@@ -266,9 +250,8 @@ def report_text(path: Path) -> str:
     and the rest is left to the files.
     """
     evaluation = json.loads(path.read_text(encoding="utf-8"))
-    shown = [
-        name for name in evaluation["results"][0]["scores"] if not name.startswith(_FILES_ONLY)
-    ]
+    names = evaluation["results"][0]["scores"]
+    shown = [name for name in names if not name.startswith(_FILES_ONLY)]
     head = [title(evaluation), *textwrap.wrap(verdict(evaluation), TEXT_WIDTH)]
     return _text(head, _facts(evaluation), score_table(evaluation, shown), evaluation)
 
@@ -282,10 +265,9 @@ def choice_report(path: Path) -> str:
         f"split {origin}",
         f"seeds {', '.join(map(str, seeds))}",
     ]
-    head = f"{_mark(choice)}{choice['task']['name']}, checkpoints on validation"
-    options = (
-        f"run={choice['run']} shards={choice['shards']['folder']} task={choice['task']['name']}"
-    )
+    task = choice["task"]["name"]
+    head = f"{_mark(choice)}{task}, checkpoints on validation"
+    options = f"run={choice['run']} shards={choice['shards']['folder']} task={task}"
     text = _text([head], facts, choice_table(choice), choice)
     return f"{text}\nto test it: simclr-evaluate {options} step={choice['best']}"
 

@@ -42,8 +42,8 @@ def tuned(patches, encoder, depth=Protocol.finetune_all, config=SHORT, seed=0):
     return FineTuning(train, validation, config, depth, seed).fit(encoder)
 
 
-def accuracy(found, patches, rows):
-    scores = predict(found.classifier, patches.only(rows))
+def accuracy(classifier, patches, rows):
+    scores = predict(classifier, patches.only(rows))
     return (scores.argmax(axis=1) == patches.targets[rows].argmax(axis=1)).mean()
 
 
@@ -51,9 +51,9 @@ def accuracy(found, patches, rows):
 def test_classes_that_differ_are_learnt_and_the_encoder_is_left_as_it_was(patches, encoder):
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     longer = FinetuneConfig(epochs=12, batch_size=8, learning_rates=[3e-3], checks=3)
-    found = tuned(patches, encoder, config=longer)
-    assert accuracy(found, patches, np.arange(52, 64)) > 0.8
-    assert 0 < found.choices["step"] <= found.choices["num_steps"] == 60
+    classifier, choices = tuned(patches, encoder, config=longer)
+    assert accuracy(classifier, patches, np.arange(52, 64)) > 0.8
+    assert 0 < choices["step"] <= choices["num_steps"] == 60
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -68,7 +68,7 @@ def test_classes_that_differ_are_learnt_and_the_encoder_is_left_as_it_was(patche
     ],
 )
 def test_only_the_opened_parts_change_statistics_included(patches, encoder, depth, changed):
-    found = tuned(patches, encoder, depth).classifier.encoder.state_dict()
+    found = tuned(patches, encoder, depth)[0].encoder.state_dict()
     moved = {
         name.split(".")[0]
         for name, value in encoder.state_dict().items()
@@ -79,7 +79,7 @@ def test_only_the_opened_parts_change_statistics_included(patches, encoder, dept
 
 @pytest.mark.slow
 def test_an_answer_does_not_depend_on_its_batch(patches, encoder):
-    found = tuned(patches, encoder).classifier
+    found, _ = tuned(patches, encoder)
     together = predict(found, patches)
     alone = np.concatenate([predict(found, patches.only(np.array([k]))) for k in (0, 31, 63)])
     np.testing.assert_allclose(together[[0, 31, 63]], alone, atol=1e-6)
@@ -88,7 +88,7 @@ def test_an_answer_does_not_depend_on_its_batch(patches, encoder):
 
 @pytest.mark.slow
 def test_the_seed_decides_everything_and_symmetries_can_be_averaged(patches, encoder):
-    first, again, other = (tuned(patches, encoder, seed=seed).classifier for seed in (1, 1, 2))
+    first, again, other = (tuned(patches, encoder, seed=seed)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(predict(first, patches), predict(again, patches))
     assert not np.array_equal(predict(first, patches), predict(other, patches))
     averaged = predict(first, patches, test_time=True)
@@ -99,7 +99,7 @@ def test_the_seed_decides_everything_and_symmetries_can_be_averaged(patches, enc
 def test_five_patches_are_enough_and_one_answer_is_not(patches, encoder):
     config = FinetuneConfig(epochs=1, learning_rates=[1e-3], checks=1)
     few, validation = patches.only(np.arange(5)), patches.only(np.arange(40, 44))
-    assert FineTuning(few, validation, config).fit(encoder).choices["num_steps"] == 1
+    assert FineTuning(few, validation, config).fit(encoder)[1]["num_steps"] == 1
     same = patches.only(np.arange(0, 40, 4))
     with pytest.raises(ValueError, match="all 10 training patches have the same labels"):
         FineTuning(same, validation, config).fit(encoder)
@@ -122,7 +122,7 @@ def test_every_patch_is_shown_once_an_epoch_in_batches_that_are_never_short(patc
 def test_a_network_without_stages_can_be_trained_whole(patches):
     plain = nn.Sequential(nn.Flatten(), nn.Linear(4 * 12 * 12, 6)).eval()
     config = FinetuneConfig(epochs=1, batch_size=20, learning_rates=[1e-3], checks=1)
-    assert tuned(patches, plain, config=config).classifier.head.in_features == 6
+    assert tuned(patches, plain, config=config)[0].head.in_features == 6
 
 
 @pytest.mark.parametrize(
