@@ -31,6 +31,7 @@ from simclr.distributed import (
     from_main_rank,
     map_over_ranks,
 )
+from simclr.evaluation import report
 from simclr.evaluation.bootstrap import (
     Blocks,
     Row,
@@ -58,16 +59,6 @@ from simclr.evaluation.jobs import (
     open_encoders,
 )
 from simclr.evaluation.probes import PENALTIES, TEMPERATURE, knn, linear_probe
-from simclr.evaluation.report import (
-    CHOICE_FORMAT,
-    CHOICE_FORMAT_VERSION,
-    CHOICE_NAME,
-    FOLDER_NAME,
-    choice_conclusions,
-    conclusions,
-    own_path,
-    write_report,
-)
 from simclr.evaluation.splits import Splits, make_splits, on_validation, seen_in_pretraining
 from simclr.evaluation.task import Task, open_task
 from simclr.model.pretrained import Pretrained, load_pretrained, saved_steps
@@ -123,9 +114,9 @@ def evaluate(
         extract(setup, encoders)
         results = run_jobs(setup, encoders)
         if context.is_main:
-            write_report(run_dir, evaluation_report(setup, _score(setup, results)))
+            report.write_report(run_dir, evaluation_report(setup, _score(setup, results)))
         barrier(context)
-    return own_path(run_dir, setup.name)
+    return report.own_path(run_dir, setup.name)
 
 
 def select_checkpoint(
@@ -160,7 +151,7 @@ def select_checkpoint(
             extract(setup, loaded)
             encoders += [replace(one, embed=None) for one in loaded]
         results = run_jobs(setup, [*encoders, *others])
-        path = run_dir / FOLDER_NAME / setup.name / CHOICE_NAME
+        path = run_dir / report.FOLDER_NAME / setup.name / report.CHOICE_NAME
         if context.is_main:
             choice = _choice(setup, _score(setup, results), steps, losses)
             choice["notes"] += damaged
@@ -209,7 +200,7 @@ def open_setup(
         "test_time": config.test_time,
         "stages": config.stages,
     }
-    folder = Path(config.run, FOLDER_NAME, "features", f"{task.name}-{dataset.fingerprint}")
+    folder = Path(config.run, report.FOLDER_NAME, "features", f"{task.name}-{dataset.fingerprint}")
     fixed = pretrained, patches, task, splits, blocks, overlap
     return EvalSetup(config, context, *fixed, FeatureCache(folder, origin), progress)
 
@@ -303,7 +294,7 @@ def evaluation_report(setup: EvalSetup, rows: Sequence[Row]) -> dict[str, Any]:
             "map": feature_map(features, task.targets, splits.by_seed[0].test),
         }
     )
-    return {**evaluation, **conclusions(evaluation)}
+    return {**evaluation, **report.conclusions(evaluation)}
 
 
 def _choice(
@@ -329,8 +320,8 @@ def _choice(
     last = [max((at for at in losses if at <= step), default=-1) for step in steps]
     choice = without_nan(
         {
-            "format": CHOICE_FORMAT,
-            "format_version": CHOICE_FORMAT_VERSION,
+            "format": report.CHOICE_FORMAT,
+            "format_version": report.CHOICE_FORMAT_VERSION,
             **_facts(setup),
             "chosen_by": chooser,
             "best": names[best.encoder],
@@ -340,7 +331,7 @@ def _choice(
             "differences": differences,
         }
     )
-    return {**choice, **choice_conclusions(choice)}
+    return {**choice, **report.choice_conclusions(choice)}
 
 
 def _facts(setup: EvalSetup) -> dict[str, Any]:
