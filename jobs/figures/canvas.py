@@ -252,5 +252,4 @@ def _points(axes: Axes, results: Sequence[Result], encoders: Sequence[str], scor
             value, ends = interval(by_encoder[encoder])
             axes.errorbar(value, row, xerr=ends, fmt="o", color=COLORS[row], capsize=3)
     axes.set_yticks(range(len(encoders)), encoders)
-    axes.set_ylim(len(encoders) - 0.5, -0.5)
-    axes.set_xlabel(f"{plain(score)} (%)")
+    axes.set(ylim=(len(encoders) - 0.5, -0.5), xlabel=f"{plain(score)} (%)")

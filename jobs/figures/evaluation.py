@@ -156,8 +156,7 @@ def _classes(page: Page, folder: Path, one: Evaluation) -> None:
             axes.plot(values, places, linestyle="", label=other["encoder"], **style)
         names = [f"{_short(classes[row])} ({positives[row]})" for row in order]
         axes.set_yticks(places, names, fontsize=9)
-        axes.set_ylim(len(order) - 0.4, -0.6)
-        axes.set_xlim(0, 100)
+        axes.set(xlim=(0, 100), ylim=(len(order) - 0.4, -0.6))
         axes.set_xlabel("F1 (%); in parentheses: labelled patches")
         axes.grid(axis="x", alpha=0.3)
         figure.legend(loc="outside lower center", ncols=4, fontsize=9)
@@ -192,8 +191,7 @@ def _confusion(page: Page, folder: Path, one: Evaluation) -> None:
         names = [_short(name) for name in classes]
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=9)
         axes.set_yticks(range(len(names)), names, fontsize=9)
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("true class")
+        axes.set(xlabel="predicted class", ylabel="true class")
         figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class (%)")
     named = f"{first['encoder']} encoder, {first['protocol']}"
     page.picture(path, f"True and predicted classes of the {named}; test patches of all seeds.")
@@ -219,11 +217,9 @@ def _reliability(page: Page, folder: Path, one: Evaluation) -> None:
             rows += [(*_who(row), *cells) for cells in bins]
         above.set_ylabel("observed frequency (%)")
         above.legend(fontsize=9)
-        below.set_ylabel("predictions (%)")
-        below.set_xlabel("predicted probability (%)")
+        below.set(xlabel="predicted probability (%)", ylabel="predictions (%)")
         for axes in (above, below):
-            axes.set_xlim(0, 100)
-            axes.set_ylim(0, 102)
+            axes.set(xlim=(0, 100), ylim=(0, 102))
             axes.grid(alpha=0.3)
     page.picture(
         path,
@@ -271,8 +267,7 @@ def _map(page: Page, folder: Path, one: Evaluation) -> None:
             label = f"{_short(names[number])} ({len(x)})"
             axes.scatter(x, y, s=16, alpha=0.75, label=label, **style)
         first, second = (f"{100 * share:.0f} % of the variance" for share in points["variance"])
-        axes.set_xlabel(f"first axis ({first})")
-        axes.set_ylabel(f"second axis ({second})")
+        axes.set(xlabel=f"first axis ({first})", ylabel=f"second axis ({second})")
         axes.set_aspect("equal", "datalim")  # else a narrow cloud would look as wide as a round one
         figure.legend(loc="outside right center", fontsize=9)
     page.picture(path, "Test patches on the two main axes of the pretrained features, by class.")
@@ -364,6 +359,5 @@ def _draw_losses(
     axes.plot(steps, every, color=COLORS[6], linewidth=0.8)
     chosen = np.array([*losses.values()], dtype=np.float64)
     axes.plot([*losses], chosen, "o", color=COLORS[6], markersize=4)
-    axes.set_ylabel("contrastive loss")
-    axes.set_xlabel("step")
+    axes.set(xlabel="step", ylabel="contrastive loss")
     axes.set_title("not used for the choice", fontsize=10)

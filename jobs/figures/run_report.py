@@ -75,15 +75,13 @@ def _gradient(axes: Axes, records: Records) -> None:
 def _spread(axes: Axes, records: Records) -> None:
     _line(axes, records, "deviation", 4, "deviation (healthy: 1)")
     _line(axes, records, "mean_cosine", 5, "mean cosine (healthy: 0)")
-    axes.set_ylim(-0.05, 1.1)
-    axes.set_title("spread of the projections")
+    axes.set(ylim=(-0.05, 1.1), title="spread of the projections")
     axes.legend(fontsize="small")
 
 
 def _probe(axes: Axes, records: Records) -> None:
     """Draw the headlines of probe and k-NN beside the untrained controls."""
     probed = [record for record in records if _has(record, "probe/")]
-    axes.set_title("held-out validation labels (%)")
     headline = next(key for key in probed[-1] if key.startswith("probe/")).partition("/")[2]
     _line(axes, probed, f"probe/{headline}", 0, "linear probe", scale=100)
     _line(axes, probed, f"knn/{headline}", 1, "k-NN", scale=100)
@@ -91,8 +89,8 @@ def _probe(axes: Axes, records: Records) -> None:
         value, style = percent_of(probed[-1][key]), (":", "--")[number % 2]
         label = f"linear probe: {key.partition('/')[2].replace('_', ' ')}"
         axes.axhline(value, color=COLORS[6], linestyle=style, linewidth=1, label=label)
-    axes.set_ylim(0, 102)
-    axes.set_ylabel(headline.replace("_", " "))
+    axes.set(ylim=(0, 102), ylabel=headline.replace("_", " "))
+    axes.set_title("held-out validation labels (%)")
     axes.legend(fontsize="small")
 
 
@@ -101,8 +99,7 @@ def _from_0(key: str, color: int, title: str, top: int | None = None, *, scale: 
 
     def draw(axes: Axes, records: Records) -> None:
         _line(axes, records, key, color, scale=scale)
-        axes.set_ylim(0, top)
-        axes.set_title(title)
+        axes.set(ylim=(0, top), title=title)
 
     return draw
 

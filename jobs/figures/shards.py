@@ -210,8 +210,7 @@ def _add_classes(page: Page, output: Path, manifest: Manifest) -> None:
             bars = axes.barh(range(len(names)), numbers, color=COLORS[0])
             axes.bar_label(bars, fontsize=9, padding=2)
             axes.set_yticks(range(len(names)), names)
-            axes.set_ylim(len(names) - 0.4, -0.6)
-            axes.set_xlabel("patches")
+            axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="patches")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.spines[["top", "right"]].set_visible(False)
         caption = "Patches that carry each class"
@@ -241,8 +240,7 @@ def _add_map(page: Page, output: Path, readers: Sequence[ShardReader]) -> None:
             axes.scatter(x, y, s=6, color=color, label=label, alpha=0.7)
         # a degree of longitude is shorter than one of latitude
         axes.set_aspect(1 / np.cos(np.radians(places[:, 1].mean())))
-        axes.set_xlabel("longitude, degrees")
-        axes.set_ylabel("latitude, degrees")
+        axes.set(xlabel="longitude, degrees", ylabel="latitude, degrees")
         axes.legend()
         axes.grid(alpha=0.3)
     page.picture(path, f"{len(places)} patches with known coordinates, by split.")

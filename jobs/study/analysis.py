@@ -1,4 +1,4 @@
-"""Scores of a study's runs, and what they allow to conclude.
+"""Scores and curves of a study's runs, and what they allow to conclude.
 
 Called by the report of simclr-study. Seeds are the replicates: intervals are Student's over seeds,
 paired where arms are compared; tests on many arms are corrected by Holm's procedure (1979).
@@ -20,18 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from jobs.study.arms import (
-    CURVES,
-    CurvePoint,
-    StudyConfig,
-    StudyName,
-    StudyRun,
-    couplet_name,
-    read_curves,
-    runs_of,
-)
+from jobs.study.arms import CURVES, StudyConfig, StudyName, StudyRun, couplet_name, runs_of
 from simclr.config import require
 from simclr.evaluation.report import FOLDER_NAME
+from simclr.monitoring.health import collapse_in_words
+from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 PRETRAINED = "pretrained"
 CONFIDENCE = 0.95
@@ -345,6 +338,55 @@ def by_share(table: Table, score: str) -> list[dict[str, Any]]:
 def _encoder_and_share(name: str) -> tuple[str, float]:
     encoder, _, percent = name.removesuffix(" %").rpartition(", ")
     return encoder, float(percent) / 100
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One metric record of a run; NaN where a number is missing."""
+
+    arm: str
+    seed: int
+    step: int
+    share: float  # of all steps
+    loss: float  # mean since the record before
+    chance_level: float  # loss of guessing, ln(2N - 1) with N pairs
+    metric: str  # name of the score of the probe; empty where not probed
+    probe: float  # linear probe on validation labels
+    knn: float
+    random_encoder: float  # the probe of an untrained encoder
+    image_statistics: float  # the probe of means and deviations of the bands
+    collapsed: bool  # whether the projections of the interval had
+
+
+def read_curves(runs: Iterable[StudyRun]) -> list[CurvePoint]:
+    """Read the metric records of runs; those that have not begun have none."""
+    paths = [(run, Path(run.config.run_dir, METRICS_NAME)) for run in runs]
+    return [_point(run, one) for run, path in paths if path.is_file() for one in read_metrics(path)]
+
+
+def _point(run: StudyRun, record: dict[str, Any]) -> CurvePoint:
+    # the first metric of the probe, as curves of a single run take it
+    metric = next((key for key in record if key.startswith("probe/")), "").partition("/")[2]
+    names = (f"probe/{metric}", f"knn/{metric}", "controls/random_encoder")
+    probe, knn, random_encoder, image_statistics, loss = (
+        math.nan if record.get(key) is None else float(record[key])
+        for key in (*names, "controls/image_statistics", "loss")
+    )
+    known = None not in (record["deviation"], record["mean_cosine"])
+    return CurvePoint(
+        arm=run.arm,
+        seed=run.seed,
+        step=record["step"],
+        share=record["step"] / record["num_steps"],
+        loss=loss,
+        chance_level=record["chance_level"],
+        metric=metric,
+        probe=probe,
+        knn=knn,
+        random_encoder=random_encoder,
+        image_statistics=image_statistics,
+        collapsed=known and bool(collapse_in_words(record)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The settings of a study, its arms, the runs that they make with every seed, and their curves.
+"""The settings of a study, its arms, and the pretraining runs that they make with every seed.
 
 Called by simclr-study and by its report. An arm's folder depends on its name and seed alone, so the
 same command finds what has been done.
@@ -21,8 +21,6 @@ from preprocess.shards.manifest import read_manifest
 from simclr.augment.parameters import NINE, USUAL_ORDER
 from simclr.config import TrainConfig, from_plain, require, to_plain
 from simclr.evaluation.config import Protocol, SplitRule
-from simclr.monitoring.health import collapse_in_words
-from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 LABEL_SHARES = [0.01, 0.03, 0.1, 0.25, 0.5, 1.0]
 
@@ -298,52 +296,3 @@ def _parsed(text: str) -> dict[str, Any]:
 
 def _augmented(preset: str, operations: list[str]) -> dict[str, Any]:
     return {"augment.preset": preset, "augment.operations": operations, "augment.couplets": []}
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """One metric record of a run; NaN where a number is missing."""
-
-    arm: str
-    seed: int
-    step: int
-    share: float  # of all steps
-    loss: float  # mean since the record before
-    chance_level: float  # loss of guessing, ln(2N - 1) with N pairs
-    metric: str  # name of the score of the probe; empty where not probed
-    probe: float  # linear probe on validation labels
-    knn: float
-    random_encoder: float  # the probe of an untrained encoder
-    image_statistics: float  # the probe of means and deviations of the bands
-    collapsed: bool  # whether the projections of the interval had
-
-
-def read_curves(runs: Iterable[StudyRun]) -> list[CurvePoint]:
-    """Read the metric records of runs; those that have not begun have none."""
-    paths = [(run, Path(run.config.run_dir, METRICS_NAME)) for run in runs]
-    return [_point(run, one) for run, path in paths if path.is_file() for one in read_metrics(path)]
-
-
-def _point(run: StudyRun, record: dict[str, Any]) -> CurvePoint:
-    # the first metric of the probe, as curves of a single run take it
-    metric = next((key for key in record if key.startswith("probe/")), "").partition("/")[2]
-    names = (f"probe/{metric}", f"knn/{metric}", "controls/random_encoder")
-    probe, knn, random_encoder, image_statistics, loss = (
-        math.nan if record.get(key) is None else float(record[key])
-        for key in (*names, "controls/image_statistics", "loss")
-    )
-    known = None not in (record["deviation"], record["mean_cosine"])
-    return CurvePoint(
-        arm=run.arm,
-        seed=run.seed,
-        step=record["step"],
-        share=record["step"] / record["num_steps"],
-        loss=loss,
-        chance_level=record["chance_level"],
-        metric=metric,
-        probe=probe,
-        knn=knn,
-        random_encoder=random_encoder,
-        image_statistics=image_statistics,
-        collapsed=known and bool(collapse_in_words(record)),
-    )

@@ -22,6 +22,7 @@ from jobs.study.analysis import (
     COUPLET_STUDIES,
     RELIABLE,
     Array,
+    CurvePoint,
     Estimate,
     Findings,
     Score,
@@ -32,7 +33,7 @@ from jobs.study.analysis import (
     lowest_quarter,
     read_table,
 )
-from jobs.study.arms import CurvePoint, StudyConfig, StudyName
+from jobs.study.arms import StudyConfig, StudyName
 from preprocess.shards.atomic_io import write_text
 from simclr.config import to_plain
 
@@ -404,8 +405,7 @@ def draw_curves(path: Path, points: Sequence[CurvePoint]) -> Path:
                     axes.axhline(level, color=COLORS[6], linestyle=dashes, linewidth=1)
                     axes.annotate(plain(name), (0.01, level), ha="left", va="bottom", fontsize=9)
         for axes in (left, *right):
-            axes.set_xlabel("share of all steps")
-            axes.set_xlim(0, 1.02)
+            axes.set(xlabel="share of all steps", xlim=(0, 1.02))
             axes.grid(alpha=0.3)
         handles, names = left.get_legend_handles_labels()
         figure.legend(handles, names, loc="outside right center", fontsize=9)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.study.analysis import Estimate
-from jobs.study.arms import StudyConfig, StudyName, read_curves, runs_of
+from jobs.study.analysis import Estimate, read_curves
+from jobs.study.arms import StudyConfig, StudyName, runs_of
 from jobs.study.report import collapses, draw_curves, loss_beside_score
 
 CHANCE = math.log(63)
