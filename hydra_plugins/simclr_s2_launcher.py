@@ -30,8 +30,7 @@ class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes with
         """Compose all runs of the sweep, then run or submit them."""
         # hydra imports this module for every hydra application of the environment
         from jobs.cli import say
-        from jobs.command import Command
-        from jobs.launch import run_all
+        from jobs.launch import Command, run_all
 
         one_by_one = BasicLauncher()
         one_by_one.setup(
@@ -40,10 +39,8 @@ class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes with
         composed = one_by_one.launch(job_overrides, initial_job_idx)
         values = [each.return_value for each in composed]
         # a function of another application has done its work by now, and returns what it likes
-        pairs = [
-            one for one in values if isinstance(one, tuple) and one and isinstance(one[0], Command)
-        ]
-        for result in run_all(pairs):
+        found = [one for one in values if isinstance(one, tuple) and one]
+        for result in run_all([one for one in found if isinstance(one[0], Command)]):
             say(result)
         return composed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 
 from simclr.config import AugmentConfig, parse_choices, require
@@ -116,12 +116,11 @@ class ClusterConfig:
         _check_shell(self)
         if self.executor is Executor.slurm:
             _check_slurm(self)
-        else:
-            require(
-                self.nodes == 1,
-                f"cluster.nodes is {self.nodes} but cluster.executor is {self.executor.value}; "
-                "only slurm reaches other machines",
-            )
+        require(
+            self.nodes == 1 or self.executor is Executor.slurm,
+            f"cluster.nodes is {self.nodes} but cluster.executor is {self.executor.value}; "
+            "only slurm reaches other machines",
+        )
         require(
             self.executor is not Executor.here or self.tasks_per_node == 1,
             f"cluster.tasks_per_node is {self.tasks_per_node} but this process is one; "
@@ -144,26 +143,21 @@ class ClusterConfig:
         """Return the same cluster for a command that uses no GPU, where jobs ask for resources."""
         if self.executor is not Executor.slurm:
             return self
-        own = {entry.name: getattr(self.cpu, entry.name) for entry in fields(self.cpu)}
-        given = {name: value for name, value in own.items() if value is not None}
+        given = {name: value for name, value in asdict(self.cpu).items() if value is not None}
         return replace(self, **{"gpus_per_node": None, "memory_gb": None, **given})
-
-
-# Plain characters, variables as $NAME or ${NAME}; nothing that a shell would run.
-_SCRATCH = re.compile(r"([^$`\"\\\n]|\$\w+|\$\{\w+\})*")
 
 
 def _check_shell(cluster: ClusterConfig) -> None:
     """Refuse values that would be code in a batch script."""
     scratch = cluster.scratch or ""
     require(
-        _SCRATCH.fullmatch(scratch) is not None,
+        # plain characters, variables as $NAME or ${NAME}; nothing that a shell would run
+        re.fullmatch(r"([^$`\"\\\n]|\$\w+|\$\{\w+\})*", scratch) is not None,
         f"cluster.scratch is {scratch!r}; give a path, in which only $NAME and ${{NAME}} stand "
         "for something else",
     )
-    for key in ("setup", "extra"):
-        held = getattr(cluster, key)
-        for value in held.values() if isinstance(held, dict) else held:
+    for key, values in (("setup", cluster.setup), ("extra", cluster.extra.values())):
+        for value in values:
             require(isinstance(value, str), f"cluster.{key} holds {value!r}; give text in quotes")
     options = {name: getattr(cluster, name) or "" for name in PLAIN_OPTIONS} | cluster.extra
     for name, value in options.items():
@@ -197,11 +191,7 @@ def _check_slurm(cluster: ClusterConfig) -> None:
 
 
 def check_batch(global_batch_size: int, cluster: ClusterConfig) -> None:
-    """Refuse a batch that the ranks cannot share equally.
-
-    Raises:
-        ValueError: with the nearest sizes that can be shared.
-    """
+    """Refuse a batch that the ranks cannot share equally; ValueError: with the nearest sizes."""
     ranks = cluster.num_ranks
     below = global_batch_size - global_batch_size % ranks
     choices = f"{below} or {below + ranks}" if below else f"{ranks}"

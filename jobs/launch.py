@@ -1,8 +1,11 @@
-"""The only dispatcher: run commands in this process, in local processes, or as Slurm jobs."""
+"""Commands and their only dispatcher: in this process, in local processes, or as Slurm jobs.
+
+Every command may be run again after any end, and continues from what is complete. torch is
+imported in ``run``, so that submitting stays quick.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
@@ -12,16 +15,17 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar, cast
 
-from jobs.command import Command, StoppedError
 from jobs.config import ClusterConfig, Executor
-from jobs.run_dir import JOB_FOLDER
-from jobs.slurm.environment import current_rank
+from jobs.run_dir import JOB_FOLDER, CompletionMarker
+from jobs.slurm.environment import RankEnvironment, current_rank, mark_rank_0_done
+from jobs.slurm.requeue import requeued_if_stopped
 from jobs.slurm.submit import check_submission, interpreter, scratch_lines, script, submit
 from jobs.staging import SCRATCH
 from simclr.config import require
@@ -31,21 +35,264 @@ POLL_S = 0.2
 PEERS_S = 20.0  # how long the other ranks may take to notice that one has failed
 _LOG_LINE = re.compile(r"\d\d:\d\d:\d\d [A-Z]+ ")
 _EXCEPTION = re.compile(r"^(?P<name>[A-Za-z_][\w.]*): (?P<text>.*)", re.MULTILINE | re.DOTALL)
+_log = logging.getLogger("simclr")
+_Config = TypeVar("_Config")
+
+
+class StoppedError(RuntimeError):
+    """The work stopped as it was asked to, and is saved; the same command continues."""
 
 
 class JobError(RuntimeError):
     """A process of a job failed or vanished; the message is its own, with its log."""
 
 
-def wait_for_local_job(job: Any, command: Command) -> str:
-    """Show a local job's progress until it ends, and return its result.
+@dataclass(frozen=True)
+class Command(ABC):
+    """Work with settings that can run anywhere; submitit pickles it and calls it in every process.
 
-    Ctrl-C lets the ranks save and stop; a second one ends them at once.
+    The first paragraph of a subclass' docstring, its examples, the docstrings of its settings and
+    ``results`` make the page of ``--help``.
+    """
+
+    config: Any  # settings of the work, a Config
+
+    name: ClassVar[str]  # as in simclr-NAME; also of its yaml file in jobs/conf and of its jobs
+    Config: ClassVar[type[Any]]  # settings on the command line, beside cluster and debug
+    groups: ClassVar[tuple[str, ...]] = ("cluster",)  # of configuration files that it takes
+    # the setting that names its folder, and where in there records, logs and marks lie
+    home: ClassVar[tuple[str, ...]] = ("run",)
+    # the setting that names the folder for results, if there is one; each run of a sweep (-m) gets
+    # a folder of its own inside it
+    output_key: ClassVar[str] = ""
+    uses_gpu: ClassVar[bool] = False  # false: on Slurm it takes the resources of cluster.cpu
+    # ``run`` handles stop signals itself; else they interrupt it anywhere, and in a Slurm job lead
+    # to a requeue
+    saves_at_stop: ClassVar[bool] = False
+    examples: ClassVar[tuple[str, ...]] = ()  # commands that work
+    main_settings: ClassVar[tuple[str, ...]] = ()  # keys that people change; --help lists them
+    results: ClassVar[str] = ""  # where results go
+    memory_fix: ClassVar[str] = "use a machine with more memory"
+
+    @classmethod
+    def from_settings(cls, settings: Any) -> Self:
+        """Return the command for checked settings, which hold those of ``Config`` and others."""
+        return cls(narrow(settings, cls.Config))
+
+    @property
+    def job_dir(self) -> Path:
+        """Folder for submission records, logs and completion marks."""
+        return Path(getattr(self.config, self.home[0]), *self.home[1:], JOB_FOLDER)
+
+    def validate(self, cluster: ClusterConfig) -> None:  # noqa: B027 - a hook
+        """Refuse settings that cannot work, before anything starts; write nothing.
+
+        Raises:
+            ValueError: with the key, its value and the fix.
+        """
+
+    def preview(self) -> str:
+        """Return what ``--dry-run`` prints where no job would be submitted; write nothing."""
+        return f"{self.name} would run in this process"
+
+    def prepare(self) -> None:  # noqa: B027 - a hook
+        """Write what belongs to the results once all is valid, before it is submitted or run."""
+
+    def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
+        """Return the tasks of a job array, and what each needs: one process, unless overridden."""
+        return [self], replace(cluster, nodes=1, tasks_per_node=1)
+
+    def follow_up(self) -> Command | None:
+        """Return what Slurm runs after all tasks of the array, however they ended."""
+        return None
+
+    def incomplete(self, env: RankEnvironment) -> str:
+        """Return what is still missing after ``run`` in this process returned nothing."""
+        return ""
+
+    @abstractmethod
+    def run(self, env: RankEnvironment) -> str:
+        """Do this process' share of the work; on one process return the text for stdout."""
+
+    def __call__(self) -> str:
+        """Run with preemption handled, and mark completion; every process of a job calls it."""
+        # the one place where the work of all commands is wrapped
+        with nullcontext(current_rank()) if self.saves_at_stop else requeued_if_stopped() as env:
+            result = self.run(env)
+        if result:
+            self.completion.write(result)
+        if env.log:  # submitit's: a process that it starts runs one command
+            mark_rank_0_done()
+        return result
+
+    def checkpoint(self, *_: object) -> Any:
+        """Tell submitit to run the same command again; it asks under two names."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    __submitit_checkpoint__ = checkpoint
+
+    @property
+    def completion(self) -> CompletionMarker:
+        """The mark of success with these settings."""
+        return CompletionMarker(self.job_dir, self.name, self.config)
+
+
+@contextmanager
+def side_work(what: str) -> Iterator[None]:
+    """Log what goes wrong beside work that is done and recorded: a picture fails no job."""
+    try:
+        yield
+    except Exception as error:
+        _log.warning("%s: %s: %s", what, type(error).__name__, error)
+
+
+def narrow(settings: Any, kind: type[_Config]) -> _Config:
+    """Return the settings of a dataclass from an object that has more."""
+    return kind(**{entry.name: getattr(settings, entry.name) for entry in fields(cast(Any, kind))})
+
+
+def run(command: Command, cluster: ClusterConfig) -> str:
+    """Run a command where the cluster says, and return the text for stdout.
+
+    That is its result, the number of its job on Slurm, or with ``dry_run`` what would be done.
 
     Raises:
-        ValueError: a process refused its settings.
-        StoppedError: it was stopped and has saved.
-        JobError: a process failed.
+        ValueError: it cannot run there; nothing has been started.
+        RuntimeError: it was started and failed.
+    """
+    (result,) = run_all([(command, cluster)], skip_done=False)
+    return result
+
+
+def run_all(
+    commands: Sequence[tuple[Command, ClusterConfig]], *, skip_done: bool = True
+) -> Iterator[str]:
+    """Run commands in turn, those for Slurm as one job array for each kind of need.
+
+    All are validated before the first starts. Yields the text for stdout of each; for commands on
+    Slurm the job number of each array. Raises as ``run``.
+    """
+    pairs = [(each, cluster if each.uses_gpu else cluster.for_cpu()) for each, cluster in commands]
+    for command, cluster in pairs:
+        # of other machines and of images nothing is known here
+        if cluster.executor is Executor.local and cluster.python and not cluster.container:
+            require(
+                shutil.which(cluster.python) is not None,
+                f"cluster.python is {cluster.python}, which is not a program of this machine; "
+                "leave it out to take this interpreter",
+            )
+        command.validate(cluster)
+    queued: list[tuple[Command, ClusterConfig]] = []
+    for command, cluster in pairs:
+        if skip_done and command.completion.exists():
+            yield f"{command.job_dir.parent}: done before, with the same settings"
+        elif cluster.executor is Executor.slurm:
+            queued.append((command, cluster))
+        else:
+            if not cluster.dry_run and current_rank().is_main:
+                command.prepare()
+            in_process = cluster.executor is Executor.here
+            yield _run_here(command, cluster) if in_process else _run_local(command, cluster)
+    yield from _submit(queued)
+
+
+def _submit(commands: Sequence[tuple[Command, ClusterConfig]]) -> Iterator[str]:
+    """Submit commands as one array for each set of resources; yield job numbers, or scripts."""
+    job_dirs = [command.job_dir for command, _ in commands]
+    parents = [str(job_dir.parent.parent.absolute()) for job_dir in job_dirs]
+    for cluster, group in itertools.groupby(commands, lambda pair: pair[1]):
+        members = [command for command, _ in group]
+        # for scripts and logs: of one command its own folder, of several a common one
+        several = len(commands) > 1
+        folder = Path(os.path.commonpath(parents), JOB_FOLDER) if several else job_dirs[0]
+        tasks: list[Command] = []
+        needs = cluster
+        for command in members:
+            parts, needs = command.split(cluster)
+            tasks += parts
+        if cluster.dry_run:
+            yield script(tasks, folder, needs)
+            continue
+        last = [after for command in members if (after := command.follow_up())]
+        unknown = [check_submission(each, needs) for each in (tasks, last) if each]
+        for command in members:
+            command.prepare()
+        job = submit(tasks, folder, needs)
+        if last:
+            # afterany: with afterok, a task that failed would leave the last job waiting for ever
+            extra = {**cluster.extra, "dependency": f"afterany:{job}"}
+            alone = replace(cluster, nodes=1, tasks_per_node=1, after=None, extra=extra)
+            job = submit(last, folder, alone)
+        if unknown[0]:
+            _log.warning("%s; the cluster's size was not checked", unknown[0])
+        yield job
+
+
+def _run_here(command: Command, cluster: ClusterConfig) -> str:
+    if cluster.dry_run:
+        return command.preview()
+    if cluster.scratch:
+        os.environ[SCRATCH] = cluster.scratch
+    return command() or command.incomplete(current_rank())
+
+
+def _run_local(command: Command, cluster: ClusterConfig) -> str:
+    import submitit
+
+    (task, *_), needs = command.split(cluster)
+    python = " ".join(filter(None, (_devices(needs), needs.container, interpreter(needs))))
+    if needs.dry_run:
+        return f"{task.name} would run as {needs.tasks_per_node} processes of: {python}"
+    executor = submitit.LocalExecutor(str(task.job_dir.absolute()), python=python)
+    executor.update_parameters(
+        tasks_per_node=needs.tasks_per_node,
+        # submitit ends local jobs after a year; a training has its own end
+        timeout_min=60 * 24 * 365,
+        setup=[*needs.setup, *scratch_lines(needs)],
+    )
+    # the processes ignore Ctrl-C: this one asks them to save and stop
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        job = executor.submit(task)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    return _wait_for_local_job(job, task)
+
+
+def _devices(cluster: ClusterConfig) -> str:
+    """Return the command that shows the ranks their GPUs; submitit alone would hide them all."""
+    wanted, there = cluster.gpus_per_node, num_gpus()
+    if wanted is None and 0 < there < cluster.tasks_per_node:
+        text = "%d GPU for %d ranks: they run on the CPU; cluster.tasks_per_node=%d uses it"
+        _log.warning(text, there, cluster.tasks_per_node, there)
+        wanted = 0
+    if wanted == 0:
+        return "env CUDA_VISIBLE_DEVICES="
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "env -u CUDA_VISIBLE_DEVICES" if chosen is None else f"env CUDA_VISIBLE_DEVICES={chosen}"
+
+
+def num_gpus() -> int:
+    """Count the NVIDIA GPUs that this process may use, without torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([name for name in chosen.split(",") if name.strip()])
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+def _wait_for_local_job(job: Any, command: Command) -> str:
+    """Show a local job's progress until it ends, and return its result.
+
+    Ctrl-C lets the ranks save and stop; a second one ends them at once. Raises a ValueError or
+    StoppedError of a process, JobError for any other failure.
     """
     screen = _Screen(job, command)
     try:
@@ -76,24 +323,19 @@ class _Screen:
 
     def refresh(self) -> None:
         """Show what is new."""
-        if not self._bar:
-            self._copy_log()
-        elif self._metrics.exists():
-            for record in read_metrics(self._metrics)[-1:]:
+        if self._bar:
+            for record in read_metrics(self._metrics)[-1:] if self._metrics.exists() else []:
                 if record["time"] > self._seen:
                     self._seen = record["time"]
                     self._bar.write(record)
-
-    def _copy_log(self) -> None:
-        if not self._log.exists():
-            return
-        with self._log.open("rb") as file:
-            file.seek(self._offset)
-            text = file.read()
-        text = text[: text.rfind(b"\n") + 1]  # the rest of a line comes next time
-        self._offset += len(text)
-        sys.stderr.write(log_lines(text.decode(errors="replace")))
-        sys.stderr.flush()
+        elif self._log.exists():
+            with self._log.open("rb") as file:
+                file.seek(self._offset)
+                text = file.read()
+            text = text[: text.rfind(b"\n") + 1]  # the rest of a line comes next time
+            self._offset += len(text)
+            sys.stderr.write(log_lines(text.decode(errors="replace")))
+            sys.stderr.flush()
 
 
 def _until_done(job: Any, screen: _Screen) -> None:
@@ -113,18 +355,16 @@ def _until_done(job: Any, screen: _Screen) -> None:
 def _result(job: Any) -> str:
     if failures := _failures(job):
         name, text = last_exception(failures[0])
-        if name == "ValueError":
-            raise ValueError(text)
-        if name == StoppedError.__name__:
-            raise StoppedError(text)
+        for kind in (ValueError, StoppedError):
+            if name == kind.__name__:
+                raise kind(text)
         raise JobError(f"{name}: {text} (log {_ranks(job)[0].paths.stderr})")
-    silent = [rank for rank in _ranks(job) if not rank.paths.result_pickle.exists()]
-    if silent:
-        log = silent[0].paths.stderr
-        raise JobError(
-            f"rank {silent[0].task_id} ended without an error: killed, perhaps by the "
-            f"out-of-memory killer; log {log}"
-        )
+    for rank in _ranks(job):
+        if not rank.paths.result_pickle.exists():
+            raise JobError(
+                f"rank {rank.task_id} ended without an error: killed, perhaps by the "
+                f"out-of-memory killer; log {rank.paths.stderr}"
+            )
     return next((text for text in (rank.result() for rank in _ranks(job)) if text), "")
 
 
@@ -158,7 +398,7 @@ def log_lines(text: str) -> str:
 
 def _kill_ranks(job: Any) -> None:
     for process in _processes(job):
-        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+        with suppress(ProcessLookupError):  # it ended by itself meanwhile
             os.kill(process, signal.SIGKILL)
 
 
@@ -169,174 +409,3 @@ def _processes(job: Any) -> list[int]:
         return [int(child) for child in children.read_text(encoding="ascii").split()]
     except (FileNotFoundError, ProcessLookupError):
         return []  # the controller has ended
-
-
-# submitit ends local jobs after this; a training has its own end.
-_LOCAL_LIMIT_MIN = 60 * 24 * 365
-_log = logging.getLogger("simclr")
-
-
-def run(command: Command, cluster: ClusterConfig) -> str:
-    """Run a command where the cluster says, and return the text for stdout.
-
-    That is its result, the number of its job on Slurm, or with ``dry_run`` what would be done.
-
-    Raises:
-        ValueError: it cannot run there; nothing has been started.
-        RuntimeError: it was started and failed.
-    """
-    (result,) = run_all([(command, cluster)], skip_done=False)
-    return result
-
-
-def run_all(
-    commands: Sequence[tuple[Command, ClusterConfig]], *, skip_done: bool = True
-) -> Iterator[str]:
-    """Run commands in turn, those for Slurm as one job array for each kind of need.
-
-    All are validated before the first starts. Yields the text for stdout of each; for commands on
-    Slurm the job number of each array.
-
-    Raises:
-        ValueError: a command cannot run where its cluster says; nothing has been started.
-        RuntimeError: one was started and failed.
-    """
-    commands = [
-        (command, cluster if command.uses_gpu else cluster.for_cpu())
-        for command, cluster in commands
-    ]
-    for command, cluster in commands:
-        _check_interpreter(cluster)
-        command.validate(cluster)
-    queued: list[tuple[Command, ClusterConfig]] = []
-    for command, cluster in commands:
-        if skip_done and command.completion.exists():
-            yield f"{command.job_dir.parent}: done before, with the same settings"
-            continue
-        if (
-            cluster.executor is not Executor.slurm
-            and not cluster.dry_run
-            and current_rank().is_main
-        ):
-            command.prepare()
-        if cluster.executor is Executor.here:
-            yield _run_here(command, cluster)
-        elif cluster.executor is Executor.local:
-            yield _run_local(command, cluster)
-        else:
-            queued.append((command, cluster))
-    yield from _submit(queued)
-
-
-def _submit(commands: Sequence[tuple[Command, ClusterConfig]]) -> Iterator[str]:
-    """Submit commands as one array for each set of resources; yield job numbers, or scripts."""
-    for cluster, group in itertools.groupby(commands, lambda pair: pair[1]):
-        members = [command for command, _ in group]
-        folder = _folder_of(commands)
-        tasks: list[Command] = []
-        needs = cluster
-        for command in members:
-            parts, needs = command.split(cluster)
-            tasks += parts
-        if cluster.dry_run:
-            yield script(tasks, folder, needs)
-            continue
-        last = [after for command in members if (after := command.follow_up())]
-        unknown = [check_submission(each, needs) for each in (tasks, last) if each]
-        for command in members:
-            command.prepare()
-        job = submit(tasks, folder, needs)
-        if last:
-            # afterany: with afterok, a task that failed would leave the last job waiting for ever
-            extra = {**cluster.extra, "dependency": f"afterany:{job}"}
-            alone = replace(cluster, nodes=1, tasks_per_node=1, after=None, extra=extra)
-            job = submit(last, folder, alone)
-        if unknown[0]:
-            _log.warning("%s; the cluster's size was not checked", unknown[0])
-        yield job
-
-
-def _folder_of(commands: Sequence[tuple[Command, ClusterConfig]]) -> Path:
-    """Return the folder for scripts and logs: of one command its own, of several a common one."""
-    job_dirs = [command.job_dir for command, _ in commands]
-    if len(job_dirs) == 1:
-        return job_dirs[0]
-    parents = [str(job_dir.parent.parent.absolute()) for job_dir in job_dirs]
-    return Path(os.path.commonpath(parents), JOB_FOLDER)
-
-
-def _check_interpreter(cluster: ClusterConfig) -> None:
-    """Refuse a Python that is not there; of other machines and of images nothing is known here."""
-    if cluster.executor is Executor.local and cluster.python and not cluster.container:
-        require(
-            shutil.which(cluster.python) is not None,
-            f"cluster.python is {cluster.python}, which is not a program of this machine; leave it "
-            "out to take this interpreter",
-        )
-
-
-def _run_here(command: Command, cluster: ClusterConfig) -> str:
-    if cluster.dry_run:
-        return command.preview()
-    if cluster.scratch:
-        os.environ[SCRATCH] = cluster.scratch
-    return command() or command.incomplete(current_rank())
-
-
-def _run_local(command: Command, cluster: ClusterConfig) -> str:
-    import submitit
-
-    (task, *_), needs = command.split(cluster)
-    python = " ".join(filter(None, (_devices(needs), needs.container, interpreter(needs))))
-    if needs.dry_run:
-        return f"{task.name} would run as {needs.tasks_per_node} processes of: {python}"
-    executor = submitit.LocalExecutor(str(task.job_dir.absolute()), python=python)
-    executor.update_parameters(
-        tasks_per_node=needs.tasks_per_node,
-        timeout_min=_LOCAL_LIMIT_MIN,
-        setup=[*needs.setup, *scratch_lines(needs)],
-    )
-    with _ignoring_ctrl_c():
-        job = executor.submit(task)
-    return wait_for_local_job(job, task)
-
-
-def _devices(cluster: ClusterConfig) -> str:
-    """Return the command that shows the ranks their GPUs; submitit alone would hide them all."""
-    wanted, there = cluster.gpus_per_node, num_gpus()
-    if wanted is None and 0 < there < cluster.tasks_per_node:
-        _log.warning(
-            "%d GPU for %d ranks: they run on the CPU; cluster.tasks_per_node=%d uses it",
-            there,
-            cluster.tasks_per_node,
-            there,
-        )
-        wanted = 0
-    if wanted == 0:
-        return "env CUDA_VISIBLE_DEVICES="
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return "env -u CUDA_VISIBLE_DEVICES" if chosen is None else f"env CUDA_VISIBLE_DEVICES={chosen}"
-
-
-def num_gpus() -> int:
-    """Count the NVIDIA GPUs that this process may use, without torch."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return len([name for name in chosen.split(",") if name.strip()])
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
-
-
-@contextmanager
-def _ignoring_ctrl_c() -> Iterator[None]:
-    """Let processes that are started ignore Ctrl-C: this one asks them to save and stop."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

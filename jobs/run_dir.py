@@ -32,9 +32,16 @@ from simclr.checkpoint.manifest import (
 from simclr.config import TrainConfig, from_plain, to_plain
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
-_log = logging.getLogger("simclr")
-
 PACKAGES = ("simclr-s2", "torch", "torchvision", "numpy", "h5py", "rasterio", "submitit")
+CONFIG_NAME = "config.yaml"
+PROVENANCE_NAME = "provenance.json"
+CHECKPOINT_GLOB = "checkpoints/step-*"
+SUBMISSION_NAME = "submission-{command}.json"  # commands on one run share its job folder
+JOB_FOLDER = "slurm"  # records and logs of submitit, for either executor
+ATTEMPTS_NAME = "attempts.jsonl"
+FENCE_NAME = "attempt.json"
+HEARTBEATS = "heartbeats"  # a folder for each start of a job, a file a rank
+_log = logging.getLogger("simclr")
 
 
 def provenance() -> dict[str, Any]:
@@ -53,9 +60,8 @@ def provenance() -> dict[str, Any]:
 def code_version(folder: Path) -> dict[str, Any]:
     """Return commit and whether files differ from it; both None outside a git checkout."""
     commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return {"commit": None, "changed": None}
-    return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "-uno"))}
+    changed = None if commit is None else bool(_git(folder, "status", "--porcelain", "-uno"))
+    return {"commit": commit, "changed": changed}
 
 
 def changes(folder: Path) -> str:
@@ -65,13 +71,8 @@ def changes(folder: Path) -> str:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None  # installed from a package: there is no checkout, and that is fine
     return done.stdout.strip()
@@ -84,39 +85,21 @@ def _version(package: str) -> str | None:
         return None
 
 
-CONFIG_NAME = "config.yaml"
-PROVENANCE_NAME = "provenance.json"
-CHECKPOINT_GLOB = "checkpoints/step-*"
-SUBMISSION_NAME = "submission-{command}.json"  # commands on one run share its job folder
-JOB_FOLDER = "slurm"  # records and logs of submitit, for either executor
-
-
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job that was submitted for a folder.
+    """A job that was submitted for a folder."""
 
-    Attributes:
-        job_id: Slurm's number.
-        command: name of what it runs.
-        arguments: what submitted it, as in ``sys.argv``.
-        time: when, seconds since 1970.
-        log: where its main process writes.
-    """
-
-    job_id: str
-    command: str
-    arguments: list[str]
-    time: float
-    log: str
+    job_id: str  # Slurm's number
+    command: str  # name of what it runs
+    arguments: list[str]  # what submitted it, as in sys.argv
+    time: float  # when, seconds since 1970
+    log: str  # where its main process writes
 
 
 def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
-    """Refuse settings for a folder that holds something else.
+    """Refuse settings for a folder that holds a run of other settings, or shards.
 
     Until the first checkpoint there is nothing to protect, and settings may be corrected.
-
-    Raises:
-        ValueError: the folder holds a run of other settings, which the message lists, or shards.
     """
     # a typing error would mix checkpoints into a packed source
     if (run_dir / MANIFEST_NAME).exists():
@@ -124,8 +107,7 @@ def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
     if not _has_begun(run_dir):
         return
     frozen = binding_settings(frozen_config(run_dir))
-    differing = differing_settings(frozen, binding_settings(config))
-    if differing:
+    if differing := differing_settings(frozen, binding_settings(config)):
         raise ValueError(
             f"run_dir {run_dir} holds a run with other settings ({'; '.join(differing)}); "
             "give another run_dir, or the settings it was started with"
@@ -144,11 +126,7 @@ def _has_begun(run_dir: Path) -> bool:
 
 
 def frozen_config(run_dir: Path) -> TrainConfig:
-    """Read the settings of a run.
-
-    Raises:
-        ValueError: there are none, or they are not readable.
-    """
+    """Read the settings of a run; ValueError: there are none, or they are not readable."""
     path = run_dir / CONFIG_NAME
     try:
         return from_plain(TrainConfig, read_yaml(path.read_text(encoding="utf-8")))
@@ -166,20 +144,12 @@ def write_submission(folder: Path, submission: Submission) -> None:
 def read_submission(folder: Path, command: str) -> Submission | None:
     """Return the latest job of a command that was submitted for a folder, if there is one."""
     path = folder / SUBMISSION_NAME.format(command=command)
-    if not path.exists():
-        return None
-    return Submission(**json.loads(path.read_text(encoding="utf-8")))
+    return Submission(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionMarker:
-    """A file that says that a command has succeeded with certain settings.
-
-    Attributes:
-        job_dir: of the command.
-        name: of the command.
-        config: its settings, a dataclass.
-    """
+    """A file that says that a command has succeeded with certain settings, a dataclass."""
 
     job_dir: Path
     name: str
@@ -211,11 +181,7 @@ def to_yaml(plain: dict[str, Any]) -> str:
 
 
 def read_yaml(text: str) -> dict[str, Any]:
-    """Return plain settings from ``to_yaml``.
-
-    Raises:
-        ValueError: it is not YAML, or not a mapping.
-    """
+    """Return plain settings from ``to_yaml``; ValueError: it is not YAML, or not a mapping."""
     try:
         plain = OmegaConf.to_container(OmegaConf.create(text))
     except (YAMLError, OmegaConfBaseException) as error:
@@ -223,11 +189,6 @@ def read_yaml(text: str) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise ValueError("not a mapping")
     return cast(dict[str, Any], plain)
-
-
-ATTEMPTS_NAME = "attempts.jsonl"
-FENCE_NAME = "attempt.json"
-HEARTBEATS = "heartbeats"  # a folder for each start of a job, a file a rank
 
 
 class SupersededError(RuntimeError):
@@ -238,14 +199,8 @@ class RunAttempt:
     """One start of a run, on its main process: records events, and fences off older attempts.
 
     Ranks of a node that Slurm has lost may train on beside their successors, and must not publish.
-    As a metrics sink it ends them within an interval.
-
-    Args:
-        run_dir: run folder.
-        origin: of the process, for the record: ``job_id`` and ``restarts`` at least.
-
-    Attributes:
-        number: from 1.
+    As a metrics sink it ends them within an interval. ``origin`` of the process is for the record:
+    ``job_id`` and ``restarts`` at least; ``number`` counts from 1.
     """
 
     def __init__(self, run_dir: Path, origin: Mapping[str, object]) -> None:
@@ -259,11 +214,7 @@ class RunAttempt:
         self.record("start", **origin)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Take a metric record; it is only an occasion to look at the fence.
-
-        Raises:
-            SupersededError: a later attempt has begun.
-        """
+        """Take a metric record; it is only an occasion to look at the fence."""
         self.check_fence()
 
     def training_begins(self, step: int) -> None:
@@ -271,11 +222,7 @@ class RunAttempt:
         self.record("training", first_step=step, lost_steps=max(0, self._reached - step))
 
     def check_fence(self) -> None:
-        """Look at the fence, before each publication of a checkpoint.
-
-        Raises:
-            SupersededError: a later attempt has begun.
-        """
+        """Look at the fence, before a publication; SupersededError: a later attempt has begun."""
         fence = json.loads((self.run_dir / FENCE_NAME).read_text(encoding="utf-8"))
         if fence != self._fence:
             raise SupersededError(
@@ -330,12 +277,8 @@ def idle_attempts(events: Sequence[Mapping[str, Any]], job_id: str, step: int) -
 
     Those of another job do not count, nor those before the job was held: a person has started or
     released it since, and may have corrected what was wrong. Those that Slurm ended (preemption,
-    time limit, a lost node) are no fault of the run and are passed over.
-
-    Args:
-        events: of the run, in order; the latest attempt's stop among them.
-        job_id: Slurm's.
-        step: of the newest checkpoint, 0 if there is none.
+    time limit, a lost node) are no fault of the run and are passed over. ``events`` are in order,
+    the latest attempt's stop among them; ``step`` is that of the newest checkpoint, 0 for none.
     """
     count = 0
     attempts = [list(group) for _, group in itertools.groupby(events, lambda e: e["attempt"])]
@@ -362,10 +305,9 @@ def _last_step_done(run_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> int:
     if not starts:
         return 0
     path = run_dir / METRICS_NAME
-    steps = [record["step"] for record in (read_metrics(path) if path.exists() else [])[-1:]]
-    for beat in read_heartbeats(run_dir, starts[-1]):
-        steps.append(beat["step"] or 0)
-    return max(steps, default=0)
+    records = read_metrics(path)[-1:] if path.exists() else []
+    beats = read_heartbeats(run_dir, starts[-1])
+    return max((record["step"] or 0 for record in (*records, *beats)), default=0)
 
 
 def read_heartbeats(run_dir: Path, since: float = 0.0) -> list[dict[str, Any]]:

@@ -25,18 +25,11 @@ from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read
 NUM_STREAMS = 4
 SCRATCH = "SIMCLR_SCRATCH"  # carries cluster.scratch to the processes of a job
 GIB = 2**30
-# Lustre mounted without -o flock, and some FUSE file systems
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
-
 _log = logging.getLogger("simclr")
 
 
 def scratch_folder() -> str:
-    """Return the folder for copies on this node; empty if the cluster names none.
-
-    Raises:
-        ValueError: its name holds a variable that is not set on this node.
-    """
+    """Return this node's folder for copies, or nothing; ValueError: it has an unset variable."""
     named = os.environ.get(SCRATCH, "")
     folder = os.path.expandvars(named)
     if "$" in folder:
@@ -53,24 +46,19 @@ def staged(shards: Sequence[str], scratch: str, progress: bool = True) -> Iterat
 
     Every process of a node calls it: the first copies, the others wait, the last to leave removes
     the copy. An interrupted copy is continued. Folders are named by their fingerprint, so jobs that
-    read the same bytes share a copy, and shards that were packed again never meet an old one.
-
-    Args:
-        shards: packed folders.
-        scratch: folder on the node's own disk; empty reads the shards where they are.
-        progress: show progress.
+    read the same bytes share a copy, and shards that were packed again never meet an old one. An
+    empty ``scratch`` reads the shards where they are.
 
     Raises:
         ValueError: there is too little space, the file system has no locks, or a copy does not
             match its manifest.
     """
+    if not scratch:
+        yield list(shards)
+        return
     with ExitStack() as copies:
-        yield [
-            str(copies.enter_context(_copy_of(Path(folder), Path(scratch), progress)))
-            if scratch
-            else folder
-            for folder in shards
-        ]
+        held = [_copy_of(Path(folder), Path(scratch), progress) for folder in shards]
+        yield [str(copies.enter_context(copy)) for copy in held]
 
 
 def copy_path(manifest: Manifest, scratch: Path) -> Path:
@@ -111,7 +99,8 @@ def _is_held(lock: int, copy: Path) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_SH)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        # Lustre mounted without -o flock, and some FUSE file systems
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP):
             raise
         raise ValueError(
             f"cluster.scratch is {copy.parent}, whose file system has no file locks "
@@ -123,14 +112,10 @@ def _is_held(lock: int, copy: Path) -> bool:
 def _remove_if_last(lock: int, copy: Path) -> None:
     with suppress(BlockingIOError):  # another process still reads it, and will be the last
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(copy)
-
-
-def _remove(copy: Path) -> None:
-    # the manifest first: an interrupted removal must not leave a copy that looks complete
-    (copy / MANIFEST_NAME).unlink(missing_ok=True)
-    if copy.exists():
-        shutil.rmtree(copy)
+        # the manifest first: an interrupted removal must not leave a copy that looks complete
+        (copy / MANIFEST_NAME).unlink(missing_ok=True)
+        if copy.exists():
+            shutil.rmtree(copy)
 
 
 def _complete(folder: Path, manifest: Manifest, copy: Path, progress: bool) -> None:
@@ -166,13 +151,12 @@ def _copy_shard(folder: Path, entry: ShardEntry, copy: Path) -> ShardEntry:
 
 
 def _make_room(folder: Path, copy: Path, needed: int) -> None:
-    """Remove copies of killed jobs if their space is needed.
-
-    Raises:
-        ValueError: there is still too little.
-    """
-    if needed > shutil.disk_usage(copy).free:
-        _remove_abandoned(copy)
+    """Remove copies of this user that nobody reads or makes, if their space is needed."""
+    abandoned = copy.parent.glob(f"simclr-shards-{os.getuid()}-*.lock")
+    for path in abandoned if needed > shutil.disk_usage(copy).free else ():
+        # a second lock on our own file is refused, so our own copy is never removed
+        with _lock_of(other := path.with_suffix("")) as lock:
+            _remove_if_last(lock, other)
     free = shutil.disk_usage(copy).free
     if needed > free:
         raise ValueError(
@@ -180,12 +164,3 @@ def _make_room(folder: Path, copy: Path, needed: int) -> None:
             f"{folder} takes {needed / GIB:.2f} GiB; name a larger disk, or read in place: "
             "cluster.scratch=null"
         )
-
-
-def _remove_abandoned(copy: Path) -> None:
-    """Remove copies of this user that nobody reads or makes."""
-    for path in copy.parent.glob(f"simclr-shards-{os.getuid()}-*.lock"):
-        other = path.with_suffix("")
-        # a second lock on our own file is refused, so our own copy is never removed
-        with _lock_of(other) as lock:
-            _remove_if_last(lock, other)

@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 from make_data import packed_arrays
 
-from jobs.commands.export import Export
+from jobs.commands.evaluate import Export
 from jobs.commands.pretrain import Pretrain
 from jobs.config import ClusterConfig, Executor
 from jobs.launch import run

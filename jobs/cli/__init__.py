@@ -6,7 +6,6 @@ and saved, run it again.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
@@ -26,8 +25,8 @@ from jobs.cli.errors import FAILED as FAILED
 from jobs.cli.errors import WRONG_USE as WRONG_USE
 from jobs.cli.errors import explain
 from jobs.cli.schema import as_meant, help_page, refuse_misread, register, schema_of, to_settings
-from jobs.command import Command
 from jobs.config import ClusterConfig
+from jobs.launch import Command
 from jobs.slurm.environment import mark_rank_0_done
 from simclr.config import require
 
@@ -43,12 +42,11 @@ SPELLINGS = {
 }
 # hydra's, of which its own parser says more than a line when one is misspelt
 _FLAGS = SWEEP | {"--resolve", "--version", "--hydra-help"}
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _WITH_VALUE = {
     **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
     **dict.fromkeys(("--package", "-p", *CONFIG_DIR), ()),
-    **dict.fromkeys(
-        ("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-    ),
+    **dict.fromkeys(("--info", "-i"), _INFO),
 }
 
 Start = Callable[[Any, ClusterConfig], str]
@@ -57,10 +55,8 @@ Start = Callable[[Any, ClusterConfig], str]
 def main(command: type[Command], start: Start = launch.run) -> NoReturn:
     """Run a command from ``sys.argv`` and leave the process.
 
-    Args:
-        command: what the console script stands for.
-        start: runs or submits it, and returns the text for stdout; another one than
-            ``launch.run`` for a command that starts others, and takes no ``-m`` then.
+    ``start`` runs or submits it, and returns the text for stdout; it is another one than
+    ``launch.run`` for a command that starts others, and takes no ``-m`` then.
     """
     arguments = sys.argv[1:]
     if HELP & set(arguments):
@@ -85,10 +81,7 @@ def main(command: type[Command], start: Start = launch.run) -> NoReturn:
 def guarded(command: type[Command] | str, act: Callable[[], object], *, debug: bool = False) -> int:
     """Call ``act`` and return the exit code; any exception becomes one line on stderr.
 
-    Args:
-        command: or its name.
-        act: the work; where it returns True, it has found something that failed.
-        debug: print the traceback as well.
+    Where ``act`` returns True, it has found something that failed. ``debug`` prints the traceback.
     """
     name = command if isinstance(command, str) else command.name
     try:
@@ -112,12 +105,6 @@ def say(text: str) -> None:
     except BrokenPipeError:
         # else Python would complain when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Show log records as lines on stderr, with the time of day."""
-    form = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", stream=sys.stderr, force=True)
 
 
 def _compose(command: type[Command], start: Start) -> None:
@@ -145,13 +132,11 @@ def _compose(command: type[Command], start: Start) -> None:
             say(result)
         return None
 
-    compose = hydra.main(
-        version_base="1.3", config_path="pkg://jobs.conf", config_name=command.name
-    )
+    compose = hydra.main("pkg://jobs.conf", command.name, version_base="1.3")
     try:
         compose(task)()
     except _Unprinted as hidden:
-        raise hidden.error from None
+        raise hidden.args[0] from None
 
 
 def _check_own_files(runtime: RuntimeConf, command: type[Command]) -> None:
@@ -166,16 +151,11 @@ def _check_own_files(runtime: RuntimeConf, command: type[Command]) -> None:
 class _Unprinted(BaseException):
     """Carries an error through hydra, which would print any ``Exception`` in its own words."""
 
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
 
 def hydra_arguments(arguments: Sequence[str], command: type[Command]) -> list[str]:
     """Return the arguments with options first: hydra's parser takes none after a setting.
 
-    Raises:
-        ValueError: an option is unknown, or its value is.
+    ValueError: an option is unknown, or its value is.
     """
     options: list[str] = []
     settings: list[str] = []
@@ -186,7 +166,14 @@ def hydra_arguments(arguments: Sequence[str], command: type[Command]) -> list[st
         else:
             require(not word.startswith("="), f"{word!r} has no key in front; write key=value")
             settings.append(as_meant(word, schema_of(command)))
-    return [*options, *settings, *(_folder_names(settings) if SWEEP & set(options) else [])]
+    if SWEEP & set(options):
+        # hydra names the folder of each run by its swept values alone: the same command gives the
+        # same names, so that each run finds what it has done
+        parsed = OverridesParser.create().parse_overrides(settings)
+        same = [one.get_key_element() for one in parsed if not one.is_sweep_override()]
+        keys = ",".join(key.lstrip("+~") for key in same)
+        settings.append(f"hydra.job.config.override_dirname.exclude_keys=[{keys}]")
+    return [*options, *settings]
 
 
 def _option(word: str, following: Iterator[str]) -> list[str]:
@@ -210,25 +197,10 @@ def _option(word: str, following: Iterator[str]) -> list[str]:
 
 
 def config_dir(folder: str) -> str:
-    """Return the folder given by ``--config-dir``.
-
-    Raises:
-        ValueError: there is no such folder; hydra would only warn, or say so in its own words.
-    """
+    """Return the folder of ``--config-dir``; ValueError: no folder, of which hydra only warns."""
     require(
         Path(folder or "/dev/null").is_dir(),
         f"--config-dir is {folder!r}, which is not a folder; give the one that holds "
         "cluster/mine.yaml or recipe/ours.yaml",
     )
     return folder
-
-
-def _folder_names(settings: Sequence[str]) -> list[str]:
-    """Return the setting that lets hydra name the folder of each run by its swept values alone.
-
-    The same command gives the same names, so that each run finds what it has done.
-    """
-    parsed = OverridesParser.create().parse_overrides(list(settings))
-    same = [one.get_key_element() for one in parsed if not one.is_sweep_override()]
-    keys = ",".join(key.lstrip("+~") for key in same)
-    return [f"hydra.job.config.override_dirname.exclude_keys=[{keys}]"]

@@ -15,7 +15,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
 from jobs.cli.schema import choices, schema_of
-from jobs.command import Command
+from jobs.launch import Command
 
 FAILED, WRONG_USE = 1, 2
 MAX_LINE = 600  # torch appends the frames of its C++ side
@@ -97,24 +97,20 @@ def _settings_error(error: Exception, command: type[Command] | None) -> str:
         reason = str(cause.msg or cause).partition("\n")[0]
         return _wrong_type(str(cause.full_key or "a setting"), reason)
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} is not a setting; {_how_to_quote(str(error.override))}"
+        # how to write, in a shell, a word that hydra cannot read
+        key, equals, value = str(error.override).partition("=")
+        plain = bool(equals and value) and not re.search(r"""["'\\{}\[\]]""", value)
+        example = f'{key}="{value}"' if plain and re.fullmatch(r"[\w.]+", key) else 'output="a (b)"'
+        return (
+            f"{error.override!r} is not a setting; write key=value without spaces; values with "
+            f"special signs or letters stand in quotes: '{example}'"
+        )
     text = str(error)
     several = re.match(r"Ambiguous value for argument '(.*?)=(.*)'", text)
     if several:
         key, values = several.groups()
         return f"{key} is {values}; several values need -m, a run for each; a list is [{values}]"
     return _unknown_choice(text) or _error_in_file(text, command) or _one_line(text)
-
-
-def _how_to_quote(word: str) -> str:
-    """Return how to write, in a shell, a word that hydra cannot read."""
-    key, equals, value = word.partition("=")
-    plain = bool(equals and value) and not re.search(r"""["'\\{}\[\]]""", value)
-    example = f'{key}="{value}"' if plain and re.fullmatch(r"[\w.]+", key) else 'output="a (b)"'
-    return (
-        "write key=value without spaces; values with special signs or letters stand in quotes: "
-        f"'{example}'"
-    )
 
 
 def _wrong_type(key: str, reason: str) -> str:

@@ -23,8 +23,8 @@ import yaml  # type: ignore[import-untyped]
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from jobs.command import Command
 from jobs.config import ClusterConfig
+from jobs.launch import Command
 from preprocess.config import SourceConfig
 from preprocess.sources import SOURCES
 
@@ -51,9 +51,7 @@ def register(command: type[Command]) -> None:
 def to_settings(config: DictConfig) -> Any:
     """Return the checked settings of a command.
 
-    Raises:
-        ValueError: a value is refused; the message says which, and the fix.
-        OmegaConfBaseException: a value is missing or cannot be resolved.
+    ValueError: a value is refused. OmegaConfBaseException: one is missing or cannot be resolved.
     """
     _refuse_non_finite(OmegaConf.to_container(config), "")
     try:
@@ -104,9 +102,6 @@ def refuse_misread(path: Path, schema: type[Any]) -> None:
     """Refuse a text setting of a user's file that YAML takes for a number or a truth value.
 
     ``run_dir: 2024_01_15`` would become the folder 20240115.
-
-    Raises:
-        ValueError: with file, key, value, and the quotes that help.
     """
     text = path.read_text(encoding="utf-8")
     package = "" if "@package _global_" in text else f"{path.parent.name}."
@@ -137,9 +132,9 @@ def type_of(key: str, schema: type[Any]) -> Any:
         if get_origin(kind) is dict:
             kind = get_args(kind)[1]
             continue
-        kinds = (
-            [kind, *(each.config for each in SOURCES.values())] if kind is SourceConfig else [kind]
-        )
+        kinds = [kind]
+        if kind is SourceConfig:
+            kinds += [each.config for each in SOURCES.values()]
         hints = [get_type_hints(each) for each in kinds if is_dataclass(each)]
         kind = next((each[name] for each in hints if name in each), None)
         if get_origin(kind) is UnionType:
@@ -178,13 +173,13 @@ def help_page(command: type[Command]) -> str:
     schema, available = schema_of(command), choices()
     first = paragraphs(command)[0]
     summary = f"simclr-{command.name}: {first[0].lower()}{first[1:]}"
+    offered = [_fill(f"  {group}= ", ", ".join(available[group])) for group in command.groups]
+    changed = [_setting(key, schema) for key in command.main_settings]
     parts = [
         textwrap.fill(summary, WIDTH),
-        "Examples:\n" + "\n".join(f"  {example}" for example in command.examples),
-        "Choices:\n"
-        + "\n".join(_fill(f"  {group}= ", ", ".join(available[group])) for group in command.groups),
-        "Settings people change (default):\n"
-        + "\n".join(_setting(key, schema) for key in command.main_settings),
+        "\n".join(["Examples:", *(f"  {example}" for example in command.examples)]),
+        "\n".join(["Choices:", *offered]),
+        "\n".join(["Settings people change (default):", *changed]),
         "Output:\n" + _fill("  ", command.results),
         _COMMON_END,
     ]
@@ -193,25 +188,16 @@ def help_page(command: type[Command]) -> str:
 
 def choices() -> dict[str, list[str]]:
     """Return the names that each configuration group offers: its yaml files, registered sources."""
-    folder = files("jobs.conf")
-    names = {
-        group: {
-            path.name.removesuffix(".yaml")
-            for path in (folder / group).iterdir()
-            if path.name.endswith(".yaml")
-        }
-        for group in GROUPS
-    }
-    names["source"] |= SOURCES.keys()
-    return {group: sorted(offered) for group, offered in names.items()}
+    offered: dict[str, list[str]] = {}
+    for group in GROUPS:
+        names = [path.name for path in (files("jobs.conf") / group).iterdir()]
+        found = {name.removesuffix(".yaml") for name in names if name.endswith(".yaml")}
+        offered[group] = sorted(found | SOURCES.keys() if group == "source" else found)
+    return offered
 
 
 def default_of(key: str, schema: type[Any]) -> object:
-    """Return the default of a dotted key of a dataclass of settings.
-
-    Raises:
-        KeyError: there is no such setting.
-    """
+    """Return the default of a dotted key of a dataclass of settings, or raise KeyError."""
     head, _, rest = key.partition(".")
     if rest:
         return default_of(rest, get_type_hints(schema)[head])
@@ -224,16 +210,17 @@ def default_of(key: str, schema: type[Any]) -> object:
 def description_of(key: str, schema: type[Any]) -> str:
     """Return what the docstring of a dataclass, or of one that it extends, says of a setting.
 
-    Raises:
-        KeyError: there is no such setting, or no docstring describes it.
+    It is what stands under ``Attributes:``, as one line. KeyError: no docstring describes it.
     """
     head, _, rest = key.partition(".")
     if rest:
         return description_of(rest, get_type_hints(schema)[head])
     for kind in schema.__mro__:
-        found = attributes(kind)
-        if head in found:
-            return found[head]
+        text = inspect.cleandoc(vars(kind).get("__doc__") or "")
+        section = text.partition("Attributes:\n")[2]
+        found = re.search(rf"^    {head}: (.*\n?(?: {{5,}}.*\n?)*)", section, re.MULTILINE)
+        if found:
+            return " ".join(found[1].replace("``", "").split())
     raise KeyError(f"no docstring describes {key}")
 
 
@@ -241,14 +228,6 @@ def paragraphs(kind: type[Any]) -> list[str]:
     """Return the paragraphs of a class' own docstring, each as one line."""
     text = inspect.cleandoc(vars(kind).get("__doc__") or "")
     return [" ".join(part.split()) for part in text.split("\n\n")]
-
-
-def attributes(kind: type[Any]) -> dict[str, str]:
-    """Return the ``Attributes:`` of a class' own docstring, each as one line."""
-    text = inspect.cleandoc(vars(kind).get("__doc__") or "")
-    _, _, section = text.partition("Attributes:\n")
-    entries = re.findall(r"^    (\w+): (.*\n?(?: {5,}.*\n?)*)", section, re.MULTILINE)
-    return {name: " ".join(words.replace("``", "").split()) for name, words in entries}
 
 
 def _setting(key: str, schema: type[Any]) -> str:
@@ -264,14 +243,10 @@ def _setting(key: str, schema: type[Any]) -> str:
 
 def _fill(first: str, text: str) -> str:
     indent = " " * (29 if len(first) > 20 else len(first))
-    return textwrap.fill(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
+    wrapper = textwrap.TextWrapper(
+        WIDTH, first, indent, break_long_words=False, break_on_hyphens=False
     )
+    return wrapper.fill(text)
 
 
 def _short(value: object) -> str:

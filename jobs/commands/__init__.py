@@ -1,16 +1,18 @@
-"""The commands: each module is the console script ``simclr-NAME``."""
+"""The commands; the console script ``simclr-NAME`` calls the ``main`` of its module."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from jobs.command import Command
+from jobs.launch import Command
 
 # Those with settings; status, chain and doctor read their own arguments.
 WITH_SETTINGS = ("fetch", "pack", "verify", "pretrain", "evaluate", "export", "inspect", "study")
+_BESIDE = {"inspect": "verify", "export": "evaluate"}  # whose module they share
 
 
 def load(name: str) -> type[Command]:
     """Return the command of a name in ``WITH_SETTINGS``; the others are not imported."""
-    found: type[Command] = getattr(import_module(f"jobs.commands.{name}"), name.capitalize())
+    module = import_module(f"jobs.commands.{_BESIDE.get(name, name)}")
+    found: type[Command] = getattr(module, name.capitalize())
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from hydra import compose, initialize_config_module
 from jobs import cli, launch
 from jobs.cli.errors import explain, nearest
 from jobs.cli.schema import as_meant, register, schema_of, to_settings
-from jobs.command import Command
-from jobs.commands.evaluate import Evaluate
-from jobs.commands.export import Export
+from jobs.commands.evaluate import Evaluate, Export
 from jobs.commands.fetch import Fetch
 from jobs.commands.pack import Pack
 from jobs.commands.pretrain import Pretrain
 from jobs.commands.verify import Verify
 from jobs.config import ClusterConfig, Executor
+from jobs.launch import Command
 from jobs.run_dir import read_submission
 from jobs.slurm.submit import live_job
 from simclr.config import require
@@ -29,24 +29,6 @@ STAGES: dict[str, type[Command]] = {
     command.name: command for command in (Fetch, Pack, Verify, Pretrain, Evaluate, Export)
 }
 _SOON = "JOB"  # stands for the number of a job that is not submitted yet
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One command of a chain, checked.
-
-    Attributes:
-        command: its work.
-        cluster: where it runs.
-    """
-
-    command: Command
-    cluster: ClusterConfig
-
-    @property
-    def name(self) -> str:
-        """The command's."""
-        return self.command.name
 
 
 def run_chain(arguments: Sequence[str], say: Callable[[str], None]) -> None:
@@ -58,46 +40,42 @@ def run_chain(arguments: Sequence[str], say: Callable[[str], None]) -> None:
         ValueError: a stage cannot run; nothing was started.
         RuntimeError: a stage failed; the later ones were not started.
     """
-    stages = plan(arguments)
     jobs: list[tuple[str, str]] = []
     redone = False
-    for stage in stages:
-        if not redone and stage.command.completion.exists():
-            say(f"{stage.name:<9} done before, with the same settings")
+    for command, cluster in plan(arguments):
+        name = command.name
+        if not redone and command.completion.exists():
+            say(f"{name:<9} done before, with the same settings")
             continue
         redone = True  # what comes after it was made from something else
-        result = _start(stage, jobs)
-        say(f"{stage.name}\n{result}" if "\n" in result else f"{stage.name:<9} {result}")
+        result = _start(command, cluster, jobs)
+        say(f"{name}\n{result}" if "\n" in result else f"{name:<9} {result}")
 
 
-def plan(arguments: Sequence[str]) -> list[Stage]:
+def plan(arguments: Sequence[str]) -> list[tuple[Command, ClusterConfig]]:
     """Compose and check all stages; what one leaves behind is what the next ones read.
 
     Raises:
         ValueError: no stage is named, or one of them cannot run.
     """
-    stages: list[Stage] = []
+    stages: list[tuple[Command, ClusterConfig]] = []
     for name, words in split_stages(arguments):
         settings = _compose(name, words)
-        _fill_in(settings, name, stages)
-        stages.append(Stage(STAGES[name].from_settings(settings), settings.cluster))
-    for number, stage in enumerate(stages):
-        # before an earlier stage has worked for hours
-        awaited = _SOON if number else stage.cluster.after
-        try:
-            stage.command.validate(replace(stage.cluster, after=awaited))
+        _fill_in(settings, name, [command for command, _ in stages])
+        stages.append((STAGES[name].from_settings(settings), settings.cluster))
+    for number, (command, cluster) in enumerate(stages):
+        try:  # before an earlier stage has worked for hours
+            command.validate(replace(cluster, after=_SOON if number else cluster.after))
         except ValueError as error:
-            raise ValueError(f"{stage.name}: {error}") from error
+            raise ValueError(f"{command.name}: {error}") from error
     return stages
 
 
 def split_stages(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Cut ``A B pack C pretrain D`` into ``pack A B C`` and ``pretrain A B D``.
 
-    A setting of a stage takes the place of the common one of the same key.
-
-    Raises:
-        ValueError: no command is named, or a word is not one.
+    A setting of a stage takes the place of the common one of the same key. ValueError: no command
+    is named, or a word is not one.
     """
     starts = [k for k, word in enumerate(arguments) if word in STAGES]
     words = [word for word in arguments if not word.startswith("-") and "=" not in word]
@@ -120,20 +98,21 @@ def _key(word: str) -> str:
 
 
 def _compose(name: str, words: Sequence[str]) -> Any:
-    folders = [word.partition("=")[2] for word in words if _key(word) in cli.CONFIG_DIR]
-    settings = [word for word in words if _key(word) not in cli.CONFIG_DIR]
-    for word in settings:
+    command, folder = STAGES[name], None
+    settings: list[str] = []
+    for word in words:
+        if _key(word) in cli.CONFIG_DIR:
+            folder = word.partition("=")[2]
+            continue
         require(
             "=" in word and not word.startswith("-"),
             f"{name}: {word!r} is not a setting; {nearest(word, [*STAGES])}write key=value, "
             "and options in front of the first command: --config-dir=DIR, --dry-run",
         )
-    command = STAGES[name]
-    settings = [as_meant(word, schema_of(command)) for word in settings]
-    if folders:
-        # what ``--config-dir`` means to a command alone
-        folder = Path(cli.config_dir(folders[-1])).absolute()
-        settings.append(f"hydra.searchpath=['file://{folder}']")
+        settings.append(as_meant(word, schema_of(command)))
+    if folder is not None:  # what ``--config-dir`` means to a command alone
+        path = Path(cli.config_dir(folder)).absolute()
+        settings.append(f"hydra.searchpath=['file://{path}']")
     register(command)
     try:
         with initialize_config_module("jobs.conf", version_base="1.3"):
@@ -143,22 +122,21 @@ def _compose(name: str, words: Sequence[str]) -> Any:
         raise ValueError(f"{name}: {explain(error, command)[0]}") from error
 
 
-def _fill_in(settings: Any, name: str, earlier: Sequence[Stage]) -> None:
+def _fill_in(settings: Any, name: str, earlier: Sequence[Command]) -> None:
     """Let a stage read what earlier ones leave, where the user has not said otherwise."""
-    fetched = [stage.command.root for stage in earlier if isinstance(stage.command, Fetch)]
+    fetched = [command.root for command in earlier if isinstance(command, Fetch)]
     if fetched and name == "pack" and not settings.source.root:
         settings.source.root = fetched[-1]
-    packed = [stage.command.config.output for stage in earlier if stage.name == "pack"]
-    runs = [stage.command.config.run_dir for stage in earlier if stage.name == "pretrain"]
+    packed = [command.config.output for command in earlier if command.name == "pack"]
+    runs = [command.config.run_dir for command in earlier if command.name == "pretrain"]
     if packed and name != "pack" and not getattr(settings, "shards", "none"):
         settings.shards = packed if name == "pretrain" else packed[-1]
     if runs and not getattr(settings, "run", "none"):
         settings.run = runs[-1]
 
 
-def _start(stage: Stage, jobs: list[tuple[str, str]]) -> str:
+def _start(command: Command, cluster: ClusterConfig, jobs: list[tuple[str, str]]) -> str:
     """Run a stage, submit it, or find it at work; its job joins those to wait for, by stage."""
-    command, cluster = stage.command, stage.cluster
     if cluster.executor is not Executor.slurm:
         return launch.run(command, cluster)
     waiting = "" if cluster.dry_run else _at_work(command)
@@ -168,7 +146,7 @@ def _start(stage: Stage, jobs: list[tuple[str, str]]) -> str:
     # sources may be fetched and packed side by side
     awaits = {"fetch": (), "pack": ("fetch",)}.get(command.name, STAGES)
     after = [job for name, job in jobs if name in awaits]
-    awaited = ":".join([*([cluster.after] if cluster.after else []), *after]) or None
+    awaited = ":".join(filter(None, (cluster.after, *after))) or None
     submitted = launch.run(command, replace(cluster, after=awaited))
     jobs.append((command.name, _SOON if cluster.dry_run else submitted))
     waits = f", after {' '.join(after)}" if after else ""
@@ -225,7 +203,10 @@ def main() -> None:
     if cli.HELP & set(arguments):
         cli.say(HELP)
         raise SystemExit(cli.DONE)
-    cli.log_to_stderr()
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(
+        level=logging.INFO, format=form, datefmt="%H:%M:%S", stream=sys.stderr, force=True
+    )
     debug = "debug=true" in arguments
     raise SystemExit(cli.guarded("chain", lambda: run_chain(arguments, cli.say), debug=debug))
 

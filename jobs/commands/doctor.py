@@ -23,7 +23,10 @@ from jobs.slurm import client as slurm
 from jobs.slurm.partitions import ask_site, write_cluster_file
 from simclr.config import require
 
-LIBRARIES = ("rasterio", "h5py", "submitit", "hydra-core", "hydra-submitit-launcher")
+LIBRARIES = {
+    **{name: name for name in ("rasterio", "h5py", "submitit")},
+    **{"hydra-core": "hydra", "hydra-submitit-launcher": "hydra_plugins"},
+}
 MIB = 1 << 20
 _PROBE_BYTES = 64 * MIB
 _LEAST_FREE_GIB = 20  # a pack of BigEarthNet takes 90, a run with its checkpoints a few
@@ -51,42 +54,31 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check.
-
-    Attributes:
-        level: how severe it is.
-        what: what was found, with its value.
-        fix: what to do; empty if nothing.
-    """
+    """The result of one check."""
 
     level: Level
-    what: str
-    fix: str = ""
+    what: str  # was found, with its value
+    fix: str = ""  # what to do; empty if nothing
 
     def __str__(self) -> str:
-        fix = f"; {self.fix}" if self.fix else ""
-        return f"{self.level.value:<5} {self.what}{fix}"
+        return f"{self.level.value:<5} {self.what}{self.fix and '; '}{self.fix}"
 
 
 def examine(folders: list[Path]) -> Iterator[Finding]:
     """Check Python, libraries, GPUs, environment and Slurm, then each folder."""
     yield Finding(Level.ok, f"Python {'.'.join(map(str, sys.version_info[:3]))}")
-    yield from map(_library, LIBRARIES)
+    for name, module in LIBRARIES.items():
+        try:
+            import_module(module)
+            yield Finding(Level.ok, f"{name} {version(name)}")
+        except ImportError as error:
+            yield Finding(Level.fail, f"{name} cannot be imported ({error})", f"pip install {name}")
     yield check_torch()
     yield _gpus()
     yield from _environment(os.environ)
     yield from _slurm()
     for folder in folders:
         yield from _folder(folder)
-
-
-def _library(name: str) -> Finding:
-    module = {"hydra-core": "hydra", "hydra-submitit-launcher": "hydra_plugins"}.get(name, name)
-    try:
-        import_module(module)
-        return Finding(Level.ok, f"{name} {version(name)}")
-    except ImportError as error:
-        return Finding(Level.fail, f"{name} cannot be imported ({error})", f"pip install {name}")
 
 
 def check_torch() -> Finding:
@@ -102,9 +94,8 @@ def check_torch() -> Finding:
         torch.ops.torchvision.nms  # noqa: B018 - the operator that a wrong pair lacks
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         fix = "pip install --force-reinstall -c constraints.txt torch torchvision"
-        return Finding(
-            Level.fail, f"{pair} do not belong together ({error})", f"reinstall both at once: {fix}"
-        )
+        said = f"{pair} do not belong together ({error})"
+        return Finding(Level.fail, said, f"reinstall both at once: {fix}")
     return Finding(Level.ok, f"{pair} belong together")
 
 
@@ -135,13 +126,12 @@ def _gpus() -> Finding:
 
 def _slurm() -> Iterator[Finding]:
     if not slurm.is_available():
-        yield Finding(
-            Level.warn, "no Slurm here", "cluster=laptop works; for Slurm go to a login node"
-        )
+        fix = "cluster=laptop works; for Slurm go to a login node"
+        yield Finding(Level.warn, "no Slurm here", fix)
         return
     try:
         yield Finding(Level.ok, slurm.call(["sinfo", "--version"]).strip())
-        settings = parse_settings(slurm.call(["scontrol", "show", "config"]))
+        settings = slurm.parse_settings(slurm.call(["scontrol", "show", "config"]))
         partitions = slurm.call(["sinfo", "-h", "-o", "%P"]).split()
     except slurm.SlurmError as error:
         said = " ".join(str(error).split())
@@ -171,11 +161,6 @@ def _wrapper(command: str) -> Finding:
         f"cluster.wrapper {command} fails ({' '.join(failed.split())}): it needs coreutils 8.31",
         f"write into the cluster file: wrapper: {fix!r}",
     )
-
-
-def parse_settings(text: str) -> dict[str, str]:
-    """Return the settings that ``scontrol show config`` prints."""
-    return {name: value.strip() for name, value in re.findall(r"^(\w+)\s*= (.*)$", text, re.M)}
 
 
 # Of each setting: what it should match, what that means, what it means otherwise, and the fix.
@@ -224,9 +209,8 @@ def _folder(folder: Path) -> Iterator[Finding]:
     if kind == "tmpfs":
         yield Finding(Level.warn, f"{folder} lies in memory", "it is gone with the node")
     elif not kind.startswith(_NETWORK):
-        yield Finding(
-            Level.warn, f"{folder} may be this machine's own", "runs need a folder all nodes see"
-        )
+        what = f"{folder} may be this machine's own"
+        yield Finding(Level.warn, what, "runs need a folder all nodes see")
     try:
         yield from _try_writing(folder)
     except OSError as error:
@@ -266,13 +250,9 @@ def _try_writing(folder: Path) -> Iterator[Finding]:
     finally:
         first.unlink(missing_ok=True)
         second.unlink(missing_ok=True)
-    slow = speed < _SLOW_MIB_PER_S
+    said = f"{folder}: writes and renames, {speed:.0f} MiB/s with fsync"
     fix = "raise cluster.signal_delay_s, so that a checkpoint fits into the warning"
-    yield Finding(
-        Level.warn if slow else Level.ok,
-        f"{folder}: writes and renames, {speed:.0f} MiB/s with fsync",
-        fix if slow else "",
-    )
+    yield Finding(Level.warn, said, fix) if speed < _SLOW_MIB_PER_S else Finding(Level.ok, said)
 
 
 HELP = """\
@@ -300,11 +280,11 @@ Output:
 Exit codes: 0 nothing failed, 1 something did, 2 wrong use."""
 
 
-def _parse(words: list[str]) -> tuple[dict[str, str], list[Path]]:
-    """Return the options with their values, and the folders."""
+def _run() -> bool:
+    """Write the cluster file, or print the findings and say whether something failed."""
     known = ("--quiet", "--write-cluster", "--partition")
     options: dict[str, str] = {}
-    folders, rest = [], iter(words)
+    folders, rest = [], iter(sys.argv[1:])
     for word in rest:
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
@@ -318,23 +298,9 @@ def _parse(words: list[str]) -> tuple[dict[str, str], list[Path]]:
         "--partition" not in options or "--write-cluster" in options,
         "--partition goes with --write-cluster=NAME.yaml",
     )
-    return options, folders
-
-
-def main() -> None:
-    """Console script."""
-    if cli.HELP & set(sys.argv[1:]):
-        cli.say(HELP)
-        raise SystemExit(cli.DONE)
-    raise SystemExit(cli.guarded("doctor", lambda: _run(*_parse(sys.argv[1:]))))
-
-
-def _run(options: dict[str, str], folders: list[Path]) -> bool:
-    """Write the cluster file, or print the findings and say whether something failed."""
     if "--write-cluster" in options:
-        path = write_cluster_file(
-            Path(options["--write-cluster"]), ask_site(), options.get("--partition", "")
-        )
+        target, partition = Path(options["--write-cluster"]), options.get("--partition", "")
+        path = write_cluster_file(target, ask_site(), partition)
         folder = shlex.quote(str(path.parent.parent))
         cli.say(f"{path}; look at it, then use --config-dir={folder} cluster={path.stem}")
         return False
@@ -345,6 +311,14 @@ def _run(options: dict[str, str], folders: list[Path]) -> bool:
         if fails or "--quiet" not in options:
             cli.say(str(finding))
     return failed
+
+
+def main() -> None:
+    """Console script."""
+    if cli.HELP & set(sys.argv[1:]):
+        cli.say(HELP)
+        raise SystemExit(cli.DONE)
+    raise SystemExit(cli.guarded("doctor", _run))
 
 
 if __name__ == "__main__":

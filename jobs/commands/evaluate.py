@@ -1,4 +1,4 @@
-"""``simclr-evaluate``: score a run's encoder on labelled shards."""
+"""``simclr-evaluate`` and ``simclr-export``: score a run's encoder, write it for others."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from typing import Self
 from uuid import uuid4
 
 from jobs import cli
-from jobs.command import Command, side_work
-from jobs.commands.export import run_exists
 from jobs.config import ClusterConfig
-from jobs.run_dir import JOB_FOLDER
+from jobs.launch import Command, side_work
 from jobs.slurm.environment import RankEnvironment, rendezvous_of
 from jobs.tracking.sink import log_artifacts
 from preprocess.config import require_all
 from preprocess.shards.manifest import read_manifest
 from simclr.evaluation.config import EvaluateConfig
+from simclr.export import ExportConfig
+
+
+def _run_exists(run: str, cluster: ClusterConfig) -> tuple[bool, str]:
+    """Return whether a run folder is there, or a job before this one makes it; else the error."""
+    seen = f"run is {run}, which is not a folder" if run else "run is empty"
+    found = bool(run) and (bool(cluster.after) or Path(run).is_dir())
+    return found, f"{seen}; give a run folder: run=RUN"
 
 
 @dataclass(frozen=True)
 class Evaluate(Command):
-    """Score a run's encoder on labelled patches, beside controls (untrained baselines).
-
-    Attributes:
-        config: settings.
-        token: the same on all ranks that were started together.
-    """
+    """Score a run's encoder on labelled patches, beside controls (untrained baselines)."""
 
     config: EvaluateConfig
+    # the same on all ranks that were started together
     token: str = field(default_factory=lambda: uuid4().hex)
 
     name = "evaluate"
@@ -51,21 +53,16 @@ class Evaluate(Command):
     )
     memory_fix = "lower batch_size"
 
-    @property
-    def job_dir(self) -> Path:
-        """Inside the run folder."""
-        return Path(self.config.run, JOB_FOLDER)
-
     def validate(self, cluster: ClusterConfig) -> None:
         """Require a run, packed shards and a task."""
-        config = self.config
+        shards, task = self.config.shards, self.config.task
         require_all(
-            run_exists(config.run, cluster),
-            (bool(config.shards), "shards is empty; give a packed folder: shards=SHARDS"),
-            (bool(config.task), "task is empty; name a label set: task=eurosat"),
+            _run_exists(self.config.run, cluster),
+            (bool(shards), "shards is empty; give a packed folder: shards=SHARDS"),
+            (bool(task), "task is empty; name a label set: task=eurosat"),
         )
         if not cluster.after:
-            read_manifest(Path(config.shards))
+            read_manifest(Path(shards))
 
     def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
         """One job with the ranks of one node, which share features and fits."""
@@ -78,30 +75,72 @@ class Evaluate(Command):
         from simclr.evaluation.report import JSON_NAME, choice_report, report_text
         from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
-        launch = rendezvous_of(env, self.token)
+        launch, run = rendezvous_of(env, self.token), Path(self.config.run)
         if self.config.all_checkpoints:
-            metrics = Path(self.config.run, METRICS_NAME)
+            metrics = run / METRICS_NAME
             records = read_metrics(metrics) if metrics.exists() else []
             losses = {record["step"]: record["loss"] for record in records}
             path = select_checkpoint(self.config, losses, env.is_main, launch)
             result = f"{choice_report(path)}\n\n{path}"
         else:
             table = report_text(evaluate(self.config, env.is_main, launch))
-            result = f"{table}\n{Path(self.config.run, JSON_NAME)}"
+            result = f"{table}\n{run / JSON_NAME}"
         if not env.is_main:
             return ""
         with side_work("the evaluation is done, but its page is not drawn"):
             # Here, since matplotlib is slow to import and a login node only submits.
             from jobs.figures.evaluation import write_evaluation_page
 
-            write_evaluation_page(Path(self.config.run))
-        log_artifacts(Path(self.config.run), {"evaluation": Path(self.config.run, JSON_NAME)})
+            write_evaluation_page(run)
+        log_artifacts(run, {"evaluation": run / JSON_NAME})
         return result
+
+
+@dataclass(frozen=True)
+class Export(Command):
+    """Export a run's encoder with its card: bands, units, normalisation, origin."""
+
+    config: ExportConfig
+
+    name = "export"
+    Config = ExportConfig
+    output_key = "output"
+    examples = (
+        "simclr-export run=runs/first output=export",
+        "simclr-export run=runs/first output=export licence=CC-BY-4.0",
+        "simclr-export run=runs/first output=export step=4000 formats=[onnx,pt2]",
+        "simclr-export run=runs/first output=export cluster=slurm_cpu_example",
+    )
+    main_settings = ("run", "output", "step", "formats", "source", "licence")
+    results = (
+        "encoder.safetensors, card.json, CARD.md and further formats in output; stdout names it."
+    )
+
+    def validate(self, cluster: ClusterConfig) -> None:
+        """Require both folders."""
+        require_all(
+            _run_exists(self.config.run, cluster),
+            (bool(self.config.output), "output is empty; give a folder: output=DIR"),
+        )
+
+    def run(self, env: RankEnvironment) -> str:
+        """Export; return the folder."""
+        from simclr.export.export import export
+        from simclr.export.load import CARD_NAME
+
+        folder = export(self.config)
+        log_artifacts(Path(self.config.run), {"card": folder / CARD_NAME})
+        return str(folder)
 
 
 def main() -> None:
     """Console script."""
     cli.main(Evaluate)
+
+
+def export() -> None:
+    """Console script of ``simclr-export``."""
+    cli.main(Export)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jobs import cli
-from jobs.command import Command
 from jobs.config import ClusterConfig
-from jobs.run_dir import JOB_FOLDER
+from jobs.launch import Command
 from jobs.slurm.environment import RankEnvironment
 from preprocess.config import FetchConfig, FetchTarget, read_polygons
 from simclr.config import require
-
-LOG_NAME = "fetch.log"
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +27,7 @@ class Fetch(Command):
 
     name = "fetch"
     Config = FetchConfig
+    home = ("output", "fetching")  # beside the scenes, in a folder that no source reads
     groups = ("area", "cluster")
     output_key = "output"
     examples = (
@@ -51,11 +49,6 @@ class Fetch(Command):
     )
 
     @property
-    def job_dir(self) -> Path:
-        """Beside the scenes, in a folder that no source reads."""
-        return Path(self.config.output, "fetching", JOB_FOLDER)
-
-    @property
     def root(self) -> str:
         """Folder for packing's ``source.root``."""
         inner = "EuroSAT_MS" if self.config.what is FetchTarget.eurosat else ""
@@ -63,16 +56,15 @@ class Fetch(Command):
 
     def validate(self, cluster: ClusterConfig) -> None:
         """Require a folder, an area, and the libraries of the extra ``fetch``."""
-        config = self.config
+        config, by_area = self.config, self.config.what is FetchTarget.stac
         require(bool(config.output), "output is empty; give the folder to fill: output=DIR")
-        if config.what is FetchTarget.stac:
-            require(
-                bool(config.boxes or config.geojson),
-                "what=stac needs an area: area=central_valley, "
-                "boxes=[[west,south,east,north]] in degrees, or geojson=FILE",
-            )
-            if config.geojson:
-                read_polygons(config.geojson)
+        require(
+            not by_area or bool(config.boxes or config.geojson),
+            "what=stac needs an area: area=central_valley, "
+            "boxes=[[west,south,east,north]] in degrees, or geojson=FILE",
+        )
+        if by_area and config.geojson:
+            read_polygons(config.geojson)
         missing = [name for name in ("pystac_client", "zstandard") if find_spec(name) is None]
         packages = " ".join(missing).replace("_", "-")
         require(not missing, f"fetching needs packages that are missing: pip install {packages}")
@@ -97,7 +89,7 @@ class Fetch(Command):
         from preprocess.fetch import fetch
 
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # warns of each cut, as we do
-        with _logged_to(self.job_dir.with_name(LOG_NAME)):
+        with _logged_to(self.job_dir.with_name("fetch.log")):
             done = fetch(self.config)
             result = _counts(self.config, done.taken, done.found, done.patches, done.bytes)
             _log.info("%s", result)
@@ -114,15 +106,13 @@ def _logged_to(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        handler.handle(_log.makeRecord(_log.name, logging.ERROR, "", 0, _ended(error), (), None))
+        is_error = isinstance(error, Exception)
+        end = str(error) if is_error else f"stopped by {type(error).__name__}"
+        handler.handle(_log.makeRecord(_log.name, logging.ERROR, "", 0, end, (), None))
         raise
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-
-
-def _ended(error: BaseException) -> str:
-    return str(error) if isinstance(error, Exception) else f"stopped by {type(error).__name__}"
 
 
 def _counts(config: FetchConfig, taken: int, found: int, patches: int, size: int) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from jobs import cli
-from jobs.command import Command
 from jobs.config import ClusterConfig, Executor
-from jobs.run_dir import JOB_FOLDER
+from jobs.launch import Command
 from jobs.slurm.environment import RankEnvironment
 from preprocess.config import PackConfig
 from preprocess.plan import REJECTED_NAME, describe_dropped
@@ -21,19 +19,16 @@ from simclr.config import require
 
 @dataclass(frozen=True)
 class Pack(Command):
-    """Pack Sentinel-2 rasters into shards with a manifest; run again, it continues.
-
-    Attributes:
-        config: what is packed, and where to.
-        part: number of this part and of all; None: each process finds its own from its rank and
-            its place in a job array, as in one that plain sbatch started.
-    """
+    """Pack Sentinel-2 rasters into shards with a manifest; run again, it continues."""
 
     config: PackConfig
+    # number of this part and of all; None: each process finds its own from its rank and its place
+    # in a job array, as in one that plain sbatch started
     part: tuple[int, int] | None = None
 
     name = "pack"
     Config = PackConfig
+    home = ("output", "packing")  # the working folder of packing, which readers of shards ignore
     groups = ("source", "cluster")
     output_key = "output"
     examples = (
@@ -53,11 +48,6 @@ class Pack(Command):
         "after all tasks of the array: cluster.after=JOB lets another job wait for it."
     )
 
-    @property
-    def job_dir(self) -> Path:
-        """Inside the working folder of packing, which readers of shards ignore."""
-        return Path(self.config.output, "packing", JOB_FOLDER)
-
     def validate(self, cluster: ClusterConfig) -> None:
         """Refuse what is missing or wrong, all of it in one message."""
         from preprocess.pack import check_settings
@@ -65,7 +55,13 @@ class Pack(Command):
         # a job before this one may write the rasters
         check_settings(self.config, root_exists=not cluster.after)
         if self.part is None and cluster.executor is Executor.here:
-            _check_array(os.environ)
+            # of a job array whose tasks are not 0, 1, 2, ... some parts would belong to nobody
+            count, last = (os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("COUNT", "MAX"))
+            require(
+                count is None or last is None or int(count) == int(last) + 1,
+                f"the job array has {count} tasks up to number {last}, but parts are numbered from "
+                f"0 without gaps; submit it with --array=0-{int(count or 1) - 1}",
+            )
 
     def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
         """Return a task for each part on Slurm; locally the processes are the parts."""
@@ -102,20 +98,8 @@ class Pack(Command):
         return _summary(self.config, manifest) if manifest else ""
 
     def _part(self, env: RankEnvironment) -> tuple[int, int]:
-        return self.part or (
-            env.array_index * env.num_ranks + env.rank,
-            env.array_size * env.num_ranks,
-        )
-
-
-def _check_array(environment: Mapping[str, str]) -> None:
-    """Refuse a job array whose tasks are not 0, 1, 2, ...: some parts would belong to nobody."""
-    count, last = (environment.get(f"SLURM_ARRAY_TASK_{name}") for name in ("COUNT", "MAX"))
-    require(
-        count is None or last is None or int(count) == int(last) + 1,
-        f"the job array has {count} tasks up to number {last}, but parts are numbered from 0 "
-        f"without gaps; submit it with --array=0-{int(count or 1) - 1}",
-    )
+        own = env.array_index * env.num_ranks + env.rank
+        return self.part or (own, env.array_size * env.num_ranks)
 
 
 @dataclass(frozen=True)
@@ -130,11 +114,7 @@ class FinishPack(Command):
 
     name = "finish"
     Config = PackConfig
-
-    @property
-    def job_dir(self) -> Path:
-        """That of the parts."""
-        return Pack(self.config).job_dir
+    home = Pack.home
 
     def run(self, env: RankEnvironment) -> str:
         """Finish; raise ``PackError`` with the missing shards if there are any."""

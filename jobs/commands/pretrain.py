@@ -7,12 +7,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Self
 from uuid import uuid4
 
-from jobs.command import Command, StoppedError, narrow, side_work
 from jobs.config import ClusterConfig, check_batch
-from jobs.run_dir import JOB_FOLDER, RunAttempt, check_run_dir, freeze, saved_step
+from jobs.launch import Command, StoppedError, narrow, side_work
+from jobs.run_dir import RunAttempt, check_run_dir, freeze, saved_step
+from jobs.slurm import heartbeat
 from jobs.slurm.environment import (
     Launcher,
     RankEnvironment,
@@ -20,17 +21,6 @@ from jobs.slurm.environment import (
     current_rank,
     remove_stale_results,
     rendezvous_of,
-)
-from jobs.slurm.heartbeat import (
-    DEADLINE_EXCEEDED,
-    HeartbeatMonitor,
-    clear_heartbeats,
-    exit_lost_rank,
-    find_silent_ranks,
-    lost_rank_cause,
-    peer_reported_failure,
-    record_failure,
-    save_deadline,
 )
 from jobs.slurm.requeue import Decision, RunStop, exit_for_requeue
 from jobs.staging import scratch_folder, staged
@@ -55,22 +45,17 @@ class PretrainConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class Pretrain(Command):
-    """Pretrain an encoder by SimCLR, or continue a run; on Slurm submit it and print the job id.
-
-    Attributes:
-        config: settings of the training.
-        token: the same on all ranks that were started together.
-        tracking: where metrics go beside the run folder.
-        stop_budget_s: what saving may take of the time between a stop signal and the end.
-    """
+    """Pretrain an encoder by SimCLR, or continue a run; on Slurm submit it and print the job id."""
 
     config: TrainConfig
+    # the same on all ranks that were started together
     token: str = field(default_factory=lambda: uuid4().hex)
-    tracking: list[Tracking] = field(default_factory=list)
-    stop_budget_s: float = 90.0
+    tracking: list[Tracking] = field(default_factory=list)  # beside the run folder
+    stop_budget_s: float = 90.0  # for saving, of the time between a stop signal and the end
 
     name = "pretrain"
     Config = PretrainConfig
+    home = ("run_dir",)
     groups = ("recipe", "cluster")
     output_key = "run_dir"
     saves_at_stop = True
@@ -105,11 +90,6 @@ class Pretrain(Command):
     def run_dir(self) -> Path:
         """The run folder."""
         return Path(self.config.run_dir)
-
-    @property
-    def job_dir(self) -> Path:
-        """Inside the run folder."""
-        return self.run_dir / JOB_FOLDER
 
     def validate(self, cluster: ClusterConfig) -> None:
         """Check what a job would otherwise wait in the queue for, to refuse it then."""
@@ -157,7 +137,7 @@ class Pretrain(Command):
                 remove_stale_results(env)
                 sinks: list[Sink] = []
                 if env.is_main:
-                    clear_heartbeats(self.run_dir, env)
+                    heartbeat.clear_heartbeats(self.run_dir, env)
                     attempt = RunAttempt(self.run_dir, env.describe())
                     sinks = [attempt, trackers]
                 folder = self._train(env, sinks, attempt, signals)
@@ -184,24 +164,23 @@ class Pretrain(Command):
     ) -> Path:
         from simclr.train import train
 
-        lost = partial(exit_lost_rank, self.run_dir, env)
+        lost = partial(heartbeat.exit_lost_rank, self.run_dir, env)
 
         def look_for_lost_rank() -> None:
             """End the process if a rank is gone: after SIGTERM there is no time to wait for it."""
-            silent = find_silent_ranks(self.run_dir, env, or_behind=False)
-            if silent:
+            if silent := heartbeat.find_silent_ranks(self.run_dir, env, or_behind=False):
                 lost(f"lost {silent}")
 
         # Half the time that a collective waits, so that the silent rank is named before the others
         # give up; longer than network file systems keep what they have read of a file.
         silence_s = min(120.0, self.config.world.timeout_s / 2)
-        in_time = save_deadline(
-            self.stop_budget_s, partial(lost, code=DEADLINE_EXCEEDED), look_for_lost_rank
+        in_time = heartbeat.save_deadline(
+            self.stop_budget_s, partial(lost, code=heartbeat.DEADLINE_EXCEEDED), look_for_lost_rank
         )
         # ahead of heartbeats and the ranks' first meeting: nodes copy for minutes, not in step
         with (
             staged(self.config.shards, scratch_folder(), env.local_rank == 0) as copies,
-            HeartbeatMonitor(self.run_dir, env, attempt, silence_s, lost) as hooks,
+            heartbeat.HeartbeatMonitor(self.run_dir, env, attempt, silence_s, lost) as hooks,
             in_time if env.launcher is Launcher.slurm else nullcontext(),
         ):
             # settings name the shards that were given: a copy is gone when the job has ended
@@ -215,29 +194,25 @@ class Pretrain(Command):
         event: BaseException,
         stop: Preempted | None,
     ) -> None:
-        """End a job that comes back; else record why the attempt has failed."""
-        if cause := lost_rank_cause(self.run_dir, env, event):
-            if peer_reported_failure(self.run_dir, env):
+        """End a job that comes back, or say where it stopped; else record why it has failed."""
+        if cause := heartbeat.lost_rank_cause(self.run_dir, env, event):
+            if heartbeat.peer_reported_failure(self.run_dir, env):
                 return  # a rank that failed by itself would fail again
             if env.launcher is Launcher.slurm:
-                exit_lost_rank(self.run_dir, env, cause)
+                heartbeat.exit_lost_rank(self.run_dir, env, cause)
             event = RuntimeError(cause)
         elif stop:
-            self._stop(env, attempt, stop)
-        record_failure(self.run_dir, env, event)
-
-    def _stop(self, env: RankEnvironment, attempt: RunAttempt | None, event: Preempted) -> NoReturn:
-        step = saved_step(self.run_dir) if event.step is None else event.step
-        number = attempt.number if attempt else None
-        stop = RunStop(env, event.reason, self.run_dir, number, step, save_error=event.save_error)
-        if env.launcher is Launcher.slurm:
-            exit_for_requeue(stop)
-        stop.record(Decision.quit)
-        raise StoppedError(
-            f"stopped, saved at step {step}; the same command continues from there"
-            if step
-            else "stopped before a step was saved; the same command starts again"
-        ) from None
+            step = saved_step(self.run_dir) if stop.step is None else stop.step
+            number, error = attempt.number if attempt else None, stop.save_error
+            ended = RunStop(env, stop.reason, self.run_dir, number, step, save_error=error)
+            if env.launcher is Launcher.slurm:
+                exit_for_requeue(ended)
+            ended.record(Decision.quit)
+            said = "stopped before a step was saved; the same command starts again"
+            if step:
+                said = f"stopped, saved at step {step}; the same command continues from there"
+            raise StoppedError(said) from None
+        heartbeat.record_failure(self.run_dir, env, event)
 
 
 def main() -> None:

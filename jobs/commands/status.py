@@ -58,21 +58,13 @@ Exit codes: 0 all is well, 1 a run needs a person, 2 wrong use."""
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Parsed arguments.
+    """Parsed arguments."""
 
-    Attributes:
-        folders: runs, packings, or folders of runs.
-        as_json: for programs.
-        report: write a page for each run.
-        short: one line a run.
-        watch_s: ask Slurm so often and show again and again; 0 shows once.
-    """
-
-    folders: tuple[Path, ...]
-    as_json: bool = False
-    report: bool = False
-    short: bool = False
-    watch_s: float = 0.0
+    folders: tuple[Path, ...]  # runs, packings, or folders of runs
+    as_json: bool  # for programs
+    report: bool  # write a page for each run
+    short: bool  # one line a run
+    watch_s: float  # ask Slurm so often and show again and again; 0 shows once
 
 
 def main() -> None:
@@ -85,26 +77,24 @@ def main() -> None:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Return what the arguments ask for.
-
-    Raises:
-        ValueError: an option is unknown, or its value is.
-    """
+    """Return what the arguments ask for; ValueError: an option is unknown, or its value is."""
     flags = {word for word in arguments if word.startswith("-") or word == "json=true"}
     watch = next((word for word in flags if word.partition("=")[0] == "--watch"), "")
-    unknown = flags - {"--json", "json=true", "--report", "--short", watch}
-    if unknown:
+    if unknown := flags - {"--json", "json=true", "--report", "--short", watch}:
         raise ValueError(
             f"{min(unknown)} is not an option; choose from --short, --json, --watch[=SECONDS], "
             "--report"
         )
+    text = watch.partition("=")[2] or str(INTERVAL_S)
+    if not text.replace(".", "", 1).isdigit() or float(text) < 10:
+        raise ValueError(f"{watch} is not an interval; give seconds, 10 or more: --watch=60")
     return Options(
         # named twice, as by a wildcard beside a name, is wanted once
         tuple(dict.fromkeys(Path(word) for word in arguments if word not in flags)),
         as_json=bool(flags & {"--json", "json=true"}),
         report="--report" in flags,
         short="--short" in flags,
-        watch_s=_seconds(watch) if watch else 0.0,
+        watch_s=float(text) if watch else 0.0,
     )
 
 
@@ -117,23 +107,37 @@ def show(options: Options) -> bool:
     poller = SlurmPoller(options.watch_s or INTERVAL_S)
     runs, packings = _look(options, poller)
     if not options.watch_s or options.report or options.as_json or not (runs or packings):
-        return _print(options, runs, packings)
-    with LiveRecords(short=options.short) as screen, contextlib.suppress(KeyboardInterrupt):
-        while True:
-            screen.update(runs, packings)
-            over = [run.needs_person or run.state == "finished" for run in runs]
-            over += [each.needs_person or each.state == "packed" for each in packings]
-            if all(over):  # one failed run of a sweep does not end the view of the others
-                break
-            time.sleep(REFRESH_S)
-            runs, packings = _look(options, poller)
-    return _needs_person(runs, packings)
+        _print(options, runs, packings)
+    else:
+        with LiveRecords(short=options.short) as screen, contextlib.suppress(KeyboardInterrupt):
+            while True:
+                screen.update(runs, packings)
+                over = [run.needs_person or run.state == "finished" for run in runs]
+                over += [each.needs_person or each.state == "packed" for each in packings]
+                if all(over):  # one failed run of a sweep does not end the view of the others
+                    break
+                time.sleep(REFRESH_S)
+                runs, packings = _look(options, poller)
+    return any([run.needs_person for run in runs] + [each.needs_person for each in packings])
 
 
 def _look(options: Options, poller: SlurmPoller) -> tuple[list[RunRecord], list[PackingRecord]]:
-    runs, packings = _find(options.folders)
+    runs: list[Path] = [] if options.folders else find_runs(Path("runs"))
+    packings: list[Path] = []
+    for folder in options.folders:
+        if (folder / CONFIG_NAME).exists():
+            runs.append(folder)
+        elif is_packing(folder):
+            packings.append(folder)
+        elif inside := find_runs(folder):
+            runs += inside
+        else:
+            raise ValueError(
+                f"{folder} is not a run folder: it has no {CONFIG_NAME}; nor does it hold shards"
+            )
     job_ids = [job for run in runs for job in jobs_of(run)]
-    answer = poller.ask([*job_ids, *(job for folder in packings for job in packing_job(folder))])
+    job_ids += [job for folder in packings for job in packing_job(folder)]
+    answer = poller.ask(job_ids)
     # Checksums of one checkpoint are worth reading it; those of many would keep the disk busy.
     thorough = len(runs) == 1 and not options.watch_s
     return (
@@ -142,33 +146,7 @@ def _look(options: Options, poller: SlurmPoller) -> tuple[list[RunRecord], list[
     )
 
 
-def _find(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    runs: list[Path] = [] if folders else find_runs(Path("runs"))
-    packings: list[Path] = []
-    for folder in folders:
-        inside = find_runs(folder)
-        if (folder / CONFIG_NAME).exists():
-            runs.append(folder)
-        elif is_packing(folder):
-            packings.append(folder)
-        elif inside:
-            runs += inside
-        else:
-            raise ValueError(
-                f"{folder} is not a run folder: it has no {CONFIG_NAME}; nor does it hold shards"
-            )
-    return runs, packings
-
-
-def _seconds(option: str) -> float:
-    text = option.partition("=")[2] or str(INTERVAL_S)
-    if not text.replace(".", "", 1).isdigit() or float(text) < 10:
-        raise ValueError(f"{option} is not an interval; give seconds, 10 or more: --watch=60")
-    return float(text)
-
-
-def _print(options: Options, runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> bool:
-    """Print records once; return whether one of them needs a person."""
+def _print(options: Options, runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> None:
     if options.report:
         # Here, since matplotlib is slow to import and a status should be quick.
         from jobs.figures.run_report import write_report
@@ -182,11 +160,6 @@ def _print(options: Options, runs: Sequence[RunRecord], packings: Sequence[Packi
         print_records(runs, packings, short=options.short)
     else:
         cli.say("no runs in ./runs; name run folders: simclr-status RUN ...")
-    return _needs_person(runs, packings)
-
-
-def _needs_person(runs: Sequence[RunRecord], packings: Sequence[PackingRecord]) -> bool:
-    return any(run.needs_person for run in runs) or any(each.needs_person for each in packings)
 
 
 if __name__ == "__main__":

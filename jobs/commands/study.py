@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli, launch
-from jobs.command import Command
 from jobs.commands.evaluate import Evaluate
 from jobs.commands.pretrain import Pretrain
 from jobs.config import ClusterConfig, Executor
-from jobs.run_dir import JOB_FOLDER, provenance
+from jobs.launch import Command
+from jobs.run_dir import provenance
 from jobs.slurm.environment import RankEnvironment
 from jobs.study.arms import StudyConfig, StudyName, StudyRun, count_patches, most_steps, runs_of
 from preprocess.shards.manifest import read_manifest
@@ -23,15 +23,13 @@ from simclr.config import require
 from simclr.evaluation.config import SCORES, EvaluateConfig
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
+_SOON = "JOB"  # stands for a job that a dry run does not submit
+_log = logging.getLogger("simclr")
+
 
 @dataclass(kw_only=True, slots=True)
 class ScoreConfig:
-    """One run of a study, and all that it is scored on.
-
-    Attributes:
-        run: run folder.
-        evaluations: one for each label set.
-    """
+    """One run folder of a study, and all that it is scored on: one for each label set."""
 
     run: str
     evaluations: list[EvaluateConfig] = field(default_factory=list)
@@ -46,11 +44,6 @@ class Score(Command):
     name = "evaluate"
     Config = ScoreConfig
     uses_gpu = True
-
-    @property
-    def job_dir(self) -> Path:
-        """Inside the run folder."""
-        return Path(self.config.run, JOB_FOLDER)
 
     def validate(self, cluster: ClusterConfig) -> None:
         """Check each evaluation."""
@@ -69,18 +62,16 @@ class Study(Command):
     """Pretrain and score the arms of a study with several seeds, and report the differences.
 
     Run again, it completes what is missing. As a job it writes the report from the scores so far.
-
-    Attributes:
-        config: settings.
-        made_by: command, commit and versions of whoever asks: a job knows only its own, and runs
-            from a copy of the code without its history.
     """
 
     config: StudyConfig
+    # command, commit and versions of whoever asks: a job knows only its own, and runs from a copy
+    # of the code without its history
     made_by: dict[str, Any] = field(default_factory=provenance)
 
     name = "study"
     Config = StudyConfig
+    home = ("output",)
     groups = ("recipe", "scale", "cluster")
     examples = (
         "simclr-study study=published output=studies/2021",
@@ -98,15 +89,6 @@ class Study(Command):
     )
     memory_fix = Pretrain.memory_fix
 
-    @property
-    def job_dir(self) -> Path:
-        """Inside the study's folder."""
-        return Path(self.config.output, JOB_FOLDER)
-
-    def validate(self, cluster: ClusterConfig) -> None:
-        """Require a folder."""
-        require(bool(self.config.output), "output is empty; give a folder: output=STUDY")
-
     def run(self, env: RankEnvironment) -> str:
         """Write the report; return the verdict and where the report lies."""
         from jobs.study.report import write_study
@@ -115,11 +97,7 @@ class Study(Command):
 
 
 def check_budget(config: StudyConfig, runs: Sequence[StudyRun], cluster: ClusterConfig) -> str:
-    """Return what the runs that are left will cost.
-
-    Raises:
-        ValueError: it is more than ``max_hours``.
-    """
+    """Return what the runs that are left will cost; ValueError: more than ``max_hours``."""
     left = [run.config for run in runs if not Pretrain(run.config).completion.exists()]
     patches = count_patches(config.shards)
     pairs = sum(most_steps(run, patches) * run.data.global_batch_size for run in left)
@@ -142,10 +120,6 @@ def check_budget(config: StudyConfig, runs: Sequence[StudyRun], cluster: Cluster
     return cost
 
 
-_SOON = "JOB"  # stands for a job that a dry run does not submit
-_log = logging.getLogger("simclr")
-
-
 def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
     """Run what is missing of a study; return the verdict, or on Slurm the jobs.
 
@@ -155,32 +129,33 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
         ValueError: the study cannot be; nothing was started.
         RuntimeError: a run failed.
     """
-    _check(config)
+    require(bool(config.output), "output is empty; give a folder for the study: output=STUDY")
+    require(
+        not Path(config.output, CHECKPOINTS).exists(),
+        f"output is {config.output}, the folder of a run; give one of its own: output=STUDY",
+    )
+    if config.study is not StudyName.published:
+        require(bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]")
+        fix = "name label sets of the shards: tasks=[irrigation_regular]"
+        require(bool(config.tasks), f"tasks is empty; {fix}")
     runs = runs_of(config)
     if runs and not cluster.after:  # a job before this one packs the shards
-        _check_scoring(config)
-        _check_batch(runs)
-    for run in runs:  # of all arms, before the hours of the first
-        Pretrain(run.config).validate(cluster)
+        _check_before_training(config, runs)
+    trainings = [Pretrain(run.config) for run in runs]
+    for training in trainings:  # of all arms, before the hours of the first
+        training.validate(cluster)
     if runs:
         _log.info("%s", check_budget(config, runs, cluster))
+    scores = [Score(scoring(config, run, first=k == 0)) for k, run in enumerate(runs)]
     if cluster.executor is Executor.slurm:
-        scores = [Score(scoring(config, run, first=k == 0)) for k, run in enumerate(runs)]
-        trainings = [Pretrain(run.config) for run in runs]
         return "\n".join(_submit([trainings, scores, [Study(config)]], cluster))
-    _run_all(config, runs, cluster)
-    return launch.run(Study(config), replace(cluster, executor=Executor.here, tasks_per_node=1))
-
-
-def _run_all(config: StudyConfig, runs: Sequence[StudyRun], cluster: ClusterConfig) -> None:
-    """Make one run after the other; each is scored at once, so a study cut short has a report."""
-    for number, run in enumerate(runs):
-        for line in launch.run_all([(Pretrain(run.config), cluster)]):
+    # each is scored at once, so a study cut short has a report
+    for number, (training, score) in enumerate(zip(trainings, scores, strict=True), 1):
+        for line in launch.run_all([(training, cluster)]):
             _log.info("pretrain: %s", line)
-        score = Score(scoring(config, run, first=number == 0))
         for line in launch.run_all([(score, cluster)]):
-            result = line.rpartition("\n")[2]
-            _log.info("scored %d of %d: %s", number + 1, len(runs), result)
+            _log.info("scored %d of %d: %s", number, len(runs), line.rpartition("\n")[2])
+    return launch.run(Study(config), replace(cluster, executor=Executor.here, tasks_per_node=1))
 
 
 def scoring(config: StudyConfig, run: StudyRun, *, first: bool) -> ScoreConfig:
@@ -206,22 +181,8 @@ def scoring(config: StudyConfig, run: StudyRun, *, first: bool) -> ScoreConfig:
     return ScoreConfig(run=run_dir, evaluations=evaluations)
 
 
-def _check(config: StudyConfig) -> None:
-    require(bool(config.output), "output is empty; give a folder for the study: output=STUDY")
-    require(
-        not Path(config.output, CHECKPOINTS).exists(),
-        f"output is {config.output}, the folder of a run; give one of its own: output=STUDY",
-    )
-    if config.study is not StudyName.published:
-        require(bool(config.shards), "shards is empty; give packed folders: shards=[SHARDS]")
-        require(
-            bool(config.tasks),
-            "tasks is empty; name label sets of the shards: tasks=[irrigation_regular]",
-        )
-
-
-def _check_scoring(config: StudyConfig) -> None:
-    """Refuse before hours of training what their scoring would refuse."""
+def _check_before_training(config: StudyConfig, runs: Sequence[StudyRun]) -> None:
+    """Refuse what scoring would refuse after hours, and a batch that no epoch fills."""
     layout = read_manifest(Path(config.scored_shards)).layout
     for task in config.tasks:
         layout.label_set(task)
@@ -230,11 +191,7 @@ def _check_scoring(config: StudyConfig) -> None:
         config.score.removesuffix("_macro") in scores,
         f"score is {config.score}; give one of {', '.join(scores)}",
     )
-
-
-def _check_batch(runs: Sequence[StudyRun]) -> None:
-    """Refuse a batch that no epoch fills, before the hours of the arms ahead of it."""
-    from simclr.data.dataset import open_dataset
+    from simclr.data.dataset import open_dataset  # here: torch is slow to import
 
     largest = max(runs, key=lambda one: one.config.data.global_batch_size)
     data = largest.config.data

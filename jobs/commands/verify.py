@@ -1,4 +1,4 @@
-"""``simclr-verify``: compare packed shards with their manifest, and repair them."""
+"""``simclr-verify`` and ``simclr-inspect``: check packed shards, draw what is in them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import cli
-from jobs.command import Command
-from jobs.config import ClusterConfig
+from jobs.config import ClusterConfig, InspectConfig, InspectionKind
+from jobs.launch import Command
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
 from preprocess.config import VerifyConfig
@@ -19,14 +19,23 @@ class VerifyError(RuntimeError):
     """Packed shards are not what their manifest says."""
 
 
+class _ReadsShards(Command):
+    def validate(self, cluster: ClusterConfig) -> None:
+        """Require a packed folder."""
+        require(bool(self.config.shards), "shards is empty; give a packed folder: shards=SHARDS")
+        if not cluster.after:  # else a job before this one writes it
+            read_manifest(Path(self.config.shards))
+
+
 @dataclass(frozen=True)
-class Verify(Command):
+class Verify(_ReadsShards):
     """Compare packed shards with their manifest: checksums, statistics, label counts."""
 
     config: VerifyConfig
 
     name = "verify"
     Config = VerifyConfig
+    home = ("shards", "packing")
     examples = (
         "simclr-verify shards=shards",
         "simclr-verify shards=shards quick=true",
@@ -35,17 +44,6 @@ class Verify(Command):
     )
     main_settings = ("shards", "quick", "repair", "root", "threads")
     results = "A report on stdout; exit code 1 if anything is wrong."
-
-    @property
-    def job_dir(self) -> Path:
-        """Beside that of packing."""
-        return Path(self.config.shards, "packing", JOB_FOLDER)
-
-    def validate(self, cluster: ClusterConfig) -> None:
-        """Require a packed folder."""
-        require(bool(self.config.shards), "shards is empty; give a packed folder: shards=SHARDS")
-        if not cluster.after:  # else a job before this one writes it
-            read_manifest(Path(self.config.shards))
 
     def run(self, env: RankEnvironment) -> str:
         """Verify, and repair if that is wanted; raise ``VerifyError`` if problems are left."""
@@ -59,7 +57,7 @@ class Verify(Command):
         if not report.ok:
             raise VerifyError(
                 f"{self.config.shards}: {len(report.problems)} problems: "
-                + "; ".join(str(problem) for problem in report.problems)
+                + "; ".join(map(str, report.problems))
             )
         depth = "structure" if report.quick else "every checksum, statistics and label counts"
         kind = "simulated patches" if report.simulated else "patches"
@@ -70,9 +68,43 @@ class Verify(Command):
         )
 
 
+@dataclass(frozen=True)
+class Inspect(_ReadsShards):
+    """Draw packed patches (colours, reflectance, classes, a map), or the views made of them."""
+
+    config: InspectConfig
+
+    name = "inspect"
+    Config = InspectConfig
+    examples = (
+        "simclr-inspect shards=shards",
+        "simclr-inspect what=augment shards=shards",
+        "simclr-inspect what=augment shards=shards augment.preset=paper seed=3",
+    )
+    main_settings = ("what", "shards", "output", "patches", "seed", "augment.preset")
+    results = "PNG files and one HTML page that holds them; stdout names the page."
+
+    @property
+    def job_dir(self) -> Path:
+        """Inside the folder of the pictures."""
+        return Path(self.config.output or Path(self.config.shards, "inspection"), JOB_FOLDER)
+
+    def run(self, env: RankEnvironment) -> str:
+        """Draw; return the page."""
+        from jobs.figures.shards import inspect_shards, inspect_views
+
+        draw = inspect_shards if self.config.what is InspectionKind.shards else inspect_views
+        return str(draw(self.config, self.job_dir.parent))
+
+
 def main() -> None:
     """Console script."""
     cli.main(Verify)
+
+
+def inspect() -> None:
+    """Console script of ``simclr-inspect``."""
+    cli.main(Inspect)
 
 
 if __name__ == "__main__":

@@ -127,11 +127,7 @@ def parse_job(text: str) -> JobState:
 
 
 def queue(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, JobState]:
-    """Ask ``squeue`` for several jobs at once; those that Slurm has forgotten are left out.
-
-    Raises:
-        SlurmError: no answer.
-    """
+    """Ask ``squeue`` for jobs; those it has forgotten are left out. SlurmError: no answer."""
     command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%S|%L|%N|%r"]
     # said when the only job asked for is forgotten
     return parse_queue(_ask(command, job_ids, timeout_s, ("Invalid job id",)))
@@ -164,13 +160,9 @@ def parse_queue(text: str) -> dict[str, JobState]:
 
 
 def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, list[str]]:
-    """Ask ``sacct`` how each start of some jobs ended; nothing where accounting is disabled.
+    """Ask ``sacct`` how jobs ended; nothing where accounting is disabled. SlurmError: no answer.
 
-    Returns:
-        Job id to Slurm's state of each of its starts, in order; empty for one that has not ended.
-
-    Raises:
-        SlurmError: no answer.
+    Returns job id to the state of each of its starts in order, empty for one that has not ended.
     """
     # -D: without it sacct hides every start but the last. -X: jobs, not their steps.
     command = ["sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State,End"]
@@ -202,9 +194,8 @@ def seconds_of(duration: str) -> int | None:
 def requeue(job_id: str) -> bool:
     """Requeue a running job; False when Slurm has done so already.
 
-    Raises:
-        RefusedError: the job may not be requeued, as it or the site has it; DeniedError: by users.
-        SlurmError: no answer, or another trouble.
+    RefusedError: the job may not be requeued, as it or the site has it; DeniedError: by users;
+    SlurmError: no answer, or another trouble.
     """
     try:
         call(["scontrol", "requeue", job_id])

@@ -52,14 +52,9 @@ _log = logging.getLogger("simclr")
 class HeartbeatMonitor(TrainerHooks):
     """Context manager that writes the heartbeat of a rank while it trains, and monitors the next.
 
-    As the hooks of the trainer it learns the step, and looks at the fence of the attempt.
-
-    Args:
-        run_dir: run folder.
-        env: of this rank.
-        attempt: on the main rank; None elsewhere.
-        silence_s: without a heartbeat for so long, a rank is considered hung.
-        on_silence: called once, from a thread, with a description of the silent rank.
+    As the hooks of the trainer it learns the step, and looks at the fence of the attempt, which is
+    None except on the main rank. A rank without a heartbeat for ``silence_s`` is considered hung;
+    ``on_silence`` is called once, from a thread, with a description of it.
     """
 
     def __init__(
@@ -100,11 +95,7 @@ class HeartbeatMonitor(TrainerHooks):
         self._step = step
 
     def before_publish(self) -> None:
-        """Look at the fence.
-
-        Raises:
-            SupersededError: a later attempt has begun.
-        """
+        """Look at the fence; SupersededError: a later attempt has begun."""
         if self._attempt:
             self._attempt.check_fence()
 
@@ -127,19 +118,12 @@ class HeartbeatMonitor(TrainerHooks):
     def _beat(self, state: str) -> bool:
         """Write the heartbeat; a rank that cannot is in no position to judge others."""
         self._count += 1
-        record = {
-            "rank": self._env.rank,
-            "node": self._env.node,
-            "pid": os.getpid(),
-            "time": time.time(),
-            "step": self._step,
-            "at": line_of_thread(self._main),
-            "state": state,
-            "count": self._count,
-        }
+        rank, node, at = self._env.rank, self._env.node, line_of_thread(self._main)
+        record = {"rank": rank, "node": node, "pid": os.getpid(), "time": time.time()}
+        record |= {"step": self._step, "at": at, "state": state, "count": self._count}
         # Replaced, not rewritten: a reader sees one beat or the next. Closed each time, as
         # network file systems show a file to other nodes when it is closed.
-        path = self._folder / file_name(self._env.rank)
+        path = self._folder / file_name(rank)
         temporary = path.with_suffix(".tmp")
         try:
             if self._count == 1:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from jobs.config import PLAIN_OPTIONS, ClusterConfig
 from jobs.run_dir import Submission, changes, code_version, read_submission, write_submission
@@ -53,9 +53,7 @@ _log = logging.getLogger("simclr")
 class Task(Protocol):
     """What each process of a job calls: a command, or its share of one."""
 
-    @property
-    def name(self) -> str:
-        """The command's."""
+    name: ClassVar[str]  # the command's
 
     @property
     def job_dir(self) -> Path:
@@ -114,13 +112,9 @@ def import_lines(code: Path) -> list[str]:
 def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
     """Submit a job, or an array of one member a task, without waiting; return the job id.
 
-    More members than Slurm takes in one array go into several; their ids are joined by colons, as
-    dependencies of further jobs are written. SlurmError: Slurm refused it.
-
-    Args:
-        tasks: of one command.
-        folder: takes scripts, pickles and logs; the code lies beside it.
-        cluster: what each member asks for.
+    The tasks are of one command; the folder takes scripts, pickles and logs, and the code lies
+    beside it. More members than Slurm takes in one array go into several; their ids are joined by
+    colons, as dependencies of further jobs are written. SlurmError: Slurm refused it.
     """
     code = take_snapshot(folder.parent / "code")
     size = largest_array() or len(tasks)
@@ -154,6 +148,7 @@ def script(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
 def slurm_options(cluster: ClusterConfig, name: str, folder: Path, code: Path) -> dict[str, Any]:
     """Return what submitit's Slurm executor is asked for, with logs in a folder and its code."""
     mark = f"export {RANK_0_DONE}={shlex.quote(str(folder))}/$SLURM_JOB_ID.done"
+    ours = [*scratch_lines(cluster), *import_lines(code), mark, SRUN_UNTIL_RANK_0_IS_DONE]
     options: dict[str, Any] = {
         "job_name": f"simclr-{name}",
         "time": cluster.time_min,
@@ -164,10 +159,7 @@ def slurm_options(cluster: ClusterConfig, name: str, folder: Path, code: Path) -
         "mem": None if cluster.memory_gb is None else f"{round(cluster.memory_gb * 1024)}M",
         "signal_delay_s": cluster.signal_delay_s,
         # ours last: a module that sets PYTHONPATH must not come before the code of the job
-        "setup": [
-            *(*cluster.setup, *scratch_lines(cluster), *import_lines(code)),
-            *(mark, SRUN_UNTIL_RANK_0_IS_DONE),
-        ],
+        "setup": [*cluster.setup, *ours],
         "array_parallelism": cluster.parallel_parts,
         "additional_parameters": _additional_parameters(cluster),
         "srun_args": [
@@ -209,10 +201,9 @@ def live_job(folder: Path, name: str) -> slurm.JobState | None:
 
 
 def check_submission(tasks: Sequence[Task], cluster: ClusterConfig) -> str:
-    """Refuse a job that cannot run; return why its size could not be checked, or nothing.
+    """Refuse a job that cannot run, or where one of its command is active in its folder.
 
-    Raises:
-        ValueError: it cannot run, or a job of the command is active in its folder.
+    Returns why its size could not be checked, or nothing.
     """
     if not slurm.is_available():
         raise ValueError(
@@ -261,13 +252,9 @@ def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: P
                 return list(executor.submit_array(tasks))
         except FailedJobError as error:
             said = slurm.one_line(str(error))
-            if ": fatal: " in str(error):
-                said = (
-                    f"Slurm cannot be reached from here ({said}); simclr-doctor looks for the cause"
-                )
-            else:
-                said = f"sbatch refused the job: {said}"
-            raise slurm.SlurmError(said) from error
+            away = f"Slurm cannot be reached from here ({said}); simclr-doctor looks for the cause"
+            refused = f"sbatch refused the job: {said}"
+            raise slurm.SlurmError(away if ": fatal: " in str(error) else refused) from error
 
 
 def _additional_parameters(cluster: ClusterConfig) -> dict[str, Any]:

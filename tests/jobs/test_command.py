@@ -13,16 +13,14 @@ from pathlib import Path
 import pytest
 from make_data import packed_arrays
 
-from jobs import command
-from jobs.command import StoppedError
+from jobs import launch
 from jobs.commands import pretrain as pretraining
-from jobs.commands.evaluate import Evaluate
-from jobs.commands.export import Export
+from jobs.commands.evaluate import Evaluate, Export
 from jobs.commands.pack import Pack
 from jobs.commands.pretrain import Pretrain
 from jobs.commands.verify import Verify, VerifyError
 from jobs.config import ClusterConfig
-from jobs.launch import run
+from jobs.launch import StoppedError, run
 from jobs.slurm import requeue
 from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.requeue import RunStop
@@ -121,7 +119,7 @@ def test_in_a_slurm_job_a_stop_ends_by_slurms_word(pretrain, monkeypatch):
         raise SystemExit(75)
 
     env = RankEnvironment(Launcher.slurm, "1")
-    monkeypatch.setattr(command, "current_rank", lambda: env)
+    monkeypatch.setattr(launch, "current_rank", lambda: env)
     monkeypatch.setattr(pretraining, "exit_for_requeue", leave)
     trains(monkeypatch, Preempted(7, StopReason.SIGUSR2))
     with pytest.raises(SystemExit):

@@ -17,12 +17,19 @@ import pytest
 from make_data import packed_arrays
 
 from jobs import launch
-from jobs.command import StoppedError, narrow
 from jobs.commands.pack import Pack
 from jobs.commands.pretrain import Pretrain
 from jobs.commands.verify import Verify
 from jobs.config import ClusterConfig, CpuConfig, Executor
-from jobs.launch import JobError, last_exception, log_lines, num_gpus, run
+from jobs.launch import (
+    JobError,
+    StoppedError,
+    last_exception,
+    log_lines,
+    narrow,
+    num_gpus,
+    run,
+)
 from jobs.slurm import client as slurm
 from jobs.slurm.submit import SRUN_UNTIL_RANK_0_IS_DONE, python_command, slurm_options
 from preprocess.config import PackConfig, VerifyConfig
@@ -393,7 +400,7 @@ def test_more_ranks_than_gpus_run_on_the_cpu_and_say_so(monkeypatch, caplog):
         ),
         (
             'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    x()\n'
-            "jobs.command.StoppedError: stopped\nfor two lines\n",
+            "jobs.launch.StoppedError: stopped\nfor two lines\n",
             ("StoppedError", "stopped\nfor two lines"),
         ),
         ("", ("error", "no traceback")),

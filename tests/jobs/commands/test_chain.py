@@ -30,7 +30,7 @@ def chained(tmp_path, *more):
 
 def test_what_a_stage_leaves_is_what_the_next_ones_read(tmp_path):
     more = ("pretrain", f"run_dir='{tmp_path / 'run'}'", "evaluate", "task=x", "export", "output=e")
-    stages = {stage.name: stage.command.config for stage in plan(chained(tmp_path, *more))}
+    stages = {command.name: command.config for command, _ in plan(chained(tmp_path, *more))}
     shards = str(tmp_path / "shards")
     assert stages["verify"].shards == stages["evaluate"].shards == shards
     assert stages["pretrain"].shards == [shards]
@@ -99,5 +99,5 @@ def test_help_shows_a_chain(monkeypatch, capsys):
 
 def test_shards_that_are_there_can_be_trained_on(tmp_path):
     shards = packed_arrays(tmp_path / "shards", 8, bands=["B02"])
-    (stage,) = plan(["pretrain", f"shards=['{shards}']", f"run_dir='{tmp_path / 'run'}'"])
-    assert stage.command.config.shards == [str(shards)]
+    ((command, _),) = plan(["pretrain", f"shards=['{shards}']", f"run_dir='{tmp_path / 'run'}'"])
+    assert command.config.shards == [str(shards)]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.commands import doctor
-from jobs.commands.doctor import Level, examine, file_system, parse_settings
+from jobs.commands.doctor import Level, examine, file_system
+from jobs.slurm.client import parse_settings
 
 MOUNTS = """\
 /dev/vda1 / ext4 rw 0 0

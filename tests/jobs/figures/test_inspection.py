@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from make_data import packed_arrays, packed_simulated
 
-from jobs.commands.inspect import Inspect
+from jobs.commands.verify import Inspect
 from jobs.config import ClusterConfig, InspectConfig, InspectionKind
 from jobs.figures.shards import (
     TRUE_COLOUR,

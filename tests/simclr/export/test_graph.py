@@ -105,7 +105,7 @@ def test_the_card_lists_the_files_with_checksum_and_input(exported_formats):
 @pytest.mark.slow
 def test_another_process_writes_the_same_bytes(exported_formats, trained_run):
     arguments = [f"run={trained_run.folder}", f"output={exported_formats}"]
-    code = "import sys; from jobs.commands.export import main; main()"
+    code = "import sys; from jobs.commands.evaluate import export; export()"
     command = [sys.executable, "-c", code, *arguments, "formats=[pth,pt2,onnx]"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr  # an output with other bytes is refused
