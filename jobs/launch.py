@@ -6,7 +6,9 @@ imported in ``run``, so that submitting stays quick.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 import os
 import re
@@ -23,12 +25,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 from jobs.config import ClusterConfig, Executor
-from jobs.run_dir import JOB_FOLDER, CompletionMarker
+from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment, current_rank, mark_rank_0_done
 from jobs.slurm.requeue import requeued_if_stopped
 from jobs.slurm.submit import check_submission, interpreter, scratch_lines, script, submit
 from jobs.staging import SCRATCH
-from simclr.config import require
+from preprocess.shards.atomic_io import write_json
+from simclr.config import require, to_plain
 from simclr.monitoring.metrics import METRICS_NAME, ProgressBar, read_metrics
 
 POLL_S = 0.2
@@ -120,7 +123,11 @@ class Command(ABC):
         with nullcontext(current_rank()) if self.saves_at_stop else requeued_if_stopped() as env:
             result = self.run(env)
         if result:
-            self.completion.write(result)
+            mark = {"command": self.name, "time": time.time(), "result": result}
+            try:
+                write_json(self.completion, mark)
+            except OSError as error:  # shards of others, for example, are verified without writing
+                _log.warning("success is not marked, so this may run again: %s", error)
         if env.log:  # submitit's: a process that it starts runs one command
             mark_rank_0_done()
         return result
@@ -134,9 +141,11 @@ class Command(ABC):
     __submitit_checkpoint__ = checkpoint
 
     @property
-    def completion(self) -> CompletionMarker:
-        """The mark of success with these settings."""
-        return CompletionMarker(self.job_dir, self.name, self.config)
+    def completion(self) -> Path:
+        """The file that marks success; other settings have another one."""
+        settings = json.dumps(to_plain(self.config), sort_keys=True)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        return self.job_dir / "done" / f"{self.name}-{digest}.json"
 
 
 @contextmanager

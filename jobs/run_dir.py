@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -145,34 +144,6 @@ def read_submission(folder: Path, command: str) -> Submission | None:
     """Return the latest job of a command that was submitted for a folder, if there is one."""
     path = folder / SUBMISSION_NAME.format(command=command)
     return Submission(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionMarker:
-    """A file that says that a command has succeeded with certain settings, a dataclass."""
-
-    job_dir: Path
-    name: str
-    config: Any
-
-    @property
-    def path(self) -> Path:
-        """Where the file lies; other settings have another one."""
-        settings = json.dumps(to_plain(self.config), sort_keys=True)
-        digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
-        return self.job_dir / "done" / f"{self.name}-{digest}.json"
-
-    def exists(self) -> bool:
-        """Return whether the command has succeeded before."""
-        return self.path.exists()
-
-    def write(self, result: str) -> None:
-        """Mark success, with what the command returned; warn where that cannot be written."""
-        mark = {"command": self.name, "time": time.time(), "result": result}
-        try:
-            write_json(self.path, mark)
-        except OSError as error:  # shards of others, for example, are verified without writing
-            _log.warning("success is not marked, so this may run again: %s", error)
 
 
 def to_yaml(plain: dict[str, Any]) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from jobs import cli
 from jobs.config import ClusterConfig
@@ -74,7 +73,7 @@ class Fetch(Command):
         from preprocess.fetch import plan
 
         found = plan(self.config)
-        lines = [_counts(self.config, found.taken, found.found, found.patches, found.bytes)]
+        lines = [self._counts(found)]
         if found.missing_bytes < found.bytes:
             lines.append(f"{found.missing_bytes / 1e9:.2f} GB of them are not there yet")
         if found.bytes_per_s:
@@ -89,37 +88,31 @@ class Fetch(Command):
         from preprocess.fetch import fetch
 
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # warns of each cut, as we do
-        with _logged_to(self.job_dir.with_name("fetch.log")):
-            done = fetch(self.config)
-            result = _counts(self.config, done.taken, done.found, done.patches, done.bytes)
+        path = self.job_dir.with_name("fetch.log")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # the log, and what ended it, also to a file: hours later it tells why
+        handler = logging.FileHandler(path, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger().addHandler(handler)
+        try:
+            result = self._counts(fetch(self.config))
             _log.info("%s", result)
+        except BaseException as error:
+            is_error = isinstance(error, Exception)
+            end = str(error) if is_error else f"stopped by {type(error).__name__}"
+            handler.handle(_log.makeRecord(_log.name, logging.ERROR, "", 0, end, (), None))
+            raise
+        finally:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
         return result
 
-
-@contextmanager
-def _logged_to(path: Path) -> Iterator[None]:
-    """Append the log of the block, and what ended it, to a file too: hours later it tells why."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    except BaseException as error:
-        is_error = isinstance(error, Exception)
-        end = str(error) if is_error else f"stopped by {type(error).__name__}"
-        handler.handle(_log.makeRecord(_log.name, logging.ERROR, "", 0, end, (), None))
-        raise
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-
-
-def _counts(config: FetchConfig, taken: int, found: int, patches: int, size: int) -> str:
-    gigabytes = f"{size / 1e9:.2f} GB"
-    if config.what is not FetchTarget.stac:
-        return f"{config.output}: {config.what.value}, {found} files, {gigabytes}"
-    return f"{config.output}: {taken} of {found} scenes, at most {patches} patches, {gigabytes}"
+    def _counts(self, found: Any) -> str:
+        output, gigabytes = self.config.output, f"{found.bytes / 1e9:.2f} GB"
+        if self.config.what is not FetchTarget.stac:
+            return f"{output}: {self.config.what.value}, {found.found} files, {gigabytes}"
+        scenes = f"{found.taken} of {found.found} scenes, at most {found.patches} patches"
+        return f"{output}: {scenes}, {gigabytes}"
 
 
 def main() -> None:

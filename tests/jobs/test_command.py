@@ -215,7 +215,7 @@ def test_a_job_array_with_gaps_is_refused(tmp_path, monkeypatch):
 def test_shards_that_cannot_be_written_to_are_verified_all_the_same(tmp_path, capfd):
     source = SimulatedConfig(root=str(tmp_path / "rasters"), num_patches=2)
     run(Pack(PackConfig(source=source, output=str(tmp_path / "out"))), HERE)
-    done = Verify(VerifyConfig(shards=str(tmp_path / "out"))).completion.path.parent
+    done = Verify(VerifyConfig(shards=str(tmp_path / "out"))).completion.parent
     shutil.rmtree(done)
     done.touch()  # no mark can be written, as in a folder of others
     said = run(Verify(VerifyConfig(shards=str(tmp_path / "out"))), HERE)
