@@ -22,7 +22,7 @@ _context.set_forkserver_preload(["torch", "simclr.train", "rank_jobs"])
 
 Started = list[tuple[multiprocessing.process.BaseProcess, Connection]]
 
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 CPU = WorldConfig(device=Device.cpu, timeout_s=60, threads_per_rank=1)
 
 

@@ -117,7 +117,7 @@ def test_values_of_a_batch_script_are_values_for_the_shell_too(training, tmp_pat
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=600,
     )
     assert list(tmp_path.rglob("caught")) == []
     assert f"{tmp_path / AWKWARD / 'python'} -u -m submitit" in done.stdout

@@ -31,7 +31,7 @@ def wheel(tmp_path_factory):
         shutil.copy(REPOSITORY / name, copy)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     folder = copy.parent / "wheels"
-    subprocess.run([*pip, "--wheel-dir", folder, copy], check=True, timeout=300)
+    subprocess.run([*pip, "--wheel-dir", folder, copy], check=True, timeout=600)
     (built,) = folder.iterdir()
     return built
 
@@ -81,7 +81,7 @@ def stranger(wheel, tmp_path):
     without_checkout(environment)
     python = environment / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True, timeout=300)
+    subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True, timeout=600)
 
     def run(code: str) -> subprocess.CompletedProcess[str]:
         return run_block(code, folder, python)

@@ -97,7 +97,7 @@ def start(command: str, *arguments: str, cwd: Path, **environment: str) -> subpr
     )
 
 
-def end(process: subprocess.Popen[str], timeout_s: float = 120) -> Ended:
+def end(process: subprocess.Popen[str], timeout_s: float = 600) -> Ended:
     """Wait for the end of a started command."""
     try:
         out, err = process.communicate(timeout=timeout_s)
@@ -111,12 +111,12 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
     """Wait until something holds that a living process brings about.
 
     Raises:
-        AssertionError: the process ended before, or a minute has passed.
+        AssertionError: the process ended before, or ten minutes have passed.
     """
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, end(process)
-        assert time.monotonic() < limit, "not within a minute"
+        assert time.monotonic() < limit, "not within ten minutes"
         time.sleep(0.005)
 
 

@@ -91,7 +91,7 @@ def alone(script: str, *wrapper: str) -> str:
     """Run a script in a process without threads, as a rank is when it begins."""
     command = [*wrapper, sys.executable, "-c", script]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=True, cwd=REPOSITORY
+        command, capture_output=True, text=True, timeout=600, check=True, cwd=REPOSITORY
     )
     return done.stdout.strip()
 

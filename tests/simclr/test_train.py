@@ -90,7 +90,7 @@ def reached(run_dir) -> int:
 
 
 def wait_for_step(run_dir, step: int, started) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while reached(run_dir) < step and time.monotonic() < deadline:
         assert all(process.is_alive() for process, _ in started)
         time.sleep(0.01)

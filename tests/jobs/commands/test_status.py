@@ -90,7 +90,7 @@ def test_a_terminal_of_80_columns_shows_one_line_a_run_with_the_state_in_colour(
         while part := os.read(ours, 4096):
             written += part
     os.close(ours)
-    assert process.wait(60) == 1
+    assert process.wait(600) == 1
     assert b"\x1b[32mfinished" in written
     assert b"\x1b[1;31mfailed: OSError" in written
     enter, leave = "\x1b[?1049h", "\x1b[?1049l"  # a screen of its own

@@ -83,10 +83,10 @@ def test_a_browser_draws_a_page_as_wide_as_its_window(tmp_path: Path, width: int
     (tmp_path / "measured.html").write_text(page.read_text("utf-8") + script)
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
     picture = tmp_path / "page.png"
-    subprocess.run([*command, f"--screenshot={picture}", page.as_uri()], check=True, timeout=120)
+    subprocess.run([*command, f"--screenshot={picture}", page.as_uri()], check=True, timeout=600)
     assert matplotlib.image.imread(picture)[..., :3].std() > 0.03
     measured = [*command, "--dump-dom", (tmp_path / "measured.html").as_uri()]
-    said = subprocess.run(measured, check=True, timeout=120, capture_output=True, text=True)
+    said = subprocess.run(measured, check=True, timeout=600, capture_output=True, text=True)
     shown = int(said.stdout.partition("<title>")[2].partition("</title>")[0])
     assert shown <= max(width, 500)  # headless chromium has no narrower window
 

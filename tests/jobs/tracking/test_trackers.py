@@ -89,7 +89,7 @@ def holds(read, run_dir: Path, last: int) -> bool:
 
 
 def wait_for(run_dir: Path, tracking: Tracking, last: int) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while not holds(READERS[tracking], run_dir, last):
         assert time.monotonic() < end, (run_dir / "tracking" / f"{tracking.value}.log").read_text()
         time.sleep(0.5)

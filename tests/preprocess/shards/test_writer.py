@@ -46,7 +46,7 @@ def test_a_shorter_shard_equals_one_made_for_its_rows(tmp_path, rows, spare):
         assert all(np.array_equal(sample[name], patch.pixels[name]) for name in sample)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     pixels=hnp.arrays(np.uint16, (2, 6, 6)),
     text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])),

@@ -50,7 +50,7 @@ def test_the_example_of_the_page_stretches_what_it_should():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

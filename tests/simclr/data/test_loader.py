@@ -111,7 +111,7 @@ def test_the_next_batch_is_on_its_way_while_one_is_in_use(dataset, monkeypatch):
     monkeypatch.setattr(_Slot, "copy", noted)
     batches = iter(sequential_batches(dataset, 8, CPU))
     next(batches)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while len(copied) < 2 and time.monotonic() < end:  # nobody asks for the second one
         time.sleep(0.01)
     assert copied[1] == list(range(8, 16))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from simclr.data.sampler import DeterministicBatchSampler, draws_per_source, permutation
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(num=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6))
 def test_each_sample_comes_once_in_a_permutation(num, seed, epoch):
     samples = permutation(num, seed, epoch)

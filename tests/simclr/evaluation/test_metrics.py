@@ -58,7 +58,7 @@ def oracle_by_class(function, truth, scores, weights, needs_negative=False):
 
 
 @pytest.mark.filterwarnings("ignore:No positive class found", "ignore:Only one class is present")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(decisions())
 def test_average_precision_and_roc_auc_of_each_class_equal_scikit_learn(case):
     truth, scores, weights = case
@@ -79,7 +79,7 @@ def test_average_precision_and_roc_auc_of_each_class_equal_scikit_learn(case):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(decisions())
 def test_micro_average_precision_equals_scikit_learn(case):
     truth, scores, weights = case
@@ -93,7 +93,7 @@ def test_micro_average_precision_equals_scikit_learn(case):
     assert pooled == pytest.approx(oracle, rel=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(decisions())
 def test_f1_equals_scikit_learn_with_undefined_classes_left_out(case):
     truth, scores, weights = case

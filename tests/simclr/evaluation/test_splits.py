@@ -127,7 +127,7 @@ def make_truth(counts):
     return np.repeat(np.eye(len(counts), dtype=bool), counts, axis=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=6), st.integers(0, 2**31))
 def test_each_share_holds_the_smaller_ones_and_every_class(counts, seed):
     truth = make_truth(counts)

@@ -80,7 +80,7 @@ def ground_of(left, top, epsg=None, side=1200.0):
     return Footprints(zone, np.array(left, float), np.array(top, float), side)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**31), st.sampled_from([600.0, 1200.0, 950.0]))
 def test_touching_equals_a_look_at_every_pair(seed, step):
     random = np.random.default_rng(seed)

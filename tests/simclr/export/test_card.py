@@ -31,7 +31,7 @@ def test_the_loading_example_gives_our_representations_in_plain_torchvision(trai
     assert "simclr" not in code
     code += '\ntorch.save(h.detach(), "h.pt")\n'
     # -I: neither this repository nor its environment variables are there
-    subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True, timeout=300)
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=folder, check=True, timeout=600)
     table = read_card(folder)["normalisation"]["arrays"]
     mean, std = (torch.tensor([table[band][key] for band in BANDS]) for key in ("mean", "std"))
     views = ((1000.0 - mean) / std)[None, :, None, None].expand(1, 4, 12, 12)

@@ -36,7 +36,7 @@ def run(code, folder):
     repository = str(DOCS.parent)
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {repository!r}); {_RUN}"]
     done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

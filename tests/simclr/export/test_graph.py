@@ -107,7 +107,7 @@ def test_another_process_writes_the_same_bytes(exported_formats, trained_run):
     arguments = [f"run={trained_run.folder}", f"output={exported_formats}"]
     code = "import sys; from jobs.commands.evaluate import export; export()"
     command = [sys.executable, "-c", code, *arguments, "formats=[pth,pt2,onnx]"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr  # an output with other bytes is refused
     assert done.stdout == f"{exported_formats}\n"
     # nothing of what the exporters of torch and ONNX print of themselves
