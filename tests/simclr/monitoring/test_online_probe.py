@@ -88,9 +88,10 @@ def test_only_a_higher_score_than_all_before_is_the_best(shards, tmp_path, monke
                 ("loss", "learning_rate", "patches_per_s", "deviation", "mean_cosine"), 1.0
             ),
         )
+        monkeypatch.setattr(watch._probe, "controls", dict)
         verdicts = []
         for score in (0.5, 0.4, 0.5, math.nan, 0.6):
-            monkeypatch.setattr(watch, "_scores", lambda _, s=score: {watch.headline: s})
+            monkeypatch.setattr(watch._probe, "score", lambda _, s=score: {watch.headline: s})
             verdicts.append(watch.report({**place, "learning_rate": 1.0}, 0.0, None))
     assert verdicts == [True, False, False, False, True]
 
