@@ -192,13 +192,13 @@ class Products(Source):
 
     def _check_dark_pixels(self, product: Product) -> None:
         """Refuse an offset that the darkest pixels of a product contradict."""
+        offset = self._offset(product)
         classes = read_classes(product.scl) if product.scl else None
         # Every third pixel of 20 m is the middle of a 60 m one. An overview would not do: JPEG 2000
         # averages the numbers of classes, and cloud next to shadow becomes water.
         thinned = None if classes is None else classes[1::3, 1::3]
         size_px = _COARSE_PX if thinned is None else thinned.shape[0]
         pixels = {band: _dark_pixels(path, size_px) for band, path in product.dark.items()}
-        offset = self._offset(product)
         found = contradiction(offset.value, pixels, thinned)
         if not found:
             return

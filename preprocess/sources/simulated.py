@@ -276,12 +276,9 @@ def _window(place: Place, size_px: int) -> tuple[slice, slice]:
 
 
 def write_tree(root: Path, num_patches: int, seed: int) -> None:
-    """Write a tree of simulated patches; one that was begun is completed.
+    """Write a tree of simulated patches; one that was begun is completed, another is refused.
 
     Patch i is the same for every ``num_patches`` above i. Ground keeps its split on all dates.
-
-    Raises:
-        ValueError: more patches than there is ground for, or the root holds anything else.
     """
     if num_patches > MAX_PATCHES:
         raise ValueError(
