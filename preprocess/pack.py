@@ -149,18 +149,18 @@ def finish(config: PackConfig) -> Manifest:
 
 
 def _manifest_of(
-    config: PackConfig, plan: Plan, records: Sequence[ShardRecord | None], anew: bool = False
+    config: PackConfig, plan: Plan, records: Sequence[ShardRecord | None], rewrite: bool = False
 ) -> Manifest:
-    """Return the manifest of whole shards; write it if it is missing, or anew.
+    """Return the manifest of complete shards; write it if it is missing, or again.
 
     It is written last, after the list of rejected patches and the table of dropped ones.
     """
     output = Path(config.output)
-    if not anew and (output / MANIFEST_NAME).exists():
+    if not rewrite and (output / MANIFEST_NAME).exists():
         return read_manifest(output)
     whole = [record for record in records if record is not None]
     rejected = plan.repeated() + tuple(item for record in whole for item in record.rejected)
-    _stop_above(config, plan, rejected)
+    _check_max_rejected(config, plan, rejected)
     entries = tuple(record.entry for record in whole if record.entry is not None)
     if not entries:
         raise PackError(f"no patch of {config.source.root} could be packed")
@@ -189,7 +189,9 @@ def _manifest_of(
     return manifest
 
 
-def _stop_above(config: PackConfig, plan: Plan, rejected: Sequence[QuarantinedPatch]) -> None:
+def _check_max_rejected(
+    config: PackConfig, plan: Plan, rejected: Sequence[QuarantinedPatch]
+) -> None:
     """List what was rejected and give up if it is more than the settings tolerate."""
     tolerated = int(config.max_rejected * plan.num_found)
     if len(rejected) <= tolerated:
@@ -242,7 +244,7 @@ def check_settings(config: PackConfig, root_exists: bool = True) -> None:
                 f"source.root is {root}, which is not a folder; give the folder of {source.kind}: "
                 "source.root=DIR"
             )
-        if problems and root_exists:  # else the plan asks for it: it may walk over all files
+        if problems and root_exists:  # else planning does it: it may walk over all files
             opened.layout()
     except ValueError as error:
         problems.append(str(error))
@@ -285,13 +287,13 @@ def pack(
                 this.rejected.extend(record.rejected)
                 advance(len(refs))
     records = records_of(this.output, plan)
-    return None if None in records else _manifest_of(config, plan, records, anew=changed)
+    return None if None in records else _manifest_of(config, plan, records, rewrite=changed)
 
 
 def _done_before(part: _Part, shard: int, refs: list[PatchRef]) -> ShardRecord | None:
     """Return the record of a shard that need not be packed again."""
     record = read_record(part.output, shard, part.plan.fingerprint)
-    # a manifest vouches for checksums; without one an earlier run may have ended in any way
+    # with a manifest, checksums were verified; without one, an earlier run may have ended anyhow
     thorough = not (part.output / MANIFEST_NAME).exists()
     if record is None or not record.is_whole(part.output, thorough):
         return None
@@ -320,7 +322,7 @@ def _pack_shard(
                 if config.on_error is OnError.stop:
                     raise
                 part.rejected.append(quarantined(ref.id, error, Path(config.source.root)))
-                _stop_above(config, plan, part.rejected)
+                _check_max_rejected(config, plan, part.rejected)
             advance(1)
 
     remove_leftovers(part.output, shard)
