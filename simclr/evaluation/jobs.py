@@ -183,12 +183,12 @@ def _other(name: str, path: Path, bands: Sequence[str], device: torch.device) ->
 
 
 def _named(others: Sequence[str]) -> dict[str, Path]:
-    """Return a name for each path: its last part, with its parent where two are alike."""
-    paths = list(map(Path, others))
-    names = [path.stem for path in paths]
-    named = {
-        name if names.count(name) == 1 else f"{path.parent.name}/{name}": path
-        for name, path in zip(names, paths, strict=True)
-    }
+    """Return a name for each path: the shortest of its stem, that with its parent, and the path."""
+    paths = list(map(Path, dict.fromkeys(others)))
+    choices = [(path.stem, f"{path.parent.name}/{path.stem}", str(path)) for path in paths]
+    named = {}
+    for path, own in zip(paths, choices, strict=True):
+        alone = (name for name in own[:2] if sum(name in each for each in choices) == 1)
+        named[next(alone, own[2])] = path
     reserved = {PRETRAINED, *CONTROLS}
     return {f"{name} (other)" if name in reserved else name: path for name, path in named.items()}
