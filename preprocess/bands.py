@@ -14,9 +14,9 @@ class Band:
     """One band of the MultiSpectral Instrument."""
 
     name: str  # canonical, zero-padded (B02, B8A)
-    wavelength_nm: float  # centre of Sentinel-2A in nanometres (ESA, S2 MSI user guide)
+    wavelength_nm: float  # central wavelength on Sentinel-2A in nm (ESA, S2 MSI user guide)
     ground_resolution_m: int  # side of a pixel on the native grid, in metres
-    aliases: tuple[str, ...]  # spellings of SAFE XML and Earth Engine (B2), STAC assets (blue)
+    aliases: tuple[str, ...]  # names in SAFE XML and Earth Engine (B2), STAC assets (blue)
 
 
 BANDS: dict[str, Band] = {
@@ -38,8 +38,8 @@ BANDS: dict[str, Band] = {
     )
 }
 
-# Centres are those of Sentinel-2A; B and C differ by up to 17 nm (B12).
-# B10 (cirrus) exists before atmospheric correction only; L2A products do not carry it.
+# Wavelengths are those of Sentinel-2A; B and C differ by up to 17 nm (B12).
+# B10 (cirrus) exists only before atmospheric correction; L2A products do not contain it.
 L2A_BANDS: tuple[str, ...] = tuple(name for name in BANDS if name != "B10")
 
 _BY_ALIAS = {
@@ -67,7 +67,7 @@ def canonical_names(names: Iterable[str]) -> list[str]:
     Raises:
         ValueError: a spelling is unknown, or two spellings mean the same band.
     """
-    # the order is the user's: it becomes the order of channels
+    # keep the user's order: it becomes the channel order
     canonical = [canonical_name(name) for name in names]
     repeated = sorted({name for name in canonical if canonical.count(name) > 1})
     if repeated:

@@ -1,6 +1,6 @@
-"""Settings of fetching, packing and verifying, and those that sources share; checked when made.
+"""Settings of fetching, packing, verifying, and shared by sources; checked on construction.
 
-Paths may be empty while a configuration is still being composed; the commands ask for them.
+Paths may be empty while a configuration is still being composed; the commands require them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from preprocess.bands import canonical_names
 
 
 class OnError(Enum):
-    """What happens to a bad patch: ``quarantine`` leaves it out and lists it, ``stop`` ends."""
+    """What happens to a bad patch: ``quarantine`` skips and lists it, ``stop`` ends packing."""
 
     quarantine = "quarantine"
     stop = "stop"
@@ -126,7 +126,7 @@ class VerifyConfig:
         )
 
 
-# west, south, east, north; not list[float], as whole degrees come as int from the command line
+# west, south, east, north; not list[float]: the command line passes integral degrees as int
 Box = list[Any]
 
 
@@ -151,7 +151,7 @@ class SelectConfig:
     date_to: str = ""
     months: list[int] = field(default_factory=list)
     max_scene_cloud: float = 100.0
-    # counted in days, not products: a day may come in two processings, or from both sides of a cut
+    # days, not products: one day may have two processings, or two products split along the track
     min_dates: int = 1
     one_owner: bool = True
     exclude_lists: list[str] = field(default_factory=list)
@@ -191,7 +191,7 @@ class FilterConfig:
         max_snow: most of snow or ice (SCL 11).
     """
 
-    # no nodata at all: an edge of the swath is the easiest thing to tell two views by
+    # no nodata at all: a swath edge would make it too easy to match two views
     min_valid: float = 1.0
     max_cloud: float = 0.05
     max_shadow: float = 0.05
@@ -226,7 +226,7 @@ class SplitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # a block narrower than that would have no patch that keeps its distance on both sides
+        # in a narrower block, no patch could keep the buffer on both sides
         least = 2 * self.buffer_km + 2.4
         shares = (self.validation, self.test)
         defaults = SplitConfig.__dataclass_fields__
@@ -284,10 +284,10 @@ class ProductsConfig(SourceConfig):
 
 
 def check_boxes(key: str, boxes: list[Box]) -> None:
-    """Refuse boxes that are no areas in degrees.
+    """Reject boxes that are not areas in degrees.
 
     Raises:
-        ValueError: one is not [west, south, east, north].
+        ValueError: a box is not [west, south, east, north].
     """
     for box in boxes:
         numbers = len(box) == 4 and all(isinstance(edge, int | float) for edge in box)
@@ -308,7 +308,7 @@ EARTH_SEARCH = "https://earth-search.aws.element84.com/v1"
 
 
 class FetchTarget(StrEnum):
-    """One of the published archives, or scenes that a STAC search finds."""
+    """A published archive, or the scenes found by a STAC search."""
 
     stac = "stac"
     bigearthnet_v1 = "bigearthnet_v1"
@@ -384,10 +384,10 @@ class FetchConfig:
 
 
 def parse_interval(interval: str) -> tuple[str, str]:
-    """Return first and last day of an interval.
+    """Return the first and last day of an interval.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not an interval.
     """
     first, _, last = interval.partition("/")
     last = last or first
@@ -404,7 +404,7 @@ def read_polygons(path: str) -> list[list[list[list[float]]]]:
     """Return the polygons of a GeoJSON file, each a list of rings of [longitude, latitude].
 
     Raises:
-        ValueError: the file is missing, unreadable, or holds none.
+        ValueError: the file is missing, unreadable, or contains no polygon.
     """
     try:
         polygons = list(_polygons_in(json.loads(Path(path).read_bytes())))

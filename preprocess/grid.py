@@ -1,6 +1,6 @@
-"""Where a raster lies: coordinate system and affine transform, and what is wrong with them.
+"""Georeferencing of a raster: coordinate system, affine transform, and checks of both.
 
-Sources judge the grids that ``raster`` reads; nothing here opens a file.
+Sources check the grids that ``raster`` reads; nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 from preprocess.shards.format import NO_TRANSFORM, Transform
 
-# By this share a pixel on the ground may differ from its sides in metres of the CRS: 2 % of a polar
-# or a national grid make no other patch, the 30 % of Web Mercator in Europe do.
+# Tolerated relative difference between a pixel's sides on the ground and in metres of the CRS: the
+# 2 % of a polar or national grid are harmless, the 30 % of Web Mercator in Europe are not.
 _DISTORTION = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Crs:
-    """A coordinate system, judged by what it is: codes are missing from many."""
+    """A coordinate system, described by its properties since many have no code."""
 
-    epsg: int = 0  # 0 where the registry has no code, and for a file without a coordinate system
-    wkt: str = ""  # well-known text where there is no code
-    unit_m: float = 0.0  # metres of a unit; 0 where units are degrees or unknown
+    epsg: int = 0  # 0 if the registry has no code, or the file has no coordinate system
+    wkt: str = ""  # well-known text if there is no code
+    unit_m: float = 0.0  # metres per unit; 0 if units are degrees or unknown
 
     def __str__(self) -> str:
-        """Return how messages name it."""
+        """Return the name used in messages."""
         if self.epsg:
             return f"EPSG {self.epsg}"
         named = self.wkt.split('"')[1:2]
@@ -32,16 +32,16 @@ class Crs:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Where a raster, or a window of it, lies."""
+    """Position of a raster, or of a window of it."""
 
-    transform: Transform  # affine a b c d e f of the upper left pixel, in units of the CRS
+    transform: Transform  # affine a b c d e f from the upper left corner, in CRS units
     crs: Crs
     width: int  # pixels in a row of the file
     height: int  # rows of the file
-    # scale and offset of each band's values, as the tags say; (1, 0) without
+    # scale and offset of each band's values from the tags; (1, 0) without tags
     scales: tuple[tuple[float, float], ...] = ()
-    # sides of a pixel amid it in metres of ground, and the cosine between them; None where the
-    # metres of the CRS are the ground's, 0 where it is not defined
+    # sides of the central pixel in metres on the ground, and the cosine of their angle; None where
+    # CRS metres equal ground metres, zeros where the CRS is undefined
     on_ground: tuple[float, float, float] | None = None
 
     @property
@@ -51,17 +51,17 @@ class Grid:
 
     @property
     def corner(self) -> tuple[Crs, float, float]:
-        """Where it begins; resolutions differ between bands, the upper left corner must not."""
+        """CRS, x and y of the upper left corner, which all bands share at any resolution."""
         return self.crs, self.transform[2], self.transform[5]
 
     @property
     def boa_offset(self) -> int | None:
-        """What scale and offset tags say must be added to digital numbers; None without tags.
+        """Offset to add to digital numbers by the scale and offset tags; None without tags.
 
-        Reflectance is scale x number + offset: 0.0001 and -0.1 say that 1000 is in the numbers.
+        Reflectance is scale x number + offset: 0.0001 and -0.1 mean that the numbers include 1000.
 
         Raises:
-            ValueError: values are of another scale, or bands of several.
+            ValueError: the scale is not 0.0001, or bands have different offsets.
         """
         if all(pair == (1, 0) for pair in self.scales):
             return None
@@ -77,10 +77,10 @@ class Grid:
         return added.pop()
 
     def fault(self, size_m: float, slack: float = 0.0) -> str:
-        """Say why pixels are not upright squares of ``size_m`` on the ground; empty if they are.
+        """Return why pixels are not upright ``size_m`` squares on the ground; empty if they are.
 
-        Without a CRS the units of a transform are taken for metres; pixels of 1 x 1 say nothing.
-        Sides may differ from ``size_m`` by the share ``slack``.
+        Without a CRS, transform units are assumed to be metres and pixels of 1 x 1 are accepted.
+        Sides may differ from ``size_m`` by the fraction ``slack``.
         """
         known, (a, b, _, d, e, _) = self.crs != Crs(), self.transform
         unit_m = self.crs.unit_m if known else 1.0

@@ -1,6 +1,6 @@
-"""Pack a source into shards and a manifest; any number of parts at once, killed and started again.
+"""Pack a source into shards and a manifest; parts run in parallel and can be killed and restarted.
 
-A shard is whole or absent; its record is written after it, and the manifest last.
+A shard is complete or absent; its record is written after it, and the manifest last.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ from preprocess.shards.writer import write_shard
 from preprocess.sources import open_source
 from preprocess.sources.base import Source
 
-_NAMED = 5  # missing shards that an error lists by name
+_NAMED = 5  # maximum number of missing shards listed in an error
 _log = logging.getLogger(__name__)
 
 
 class PackError(RuntimeError):
-    """Packing cannot be completed; what is whole so far stays and is used by the next run."""
+    """Packing cannot be completed; finished shards stay and are reused by the next run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
     """The outcome of one shard of a plan."""
 
-    plan: str  # fingerprint of the plan; a record of another plan counts for nothing
-    entry: ShardEntry | None  # None when every patch was rejected, so that there is no file
+    plan: str  # fingerprint of the plan; records of other plans are ignored
+    entry: ShardEntry | None  # None if every patch was rejected and no file was written
     rejected: tuple[QuarantinedPatch, ...]
 
     def is_whole(self, output: Path, thorough: bool) -> bool:
-        """Say whether the file is there in full size; ``thorough`` compares its checksum too."""
+        """Return whether the file exists in full size; ``thorough`` also compares its checksum."""
         if self.entry is None:
             return True
         path = output / self.entry.file
@@ -79,7 +79,7 @@ class ShardRecord:
 
 
 def read_record(output: Path, shard: int, plan: str) -> ShardRecord | None:
-    """Return the record of a shard under a plan, or None if it has not been packed under it."""
+    """Return the record of a shard, or None if it has not been packed under this plan."""
     path = _record_path(output, shard)
     if not path.is_file():
         return None
@@ -95,15 +95,15 @@ def _record_path(output: Path, shard: int) -> Path:
 
 
 def shard_path(output: Path, shard: int) -> Path:
-    """Return the path of a shard; the number has five digits, so that names sort."""
+    """Return the path of a shard; five digits make the names sort."""
     return output / f"shard-{shard:05d}.h5"
 
 
 def remove_leftovers(output: Path, shard: int | None = None) -> None:
     """Remove temporary files of killed runs.
 
-    Those of processes that are gone from this machine; of a shard, if it is given, all: only one
-    part ever packs it.
+    Those of processes no longer running on this machine, and all those of ``shard`` if given: only
+    one part ever packs it.
     """
     for folder in (output, output / WORK_FOLDER):
         for path in folder.glob(".*.tmp"):
@@ -113,7 +113,7 @@ def remove_leftovers(output: Path, shard: int | None = None) -> None:
 
 
 def records_of(output: Path, plan: Plan) -> list[ShardRecord | None]:
-    """Return the records of all shards of a plan; None where one is not packed or not there."""
+    """Return the records of all shards of a plan; None for each shard not packed or missing."""
     records = (read_record(output, number, plan.fingerprint) for number in range(plan.num_shards))
     return [
         record if record is not None and record.is_whole(output, thorough=False) else None
@@ -122,17 +122,17 @@ def records_of(output: Path, plan: Plan) -> list[ShardRecord | None]:
 
 
 def missing_shards(output: Path) -> tuple[int, list[str]]:
-    """Return how many shards are planned, and the names of those that are not packed yet."""
+    """Return the number of planned shards, and the names of those not packed yet."""
     records = records_of(output, read_plan(output))
     missing = [number for number, record in enumerate(records) if record is None]
     return len(records), [shard_path(output, number).name for number in missing]
 
 
 def finish(config: PackConfig) -> Manifest:
-    """Return the manifest of a source of which every shard is packed; write it if it is missing.
+    """Return the manifest of a fully packed source, and write it if it is missing.
 
     Raises:
-        PackError: shards are missing, or more inputs are bad than ``max_rejected`` tolerates.
+        PackError: shards are missing, or more inputs are bad than ``max_rejected`` allows.
     """
     output = Path(config.output)
     plan = make_or_read_plan(config, open_source(config.source))
@@ -151,7 +151,7 @@ def finish(config: PackConfig) -> Manifest:
 def _manifest_of(
     config: PackConfig, plan: Plan, records: Sequence[ShardRecord | None], rewrite: bool = False
 ) -> Manifest:
-    """Return the manifest of complete shards; write it if it is missing, or again.
+    """Return the manifest of complete shards; write it if it is missing or ``rewrite`` is set.
 
     It is written last, after the list of rejected patches and the table of dropped ones.
     """
@@ -192,7 +192,7 @@ def _manifest_of(
 def _check_max_rejected(
     config: PackConfig, plan: Plan, rejected: Sequence[QuarantinedPatch]
 ) -> None:
-    """List what was rejected and give up if it is more than the settings tolerate."""
+    """List the rejected patches and give up if there are more than the settings allow."""
     tolerated = int(config.max_rejected * plan.num_found)
     if len(rejected) <= tolerated:
         return
@@ -206,7 +206,7 @@ def _check_max_rejected(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One process' share of the work, and the patches it had to leave out so far."""
+    """One process's share of the work, and the patches rejected so far."""
 
     config: PackConfig
     source: Source
@@ -215,17 +215,17 @@ class _Part:
     rejected: list[QuarantinedPatch] = field(default_factory=list)
 
     def read(self, ref: PatchRef) -> Patch:
-        """Read one patch as it is stored."""
+        """Read one patch in the form in which it is stored."""
         return read_patch(self.source, ref, self.plan.layout, Path(self.config.source.root))
 
 
 def check_settings(config: PackConfig, root_exists: bool = True) -> None:
-    """Refuse settings that cannot be packed, before anything is written.
+    """Reject settings that cannot be packed, before anything is written.
 
-    ``root_exists`` is false if another job will write the rasters.
+    ``root_exists`` is False if another job will write the rasters.
 
     Raises:
-        ValueError: one message with every setting that is missing or wrong, and the fixes.
+        ValueError: settings are missing or wrong; one message lists all of them and the fixes.
     """
     source, output, root = config.source, Path(config.output), Path(config.source.root)
     problems = []
@@ -244,7 +244,7 @@ def check_settings(config: PackConfig, root_exists: bool = True) -> None:
                 f"source.root is {root}, which is not a folder; give the folder of {source.kind}: "
                 "source.root=DIR"
             )
-        if problems and root_exists:  # else planning does it: it may walk over all files
+        if problems and root_exists:  # else planning does it: layout() may walk over all files
             opened.layout()
     except ValueError as error:
         problems.append(str(error))
@@ -255,17 +255,17 @@ def check_settings(config: PackConfig, root_exists: bool = True) -> None:
 def pack(
     config: PackConfig, part: int = 0, num_parts: int = 1, progress: bool = True
 ) -> Manifest | None:
-    """Pack one part of a source; run again, it goes on where it was interrupted.
+    """Pack one part of a source; a rerun resumes where the last run was interrupted.
 
-    Shards are dealt to ``num_parts`` parts, counted from 0.
+    Shards are distributed round-robin over ``num_parts`` parts, counted from 0.
 
     Returns:
-        The manifest if every part is done by now, else None: the last part to end writes it.
+        The manifest if every part is done, else None: the last part to finish writes it.
 
     Raises:
         ValueError: the settings, the root or the output folder cannot be used.
         PatchError: an input is bad and ``on_error`` is ``stop``.
-        PackError: more inputs are bad than ``max_rejected`` tolerates, or none is good.
+        PackError: more inputs are bad than ``max_rejected`` allows, or none is good.
     """
     if not 0 <= part < num_parts:
         raise ValueError(f"part is {part} of {num_parts}; parts count from 0 to {num_parts - 1}")
@@ -291,9 +291,9 @@ def pack(
 
 
 def _done_before(part: _Part, shard: int, refs: list[PatchRef]) -> ShardRecord | None:
-    """Return the record of a shard that need not be packed again."""
+    """Return the record of a shard that need not be packed again, else None."""
     record = read_record(part.output, shard, part.plan.fingerprint)
-    # with a manifest, checksums were verified; without one, an earlier run may have ended anyhow
+    # with a manifest, checksums were verified; without one, the last run may have left any state
     thorough = not (part.output / MANIFEST_NAME).exists()
     if record is None or not record.is_whole(part.output, thorough):
         return None
@@ -304,7 +304,7 @@ def _done_before(part: _Part, shard: int, refs: list[PatchRef]) -> ShardRecord |
                 part.read(ref)
             except PatchError:
                 continue
-            return None  # it has been mended since
+            return None  # repaired since then
     return record
 
 
@@ -326,7 +326,7 @@ def _pack_shard(
             advance(1)
 
     remove_leftovers(part.output, shard)
-    (part.output / MANIFEST_NAME).unlink(missing_ok=True)  # from here on it would not be true
+    (part.output / MANIFEST_NAME).unlink(missing_ok=True)  # it is outdated from here on
     before = len(part.rejected)
     entry = write_shard(
         path, plan.layout, good_patches(), len(refs), plan.origin, config.compression
@@ -342,10 +342,10 @@ def _pack_shard(
 
 
 def read_patch(source: Source, ref: PatchRef, layout: ShardLayout, root: Path) -> Patch:
-    """Read one patch as it is stored.
+    """Read one patch in the form in which it is stored.
 
     Raises:
-        PatchError: it cannot be read, or holds nothing.
+        PatchError: the patch cannot be read, or is nodata throughout.
     """
     patch = source.read(ref, layout)
     if patch.valid_fraction == 0:

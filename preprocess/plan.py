@@ -1,4 +1,4 @@
-"""The plan of a pack, kept beside the shards: which patch goes where, what was left out, and why.
+"""The packing plan, stored beside the shards: where each patch goes, what is excluded, and why.
 
 Shard k holds the references from ``k * rows_per_shard`` on, whatever the number of parts.
 """
@@ -33,47 +33,47 @@ PLAN_NAME, REPEATED_NAME, DROPPED_NAME = "plan.jsonl", "repeated.jsonl", "droppe
 REJECTED_NAME, TABLE_NAME = "rejected.jsonl", "selection.csv"
 KEPT = "kept"
 
-# Kept and dropped patches by product and reason; a product dropped whole counts as one.
+# Kept and dropped patches by product and reason; a product dropped entirely counts as one.
 Selection = dict[str, Counter[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedPatch:
-    """A patch that was left out because it is bad: a line of ``rejected.jsonl``."""
+    """A patch excluded because it is bad: one line of ``rejected.jsonl``."""
 
-    id: str  # of its reference
-    file: str  # at fault, relative to the root of the source
-    reason: str  # what is wrong with it
+    id: str  # id of its reference
+    file: str  # faulty file, relative to the root of the source
+    reason: str  # fault of the file
 
 
 def quarantined(sample: str, error: PatchError, root: Path) -> QuarantinedPatch:
-    """Return the entry for a bad patch; files below the root are named relative to it."""
+    """Return the entry of a bad patch; files below the root are named relative to it."""
     file = Path(error.file)
     relative = file.relative_to(root) if file.is_relative_to(root) else file
     return QuarantinedPatch(sample, relative.as_posix(), error.reason)
 
 
 def write_quarantine(path: Path, items: Iterable[QuarantinedPatch | Dropped]) -> None:
-    """Write one JSON object a line, whole or not at all."""
+    """Write one JSON object per line, atomically."""
     lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items]
     write_text(path, "".join(lines))
 
 
 def read_quarantine(path: Path) -> tuple[QuarantinedPatch, ...]:
-    """Return what ``write_quarantine`` wrote of bad patches; nothing if there is no such file."""
+    """Return the bad patches written by ``write_quarantine``; empty if there is no such file."""
     return tuple(QuarantinedPatch(**line) for line in _read_lines(path))
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    # newline: an id may hold what str.splitlines takes for the end of a line
+    # newline: an id may contain characters that str.splitlines treats as line ends
     with path.open(encoding="utf-8", newline="\n") as file:
         return [json.loads(line) for line in file]
 
 
 def selection_of(dropped: Sequence[Dropped], refs: Iterable[PatchRef]) -> Selection:
-    """Return the table of a plan; it is empty where nothing was dropped."""
+    """Return the selection table of a plan; empty if nothing was dropped."""
     table: Selection = {}
     for item in dropped:
         table.setdefault(item.product, Counter())[item.reason] += max(1, len(item.places))
@@ -83,20 +83,20 @@ def selection_of(dropped: Sequence[Dropped], refs: Iterable[PatchRef]) -> Select
 
 
 def totals_of(selection: Selection) -> dict[str, int]:
-    """Return counts by reason over all products, kept first, then the most frequent."""
+    """Return counts by reason over all products: kept first, then by descending count."""
     total = sum(selection.values(), Counter[str]())
     kept = {KEPT: total.pop(KEPT, 0)} if selection else {}
     return kept | dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
 def describe_dropped(totals: dict[str, int]) -> str:
-    """Return one line with the counts of what was left out; empty if nothing was."""
+    """Return one line with the counts of dropped patches; empty if none was dropped."""
     reasons = [f"{reason} {count}" for reason, count in totals.items() if reason != KEPT]
     return f"left out by choice: {', '.join(reasons)}" if reasons else ""
 
 
 def write_table(output: Path, selection: Selection) -> None:
-    """Write the table as CSV: a line a product, a column a reason, a last line of sums."""
+    """Write the table as CSV: one line per product, one column per reason, totals last."""
     totals = totals_of(selection)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -109,29 +109,29 @@ def write_table(output: Path, selection: Selection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan on disk, of which only the head is in memory."""
+    """A plan on disk; only its header is in memory."""
 
-    path: Path  # one line of JSON about the whole, then one line a reference
+    path: Path  # file with a JSON header line, then one line per reference
     fingerprint: str  # SHA-256 of the file
-    settings: dict[str, Any]  # all on which the bytes of the shards depend
-    layout: ShardLayout  # of every shard
+    settings: dict[str, Any]  # all settings that affect the bytes of the shards
+    layout: ShardLayout  # layout of every shard
     simulated: bool
     processing_level: str  # L1C or L2A; empty if unknown
-    rows_per_shard: int  # references of a full shard
-    num_refs: int  # in all
+    rows_per_shard: int  # references in a full shard
+    num_refs: int  # total number of references
 
     @property
     def origin(self) -> ShardOrigin:
-        """What its shards and manifest say of their source."""
+        """Source information stored in the shards and the manifest."""
         return ShardOrigin(self.settings["source.name"], self.simulated, self.processing_level)
 
     @property
     def num_shards(self) -> int:
-        """Shards that the references fill."""
+        """Number of shards that the references fill."""
         return -(-self.num_refs // self.rows_per_shard)
 
     def shards(self, part: int, num_parts: int) -> Iterator[tuple[int, list[PatchRef]]]:
-        """Yield number and references of the shards of one part."""
+        """Yield the number and the references of each shard of one part."""
         with self.path.open(encoding="utf-8") as file:
             next(file)
             for shard in range(self.num_shards):
@@ -141,15 +141,15 @@ class Plan:
 
     @property
     def num_found(self) -> int:
-        """Patches that the source holds, those of a repeated id among them."""
+        """Number of patches in the source, including those with a repeated id."""
         return self.num_refs + len(self.repeated())
 
     def repeated(self) -> tuple[QuarantinedPatch, ...]:
-        """Return the patches that were left out because their id was taken."""
+        """Return the patches excluded because their id was already in use."""
         return read_quarantine(self.path.with_name(REPEATED_NAME))
 
     def selection(self) -> Selection:
-        """Return how many patches of each product were kept and dropped; empty if none was."""
+        """Return the kept and dropped patches of each product; empty if none was dropped."""
         dropped = [Dropped(**line) for line in _read_lines(self.path.with_name(DROPPED_NAME))]
         refs = (ref for _, shard in self.shards(0, 1) for ref in shard)
         return selection_of(dropped, refs)
@@ -158,19 +158,19 @@ class Plan:
 def make_or_read_plan(config: PackConfig, source: Source) -> Plan:
     """Read the plan in the output folder, or discover the source and write it.
 
-    Tasks that start together may each write it: they find the same and the files are equal. A
-    pack that ended before its first shard leaves its folder to the corrected command.
+    Tasks started together may each write it, with equal content. Without any shard, the folder is
+    planned again for corrected settings.
 
     Raises:
-        ValueError: the output belongs to other settings or to something else, or the source
-            holds nothing or the same id twice.
+        ValueError: the output belongs to other settings or to something else, or the source is
+            empty or not in order of ids. PatchError: an id repeats and ``on_error`` is ``stop``.
     """
     output = Path(config.output)
     path = output / WORK_FOLDER / PLAN_NAME
     settings = _settings_of(config)
     if not path.exists():
         foreign = sorted(path.name for path in output.glob("[!.]*") if path.name != WORK_FOLDER)
-        # looked at again: another part may have planned and packed in the meantime
+        # check again: another part may have planned and packed in the meantime
         if foreign and not path.exists():
             raise ValueError(
                 f"output {output} is not empty (it holds {foreign[0]}) and is not an unfinished "
@@ -179,13 +179,13 @@ def make_or_read_plan(config: PackConfig, source: Source) -> Plan:
         _write_plan(path, config, source)
     plan = read_plan(output)
     if plan.settings != settings:
-        # shards, or one that another process may be writing
+        # a shard that another running process may be writing
         in_the_making = (path for path in output.glob(".shard-*.tmp") if not is_abandoned(path))
         if not any(output.glob("shard-*.h5")) and not any(in_the_making):
             _write_plan(path, config, source)
             plan = read_plan(output)
     if plan.settings != settings:
-        # what only one of two kinds of source knows is left out: the kind itself says more
+        # skip settings that only one of two source kinds has: the kind itself says more
         differences = [
             f"{key} was {old!r}, now {settings[key]!r}"
             for key, old in plan.settings.items()
@@ -199,9 +199,9 @@ def make_or_read_plan(config: PackConfig, source: Source) -> Plan:
 
 
 def _settings_of(config: PackConfig) -> dict[str, Any]:
-    """Return the settings on which the shards depend, as flat JSON."""
+    """Return the settings on which the shards depend, as a flat dict of JSON values."""
     source = {f"source.{key}": value for key, value in asdict(config.source).items()}
-    # the same words must mean the same folder wherever the command is started
+    # a relative root would name another folder when the command is run elsewhere
     source["source.root"] = str(Path(config.source.root).absolute())
     return {
         **source,
@@ -217,7 +217,7 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
     dropped: list[Dropped] = []
     repeated: list[QuarantinedPatch] = []
     refs = itertools.islice(_kept(config, source, dropped, repeated), config.limit or None)
-    first = next(refs, None)  # before anything is written: a wrong root shows here
+    first = next(refs, None)  # before anything is written: a wrong root fails here
     if first is None:
         raise ValueError(
             f"{config.source.root} holds no patch that the settings do not exclude; "
@@ -242,7 +242,7 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
 def _kept(
     config: PackConfig, source: Source, dropped: list[Dropped], repeated: list[QuarantinedPatch]
 ) -> Iterator[PatchRef]:
-    """Yield one reference of each id; equal ids stand next to each other."""
+    """Yield one reference per id; the source yields equal ids consecutively."""
 
     def chosen() -> Iterator[PatchRef]:
         for item in source.discover():
@@ -255,7 +255,7 @@ def _kept(
     for name, group in itertools.groupby(chosen(), key=lambda ref: ref.id):
         if name < last:
             raise ValueError(f"{config.source.kind} yields {name} after {last}: not in order")
-        # by path: a folder may list its files in any order, and the shards must not depend on it
+        # sort by path: folders list files in any order, and the shards must not depend on it
         first, *others = sorted(group, key=lambda ref: ref.path)
         for ref in others:
             error = PatchError(root / ref.path, f"id {name} appears twice: {first.path} has it")
@@ -270,7 +270,7 @@ def read_plan(output: Path) -> Plan:
     """Read the plan of an output folder.
 
     Raises:
-        ValueError: there is none, or another version of this program wrote it.
+        ValueError: there is no plan, or another version of this program wrote it.
     """
     path = output / WORK_FOLDER / PLAN_NAME
     if not path.is_file():

@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 def progress_of(
     total: int, what: str, enabled: bool = True, unit: str = "patches"
 ) -> Iterator[Callable[[int], object]]:
-    """Yield a function that adds to how much of ``total`` is done; threads may share it.
+    """Yield a thread-safe function that adds to the completed share of ``total``.
 
-    ``what`` names the work; ``unit`` is that of the total, and ``B`` counts bytes.
+    ``what`` names the work; ``unit`` is the unit of ``total``, ``B`` for bytes.
     """
     if not enabled:
         yield lambda count: None
@@ -38,7 +38,7 @@ def progress_of(
 
 
 class _LogLines:
-    """Logs how far the work is at intervals and at the end."""
+    """Logs progress at intervals and at the end."""
 
     def __init__(self, total: int, what: str, unit: str) -> None:
         self._total, self._what, self._unit = total, what, unit
@@ -47,7 +47,7 @@ class _LogLines:
         self._lock = threading.Lock()
 
     def advance(self, count: int) -> None:
-        """Add to what is done."""
+        """Add ``count`` completed units."""
         with self._lock:
             self._done += count
             done, now = self._done, time.monotonic()

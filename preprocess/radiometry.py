@@ -1,4 +1,4 @@
-"""The radiometric offset of products, decided once and removed, and the conversion of units."""
+"""Radiometric offset of products, decided once and removed, and conversion of units."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from preprocess.shards.format import NODATA, SATURATED
 
 
 class Values(StrEnum):
-    """What pixels count: ``digital_numbers`` are reflectance x 10000, as ESA delivers them."""
+    """Unit of pixels: ``digital_numbers`` are reflectance x 10000, as ESA delivers them."""
 
     digital_numbers = "digital_numbers"
     reflectance = "reflectance"
 
 
 # From processing baseline 04.00 on, ESA adds 1000 to the digital numbers of L2A products so that
-# reflectances below 0 survive, and says so as BOA_ADD_OFFSET in MTD_MSIL2A.xml (Sentinel-2 Products
+# reflectances below 0 survive, stated as BOA_ADD_OFFSET in MTD_MSIL2A.xml (Sentinel-2 Products
 # Specification Document, issue 14.9). The baseline decides, never the date: archives were
-# reprocessed, so scenes of 2016 carry the offset too.
+# reprocessed, so scenes from 2016 have the offset too.
 BOA_OFFSET = -1000
 FIRST_BASELINE_WITH_OFFSET = 400
-# Not ESA's processing: sen2cor run by somebody else, with or without an offset. As a number it is
-# above 04.00, which has misled many a reader.
+# Not ESA's processing: sen2cor run by a third party, with or without an offset. As a number it is
+# above 04.00, which has misled many readers.
 REPROCESSED = 9999
 
-# Of water and shadow, 1 % is darker than reflectance 0.08 in most bands: below 0.03 is usual, haze
-# lifts blue first. With the offset left in, 0.088 to 0.102 were seen in a 04.00 product.
+# In water and shadow, the 1st percentile is below reflectance 0.08 in most bands, usually below
+# 0.03; haze raises blue first. With the offset left in, a 04.00 product had 0.088 to 0.102.
 _DARK_AT_MOST = 800
-# Over-corrected haze makes reflectances negative: down to -0.014 in the same product, 1 % of B02
-# at -0.005. Nothing measured reads -0.03.
+# Over-corrected haze makes reflectances negative: down to -0.014 in the same product, where the
+# 1st percentile of B02 is -0.005. No measurement is as low as -0.03.
 _DARK_AT_LEAST = 700
 _DARK_CLASSES = (2, 3, 6)  # SCL: dark area, cloud shadow, water
-_MIN_DARK_PIXELS = 100  # fewer are edges and errors of the classification
+_MIN_DARK_PIXELS = 100  # fewer are edges and classification errors
 
 DARK_BANDS = ("B02", "B04", "B11", "B12")
 
@@ -50,20 +50,20 @@ Classes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """What must be added to digital numbers."""
+    """Offset to be added to digital numbers."""
 
-    value: int  # -1000, or 0
-    authority: str  # who said so: xml, stac, name, user
+    value: int  # -1000 or 0
+    authority: str  # origin of the value: xml, stac:KEY, tags, name, user
 
 
 def baseline_of(product: str) -> str:
-    """Return the processing baseline in a product's name, ``04.00``, or nothing."""
+    """Return the processing baseline in a product's name, such as ``04.00``, or ""."""
     found = re.search(r"_N(\d{2})(\d{2})_", product)
     return f"{found[1]}.{found[2]}" if found else ""
 
 
 def offset_of(baseline: str) -> int | None:
-    """Return the offset that ESA's files of a baseline need, None if the baseline does not tell."""
+    """Return the offset for ESA's files of a baseline, or None if the baseline leaves it open."""
     number = int(baseline.replace(".", "") or REPROCESSED)
     if number == REPROCESSED:
         return None
@@ -73,15 +73,15 @@ def offset_of(baseline: str) -> int | None:
 def decide(
     product: str, claims: Mapping[str, int | None], declared: int | None, override: bool = False
 ) -> Offset:
-    """Return the offset of a product; nothing is ever guessed.
+    """Return the offset of a product; it is never guessed.
 
-    ``claims`` holds what each authority says, strongest first; None says nothing. What the user
-    declares must agree with them, or override them.
+    ``claims`` maps each authority to its offset, strongest first; None is no statement. The value
+    ``declared`` by the user must agree with them, unless ``override`` is set.
 
     Raises:
-        ValueError: nobody says anything, or two say different things.
+        ValueError: no authority states an offset, or two disagree.
     """
-    # in the order of trust; the first one is the answer, all others must agree
+    # in order of trust: the first one is the answer, all others must agree
     stated = [Offset(value, who) for who, value in claims.items() if value is not None]
     if declared is not None:
         stated.append(Offset(declared, "user"))
@@ -110,24 +110,24 @@ def decide(
 
 
 def harmonise(digital_numbers: Pixels, offset: int) -> Pixels:
-    """Return stored values: offset added, 0 kept for nodata and 65535 for saturated alone."""
+    """Return values to store: offset added, 0 only for nodata and 65535 only for saturation."""
     if not offset:
         return digital_numbers
-    # signed: uint16 would wrap a pixel of 999 around to 65,535, saturated
+    # signed: uint16 would wrap a pixel of 999 around to 65535, saturated
     signed = digital_numbers.astype(np.int32) + offset
-    # 1, not 0: a pixel darker than black is still a pixel, not a hole
+    # 1, not 0: a pixel darker than black is still valid, not a hole
     np.clip(signed, NODATA + 1, SATURATED - 1, out=signed)
     special = (digital_numbers == NODATA) | (digital_numbers == SATURATED)
     return np.where(special, digital_numbers, signed.astype(np.uint16))
 
 
 def contradiction(offset: int, pixels: Mapping[str, Pixels], classes: Classes | None) -> str:
-    """Return how dark pixels contradict an offset; empty if they do not, or cannot tell.
+    """Return how dark pixels contradict an offset; empty if they do not or are inconclusive.
 
-    Bright scenes prove nothing: the darkest per cent of an offset-free desert reads 1012 in B02.
-    So too low a value always counts, too high a one only in water, shadow and dark areas.
-    ``pixels`` are digital numbers by band, of any coarseness, and ``classes`` the scene
-    classification, if there is one, all of one shape.
+    Bright scenes prove nothing: the 1st percentile of an offset-free desert is 1012 in B02. So
+    values too low always count, values too high only in water, shadow and dark areas.
+    ``pixels`` are digital numbers by band, at any resolution, and ``classes`` is the scene
+    classification or None; all have the same shape.
     """
     known = _first_percents(pixels)
     if offset == BOA_OFFSET and known and min(known.values()) < _DARK_AT_LEAST:
@@ -139,7 +139,7 @@ def contradiction(offset: int, pixels: Mapping[str, Pixels], classes: Classes | 
     dark: dict[str, int] = {}
     if not offset and classes is not None:
         dark = _first_percents(pixels, np.isin(classes, _DARK_CLASSES))
-    # the middle band: haze alone lifts the visible ones, an offset lifts all
+    # the median band: haze raises only the visible bands, an offset raises all
     band = sorted(dark, key=dark.__getitem__)[(len(dark) - 1) // 2] if dark else ""
     if band and dark[band] > _DARK_AT_MOST:
         return (
@@ -152,12 +152,12 @@ def contradiction(offset: int, pixels: Mapping[str, Pixels], classes: Classes | 
 def _first_percents(
     pixels: Mapping[str, Pixels], where: npt.NDArray[np.bool_] | bool = True
 ) -> dict[str, int]:
-    """Return the value that 1 % of the pixels of a band do not exceed; nothing for few pixels."""
+    """Return the 1st percentile of each band; bands with too few pixels are omitted."""
     levels = {}
     for band, values in pixels.items():
         taken = values[(values != NODATA) & where]
         if taken.size >= _MIN_DARK_PIXELS:
-            # the first per cent, not the minimum: single pixels are defects
+            # not the minimum: single pixels may be defects
             levels[band] = int(np.percentile(taken, 1, method="lower"))
     return levels
 
@@ -165,15 +165,15 @@ def _first_percents(
 QUANTIFICATION = 10000  # digital numbers per unit of reflectance
 _SCALES = {Values.digital_numbers: 1, Values.reflectance: QUANTIFICATION}
 _TYPES = ("uint16", "int16", "uint32", "int32", "float32", "float64")
-# Over-corrected haze reads down to reflectance -0.1 in single pixels; marks of nodata, -9999 or
-# -32768, lie far below. Nothing on Earth reads -0.2.
+# Over-corrected haze reaches reflectance -0.1 in single pixels; nodata values such as -9999 or
+# -32768 are far lower. Nothing on Earth has -0.2.
 _LEAST = -2000
-# Half of the pixels above reflectance 2 is no snow field: sunlit snow reads 1.3 at most.
+# Half of the pixels above reflectance 2 cannot be snow: sunlit snow reaches 1.3 at most.
 _BRIGHTEST_MEDIAN = 20000
-# No pixel above reflectance 0.0003 is no night: these are fractions taken for digital numbers.
+# If no pixel exceeds 3 (reflectance 0.0003), fractions were declared as digital numbers.
 _DARKEST_MAXIMUM = 3
 
-# Of a 04.00 product 2 % of B02 lies below the offset; a tenth is no haze.
+# In a 04.00 product, 2 % of B02 is below the offset; 10 % cannot be haze.
 _MOST_NEGATIVE = 0.1
 
 Numbers = npt.NDArray[np.uint16]
@@ -190,18 +190,18 @@ def to_digital_numbers(
 ) -> Numbers:
     """Return digital numbers as ESA would deliver them: reflectance x 10000, 0 for nodata.
 
-    NaN, 0 and the marks of nodata are nodata. What measures less than 1 is set to 1: a pixel darker
-    than black is still a pixel; a log line counts the negative ones.
+    NaN, 0 and nodata values become 0. Other values below 1 become 1, since a pixel darker than
+    black is still valid; a log line counts the negative ones.
 
     Args:
         values: (bands, height, width) as stored in a file.
-        nodata: the mark of every band; None without one.
-        unit: of the values.
-        scales: scale and offset of every band by the file's tags, which reflectances are read by.
+        nodata: nodata value of each band; None without one.
+        unit: unit of the values.
+        scales: scale and offset of each band from the file's tags, applied to reflectances only.
 
     Raises:
-        ValueError: the type cannot hold reflectances, a number cannot be one, or all of them speak
-            for the other unit; the message says what to set.
+        ValueError: the dtype cannot hold reflectances, a number cannot be one, or all numbers
+            indicate the other unit; the message says what to set.
     """
     if values.dtype.name not in _TYPES:
         raise ValueError(
@@ -212,11 +212,11 @@ def to_digital_numbers(
         return values
     holes = np.asarray((values == 0) | np.isnan(values))
     for band, mark in enumerate(nodata):
-        # a tag that the type cannot hold, such as -9999 of a band of uint16, marks nothing
+        # a tag that the dtype cannot hold, such as -9999 in a uint16 band, marks nothing
         if mark is not None and can_hold(values.dtype, mark):
-            # in the file's own type: a tag of -3.4e38 is compared with float32
+            # in the file's dtype: a tag of -3.4e38 must be compared as float32
             holes[band] |= values[band] == np.asarray(mark).astype(values.dtype)
-    # doubles: the product of float32 and 10000 would round 0.12345 to another digital number
+    # float64: in float32, 0.12345 x 10000 would round to another digital number
     exact = values.astype(np.float64)
     if unit == Values.reflectance and any(pair != (1, 0) for pair in scales):
         scale, offset = (np.array(part).reshape(-1, 1, 1) for part in zip(*scales, strict=True))
@@ -224,14 +224,14 @@ def to_digital_numbers(
     numbers = np.where(holes, 0.0, exact * _SCALES[unit])
     _refuse_implausible(numbers[~holes], values.dtype.name, unit)
     _count_negative(numbers[~holes], unit)
-    # rounded half to even, without drift; 65535 stays what it is, saturated
+    # rounded half to even, hence unbiased; 65535 stays, as saturated
     stored = np.clip(np.rint(numbers), NODATA + 1, SATURATED).astype(np.uint16)
     stored[holes] = NODATA
     return stored
 
 
 def can_hold(dtype: np.dtype[Any], number: float) -> bool:
-    """Say whether pixels of a type can be a number; a cast would turn -9999 into 55537."""
+    """Return whether a dtype can represent a number; a cast would turn -9999 into 55537."""
     if dtype.kind == "f":
         return True
     limits = np.iinfo(dtype)
@@ -239,7 +239,7 @@ def can_hold(dtype: np.dtype[Any], number: float) -> bool:
 
 
 def _count_negative(numbers: npt.NDArray[np.float64], unit: Values) -> None:
-    """Refuse a patch of many negative numbers, and log how many are stored as 1 so far."""
+    """Reject a patch with many negative numbers; log how many have been stored as 1 so far."""
     num_negative = int((numbers < 0).sum())
     if not num_negative:
         return

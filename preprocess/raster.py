@@ -1,8 +1,8 @@
 """The only module that imports rasterio: reads and writes pixels with their grid.
 
-Sources call it within ``session()``. What a file says of itself by tags, masks and side files is
-honoured; what another installation of GDAL or PROJ left in the environment is not. A file that is
-missing or unreadable raises ``PatchError``.
+Sources call it within ``session()``. Tags, masks and side files of a raster are honoured; settings
+that another installation of GDAL or PROJ left in the environment are not. A missing or unreadable
+file raises ``PatchError``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 # A loaded module or an active conda environment points GDAL and PROJ to data of another version,
-# with which every CRS is unknown. Where rasterio brings no data of its own, their places are kept.
+# which makes every CRS unknown. If rasterio has no data of its own, these paths are kept.
 _spec = importlib.util.find_spec("rasterio")
 _own = _spec is not None and (Path(str(_spec.origin)).parent / "proj_data").is_dir()
 _kept = () if _own else ("GDAL_DATA", "GDAL_DRIVER_PATH", "PROJ_DATA", "PROJ_LIB")
@@ -45,15 +45,15 @@ from rasterio.windows import Window  # noqa: E402
 from preprocess.grid import Crs, Grid  # noqa: E402
 from preprocess.shards.format import NODATA, PatchError, Transform  # noqa: E402
 
-# GDAL's own default is a twentieth of the machine's memory, whatever the job was granted. This much
-# holds the blocks that one column of patches crosses, in all bands of a product. In bytes: rasterio
-# hands the number on as it is, and a cache of 384 bytes decodes a block anew for every patch.
+# GDAL's default is 5 % of the machine's memory, regardless of the job's limit. This size holds the
+# blocks that one column of patches crosses, in all bands of a product. In bytes: rasterio passes
+# the number on unchanged, and a cache of 384 bytes would decode a block again for every patch.
 CACHE_BYTES = 384 * 2**20
 IN_ZIP = "/vsizip/"
-# Of patches of a few kilobytes, two thirds of the time of opening went into PROJ's database: GDAL
-# compares what the registry says of a GeoTIFF's EPSG code with the file's own keys. The keys alone
-# give the same code; a file that contradicts its own code has none. EMPTY_DIR: GDAL would list the
-# folder of every file in search of side files; `_open` looks for the two kinds that count.
+# For patches of a few kilobytes, two thirds of the opening time went into PROJ's database: GDAL
+# compares the registry entry of a GeoTIFF's EPSG code with the file's keys. The keys alone give the
+# same code; a file that contradicts its own code has none. EMPTY_DIR: otherwise GDAL lists each
+# file's folder in search of side files; `_open` checks for the relevant ones itself.
 _OPTIONS = {
     "GTIFF_SRS_SOURCE": "GEOKEYS",
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -76,17 +76,17 @@ class Raster:
 
 @dataclass(frozen=True, slots=True)
 class UncheckedRaster:
-    """Pixels of whatever type and nodata a file has."""
+    """Pixels of any dtype and nodata value."""
 
     pixels: npt.NDArray[Any]  # (bands, height, width), as stored in the file
     valid: npt.NDArray[np.bool_] | None  # (height, width), False where masked; None: no mask
-    nodata: tuple[float | None, ...]  # of each band, as the file's tag says; None without a tag
-    names: tuple[str, ...]  # of each band, as the file says; empty where it does not
+    nodata: tuple[float | None, ...]  # nodata tag of each band; None without a tag
+    names: tuple[str, ...]  # description of each band; empty without one
     grid: Grid
 
 
 _rasterio_log, _log_lock = logging.getLogger("rasterio"), threading.Lock()
-_log_levels: list[int] = []  # found by each session that is open; sessions of threads overlap
+_log_levels: list[int] = []  # level seen by each open session; sessions of threads overlap
 
 
 @contextmanager
@@ -99,19 +99,19 @@ def _silent_log() -> Iterator[None]:
     finally:
         with _log_lock:
             level = _log_levels.pop()
-            if not _log_levels:  # the last to end: this is what the first one found
+            if not _log_levels:  # last session: restore the level seen by the first one
                 _rasterio_log.setLevel(level)
 
 
 @contextmanager
 def session() -> Iterator[None]:
-    """Read many small files within this context.
+    """Make reading many small files fast within this context.
 
-    What GDAL says of a bad file is part of the error and not logged a second time. Files that stay
-    open between windows are closed at the end.
+    GDAL's message about a bad file is part of the error and not logged a second time. Files that
+    stay open between windows are closed at the end.
 
     Raises:
-        ValueError: PROJ knows no coordinate system, so that all files would seem to have none.
+        ValueError: PROJ finds no coordinate systems, so all files would seem to have none.
     """
     with _silent_log(), rasterio.Env(**_OPTIONS):
         try:
@@ -128,13 +128,13 @@ def session() -> Iterator[None]:
 
 
 def read_raster(path: Path, window: Box | None = None) -> Raster:
-    """Read all bands of a uint16 raster, whole or a window of it.
+    """Read all bands of a uint16 raster, or of a window of it.
 
-    After a window the file stays open for the next one: opening a JPEG 2000 file of a product and
-    decoding a block of it cost much more than the patch that is cut from it.
+    After a window the file stays open for the next one: opening a product's JPEG 2000 file and
+    decoding a block cost much more than cutting one patch.
 
     Raises:
-        PatchError: it is not uint16, or marks nodata by another value than 0.
+        PatchError: it is not uint16, its nodata value is not 0, or its scale tags are invalid.
     """
     with _errors_named(path):
         if window:
@@ -144,7 +144,7 @@ def read_raster(path: Path, window: Box | None = None) -> Raster:
 
 
 def read_unchecked(path: Path, window: Box | None = None) -> UncheckedRaster:
-    """Read all bands of any raster, whole or a window of it; the file stays open."""
+    """Read all bands of any raster, or of a window of it; the file stays open."""
     with _errors_named(path):
         dataset, grid = _held(path)
         return UncheckedRaster(
@@ -171,7 +171,7 @@ def read_coarse(path: Path, size_px: int) -> npt.NDArray[Any]:
 
 
 def read_grid(path: Path) -> Grid:
-    """Return where the pixels of a raster lie without reading any."""
+    """Return the grid of a raster without reading pixels."""
     with _errors_named(path), _open(path) as dataset:
         return _grid(dataset)
 
@@ -191,18 +191,18 @@ def versions() -> dict[str, str]:
     return {"rasterio": rasterio.__version__, "gdal": rasterio.__gdal_version__}
 
 
-@lru_cache(maxsize=32)  # all bands of a product, and those of the next
+@lru_cache(maxsize=32)  # all bands of one product and of the next
 def _held(path: Path) -> tuple[rasterio.DatasetReader, Grid]:
-    """Open a file to stay open; its grid costs more than a window and is found once."""
+    """Open a file and keep it open with its grid, which costs more than reading a window."""
     dataset = _open(path)
     return dataset, _grid(dataset)
 
 
 def _open(path: Path) -> rasterio.DatasetReader:
     with warnings.catch_warnings():
-        # patches without a coordinate system are stored with EPSG 0, which says it
+        # patches without a coordinate system are recorded as EPSG 0
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        # rasterio.open sets GDAL up anew for every file; within session() that is done
+        # rasterio.open sets up GDAL for every file; within session() that is already done
         if not hasenv():
             return rasterio.open(path)
         if str(path).startswith(IN_ZIP):
@@ -230,9 +230,9 @@ def _read(path: Path, dataset: rasterio.DatasetReader, grid: Grid, window: Box |
 
 
 def _valid(dataset: rasterio.DatasetReader, window: Box | None) -> npt.NDArray[np.bool_] | None:
-    """Return what a mask in or beside the file marks as valid; None without a mask.
+    """Return the validity mask in or beside the file; None without a mask.
 
-    A channel of transparency is no mask here: GDAL calls the fourth band of many files that.
+    An alpha channel does not count as one: GDAL treats the fourth band of many files as alpha.
     """
     flags = dataset.mask_flag_enums[0]
     if MaskFlags.per_dataset not in flags or MaskFlags.alpha in flags:
@@ -246,17 +246,17 @@ def _errors_named(path: Path) -> Iterator[None]:
         yield
     except RasterioError as error:
         if not path.exists() and IN_ZIP not in str(path):
-            # a walk shows bytes that are no UTF-8 as \xe9
+            # directory listings show bytes that are not UTF-8 as \xe9
             foreign = re.search(r"\\x[89a-f][0-9a-f]", str(path))
             reason = "its name is not UTF-8; rename it" if foreign else "missing"
             raise PatchError(path, reason) from error
-        # rasterio puts GDAL's own words, which name band and strip, into the cause
+        # GDAL's own message, which names band and strip, is in the cause
         reason = f"cannot be read as a raster ({error.__cause__ or error})"
         raise PatchError(path, reason) from error
 
 
 def _grid(dataset: rasterio.DatasetReader) -> Grid:
-    # GDAL's own numbers: an Affine of them takes as long as reading a small band
+    # the raw numbers: building an Affine takes as long as reading a small band
     c, a, b, f, d, e = dataset.get_transform()
     grid = Grid(
         transform=(a, b, c, d, e, f),
@@ -265,15 +265,15 @@ def _grid(dataset: rasterio.DatasetReader) -> Grid:
         height=dataset.height,
         scales=tuple(zip(dataset.scales, dataset.offsets, strict=True)),
     )
-    # within its zone UTM is true to 0.1 %, and nearly all files lie there
+    # within its zone UTM is accurate to 0.1 %; nearly all files are in that range
     utm = grid.epsg // 100 in (326, 327) and 1e5 < c < 9e5
     return replace(grid, on_ground=_on_ground(grid)) if grid.crs.unit_m and not utm else grid
 
 
 def _on_ground(grid: Grid) -> tuple[float, float, float]:
-    """Return the sides of a pixel amid a raster in metres of ground, and the cosine between them.
+    """Return the sides of the central pixel in metres on the ground, and the cosine between them.
 
-    By the radii of curvature of the WGS 84 ellipsoid.
+    Uses the radii of curvature of the WGS 84 ellipsoid; zeros where the CRS is undefined.
     """
     (a, b, c, d, e, f), width, height = grid.transform, grid.width, grid.height
     ends = ((0, height / 2), (width, height / 2), (width / 2, 0), (width / 2, height))
@@ -326,7 +326,7 @@ def _moved(grid: Grid, window: Box | None) -> Grid:
 
 @lru_cache(maxsize=256)
 def _crs_of(wkt: str) -> Crs:
-    # PROJ's database is searched once: a source has a handful of coordinate systems
+    # search PROJ's database once each: a source has only a handful of coordinate systems
     crs = CRS.from_wkt(wkt)
     try:
         unit_m = float(crs.linear_units_factor[1]) if crs.is_projected else 0.0
@@ -352,7 +352,7 @@ def write_raster(
     description: str = "",
     **options: Any,
 ) -> None:
-    """Write a raster (bands, height, width); ``options`` are GDAL's own for the driver."""
+    """Write a raster (bands, height, width); ``options`` are GDAL's options of the driver."""
     count, height, width = pixels.shape
     with rasterio.open(
         path, "w", driver=driver, width=width, height=height, count=count, dtype=pixels.dtype.name,
@@ -364,13 +364,13 @@ def write_raster(
 
 
 def keep_squares(source: Path, target: Path, squares: npt.NDArray[np.bool_], size_px: int) -> None:
-    """Copy a raster of one band with everything but chosen squares set to nodata.
+    """Copy a single-band raster, setting everything but the chosen squares to nodata.
 
     Args:
-        source: a raster; blocks may be absent from it.
-        target: a GeoTIFF of the same size, grid and type, with nodata 0 and only blocks with data.
-        squares: (columns, rows) from the upper left corner.
-        size_px: side of a square.
+        source: a raster, possibly sparse.
+        target: a GeoTIFF of the same size, grid and dtype, with nodata 0 and only blocks with data.
+        squares: (columns, rows) from the upper left corner; True to keep.
+        size_px: side of a square in pixels.
     """
     block_px = lcm(size_px, 16)  # TIFF blocks are multiples of 16
     with _errors_named(source), session(), _open(source) as dataset:

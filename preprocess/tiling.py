@@ -1,7 +1,7 @@
-"""The 1,200 m grid of MGRS tiles, splits by blocks of ground, and areas to leave out.
+"""The 1,200 m grid of MGRS tiles, splits by blocks of ground, and areas to exclude.
 
-As BigEarthNet does, squares are counted from the upper left corner of the product's own UTM grid:
-it never moves, so that a square has the same name on every date; nothing is resampled.
+As in BigEarthNet, squares are counted from the upper left corner of the product's own UTM grid,
+which never moves: a square has the same name on every date, and nothing is resampled.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy.typing as npt
 from preprocess.config import ProductsConfig, SplitConfig
 from preprocess.raster import to_degrees
 
-PATCH_SIDE_M = 1200  # a whole number of 10, 20 and 60 m pixels
+PATCH_SIDE_M = 1200  # a multiple of 10, 20 and 60 m pixels
 TILE_M = 109_800
-SIDE = 91  # squares along a tile; the last 600 m hold no whole one
+SIDE = 91  # squares along a tile; the last 600 m are too narrow for another
 SQUARE_M = 100_000  # side of the MGRS square that a tile is named after; the rest is overlap
-CORNER_SLACK_M = 60  # corners of tiles lie on multiples of 60 m, those of squares do not
+CORNER_SLACK_M = 60  # tile corners are on multiples of 60 m, corners of MGRS squares are not
 
 Flags = npt.NDArray[np.bool_]
 Shares = npt.NDArray[np.float32]
@@ -31,16 +31,16 @@ Degrees = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class TileGrid:
-    """Where the squares of one tile lie: its grid in UTM."""
+    """Grid of one tile's squares in UTM."""
 
-    tile: str  # MGRS name, 10SFH
-    epsg: int  # of its UTM zone
+    tile: str  # MGRS name, such as 10SFH
+    epsg: int  # code of its UTM zone
     x: float  # easting of the upper left corner in metres
     y: float  # northing of the upper left corner in metres
 
     def centres(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Return eastings and northings of all centres, each (SIDE columns, SIDE rows)."""
-        # (SIDE columns, SIDE rows): the order in which squares are named, not that of images
+        # columns first: the order in which squares are named, unlike images
         steps = (np.arange(SIDE) + 0.5) * PATCH_SIDE_M
         x, y = np.meshgrid(self.x + steps, self.y - steps, indexing="ij")
         return x, y
@@ -50,13 +50,13 @@ class TileGrid:
         return to_degrees(self.epsg, *self.centres())
 
     def owned(self) -> Flags:
-        """Return whether the centre of each square is this tile's own ground, (SIDE, SIDE).
+        """Return whether this tile owns the centre of each square, (SIDE, SIDE).
 
-        Tiles overlap by 9.8 km, and across the border of UTM zones by more. Each point of the Earth
-        has one MGRS square, so one tile owns it, and no field enters a dataset twice.
+        Tiles overlap by 9.8 km, and by more across the border of UTM zones. Each point on Earth is
+        in one MGRS square, so one tile owns it, and no field enters a dataset twice.
         """
         x, y = self.centres()
-        # the tile begins up to 40 m outside its MGRS square, whose sides are whole 100 km
+        # the tile begins up to 40 m outside its MGRS square, whose edges are multiples of 100 km
         west, north = (round(edge / SQUARE_M) * SQUARE_M for edge in (self.x, self.y))
         in_square = (x >= west) & (x < west + SQUARE_M) & (y <= north) & (y > north - SQUARE_M)
         longitude, _ = self.degrees()
@@ -65,23 +65,23 @@ class TileGrid:
 
 
 def square_name(of: str, column: int, row: int) -> str:
-    """Return the name of a square of a product, or of a tile: ``10SFH_07_90`` on every date."""
+    """Return the name of a square of a product or tile: ``10SFH_07_90`` on every date."""
     return f"{of}_{column:02d}_{row:02d}"
 
 
 def listed_squares(of: str, names: Set[str]) -> Flags:
-    """Return which squares of a tile or product a list names, (SIDE columns, SIDE rows)."""
+    """Return whether ``names`` contains each square of a tile or product, (columns, rows)."""
     listed = np.zeros((SIDE, SIDE), bool)
-    # each name is compared whole: a search for parts of names would drop 1_25 with 1_2
+    # compare complete names: a substring search would drop 1_25 with 1_2
     for column, row in np.ndindex(SIDE, SIDE) if names else ():
         listed[column, row] = square_name(of, column, row) in names
     return listed
 
 
 def zone_bounds(tile: str) -> tuple[float, float]:
-    """Return the longitudes between which ground belongs to the zone of a tile.
+    """Return the western and eastern longitude of a tile's UTM zone.
 
-    Zones are six degrees wide, but for Norway and Svalbard (MGRS bands V and X).
+    Zones are six degrees wide, except in Norway and Svalbard (MGRS bands V and X).
     """
     zone, band = int(tile[:2]), tile[2]
     unusual = {
@@ -93,7 +93,7 @@ def zone_bounds(tile: str) -> tuple[float, float]:
 
 
 def is_corner_of_tile(x: float, y: float) -> bool:
-    """Return whether a point can be the corner of a tile: just outside its MGRS square."""
+    """Return whether a point can be the corner of a tile, just outside an MGRS square."""
     return all(abs(edge - round(edge / SQUARE_M) * SQUARE_M) < CORNER_SLACK_M for edge in (x, y))
 
 
@@ -106,7 +106,7 @@ def window_of(column: int, row: int, resolution_m: int) -> tuple[int, int, int, 
 def shares_of(where: Flags) -> Shares:
     """Return the share of true pixels in each square, (SIDE columns, SIDE rows).
 
-    ``where`` is (height, width) over a whole tile, of any pixel size that divides 1,200 m.
+    ``where`` is (height, width) over an entire tile, of any pixel size that divides 1,200 m.
     """
     size_px = where.shape[0] * 2 // (2 * SIDE + 1)  # a tile is 91.5 squares wide
     whole = where[: SIDE * size_px, : SIDE * size_px]
@@ -119,7 +119,7 @@ def in_boxes(longitude: Degrees, latitude: Degrees, boxes: list[list[float]]) ->
     """Return whether each point lies in any box (west, south, east, north)."""
     inside = np.zeros(longitude.shape, bool)
     for west, south, east, north in boxes:
-        # east and north are the next box's own, so that boxes side by side share no patch
+        # east and north edges are excluded, so that adjacent boxes share no patch
         inside |= (
             (longitude >= west) & (longitude < east) & (latitude >= south) & (latitude < north)
         )
@@ -131,23 +131,23 @@ HALF_PATCH_KM = 0.6
 
 
 def block_of(longitude: float, latitude: float, block_km: float) -> str:
-    """Return the name of the block that holds a point, ``k24r152c-479``.
+    """Return the name of the block that contains a point, such as ``k24r152c-479``.
 
-    Rows have equal heights; every row is cut into columns about as wide as they are high.
+    Rows have equal heights; each row is divided into columns about as wide as they are high.
     """
-    # counted from the equator and Greenwich, not from any tile's corner
+    # counted from the equator and Greenwich, not from a tile's corner
     height = block_km / KM_PER_DEGREE
     row = floor(latitude / height)
-    # the middle of the row, so that all of it has one width; at the poles a row is one block
+    # cosine at the middle of the row, for one width per row; at the poles a row is one block
     width = height / max(cos(radians((row + 0.5) * height)), 1e-6)
-    # 180.01 east of Greenwich is 179.99 west of it
+    # 180.01 degrees east equals 179.99 degrees west
     east = longitude if -180 <= longitude < 180 else (longitude + 180) % 360 - 180
     return f"k{block_km:g}r{row}c{floor(east / width)}"
 
 
 def split_of(block: str, config: SplitConfig) -> str:
-    """Return train, validation or test; it depends on nothing but block, shares and seed."""
-    # a hash, not a generator: no order of blocks can change what one of them draws
+    """Return train, validation or test; depends only on block, shares and seed."""
+    # a hash, not a random generator: the order of blocks cannot change the result
     digest = hashlib.sha256(f"{config.seed}:{block}".encode()).digest()
     draw = int.from_bytes(digest[:8]) / 2**64
     if draw < config.test:
@@ -156,14 +156,14 @@ def split_of(block: str, config: SplitConfig) -> str:
 
 
 def block_and_split(longitude: float, latitude: float, config: SplitConfig) -> tuple[str, str]:
-    """Return block and split of a patch by its centre; no split means: too near to another one.
+    """Return block and split of a patch by its centre; the split is empty near another split.
 
-    A patch is kept only if all ground within ``buffer_km`` of it is of its own split. Patches of
-    two splits are therefore at least twice that far from each other.
+    A patch is kept only if all ground within ``buffer_km`` of it belongs to its own split. Patches
+    of two splits are therefore at least ``2 * buffer_km`` apart.
     """
     block = block_of(longitude, latitude, config.block_km)
     split = split_of(block, config)
-    # blocks are wider than the ring, so none can reach in between the eight points unseen
+    # blocks are wider than this ring of eight points, so none can fit between them unnoticed
     reach = (config.buffer_km + HALF_PATCH_KM) / KM_PER_DEGREE
     stretch = reach / cos(radians(latitude))  # degrees of longitude narrow towards the poles
     for east, north in itertools.product((-stretch, 0.0, stretch), (-reach, 0.0, reach)):
@@ -182,21 +182,21 @@ NEAR_BORDER = "near ground of another split"
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What holds for the squares of one tile whatever the product."""
+    """Selection, blocks and splits of one tile's squares, the same for all its products."""
 
-    # squares that no product may fill, by reason; the first reason counts
+    # excluded squares by reason; the first reason counts
     unwanted: dict[str, Flags]
     blocks: dict[tuple[int, int], tuple[str, str]]  # block and split of wanted squares, if any
 
     def block(self, column: int, row: int) -> tuple[str, str]:
-        """Return block and split of a square; two empty names without blocks."""
+        """Return block and split of a square; two empty strings without blocks."""
         return self.blocks.get((column, row), ("", ""))
 
 
 def ground_of(grid: TileGrid, config: ProductsConfig, excluded: Set[str]) -> Ground:
-    """Find which squares of a tile no product may fill, and their blocks and splits.
+    """Return the excluded squares of a tile, and the blocks and splits of the others.
 
-    ``excluded`` holds whole names of places to leave out.
+    ``excluded`` contains complete names of squares to exclude.
     """
     select = config.select
     longitude, latitude = grid.degrees()
@@ -209,8 +209,8 @@ def ground_of(grid: TileGrid, config: ProductsConfig, excluded: Set[str]) -> Gro
     }
     if not config.split.block_km:
         return Ground(unwanted, {})
-    # in double precision one by one, since a block's border must fall alike for every tile; only
-    # for ground that nothing else speaks against
+    # one by one in double precision, since block borders must be identical for every tile; only
+    # for squares not excluded for another reason
     wanted = np.argwhere(~np.any(list(unwanted.values()), axis=0)).tolist()
     blocks = {}
     unwanted[NEAR_BORDER] = ~everywhere
@@ -222,20 +222,20 @@ def ground_of(grid: TileGrid, config: ProductsConfig, excluded: Set[str]) -> Gro
 
 
 def _touching(grid: TileGrid, boxes: list[list[float]]) -> Flags:
-    """Return whether any ground of each square lies in a box.
+    """Return whether any part of each square is inside a box.
 
-    Compared by the upright boxes in degrees around a square and the area, which may be a little
-    more than the ground itself: what must stay out stays out.
+    Compares the square's bounding box in degrees with the area. The bounding box is slightly larger
+    than the square, so excluded ground never slips through.
     """
     touching = np.zeros((SIDE, SIDE), bool)
     if not boxes:
         return touching
     x, y = grid.centres()
     half = (-PATCH_SIDE_M / 2, PATCH_SIDE_M / 2)
-    # all four: the sides of a UTM square run askew to meridians; (2, 4, SIDE, SIDE)
+    # all four corners, since UTM squares are rotated against meridians; (2, 4, SIDE, SIDE)
     ends = itertools.product(half, half)
     corners = np.stack([to_degrees(grid.epsg, x + east, y + north) for east, north in ends], axis=1)
-    # counted on from the first square: those across 180 degrees begin at 179 and end at 181
+    # unwrapped relative to the first square: tiles across 180 degrees run from 179 to 181
     first = corners[0, 0, 0, 0]
     corners[0] = first + (corners[0] - first + 180) % 360 - 180
     west, south = corners.min(axis=1)

@@ -1,6 +1,6 @@
 """Verify packed shards and repair them from their source; called by ``simclr-verify``.
 
-All that the manifest claims is compared with the files, and all that can be is recomputed.
+Every claim of the manifest is compared with the files and recomputed where possible.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ from preprocess.shards.writer import (
 from preprocess.sources import SOURCES, open_source
 from preprocess.sources.base import Source
 
-# What h5py raises where a flipped bit has hit the structure of a file.
+# Exceptions that h5py raises if a flipped bit has damaged the structure of a file.
 _UNREADABLE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
 _CHANGED = "differs from its checksum"
 _PACK_AGAIN = "repair=true packs it again from the source"
@@ -76,16 +76,16 @@ _log = logging.getLogger(__name__)
 
 
 class RepairError(RuntimeError):
-    """A shard cannot be brought back; it was left as it is."""
+    """A shard cannot be restored; it was left unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong."""
+    """One fault."""
 
     file: str  # name in the folder
-    what: str  # is wrong with it, with the values seen
-    fix: str  # what to do
+    what: str  # description with the values found
+    fix: str  # suggested action
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what}; {self.fix}"
@@ -93,17 +93,17 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was looked at, and what is wrong."""
+    """Scope and result of a verification."""
 
-    shards: int  # that the manifest names
-    rows: int  # samples that it names
+    shards: int  # number of shards in the manifest
+    rows: int  # number of samples in the manifest
     simulated: bool
-    quick: bool  # checksums and pixels were left out
+    quick: bool  # checksums and pixels were skipped
     problems: list[Problem] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True when nothing is wrong."""
+        """True if no problem was found."""
         return not self.problems
 
 
@@ -111,7 +111,7 @@ def verify(config: VerifyConfig, progress: bool = True) -> VerifyReport:
     """Compare the shards of a folder with its manifest and with themselves.
 
     Raises:
-        ValueError: there is no folder, no manifest, or it cannot be read.
+        ValueError: there is no folder or manifest, or the manifest cannot be read.
     """
     if not config.shards:
         raise ValueError("shards is empty; give a folder with packed shards: shards=SHARDS")
@@ -124,10 +124,10 @@ def verify(config: VerifyConfig, progress: bool = True) -> VerifyReport:
     ]
     if not config.quick:
         for codec in {entry.codec for entry in manifest.shards}:
-            load_filter(codec)  # without it every sample would look damaged
+            load_filter(codec)  # without it, every sample would seem damaged
         broken = {problem.file for problem in problems}
         sound = [entry for entry in manifest.shards if entry.file not in broken]
-        # checksums are computed outside the interpreter's lock
+        # threads suffice: checksums are computed without the GIL
         with (
             progress_of(sum(entry.rows for entry in sound), "verify", progress) as advance,
             ThreadPoolExecutor(config.threads or len(os.sched_getaffinity(0))) as pool,
@@ -136,7 +136,7 @@ def verify(config: VerifyConfig, progress: bool = True) -> VerifyReport:
             for entry, look in zip(sound, looks, strict=True):
                 problems += [Problem(entry.file, fault, _PACK_AGAIN) for fault in look.result()]
                 advance(entry.rows)
-        if not problems:  # sums over faulty shards would only repeat what is known
+        if not problems:  # totals over faulty shards would only repeat known problems
             problems += _sum_problems(folder, manifest)
     return VerifyReport(
         len(manifest.shards), manifest.rows, manifest.simulated, config.quick, problems
@@ -144,7 +144,7 @@ def verify(config: VerifyConfig, progress: bool = True) -> VerifyReport:
 
 
 def _sum_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
-    """Yield what the manifest sums up differently; each shard is known to equal its own claims."""
+    """Yield wrong totals of the manifest; each shard is already known to match its own entry."""
     again = build_manifest(folder, manifest.origin, manifest.layout, manifest.shards)
     claimed = {
         # older manifests do not count clipped pixels
@@ -166,7 +166,7 @@ def _sum_problems(folder: Path, manifest: Manifest) -> Iterator[Problem]:
 
 
 def _structure_faults(path: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
-    """Return what presence, size and tables of contents tell, without reading a pixel."""
+    """Return faults in presence, size, and shapes and dtypes of data sets; read no pixel."""
     if not path.is_file():
         return ["is missing"]
     size = path.stat().st_size
@@ -204,9 +204,9 @@ def _table_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> It
 
 
 def _content_faults(folder: Path, entry: ShardEntry, layout: ShardLayout) -> list[str]:
-    """Return what checksums and pixels tell.
+    """Return faults in checksums and pixels.
 
-    A changed sample is named; a change elsewhere in the file shows in the file's checksum.
+    Changed samples are named; changes elsewhere in the file show in the file's checksum.
     """
     faults: list[str] = []
     try:
@@ -236,7 +236,7 @@ def _pixel_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> It
             if crc32_of(sample, layout) != checksums[row + place]:
                 sound = False
                 yield f"{_sample(file, row + place)} {_CHANGED}"
-    # counts of changed pixels would only repeat what is known
+    # with changed pixels, wrong counts would only repeat known faults
     if sound and not np.array_equal(histogram, file[HISTOGRAM][()]):
         yield f"{HISTOGRAM} differs from the pixels"
 
@@ -244,12 +244,12 @@ def _pixel_faults(file: h5py.File, entry: ShardEntry, layout: ShardLayout) -> It
 def _readable_blocks(
     file: h5py.File, layout: ShardLayout, rows: int
 ) -> Iterator[tuple[int, Block | OSError]]:
-    """Yield first row and pixels of blocks; in the place of a sample without pixels, the error."""
+    """Yield the first row and the pixels of each block; the error for a sample not decodable."""
     for part in block_rows(rows):
         try:
             yield part.start, stored_block(file, layout, part)
         except OSError:
-            # one damaged chunk hides all others of its block: sample by sample shows which it is
+            # one damaged chunk makes its block unreadable: find it sample by sample
             for row in range(part.start, part.stop):
                 try:
                     yield row, stored_block(file, layout, slice(row, row + 1))
@@ -277,11 +277,11 @@ def verify_and_repair(config: VerifyConfig, progress: bool = True) -> tuple[Veri
     """Check a packed folder, pack faulty shards again from their source, and check again.
 
     Returns:
-        The last report, and the number of files that were written anew.
+        The last report, and the number of files that were rewritten.
 
     Raises:
-        ValueError: there is no packed folder, or it does not hold what packing noted of it.
-        RepairError: the source no longer gives the bytes that were packed.
+        ValueError: there is no packed folder, or its plan or records are missing.
+        RepairError: the source no longer yields the bytes that were packed.
     """
     report = verify(config, progress)
     if report.ok:
