@@ -1,6 +1,6 @@
-"""Packed shards: samples, index and labels of a manifest's files; all that simclr uses of them.
+"""Readers of packed shards: samples, index and labels; the only interface that simclr uses.
 
-Uncompressed pixels are read with ``pread`` at the byte offsets of the manifest, without HDF5.
+Uncompressed pixels are read with ``pread`` at the manifest's byte offsets, without HDF5.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ __all__ = [
 ]
 
 MAX_VECTORS = 1024  # buffers of one preadv: IOV_MAX of Linux
-OTHER_FILES = 256  # descriptors left for sockets, logs and libraries
+OTHER_FILES = 256  # descriptors reserved for sockets, logs and libraries
 
 
 class ShardReader:
-    """Reads samples of one shard, from any number of threads.
+    """Thread-safe reader of the samples of one shard.
 
     ``pread`` takes no HDF5 lock, moves no file position and has no state that a fork could share
-    by accident. Compressed samples are decoded by HDF5, one at a time in a process. Files are
-    opened at first use and never pickled.
+    by accident. HDF5 decodes compressed samples, one at a time per process. Files are opened at
+    first use and never pickled.
     """
 
     def __init__(self, folder: Path, entry: ShardEntry, layout: ShardLayout) -> None:
@@ -61,28 +61,28 @@ class ShardReader:
         self.entry = entry
         self.layout = layout
         self._descriptor: int | None = None
-        # of this process only: a handle of HDF5 must not be used after a fork
+        # with the process id: an HDF5 handle must not be used after a fork
         self._compressed: tuple[int, h5py.File] | None = None
         self._opening = threading.Lock()
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, ShardEntry, ShardLayout]]:
-        # an open file means nothing in another process
+        # open files are not valid in another process
         return ShardReader, (self.path.parent, self.entry, self.layout)
 
     @property
     def descriptor(self) -> int:
-        """The file, opened at first use."""
+        """File descriptor of the shard, opened at first use."""
         if self._descriptor is None:
-            with self._opening:  # of several threads that come first, one opens
+            with self._opening:  # only one thread opens the file
                 if self._descriptor is None:
                     self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         return self._descriptor
 
     def read_into(self, row: int, buffers: Mapping[str, npt.NDArray[np.uint16]]) -> None:
-        """Read one sample into C-contiguous uint16 buffers, one of each group's shape.
+        """Read one sample into C-contiguous uint16 buffers of each group's shape.
 
         Raises:
-            IndexError: no such row.
+            IndexError: there is no such row. ValueError: a buffer is not of a sample's size.
             OSError: the file is missing or damaged, or shorter than the manifest says.
         """
         if not 0 <= row < self.entry.rows:
@@ -123,35 +123,35 @@ class ShardReader:
         return buffers
 
     def index(self, field: str) -> npt.NDArray[Any]:
-        """Return one index field of all rows; text comes as ``str``."""
+        """Return one index field of all rows; text as ``str``."""
         values = self._rows(f"{INDEX}/{field}")
         return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
 
     def labels(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return a label set of all rows: (rows, classes) of 0, 1 or ``UNKNOWN_LABEL``."""
+        """Return a label set of all rows: (rows, classes) with 0, 1 or ``UNKNOWN_LABEL``."""
         return self._rows(f"{LABELS}/{name}")
 
     def fractions(self, name: str) -> npt.NDArray[np.float32]:
-        """Return shares of ground of all rows: (rows, classes) from 0 to 1, NaN where unknown."""
+        """Return a fraction set of all rows: (rows, classes) from 0 to 1, NaN where unknown."""
         return self._rows(f"{FRACTIONS}/{name}")
 
     def _rows(self, name: str) -> npt.NDArray[Any]:
-        # Opened for the moment: a handle of HDF5 is safe neither across threads nor across forks.
+        # Opened per call: an HDF5 handle is not safe across threads or forks.
         with open_shard(self.path) as file:
             return np.asarray(file[name][()])
 
     def close(self) -> None:
-        """Close the file; it opens again at the next read."""
+        """Close the file; the next read opens it again."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
         self._compressed = None
 
     def read_bytes(self, views: Sequence[memoryview], offset: int) -> None:
-        """Fill buffers, one after the other, with the bytes of the file from ``offset`` on.
+        """Fill buffers one after the other with the file's bytes from ``offset`` on.
 
         Raises:
-            OSError: the file is missing, cannot be read, or ends before.
+            OSError: the file is missing, unreadable or too short.
         """
         pending = list(views)
         while pending:
@@ -166,20 +166,20 @@ class ShardReader:
             offset += read
             while pending and read >= len(pending[0]):
                 read -= len(pending.pop(0))
-            if read:  # network file systems may return less than was asked for
+            if read:  # network file systems may return less than requested
                 pending[0] = pending[0][read:]
 
 
 def open_readers(folder: Path, manifest: Manifest) -> list[ShardReader]:
-    """Return one lazy reader for each shard of a packed source."""
+    """Return one lazy reader per shard of a packed source."""
     return [ShardReader(folder, entry, manifest.layout) for entry in manifest.shards]
 
 
 class BatchReader:
-    """Reads batches of rows, numbered through from the first shard to the last.
+    """Reader of batches of rows, numbered consecutively over all shards.
 
     Raises:
-        ValueError: the process may not hold as many files open as there are shards.
+        ValueError: there are more shards than files that the process may open.
     """
 
     def __init__(self, readers: Sequence[ShardReader]) -> None:
@@ -207,15 +207,15 @@ class BatchReader:
         """Read row ``numbers[i]`` into ``buffers[group][slots[i]]`` of every group with a buffer.
 
         Args:
-            numbers: rows, counted over all shards; neighbours in a file are read in one call. All
-                are of one layout.
+            numbers: row numbers over all shards, all of one layout; adjacent rows of a file are
+                read in one call.
             buffers: C-contiguous uint16 (batch, bands, size_px, size_px) of each group to read.
-            slots: index into the batch of each row.
+            slots: batch index of each row.
 
         Raises:
-            ValueError: a buffer is not of its group's shape, or not contiguous, or rows are of
-                several layouts.
-            IndexError: a batch has no such slot.
+            ValueError: a buffer has another shape than its group or is not contiguous, or rows
+                have different layouts.
+            IndexError: the batch has no such slot.
             OSError: a file is missing or damaged, or shorter than the manifest says.
         """
         shards = np.searchsorted(self._ends, numbers, side="right")

@@ -1,6 +1,6 @@
-"""Durable files that are whole or absent, and append-only files that survive a torn line.
+"""Durable files that are complete or absent, and append-only files that survive a torn line.
 
-Every result of the three packages is written through this module.
+All three packages write their results through this module.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Leading dot and this suffix: no pattern that looks for finished files matches such a name.
+# With a leading dot and this suffix, no pattern for finished files matches the name.
 TEMPORARY_SUFFIX = ".tmp"
 # CIFS, vboxsf and some FUSE file systems cannot flush a folder; the file itself was flushed.
 _NO_FSYNC_OF_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the hidden sibling under which ``path`` is written before it is complete."""
+    """Return the hidden sibling as which ``path`` is written until it is complete."""
     return path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}{TEMPORARY_SUFFIX}")
 
 
 def is_abandoned(path: Path) -> bool:
-    """Say whether a temporary path belongs to a process of this machine that is gone."""
+    """Return whether a temporary path belongs to a process of this machine that has ended."""
     owner = re.search(r"\.([^.]+)-(\d+)\.tmp$", path.name)
     if owner is None or owner[1] != os.uname().nodename:
         return False
     try:
-        os.kill(int(owner[2]), 0)  # signal 0 asks whether the process exists
+        os.kill(int(owner[2]), 0)  # signal 0 checks whether the process exists
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False  # it does, and is somebody else's
+        return False  # it exists and belongs to another user
     return False
 
 
@@ -43,7 +43,7 @@ def is_abandoned(path: Path) -> bool:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success fsync it, rename it to ``path`` and fsync the folder.
 
-    On an exception the temporary file is removed and ``path`` stays as it was.
+    On an exception the temporary file is removed and ``path`` stays unchanged.
     """
     temporary = temporary_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Make a finished file or folder visible under its name, durably."""
+    """Rename a finished file or folder to its final name, durably."""
     fsync(temporary)
     temporary.replace(path)
     fsync(path.parent)
@@ -65,7 +65,7 @@ def fsync(path: Path) -> None:
     """Flush a file or folder to the storage device.
 
     Raises:
-        OSError: it cannot be flushed; the error names it.
+        OSError: flushing failed; the error names the path.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -89,7 +89,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def append_json_line(path: Path, record: Any) -> None:
-    """Append a record as one line of JSON; begin a new line where a full disk cut the last one."""
+    """Append a record as one line of JSON; begin a new line if the last one is incomplete."""
     line = json.dumps(record).encode() + b"\n"
     with path.open("ab+") as file:
         if file.tell() > 0:
@@ -99,9 +99,9 @@ def append_json_line(path: Path, record: Any) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the records of an append-only file, but for lines that were cut short; [] without one.
+    """Return the records of an append-only file, without incomplete lines; [] if it is missing.
 
-    A line that was cut by a full disk or a crash is lost; those after it are whole.
+    A line cut by a full disk or a crash is lost; later lines are intact.
     """
     if not path.exists():
         return []

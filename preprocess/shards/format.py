@@ -1,4 +1,4 @@
-"""The shard format, one HDF5 file each: data set names, dtypes, checksums, codecs, and patches.
+"""The shard format (one HDF5 file per shard): data set names, dtypes, checksums, codecs, patches.
 
 ``docs/shard-format.md`` describes the file.
 """
@@ -20,42 +20,42 @@ import numpy.typing as npt
 FORMAT = "simclr-s2-shard"
 FORMAT_VERSION = 1
 UNIT = "reflectance x 10000, offset removed"
-NODATA = 0  # never a reflectance: a dark pixel is clipped at 1 when an offset is removed
-SATURATED = 65535  # as delivered by ESA; left out of statistics
+NODATA = 0  # never a reflectance: dark pixels are clipped to 1 when an offset is removed
+SATURATED = 65535  # as delivered by ESA; excluded from statistics
 PIXEL_DTYPE = np.dtype("<u2")
 NUM_PIXEL_VALUES = 65536
 
-UNKNOWN_LABEL = 255  # a whole row of it: this patch has no answer in this label set
+UNKNOWN_LABEL = 255  # an entire row of it: this patch is not labelled in this label set
 
 PATCHES = "patches"  # by group: (rows, bands, size_px, size_px), contiguous unless compressed
-INDEX = "index"  # by field: one value a row
+INDEX = "index"  # by field: one value per row
 LABELS, FRACTIONS = "labels", "fractions"  # by set: (rows, classes) uint8 and float32
 HISTOGRAM = "statistics/histogram"  # counts of the stored values of each band
 
-# Text is stored as fixed-width bytes: variable-length strings live in a heap that a checksum of
-# the data set does not cover. "S" takes the width of the longest value in the shard.
+# Text is stored as fixed-width bytes: variable-length strings are in a heap that a checksum of
+# the data set does not cover. "S" has the width of the longest value in the shard.
 INDEX_FIELDS: dict[str, str] = {
     "id": "S",  # unique within the source
-    "path": "S",  # file or folder it was read from, relative to the root of the source
-    "product": "S",  # the ESA product or scene the patch was cut from, if known
+    "path": "S",  # file or folder it was read from, relative to the source's root
+    "product": "S",  # ESA product or scene that the patch was cut from, if known
     "tile": "S",  # MGRS tile, five characters, if known
-    "place": "S",  # ground cell: the same on every date, equal text is equal ground
-    "block": "S",  # ground that splits keep whole, of all dates and tiles; empty without blocks
+    "place": "S",  # ground cell, the same on every date: equal text means equal ground
+    "block": "S",  # ground that splits never divide, over all dates and tiles; may be empty
     "acquired": "S",  # ISO 8601, UTC, if known
     "split": "S",  # train, validation, test, or empty
     "baseline": "S",  # processing baseline, "02.06", if known
-    "offset": "<i2",  # added to the digital number while packing
-    "offset_authority": "S",  # who decided: xml, name, user, source
-    "epsg": "<i4",  # 0 when the file has no coordinate system, or one without a code
+    "offset": "<i2",  # added to the digital numbers while packing
+    "offset_authority": "S",  # origin: xml, stac:KEY, tags, name, user or source
+    "epsg": "<i4",  # 0 if the file has no coordinate system, or one without a code
     "transform": "<f8",  # (rows, 6): affine a b c d e f of the finest group, in CRS units
     "valid_fraction": "<f4",  # share of pixels of the finest group that are not nodata
     "crc32": "<u4",  # zlib.crc32 over the pixels of all groups, in layout order
 }
-# Of shards in which any value of it is not empty.
+# Present only in shards in which some value is not empty.
 OPTIONAL_INDEX_FIELDS: dict[str, str] = {
-    "crs_wkt": "S",  # well-known text of a coordinate system that has no EPSG code
+    "crs_wkt": "S",  # well-known text of a coordinate system without an EPSG code
 }
-# Beside these: zlib.crc32 over the row in all index fields, label sets and fraction sets.
+# An additional index field: zlib.crc32 over a row's index fields, label sets and fraction sets.
 FACTS_CRC32 = "facts_crc32"
 
 Transform = tuple[float, float, float, float, float, float]
@@ -69,7 +69,7 @@ NO_TRANSFORM: Transform = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 class GroupLayout:
     """Bands that share one grid."""
 
-    name: str  # of the data set, b10 for 10 m
+    name: str  # name of the data set, such as b10 for 10 m
     bands: tuple[str, ...]  # canonical names in channel order
     size_px: int  # side of the square patch in pixels
     ground_resolution_m: float  # side of a pixel in metres, as stored
@@ -82,16 +82,16 @@ class GroupLayout:
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample in this group."""
-        # plain ints: asked for with every read, where numpy's product took half the time
+        # plain ints: computed for every read, where numpy's product took half the time
         return len(self.bands) * self.size_px**2 * PIXEL_DTYPE.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """Class names of one labelling of the patches; order always travels as names."""
+    """Class names of one labelling of the patches; they define the column order."""
 
     name: str  # bigearthnet19, irrigation_regular, eurosat, ...
-    kind: str  # single (exactly one class a patch) or multi (any number)
+    kind: str  # single (exactly one class per patch) or multi (any number)
     classes: tuple[str, ...]  # names in column order
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class LabelSet:
 
 @dataclass(frozen=True, slots=True)
 class FractionSet:
-    """Shares of a patch's ground by class: cover of a map, or what a scene classification saw."""
+    """Classes of a patch's ground shares, from a land-cover map or a scene classification."""
 
     name: str  # corine, scl, ...
     classes: tuple[str, ...]  # names in column order
@@ -109,7 +109,7 @@ class FractionSet:
 
 @dataclass(frozen=True, slots=True)
 class ShardLayout:
-    """What every sample of a source looks like: band groups, finest first, labels, fractions."""
+    """Layout of all samples of a source: band groups, finest first, label and fraction sets."""
 
     groups: tuple[GroupLayout, ...]
     label_sets: tuple[LabelSet, ...] = ()
@@ -117,7 +117,7 @@ class ShardLayout:
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """All bands, group by group."""
+        """All bands in group order."""
         return tuple(band for group in self.groups for band in group.bands)
 
     @property
@@ -129,7 +129,7 @@ class ShardLayout:
         """Return a label set by name.
 
         Raises:
-            ValueError: there is none of that name; the message lists those there are.
+            ValueError: no label set has that name; the message lists the existing ones.
         """
         for candidate in self.label_sets:
             if candidate.name == name:
@@ -138,12 +138,12 @@ class ShardLayout:
         raise ValueError(f"no label set {name!r} in these shards; they hold: {names}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON types."""
+        """Return the layout as plain JSON types."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ShardLayout:
-        """Rebuild from ``to_json``."""
+        """Rebuild a layout from the result of ``to_json``."""
 
         def tupled(one: dict[str, Any], key: str) -> dict[str, Any]:
             return {**one, key: tuple(one[key])}
@@ -156,35 +156,35 @@ class ShardLayout:
 
 
 class PatchError(ValueError):
-    """An input that cannot become a patch; packing can go on without it."""
+    """An input that cannot become a patch; packing can continue without it."""
 
     def __init__(self, file: object, reason: str) -> None:
         super().__init__(f"{file}: {reason}")
         self.file = str(file)  # the file or folder at fault, as the source named it
-        self.reason = reason  # what is wrong with it, in one clause
+        self.reason = reason  # the fault, in one clause
 
 
 @dataclass(frozen=True, slots=True)
 class PatchRef:
-    """Where one patch is, and what is known of it before its files are opened."""
+    """Location of one patch, and facts known before its files are opened."""
 
     id: str  # unique within the source; references are packed in the order of their ids
-    # file or folder relative to the root: shards can be repaired from where rasters have moved to
+    # file or folder relative to the root, so that shards can be repaired after rasters have moved
     path: str
     split: str = ""  # train, validation, test, or empty
-    # class names by label set, where the place of the files or a table tells them
+    # class names by label set, if known from the files' location or a table
     labels: Labels = field(default_factory=dict)
-    block: str = ""  # ground that splits keep whole; empty without blocks
+    block: str = ""  # ground that splits never divide; empty without blocks
 
     def to_json(self) -> str:
         """Return one line of JSON."""
-        # not asdict, which copies all it meets: plans have half a million lines
+        # not asdict, which copies every value: plans have half a million lines
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         return json.dumps(plain, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> PatchRef:
-        """Rebuild from ``to_json``."""
+        """Rebuild a reference from the result of ``to_json``."""
         data: dict[str, Any] = json.loads(line)
         labels = {name: tuple(classes) for name, classes in data.pop("labels").items()}
         return cls(**data, labels=labels)
@@ -192,40 +192,40 @@ class PatchRef:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Patches of one product that were left out for one reason: a choice, not an error."""
+    """Patches of one product excluded for one reason: by choice, not because of an error."""
 
-    product: str  # file or folder of it, as in PatchRef.path
-    reason: str  # a phrase, the same for all that it applies to
-    places: tuple[str, ...] = ()  # their ground cells; empty if the whole product was dropped
+    product: str  # its file or folder, as in PatchRef.path
+    reason: str  # phrase that is the same for all patches dropped for this reason
+    places: tuple[str, ...] = ()  # their ground cells; empty if the entire product was dropped
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """One patch as it is stored."""
+    """One patch in the form in which it is stored."""
 
-    id: str  # that of its reference
-    pixels: dict[str, npt.NDArray[np.uint16]]  # by band group, (bands, size_px, size_px) stored
-    labels: Labels = field(default_factory=dict)  # by label set; absent: no answer for this patch
-    # shares of the ground by fraction set, (classes,) from 0 to 1; absent: unknown
+    id: str  # id of its reference
+    pixels: dict[str, npt.NDArray[np.uint16]]  # by band group: (bands, size_px, size_px)
+    labels: Labels = field(default_factory=dict)  # by label set; absent: not labelled
+    # ground shares by fraction set: (classes,) from 0 to 1; absent: unknown
     fractions: Fractions = field(default_factory=dict)
-    path: str = ""  # file or folder it was read from, relative to the root; packing fills it in
+    path: str = ""  # file or folder it was read from, relative to the root; set by packing
     product: str = ""  # ESA product or scene, if known
     tile: str = ""  # MGRS tile, if known
     place: str = ""  # ground cell, the same on every date, if known
-    block: str = ""  # ground that splits keep whole, if the source is split by blocks
+    block: str = ""  # ground that splits never divide, if the source is split by blocks
     acquired: str = ""  # ISO 8601, UTC, if known
     split: str = ""  # train, validation, test, or empty
     baseline: str = ""  # processing baseline such as 02.06, if known
     offset: int = 0  # added to the digital numbers of the files
-    offset_authority: str = "source"  # who said so: xml, name, user, source
-    epsg: int = 0  # of the coordinate system; 0 without one, or without a code for it
+    offset_authority: str = "source"  # origin: xml, stac:KEY, tags, name, user or source
+    epsg: int = 0  # code of the coordinate system; 0 without a system or code
     transform: Transform = NO_TRANSFORM  # affine a b c d e f of the finest group, in CRS units
-    crs_wkt: str = ""  # well-known text of a coordinate system that has no EPSG code
+    crs_wkt: str = ""  # well-known text of a coordinate system without an EPSG code
 
     @property
     def valid_fraction(self) -> float:
         """Share of the finest group's pixels that hold data in every band."""
-        # the finest group alone: a hole in a coarse one is wider than the hole in the data
+        # only the finest group: a hole in a coarse group is wider than the hole in the data
         finest = next(iter(self.pixels.values()))
         return float((finest != NODATA).all(axis=0).mean())
 
@@ -237,7 +237,7 @@ def sha256_of(path: Path) -> str:
 
 
 def crc32_of(pixels: Mapping[str, npt.NDArray[np.uint16]], layout: ShardLayout) -> int:
-    """Return the checksum of one sample: its groups one after the other, in layout order."""
+    """Return the CRC-32 of one sample over its groups in layout order."""
     checksum = 0
     for group in layout.groups:
         checksum = zlib.crc32(np.ascontiguousarray(pixels[group.name]).data, checksum)
@@ -245,7 +245,7 @@ def crc32_of(pixels: Mapping[str, npt.NDArray[np.uint16]], layout: ShardLayout) 
 
 
 def facts_in(file: h5py.File, layout: ShardLayout) -> Iterable[npt.NDArray[Any]]:
-    """Yield all that an open shard holds by row beside pixels, in the order of its checksum."""
+    """Return all row data of an open shard except pixels, in the order of its checksum."""
     names = [f"{INDEX}/{name}" for name in INDEX_FIELDS]
     names += [name for name in (f"{INDEX}/{n}" for n in OPTIONAL_INDEX_FIELDS) if name in file]
     names += [f"{LABELS}/{labels.name}" for labels in layout.label_sets]
@@ -254,7 +254,7 @@ def facts_in(file: h5py.File, layout: ShardLayout) -> Iterable[npt.NDArray[Any]]
 
 
 def crc32_by_row(columns: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.uint32]:
-    """Return a checksum a row over columns (rows, ...): the row's bytes, column after column."""
+    """Return one CRC-32 per row of columns (rows, ...), over the row's bytes in each column."""
     checksums: list[int] = []
     for column in columns:
         # bytes as stored: text keeps its padding, numbers are little-endian in memory and file
@@ -264,32 +264,32 @@ def crc32_by_row(columns: Iterable[npt.NDArray[Any]]) -> npt.NDArray[np.uint32]:
     return np.array(checksums, "<u4")
 
 
-# HDF5 itself has gzip. Zstandard, and bitshuffle-LZ4 of older packs, come with hdf5plugin, whose
-# import makes them known to HDF5.
+# gzip is built into HDF5. Importing hdf5plugin registers Zstandard, and the bitshuffle-LZ4 of
+# older packs.
 NO_CODEC = "none"
 CODECS = (NO_CODEC, "gzip", "zstd")
 
 
 def open_shard(path: Path) -> h5py.File:
-    """Open a shard read-only; without locks, which network file systems often refuse.
+    """Open a shard read-only and without locks, which network file systems often refuse.
 
     Raises:
         OSError: the file is missing, cut short, or not HDF5; the message names it.
     """
     try:
-        # no chunk cache: a sample is one chunk, and is read once
+        # no chunk cache: a sample is one chunk and is read once
         return h5py.File(path, "r", locking=False, rdcc_nbytes=0)
     except FileNotFoundError:
         raise
-    except OSError as error:  # HDF5 tells what is wrong, but not with which file
+    except OSError as error:  # HDF5 reports the fault, but not the file
         raise OSError(f"{path} cannot be read as a shard: {error}; see simclr-verify") from error
 
 
 def check_codec(codec: str) -> None:
-    """Refuse a codec that cannot be written here.
+    """Reject a codec that cannot be written here.
 
     Raises:
-        ValueError: there is no such codec, or hdf5plugin is not installed.
+        ValueError: the codec is unknown, or hdf5plugin is not installed.
     """
     if codec not in CODECS:
         raise ValueError(f"compression is {codec!r}; choose one of {', '.join(CODECS)}")
@@ -297,7 +297,7 @@ def check_codec(codec: str) -> None:
 
 
 def load_filter(codec: str) -> None:
-    """Make the filter of a codec known to HDF5, so that data sets can be read.
+    """Register the filter of a codec with HDF5, so that data sets can be read.
 
     Raises:
         ValueError: hdf5plugin is not installed.
@@ -305,7 +305,7 @@ def load_filter(codec: str) -> None:
     if codec in (NO_CODEC, "gzip"):
         return
     try:
-        import hdf5plugin  # noqa: F401  # importing it is enough
+        import hdf5plugin  # noqa: F401  # registers its filters on import
     except ImportError as error:
         raise ValueError(
             "these shards need a package that is not installed: pip install hdf5plugin, or pack "
@@ -314,9 +314,9 @@ def load_filter(codec: str) -> None:
 
 
 def dataset_options(codec: str, sample_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return the options of ``create_dataset``: none for ``none``, else one sample per chunk.
+    """Return options for ``create_dataset``: empty for ``none``, else one sample per chunk.
 
-    Levels are the lowest that pay: reflectances are noisy, and higher levels only take longer.
+    Levels are the lowest that pay off: reflectances are noisy, so higher levels only cost time.
     """
     if codec == NO_CODEC:
         return {}

@@ -1,6 +1,6 @@
-"""The manifest of a packed source: written last by packing, read first by everybody else.
+"""The manifest of a packed source: written last by packing, read first by all readers.
 
-Histograms over all 65,536 values lose nothing: parts of a source add up to the last bit.
+Histograms over all 65,536 values are lossless: those of a source's parts add up exactly.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Histogram = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ShardOrigin:
-    """What shards and manifest say of their source."""
+    """Source information stored in shards and manifest."""
 
     source: str
     simulated: bool  # the patches were synthesised, never measured
@@ -58,8 +58,8 @@ class ShardEntry:
     file: str  # name relative to the manifest
     rows: int
     size_bytes: int
-    sha256: str  # of the whole file
-    # where each band group's contiguous data set begins, in bytes; empty if pixels are compressed
+    sha256: str  # checksum of the entire file
+    # byte offset of each band group's contiguous data set; empty if pixels are compressed
     offsets: dict[str, int]
     codec: str = NO_CODEC  # none, gzip or zstd; bitshuffle-lz4 in older packs
 
@@ -68,9 +68,9 @@ class ShardEntry:
 class BandStatistics:
     """Exact statistics of one band of one source over valid pixels, in stored values.
 
-    Nodata (0) and saturated (65535) pixels are left out of all but ``nodata_fraction``.
-    ``clipped_fraction`` is the share stored as 1, which stands for all reflectances up to 0.0001,
-    the negative ones among them; None in manifests that were written before it was counted.
+    Nodata (0) and saturated (65535) pixels are excluded from all but ``nodata_fraction``.
+    ``clipped_fraction`` is the share stored as 1, which represents all reflectances up to 0.0001,
+    including negative ones; None in manifests written before it was counted.
     """
 
     count: int
@@ -86,20 +86,20 @@ class BandStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that a reader must know of a packed source before it opens a shard."""
+    """All that a reader must know about a packed source before opening a shard."""
 
-    source: str  # its name; statistics and normalisation belong to it
+    source: str  # name, to which statistics and normalisation belong
     simulated: bool  # the patches were synthesised, never measured
     layout: ShardLayout  # band groups and label sets of every sample
     shards: tuple[ShardEntry, ...]
-    statistics: dict[str, BandStatistics]  # per band name
-    # configuration, versions, counts and reasons of rejected inputs
+    statistics: dict[str, BandStatistics]  # by band name
+    # configuration, versions, counts of patches, reasons for rejection
     provenance: dict[str, Any] = field(default_factory=dict)
     processing_level: str = ""  # L1C (top of atmosphere) or L2A (surface); empty if unknown
 
     @property
     def origin(self) -> ShardOrigin:
-        """What its shards say of their source."""
+        """Source information as stored in its shards."""
         return ShardOrigin(self.source, self.simulated, self.processing_level)
 
     @property
@@ -109,7 +109,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change when any packed byte changes."""
+        """Sixteen hexadecimal digits that change if any packed byte changes."""
         digest = hashlib.sha256(json.dumps(self.layout.to_json(), sort_keys=True).encode())
         for shard in self.shards:
             digest.update(shard.sha256.encode())
@@ -127,7 +127,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a packed source.
 
     Raises:
-        ValueError: there is none, or it is not ours, damaged, or of another format version.
+        ValueError: there is none, or it is foreign, damaged, or of another format version.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -168,21 +168,21 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _checksum(data: dict[str, Any]) -> str:
-    """Return the SHA-256 of what a manifest says, however its JSON is laid out."""
+    """Return the SHA-256 of a manifest's content, independent of its JSON layout."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def empty_histogram(num_bands: int) -> Histogram:
-    """Return counts of nothing: (num_bands, 65536) int64."""
+    """Return zero counts: (num_bands, 65536) int64."""
     return np.zeros((num_bands, NUM_PIXEL_VALUES), np.int64)
 
 
 def summarise(counts: npt.NDArray[np.int64]) -> BandStatistics:
     """Return the statistics of one band from its counts (65536,).
 
-    Percentiles are stored values: the smallest that at least that share of pixels does not
-    exceed. A band without a valid pixel has ``count`` 0 and zeros throughout.
+    A percentile is the smallest stored value that at least that share of pixels does not exceed.
+    Without valid pixels, all but ``nodata_fraction`` is 0.
     """
     total, nodata = int(counts.sum()), int(counts[NODATA])
     valid = counts.copy()
@@ -193,7 +193,7 @@ def summarise(counts: npt.NDArray[np.int64]) -> BandStatistics:
     weights = valid[values]
     count = int(weights.sum())
     mean = int((values * weights).sum()) / count
-    # whole numbers only: a rounded rank could fall on the neighbouring value
+    # integers only: a rounded rank could select the neighbouring value
     ranks = [-(-count * percent // 100) for percent in (1, 99)]
     percentile_1, percentile_99 = values[np.searchsorted(weights.cumsum(), ranks)].tolist()
     return BandStatistics(
@@ -212,7 +212,7 @@ def summarise(counts: npt.NDArray[np.int64]) -> BandStatistics:
 def build_manifest(
     folder: Path, origin: ShardOrigin, layout: ShardLayout, entries: Sequence[ShardEntry]
 ) -> Manifest:
-    """Return the manifest of finished shards; writing it is left to the caller."""
+    """Return the manifest of finished shards, without writing it."""
     total = empty_histogram(len(layout.bands))
     products = Counter[tuple[Any, ...]]()
     labels = {s.name: dict.fromkeys((*s.classes, _UNKNOWN), 0) for s in layout.label_sets}

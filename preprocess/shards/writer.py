@@ -1,4 +1,4 @@
-"""Write one shard from a stream of patches, whole or not at all; used by packing and repair."""
+"""Write one shard from a stream of patches, atomically; used by packing and repair."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from preprocess.shards.format import (
 )
 from preprocess.shards.manifest import Histogram, ShardEntry, ShardOrigin, empty_histogram
 
-# Samples held in memory at a time: 10 MB of BigEarthNet patches, enough to count values by the
-# million and to write in large pieces.
+# Samples in memory at a time: 10 MB of BigEarthNet patches, enough to count millions of values at
+# once and to write in large pieces.
 BLOCK_ROWS = 64
 
 _ALL_FIELDS = INDEX_FIELDS | OPTIONAL_INDEX_FIELDS
@@ -53,7 +53,7 @@ Block = dict[str, npt.NDArray[np.uint16]]
 
 
 class _Draft:
-    """A shard in the making: all of it but the pixels, which go to the file."""
+    """Content of a shard being written, except the pixels, which go directly to the file."""
 
     def __init__(self, layout: ShardLayout, origin: ShardOrigin, codec: str) -> None:
         self.layout, self.origin, self.codec = layout, origin, codec
@@ -67,7 +67,7 @@ class _Draft:
         }
 
     def blocks(self, patches: Iterable[Patch]) -> Iterator[Block]:
-        """Gather patches into blocks; everything but the pixels is noted."""
+        """Yield the patches' pixels in blocks, and record everything else."""
         stream = iter(patches)
         while rows := list(itertools.islice(stream, BLOCK_ROWS)):
             for patch in rows:
@@ -103,18 +103,18 @@ def write_shard(
     origin: ShardOrigin,
     codec: str = NO_CODEC,
 ) -> ShardEntry | None:
-    """Write a shard of at most ``capacity`` patches; the file appears whole or not at all.
+    """Write a shard of at most ``capacity`` patches, atomically.
 
-    Equal patches give equal bytes. Patches are taken one by one, so that a generator may leave
-    out bad ones; fewer than ``capacity`` make a shorter shard, never one with holes. No more than
+    Equal patches give equal bytes. Patches are consumed one by one, so a generator may skip bad
+    ones; fewer than ``capacity`` make a shorter shard, never one with holes. At most
     ``BLOCK_ROWS`` patches are in memory at a time.
 
     Returns:
         The entry for the manifest, or None if there was no patch and hence no file.
 
     Raises:
-        ValueError: there are more patches than ``capacity``, one does not fit the layout, or the
-            codec is not there.
+        ValueError: there are more patches than ``capacity``, a patch does not fit the layout, or
+            the codec is not available.
     """
     stream = iter(patches)
     first = next(stream, None)
@@ -125,7 +125,7 @@ def write_shard(
         _write_file(temporary, draft, draft.blocks(itertools.chain([first], stream)), capacity)
         rows = len(draft.index["id"])
         if rows < capacity:
-            # a contiguous data set has a fixed place in the file and cannot be cut
+            # a contiguous data set has a fixed size in the file and cannot be truncated
             with atomic_path(temporary) as shorter, open_shard(temporary) as file:
                 blocks = (stored_block(file, layout, part) for part in block_rows(rows))
                 _write_file(shorter, draft, blocks, rows)
@@ -136,14 +136,14 @@ def write_shard(
 
 
 def _write_file(path: Path, draft: _Draft, blocks: Iterable[Block], rows: int) -> None:
-    # A fixed version of the file format: a newer HDF5 would write other bytes for equal patches.
-    # no lock: the name belongs to this process, and network file systems often refuse locks
+    # A fixed file format version: a newer HDF5 would write other bytes for equal patches.
+    # No lock: only this process uses the name, and network file systems often refuse locks.
     try:
         with h5py.File(path, "w", libver=("v110", "v110"), locking=False) as file:
             _write_pixels(file, draft, blocks, rows)
             _write_content(file, draft)
     except OSError as error:
-        # HDF5 hides the file and the reason, a full disk for example, among its own words
+        # HDF5 gives the file and the reason, such as a full disk, only within its message
         if error.errno is None or error.filename is not None or "errno =" not in str(error):
             raise
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
@@ -184,7 +184,7 @@ def _write_content(file: h5py.File, draft: _Draft) -> None:
     file.create_dataset(
         HISTOGRAM,
         data=draft.histogram,
-        chunks=(1, draft.histogram.shape[1]),  # a band's counts without those of the others
+        chunks=(1, draft.histogram.shape[1]),  # one chunk per band
         compression="gzip",
         shuffle=True,
         track_times=False,
@@ -194,19 +194,19 @@ def _write_content(file: h5py.File, draft: _Draft) -> None:
 def _write_column(file: h5py.File, name: str, rows: npt.NDArray[Any]) -> h5py.Dataset:
     if rows.dtype.kind == "S":
         rows = rows.astype(h5py.string_dtype("utf-8", rows.dtype.itemsize))
-    # times would make equal shards differ
+    # timestamps would make equal shards differ
     return file.create_dataset(name, data=rows, track_times=False)
 
 
 def count_block(histogram: Histogram, block: Block, layout: ShardLayout) -> None:
-    """Add a block of samples to the counts of all bands (bands of the layout, 65536), in place."""
+    """Add a block of samples to the counts of all bands (bands, 65536), in place."""
     planes = (block[g.name][:, band] for g in layout.groups for band in range(len(g.bands)))
     for counts, pixels in zip(histogram, planes, strict=True):
         counts += np.bincount(pixels.ravel(), minlength=NUM_PIXEL_VALUES)
 
 
 def block_rows(rows: int) -> Iterator[slice]:
-    """Yield the rows of a shard, a block at a time."""
+    """Yield the row ranges of a shard, block by block."""
     for start in range(0, rows, BLOCK_ROWS):
         yield slice(start, min(start + BLOCK_ROWS, rows))
 
@@ -215,14 +215,14 @@ def stored_block(file: h5py.File, layout: ShardLayout, rows: slice) -> Block:
     """Return the pixels of some rows of an open shard.
 
     Raises:
-        OSError: a chunk of them cannot be decoded.
+        OSError: a chunk cannot be decoded.
     """
     return {group.name: file[f"{PATCHES}/{group.name}"][rows] for group in layout.groups}
 
 
 def _label_row(patch: Patch, label_set: LabelSet) -> npt.NDArray[np.uint8]:
     names = patch.labels.get(label_set.name)
-    if names is None:  # nobody has looked: another thing than none of the classes
+    if names is None:  # not labelled, as opposed to none of the classes
         return np.full(len(label_set.classes), UNKNOWN_LABEL, np.uint8)
     unknown = set(names).difference(label_set.classes)
     if unknown or (label_set.kind == "single" and len(names) != 1):
@@ -247,9 +247,9 @@ def _fraction_row(patch: Patch, shares: FractionSet) -> npt.NDArray[np.float32]:
 
 
 def offsets_in(file: h5py.File, layout: ShardLayout) -> dict[str, int]:
-    """Return where in an open shard each band group's pixels begin, in bytes.
+    """Return the byte offset of each band group's pixels in an open shard.
 
-    Compressed pixels are in chunks, each with a place of its own; they are left out.
+    Compressed groups are omitted, since each of their chunks has its own offset.
     """
     data_sets = {group.name: file[f"{PATCHES}/{group.name}"] for group in layout.groups}
     return {n: int(d.id.get_offset()) for n, d in data_sets.items() if d.chunks is None}
