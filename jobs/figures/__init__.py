@@ -1,1 +1,1 @@
-"""Pictures and pages that people look at: curves, contact sheets, heatmaps, reports."""
+"""Figures and pages for people: curves, contact sheets, heatmaps, reports."""

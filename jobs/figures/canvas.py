@@ -1,6 +1,6 @@
-"""Figures as image files, tables as CSV, reports as one HTML page; each whole or not at all.
+"""Write figures as images, tables as CSV and reports as one HTML page, each file atomically.
 
-What several pages draw is here too. The only module that imports matplotlib.
+Elements that several pages share are here too. The only module that imports matplotlib.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-# An unknown backend in the user's environment makes the import fail; figures use none.
+# An unknown backend in the user's environment would break the import; the figures need only agg.
 os.environ["MPLBACKEND"] = "agg"
 
 from matplotlib.axes import Axes
@@ -35,11 +35,11 @@ __all__ = ["COLORS", "Axes", "Figure", "MaxNLocator", "canvas"]
 
 Result = Mapping[str, Any]  # one row of an evaluation: an encoder under a protocol
 
-# Okabe and Ito's palette: told apart by colour-blind readers too, and in print.
+# Okabe and Ito's palette: distinguishable for colour-blind readers and in print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = "osD^vP*X"
-# A page shows about 100 pixels an inch; lines and text of charts are kept sharper. Photographs are
-# a tenth as large as JPEG.
+# A page shows about 100 pixels per inch; charts are finer, for sharp lines and text. As JPEG,
+# photographs are a tenth of the size.
 _FORMATS: dict[str, dict[str, Any]] = {
     ".png": {"format": "png", "dpi": 150, "metadata": {"Software": None}},
     ".jpg": {"format": "jpeg", "dpi": 110, "pil_kwargs": {"quality": 88, "subsampling": 0}},
@@ -48,7 +48,7 @@ _FORMATS: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def canvas(path: str | Path, width: float = 7.0, height: float = 4.5) -> Iterator[Figure]:
-    """Yield an empty figure of ``width`` x ``height`` inches; at the end ``path`` holds it.
+    """Yield an empty figure of ``width`` x ``height`` inches; save it to ``path`` at the end.
 
     No global state of matplotlib is touched: figures can be drawn in threads and on login nodes
     without a display. Nothing is written if the drawing raises. The same data give the same bytes.
@@ -95,11 +95,11 @@ class Page:
         self._parts: list[str] = [f"<h1>{self._title}</h1>"]
 
     def heading(self, text: str, level: int = 2) -> Page:
-        """Append the heading of a section, or at level 3 of a part of it."""
+        """Append the heading of a section, or of a subsection at level 3."""
         return self._append(f"<h{level}>{html.escape(text)}</h{level}>")
 
     def lead(self, text: str) -> Page:
-        """Append the sentence that a reader in a hurry needs."""
+        """Append a summary for readers in a hurry."""
         return self._append(f'<p class="lead">{html.escape(text)}</p>')
 
     def text(self, *paragraphs: str) -> Page:
@@ -107,31 +107,31 @@ class Page:
         return self._append(*(f"<p>{html.escape(text)}</p>" for text in paragraphs))
 
     def bullets(self, *items: str) -> Page:
-        """Append a list; nothing without items."""
+        """Append a bullet list; append nothing if there are no items."""
         lines = [f"<li>{html.escape(item)}</li>" for item in items]
         return self._append("<ul>", *lines, "</ul>") if lines else self
 
     def links(self, targets: Mapping[str, str]) -> Page:
-        """Append a list of links: text to address, or to a path relative to the page."""
+        """Append a list of links, from text to URL or to a path relative to the page."""
         safe = {text: html.escape(quote(url, safe="/:#?=&@%")) for text, url in targets.items()}
         lines = [f'<li><a href="{url}">{html.escape(text)}</a></li>' for text, url in safe.items()]
         return self._append("<ul>", *lines, "</ul>") if lines else self
 
     def command(self, text: str) -> Page:
-        """Append a command or a file's content as it is to be typed."""
+        """Append a command or the content of a file, verbatim."""
         return self._append(f"<pre>{html.escape(text)}</pre>")
 
     def folded(self, title: str, text: str) -> Page:
-        """Append a long text, such as all settings, behind its title: a click shows it."""
+        """Append a long text, such as all settings, collapsed under its title."""
         summary, inside = html.escape(title), html.escape(text)
         return self._append(f"<details><summary>{summary}</summary><pre>{inside}</pre></details>")
 
     def table(
         self, header: Sequence[str], rows: Iterable[Sequence[object]], *, wraps: bool = False
     ) -> Page:
-        """Append a table; every cell is shown as ``str`` gives it.
+        """Append a table; cells are converted by ``str``.
 
-        ``wraps``: the last column holds sentences; else every cell stays on one line.
+        ``wraps``: wrap the last column, which holds sentences; all other cells stay on one line.
         """
         head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
         body = "".join(
@@ -143,20 +143,20 @@ class Page:
         return self._append(f'<div class="{kind}">{table}</div>')
 
     def picture(self, path: str | Path, caption: str) -> Page:
-        """Append an image file, held in the page itself so that the page can be mailed alone."""
+        """Append an image, embedded in the page so that the page can be mailed alone."""
         data = base64.b64encode(Path(path).read_bytes()).decode("ascii")
         text, kind = html.escape(caption), _FORMATS[Path(path).suffix]["format"]
         image = f'<img src="data:image/{kind};base64,{data}" alt="{text}">'
         return self._append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
 
     def write(self, path: str | Path) -> Path:
-        """Write the page whole and return its path."""
+        """Write the page atomically and return its path."""
         body = "\n".join(self._parts)
         write_text(
             Path(path),
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="icon" href="data:,">'  # else a browser asks a server for one
+            f'<link rel="icon" href="data:,">'  # else browsers request one from the server
             f"<title>{self._title}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n",
         )
         return Path(path)
@@ -167,30 +167,30 @@ class Page:
 
 
 ENDS = ("value", "low", "high")
-ends_of = itemgetter(*ENDS)  # a score and the ends of its interval, None where it does not exist
+ends_of = itemgetter(*ENDS)  # a score and the ends of its interval; None if undefined
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write header and rows whole; None is an empty cell."""
+    """Write header and rows atomically; None becomes an empty cell."""
     text = StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text(path, text.getvalue())
 
 
 def percent_of(value: float | None) -> float:
-    """Return a share to be drawn in percent, as tables have it: NaN, a gap, if there is none."""
+    """Return a fraction in percent for plotting; NaN, which leaves a gap, for None."""
     return float("nan") if value is None else 100 * float(value)
 
 
 def plain(score: str) -> str:
-    """Return a name as people write it: no underscores, ``F1``."""
+    """Return a display name: no underscores, ``F1`` for ``f1``."""
     return re.sub(r"\bf1\b", "F1", score.replace("_", " "))
 
 
 def interval(score: Result) -> tuple[float, NDArray[np.float64]]:
-    """Return a value in percent and the distances (2, 1) to its interval's ends, NaN without any.
+    """Return a value in percent and its distances (2, 1) to the interval ends, NaN if undefined.
 
-    A percentile interval need not hold the value itself: matplotlib refuses what is negative.
+    Clipped at 0: a percentile interval may exclude its value, and matplotlib rejects negatives.
     """
     value, low, high = map(percent_of, ends_of(score))
     return value, np.maximum([[value - low], [high - value]], 0)
@@ -199,7 +199,7 @@ def interval(score: Result) -> tuple[float, NDArray[np.float64]]:
 def draw_band(
     axes: Axes, places: Sequence[float], scores: Sequence[Result], label: str, number: int
 ) -> None:
-    """Draw scores as a line, their intervals as a band; ``number`` gives colour and marks."""
+    """Draw scores as a line, their intervals as a band; ``number`` selects colour and marker."""
     value, low, high = ([percent_of(one[key]) for one in scores] for key in ENDS)
     color = COLORS[number % len(COLORS)]
     axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
@@ -207,9 +207,9 @@ def draw_band(
 
 
 def draw_fractions(path: Path, results: Sequence[Result], score: str) -> Path:
-    """Draw a score against the share of the labels, a panel a protocol, bands of 95 %.
+    """Plot a score against the share of labels, one panel per protocol, with 95 % bands.
 
-    With a single share there is no curve to be drawn: a point and its interval for each encoder.
+    With a single share, plot one point with its interval per encoder instead of curves.
     """
     protocols = list(dict.fromkeys(one["protocol"] for one in results))
     encoders = list(dict.fromkeys(one["encoder"] for one in results))
@@ -223,7 +223,7 @@ def draw_fractions(path: Path, results: Sequence[Result], score: str) -> Path:
             axes.grid(alpha=0.3)
         if not single:
             panels[0].set_ylabel(f"{plain(score)} (%)")
-            # each name once: no panel need hold every encoder
+            # each name once: panels may lack some encoders
             marks: dict[str, Any] = {}
             for axes in panels:
                 for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):

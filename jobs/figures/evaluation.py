@@ -1,4 +1,4 @@
-"""The page of an evaluation: figures of evaluation.json, each with its numbers as CSV beside it.
+"""Draw the page of an evaluation: figures from evaluation.json, with their numbers as CSV.
 
 Called by simclr-evaluate.
 """
@@ -48,12 +48,12 @@ from simclr.evaluation.report import (
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 PAGE_NAME = "evaluation.html"
-# What is drawn where only one protocol has room: the reference of the field first.
+# The protocol to draw where only one fits: preferably the standard one of the field.
 _PREFERRED = "linear probe"
-_IN_FILES = ("calibration", "brier")  # the page has the reliability diagram
+_IN_FILES = ("calibration", "brier")  # the page shows the reliability diagram instead
 _STYLES = ("--", ":", "-.")
-_LONGEST = 34  # letters of a class name; more would leave no room for the picture
-# Frequencies among fewer predictions are mostly noise: share of all, and number.
+_LONGEST = 34  # characters of a class name; longer ones leave no room for the plot
+# Bins with fewer predictions are mostly noise: share of all predictions, and count.
 _FEWEST_SHARE, _FEWEST = 0.01, 5
 
 _WHO = ("protocol", "encoder", "fraction")
@@ -61,9 +61,9 @@ _who = itemgetter(*_WHO)
 
 
 def write_evaluation_page(run_dir: Path) -> Path:
-    """Draw every evaluation of a run; return the page, ``RUN/evaluation.html``.
+    """Draw every evaluation of a run; return the path of the page, ``RUN/evaluation.html``.
 
-    Pictures and their numbers lie in ``RUN/evaluation/TASK-FINGERPRINT``, under the same names.
+    Figures and their numbers are in ``RUN/evaluation/TASK-FINGERPRINT``, under the same names.
     """
     report = run_dir / JSON_NAME
     page = Page(f"Evaluation of {run_dir.resolve().name}")
@@ -91,7 +91,7 @@ def write_evaluation_page(run_dir: Path) -> Path:
 
 
 def _setting(one: Evaluation) -> str:
-    """Return what was trained and tested on how many patches, and what an interval is over."""
+    """Describe what was trained and tested on how many patches, and what intervals resample."""
     split, bootstrap = one["split"], one["protocol"]["bootstrap"]
     counts, seeds, unit = split["counts"], split["seeds"], bootstrap["unit"]
     blocks = (
@@ -136,9 +136,9 @@ def _fractions(page: Page, folder: Path, one: Evaluation) -> None:
 
 
 def _classes(page: Page, folder: Path, one: Evaluation) -> None:
-    """Draw F1 of each class that occurs: a bar with its interval for the first row, else marks.
+    """Draw the F1 of each class that occurs: bars with intervals for the first row, else markers.
 
-    The controls' intervals are in the CSV: fifty of them on a page hide what they stand for.
+    The controls' intervals are only in the CSV: fifty of them would clutter the figure.
     """
     classes, positives = one["task"]["classes"], one["task"]["positives"]
     (first, *others), path = _beside(one), folder / "classes.png"
@@ -174,9 +174,9 @@ def _classes(page: Page, folder: Path, one: Evaluation) -> None:
 
 
 def _confusion(page: Page, folder: Path, one: Evaluation) -> None:
-    """Draw the confusion matrix: colour is the share of the row, numbers are counts."""
+    """Draw the confusion matrix: colours are shares of the row, numbers are counts."""
     first, classes, path = _beside(one)[0], one["task"]["classes"], folder / "confusion.png"
-    if first["confusion"] is None:  # classes that may occur together are not mistaken for another
+    if first["confusion"] is None:  # multi-label: classes may occur together
         return
     table = np.asarray(first["confusion"], dtype=np.int64)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
@@ -200,7 +200,7 @@ def _confusion(page: Page, folder: Path, one: Evaluation) -> None:
 
 
 def _reliability(page: Page, folder: Path, one: Evaluation) -> None:
-    """Draw the frequency of predicted events against their probability, and their number below."""
+    """Plot observed frequency against predicted probability, with a histogram below."""
     drawn = [row for row in _most_labels(one) if row["encoder"] == PRETRAINED]
     path, rows = folder / "reliability.png", []
     with canvas(path, 6, 6) as figure:
@@ -212,7 +212,7 @@ def _reliability(page: Page, folder: Path, one: Evaluation) -> None:
             curve = row["reliability"]
             _draw_reliability(above, below, curve, row["protocol"], number)
             values = (curve[key] for key in ("counts", "probability", "frequency"))
-            # there is one edge more than bins
+            # there is one more edge than bins
             bins = zip(curve["edges"][:-1], curve["edges"][1:], *values, strict=True)
             rows += [(*_who(row), *cells) for cells in bins]
         above.set_ylabel("observed frequency (%)")
@@ -236,7 +236,7 @@ def _draw_reliability(above: Axes, below: Axes, curve: Result, label: str, numbe
     )
     enough = counts >= max(_FEWEST_SHARE * counts.sum(), _FEWEST)
     shares, totals = observed[enough], counts[enough]
-    # of a share of independent trials (Wilson 1927)
+    # intervals for a proportion of independent trials (Wilson 1927)
     ends = [
         binomtest(round(share * count), round(count)).proportion_ci(0.95, method="wilson")
         for share, count in zip(shares, totals, strict=True)
@@ -249,7 +249,7 @@ def _draw_reliability(above: Axes, below: Axes, curve: Result, label: str, numbe
 
 
 def _map(page: Page, folder: Path, one: Evaluation) -> None:
-    """Draw test patches on the two main axes of their features, by class."""
+    """Plot test patches on the two principal axes of their features, by class."""
     points, classes, path = one["map"], one["task"]["classes"], folder / "map.png"
     if points is None:
         return
@@ -261,14 +261,14 @@ def _map(page: Page, folder: Path, one: Evaluation) -> None:
         axes = figure.subplots()
         for shown, number in enumerate(present):
             x, y = places[of_class == number].T
-            # colours run out after eight classes; the mark then tells the rounds apart
+            # colours repeat after eight classes; a new marker then distinguishes them
             marker = MARKERS[shown // len(COLORS) % len(MARKERS)]
             style: dict[str, Any] = {"color": COLORS[shown % len(COLORS)], "marker": marker}
             label = f"{_short(names[number])} ({len(x)})"
             axes.scatter(x, y, s=16, alpha=0.75, label=label, **style)
         first, second = (f"{100 * share:.0f} % of the variance" for share in points["variance"])
         axes.set(xlabel=f"first axis ({first})", ylabel=f"second axis ({second})")
-        axes.set_aspect("equal", "datalim")  # else a narrow cloud would look as wide as a round one
+        axes.set_aspect("equal", "datalim")  # else a narrow cloud would look round
         figure.legend(loc="outside right center", fontsize=9)
     page.picture(path, "Test patches on the two main axes of the pretrained features, by class.")
     of_point = [[*classes, ""][number] for number in points["classes"]]
@@ -294,10 +294,10 @@ def _beside(one: Evaluation) -> list[Result]:
 
 
 def _choice(page: Page, run_dir: Path, path: Path) -> None:
-    """Append a section on one ``checkpoints.json``; PNG and CSV lie beside it."""
+    """Append a section on one ``checkpoints.json``; its PNG and CSV go beside it."""
     choice, metrics, picture = read_choice(path), run_dir / METRICS_NAME, path.with_suffix(".png")
     losses = dict(zip(choice["steps"], choice["losses"], strict=True))
-    # scores against the step, and below the contrastive loss over the same steps
+    # scores against the step, and below them the contrastive loss over the same steps
     with canvas(picture, 9, 6.5) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         _draw_choice(above, choice)
@@ -339,7 +339,7 @@ def _draw_choice(axes: Axes, choice: Choice) -> None:
         own = [one for one in asked if one["step"] is not None]
         steps = [one["step"] for one in own]
         draw_band(axes, steps, [one["scores"][headline] for one in own], protocol, number)
-        # what stands beside the checkpoints knows no step
+        # controls are no checkpoints and have no step
         controls = [one for one in asked if one["step"] is None]
         for k, one in enumerate(controls if protocol == choice["chosen_by"] else ()):
             color, style = COLORS[2 + k % 5], _STYLES[k % len(_STYLES)]
@@ -354,7 +354,7 @@ def _draw_losses(
     axes: Axes, losses: Mapping[int, float | None], records: Sequence[Mapping[str, Any]]
 ) -> None:
     steps = [record["step"] for record in records]
-    # None, a loss that is unknown, leaves a gap
+    # an unknown loss, None, leaves a gap
     every = np.array([record["loss"] for record in records], dtype=np.float64)
     axes.plot(steps, every, color=COLORS[6], linewidth=0.8)
     chosen = np.array([*losses.values()], dtype=np.float64)

@@ -1,6 +1,6 @@
-"""The report of a run: state, curves, attempts and evaluation on one HTML page.
+"""Write the report of a run: state, curves, attempts and evaluation on one HTML page.
 
-Called by ``simclr-status --report``, and for curves.png at the end of a training.
+Called by ``simclr-status --report``, and for curves.png at the end of training.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from simclr.evaluation.report import JSON_NAME, read_report, title, verdict
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 CURVES_NAME = "curves.png"
-_WINDOWS, _MIN_WINDOW = 30, 3  # of the running mean: how many fit into a run; records of one
+_WINDOWS, _MIN_WINDOW = 30, 3  # running mean: windows per run, and fewest records per window
 
 Records = Sequence[dict[str, Any]]
 _Panel = Callable[[Axes, Records], None]
 
 
 def draw_curves(run_dir: Path) -> Path | None:
-    """Draw ``curves.png`` into a run folder and return its path; None without any record."""
+    """Draw ``curves.png`` into a run folder and return its path; None if there are no records."""
     metrics = run_dir / METRICS_NAME
     records = read_metrics(metrics) if metrics.is_file() else []
     if not records:
@@ -80,7 +80,7 @@ def _spread(axes: Axes, records: Records) -> None:
 
 
 def _probe(axes: Axes, records: Records) -> None:
-    """Draw the headlines of probe and k-NN beside the untrained controls."""
+    """Draw the headline scores of probe and k-NN with the untrained controls."""
     probed = [record for record in records if _has(record, "probe/")]
     headline = next(key for key in probed[-1] if key.startswith("probe/")).partition("/")[2]
     _line(axes, probed, f"probe/{headline}", 0, "linear probe", scale=100)
@@ -95,7 +95,7 @@ def _probe(axes: Axes, records: Records) -> None:
 
 
 def _from_0(key: str, color: int, title: str, top: int | None = None, *, scale: int = 1) -> _Panel:
-    """Return what draws one metric over an axis that begins at 0."""
+    """Return a function that draws one metric on an axis that starts at 0."""
 
     def draw(axes: Axes, records: Records) -> None:
         _line(axes, records, key, color, scale=scale)
@@ -104,7 +104,7 @@ def _from_0(key: str, color: int, title: str, top: int | None = None, *, scale: 
     return draw
 
 
-# What a record must hold for a panel to be drawn: a name, or its beginning.
+# Panels by the metric that some record must have: its name, or a prefix.
 _PANELS: dict[str, _Panel] = {
     "loss": _loss,
     "probe/": _probe,
@@ -121,14 +121,14 @@ _PANELS: dict[str, _Panel] = {
 def _line(
     axes: Axes, records: Records, key: str, color: int, label: str | None = None, *, scale: int = 1
 ) -> None:
-    """Draw a metric: as it is, and where there are many records pale, below its running mean."""
+    """Draw a metric as it is or, with many records, pale behind its running mean."""
     # None leaves a gap
     values = scale * np.array([record.get(key) for record in records], dtype=np.float64)
     steps = [record["step"] for record in records]
     style: dict[str, Any] = {"color": COLORS[color], "label": label}
     window = len(records) // _WINDOWS
     if window < _MIN_WINDOW:
-        # a single record would draw no line at all
+        # a single record draws no line, so mark it
         marker = "o" if len(records) <= _WINDOWS else ""
         axes.plot(steps, values, marker=marker, markersize=4, **style)
         return
@@ -137,7 +137,7 @@ def _line(
 
 
 def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Return the mean of a window around each value, smaller at the ends; gaps are left out."""
+    """Return the mean of a window around each value, shorter at the ends; gaps are ignored."""
     known = np.isfinite(values)
     sums, counts = (
         np.convolve(part, np.ones(2 * (window // 2) + 1), "same")
@@ -158,9 +158,9 @@ _COLORS = {
 
 
 def draw_timeline(path: Path, attempts: Sequence[AttemptRecord], now: float) -> Path:
-    """Draw one bar an attempt (of at least one), from its start to its end.
+    """Draw one bar per attempt (at least one), from its start to its end.
 
-    ``now``: seconds since 1970; a bar without an end reaches to it, or to the next start.
+    ``now``: seconds since 1970; a bar without an end extends to it, or to the next start.
     """
     following = [*(attempt.start for attempt in attempts[1:]), now]
     ends = [
@@ -180,10 +180,10 @@ def draw_timeline(path: Path, attempts: Sequence[AttemptRecord], now: float) -> 
             axes.barh(row, width, left=left, color=_COLORS[attempt.outcome], height=0.3)
             steps = "" if attempt.last_step is None else f"to step {attempt.last_step}: "
             caption = f"{steps}{(attempt.cause or attempt.outcome)[:70]}"
-            # Above its bar and from the left edge: a late bar would push its text off the page.
+            # Above the bar, from the left edge: beside a late bar the text would run off the page.
             axes.text(0, row - 0.2, caption, va="bottom", fontsize="small")
         axes.set_yticks(range(len(attempts)), [f"attempt {one.number}" for one in attempts])
-        axes.set_ylim(len(attempts) - 0.5, -0.8)  # the first on top
+        axes.set_ylim(len(attempts) - 0.5, -0.8)  # first attempt on top
         axes.set_xlabel(f"{unit} since the first start")
         axes.grid(axis="x", alpha=0.3)
     return path
@@ -199,7 +199,7 @@ def write_report(record: RunRecord, now: float | None = None) -> Path:
     page = Page(f"Run {run_dir.resolve().name}").lead(_state(record)).text(f"As of {clock(now)}.")
     links = {name: at for name, at in record.trackers.items() if at.startswith("http")}
     _, *lines = run_lines(record)
-    # attempts have a table of their own
+    # attempts have their own table
     shown = [
         (name, text) for name, text in lines if name.partition(" ")[0] not in ("attempt", *links)
     ]

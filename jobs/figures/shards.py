@@ -1,4 +1,4 @@
-"""The pages of simclr-inspect: a packed folder, and what augmentation makes of its patches."""
+"""Draw the pages of simclr-inspect: a packed folder, and augmented views of its patches."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from simclr.data.loader import Batch, Loader
 
 TRUE_COLOUR = ("B04", "B03", "B02")
 FALSE_COLOUR = ("B08", "B04", "B03")
-FALSE_COLOUR_COARSE = ("B8A", "B04", "B03")  # of products without a grid of 10 m
-_IN_A_ROW = 5  # patches of a sheet
-_UNIT = 10_000  # stored values of a reflectance of 1
-_CLASSES = 30  # more bars than this cannot be read
-_LONGEST_CLASS = 48  # letters; more would leave no room for the bars
+FALSE_COLOUR_COARSE = ("B8A", "B04", "B03")  # for products without a 10 m grid
+_IN_A_ROW = 5  # patches per row of a sheet
+_UNIT = 10_000  # stored value of a reflectance of 1
+_CLASSES = 30  # more bars would be unreadable
+_LONGEST_CLASS = 48  # characters; longer names leave no room for the bars
 
 Image = NDArray[np.float64]
 
@@ -39,9 +39,9 @@ Image = NDArray[np.float64]
 def stretch(
     patch: Mapping[str, NDArray[np.uint16]], bands: Sequence[str], manifest: Manifest
 ) -> Image:
-    """Return an (H, W, 3) image from 0 to 1: the same stretch for all patches, nodata in magenta.
+    """Return an (H, W, 3) image in [0, 1]: the same stretch for all patches, nodata in magenta.
 
-    The bands (H, W) of the patch are on one grid; percentiles 1 and 99 become black and white.
+    The bands (H, W) share one grid; percentiles 1 and 99 become black and white.
     """
     channels = [_stretched(patch[band].astype(float), band, manifest) for band in bands]
     image: Image = np.stack(channels, axis=-1)
@@ -52,13 +52,13 @@ def stretch(
 def _stretched(values: Image, band: str, manifest: Manifest) -> Image:
     found = manifest.statistics[band]
     low, high = found.percentile_1, max(found.percentile_99, found.percentile_1 + 1)
-    # land is dark: a gamma shows its shades
+    # land is dark: a gamma below 1 brightens it
     shades: Image = np.clip((values - low) / (high - low), 0, 1) ** 0.7
     return shades
 
 
 def pictures_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return bands for red, green, blue of the pictures that are possible; at least a grey one."""
+    """Return the red, green and blue bands of each possible picture; at least a grey one."""
     wanted = (
         ("true_colour", TRUE_COLOUR),
         ("false_colour", FALSE_COLOUR),
@@ -72,12 +72,12 @@ def pictures_of(bands: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 PAGE_NAME = "shards.html"
-_LINE, _LINES = 20, 2  # letters of a line, and lines, above a small picture
+_LINE, _LINES = 20, 2  # characters per line, and lines, above a small picture
 Pixels = dict[str, NDArray[np.uint16]]
 
 
 def inspect_shards(config: InspectConfig, output: Path) -> Path:
-    """Write pictures of a packed folder and the page that holds them; return the page."""
+    """Draw a packed folder on a page, with its pictures as files; return the page's path."""
     folder = Path(config.shards)
     manifest = read_manifest(folder)
     readers = open_readers(folder, manifest)
@@ -95,12 +95,12 @@ def inspect_shards(config: InspectConfig, output: Path) -> Path:
 
 
 def spread(total: int, count: int) -> NDArray[np.int64]:
-    """Return ``count`` row numbers, evenly spread over all; fewer if there are not so many."""
+    """Return ``count`` evenly spread row numbers; fewer if there are fewer rows."""
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
 
 
 def patch_of(readers: Sequence[ShardReader], row: int) -> tuple[Pixels, str]:
-    """Return the bands of a row of all shards, on the finest grid by repetition, and its id."""
+    """Return the bands of a row of all shards, repeated to the finest grid, and its id."""
     for reader in readers:
         if row < reader.entry.rows:
             break
@@ -138,9 +138,9 @@ def _add_sheets(
 
 
 def _short(name: str) -> str:
-    """Return an id in lines that end at its own separators; of a long one the end, which differs.
+    """Wrap an id at its own separators; keep only the end of a long one, where ids differ.
 
-    An underscore stands for any separator in ids of ESA's products and of BigEarthNet.
+    In ids of ESA's products and of BigEarthNet, every separator is an underscore.
     """
     parts = re.findall(r"[^_/]*[_/]?", name)[:-1]
     lines = [""]
@@ -159,7 +159,7 @@ def _with_wavelength(band: str) -> str:
 def _add_histograms(
     page: Page, output: Path, manifest: Manifest, readers: Sequence[ShardReader]
 ) -> None:
-    """Append how often each reflectance occurs, a panel for each band, and the statistics."""
+    """Append a reflectance histogram per band, and the statistics."""
     bands = manifest.layout.bands
     histogram = empty_histogram(len(bands))  # counts (bands, 65536) of stored values
     for reader in readers:
@@ -171,7 +171,7 @@ def _add_histograms(
         for axes in places[len(bands) :]:
             axes.set_axis_off()
         for axes, band, counts in zip(places, bands, histogram, strict=False):
-            counts[[0, -1]] = 0  # nodata and saturated pixels are no reflectance
+            counts[[0, -1]] = 0  # exclude nodata and saturated pixels
             values = np.flatnonzero(counts)
             axes.set_title(_with_wavelength(band), fontsize=9)
             if values.size:
@@ -194,7 +194,7 @@ def _add_histograms(
 
 
 def _add_classes(page: Page, output: Path, manifest: Manifest) -> None:
-    """Append how many patches carry each class, the most frequent ones first."""
+    """Append the number of patches of each class, most frequent first."""
     for name, counts in manifest.provenance["label_counts"].items():
         ranked = sorted(counts.items(), key=lambda item: -item[1])
         present = [(label, count) for label, count in ranked if count]
@@ -222,7 +222,7 @@ def _add_classes(page: Page, output: Path, manifest: Manifest) -> None:
 
 
 def _add_map(page: Page, output: Path, readers: Sequence[ShardReader]) -> None:
-    """Append where patches lie, by split."""
+    """Append a map of the patches, by split."""
     places = np.concatenate([_coordinates(reader) for reader in readers])
     splits = np.concatenate([reader.index("split") for reader in readers])
     known = ~np.isnan(places).any(axis=1)
@@ -247,7 +247,7 @@ def _add_map(page: Page, output: Path, readers: Sequence[ShardReader]) -> None:
 
 
 def _coordinates(reader: ShardReader) -> NDArray[np.float64]:
-    """Return longitude and latitude of each row's centre, NaN where unknown: (rows, 2)."""
+    """Return longitude and latitude (rows, 2) of the patch centres, NaN where unknown."""
     epsg, transform = reader.index("epsg"), reader.index("transform")
     half = reader.layout.groups[0].size_px / 2
     x = transform[:, 0] * half + transform[:, 1] * half + transform[:, 2]
@@ -261,14 +261,14 @@ def _coordinates(reader: ShardReader) -> NDArray[np.float64]:
 
 VIEWS_PAGE_NAME = "augment.html"
 _CPU = torch.device("cpu")
-_MOST = 6  # more columns than this are too small to see
+_MOST = 6  # more columns would be too small to see
 
 
 def inspect_views(config: InspectConfig, output: Path) -> Path:
-    """Draw patches x operations, and two views of each patch under the preset; return the page.
+    """Draw each patch under each operation, and two views under the preset; return the page's path.
 
     Raises:
-        ValueError: a setting of the augmentation is refused.
+        ValueError: an augmentation setting is invalid.
     """
     manifest = read_manifest(Path(config.shards))
     packed = manifest.layout.bands
@@ -281,7 +281,7 @@ def inspect_views(config: InspectConfig, output: Path) -> Path:
     plain = ViewMaker(dataset, AugmentConfig(preset=PresetName.none), 0, _CPU)
     rows = {"as packed": plain.eval_views(batch)}
     for name in OPERATIONS:
-        # size and strengths are those of the settings
+        # size and strengths come from the settings
         single = replace(
             config.augment, preset=PresetName.list, operations=[name], couplets=[], probabilities={}
         )
@@ -307,7 +307,7 @@ def _views(
 def _draw(
     path: Path, rows: dict[str, torch.Tensor], bands: Sequence[str], manifest: Manifest
 ) -> Path:
-    """Draw a row of normalised views (B, C, S, S) under each name, a column for each patch."""
+    """Draw each named row of normalised views (B, C, S, S), one column per patch."""
     count = len(next(iter(rows.values())))
     with canvas(path, 1.1 + 1.45 * count, 1.47 * len(rows)) as figure:
         places = figure.subplots(len(rows), count, squeeze=False)
@@ -321,7 +321,7 @@ def _draw(
 
 
 def _image(view: torch.Tensor, bands: Sequence[str], manifest: Manifest) -> Image:
-    """Return (S, S, 3) from 0 to 1 of a normalised view, under the stretch of the patch sheet."""
+    """Return a normalised view as (S, S, 3) in [0, 1], stretched as in the patch sheet."""
     channels = []
     for band, plane in zip(bands, view.numpy(), strict=True):
         found = manifest.statistics[band]
