@@ -1,7 +1,7 @@
-"""Scores and curves of a study's runs, and what they allow to conclude.
+"""Read scores and curves of a study's runs, and test what they support.
 
-Called by the report of simclr-study. Seeds are the replicates: intervals are Student's over seeds,
-paired where arms are compared; tests on many arms are corrected by Holm's procedure (1979).
+Called by the report of simclr-study. Seeds are the replicates: Student's t intervals over seeds,
+paired where arms are compared; multiple tests are corrected by Holm's procedure (1979).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 PRETRAINED = "pretrained"
 CONFIDENCE = 0.95
-LOWEST_SHARE = 0.25  # of the couplets, that the study of 2021 left out
-RELIABLE = 0.8  # from here on a ranking is called resolved
+LOWEST_SHARE = 0.25  # share of the couplets that the 2021 study excluded
+RELIABLE = 0.8  # reliability from which a ranking counts as resolved
 COUPLET_STUDIES = (StudyName.augmentation, StudyName.published)
-# Elsewhere arms differ in the chance level or the scale of their losses.
+# In other studies, the losses of arms differ in chance level or scale.
 SAME_LOSS = (StudyName.optimizer, StudyName.rate)
 Array = NDArray[np.float64]
 
@@ -69,17 +69,17 @@ class Table:
         return _mean(self.grid, axis=1)
 
     def only(self, arms: Sequence[str]) -> Table:
-        """Return the table of some arms."""
+        """Return the table restricted to some arms."""
         rows = [self.arms.index(name) for name in arms]
         return replace(self, arms=tuple(arms), grid=self.grid[rows])
 
     def of_labels(self, column: int) -> Table:
-        """Return the table of one label set."""
+        """Return the table restricted to one label set."""
         return replace(self, labels=(self.labels[column],), grid=self.grid[:, [column]])
 
 
 def tabulate(scores: Iterable[Score], arms: Sequence[str] = ()) -> Table:
-    """Return scores as a table; arms that have none keep their rows."""
+    """Return scores as a table; ``arms`` without scores get rows too."""
     scores = list(scores)
     names = tuple(dict.fromkeys([*arms, *(score.arm for score in scores)]))
     labels = tuple(dict.fromkeys(score.labels for score in scores))
@@ -92,10 +92,10 @@ def tabulate(scores: Iterable[Score], arms: Sequence[str] = ()) -> Table:
 
 
 def read_table(config: StudyConfig) -> Table:
-    """Read what the runs of a study have scored so far.
+    """Read the scores that a study's runs have so far.
 
     Raises:
-        ValueError: none of them has been scored, or they lack the score that is compared.
+        ValueError: no run has been scored, or the score to compare is missing.
     """
     if config.study is StudyName.published:
         return tabulate(published())
@@ -108,7 +108,7 @@ def read_table(config: StudyConfig) -> Table:
 def published() -> list[Score]:
     """Return the F1 scores of the 36 couplets of the SimCLR-S2 study (2021), one run each.
 
-    Counts of the test set as github.com/MIDS-Irrigation-Capstone/Spring2021 published them in
+    Computed from the test counts that github.com/MIDS-Irrigation-Capstone/Spring2021 published in
     ``notebooks/finetune_results.csv``: fine-tuned on 3 % of the labels.
     """
     text = files("jobs.study").joinpath("published_2021.csv").read_text(encoding="utf-8")
@@ -123,7 +123,7 @@ def published() -> list[Score]:
 def _scores(config: StudyConfig, run: StudyRun) -> list[Score]:
     folder = Path(run.config.run_dir, FOLDER_NAME)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    # label sets in the order in which the user has named them
+    # label sets in the order in which the user named them
     reports = [one for task in config.tasks for one in found if one["task"]["name"] == task]
     by_share = config.study is StudyName.labels
     scores = []
@@ -133,7 +133,7 @@ def _scores(config: StudyConfig, run: StudyRun) -> list[Score]:
                 continue
             if row["encoder"] != PRETRAINED and not by_share:
                 continue
-            # a yes or no has one f1; of several classes the mean over them is meant
+            # a binary task has a single f1; for several classes, use their mean
             score = row["scores"].get(config.score) or row["scores"].get(f"{config.score}_macro")
             known = ", ".join(row["scores"])
             require(bool(score), f"score is {config.score}; these label sets have {known}")
@@ -146,38 +146,38 @@ def _scores(config: StudyConfig, run: StudyRun) -> list[Score]:
 class Estimate:
     """A mean over seeds."""
 
-    name: str  # of an arm, or of an operation
+    name: str  # of the arm or operation
     mean: float  # over label sets and seeds; of a difference, in the units of the score
     half_width: float  # of the 95 % interval; NaN with one seed
-    p_value: float  # that the mean is 0, corrected for the number of tests; NaN where none was made
-    seeds: int  # how many
+    p_value: float  # for a mean of 0, corrected for the number of tests; NaN if not tested
+    seeds: int  # number of seeds
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether 0 lies outside, after correction."""
+        """Whether the mean differs significantly from 0, after correction."""
         return self.p_value < 1 - CONFIDENCE
 
 
 def arm_means(table: Table) -> list[Estimate]:
-    """Return the mean of each arm, over the label sets of each seed and then over seeds."""
+    """Return each arm's mean, over the label sets of each seed and then over seeds."""
     return [_estimate(*row) for row in zip(table.arms, table.by_seed, strict=True)]
 
 
 def differences(table: Table, reference: str) -> list[Estimate]:
-    """Return each arm's difference to the reference arm, paired by seed."""
+    """Return each arm's difference from the reference arm, paired by seed."""
     return _paired(table, {name: (name, reference) for name in table.arms if name != reference})
 
 
 def _paired(table: Table, pairs: Mapping[str, tuple[str, str]]) -> list[Estimate]:
-    """Return, under its name, the first arm of each pair minus the second, seed by seed."""
+    """Return the first arm of each named pair minus the second, paired by seed."""
     by_seed = dict(zip(table.arms, table.by_seed, strict=True))
     return _tested({name: by_seed[arm] - by_seed[other] for name, (arm, other) in pairs.items()})
 
 
 def operation_effects(table: Table) -> list[Estimate]:
-    """Return what each operation does to a couplet: mean with it minus mean without it, by seed.
+    """Return each operation's effect on couplets: mean with it minus mean without, by seed.
 
-    Arms whose names are no couplet are left out.
+    Arms that are not couplets are ignored.
     """
     by_seed = table.by_seed
     pairs = {row: set(name.split("+")) for row, name in enumerate(table.arms) if "+" in name}
@@ -191,15 +191,15 @@ def operation_effects(table: Table) -> list[Estimate]:
 
 
 def lowest_quarter(means: Sequence[Estimate]) -> list[str]:
-    """Return the couplets of the lowest quarter, the lowest first; other arms are left out."""
+    """Return the lowest quarter of the couplets, lowest first; other arms are ignored."""
     ranked = sorted((one for one in means if "+" in one.name), key=lambda one: one.mean)
     return [one.name for one in ranked[: round(LOWEST_SHARE * len(ranked))]]
 
 
 def chance_of_bottom(table: Table, draws: int = 2000) -> dict[str, float]:
-    """Return for each arm how often it is in the lowest quarter when replicates are drawn again.
+    """Return how often each arm is in the lowest quarter when replicates are resampled.
 
-    Replicates are seeds; with one seed the label sets, of which two give a coarse answer.
+    Replicates are seeds or, with one seed, label sets; two of these give only a coarse estimate.
     """
     replicates = table.by_seed if len(table.seeds) > 1 else _mean(table.grid, axis=2)
     generator = np.random.default_rng(0)
@@ -213,7 +213,7 @@ def chance_of_bottom(table: Table, draws: int = 2000) -> dict[str, float]:
 
 
 def _tested(contrasts: Mapping[str, Array]) -> list[Estimate]:
-    """Return estimates with p values after Holm, who tests the smallest against all."""
+    """Return estimates with p values corrected by Holm's procedure, smallest first."""
     found = [_estimate(name, values, test=True) for name, values in contrasts.items()]
     tests, highest = sum(not math.isnan(one.p_value) for one in found), 0.0
     for rank, k in enumerate(sorted(range(len(found)), key=lambda k: found[k].p_value)):
@@ -239,7 +239,7 @@ def _estimate(name: str, values: Array, *, test: bool = False) -> Estimate:
 
 
 def _mean(values: Array, axis: int) -> Array:
-    """Return means over what is there; NaN where nothing is."""
+    """Return means that ignore NaN; NaN where there is no value."""
     count = (~np.isnan(values)).sum(axis=axis)
     with np.errstate(invalid="ignore"):
         mean: Array = np.where(count, np.nansum(values, axis=axis) / count, np.nan)
@@ -252,10 +252,10 @@ class Stability:
 
     spearman_labels: float  # rank correlation between label sets; NaN with one
     pearson_labels: float  # linear correlation between label sets
-    reliability_labels: float  # of the mean over label sets, read as replicates (Spearman-Brown)
+    reliability_labels: float  # of the mean over label sets, taken as replicates (Spearman-Brown)
     pearson_seeds: float  # mean linear correlation between two seeds; NaN with one seed
     reliability_seeds: float  # of the mean over all seeds (Spearman-Brown)
-    # for a reliability of 0.8; infinite if seeds agree by chance only; NaN with one seed
+    # for a reliability of 0.8; infinite if seeds agree only by chance; NaN with one seed
     seeds_needed: float
 
 
@@ -277,8 +277,8 @@ def stability(table: Table) -> Stability:
 def spearman_brown(correlation: float, count: int) -> float:
     """Return the reliability of the mean of ``count`` replicates (Spearman 1910, Brown 1910).
 
-    It is 0 where replicates disagree, which their formula was not made for: at -1 and two of them
-    it would divide by zero.
+    It is 0 for correlations of 0 or less, where the formula does not hold: at -1 with two
+    replicates it would divide by zero.
     """
     if correlation <= 0:
         return 0.0
@@ -295,9 +295,9 @@ def replicates_needed(correlation: float) -> float:
 
 
 def _agreement(rows: Array, correlate: Callable[..., tuple[float, float]]) -> float:
-    """Return the mean correlation of all pairs of rows, over the arms that all of them have."""
+    """Return the mean correlation of all pairs of rows, over the arms without a NaN."""
     rows = rows[:, ~np.isnan(rows).any(axis=0)]
-    # arms that all score the same have no order that could agree
+    # a row in which all arms score the same has no order to compare
     if len(rows) < 2 or rows.shape[1] < 3 or (np.ptp(rows, axis=1) == 0).any():
         return math.nan
     pairs = [(a, b) for a in range(len(rows)) for b in range(a)]
@@ -305,12 +305,12 @@ def _agreement(rows: Array, correlate: Callable[..., tuple[float, float]]) -> fl
 
 
 def row_name(encoder: str, share: float) -> str:
-    """Return the name of a row of a study of labels: ``pretrained, 3 %``."""
+    """Return the name of a row in a study of labels: ``pretrained, 3 %``."""
     return f"{encoder}, {100 * share:g} %"
 
 
 def advantages(table: Table) -> list[Estimate]:
-    """Return the pretrained encoder's difference to each control at each share, paired by seed."""
+    """Return the pretrained encoder's difference from each control, by share and paired by seed."""
     rows = {name: _encoder_and_share(name) for name in table.arms}
     pairs = {
         name: (row_name(PRETRAINED, share), name)
@@ -321,12 +321,12 @@ def advantages(table: Table) -> list[Estimate]:
 
 
 def by_share(table: Table, score: str) -> list[dict[str, Any]]:
-    """Return means over seeds in the form of an evaluation's results, one protocol a label set."""
+    """Return means over seeds as an evaluation's results, with one protocol per label set."""
     rows = []
     for column, labels in enumerate(table.labels):
         for one in arm_means(table.of_labels(column)):
             encoder, share = _encoder_and_share(one.name)
-            # a score is a share, which Student's interval over few seeds does not know
+            # Student's interval over few seeds may leave the range of a score
             low, high = np.clip([one.mean - one.half_width, one.mean + one.half_width], 0, 1)
             ends = {"value": one.mean, "low": float(low), "high": float(high)}
             name = labels.replace("_", " ")
@@ -348,24 +348,24 @@ class CurvePoint:
     seed: int
     step: int
     share: float  # of all steps
-    loss: float  # mean since the record before
+    loss: float  # mean since the previous record
     chance_level: float  # loss of guessing, ln(2N - 1) with N pairs
-    metric: str  # name of the score of the probe; empty where not probed
+    metric: str  # name of the probe's score; empty if not probed
     probe: float  # linear probe on validation labels
     knn: float
     random_encoder: float  # the probe of an untrained encoder
     image_statistics: float  # the probe of means and deviations of the bands
-    collapsed: bool  # whether the projections of the interval had
+    collapsed: bool  # whether the projections had collapsed in the interval
 
 
 def read_curves(runs: Iterable[StudyRun]) -> list[CurvePoint]:
-    """Read the metric records of runs; those that have not begun have none."""
+    """Read the metric records of runs; runs that have not started have none."""
     paths = [(run, Path(run.config.run_dir, METRICS_NAME)) for run in runs]
     return [_point(run, one) for run, path in paths if path.is_file() for one in read_metrics(path)]
 
 
 def _point(run: StudyRun, record: dict[str, Any]) -> CurvePoint:
-    # the first metric of the probe, as curves of a single run take it
+    # the probe's first metric, as in the curves of a single run
     metric = next((key for key in record if key.startswith("probe/")), "").partition("/")[2]
     names = (f"probe/{metric}", f"knn/{metric}", "controls/random_encoder")
     probe, knn, random_encoder, image_statistics, loss = (
@@ -391,28 +391,28 @@ def _point(run: StudyRun, record: dict[str, Any]) -> CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All that is concluded from a table of scores."""
+    """All conclusions from a table of scores."""
 
     table: Table
     score: str  # its name
     means: list[Estimate]  # of arms
-    against: list[Estimate]  # differences to the first arm; empty with one arm or without reference
-    operations: list[Estimate] = field(default_factory=list)  # their effects in couplets
+    against: list[Estimate]  # differences from the first arm, or from the controls; may be empty
+    operations: list[Estimate] = field(default_factory=list)  # effects of operations in couplets
     ranks: Stability | None = None  # None where arms are not ranked
-    # of each couplet to be among the lowest quarter; empty in other studies
+    # of each couplet to be in the lowest quarter; empty in other studies
     chances: dict[str, float] = field(default_factory=dict)
     curves: list[CurvePoint] = field(default_factory=list)  # empty in studies without curves
-    same_loss: bool = False  # whether the losses of arms can be compared
+    same_loss: bool = False  # whether the arms' losses are comparable
 
 
 def conclude(config: StudyConfig, table: Table) -> Findings:
-    """Return what a table of a study's scores allows to conclude."""
+    """Return the conclusions from the table of a study's scores."""
     if config.study is StudyName.labels:
         return Findings(table, config.score, arm_means(table), advantages(table))
     couplets = [name for name in table.arms if "+" in name]
     couplets = couplets if config.study in COUPLET_STUDIES else []
     ranked = table.only(couplets) if couplets else table
-    # a study of couplets alone has no arm that the others could be compared with
+    # a study of couplets only has no reference arm
     has_reference = len(table.arms) > 1 and "+" not in table.arms[0]
     return Findings(
         table,

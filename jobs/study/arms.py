@@ -1,7 +1,7 @@
-"""The settings of a study, its arms, and the pretraining runs that they make with every seed.
+"""Define a study's settings, its arms, and the pretraining runs of each arm and seed.
 
-Called by simclr-study and by its report. An arm's folder depends on its name and seed alone, so the
-same command finds what has been done.
+Called by simclr-study and by its report. A run's folder depends only on arm name and seed, so the
+same command finds completed work.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ class StudyName(Enum):
     published = "published"
 
 
-# Of these, curves of loss and probe are drawn. The others train on other views or on other labels.
+# Studies with curves of loss and probe. In others, arms train on different views or labels.
 CURVES = (StudyName.optimizer, StudyName.rate, StudyName.batch_size, StudyName.temperature)
-PROBES = 10  # of a run, about
+PROBES = 10  # per run, approximately
 RUNS = "runs"
-OF_THE_STUDY = ("seed", "run_dir")  # it gives them to each run
-# The four presets that the study of 2021 ran beside its couplets; the first is the reference.
+OF_THE_STUDY = ("seed", "run_dir")  # the study sets these for each run
+# The four presets that the 2021 study ran besides its couplets; the first is the reference.
 WHOLE = ("none", "all", "geometric", "pixel")
-# Each optimiser has a grid about its usual rates: one rate for all would decide the comparison.
+# Each optimiser has a grid around its usual rates: a common rate would decide the comparison.
 OPTIMIZER_RATES = {
     "adam": (1e-4, 5e-4, 1e-3),
     "adamw": (1e-4, 5e-4, 1e-3),
     "sgd": (1e-2, 5e-2, 1e-1),
     "lars": (0.1, 0.3, 1.0),
 }
-# One setting, and its values; the rates are those of figure 3 of the study of 2021.
+# The setting to vary, and its values; the rates are from figure 3 of the 2021 study.
 VARIED = {
     StudyName.rate: ("optim.learning_rate", (1e-4, 5e-4, 1e-3, 1e-2, 3.5e-2, 5e-2)),
     StudyName.batch_size: ("data.global_batch_size", (32, 64, 128, 256, 512)),
     StudyName.temperature: ("loss.temperature", (0.05, 0.1, 0.2, 0.5, 1.0)),
 }
-_UNSAFE = re.compile(r"[^\w.=+-]+")  # in names of folders
-Arms = dict[str, dict[str, Any]]  # name, in tables and folders, to dotted keys and plain values
+_UNSAFE = re.compile(r"[^\w.=+-]+")  # in folder names
+Arms = dict[str, dict[str, Any]]  # name in tables and folders -> dotted keys -> plain values
 
 
 @dataclass(kw_only=True, slots=True)
@@ -135,20 +135,20 @@ class StudyConfig(TrainConfig):
 
     @property
     def shares(self) -> list[float]:
-        """The shares of the training labels that are asked for."""
+        """The requested shares of the training labels."""
         if self.fractions:
             return self.fractions
         return LABEL_SHARES if self.study is StudyName.labels else [1.0]
 
     @property
     def scored_shards(self) -> str:
-        """The packed folder on whose labels encoders are scored."""
+        """The packed folder with the labels to score encoders on."""
         return self.labelled or self.shards[0]
 
 
 @dataclass(frozen=True, slots=True)
 class StudyRun:
-    """One pretraining of a study."""
+    """One pretraining run of a study."""
 
     arm: str
     seed: int
@@ -156,7 +156,7 @@ class StudyRun:
 
 
 def arms_of(config: StudyConfig) -> Arms:
-    """Return the arms that are asked for, the reference first.
+    """Return the requested arms, the reference first.
 
     Raises:
         ValueError: an arm is unknown.
@@ -171,12 +171,12 @@ def arms_of(config: StudyConfig) -> Arms:
 
 
 def runs_of(config: StudyConfig) -> list[StudyRun]:
-    """Return every pretraining of the study: all arms with the first seed, then with the next.
+    """Return every pretraining run of the study: all arms with the first seed, then the next.
 
-    A study that is cut short then has whole seeds, which can be compared.
+    A study that is cut short then has complete seeds, which can be compared.
 
     Raises:
-        ValueError: the settings of an arm are refused, or there are more than ``max_runs``.
+        ValueError: the settings of an arm are invalid, or there are more than ``max_runs`` runs.
     """
     arms = arms_of(config)
     count = len(arms) * len(config.seeds)
@@ -190,7 +190,7 @@ def runs_of(config: StudyConfig) -> list[StudyRun]:
         for seed in config.seeds
         for name, changes in arms.items()
     ]
-    # a loss is no measure: runs are probed while they train, unless the user has chosen how
+    # the loss does not measure quality: probe the runs, unless the user has set up probing
     can_probe = bool(config.shards and config.tasks) and not config.monitor.shards
     if config.study not in CURVES or not can_probe:
         return runs
@@ -208,7 +208,7 @@ def couplet_name(first: str, second: str) -> str:
 
 
 def count_patches(shards: Iterable[str]) -> int:
-    """Return the patches of packed folders, whatever split they are of.
+    """Return the number of patches in packed folders, over all splits.
 
     Raises:
         ValueError: a folder holds no packed source.
@@ -217,7 +217,7 @@ def count_patches(shards: Iterable[str]) -> int:
 
 
 def most_steps(run: TrainConfig, patches: int) -> int:
-    """Return an upper bound: patches of other splits count here, and are not trained on."""
+    """Return an upper bound of the steps: it counts all splits, trained on or not."""
     steps = run.epochs * (round(patches * run.data.fraction) // run.data.global_batch_size)
     return min(steps, run.max_steps or steps)
 
@@ -246,7 +246,7 @@ def _all_arms(config: StudyConfig) -> Arms:
     match config.study:
         case StudyName.augmentation:
             couplets = [couplet_name(*pair) for pair in combinations(NINE, 2)]
-            # a list is always applied, whole and in its order: the order is part of the arm
+            # a list is always applied in full and in order: the order is part of the arm
             pairs = {name: _augmented("list", name.split("+")) for name in couplets}
             return {name: _augmented(name, []) for name in WHOLE} | pairs
         case StudyName.optimizer:
@@ -255,8 +255,8 @@ def _all_arms(config: StudyConfig) -> Arms:
                 f"{name} {rate:g}": {"optim.name": name, "optim.learning_rate": rate}
                 for name, rate in grid
             }
-            # what figure 2 compared adam with: no warm-up, and a cosine that ended in the first
-            # epoch
+            # what figure 2 of the 2021 study compared adam with: no warm-up, and a cosine
+            # that ended in the first epoch
             dead = {
                 "optim.name": "sgd",
                 "optim.learning_rate": OPTIMIZER_RATES["sgd"][1],
@@ -273,10 +273,10 @@ def _all_arms(config: StudyConfig) -> Arms:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """Return the settings of ``a.b=1 c=[x,y]`` by their keys.
+    """Parse ``a.b=1 c=[x,y]`` into values by key.
 
     Raises:
-        ValueError: a word is not of that form, or a value cannot be read.
+        ValueError: a word does not have this form, or a value cannot be parsed.
     """
     changes: dict[str, Any] = {}
     require(bool(text.split()), "changes holds an empty text; give KEY=VALUE")

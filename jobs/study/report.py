@@ -1,7 +1,7 @@
-"""The report of a study: conclusions in words, tables, pictures, one page, and a recipe.
+"""Write the report of a study: conclusions in words, tables, figures, a page, and a recipe.
 
 Called by simclr-study when its runs are scored, and by ``study=published``. Every number on the
-page is in a CSV file beside it. Scores are drawn in percent, differences in points.
+page is also in a CSV file. Scores are drawn in percent, differences in percentage points.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ _TITLES = {
 
 
 def write_study(config: StudyConfig, made_by: Mapping[str, Any] | None = None) -> str:
-    """Write tables, pictures and the page of a study; return the conclusions and the page's path.
+    """Write tables, figures and the page of a study; return the conclusions and the page's path.
 
-    ``made_by`` is its provenance; None takes that of this process.
+    ``made_by`` is its provenance; None uses that of this process.
 
     Raises:
         ValueError: no run has been scored yet.
@@ -66,7 +66,7 @@ def write_study(config: StudyConfig, made_by: Mapping[str, Any] | None = None) -
     lowest = lowest_quarter(found.means)
     left = [name for name in found.table.arms if "+" in name and name not in lowest]
     if left and config.study in COUPLET_STUDIES:
-        # the couplets above the lowest quarter are a recipe of the user's own
+        # the couplets above the lowest quarter become a recipe for the user
         head = "".join(f"# {sentence}\n" for sentence in sentences)
         values = to_yaml({"augment": {"preset": "couplets", "operations": [], "couplets": left}})
         write_text(folder / "recipe" / "allowed.yaml", f"# @package _global_\n{head}{values}")
@@ -77,7 +77,7 @@ def write_study(config: StudyConfig, made_by: Mapping[str, Any] | None = None) -
 
 
 def conclusions(found: Findings) -> list[str]:
-    """Return what was found, a sentence each."""
+    """Return the conclusions, one sentence each."""
     said = ranking_verdict(found.ranks, len(found.table.seeds)) if found.ranks else []
     if found.against:
         said.append(effects_verdict(found.against, _compared(found)))
@@ -93,7 +93,7 @@ def conclusions(found: Findings) -> list[str]:
 
 
 def _compared(found: Findings) -> str:
-    """Return the heading of the differences."""
+    """Return the heading for the differences."""
     if found.ranks:
         return f"Arms against {found.table.arms[0]}"
     return "Pretrained against the controls"
@@ -158,7 +158,7 @@ def _counted(things: Sequence[object], name: str) -> str:
 
 
 def _add_arms(page: Page, found: Findings) -> None:
-    """Append all arms, the best one first; intervals and seeds only where they say more."""
+    """Append all arms, best first; intervals and seeds only where informative."""
     means = sorted(found.means, key=lambda one: (math.isnan(one.mean), -one.mean))
     header = ["arm", f"{plain(found.score)} (%)"]
     columns: list[list[object]] = [[one.name for one in means]]
@@ -189,7 +189,7 @@ def _add_couplets(page: Page, folder: Path, found: Findings) -> None:
     limits = float(np.nanmin(values)), float(np.nanmax(values))
     page.heading("Couplets")
     for name, (title, means) in maps.items():
-        # significance is of the mean over label sets
+        # significance refers to the mean over label sets
         clear = {one.name for one in found.against if one.excludes_zero and name == "heatmap"}
         path = draw_couplets(folder / f"{name}.png", means, limits, found.score, clear)
         shown = "Score with the half-width of its 95 % interval" if seeds[0] != "1" else "Score"
@@ -209,7 +209,7 @@ def _add_couplets(page: Page, folder: Path, found: Findings) -> None:
 
 
 def _add_origin(page: Page, config: StudyConfig, made_by: Mapping[str, Any]) -> None:
-    """Append what it takes to make the study again."""
+    """Append what is needed to reproduce the study."""
     script, *words = made_by["command"]
     program = "simclr-study" if Path(script).stem == "study" else Path(script).name
     commit, changed = made_by["code"]["commit"], made_by["code"]["changed"]
@@ -224,12 +224,12 @@ def _add_origin(page: Page, config: StudyConfig, made_by: Mapping[str, Any]) -> 
 
 
 def ranking_verdict(found: Stability, seeds: int) -> list[str]:
-    """Return whether the ranking of arms is resolved, how many seeds it takes, and its sources."""
+    """State whether the arms' ranking is resolved, or the seeds needed; and if label sets agree."""
     agreement = []
     if not math.isnan(found.pearson_labels):
         reliability = (
             f"as replicates, their mean has reliability {found.reliability_labels:.2f}"
-            if found.pearson_labels > 0  # Spearman-Brown does not hold for others
+            if found.pearson_labels > 0  # required by Spearman-Brown
             else "no better than chance"
         )
         agreement.append(
@@ -251,7 +251,7 @@ def ranking_verdict(found: Stability, seeds: int) -> list[str]:
 
 
 def effects_verdict(estimates: Sequence[Estimate], what: str) -> str:
-    """Return which effects are significant, in points."""
+    """Name the significant effects, in percentage points."""
     tested = [one for one in estimates if not math.isnan(one.p_value)]
     clear = [
         f"{one.name} {100 * one.mean:+.1f} ± {100 * one.half_width:.1f}"
@@ -268,10 +268,10 @@ def effects_verdict(estimates: Sequence[Estimate], what: str) -> str:
 
 
 def loss_beside_score(points: Sequence[CurvePoint], means: Sequence[Estimate], score: str) -> str:
-    """Name the arm that the loss would choose and the one that the score chooses; empty for one."""
+    """Compare the arm of lowest loss with that of highest score; empty for fewer than two arms."""
     by_arm: dict[str, dict[int, float]] = {}
     for one in points:
-        by_arm.setdefault(one.arm, {})[one.seed] = one.loss  # that of the last record stays
+        by_arm.setdefault(one.arm, {})[one.seed] = one.loss  # keeps that of the last record
     losses = {arm: sum(last.values()) / len(last) for arm, last in by_arm.items()}
     both = [one for one in means if not math.isnan(one.mean + losses.get(one.name, math.nan))]
     if len(both) < 2:
@@ -294,7 +294,7 @@ def loss_beside_score(points: Sequence[CurvePoint], means: Sequence[Estimate], s
 
 
 def collapses(points: Sequence[CurvePoint]) -> str:
-    """Name the arms that collapsed, with the share of their runs that did; empty if none did."""
+    """Name the arms that collapsed, and in how many of their runs; empty if none did."""
     runs = {(one.arm, one.seed) for one in points}
     hit = {(one.arm, one.seed) for one in points if one.collapsed}
     arms = dict.fromkeys(one.arm for one in points if (one.arm, one.seed) in hit)
@@ -305,12 +305,12 @@ def collapses(points: Sequence[CurvePoint]) -> str:
     return f"Projections collapsed at some step of {', '.join(named)}." if named else ""
 
 
-# The heat map is a triangle: each pair of the nine operations once.
+# The heatmap is a triangle that shows each pair of the nine operations once.
 _ROWS = ("brightness", "contrast", "gain", "speckle", "flip", "rotation", "shift", "zoom")
 _COLUMNS = ("blur", *_ROWS[:-1])
 _PALE = "#444444"  # still readable on the darkest green
 _GREY = "#777777"
-_SIDE = 0.46  # of a cell that is 1 wide: neighbours keep a frame each
+_SIDE = 0.46  # half a frame, in cells 1 wide: frames of neighbours do not touch
 
 
 def draw_couplets(
@@ -320,10 +320,10 @@ def draw_couplets(
     score: str,
     clear: Set[str],
 ) -> Path:
-    """Draw the triangle of couplets among arms; their lowest quarter is framed.
+    """Draw the couplets among the arms as a triangle; frame their lowest quarter.
 
-    ``limits`` are the scores at the ends of the colours, 0 to 1. Couplets that differ significantly
-    from the reference, ``clear``, are in bold.
+    ``limits`` are the scores (0 to 1) at the ends of the colour scale. Couplets in ``clear``, which
+    differ significantly from the reference, are in bold.
     """
     grid: Array = np.full((len(_ROWS), len(_COLUMNS)), np.nan)
     lowest = lowest_quarter(estimates)
@@ -333,7 +333,7 @@ def draw_couplets(
             if "+" not in one.name:
                 continue
             column, below = sorted(("blur", *_ROWS).index(name) for name in one.name.split("+"))
-            row = below - 1  # rows begin with the second operation
+            row = below - 1  # rows start at the second operation
             grid[row, column] = 100 * one.mean
             style: dict[str, Any] = {"color": _PALE}
             if one.name in clear:
@@ -356,7 +356,7 @@ def draw_couplets(
 
 
 def draw_estimates(path: Path, estimates: Sequence[Estimate], label: str) -> Path:
-    """Draw means with their intervals, in the order given; a line where 0 matters."""
+    """Draw means with intervals, in the given order; for tested effects, with a line at 0."""
     with canvas(path, 8.6, 1.2 + 0.3 * len(estimates)) as figure:
         axes = figure.subplots()
         for row, one in enumerate(estimates):
@@ -365,21 +365,21 @@ def draw_estimates(path: Path, estimates: Sequence[Estimate], label: str) -> Pat
             color = COLORS[1] if one.excludes_zero else COLORS[0]
             axes.errorbar(100 * one.mean, row, xerr=half, color=color, **style)
         axes.set_yticks(range(len(estimates)), [one.name for one in estimates])
-        axes.set_ylim(len(estimates) - 0.4, -0.6)  # downwards, as in the tables
+        axes.set_ylim(len(estimates) - 0.4, -0.6)  # top to bottom, as in the tables
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
         if tests := sum(not math.isnan(one.p_value) for one in estimates):
             axes.axvline(0, color=COLORS[6], linewidth=1)
-            # of many intervals some leave 0 out by chance: the colour counts, not the interval
+            # of many intervals, some exclude 0 by chance: the colour counts, not the interval
             axes.set_title(f"red: significant after correction for {tests} tests", fontsize=10)
     return path
 
 
 def draw_curves(path: Path, points: Sequence[CurvePoint]) -> Path:
-    """Draw each arm's loss with the chance level and, where runs were probed, their probe.
+    """Draw each arm's loss with the chance level and, where runs were probed, the probe score.
 
-    Lines are means over seeds; arms whose names begin alike share a colour, and a cross marks a
-    collapse. The loss is no measure of quality, and other batch sizes have other chance levels.
+    Lines are means over seeds; arms that differ only in the last word share a colour; crosses mark
+    collapses. The loss does not measure quality; the chance level depends on the batch size.
     """
     arms = list(dict.fromkeys(one.arm for one in points))
     metric = next((one.metric for one in points if one.metric), "")
@@ -413,7 +413,7 @@ def draw_curves(path: Path, points: Sequence[CurvePoint]) -> Path:
 
 
 def _styles(arms: Sequence[str]) -> list[dict[str, Any]]:
-    """Return colour and dashes of each arm: colours for families, dashes within one."""
+    """Return colour and dashes of each arm: one colour per family, dashes within a family."""
     families = [arm.rpartition(" ")[0] or arm for arm in arms]
     colors, styles = list(dict.fromkeys(families)), []
     for number, family in enumerate(families):
@@ -426,7 +426,7 @@ def _styles(arms: Sequence[str]) -> list[dict[str, Any]]:
 def _draw_curve(
     axes: Axes, own: Sequence[CurvePoint], value: str, style: Mapping[str, Any]
 ) -> None:
-    """Draw the mean over seeds of an arm at each share of its steps, and where it had collapsed."""
+    """Draw an arm's mean over seeds at each share of its steps, and mark collapses."""
     is_probe = value == "probe"
     known: dict[float, list[float]] = {}
     for one in own:
