@@ -1,11 +1,11 @@
-"""The process of one tracker: sends ``metrics.jsonl`` as it grows, until its stdin is closed.
+"""Process of one tracker: sends ``metrics.jsonl`` as it grows, until stdin is closed.
 
 Started by ``jobs.tracking.sink`` as ``python -m jobs.tracking.follower NAME RUN``. Its stdout is
-for complaints, which the training logs; what libraries print goes to its stderr, the tracker's log.
+for problems, which the training logs; library output goes to stderr, the tracker's log.
 
-A tracker keeps one run for a run folder, with every step once. The id of that run is in
-``RUN/tracking/NAME.json``, written before the run is made, so that an attempt that is killed in
-between makes no second one.
+A tracker has one run per run folder, with every step once. The id of that run is in
+``RUN/tracking/NAME.json``, written before the run is created, so that an attempt killed in
+between does not lead to a second one.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from simclr.monitoring.metrics import METRICS_NAME
 
 PROJECT = "simclr-s2"
 POLL_S = 1.0
-_LONGEST_PAUSE_S = 60.0  # between attempts to reach a server that is away
-# Position in the run: no curve of its own.
+_LONGEST_PAUSE_S = 60.0  # between attempts to reach an unreachable server
+# Position in the run, not logged as a metric.
 _POSITION = ("step", "num_steps", "epoch", "time")
 
 
 class Tracker(ABC):
-    """One run of one tracker; every method may raise what the tracker's library raises."""
+    """One run in one tracker; methods may raise any exception of the tracker's library."""
 
     name: str
 
@@ -53,21 +53,21 @@ class Tracker(ABC):
 
     @abstractmethod
     def open(self) -> int:
-        """Open the run, or make it; return the last step that it holds, 0 for none."""
+        """Open or create the run; return the last step that it has, 0 for none."""
 
     @abstractmethod
     def write(self, records: Sequence[dict[str, Any]]) -> None:
-        """Add metric records, oldest first, of steps that the run does not hold."""
+        """Add metric records, oldest first, of steps that the run does not have."""
 
     def add_artifact(self, name: str, path: Path) -> None:  # noqa: B027 - not every tracker has them
         """Add a file to the run, or a new version of it."""
 
     @abstractmethod
     def close(self, ending: str) -> None:
-        """Send everything; ``ending`` is the last event of the run, such as ``finished``."""
+        """Send pending data; ``ending`` is the last event of the run, such as ``finished``."""
 
     def remember(self, **facts: str) -> None:
-        """Keep facts for later attempts and for simclr-status."""
+        """Save facts for later attempts and for simclr-status."""
         self.state |= facts
         write_json(self._path, self.state)
 
@@ -92,12 +92,12 @@ class Tracker(ABC):
 
 
 class TensorBoard(Tracker):
-    """Event files in ``RUN/tensorboard``, written anew from all records by each attempt."""
+    """Event files in ``RUN/tensorboard``, which each attempt rewrites from all records."""
 
     name = "tensorboard"
 
     def open(self) -> int:
-        """Remove the events of earlier attempts; the records of steps that were kept come again."""
+        """Remove the event files of earlier attempts; all remaining records are written again."""
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         logs = self.run_dir / "tensorboard"
@@ -115,7 +115,7 @@ class TensorBoard(Tracker):
 
         for record in records:
             if self._is_empty:
-                # a TensorBoard that is open forgets what it has read of the files before
+                # makes an open TensorBoard discard what it has read from earlier files
                 self._add(record, session_log=SessionLog(status=SessionLog.START))
                 self._add(record, summary=self._described())
                 self._is_empty = False
@@ -145,23 +145,23 @@ class TensorBoard(Tracker):
 
 
 class Wandb(Tracker):
-    """A run of Weights & Biases: at its server, or offline in ``RUN/tracking/wandb``.
+    """A run in Weights & Biases: on its server, or offline in ``RUN/tracking/wandb``.
 
-    The server keeps the steps that it has, and gets those after. Without a server, each attempt
-    writes one offline run with the records of all, in the place of the one before.
+    The server keeps its steps and receives only later ones. Without a server, each attempt writes
+    one offline run with the records of all attempts, which replaces the previous one.
     """
 
     name = "wandb"
 
     def open(self) -> int:
-        """Reach the server, unless WANDB_MODE says otherwise; without it, go offline."""
+        """Connect to the server unless WANDB_MODE says otherwise; if that fails, run offline."""
         for key in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
             os.environ.setdefault(key, str(self.folder))  # not in a home folder with a quota
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ["WANDB_SILENT"] = "true"
         import wandb
 
-        self.remember()  # the id, before there is a run
+        self.remember()  # the id, before the run exists
         for old in (self.folder / "wandb").glob(f"*run-*-{self.state['id']}"):
             shutil.rmtree(old)
         mode = os.environ.get("WANDB_MODE", "online")
@@ -170,7 +170,7 @@ class Wandb(Tracker):
                 self._run = self._init("online")
             except wandb.Error as error:
                 sys.stderr.write(f"offline, since {error}\n")
-                wandb.teardown()  # else the id would be in use
+                wandb.teardown()  # otherwise the id would be in use
                 mode = "offline"
         if mode != "online":
             self._run = self._init(mode)
@@ -179,7 +179,7 @@ class Wandb(Tracker):
         return max(0, int(self._run.step) - 1)
 
     def write(self, records: Sequence[dict[str, Any]]) -> None:
-        """Log one record a step; W&B sends them by itself, however long its server is away."""
+        """Log one record per step; W&B sends them in the background, even after a long outage."""
         for record in records:
             values = {**dict(_numbers(record)), "_timestamp": record["time"]}
             self._run.log(values, step=record["step"], commit=True)
@@ -193,7 +193,7 @@ class Wandb(Tracker):
         self._run.log_artifact(artifact)
 
     def close(self, ending: str) -> None:
-        """Send the rest; a run that was stopped shows as preempted until its next attempt."""
+        """Send the rest; a stopped run is shown as preempted until its next attempt."""
         if ending == "stop":
             self._run.mark_preempting()
         self._run.finish(exit_code=0 if ending == "finished" else 1)
@@ -207,13 +207,13 @@ class Wandb(Tracker):
             name=os.environ.get("WANDB_NAME", self.run_dir.resolve().name),
             dir=str(self.folder),
             mode=mode,
-            # an offline run that resumes would be added to what the server has
+            # a resumed offline run would be appended to the server's data
             resume="allow" if mode == "online" else None,
             config={**self.settings(), "origin": self.origin()},
-            allow_val_change=True,  # jobs and nodes of another attempt
+            allow_val_change=True,  # jobs and nodes change between attempts
             settings=wandb.Settings(
                 console="off",
-                disable_git=True,  # a remote's address may hold a token; ``origin`` has the commit
+                disable_git=True,  # a remote URL may contain a token; ``origin`` has the commit
                 init_timeout=FINISH_S / 3,
                 x_stats_pid=os.getppid(),  # the training, not this process
             ),
@@ -221,25 +221,25 @@ class Wandb(Tracker):
 
 
 class Mlflow(Tracker):
-    """A run of MLflow: at the server of MLFLOW_TRACKING_URI, else in ``RUN/tracking/mlflow.db``.
+    """A run in MLflow: on the server of MLFLOW_TRACKING_URI, else in ``RUN/tracking/mlflow.db``.
 
-    The store keeps the steps that it has, and gets those after.
+    The store keeps its steps and receives only later ones.
     """
 
     name = "mlflow"
 
     def open(self) -> int:
-        """Find the run by its tag, or make it."""
+        """Find the run by its tag, or create it."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        # the follower tries again by itself
+        # the follower itself retries
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
 
         server = os.environ.get("MLFLOW_TRACKING_URI", "")
-        # One store a run, as one process writes to it: locks of sqlite do not hold between nodes.
+        # One store per run, with one writer: SQLite's locks do not work across nodes.
         uri = server or f"sqlite:///{self.folder.resolve()}/mlflow.db"
-        self.remember()  # the id, before there is a run
+        self.remember()  # the id, before the run exists
         self._client = MlflowClient(uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         if known := self._client.get_experiment_by_name(name):
@@ -258,12 +258,12 @@ class Mlflow(Tracker):
             if server.startswith("http")
             else f"mlflow ui --backend-store-uri {uri}"
         )
-        # every record has a learning rate; a loss may not exist
+        # every record has a learning rate, but not always a loss
         held = self._client.get_metric_history(self._run_id, "learning_rate")
         return max((metric.step for metric in held), default=0)
 
     def write(self, records: Sequence[dict[str, Any]]) -> None:
-        """Log the numbers of records; a batch that is sent again is not stored twice."""
+        """Log the numbers in records; a batch that is sent again is not stored twice."""
         from mlflow.entities import Metric
 
         metrics = [
@@ -271,7 +271,7 @@ class Mlflow(Tracker):
             for record in records
             for key, value in _numbers(record)
         ]
-        for start in range(0, len(metrics), 1000):  # the most that a server takes
+        for start in range(0, len(metrics), 1000):  # the server's limit
             self._client.log_batch(self._run_id, metrics=metrics[start : start + 1000])
 
     def add_artifact(self, name: str, path: Path) -> None:
@@ -279,7 +279,7 @@ class Mlflow(Tracker):
         self._client.log_artifact(self._run_id, str(path), name)
 
     def close(self, ending: str) -> None:
-        """Set the state of the run; one that was stopped stays as running, as it comes back."""
+        """Set the state of the run; a stopped run remains ``running``, as it will continue."""
         if ending in ("finished", "failed"):
             self._client.set_terminated(self._run_id, ending.upper())
 
@@ -290,7 +290,7 @@ class Mlflow(Tracker):
         tags = {"simclr_run": self.state["id"]}
         run = self._client.create_run(experiment, run_name=name, tags=tags)
         parameters = [Param(key, str(value)[:500]) for key, value in _flat(self.settings())]
-        for start in range(0, len(parameters), 100):  # the most that a server takes
+        for start in range(0, len(parameters), 100):  # the server's limit
             self._client.log_batch(run.info.run_id, params=parameters[start : start + 100])
         return run
 
@@ -313,7 +313,7 @@ def _flat(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class MetricsReader:
-    """Reads the lines of ``metrics.jsonl`` that are new and complete."""
+    """Reads the new complete lines of ``metrics.jsonl``."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / METRICS_NAME
@@ -329,14 +329,14 @@ class MetricsReader:
         self._offset += len(whole + end)
         records = []
         for line in whole.splitlines():
-            # cut by a full disk; whoever reads the file for people says so
+            # cut short by a full disk; ``read_metrics`` warns about it
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
         return records
 
 
 class Follower:
-    """Sends the records of a run to one tracker, which is not yet open."""
+    """Sends the records of a run to one tracker, which it opens."""
 
     def __init__(self, tracker: Tracker, run_dir: Path) -> None:
         self._tracker, self._run_dir = tracker, run_dir
@@ -346,11 +346,11 @@ class Follower:
         self._reached: int | None = None
 
     def follow(self, wait: Callable[[float], bool], complain: Callable[[str], None]) -> bool:
-        """Send records until the training is over; return whether all were sent.
+        """Send records until training is over; return whether all were sent.
 
         Args:
-            wait: waits for some seconds; true once the training is over.
-            complain: tells the training of trouble: once until it is over, and at the end.
+            wait: waits for the given seconds; True once training is over.
+            complain: reports an error to the training: the first of a series, and one at the end.
         """
         pause_s, in_trouble = 0.0, False
         while True:
@@ -361,7 +361,7 @@ class Follower:
                 self._send()
                 if over:
                     self._finish()
-            except Exception as error:  # a tracker's library may raise anything; training goes on
+            except Exception as error:  # a tracker's library may raise anything; training continues
                 if over or not in_trouble:
                     first = (str(error).splitlines() or [""])[0]
                     complain(f"{type(error).__name__}: {first}; the records are in {METRICS_NAME}")
@@ -372,7 +372,7 @@ class Follower:
                 return not in_trouble
 
     def _send(self) -> None:
-        """Open the tracker if need be, and send what is new; after an error all comes again."""
+        """Open the tracker if necessary and send new records; after an error, send them again."""
         self._pending += self._reader.read()
         if self._reached is None:
             self._reached = self._tracker.open()
@@ -382,7 +382,7 @@ class Follower:
         self._pending = []
 
     def _finish(self) -> None:
-        """Add the files that later commands have left and that still exist."""
+        """Add the files listed by later commands, if they still exist, and close the tracker."""
         path = self._run_dir / FOLDER / ARTIFACTS_NAME
         named = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         for name, file in named.items():
@@ -401,13 +401,13 @@ def _stdin_closes(seconds: float) -> bool:
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     if not ready:
         return False
-    # Nothing may keep a tracker longer: on Slurm the nodes would wait for it.
+    # A hard limit for the tracker: on Slurm the nodes stay allocated until it ends.
     signal.alarm(round(FINISH_S))
     return True
 
 
 def _is_only_one(run_dir: Path, name: str) -> bool:
-    """Lock the tracker of a run for this process; true where the file system has no locks."""
+    """Lock the tracker of a run for this process; True also if the file system has no locks."""
     number = os.open(run_dir / FOLDER / f"{name}.lock", os.O_CREAT | os.O_RDWR, 0o666)
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -420,28 +420,28 @@ def _is_only_one(run_dir: Path, name: str) -> bool:
 
 
 def main() -> None:
-    """Follow the run that the arguments name."""
+    """Follow the run named by the arguments."""
     name, run_dir = sys.argv[1], Path(sys.argv[2])
-    # the training receives the signals, and closes stdin when it ends
+    # the training process handles signals, and closes stdin when it ends
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     complaints = os.dup(1)
     os.dup2(2, 1)
 
     def complain(text: str) -> None:
-        """Write a line for the training, which may have ended."""
+        """Write a line to the training process, which may have ended."""
         with contextlib.suppress(BrokenPipeError):
             os.write(complaints, f"{text}\n".encode())
         sys.stderr.write(f"{text}\n")
 
     while not _is_only_one(run_dir, name):
-        # The attempt before is sending its last records; or a training is under way, whose tracker
-        # adds at its end what an evaluation has left in the list.
+        # Either the previous attempt is sending its last records, or training is running and its
+        # tracker will add the files that an evaluation has listed.
         if _stdin_closes(POLL_S):
             raise SystemExit(0)
     sys.stderr.write(time.strftime("%Y-%m-%d %H:%M:%S start\n"))
     sent = Follower(TRACKERS[name](run_dir), run_dir).follow(_stdin_closes, complain)
-    signal.alarm(round(FINISH_S))  # libraries wait for their servers when Python ends
+    signal.alarm(round(FINISH_S))  # libraries may wait for their servers at exit
     raise SystemExit(0 if sent else 1)
 
 

@@ -1,7 +1,7 @@
 """Start and end the processes that send a run's metrics to trackers; simclr-pretrain calls it.
 
-Training waits for no tracker: it only looks whether their processes have said something, and what
-they miss is in ``metrics.jsonl``, which the next attempt sends.
+Training steps never wait for a tracker: they only poll its process for messages. Records that it
+misses are in ``metrics.jsonl``, and the next attempt sends them.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import IO, Any, Self, cast
 
 from preprocess.shards.atomic_io import write_json
 
-FOLDER = "tracking"  # in the run folder: ids and logs of the trackers, and what they keep there
+FOLDER = "tracking"  # in the run folder: ids, logs and local data of the trackers
 ARTIFACTS_NAME = "artifacts.json"
-FINISH_S = 120.0  # what a tracker may take to send its last records
-_INTERRUPTED_S = 10.0  # the same, where a person has pressed Ctrl-C and waits
+FINISH_S = 120.0  # time for a tracker to send its last records
+_INTERRUPTED_S = 10.0  # the same after an exception, such as Ctrl-C
 
 _log = logging.getLogger("simclr")
 
 
 class Tracking(Enum):
-    """Where metrics go beside ``metrics.jsonl``."""
+    """Where metrics go besides ``metrics.jsonl``."""
 
     tensorboard = "tensorboard"
     wandb = "wandb"
     mlflow = "mlflow"
 
 
-# sqlalchemy and alembic: mlflow-skinny has no store of its own without them
-_MODULES = {  # by the packages that hold them
+# mlflow-skinny needs sqlalchemy and alembic for a local store
+_MODULES = {  # by package
     Tracking.tensorboard: {"tensorboard": "tensorboard"},
     Tracking.wandb: {"wandb": "wandb"},
     Tracking.mlflow: {"mlflow-skinny": "mlflow", "sqlalchemy": "sqlalchemy", "alembic": "alembic"},
@@ -45,7 +45,7 @@ _MODULES = {  # by the packages that hold them
 
 
 def check_installed(trackers: Sequence[Tracking]) -> None:
-    """Refuse trackers that are not installed, before a job waits in the queue for them.
+    """Refuse trackers that are not installed, before a job waits in the queue.
 
     Raises:
         ValueError: a library is missing; the message names the packages.
@@ -60,20 +60,20 @@ def check_installed(trackers: Sequence[Tracking]) -> None:
 
 
 class TrackerProcesses:
-    """Metrics sink and context manager: a process a tracker, from the first record to the end."""
+    """Metrics sink and context manager: one process per tracker, from the first record on."""
 
     def __init__(self, trackers: Sequence[Tracking], run_dir: Path) -> None:
-        # named twice is wanted once
+        # ignore duplicates
         self._names = list(dict.fromkeys(tracker.value for tracker in trackers))
         self._run_dir = run_dir
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
-        """Start nothing yet: lines after the checkpoint are still in ``metrics.jsonl``."""
+        """Start nothing yet: ``metrics.jsonl`` still has lines from after the checkpoint."""
         return self
 
     def write(self, record: dict[str, Any]) -> None:
-        """Log what the trackers complain of; the record itself they read in ``metrics.jsonl``."""
+        """Start the trackers, which read ``metrics.jsonl`` themselves, and log their complaints."""
         for name in list(self._names):
             try:
                 if name not in self._processes:
@@ -89,14 +89,14 @@ class TrackerProcesses:
                 _log.warning("tracking by %s has ended until the next attempt; see %s", name, log)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Let the trackers send the last records; they end by themselves if that takes too long."""
+        """Let the trackers send their last records; kill those that take too long."""
         _finish(self._processes, FINISH_S if kind is None else _INTERRUPTED_S)
 
 
 def log_artifacts(run_dir: Path, files: Mapping[str, Path]) -> None:
-    """Add files of a run, by their names in the tracker, to each tracker that it has.
+    """Add files to each tracker of a run; ``files`` is keyed by their names in the tracker.
 
-    A tracker that fails is a warning.
+    A tracker that fails only logs a warning.
     """
     folder = run_dir / FOLDER
     names = [one.value for one in Tracking if (folder / f"{one.value}.json").exists()]
@@ -109,7 +109,7 @@ def log_artifacts(run_dir: Path, files: Mapping[str, Path]) -> None:
 
 
 def tracker_links(run_dir: Path) -> dict[str, str]:
-    """Return, for each tracker of a run, its address or the command that shows or sends it."""
+    """Return each tracker's URL for a run, or the command that shows or uploads it."""
     links = {}
     for tracker in Tracking:
         path = run_dir / FOLDER / f"{tracker.value}.json"
@@ -122,12 +122,12 @@ def tracker_links(run_dir: Path) -> dict[str, str]:
 def _start(name: str, run_dir: Path, stdin: int) -> subprocess.Popen[bytes]:
     folder = run_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    # the code that this process runs, which may be a snapshot, wherever it was started
+    # import the same code as this process, possibly a snapshot, from any working directory
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "jobs.tracking.follower", name, str(run_dir)],
-            stdin=stdin,  # its end tells the tracker that the training is over
+            stdin=stdin,  # when it closes, training is over for the tracker
             stdout=subprocess.PIPE,
             stderr=log,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
@@ -161,4 +161,4 @@ def _log_complaints(name: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def _stdout(process: subprocess.Popen[bytes]) -> IO[bytes]:
-    return cast(IO[bytes], process.stdout)  # a pipe, as ``_start`` makes it
+    return cast(IO[bytes], process.stdout)  # ``_start`` makes it a pipe
