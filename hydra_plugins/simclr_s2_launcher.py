@@ -1,6 +1,6 @@
-"""Launcher of sweeps (``-m``): every run is composed here, and one job array is submitted.
+"""Launcher of sweeps (``-m``): composes every run here, and submits them as one job array.
 
-hydra finds launchers in the namespace package ``hydra_plugins`` only, hence this folder.
+Hydra finds launchers only in the namespace package ``hydra_plugins``, hence this folder.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ NAME = "simclr_slurm"
 
 
 class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes without types
-    """hydra-submitit-launcher, with its traps closed.
+    """hydra-submitit-launcher without its pitfalls.
 
-    That one composes each run again on its node, from files that may have changed meanwhile; it
-    waits in the terminal until all of them end; and a run that fails ends its job with success.
-    Here all are composed and checked where the command is typed, each is recorded like a single
-    run, and those for Slurm are submitted as one array without waiting for it.
+    The original composes each run again on its node, from files that may have changed meanwhile;
+    waits in the terminal until all runs end; and lets the job of a failed run end with success.
+    This one composes and checks all runs where the command is typed, records each like a single
+    run, and submits those for Slurm as one array without waiting for it.
     """
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Compose all runs of the sweep, then run or submit them."""
-        # hydra imports this module for every hydra application of the environment
+        # imported late: every hydra application in the environment imports this module
         from jobs.cli import say
         from jobs.launch import Command, run_all
 
@@ -38,7 +38,7 @@ class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes with
         )
         composed = one_by_one.launch(job_overrides, initial_job_idx)
         values = [each.return_value for each in composed]
-        # a function of another application has done its work by now, and returns what it likes
+        # the function of another application has already run, and may return anything
         found = [one for one in values if isinstance(one, tuple) and one]
         for result in run_all([one for one in found if isinstance(one[0], Command)]):
             say(result)
@@ -46,7 +46,7 @@ class FrozenSlurmLauncher(SlurmLauncher):  # type: ignore[misc]  # it comes with
 
 
 _TARGET = f"{FrozenSlurmLauncher.__module__}.{FrozenSlurmLauncher.__qualname__}"
-# No settings of its own: cluster= says where and with what the runs go.
+# No settings of its own: cluster= selects where the runs go, and their resources.
 ConfigStore.instance().store(
     group="hydra/launcher", name=NAME, node={"_target_": _TARGET}, provider="simclr-s2"
 )
