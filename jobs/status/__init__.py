@@ -1,1 +1,1 @@
-"""What simclr-status reports."""
+"""Status of runs and packings, for simclr-status."""

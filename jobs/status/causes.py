@@ -1,4 +1,4 @@
-"""Why a job waits and why each attempt of a run ended, in plain English; for ``records``."""
+"""Explain why a job waits and why each attempt of a run ended; for ``records``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.slurm.client import JobState
 
 Events = Sequence[Mapping[str, Any]]
 
-# Reasons of squeue(1); of the words that Slurm writes with spaces or underscores either is meant.
+# Reasons of squeue(1), all with underscores, though Slurm writes some with spaces.
 _WAITING = {
     "other jobs go first": "Priority",
     "no free nodes yet": "Resources",
@@ -35,13 +35,13 @@ _WAITING = {
     "you have as many jobs as the account allows": "AssocMaxJobsLimit",
     "the account has used up its hours": "AssocGrpBillingMinutes AssocGrpCPUMinutesLimit",
 }
-# These do not pass by themselves; the second is what a person can do.
+# These do not resolve by themselves; the second text is what a person can do.
 _STUCK = {
     ("asks for more time than the partition allows", "cluster.time_min"): "PartitionTimeLimit",
     ("asks for more nodes than the partition has", "cluster.nodes"): "PartitionNodeLimit",
     ("asks for what no node has", "cluster.constraint, gpus, memory"): "BadConstraints",
     ("the job that it waits for has failed", "submit it again"): "DependencyNeverSatisfied",
-    # by jobs.slurm.requeue after idle attempts
+    # done by jobs.slurm.requeue after idle attempts
     ("held after a requeue", "read its Comment; scontrol release"): "job_requeued_in_held_state",
     ("held by you", "scontrol release"): "JobHeldUser",
     ("held by an administrator", "ask them"): "JobHeldAdmin",
@@ -83,9 +83,9 @@ _LOSSES = {
 
 
 def why_waiting(job: JobState) -> tuple[str, str]:
-    """Return why a pending job waits, and the fix; empty if the reason passes by itself.
+    """Return why a pending job waits, and the fix; empty if the reason resolves by itself.
 
-    A reason that is not known is returned as Slurm writes it.
+    An unknown reason is returned as Slurm writes it.
     """
     reason = job.reason.partition(",")[0].strip("() ")
     name = reason.replace(" ", "_")
@@ -101,15 +101,15 @@ class AttemptRecord:
 
     number: int  # from 1
     start: float  # seconds since 1970
-    end: float | None  # None while it runs, or when it was lost unrecorded
+    end: float | None  # None while it runs, or if it was lost without a record
     outcome: str  # running, finished, stopped, failed or lost
     cause: str  # why it ended
-    first_step: int | None  # where it began; None when it did not come so far
-    last_step: int | None  # where it ended, saved; None when unknown
+    first_step: int | None  # where training began; None if it did not get that far
+    last_step: int | None  # the last one saved; None if unknown
     nodes: str
     num_ranks: int
     job_id: str  # Slurm's; empty elsewhere
-    lost_steps: int | None = None  # not saved, as the next attempt found; None before that
+    lost_steps: int | None = None  # not saved, as counted by the next attempt; None before
 
 
 def history(
@@ -117,8 +117,8 @@ def history(
 ) -> list[AttemptRecord]:
     """Return the attempts in order, from the lines of ``attempts.jsonl``.
 
-    A run that was killed leaves no record: then ``endings`` tell, from sacct if accounting is on.
-    ``is_over``: the job of the last attempt has ended; without a record it was lost.
+    A killed run leaves no record; then ``endings``, from sacct if accounting is on, has the cause.
+    ``is_over``: the job of the last attempt has ended; without a record, the attempt was lost.
     """
     attempts = [list(group) for _, group in itertools.groupby(events, lambda e: e["attempt"])]
     return [
@@ -136,12 +136,12 @@ def _attempt(
     if "checkpoint" in last:  # step-000012000
         last_step = int(str(last["checkpoint"]).rpartition("-")[2])
     if outcome == "running":
-        # in which sacct saw this start of the job end; empty if unknown
+        # how this start of the job ended according to sacct; empty if unknown
         known, number = endings.get(start.get("job_id", ""), ()), start.get("restarts", 0)
         state = known[number] if number < len(known) else ""
         if state or is_over:
             outcome, cause = "lost", _LOSSES.get(state, f"ended by Slurm: {state}")
-            # what came after the step from which the next attempt went on is lost
+            # steps after the one from which the next attempt continued are lost
             continued_at = later[-1].get("first_step") if later else None
             last_step = last_step if continued_at is None else continued_at
     return AttemptRecord(
@@ -160,7 +160,7 @@ def _attempt(
 
 
 def _outcome(last: Mapping[str, Any]) -> tuple[str, str]:
-    """Return how an attempt ended, and why; the cause that the run recorded comes first."""
+    """Return how an attempt ended, and why; a cause recorded by the run takes precedence."""
     match last["event"]:
         case "finished":
             return "finished", "finished"

@@ -1,7 +1,7 @@
-"""The state of a run or a packing, from its folder and from Slurm, and what a person should do.
+"""Determine the state of a run or packing, from its folder and Slurm, and the next action.
 
-Called by simclr-status and by the report of a run. Nothing here needs torch, and neither squeue nor
-sacct has to answer: then the folder's own records decide. Reads only.
+Called by simclr-status and by the report of a run. Needs no torch; without an answer from squeue
+or sacct, the folder's own records decide. Reads only.
 """
 
 from __future__ import annotations
@@ -34,45 +34,45 @@ from preprocess.shards.manifest import MANIFEST_NAME, read_manifest
 from simclr.checkpoint import manifest as checkpoints
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
-# A thread writes about one heartbeat a second, however long a step takes: minutes of silence mean
+# A thread writes a heartbeat every 1 to 4 s, however long a step takes: minutes of silence mean
 # that the process is gone or suspended, or that it cannot write.
 STALE_S = 900.0
-ANSWER_S = 4.0  # a controller that is away would keep a person waiting for minutes
-INTERVAL_S = 30.0  # many people watch many runs; the controller answers all of them
-_LONGEST_CAUSE = 200  # characters; the whole is in the log
-_RECENT = 5  # metric lines whose pace says when the run will end
+ANSWER_S = 4.0  # an unreachable controller would make the user wait for minutes
+INTERVAL_S = 30.0  # many users watch many runs; the controller answers them all
+_LONGEST_CAUSE = 200  # characters; the full text is in the log
+_RECENT = 5  # metric lines from which the time left is estimated
 _SHOWN = ("loss", "learning_rate")
 _PROBES = ("probe/", "knn/")
-_WHOLE = ("verified", "whole")  # what is said of an undamaged checkpoint
+_WHOLE = ("verified", "whole")  # states of an undamaged checkpoint
 _CHECKPOINTS = f"{checkpoints.CHECKPOINTS}/{checkpoints.FOLDER_PATTERN}"
-_LATER_COMMANDS = ("evaluate", "export")  # on a trained run, with jobs of their own
+_LATER_COMMANDS = ("evaluate", "export")  # on a trained run, in separate jobs
 
 
 @dataclass(frozen=True, slots=True)
 class SlurmAnswer:
     """States of jobs, as squeue and sacct report them."""
 
-    jobs: Mapping[str, JobState] = field(default_factory=dict)  # those that it has forgotten lack
-    # in which state each of the starts of a job ended, where accounting is on
+    jobs: Mapping[str, JobState] = field(default_factory=dict)  # those that squeue knows
+    # the state in which each start of a job ended, if accounting is on
     endings: Mapping[str, list[str]] = field(default_factory=dict)
-    error: str = ""  # why there was no answer; empty when there was
+    error: str = ""  # why there was no answer; empty if there was one
 
 
 class SlurmPoller:
-    """Queries squeue and sacct for job states, at most once an interval."""
+    """Queries squeue and sacct for job states, at most once per interval."""
 
     def __init__(self, interval_s: float = INTERVAL_S) -> None:
-        """Begin with no answer; ``interval_s`` is the least time between two queries."""
+        """Start without an answer; ``interval_s`` is the minimum time between two queries."""
         self._interval_s = interval_s
         self._asked = -float("inf")
         self._last = SlurmAnswer()
 
     def ask(self, job_ids: Sequence[str]) -> SlurmAnswer:
-        """Return the latest states; empty where there is no Slurm, or no answer."""
+        """Return the latest states; empty without Slurm or an answer."""
         due = time.monotonic() - self._asked >= self._interval_s
         if due and job_ids and slurm.is_available():
             self._asked = time.monotonic()
-            # each by itself, and side by side: one may be down while the other answers
+            # separately and in parallel: one may be down while the other answers
             with ThreadPoolExecutor(2) as pool:
                 both = [pool.submit(_query, ask, job_ids) for ask in (slurm.queue, slurm.endings)]
             (jobs, error), (ends, other_error) = (each.result() for each in both)
@@ -89,7 +89,7 @@ def _query(query: Callable[..., Any], job_ids: Sequence[str]) -> tuple[dict[str,
 
 @dataclass(slots=True)
 class RunRecord:
-    """All that simclr-status shows of a run; durations and ages in seconds."""
+    """Everything that simclr-status shows about a run; durations and ages in seconds."""
 
     run: str  # its folder
     state: str = ""  # in plain English, with the reason
@@ -100,27 +100,27 @@ class RunRecord:
     attempt: int = 0  # how often it was started
     attempts: list[AttemptRecord] = field(default_factory=list)
     step: int = 0  # optimizer steps done
-    num_steps: int = 0  # of the whole run
+    num_steps: int = 0  # of the entire run
     patches_per_s: float | None = None  # over all ranks, in the last interval
     time_left_s: float | None = None  # at that rate
-    expected_end: float | None = None  # at that rate, seconds since 1970; requeues left out
+    expected_end: float | None = None  # at that rate, without requeues; seconds since 1970
     limit_left_s: float | None = None  # until the time limit of its job
     checkpoint_step: int | None = None  # of the newest checkpoint
     checkpoint_age_s: float | None = None
-    checkpoint_state: str = ""  # verified, whole (sizes only), or what is wrong with it
-    at_risk_steps: int | None = None  # what a kill would cost now
-    at_risk_s: float | None = None  # the time that they took
-    heartbeat_age_s: float | None = None  # of the rank that was silent the longest
+    checkpoint_state: str = ""  # verified, whole (sizes only), or the damage
+    at_risk_steps: int | None = None  # lost if the run were killed now
+    at_risk_s: float | None = None  # age of the checkpoint that they follow
+    heartbeat_age_s: float | None = None  # of the rank that has been silent longest
     heartbeat_of: str = ""  # that rank, with its node and step
-    metrics: dict[str, float] = field(default_factory=dict)  # last ones, and last of the probes
-    log: str = ""  # where its main rank writes
+    metrics: dict[str, float] = field(default_factory=dict)  # the latest, also of the probes
+    log: str = ""  # file of its main rank
     others: dict[str, str] = field(default_factory=dict)  # jobs of later commands on this run
-    trackers: dict[str, str] = field(default_factory=dict)  # each with its address, or its command
-    slurm_error: str = ""  # why Slurm's word is missing; empty when it is not
+    trackers: dict[str, str] = field(default_factory=dict)  # URL, or command to show or upload
+    slurm_error: str = ""  # why Slurm did not answer; empty if it did
 
     @property
     def is_damaged(self) -> bool:
-        """Whether the newest checkpoint is."""
+        """Whether the newest checkpoint is damaged."""
         return bool(self.checkpoint_state) and self.checkpoint_state not in _WHOLE
 
 
@@ -131,7 +131,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def jobs_of(run_dir: Path) -> list[str]:
-    """Return the jobs of a run: its training, submitted in any way, and what came after."""
+    """Return the jobs of a run: its training, however submitted, and later commands."""
     names = ("pretrain", *_LATER_COMMANDS)
     found = [read_submission(run_dir / JOB_FOLDER, name) for name in names]
     # jobs of plain sbatch scripts have no submission record
@@ -152,7 +152,7 @@ def describe(
     ``thorough`` compares the checksums of its newest checkpoint, not only sizes.
 
     Raises:
-        ValueError: it is not a run folder.
+        ValueError: ``run_dir`` is not a run folder.
     """
     if not (run_dir / CONFIG_NAME).exists():
         raise ValueError(f"{run_dir} is not a run folder: it has no {CONFIG_NAME}")
@@ -178,7 +178,7 @@ def describe(
     assessed = _assess(record, events, job, who, now)
     record.state, record.needs_person, record.action, is_live = assessed
     if record.is_damaged:
-        # the run itself skips a damaged checkpoint; a person should know why there is one
+        # the run itself skips a damaged checkpoint, but a person should find out the cause
         record.state += f"; newest checkpoint {record.checkpoint_state}"
         record.needs_person = True
         advice = "check the disk; the run continues from the checkpoint before"
@@ -196,10 +196,10 @@ def _starts(events: Events) -> Events:
 
 
 def _latest_job(submission: Submission | None, starts: Events) -> str:
-    """Return the id of the job of the latest start or submission; empty without Slurm."""
+    """Return the job id of the latest start or submission; empty without Slurm."""
     if submission and not (starts and starts[-1]["time"] >= submission.time):
         return submission.job_id
-    # processes of one machine are numbered too; Slurm may have a job of that number
+    # local jobs have ids too, which may coincide with those of Slurm jobs
     is_slurm = bool(starts) and starts[-1].get("launcher") != "local"
     return str(starts[-1].get("job_id", "")) if is_slurm else ""
 
@@ -238,12 +238,12 @@ def _add_metrics(record: RunRecord, run_dir: Path) -> None:
 
 
 def _add_heartbeat(record: RunRecord, run_dir: Path, since: float, now: float) -> str:
-    """Add the heartbeat of the rank that was silent the longest; return who that was."""
-    # an attempt on fewer ranks leaves the files of the others as they were
+    """Add the heartbeat of the rank that has been silent longest; return the rank's name."""
+    # earlier attempts, perhaps on more ranks, may have left files: ``since`` excludes them
     beats = read_heartbeats(run_dir, since)
     if not beats:
         return "every rank"
-    # heartbeats come every second or so, metric lines once an interval of steps
+    # heartbeats come every 1 to 4 s, metric lines once per interval of steps
     record.step = max(record.step, *(beat["step"] or 0 for beat in beats))
     slowest = min(beats, key=lambda beat: float(beat["time"]))
     record.heartbeat_age_s = now - slowest["time"]
@@ -253,7 +253,7 @@ def _add_heartbeat(record: RunRecord, run_dir: Path, since: float, now: float) -
 
 
 def _add_checkpoint(record: RunRecord, run_dir: Path, now: float, thorough: bool) -> None:
-    """Add the newest checkpoint that is there, and whether it is damaged."""
+    """Add the newest existing checkpoint, and whether it is damaged."""
     for folder in sorted(run_dir.glob(_CHECKPOINTS), reverse=True):
         manifest = folder / checkpoints.MANIFEST_NAME
         try:
@@ -296,7 +296,7 @@ def _assess(
         evaluated = Path(record.run, "evaluation.json").exists()
         action = "" if evaluated else f"simclr-evaluate run={record.run} ..."
         return _State("finished", action=action)
-    # before the first heartbeat the age of the attempt counts
+    # before the first heartbeat, the age of the attempt counts
     silent_s = record.heartbeat_age_s
     if silent_s is None:
         silent_s = now - record.attempts[-1].start if record.attempts else 0.0
@@ -343,7 +343,7 @@ def _at_work(record: RunRecord, events: Events, now: float) -> _State:
 
 
 def _may_be_alive(events: Events, silent_s: float) -> bool:
-    """Return whether the process of an attempt runs: by its id on this host, else by its age."""
+    """Return whether the last attempt may run: by its process id on this host, else by silence."""
     start = _starts(events)[-1]
     if start.get("host") == socket.gethostname():
         return Path(f"/proc/{start['pid']}").exists()
@@ -359,23 +359,23 @@ def _start_again(record: RunRecord) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PackingRecord:
-    """All that simclr-status shows of a packing."""
+    """Everything that simclr-status shows about a packing."""
 
     shards: str  # output folder
     state: str  # in plain English
     needs_person: bool = False  # it will neither continue nor end by itself
     action: str = ""  # what to do next; empty when nothing
-    job_id: str = ""  # of the array, if there is one
-    members: dict[str, int] = field(default_factory=dict)  # Slurm's states, with their number
-    failed: list[str] = field(default_factory=list)  # members, as scontrol knows them
-    num_done: int = 0  # shards in place
-    num_shards: int = 0  # of the whole plan; those in place before there is one
-    log: str = ""  # where the members write
-    slurm_error: str = ""  # why Slurm's word is missing; empty when it is not
+    job_id: str = ""  # of the array, if any; several are joined by commas
+    members: dict[str, int] = field(default_factory=dict)  # number of array tasks by Slurm state
+    failed: list[str] = field(default_factory=list)  # array tasks, as scontrol names them
+    num_done: int = 0  # complete shards
+    num_shards: int = 0  # planned shards; without a plan, the complete ones
+    log: str = ""  # file of the first array task
+    slurm_error: str = ""  # why Slurm did not answer; empty if it did
 
 
 def is_packing(folder: Path) -> bool:
-    """Return whether a folder is, or was, packed into."""
+    """Return whether shards are being, or were, packed into a folder."""
     return (folder / WORK_FOLDER).is_dir() or (folder / MANIFEST_NAME).exists()
 
 
@@ -389,7 +389,7 @@ def describe_packing(folder: Path, answer: SlurmAnswer) -> PackingRecord:
     """Return the record of a packing; members of its array are jobs ``12_0``, ``12_1``, ..."""
     submission = read_submission(folder / WORK_FOLDER / JOB_FOLDER, "pack")
     array = submission.job_id if submission else ""
-    arrays = array.split(",")  # more members than fit into one array lie in several
+    arrays = array.split(",")  # several if one array cannot hold all members
     members = {name: job for name, job in answer.jobs.items() if name.partition("_")[0] in arrays}
     failed = sorted(
         name for name, job in members.items() if job.is_final and job.state != "COMPLETED"

@@ -14,25 +14,25 @@ from rich.text import Text
 
 from jobs.status.records import PackingRecord, RunRecord
 
-_WIDE = 160  # columns where there is no terminal: nothing is cut in a log
+_WIDE = 160  # columns if there is no terminal: nothing is cut in a log
 _LABEL = 11  # columns of the labels
-_LONGEST_NAME = 24  # columns of a run in a table; its end tells runs of a sweep apart
+_LONGEST_NAME = 24  # columns of a run's name in a table; runs of a sweep differ at the end
 
 Records = Sequence[RunRecord]
 Packings = Sequence[PackingRecord]
 
 
 def print_records(runs: Records, packings: Packings, *, short: bool = False) -> None:
-    """Print records once; ``short`` keeps to one line a run."""
+    """Print records once; ``short`` prints one line per run."""
     console = _console()
     for part in _parts(console, runs, packings, short=short):
         console.print(part, soft_wrap=isinstance(part, Text))
 
 
 class LiveRecords:
-    """Shows records in place on a terminal; in a log each update follows the one before.
+    """Shows records in place on a terminal; in a log, updates follow one another.
 
-    A context manager; the last update stays on the screen. ``short`` keeps to one line a run.
+    A context manager; the last update stays on the screen. ``short`` shows one line per run.
     """
 
     def __init__(self, *, short: bool) -> None:
@@ -41,13 +41,13 @@ class LiveRecords:
         self._last: tuple[Records, Packings] | None = None
 
     def __enter__(self) -> Self:
-        """Take the screen, if there is one."""
+        """Take over the screen, if there is one."""
         if self._console.is_terminal:
             self._live.start()
         return self
 
     def update(self, runs: Records, packings: Packings) -> None:
-        """Show these records instead of those before."""
+        """Replace the shown records."""
         self._last = runs, packings
         if not self._console.is_terminal:
             print_records(runs, packings, short=self._short)
@@ -57,7 +57,7 @@ class LiveRecords:
         self._live.update(Group(when, Text(), *parts), refresh=True)
 
     def __exit__(self, *_: object) -> None:
-        """Give the screen back, and leave the last records on it."""
+        """Restore the screen, and leave the last records on it."""
         if self._console.is_terminal:
             self._live.stop()
             if self._last:
@@ -142,7 +142,7 @@ def _progress_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
 def _attempt_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
     for attempt in record.attempts:
         steps = [str(s) for s in (attempt.first_step, attempt.last_step) if s is not None]
-        # an attempt that died before its first step has a start alone
+        # an attempt that died early has only a first step, or none
         span = {0: "", 1: "from step {}, ", 2: "steps {} to {}, "}[len(steps)].format(*steps)
         where = f"{attempt.num_ranks} rank{'s' * (attempt.num_ranks != 1)} on {attempt.nodes}"
         lasted = f" for {duration(attempt.end - attempt.start)}" if attempt.end else ""
@@ -155,24 +155,24 @@ def _attempt_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
 
 def _console() -> Console:
     width = None if sys.stdout.isatty() else _WIDE
-    # a path may look like markup or emoji: it is shown as it is
+    # a path may look like markup or emoji, and is shown verbatim
     return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
 def _parts(
     console: Console, runs: Records, packings: Packings, *, short: bool
 ) -> Iterator[RenderableType]:
-    """Yield a block for a single run, else a table and below it what a person has to do."""
+    """Yield a block for a single run, else a table followed by the next actions."""
     errors = [*(run.slurm_error for run in runs), *(each.slurm_error for each in packings)]
     if any(errors):
-        yield Text(max(errors), "yellow")  # the same of all that were asked about
+        yield Text(max(errors), "yellow")  # the same for all jobs of a query
     if len(runs) == 1 and not short:
         yield from _block(run_lines(runs[0]), _style(runs[0]))
     elif runs:
         yield _table(runs, console)
     for record in runs if len(runs) > 1 and not short else ():
         job = f"job {record.job_id}, " if record.job_id else ""
-        # the log of a run that does well is a line of its own page
+        # the log of a healthy run is named only when that run is shown alone
         if record.log and record.needs_person:
             yield Text(f"{record.run}: {job}log {record.log}")
         if record.action:
@@ -190,7 +190,7 @@ def _block(lines: Iterable[tuple[str, str]], style: str) -> Iterator[Text]:
 
 
 def _style(record: RunRecord | PackingRecord) -> str:
-    """Return the colour of a state: red needs a person, green is done, cyan is at work."""
+    """Return a state's colour: red needs a person, green is done, cyan is running, else yellow."""
     if record.needs_person:
         return "bold red"
     if record.state in ("finished", "packed"):
@@ -199,7 +199,7 @@ def _style(record: RunRecord | PackingRecord) -> str:
 
 
 def _table(records: Records, console: Console) -> Table:
-    """Return one line a run; what is too long for a terminal is cut, in a log nothing is."""
+    """Return a table with one row per run; long texts are cut on a terminal, but not in a log."""
     in_full = not console.is_terminal
     names = [
         name if in_full or len(name) <= _LONGEST_NAME else f"…{name[1 - _LONGEST_NAME :]}"
