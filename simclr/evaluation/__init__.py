@@ -1,1 +1,1 @@
-"""Evaluation of encoders: k-NN, linear probes and fine-tuning beside untrained controls."""
+"""Evaluation of encoders by k-NN, linear probe and fine-tuning, against untrained controls."""

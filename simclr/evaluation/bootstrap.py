@@ -1,6 +1,6 @@
 """Intervals of scores and of paired differences, by a bootstrap over blocks of test samples.
 
-All encoders get the same resamples: in a difference, what both find easy or hard cancels.
+All encoders share the same resamples: in a difference, sample difficulty common to both cancels.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from simclr.evaluation.metrics import (
 
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 0
-MIN_BLOCKS = 20  # a bootstrap over fewer is too narrow to be believed
-# More blocks are left out by groups: at most this many scorings for bias and skew.
+MIN_BLOCKS = 20  # with fewer, bootstrap intervals are too narrow
+# The jackknife for bias and skew scores at most this often: more blocks are left out in groups.
 _MAX_GROUPS = 250
 _CHUNK_ELEMENTS = 1 << 22
 _ALIKE = 1e-12
@@ -36,14 +36,14 @@ _ALIKE = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """What a resample draws with replacement."""
+    """The units that a resample draws with replacement."""
 
     unit: str  # tile, block, cell or patch
-    of_sample: Indices  # (N,) number of the block each sample lies in
-    count: int  # of blocks
+    of_sample: Indices  # (N,) block number of each sample
+    count: int  # number of blocks
 
     def chunks(self, num_rows: int) -> Iterator[tuple[int, int]]:
-        """Yield start and end of stretches whose rows of weights (r, N) stay small in memory."""
+        """Yield start and end of row ranges whose weights (r, N) stay small in memory."""
         rows = max(1, _CHUNK_ELEMENTS // max(len(self.of_sample), 1))
         for start in range(0, num_rows, rows):
             yield start, min(start + rows, num_rows)
@@ -51,7 +51,7 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with the ends of its 95 % interval; ends are NaN where there is none."""
+    """A value with the bounds of its 95 % interval; the bounds are NaN if there is none."""
 
     value: float
     low: float = math.nan
@@ -59,15 +59,15 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
+        """Whether the interval is entirely on one side of zero."""
         return self.low > 0 or self.high < 0
 
 
 def choose_blocks(units: dict[str, npt.NDArray[np.str_]], num_samples: int) -> Blocks:
-    """Take the first unit known for every sample, with 20 blocks at least and shared by samples.
+    """Return the first unit known for all samples, with 20 blocks or more, but fewer than samples.
 
-    ``units`` hold names of blocks (N,), coarsest unit first; an empty name means unknown. Single
-    patches are taken where no unit will do.
+    ``units`` hold names of blocks (N,), coarsest unit first; an empty name means unknown. The
+    fallback is single patches.
     """
     for unit, names in units.items():
         found, of_sample = np.unique(names, return_inverse=True)
@@ -77,9 +77,9 @@ def choose_blocks(units: dict[str, npt.NDArray[np.str_]], num_samples: int) -> B
 
 
 def resamples(blocks: Blocks, num_resamples: int, seed: int) -> Iterator[Weights]:
-    """Yield counts (r, N) of ``num_resamples`` resamples of the blocks, some rows at a time.
+    """Yield sample counts (r, N) of ``num_resamples`` resamples of the blocks, in chunks.
 
-    The rows depend on the seed alone, not on how many come at a time.
+    The rows depend on the seed alone, not on the chunk size.
     """
     generator = np.random.default_rng(seed)
     for start, end in blocks.chunks(num_resamples):
@@ -91,7 +91,7 @@ def resamples(blocks: Blocks, num_resamples: int, seed: int) -> Iterator[Weights
 
 
 def left_out_counts(blocks: Blocks) -> Iterator[Weights]:
-    """Yield counts (r, N), each without one block, or one of 250 random groups of blocks."""
+    """Yield counts (r, N), each row without one block, or one of 250 random groups of blocks."""
     groups = min(blocks.count, _MAX_GROUPS)
     drawn = np.random.default_rng(BOOTSTRAP_SEED).permutation(blocks.count)
     group_of_sample = (drawn * groups // blocks.count)[blocks.of_sample]
@@ -102,14 +102,14 @@ def left_out_counts(blocks: Blocks) -> Iterator[Weights]:
 def score_interval(
     value: float, draws: FloatArray, left_out: FloatArray, num_blocks: int
 ) -> Interval:
-    """Return a 95 % interval of a score that need not be unbiased.
+    """Return a 95 % interval of a score that may be biased.
 
-    The wider of two: the BCa interval (Efron 1987), right for skewed scores near their bound, and
-    the percentile interval moved and widened to bias and error of the jackknife, right for average
-    precision, whose resamples rank repeated samples too well. Both take Student's quantiles for
-    few blocks (Hesterberg 2015, expanded percentile interval). Without ends where all resamples
-    give the same score. ``draws`` (R,) are over resamples, NaN where the score does not exist, and
-    ``left_out`` (G,) each without one block, or group of blocks.
+    It spans two intervals: BCa (Efron 1987), which suits skewed scores near their bound, and the
+    percentile interval shifted and widened by bias and error of the jackknife, which suits average
+    precision, whose resamples rank repeated samples too well. Both use Student's quantiles for few
+    blocks (Hesterberg 2015, expanded percentile interval). Without bounds if all resamples give the
+    same score. ``draws`` (R,) are scores over resamples, NaN where undefined, and ``left_out`` (G,)
+    scores without one block or group of blocks each.
     """
     draws, left_out = draws[~np.isnan(draws)], left_out[~np.isnan(left_out)]
     if len(draws) < 2 or len(left_out) < 2 or np.ptp(draws) < _ALIKE:
@@ -121,7 +121,7 @@ def score_interval(
     skew = (pull**3).sum() / (6 * max((pull**2).sum() ** 1.5, np.finfo(float).tiny))
     ends = bias + np.array([-reach, reach])
     bca = np.quantile(draws, stats.norm.cdf(bias + ends / (1 - skew * ends)))
-    # repeated samples rank too well, and too evenly: the jackknife's error may be larger
+    # repeated samples rank too well and vary too little: the jackknife's error may be larger
     wider = max(1.0, math.sqrt((len(left_out) - 1) * left_out.var()) / float(draws.std()))
     moved = wider * (np.quantile(draws, stats.norm.cdf([-reach, reach])) - draws.mean())
     moved += value - (len(left_out) - 1) * (left_out.mean() - value)
@@ -133,7 +133,7 @@ def difference_interval(value: float, draws: FloatArray, num_blocks: int) -> tup
     """Return the 95 % interval of a paired difference, and the p-value of no difference.
 
     Bias and standard error are those of the resamples (Davison and Hinkley 1997, section 5.2),
-    quantiles are Student's. Without ends, and with p = 1, where all resamples are alike.
+    quantiles are Student's. Without bounds, and with p = 1, if all resamples are equal.
     """
     draws = draws[~np.isnan(draws)]
     if len(draws) < 2 or np.ptp(draws) < _ALIKE:
@@ -148,9 +148,9 @@ def difference_interval(value: float, draws: FloatArray, num_blocks: int) -> tup
 def repeated_split_interval(differences: FloatArray, test_to_train: float) -> Interval:
     """Return Student's interval of a mean over seeds (Nadeau and Bengio 2003, section 4).
 
-    Without ends for a single seed. ``differences`` (S,) are paired, one a seed; ``test_to_train``
-    is test over training samples where every seed draws its own split of the same samples, whose
-    scores are therefore correlated, and 0 where all share one split.
+    Without bounds for a single seed. ``differences`` (S,) are paired, one per seed.
+    ``test_to_train`` is the ratio of test to training samples if every seed draws its own split of
+    the same samples, which correlates their scores, and 0 if all share one split.
     """
     num_seeds, mean = len(differences), float(differences.mean())
     if num_seeds < 2:
@@ -166,20 +166,20 @@ def _student_quantile(degrees: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One encoder under one protocol, the mean over its seeds; all tables are by score."""
+    """One encoder under one protocol, averaged over its seeds; all dicts are keyed by score."""
 
     encoder: str
     protocol: str
-    fraction: float  # of the training labels
-    results: tuple[EvalResult, ...]  # one a seed; a single one where no seed plays a part
+    fraction: float  # share of the training labels
+    results: tuple[EvalResult, ...]  # one per seed; a single one if seeds make no difference
     intervals: dict[str, Interval]  # over resamples of the test blocks
     classes: dict[str, FloatArray]  # (C,) scores of single classes
-    by_seed: dict[str, FloatArray]  # the value of each result
-    draws: dict[str, FloatArray]  # (R,) values over the resamples
-    num_blocks: int  # that were drawn
+    by_seed: dict[str, FloatArray]  # (S,) score of each result
+    draws: dict[str, FloatArray]  # (R,) scores over the resamples
+    num_blocks: int  # number of test blocks
 
     def scores_as_data(self) -> dict[str, Any]:
-        """Return names, what was chosen on validation, and scores with intervals."""
+        """Return names, choices made on validation, and scores with intervals."""
         return {
             "encoder": self.encoder,
             "protocol": self.protocol,
@@ -193,7 +193,7 @@ class Row:
         }
 
     def as_data(self, kind: str) -> dict[str, Any]:
-        """Return all of the row: also classes, confusion (true, predicted) and reliability."""
+        """Return the entire row: also classes, confusion (true, predicted) and reliability."""
         first, confusion = self.results[0], None
         if kind == "single":
             parts = [r.targets.T.astype(np.int64) @ r.predictions.predicted for r in self.results]
@@ -201,7 +201,7 @@ class Row:
         curve = reliability(first.targets, first.predictions.scores, kind)
         return {
             **self.scores_as_data(),
-            # a single class has too few patches for an interval that covers
+            # a single class has too few patches for a trustworthy interval
             "classes": {
                 name: [asdict(Interval(value)) for value in values.tolist()]
                 for name, values in self.classes.items()
@@ -214,19 +214,19 @@ class Row:
 def score_results(
     results: Sequence[EvalResult], kind: str, tested: Indices, blocks: Blocks, num_resamples: int
 ) -> list[Row]:
-    """Score all results on the same resamples, and gather those of one encoder and protocol.
+    """Score all results on the same resamples; return a row per encoder, protocol and fraction.
 
-    ``tested`` (T,), sorted, are the samples that any result tested; ``blocks`` are theirs.
+    ``tested`` (T,), sorted, are the samples tested by any result; ``blocks`` are theirs.
     """
     tables = [metric_table(one.targets, one.predictions, kind) for one in results]
     positions = [np.searchsorted(tested, one.test) for one in results]
 
     def tabulate(chunks: Iterator[Weights]) -> list[dict[str, FloatArray]]:
-        """Return the scores of each result under weights of the tested samples."""
+        """Return the scores of each result under weights (r, T) of the tested samples."""
         parts: list[list[dict[str, FloatArray]]] = [[] for _ in results]
         for counts in chunks:
             for table, columns, own in zip(tables, positions, parts, strict=True):
-                whole = len(columns) == counts.shape[1]  # then a copy would change nothing
+                whole = len(columns) == counts.shape[1]  # then indexing would only copy
                 own.append(table(counts if whole else counts[:, columns]).overall)
         return [
             {name: np.concatenate([part[name] for part in own]) for name in SCORES[kind]}
@@ -264,7 +264,7 @@ def score_results(
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far an encoder is ahead of a control in one score."""
+    """The difference in one score between an encoder and a control, positive if it is ahead."""
 
     encoder: str
     control: str
@@ -272,19 +272,19 @@ class Difference:
     fraction: float
     score: str
     over_samples: Interval  # over resamples of the test blocks, paired
-    over_seeds: Interval  # Student's, corrected for overlapping test sets; no ends for one seed
-    p_value: float  # two-sided, of no difference, by the paired resamples of the test blocks
-    resolved: bool  # whether every interval there is excludes zero
+    over_seeds: Interval  # Student's, corrected for overlapping test sets; no bounds for one seed
+    p_value: float  # two-sided, of no difference, from the paired resamples of the test blocks
+    resolved: bool  # whether all available intervals exclude zero
 
 
 def compare(row: Row, control: Row, kind: str, test_to_train: float) -> list[Difference]:
     """Return the paired differences of two rows of one protocol, for every score with intervals.
 
-    ``test_to_train``: test samples over training samples if every seed drew its own split, else 0.
+    ``test_to_train``: ratio of test to training samples if every seed drew its own split, else 0.
     """
     differences = []
     for score in (name for name in SCORES[kind] if name not in WITHOUT_INTERVAL):
-        # a row without seeds stands beside every seed of the other
+        # a row without seeds is compared with every seed of the other
         by_seed = np.subtract(*np.broadcast_arrays(row.by_seed[score], control.by_seed[score]))
         paired = row.draws[score] - control.draws[score]
         samples, p_value = difference_interval(float(by_seed.mean()), paired, row.num_blocks)
@@ -298,9 +298,9 @@ def compare(row: Row, control: Row, kind: str, test_to_train: float) -> list[Dif
 def compare_with_all(
     rows: Sequence[Row], encoder: str, kind: str, test_to_train: float
 ) -> list[dict[str, Any]]:
-    """Return as plain data how far an encoder's rows are ahead of all others of their protocol.
+    """Return the differences of an encoder's rows to all others of their protocol, as plain data.
 
-    ``p_holm`` is the p-value corrected for the number of controls (Holm 1979).
+    ``p_holm`` is the p-value corrected for the number of comparisons (Holm 1979).
     """
     differences = [
         asdict(difference)

@@ -1,4 +1,4 @@
-"""Settings of an evaluation and the scores of each kind of task; checked when they are made."""
+"""Settings of an evaluation, checked on construction, and the scores of each kind of task."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 from simclr.config import Precision, parse_choices, require
 
-# Names of rows: the encoder in question, and the controls, which have learnt nothing from images.
+# Row names: the evaluated encoder, and the controls, which have learnt nothing from images.
 PRETRAINED = "pretrained"
 FROM_SCRATCH = "training from scratch"
 RANDOM_ENCODER = "random encoder"
@@ -26,13 +26,13 @@ class Protocol(Enum):
     finetune_all = "fine-tune all"
 
 
-# They fit a classifier to stored features; all others train a network.
+# These fit a classifier to stored features; all others train a network.
 ON_FEATURES = (Protocol.knn, Protocol.probe)
 
-# The scores of each kind of task; the first is the primary metric, by which everything is chosen on
-# the validation split. ``single`` is one of three classes or more, ``multi`` any number of classes,
-# and ``binary`` yes or no, scored on the yes alone: at 2 % prevalence the no would drown it. The
-# balanced scores are those of the same predictions if as many patches were yes as no.
+# The scores of each kind of task; the first is the primary metric, which makes all choices on the
+# validation split. ``single``: exactly one of three or more classes; ``multi``: any number of
+# classes; ``binary``: yes or no, scored on the positives alone, since at 2 % prevalence negatives
+# would dominate. Balanced scores reweight the same predictions to equal numbers of both.
 SCORES = {
     "single": (
         *("accuracy", "f1_macro", "average_precision_macro", "roc_auc_macro"),
@@ -49,7 +49,7 @@ SCORES = {
 }
 
 # The plug-in estimate of the calibration error is biased upwards by its own noise, and a resample
-# adds as much again: no bootstrap interval of it covers, so it has none, and no differences.
+# adds as much again: bootstrap intervals would not cover it, so it gets none, nor differences.
 WITHOUT_INTERVAL = ("calibration_error",)
 
 

@@ -1,6 +1,6 @@
-"""The evaluation loop: jobs of encoders, protocols, label fractions and seeds, scored and reported.
+"""The evaluation loop: one job per encoder, protocol, label fraction and seed, scored and reported.
 
-All ranks extract features and fit classifiers; the main one scores and writes.
+All ranks extract features and fit classifiers; the main rank scores and writes.
 """
 
 from __future__ import annotations
@@ -66,46 +66,46 @@ from simclr.model.simclr import joined_stages
 from simclr.rendezvous import Rendezvous
 
 _ON_FEATURES = {Protocol.knn: knn, Protocol.probe: linear_probe}  # all others fine-tune
-# Raise it when a control or the plain view changes, so that features stored before are not used.
+# Increment when a control or the unaugmented view changes, to invalidate stored features.
 FEATURES_VERSION = 2
-_ENCODERS_A_PASS = 8  # checkpoints in memory at a time, each of which embeds every patch of a pass
+_ENCODERS_A_PASS = 8  # checkpoints in memory at a time, sharing one pass over all patches
 
 
 @dataclass(frozen=True, slots=True)
 class EvalSetup:
-    """What an evaluation fixes before anything is scored."""
+    """The state of an evaluation that is fixed before anything is scored."""
 
     config: EvaluateConfig
     context: DistributedContext
-    pretrained: Pretrained  # the encoder in question
-    patches: LabelledPatches  # the labelled samples alone
-    task: Task
-    splits: Splits
-    blocks: Blocks  # what the bootstrap draws, over the tested samples
-    overlap: float  # share of the test samples that was pretrained on; NaN if unknown
-    cache: FeatureCache
-    progress: bool
+    pretrained: Pretrained  # the run's encoder to evaluate
+    patches: LabelledPatches  # labelled samples only
+    task: Task  # targets and locations of these samples
+    splits: Splits  # one per seed; they test on validation samples to select a checkpoint
+    blocks: Blocks  # units of the bootstrap, over the tested samples
+    overlap: float  # share of tested samples used in pretraining; NaN if unknown
+    cache: FeatureCache  # of this task and these shards
+    progress: bool  # whether to show progress bars
 
     @property
     def name(self) -> str:
-        """Name of all files of this task and these shards."""
+        """Base name of this evaluation's files, ``TASK-FINGERPRINT``."""
         return self.cache.folder.name
 
 
 def evaluate(
     config: EvaluateConfig, progress: bool = True, rendezvous: Rendezvous | None = None
 ) -> Path:
-    """Score a run's encoder on a labelled task, beside untrained baselines.
+    """Score a run's encoder on a labelled task, next to untrained controls.
 
-    ``rendezvous`` is of this process with the other ranks; None: torchrun's, or one process alone.
+    ``rendezvous`` connects this process to the other ranks; None: torchrun's, or a single process.
 
     Returns:
         The path of ``RUN/evaluation/TASK-FINGERPRINT.json``; ``RUN/evaluation.json`` and ``.md``
         hold all evaluations of the run.
 
     Raises:
-        ValueError: the run has no valid checkpoint, the shards lack a band or the task, or the
-            labels make no task.
+        ValueError: the run has no valid checkpoint, the shards lack a band or the label set, or
+            the labels cannot form a task.
     """
     run_dir = Path(config.run)
     with distributed_context(WorldConfig(timeout_s=TIMEOUT_S), rendezvous) as context:
@@ -127,9 +127,9 @@ def select_checkpoint(
 ) -> Path:
     """Score every checkpoint of a run on the validation split of a labelled task.
 
-    No label of the test split is read: it is to judge what is chosen here. Features of all labelled
-    patches are kept for that evaluation. ``losses``, by logged step, stand beside the scores.
-    Otherwise as ``evaluate``.
+    No test label influences the choice: the test split is to judge it later. Features of all
+    labelled patches are kept for that evaluation. ``losses``, by logged step, are reported next to
+    the scores. Otherwise as ``evaluate``.
 
     Returns:
         The path of ``RUN/evaluation/TASK-FINGERPRINT/checkpoints.json``.
@@ -137,7 +137,7 @@ def select_checkpoint(
     run_dir = Path(config.run)
     with distributed_context(WorldConfig(timeout_s=TIMEOUT_S), rendezvous) as context:
         setup = open_setup(config, context, validation=True, progress=progress)
-        # rank 0 decides for all: two ranks might see a damaged file differently
+        # rank 0 decides for all: ranks might disagree about a damaged file
         text = json.dumps(_valid_checkpoints(run_dir)) if context.is_main else ""
         steps, damaged = json.loads(from_main_rank(text))
         _, *others = open_encoders(config, setup.pretrained, context.device)
@@ -169,7 +169,7 @@ def open_setup(
 ) -> EvalSetup:
     """Load the encoder and the task, and fix the splits.
 
-    With ``validation``, the validation samples are tested, and the test samples stay unread.
+    With ``validation``, the splits test on the validation samples; test samples stay unused.
     """
     require(bool(config.run), "run is empty; give a run folder, run=RUN")
     require(bool(config.shards), "shards is empty; give a packed folder, shards=SHARDS")
@@ -182,7 +182,7 @@ def open_setup(
     units = {"tile": task.tiles, "block": task.blocks, "cell": task.cells}
     blocks = choose_blocks({name: of[tested] for name, of in units.items()}, len(tested))
     overlap = seen_in_pretraining(pretrained, dataset, config.shards, tested)
-    # 0 keeps the grid of the patches at hand: the encoder has learnt a ground resolution
+    # 0 keeps the grid of these patches: the encoder has learnt a ground resolution
     size_px = pretrained.config.augment.view_size_px
     augment = AugmentConfig(preset=PresetName.none, view_size_px=size_px)
     maker = ViewMaker(dataset, augment, 0, context.device)
@@ -220,7 +220,7 @@ def _open_labelled(config: EvaluateConfig, pretrained: Pretrained) -> ShardDatas
 
 
 def _valid_checkpoints(run_dir: Path) -> tuple[list[int], list[str]]:
-    """Return the steps of valid checkpoints, and a sentence on each of the others."""
+    """Return the steps of valid checkpoints, and an error message for each of the others."""
     valid, damaged = [], []
     for step in saved_steps(run_dir):
         try:
@@ -232,7 +232,7 @@ def _valid_checkpoints(run_dir: Path) -> tuple[list[int], list[str]]:
 
 
 def extract(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> None:
-    """Leave the features of all labelled samples in the cache, extracted in one pass if missing."""
+    """Ensure the features of all labelled samples are cached; extract missing ones in one pass."""
     config, cache = setup.config, setup.cache
     cache.weights.update({one.features_name: one.weights for one in encoders})
     embedders = {one.features_name: one.embed for one in encoders if one.embed is not None}
@@ -240,7 +240,7 @@ def extract(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> None:
     for wrap in (wrap for wanted, wrap in wraps if wanted):
         embedders = {name: wrap(embed) for name, embed in embedders.items()}
 
-    if setup.context.is_main:  # features of checkpoints that are gone: nothing would read them
+    if setup.context.is_main:  # delete features of deleted checkpoints: nothing would read them
         saved = set(map(folder_name, saved_steps(Path(config.run))))
         for path in cache.folder.glob(f"{FOLDER_PATTERN}.npz"):
             if path.stem not in saved:
@@ -256,7 +256,7 @@ def extract(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> None:
 
 
 def run_jobs(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> list[EvalResult]:
-    """Run every encoder under every protocol, fraction and seed that makes a difference to it."""
+    """Run each encoder under all protocols, fractions and seeds that make a difference to it."""
     jobs = eval_jobs(encoders, setup.config, setup.task, setup.splits)
 
     @lru_cache(maxsize=1)  # jobs of one encoder follow each other; all features may be large
@@ -281,7 +281,7 @@ def _score(setup: EvalSetup, results: Sequence[EvalResult]) -> list[Row]:
 
 
 def evaluation_report(setup: EvalSetup, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return an evaluation as plain data, ready for JSON: NaN becomes null."""
+    """Return an evaluation as plain data for JSON; NaN becomes null."""
     checkpoint, task, splits = setup.pretrained.checkpoint.name, setup.task, setup.splits
     features = setup.cache.stored(checkpoint, len(task.ids))
     evaluation = without_nan(
@@ -300,7 +300,7 @@ def evaluation_report(setup: EvalSetup, rows: Sequence[Row]) -> dict[str, Any]:
 def _choice(
     setup: EvalSetup, rows: Sequence[Row], steps: Sequence[int], losses: Mapping[int, float]
 ) -> dict[str, Any]:
-    """Return the choice of a checkpoint as plain data, ready for JSON."""
+    """Return the choice of a checkpoint as plain data for JSON; NaN becomes null."""
     names, primary = {f"step {step}": step for step in steps}, SCORES[setup.task.kind][0]
     protocols = [row.protocol for row in rows]
     chooser = Protocol.probe.value if Protocol.probe.value in protocols else protocols[0]
@@ -316,7 +316,7 @@ def _choice(
         for one in compare(best, other, setup.task.kind, setup.splits.test_to_train)
         if one.score == primary
     ]
-    # the loss that was logged last at each step
+    # the last logged step at or before each checkpoint
     last = [max((at for at in losses if at <= step), default=-1) for step in steps]
     choice = without_nan(
         {
@@ -335,7 +335,7 @@ def _choice(
 
 
 def _facts(setup: EvalSetup) -> dict[str, Any]:
-    """Return which run was evaluated on which patches, and how."""
+    """Return the run, the task, the shards, the splits and the protocol as plain data."""
     config, splits, task, pretrained = setup.config, setup.splits, setup.task, setup.pretrained
     dataset, blocks = setup.patches.dataset, setup.blocks
     counts, positives = splits.counts(task.targets)
@@ -394,7 +394,7 @@ def _facts(setup: EvalSetup) -> dict[str, Any]:
 
 
 def without_nan(data: Any) -> Any:
-    """Return plain data in which NaN is None, which JSON can hold."""
+    """Return plain data with every NaN replaced by None, since JSON has no NaN."""
     if isinstance(data, dict):
         return {name: without_nan(value) for name, value in data.items()}
     if isinstance(data, list | tuple):

@@ -1,4 +1,4 @@
-"""Features of frozen encoders and of untrained controls, cached by checkpoint in the run folder."""
+"""Features of frozen encoders and untrained controls, cached per network in the run folder."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ Features = npt.NDArray[np.float32]
 Embedder = Callable[[Tensor], Tensor]  # (B, C, H, W) float32 -> (B, D)
 
 NUM_SYMMETRIES = 8
-MAX_POINTS = 1500  # of a map; more would cover each other
+MAX_POINTS = 1500  # in a map; more would overlap
 NUM_FILTERS = 256
 PERCENTILES = (0.1, 0.5, 0.9)
-_PERCENTILE_STEP_PX = 4  # a sixteenth of the pixels orders a band as well, and much faster
+_PERCENTILE_STEP_PX = 4  # a sixteenth of the pixels gives the same percentiles, much faster
 
 _log = logging.getLogger("simclr")
 
@@ -47,7 +47,7 @@ def random_encoder(
 ) -> nn.Module:
     """Build the run's architecture with random weights, in evaluation mode.
 
-    Its BatchNorm has never seen a batch, so it passes activations through unchanged.
+    Its BatchNorm has its initial statistics, so it passes activations through unchanged.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -56,10 +56,10 @@ def random_encoder(
 
 
 class RandomConvolutions(nn.Module):
-    """One layer of Gaussian 3x3 filters of stride 2, both signs rectified, averaged over the view.
+    """One layer of Gaussian 3x3 filters, stride 2, both signs rectified and averaged over the view.
 
-    Views (B, C, H, W) to (B, 512). The idea is that of Rolf et al. 2021 (MOSAIKS,
-    doi 10.1038/s41467-021-24638-z), with filters drawn rather than cut from patches.
+    Maps views (B, C, H, W) to (B, 512). After Rolf et al. 2021 (MOSAIKS,
+    doi 10.1038/s41467-021-24638-z), but with random filters instead of ones cut from patches.
     """
 
     def __init__(self, num_bands: int, seed: int) -> None:
@@ -78,7 +78,7 @@ class RandomConvolutions(nn.Module):
 
 
 def image_statistics(views: Tensor) -> Tensor:
-    """Return mean, standard deviation and 10, 50, 90 % percentiles of every band: (B, 5 C)."""
+    """Return mean, standard deviation and 10th, 50th, 90th percentile of every band: (B, 5 C)."""
     pixels = views.flatten(2)
     sparse = views[:, :, ::_PERCENTILE_STEP_PX, ::_PERCENTILE_STEP_PX].flatten(2)
     ordered = sparse.sort(dim=2).values
@@ -89,13 +89,13 @@ def image_statistics(views: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class FeatureCache:
-    """Features kept in a folder that all ranks see: a file a network, so that disk use is bounded.
+    """Features in a folder shared by all ranks: one file per network, so that disk use is bounded.
 
     Attributes:
-        origin: everything the features depend on but the network itself: shards, samples,
+        origin: everything that the features depend on except the network itself: shards, samples,
             bands, view size, versions.
-        weights: by name, checksum of the weights that a network was loaded from; none for those
-            that a seed makes.
+        weights: checksum of the loaded weights by network name; empty for networks that a seed
+            generates.
     """
 
     folder: Path
@@ -109,14 +109,14 @@ class FeatureCache:
     def read(self, name: str, num_samples: int) -> Features | None:
         """Return stored features (num_samples, D), or None if there are none of this origin.
 
-        The stored key and zip's checksums hold the file to its origin. A damaged file is named
-        in the log and treated as absent, since features can be extracted again.
+        The stored key and zip's checksums verify the file. A damaged file is logged and treated
+        as absent, since features can be extracted again.
         """
         path = self.path(name)
         if not path.is_file():
             return None
         try:
-            # opened here: np.load leaves a damaged file open
+            # open it here: np.load leaves a damaged file open
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 key, features = str(stored["key"]), stored["features"]
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
@@ -128,7 +128,7 @@ class FeatureCache:
         """Return stored features (num_samples, D).
 
         Raises:
-            ValueError: there are none, or not of this origin.
+            ValueError: there are none of this origin.
         """
         features = self.read(name, num_samples)
         if features is None:
@@ -155,13 +155,13 @@ def store_features(
     *,
     progress: bool,
 ) -> None:
-    """Leave the features of every network in the cache; every rank takes a share of the samples.
+    """Extract the features missing from the cache and store them; all ranks must call this.
 
-    Shares are stretches without overlap or padding, joined in order: the stored rows equal those
-    that one rank alone would have stored, up to the rounding of batches of another size. All ranks
-    must call this together. ``views`` starts a pass over the samples of the given numbers.
+    Each rank processes a contiguous share of the samples, without overlap or padding, joined in
+    order: the stored rows equal those of a single rank, up to rounding in batches of another size.
+    ``views`` starts a pass over the samples with the given numbers.
     """
-    # one rank decides: two might see different states of a network file system
+    # the main rank decides: ranks might see different states of a network file system
     missing_here = [name for name in embedders if cache.read(name, num_samples) is None]
     names = json.loads(from_main_rank(json.dumps(missing_here)))
     if not names:
@@ -192,10 +192,10 @@ def store_features(
 def extract_features(
     embedders: Mapping[str, Embedder], views: Iterable[Tensor], num_samples: int, *, progress: bool
 ) -> dict[str, Features]:
-    """Embed batches of views (B, C, H, W), read once, with every network: (N, D) float32 by name.
+    """Embed batches of views (B, C, H, W) with every network in one pass: (N, D) float32 by name.
 
-    A module must be in evaluation mode: BatchNorm would otherwise mix the samples of a batch, and
-    a feature would depend on its neighbours.
+    Modules must be in evaluation mode: BatchNorm would otherwise mix the samples of a batch, and
+    a feature would depend on the rest of its batch.
 
     Raises:
         ValueError: a module is in training mode, or a feature is not finite.
@@ -225,17 +225,17 @@ def extract_features(
 
 @dataclass(frozen=True, slots=True)
 class LabelledPatches:
-    """Labelled samples as a network sees them: normalised, on one grid."""
+    """Labelled samples as network input: normalised, on one grid."""
 
     dataset: ShardDataset
-    maker: ViewMaker  # of plain views
+    maker: ViewMaker  # without augmentation
     rows: Indices  # (n,) numbers of the samples in the dataset
     targets: BoolArray  # (N, C) of all samples of the dataset
-    kind: str  # of the task: single, binary or multi
-    device: torch.device  # where views are made
+    kind: str  # kind of the task: single, binary or multi
+    device: torch.device  # device of the views
 
     def only(self, rows: Indices) -> LabelledPatches:
-        """Return some samples of the same dataset."""
+        """Return a copy restricted to the given samples of the dataset."""
         return replace(self, rows=rows)
 
     def in_order(self, batch_size: int) -> Iterator[Tensor]:
@@ -249,8 +249,8 @@ class LabelledPatches:
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Yield epoch, sample ids (B,), views (B, C, S, S) and targets (B, C) for each step.
 
-        An epoch shows every sample once. No batch is smaller than ``batch_size`` unless there are
-        fewer samples: a last batch of one would leave BatchNorm without statistics.
+        An epoch yields every sample once. No batch is smaller than ``batch_size`` unless there are
+        fewer samples: BatchNorm could not compute statistics of a last batch of one.
         """
         per_epoch = steps_per_epoch(len(self.rows), batch_size)
         plan: list[Indices] = []
@@ -269,12 +269,12 @@ class LabelledPatches:
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
-    """Return how many batches of at least ``batch_size`` samples an epoch has."""
+    """Return the number of batches of at least ``batch_size`` samples in an epoch."""
     return max(1, num_samples // batch_size)
 
 
 def apply_symmetry(views: Tensor, symmetry: Tensor) -> Tensor:
-    """Return views (B, C, S, S), each under its own symmetry (B,) in [0, 8)."""
+    """Return views (B, C, S, S), each transformed by its own symmetry (B,) in [0, 8)."""
     transpose, rows, columns = (
         (symmetry // step % 2).bool()[:, None, None, None] for step in (4, 2, 1)
     )
@@ -284,7 +284,7 @@ def apply_symmetry(views: Tensor, symmetry: Tensor) -> Tensor:
 
 
 def draw_symmetries(generator: Philox, epoch: int, sample_id: Tensor) -> Tensor:
-    """Return one of the 8 symmetries for each sample (B,): a function of its arguments alone."""
+    """Return one of the 8 symmetries for each sample (B,), determined by the arguments alone."""
     drawn = generator.uniforms(epoch, sample_id, torch.zeros_like(sample_id), 1)[:, 0]
     return (drawn * NUM_SYMMETRIES).long()
 
@@ -303,10 +303,10 @@ def averaged_over_symmetries(network: Embedder) -> Embedder:
 
 
 def feature_map(features: Features, targets: BoolArray, test: Indices) -> dict[str, Any]:
-    """Return test samples (n,) on the two main axes of their standardised features (N, D).
+    """Return test samples (n,) on the first two principal axes of their standardised features.
 
-    A sample has the number of its rarest class, C where it has none. Where there are many samples,
-    some are drawn.
+    ``features`` are those of all samples (N, D). ``classes`` holds the rarest class of each point,
+    C if it has none. At most ``MAX_POINTS`` samples, drawn at random, are returned.
     """
     if len(test) > MAX_POINTS:
         test = np.sort(test[np.random.default_rng(0).permutation(len(test))[:MAX_POINTS]])
@@ -315,7 +315,7 @@ def feature_map(features: Features, targets: BoolArray, test: Indices) -> dict[s
     rows = (rows - rows.mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
     left, size, _ = torch.linalg.svd(rows, full_matrices=False)
     left = left[:, :2]
-    # an axis has no sign of its own: the sample farthest out lies on its positive side
+    # the sign of an axis is arbitrary: make its farthest sample positive
     farthest = left.gather(0, left.abs().argmax(dim=0, keepdim=True))
     points = left * farthest.sign() * size[:2]
     share = size[:2].square() / size.square().sum().clamp_min(torch.finfo(size.dtype).tiny)

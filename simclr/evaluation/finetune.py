@@ -1,6 +1,6 @@
 """The fine-tuning protocols: an encoder and a linear layer trained on labelled patches.
 
-Pretrained and untrained ones alike: validation patches choose rate and state for each of them.
+For pretrained and untrained encoders alike, the validation patches choose learning rate and state.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _BATCH_SIZE = 256
 class Classifier(nn.Module):
     """An encoder with a linear layer on its standardised representations.
 
-    Views (B, C, S, S) to logits (B, classes).
+    Maps views (B, C, S, S) to logits (B, classes).
     """
 
     def __init__(self, encoder: nn.Module, width: int, num_classes: int) -> None:
         super().__init__()
         self.encoder = encoder
-        # Encoders differ in scale by orders of magnitude; one rate cannot suit them all unscaled.
+        # Encoders differ in scale by orders of magnitude; unscaled, no single rate suits them all.
         self.scale = nn.BatchNorm1d(width, affine=False)
         self.head = nn.Linear(width, num_classes)
 
@@ -57,7 +57,7 @@ def fine_tune(job: EvalJob, data: EvalData) -> EvalResult:
     """Train the network of a job and predict the test split.
 
     Raises:
-        ValueError: its encoder is no network, or all training patches have the same labels.
+        ValueError: its encoder is not trainable, or all training patches have the same labels.
     """
     patches, split, config, network = data.patches, job.split, data.config, job.encoder.network
     if network is None or patches is None:
@@ -73,10 +73,10 @@ def fine_tune(job: EvalJob, data: EvalData) -> EvalResult:
 
 @dataclass(frozen=True, slots=True)
 class FineTuning:
-    """A search for the best learning rate and state of a classifier.
+    """A search for the best learning rate and state of a classifier, by the validation patches.
 
-    The validation patches choose both. What ``depth`` does not train keeps its weights and its
-    BatchNorm statistics; ``seed`` is of the classifier's first weights, order and symmetries.
+    Parts that ``depth`` does not train keep their weights and BatchNorm statistics. ``seed``
+    determines the initial weights of the classifier, the order of patches and the symmetries.
     """
 
     train: LabelledPatches
@@ -86,15 +86,15 @@ class FineTuning:
     seed: int = 0
 
     def fit(self, encoder: nn.Module) -> tuple[Classifier, dict[str, Any]]:
-        """Train a classifier from an encoder, which is left as it is, at every rate.
+        """Train a classifier on a copy of the encoder at every learning rate.
 
         Returns:
-            The best classifier, in evaluation mode, and what was chosen on validation, for the
-            report: ``learning_rate``, the ``step`` of ``num_steps`` at which the weights were
-            taken, and ``validation``, the primary metric there.
+            The best classifier, in evaluation mode, and the choices made on validation, for the
+            report: ``learning_rate``, the ``step`` (of ``num_steps``) of the returned weights,
+            and ``validation``, the primary metric at that step.
 
         Raises:
-            ValueError: all training patches have the same labels, or there is one only.
+            ValueError: all training patches have the same labels, or there is only one.
         """
         targets = self.train.targets[self.train.rows]
         require(
@@ -113,7 +113,7 @@ class FineTuning:
         checks = {math.ceil(num_steps * (k + 1) / config.checks) for k in range(config.checks)}
         classifier, trained = self._build(encoder)
         groups = parameter_groups(classifier, config.weight_decay)
-        # fused: unfused, the update is a tenth of a step on a CPU
+        # fused: otherwise, the update takes a tenth of a step on a CPU
         optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: _rate_share(step, num_steps)
@@ -144,7 +144,7 @@ class FineTuning:
         return classifier, {**choices, "validation": best}
 
     def _build(self, encoder: nn.Module) -> tuple[Classifier, list[nn.Module]]:
-        """Return a classifier, frozen but for the parts that are trained, and these parts."""
+        """Return a classifier, frozen except for the parts to train, and these parts."""
         train = self.train
         encoder, size_px = copy.deepcopy(encoder).eval(), train.maker.view_size_px
         view = torch.zeros(1, len(train.dataset.bands), size_px, size_px, device=train.device)
@@ -184,7 +184,7 @@ def predict(
 
 
 def _rate_share(step: int, num_steps: int) -> float:
-    """Return the rate as a share of its peak: linear warm-up, then a cosine to 0."""
+    """Return the rate as a fraction of its peak: linear warm-up, then cosine decay to 0."""
     warmup = max(1, round(_WARMUP_SHARE * num_steps))
     if step < warmup:
         return (step + 1) / warmup

@@ -1,6 +1,6 @@
-"""What an evaluation consists of: its encoders, controls among them, their jobs and results.
+"""The encoders of an evaluation, including controls, their jobs and results.
 
-Every encoder sees the same views, normalised with the statistics of the shards at hand.
+Every encoder sees the same views, normalised with the statistics of the evaluated shards.
 """
 
 from __future__ import annotations
@@ -45,76 +45,76 @@ from simclr.model.pretrained import Pretrained, load_encoder_file, load_pretrain
 class EvaluatedEncoder:
     """An encoder, or a control, of the table.
 
-    ``embed`` takes views (B, C, S, S) to features (B, D), in evaluation mode; None where its
-    features are stored and nothing is to be trained.
+    ``embed`` maps views (B, C, S, S) to features (B, D), in evaluation mode; None if its features
+    are stored and nothing is to be trained.
     """
 
-    name: str  # of its row
-    seed: int | None  # that made it; None where no seed plays a part
+    name: str  # row name
+    seed: int | None  # seed that generated it, if any
     embed: Embedder | None
-    weights: str = ""  # checksum of the weights it was loaded from, if any
-    checkpoint: str = ""  # name of the run's checkpoint that it is, if any
+    weights: str = ""  # checksum of the loaded weights, if any
+    checkpoint: str = ""  # name of the run's checkpoint it was loaded from, if any
 
     @property
     def features_name(self) -> str:
-        """Name of its features; those of a checkpoint serve all evaluations of the run."""
+        """Name of its features; those of a checkpoint are shared by all evaluations of the run."""
         return self.checkpoint or (self.name if self.seed is None else f"{self.name} {self.seed}")
 
     @property
     def network(self) -> nn.Module | None:
-        """The encoder, if it is one that can be trained; statistics and filters cannot."""
+        """The encoder if it is trainable, else None; statistics and random filters are not."""
         network = self.embed if isinstance(self.embed, nn.Module) else None
         return None if self.name == RANDOM_CONVOLUTIONS else network
 
 
 @dataclass(frozen=True, slots=True)
 class EvalJob:
-    """One classifier to be fitted to an encoder's features or weights."""
+    """One classifier to fit on an encoder's features, or to train together with the encoder."""
 
     encoder: EvaluatedEncoder
     protocol: Protocol
-    fraction: float  # of the training labels
-    seed: int  # of split, label subset and first weights
-    split: Split  # with the training labels that the fraction leaves
+    fraction: float  # share of the training labels
+    seed: int  # seed of the split, label subset and initial weights
+    split: Split  # training part reduced to the fraction
 
     @property
     def row(self) -> str:
-        """Name of its row: an untrained encoder trained in all parts is ``FROM_SCRATCH``."""
+        """Row name: ``FROM_SCRATCH`` if all of a random encoder is trained, else the encoder's."""
         whole = self.protocol is Protocol.finetune_all and self.encoder.name == RANDOM_ENCODER
         return FROM_SCRATCH if whole else self.encoder.name
 
 
 @dataclass(frozen=True, slots=True)
 class EvalData:
-    """What every protocol reads beside its job."""
+    """The data and settings shared by all jobs."""
 
     task: Task
     features: Callable[[str], Features]  # (N, D), by EvaluatedEncoder.features_name
     config: EvaluateConfig
-    patches: LabelledPatches | None = None  # all labelled ones; None where nothing is fine-tuned
+    patches: LabelledPatches | None = None  # all labelled ones; None if nothing is fine-tuned
 
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
     """Predictions of one job for the test samples of its split."""
 
-    encoder: str  # name of the row in the report
+    encoder: str  # row name in the report
     protocol: str  # value of a Protocol
-    seed: int  # of the split, the label subset and a random control
-    test: Indices  # (n,) samples that were predicted
+    seed: int  # seed of the split, the label subset and a random control
+    test: Indices  # (n,) predicted samples
     targets: BoolArray  # (n, C)
-    predictions: Predictions  # of those samples
-    choices: dict[str, Any]  # what was chosen on validation, for the report
-    fraction: float = 1.0  # of the training labels
+    predictions: Predictions  # (n, C)
+    choices: dict[str, Any]  # choices made on validation, for the report
+    fraction: float = 1.0  # share of the training labels
 
 
 def eval_jobs(
     encoders: Sequence[EvaluatedEncoder], config: EvaluateConfig, task: Task, splits: Splits
 ) -> list[EvalJob]:
-    """Return all jobs of an evaluation, those on all labels first.
+    """Return all jobs of an evaluation, in descending order of label fraction.
 
-    An encoder without a seed is evaluated once where no seed changes anything: its features on one
-    split with all labels.
+    An encoder without a seed is evaluated once if seeds make no difference, that is, if a
+    classifier is fitted on its features and all labels of a fixed split.
     """
     jobs = []
     for fraction in sorted(set(config.fractions), reverse=True):
@@ -138,10 +138,10 @@ def eval_jobs(
 def open_encoders(
     config: EvaluateConfig, pretrained: Pretrained, device: torch.device
 ) -> list[EvaluatedEncoder]:
-    """Return the run's encoder, the others that the settings name, and the controls.
+    """Return the run's encoder, the others named in the settings, and the controls.
 
     Raises:
-        ValueError: another encoder cannot be loaded, or does not read the run's bands.
+        ValueError: another encoder cannot be loaded, or reads other bands than the run's.
     """
     model, bands = pretrained.config.model, pretrained.config.data.bands
     encoders = [of_checkpoint(PRETRAINED, pretrained)]
@@ -175,7 +175,7 @@ def _other(name: str, path: Path, bands: Sequence[str], device: torch.device) ->
         encoder = run.encoder
     else:
         encoder = load_encoder_file(path, bands, device)
-    # what changes when its weights do
+    # path, size and time of modification stand in for a checksum of the weights
     inside = (file for file in path.rglob("*") if file.suffix in (".pt", ".safetensors"))
     files = [path] if path.is_file() else sorted(inside)
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -183,7 +183,7 @@ def _other(name: str, path: Path, bands: Sequence[str], device: torch.device) ->
 
 
 def _named(others: Sequence[str]) -> dict[str, Path]:
-    """Return a name for each path: the shortest of its stem, that with its parent, and the path."""
+    """Return paths by name: the first unambiguous one of stem, parent/stem and path."""
     paths = list(map(Path, dict.fromkeys(others)))
     choices = [(path.stem, f"{path.parent.name}/{path.stem}", str(path)) for path in paths]
     named = {}

@@ -1,9 +1,9 @@
-"""Scores of a whole test set from targets and class scores, for many sample weightings at once.
+"""Metrics of a test set from targets and class scores, for many sample weightings at once.
 
-``weights`` (R, N) say how often each of N samples counts in each of R weightings: ones give the
-plain score, the counts of a bootstrap its distribution. A score that is undefined is NaN and stays
-out of macro means: AP of a class without a positive, ROC-AUC of one without a positive or without a
-negative, F1 of one neither present nor predicted. All else is defined as in scikit-learn.
+``weights`` (R, N) are how often each of N samples counts in each of R weightings: ones give the
+plain score, bootstrap counts its distribution. Undefined scores are NaN and excluded from macro
+means: AP of a class without positives, ROC-AUC of a class without positives or without negatives,
+F1 of a class neither present nor predicted. All others are defined as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Weights = npt.NDArray[Any]  # (R, N) counts, or shares where a prevalence is cor
 Indices = npt.NDArray[np.intp]
 ScoreArray = npt.NDArray[np.floating]
 
-NUM_BINS = 15  # of the calibration error: Guo et al. 2017 (arXiv 1706.04599) and most since
+NUM_BINS = 15  # for the calibration error: Guo et al. 2017 (arXiv 1706.04599) and most since
 _EDGES = np.linspace(0, 1, NUM_BINS + 1)
 NO_POSITIVE_THRESHOLD = 0.5
 
@@ -35,7 +35,7 @@ NO_POSITIVE_THRESHOLD = 0.5
 class Predictions:
     """Scores (N, C) and decisions (N, C) of a classifier.
 
-    ``predicted_balanced`` (N, C) are decisions at as many yes as no; of a ``binary`` task only.
+    ``predicted_balanced`` (N, C) are decisions for balanced classes, in a ``binary`` task only.
     """
 
     scores: ScoreArray
@@ -45,7 +45,7 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class MetricTable:
-    """Scores by name: (R,) of each weighting, and (R, C) of single classes."""
+    """Scores by name: (R,) per weighting, and (R, C) per weighting and class."""
 
     overall: dict[str, FloatArray]
     classes: dict[str, FloatArray]
@@ -54,7 +54,7 @@ class MetricTable:
 def metric_table(
     targets: BoolArray, predictions: Predictions, kind: str
 ) -> Callable[[Weights], MetricTable]:
-    """Return a function from weights (R, N) to the scores of a kind; it sorts only here.
+    """Return a function from weights (R, N) to the scores of a kind of task; sorts only once.
 
     Targets are (N, C), with C = 1 for ``binary``; see ``simclr.evaluation.config.SCORES``.
     """
@@ -63,7 +63,7 @@ def metric_table(
     pooled = rank(targets, scores) if kind == "multi" else None
     gaps = _calibration_gaps(*_claims(targets, scores, kind))
     squares = torch.from_numpy((scores.astype(np.float64) - targets) ** 2)
-    # Brier's own (1950) sum over classes, from 0 to 2, or the mean over decisions, from 0 to 1
+    # Brier's original (1950) sum over classes, from 0 to 2, or the mean over decisions, 0 to 1
     squares = squares.sum(dim=1) if kind == "single" else squares.mean(dim=1)
     claims_a_sample = 1 if kind == "single" else targets.shape[1]
 
@@ -93,17 +93,17 @@ def metric_table(
 
 
 def primary_metric(targets: BoolArray, scores: ScoreArray, kind: str) -> float:
-    """Return the first score of a kind of task, by which choices are made; -inf if undefined."""
+    """Return the score that makes all choices, the first of its kind of task; -inf if undefined."""
     weighed = tally(unit_weights(len(targets)))
     if kind == "single":
         value = accuracy(targets, decide(scores, kind, NO_POSITIVE_THRESHOLD), weighed)
-    else:  # of one column, the pooled ranking is the ranking
+    else:  # for a single column, the pooled ranking is its own
         value = average_precision(running(rank(targets, scores), weighed))
     return float(np.nan_to_num(value[0], nan=-np.inf))
 
 
 def decide(scores: ScoreArray, kind: str, thresholds: FloatArray | float) -> BoolArray:
-    """Return (N, C) decisions: the best class of a ``single`` task, else ``>= threshold``."""
+    """Return decisions (N, C): the best class of a ``single`` task, else ``>= threshold``."""
     if kind != "single":
         return np.asarray(scores >= thresholds)
     chosen = scores.argmax(axis=1)
@@ -111,14 +111,14 @@ def decide(scores: ScoreArray, kind: str, thresholds: FloatArray | float) -> Boo
 
 
 def unit_weights(num_samples: int) -> Weights:
-    """Return the one weighting in which every sample counts once: (1, N)."""
+    """Return the weighting (1, N) in which every sample counts once."""
     return np.ones((1, num_samples), np.int32)
 
 
 def tally(weights: Weights) -> Tensor:
-    """Return weights (R, N) as (N, R): a row of all weightings for each sample.
+    """Return weights (R, N) transposed to (N, R), contiguous: one row per sample.
 
-    Counts become float32, which is exact below 2^24 a sum; anything else stays float64.
+    Counts become float32, in which sums below 2^24 are exact; all else becomes float64.
     """
     kind = np.float32 if np.issubdtype(weights.dtype, np.integer) else np.float64
     return torch.from_numpy(np.ascontiguousarray(weights.T, dtype=kind))
@@ -126,10 +126,10 @@ def tally(weights: Weights) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Binary decisions in descending order of score; of equal scores, all or none are taken.
+    """Binary decisions in descending order of score; equal scores are accepted all or none.
 
-    G groups of equal scores hold a positive. ``segments`` are starts in ``samples``: what lies
-    before a group, the group, and so on in turn; the last one is what follows the last group.
+    G groups of equal scores contain a positive. ``segments`` are starts in ``samples``, alternately
+    of the stretch before a group and of the group; the last one starts after the last group.
     """
 
     samples: Indices  # (M,) sample of each decision
@@ -141,12 +141,12 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Sums of weights down a ranking for R weightings, each (G, R) float64, ``total`` (R,)."""
+    """Sums of weights along a ranking for R weightings, each (G, R) float64, ``total`` (R,)."""
 
-    hits: Tensor  # positives of the group
-    hits_through: Tensor  # positives down to the end of the group
-    seen_before: Tensor  # decisions above the group
-    seen_through: Tensor  # decisions down to its end
+    hits: Tensor  # positives in the group
+    hits_through: Tensor  # positives up to the end of the group
+    seen_before: Tensor  # decisions before the group
+    seen_through: Tensor  # decisions up to the end of the group
     total: Tensor  # all decisions
 
 
@@ -154,7 +154,7 @@ def rank(targets: BoolArray, scores: ScoreArray) -> Ranking:
     """Rank the decisions of one class (N,), or of all classes together (N, C), by score.
 
     Raises:
-        ValueError: shapes differ, or a score is not a number.
+        ValueError: shapes differ, or a score is NaN.
     """
     if targets.shape != scores.shape:
         raise ValueError(
@@ -180,13 +180,13 @@ def rank(targets: BoolArray, scores: ScoreArray) -> Ranking:
 
 
 def running(ranking: Ranking, weighed: Tensor) -> Running:
-    """Sum weights (N, R) down a ranking."""
+    """Sum weights (N, R) along a ranking."""
 
     def sums(samples: Indices, starts: Indices) -> Tensor:
         """Return (S, R) sums of the rows of weights over consecutive stretches of samples."""
         if len(samples) == 0:
             return weighed.new_zeros(len(starts), weighed.shape[1]).double()
-        # reads each row once, in order, and writes only the sums: no (M, R) table is ever made
+        # reads each row once, in order, and writes only the sums: no (M, R) table is created
         bags = torch.from_numpy(samples), weighed, torch.from_numpy(starts)
         return functional.embedding_bag(*bags, mode="sum").double()
 
@@ -197,13 +197,13 @@ def running(ranking: Ranking, weighed: Tensor) -> Running:
 
 def average_precision(sums: Running) -> FloatArray:
     """Return the step-wise area under precision and recall: (R,); NaN without a positive."""
-    # above the first decision that counts, 0 / 0 would stand for a precision nobody asks for
+    # before the first decision of non-zero weight, avoid 0 / 0: its hits have weight 0 anyway
     precision = sums.hits_through / sums.seen_through.where(sums.seen_through > 0, 1.0)
     return _quotient((sums.hits * precision).sum(dim=0), sums.hits.sum(dim=0))
 
 
 def roc_auc(sums: Running) -> FloatArray:
-    """Return the chance that a positive outranks a negative, a tie counting half: (R,)."""
+    """Return the probability that a positive outranks a negative, ties counting half: (R,)."""
     above = sums.seen_before - (sums.hits_through - sums.hits)
     through = sums.seen_through - sums.hits_through
     positives = sums.hits.sum(dim=0)
@@ -213,7 +213,7 @@ def roc_auc(sums: Running) -> FloatArray:
 
 
 def accuracy(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> FloatArray:
-    """Return the share of samples whose whole row is right: (R,), from (N, C) and (N, R)."""
+    """Return the share of samples whose entire row is right: (R,), from (N, C) and (N, R)."""
     right = torch.from_numpy((targets == predicted).all(axis=1))
     return _quotient(right.to(weighed.dtype) @ weighed, weighed.sum(dim=0))
 
@@ -221,9 +221,9 @@ def accuracy(targets: BoolArray, predicted: BoolArray, weighed: Tensor) -> Float
 def f1(
     targets: BoolArray, predicted: BoolArray, weighed: Tensor, *, micro: bool = False
 ) -> FloatArray:
-    """Return F1 of each class: (R, C); NaN where a class is neither present nor predicted.
+    """Return F1 per class: (R, C); NaN for a class neither present nor predicted.
 
-    With ``micro``, over all decisions of all classes together: (R,).
+    With ``micro``, over the decisions of all classes together: (R,).
     """
     hits, positives, claims = (
         torch.from_numpy(marks.T.astype(np.float32)).to(weighed.dtype) @ weighed
@@ -236,7 +236,7 @@ def f1(
 
 
 def macro(values: FloatArray) -> FloatArray:
-    """Return the mean over classes that have a value: (R, C) -> (R,); NaN where none has."""
+    """Return the mean over classes, ignoring NaN: (R, C) -> (R,); NaN if all are."""
     defined = ~np.isnan(values)
     total = torch.from_numpy(np.where(defined, values, 0.0).sum(axis=1))
     return _quotient(total, torch.from_numpy(defined.sum(axis=1)))
@@ -245,10 +245,10 @@ def macro(values: FloatArray) -> FloatArray:
 def _balanced(
     column: Ranking, targets: BoolArray, predictions: Predictions, weighed: Tensor
 ) -> dict[str, FloatArray]:
-    """Return AP and F1 if as many samples were yes as no: each no counts less, none is dropped."""
+    """Return AP and F1 with negatives weighted to balance the positives; none is dropped."""
     positive, weighed = torch.from_numpy(targets), weighed.double()
     yes = (weighed * positive).sum(dim=0)
-    # balanced anew in every resample, whose share of yes differs
+    # balanced separately in every resample, since their shares of positives differ
     even = torch.where(
         positive, weighed, weighed * (yes / (weighed.sum(dim=0) - yes).clamp_min(1e-12))
     )
@@ -263,18 +263,18 @@ def _balanced(
 def best_thresholds(
     targets: BoolArray, scores: ScoreArray, weights: FloatArray | None = None
 ) -> FloatArray:
-    """Return for each class the threshold with the highest F1 of ``score >= it``: (C,).
+    """Return for each class the threshold with the highest F1 of ``score >= threshold``: (C,).
 
-    Thresholds are among the scores (N, C), the highest one among equals. A class without a positive
-    takes the one that is best for all classes together; 0.5 where no class has any. ``weights``
-    (N,) say how much each sample counts; None counts all alike.
+    Thresholds are among the scores (N, C); the highest among equals. A class without positives gets
+    the best threshold for all classes together, 0.5 if no class has any. ``weights`` (N,) are
+    sample weights; None weights all equally.
     """
     weighed = tally(unit_weights(len(targets)) if weights is None else weights[None])
 
     def best(ranking: Ranking, otherwise: float) -> float:
         if len(ranking.values) == 0:
             return otherwise
-        # F1 only falls between two positives, so its maximum is at the group of a positive
+        # F1 only falls between positives, so its maximum is at a group with a positive
         sums = running(ranking, weighed)
         by_group = _quotient(2 * sums.hits_through, sums.seen_through + sums.hits.sum(dim=0))
         return float(ranking.values[np.argmax(by_group[:, 0])])
@@ -285,20 +285,20 @@ def best_thresholds(
 
 
 def balancing_weights(targets: BoolArray) -> FloatArray:
-    """Return weights (N,) under which the yes of targets (N, 1) weigh as much as the no."""
+    """Return weights (N,) under which positives and negatives of targets (N, 1) weigh the same."""
     positive = targets[:, 0]
     negatives = max(int((~positive).sum()), 1)
     return np.where(positive, 1.0, positive.sum() / negatives)
 
 
 def reliability(targets: BoolArray, scores: ScoreArray, kind: str) -> dict[str, FloatArray]:
-    """Return how often decisions of about one probability were right, in bins of equal width.
+    """Return how often predictions of similar probability were right, in bins of equal width.
 
-    A ``single`` task decides for one class a sample; any other decides on every class.
+    A ``single`` task predicts one class per sample; any other predicts every class.
 
     Returns:
-        ``edges`` (NUM_BINS + 1,); ``counts`` of decisions, their mean ``probability``, and the
-        ``frequency`` of right ones, (NUM_BINS,) each and NaN in an empty bin.
+        ``edges`` (NUM_BINS + 1,); ``counts`` of predictions, their mean ``probability``, and the
+        ``frequency`` of right ones, (NUM_BINS,) each; the latter two are NaN in an empty bin.
     """
     probability, right = _claims(targets, scores, kind)
     bins = _bins(probability).ravel()
@@ -313,7 +313,7 @@ def reliability(targets: BoolArray, scores: ScoreArray, kind: str) -> dict[str, 
 
 
 def _claims(targets: BoolArray, scores: ScoreArray, kind: str) -> tuple[FloatArray, BoolArray]:
-    """Return what was claimed with which probability, and whether it was right: (N, K) both."""
+    """Return the predicted probabilities and whether each prediction was right: both (N, K)."""
     probability = scores.astype(np.float64)
     if kind != "single":
         return probability, targets
@@ -322,10 +322,10 @@ def _claims(targets: BoolArray, scores: ScoreArray, kind: str) -> tuple[FloatArr
 
 
 def _calibration_gaps(probability: FloatArray, right: BoolArray) -> Tensor:
-    """Return (NUM_BINS, N) float64: what each sample adds to the gap of each bin.
+    """Return (NUM_BINS, N) float64: the contribution of each sample to the gap of each bin.
 
-    The expected calibration error of a weighting is the sum of the absolute weighted gaps over the
-    weight of all claims.
+    The expected calibration error of a weighting is the sum of the absolute weighted gaps divided
+    by the weight of all predictions.
     """
     gaps = torch.zeros(NUM_BINS, len(right), dtype=torch.float64)
     difference = torch.from_numpy(probability - right)
@@ -335,10 +335,10 @@ def _calibration_gaps(probability: FloatArray, right: BoolArray) -> Tensor:
 
 
 def _bins(probability: FloatArray) -> Indices:
-    """Return the bin of each probability; 1 belongs to the last one."""
+    """Return the bin of each probability; 1 is in the last bin."""
     return np.clip(np.digitize(probability, _EDGES) - 1, 0, NUM_BINS - 1)
 
 
 def _quotient(above: Tensor, below: Tensor) -> FloatArray:
-    """Divide in float64; 0 / 0 is NaN, a score that does not exist."""
+    """Divide in float64; 0 / 0 is NaN, an undefined score."""
     return np.asarray((above.double() / below.double()).numpy())

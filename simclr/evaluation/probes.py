@@ -1,7 +1,7 @@
 """Protocols on frozen features: a linear probe and a k-NN vote, each ``(job, data) -> result``.
 
-The probe is scikit-learn's ``LogisticRegression`` with ``C = 1 / (penalty * N)`` on features
-standardised on the training split: multinomial for single labels, else one regression a class.
+The probe equals scikit-learn's ``LogisticRegression`` with ``C = 1 / (penalty * N)`` on features
+standardised on the training split: multinomial for single labels, else one regression per class.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from simclr.evaluation.metrics import (
 )
 from simclr.evaluation.task import Task
 
-# The published grid, strongest first: every fit starts where the stronger one ended.
+# The published grid, strongest first: each fit starts from the solution of the previous one.
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
-# The search ends after this many weaker penalties that do no better: past its optimum a path only
-# overfits, and its last fits cost as much as all others.
+# The search ends after this many weaker penalties that do worse: past its optimum a path only
+# overfits, and its last fits cost as much as all the others.
 PATIENCE = 2
 GRADIENT_TOLERANCE = 1e-5
 MAX_STEPS = 100
-_MAX_PRODUCTS = 200  # conjugate gradients of one step
+_MAX_PRODUCTS = 200  # conjugate gradient iterations per step
 _MAX_HALVINGS = 30
-# Of elements times classes. Below, float64 and one thread: a step costs less than waking a second
-# one. Above, float32, whose rounding stays a hundred times below the tolerance.
+# Feature elements times classes. Below: float64 and one thread, since a step costs less than waking
+# a second one. Above: float32, whose rounding stays a hundred times below the tolerance.
 _LARGE = 2**24
 
-TEMPERATURE = 0.07  # of k-NN: Wu et al. 2018 (arXiv 1805.01978), section 3.4, and most since
+TEMPERATURE = 0.07  # for k-NN: Wu et al. 2018 (arXiv 1805.01978), section 3.4, and most since
 _BLOCK_ELEMENTS = 1 << 25
 
 
 def knn(job: EvalJob, data: EvalData) -> EvalResult:
-    """Predict the test split by a vote among the training split.
+    """Predict the test split by a weighted vote of nearest training samples.
 
-    Features are standardised on the training split, as for the probe: an untrained encoder whose
-    features point nearly all the same way would otherwise be a weaker control than it is.
+    Features are standardised on the training split, as for the probe: otherwise an untrained
+    encoder, whose features are nearly parallel, would be an unfairly weak control.
     """
     parts, num_neighbours = _parts(job, data), data.config.neighbours
     mean, scale = standardisation(parts[0])
@@ -98,8 +98,8 @@ def result_of(
 ) -> EvalResult:
     """Choose thresholds on the validation scores (V, C) and apply them to the test scores (T, C).
 
-    For balanced scores of a binary task, thresholds are chosen anew under weights that balance the
-    validation split.
+    For the balanced scores of a binary task, a second threshold is chosen under weights that
+    balance the validation split.
     """
     test, balanced = job.split.test, None
     targets = task.targets[job.split.validation]
@@ -119,12 +119,12 @@ def knn_scores(features: Tensor, targets: Tensor, queries: Tensor, num_neighbour
     """Score queries (M, D) by their nearest features (N, D) in cosine similarity: (M, C) float32.
 
     A neighbour votes for each of its classes with weight exp(similarity / 0.07); the votes of a
-    query are divided by the sum of its weights, so that scores lie in [0, 1] for single and for
+    query are divided by the sum of its weights, so that scores are in [0, 1] for single and
     multiple labels alike. With fewer features than neighbours, all of them vote. Similarities are
     computed block by block: memory does not grow with the product of features and queries.
 
     Raises:
-        ValueError: there is no feature to be near to.
+        ValueError: there are no features.
     """
     if len(features) == 0:
         raise ValueError("k-NN has no labelled features to search")
@@ -142,12 +142,12 @@ def knn_scores(features: Tensor, targets: Tensor, queries: Tensor, num_neighbour
 class Probe:
     """A fitted linear classifier on standardised features."""
 
-    mean: Tensor  # (D,) float64 standardisation, from the training split
-    scale: Tensor
-    weight: Tensor  # (D, C) float64; columns of classes without a choice are 0
-    intercept: Tensor  # (C,) float64; -inf for a class never seen, inf for one always seen
+    mean: Tensor  # (D,) float64, of the training split
+    scale: Tensor  # (D,) float64, likewise; inf for a constant feature
+    weight: Tensor  # (D, C) float64; 0 for classes that are always or never present
+    intercept: Tensor  # (C,) float64; -inf for a class never present, inf for one always present
     kind: str  # single or multi
-    penalty: float  # it was fitted with
+    penalty: float  # penalty of the fit
     converged: bool  # whether the gradient vanished before the iterations ended
 
     def scores(self, features: Tensor) -> Tensor:
@@ -157,19 +157,19 @@ class Probe:
 
 
 def choose_probe(probes: Iterable[Probe], score: Callable[[Probe], float]) -> Probe:
-    """Return the probe with the highest validation score; among equals the strongest penalty.
+    """Return the probe with the highest validation score; among equals, the strongest penalty.
 
-    A path is not followed further once ``PATIENCE`` probes after the best one were worse.
+    The search stops once ``PATIENCE`` probes after the best one were worse.
 
     Raises:
-        ValueError: there is no probe to choose from.
+        ValueError: there is no probe.
     """
     best, highest, waited = None, -float("inf"), 0
     for probe in probes:
         found = score(probe)
         if best is None or (found, probe.penalty) > (highest, best.penalty):
             best, highest, waited = probe, found, 0
-        elif found < highest:  # on a plateau the end of the path may still be worth its price
+        elif found < highest:  # equal ones do not count: after a plateau scores may rise again
             waited += 1
         if waited == PATIENCE:
             break
@@ -181,9 +181,9 @@ def choose_probe(probes: Iterable[Probe], score: Callable[[Probe], float]) -> Pr
 def probe_path(
     features: Tensor, targets: Tensor, kind: str, penalties: tuple[float, ...] = PENALTIES
 ) -> Iterator[Probe]:
-    """Fit a probe for every penalty, strongest first, each from where the one before ended.
+    """Fit a probe for every penalty, strongest first, each starting from the previous solution.
 
-    Features are (N, D), targets (N, C) bool; ``kind`` is ``single``, one class a row, or ``multi``.
+    Features are (N, D), targets (N, C) bool; ``kind``: ``single``, one class per row, or ``multi``.
 
     Raises:
         ValueError: no class is both present and absent.
@@ -209,27 +209,27 @@ def probe_path(
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of features (N, D), each (D,) float64.
 
-    The deviation of a constant feature is infinite, so that the feature counts for nothing, not
-    even in a sample in which it differs.
+    A constant feature gets an infinite deviation, so that it contributes nothing, not even in a
+    sample in which it differs.
     """
     exact = features.double()
     mean, scale = exact.mean(dim=0), exact.std(dim=0, correction=0)
-    # Rounding makes a constant feature vary a little; divided by that, it would be loud noise.
+    # Rounding makes a constant feature vary a little; divided by that, it would be amplified noise.
     return mean, torch.where(scale > 1e-9 * (1 + mean.abs()), scale, torch.inf)
 
 
 class Likelihood:
-    """Mean negative log-likelihood plus ``penalty / 2`` times the squared weights, minimised.
+    """Minimiser of the mean negative log-likelihood plus ``penalty / 2`` times the squared weights.
 
     Each solution is the start of the next one. ``single``: multinomial. ``multi``: one regression
-    a class, all at once. The method is Newton's, each step solved by conjugate gradients.
+    per class, all at once. Newton's method, each step solved by conjugate gradients.
     """
 
     def __init__(self, features: Tensor, targets: Tensor, kind: str) -> None:
-        """Take standardised features (N, D) float64 and targets (N, C) bool."""
+        """Prepare standardised features (N, D) float64 and targets (N, C) bool."""
         num_samples, width = features.shape
         # variances (r,) and orthonormal axes (D, r) that span the rows
-        if num_samples < width:  # cheaper, and the directions left out have weight 0 at the optimum
+        if num_samples < width:  # cheaper, and directions outside have weight 0 at the optimum
             _, singular, rows = torch.linalg.svd(features, full_matrices=False)
             variance, axes = singular.square() / num_samples, rows.T
         else:
@@ -248,7 +248,7 @@ class Likelihood:
     def solve(self, penalty: float) -> tuple[Tensor, Tensor, bool]:
         """Return weight (D, C), intercept (C,), both float64, and whether the gradient vanished."""
         penalties = torch.full_like(self._curvature, penalty)
-        penalties[-1] = 0  # the intercept is free
+        penalties[-1] = 0  # the intercept is not penalised
         before, products = torch.get_num_threads(), self._features.numel() * self._targets.shape[1]
         torch.set_num_threads(before if products > _LARGE else 1)
         try:
@@ -269,7 +269,7 @@ class Likelihood:
             if steepest <= GRADIENT_TOLERANCE:
                 return weight, True
             step = self._newton_step(gradient, share, penalties, min(0.1, steepest**0.5))
-            # halved per class until its loss falls; losses are float64 always
+            # halve the step per class until its loss falls; losses are always float64
             length = torch.ones_like(loss, dtype=step.dtype)
             for _ in range(_MAX_HALVINGS):
                 moved = weight + length * step
@@ -287,7 +287,7 @@ class Likelihood:
         self, gradient: Tensor, share: Tensor, penalties: Tensor, accuracy: float
     ) -> Tensor:
         """Solve Hessian x step = -gradient by preconditioned conjugate gradients, (r + 1, C)."""
-        # the Hessian's diagonal if the axes were independent of the answers
+        # the Hessian's diagonal if the axes were independent of the targets
         scale = 1 / (self._curvature * (share * (1 - share)).mean(dim=0) + penalties + 1e-12)
         step, residual = torch.zeros_like(gradient), -gradient
         direction = scale * residual
@@ -309,9 +309,9 @@ class Likelihood:
         return step
 
     def _evaluated(self, weight: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (N, C) and losses (C,): of each class, or for ``single`` the same total."""
+        """Return logits (N, C) and losses (C,): per class, or for ``single`` the total repeated."""
         logits = self._features @ weight
-        # summed in float64: near the minimum two losses differ in their last digits only
+        # sum in float64: near the minimum two losses differ only in their last digits
         if self._single:
             losses = functional.cross_entropy(logits, self._targets, reduction="none")
             loss = losses.double().mean().expand(weight.shape[1])
@@ -323,6 +323,6 @@ class Likelihood:
         return logits, loss + self._sum((penalties / 2 * weight**2).double())
 
     def _sum(self, products: Tensor) -> Tensor:
-        """Return (C,) sums: of each class where classes are separate problems, else of all."""
+        """Return (C,) sums: per class if classes are separate problems, else the total repeated."""
         sums = products.sum(dim=0)
         return sums.sum().expand(len(sums)) if self._single else sums

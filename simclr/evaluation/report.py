@@ -1,6 +1,6 @@
-"""The report of an evaluation in words: verdict, findings, limits, tables; and its files.
+"""The report of an evaluation: verdict, findings, limits and tables; and its files.
 
-Every task keeps its own file in ``RUN/evaluation``; ``evaluation.json`` and ``.md`` hold them all.
+Each task has its own file in ``RUN/evaluation``; ``evaluation.json`` and ``.md`` hold all of them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ CHOICE_NAME = "checkpoints.json"
 TEXT_WIDTH = 100
 MIN_SEEDS = 3
 _AHEAD = "is ahead of"
-_NAMED = 6  # names of a list in a sentence; the table has the rest
-_FILES_ONLY = ("roc_auc", "calibration", "brier")  # left out on a terminal
+_NAMED = 6  # maximum of names listed in a sentence; the table has the rest
+_FILES_ONLY = ("roc_auc", "calibration", "brier")  # prefixes of scores not shown on a terminal
 _HEADINGS = {
     "accuracy": "accuracy",
     "average_precision": "AP",
@@ -40,11 +40,11 @@ _HEADINGS = {
 
 Evaluation = dict[str, Any]  # as ``evaluation_report`` builds it
 Choice = dict[str, Any]  # as ``simclr.evaluation.evaluate.select_checkpoint`` builds it
-Difference = dict[str, Any]  # as both hold it: a ``simclr.evaluation.bootstrap.Difference``
+Difference = dict[str, Any]  # in both: a ``simclr.evaluation.bootstrap.Difference`` as data
 
 
 def conclusions(evaluation: Evaluation) -> dict[str, Any]:
-    """Return ``verdict``, ``findings`` on every control in the primary metric, and ``notes``."""
+    """Return ``verdict``, ``findings`` (one per comparison, primary metric) and ``notes``."""
     several = evaluation["protocol"]["fractions"] != [1.0]
     primary = [one for one in evaluation["differences"] if one["score"] == evaluation["headline"]]
     return {
@@ -55,10 +55,10 @@ def conclusions(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def verdict(evaluation: Evaluation) -> str:
-    """Return in one sentence whether pretraining beats every control, with the closest difference.
+    """Return one sentence on whether pretraining beats every control, with the closest difference.
 
-    By the primary metric and the largest share of the labels; under the linear probe, or else the
-    first protocol there is.
+    It uses the primary metric, the largest label fraction, and the linear probe or else the first
+    protocol.
     """
     primary = [one for one in evaluation["differences"] if one["score"] == evaluation["headline"]]
     against = [one for one in primary if one["control"] in CONTROLS]
@@ -83,7 +83,7 @@ def verdict(evaluation: Evaluation) -> str:
 
 
 def _finding(difference: Difference, *, several: bool = False) -> str:
-    """Return whether an encoder is ahead of a control, naming the share of labels if several."""
+    """Return a clause on an encoder against a control, with the label fraction if ``several``."""
     labels = f", {100 * difference['fraction']:g} % of the labels" if several else ""
     return (
         f"{difference['protocol']}{labels}: {difference['encoder']} {_state(difference)} "
@@ -109,7 +109,7 @@ def _points(interval: dict[str, float]) -> str:
 
 
 def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
-    """Return what these figures cannot show, and what makes them look better than they are."""
+    """Return sentences on the limits of these figures, and on what may flatter them."""
     protocol, split, shards = (evaluation[key] for key in ("protocol", "split", "shards"))
     num_blocks, num_seeds = protocol["bootstrap"]["blocks"], len(split["seeds"])
     halves = [(gap["high"] - gap["low"]) / 2 for gap in gaps if gap["low"] is not None]
@@ -184,7 +184,7 @@ def _seen_in_pretraining(share: float | None) -> str:
 
 
 def _other_level(patches: list[str], pretraining: list[str]) -> tuple[object, str]:
-    """Return that patches and pretraining differ in the atmosphere, where both are known."""
+    """Return whether patches and pretraining differ in processing level, and a note on it."""
     given, trained = set(patches) - {""}, set(pretraining) - {""}
     return (
         trained and given - trained,
@@ -194,7 +194,7 @@ def _other_level(patches: list[str], pretraining: list[str]) -> tuple[object, st
 
 
 def _absent(evaluation: Evaluation, part: str, kind: str, effect: str) -> tuple[object, str]:
-    """Return which classes have no patch in a part of the split."""
+    """Return the classes without a patch in a part of the split, and a note on them."""
     counts = zip(evaluation["task"]["classes"], evaluation["split"]["positives"][part], strict=True)
     names = [name for name, count in counts if count == 0]
     more = f" and {len(names) - _NAMED} more" * (len(names) > _NAMED)
@@ -202,7 +202,7 @@ def _absent(evaluation: Evaluation, part: str, kind: str, effect: str) -> tuple[
 
 
 def _near(evaluation: Evaluation, scored: str) -> list[tuple[object, str]]:
-    """Return how close the scored patches are to training patches, and to each other."""
+    """Return notes on the proximity of the scored patches to training patches and each other."""
     leakage, touching = (evaluation["split"][key] or 0 for key in ("leakage", "touching"))
     return [
         (leakage, f"{100 * leakage:.1f} % of the {scored} patches lie in a training cell"),
@@ -219,7 +219,7 @@ def _near(evaluation: Evaluation, scored: str) -> list[tuple[object, str]]:
 
 
 def choice_conclusions(choice: Choice) -> dict[str, list[str]]:
-    """Return ``findings``: the best checkpoint, others as good, the controls; and ``notes``."""
+    """Return ``findings`` (best checkpoint, indistinguishable ones, controls) and ``notes``."""
     names = {one["encoder"] for one in choice["results"] if one["step"] is not None}
     controls = [one for one in choice["differences"] if one["control"] not in names]
     others = [one for one in choice["differences"] if one["control"] in names]
@@ -244,10 +244,10 @@ def choice_conclusions(choice: Choice) -> dict[str, list[str]]:
 
 
 def report_text(path: Path) -> str:
-    """Return what a terminal shows of one evaluation, from the file that holds it alone.
+    """Return one evaluation as text for a terminal, read from its own file.
 
-    Plain text of about 100 columns; scores are in percent, with the ends of their 95 % intervals,
-    and the rest is left to the files.
+    Plain text of about 100 columns; scores are in percent with their 95 % intervals. Some scores
+    are only in the files.
     """
     evaluation = json.loads(path.read_text(encoding="utf-8"))
     names = evaluation["results"][0]["scores"]
@@ -257,7 +257,7 @@ def report_text(path: Path) -> str:
 
 
 def choice_report(path: Path) -> str:
-    """Return what a terminal shows of ``checkpoints.json``: its table, and how to go on."""
+    """Return ``checkpoints.json`` as text for a terminal: its table, and the command to test."""
     choice = read_choice(path)
     counts, origin, seeds = (choice["split"][key] for key in ("counts", "origin", "seeds"))
     facts = [
@@ -273,7 +273,7 @@ def choice_report(path: Path) -> str:
 
 
 def markdown(evaluation: Evaluation, level: int = 1) -> str:
-    """Return one evaluation as a section of a page, under a heading of this level."""
+    """Return one evaluation as a Markdown section with a heading of this level."""
     blocks = [
         [f"{'#' * level} {title(evaluation)}"],
         [f"**{verdict(evaluation)}**"],
@@ -290,7 +290,7 @@ def markdown(evaluation: Evaluation, level: int = 1) -> str:
 
 
 def title(evaluation: Evaluation) -> str:
-    """Return a heading: task and step, and whether the patches are simulated."""
+    """Return a heading: task and step, marked if the patches are simulated."""
     return f"{_mark(evaluation)}{evaluation['task']['name']}, step {evaluation['step']}"
 
 
@@ -314,9 +314,9 @@ def _facts(evaluation: Evaluation) -> list[str]:
 
 
 def score_table(evaluation: Evaluation, names: list[str] | None = None) -> list[list[str]]:
-    """Return header and rows of all results, with the scores of these names or with all.
+    """Return header and rows of all results, with the named scores or all of them.
 
-    Scores are in percent with the ends of their intervals.
+    Scores are in percent with their intervals.
     """
     names = list(evaluation["results"][0]["scores"]) if names is None else names
     several = {result["fraction"] for result in evaluation["results"]} != {1.0}
@@ -329,9 +329,9 @@ def score_table(evaluation: Evaluation, names: list[str] | None = None) -> list[
 
 
 def choice_table(choice: Choice) -> list[list[str]]:
-    """Return header and rows: a checkpoint each, then the controls.
+    """Return header and rows: one per checkpoint, then the controls.
 
-    Scores are the primary metric in percent, with the ends of their intervals.
+    Scores are the primary metric in percent, with their intervals.
     """
     results, primary = choice["results"], choice["headline"]
     protocols = list(dict.fromkeys(one["protocol"] for one in results))
@@ -348,7 +348,7 @@ def choice_table(choice: Choice) -> list[list[str]]:
 
 
 def _class_table(evaluation: Evaluation) -> list[list[str]]:
-    """Return F1 of each class under the linear probe, the mean over seeds."""
+    """Return the F1 of each class under the linear probe, averaged over seeds."""
     task, probe = evaluation["task"], Protocol.probe.value
     probed = [one for one in evaluation["results"] if one["protocol"] == probe]
     rows = [["class", "labelled patches", *(one["encoder"] for one in probed)]]
@@ -388,7 +388,7 @@ def _wrapped(paragraphs: list[str]) -> list[str]:
 
 
 def write_report(run_dir: Path, evaluation: Evaluation) -> None:
-    """Write one evaluation into a run folder, and all of them into evaluation.json and .md."""
+    """Write an evaluation into a run folder, and collect all in evaluation.json and .md."""
     name = f"{evaluation['task']['name']}-{evaluation['shards']['fingerprint']}"
     write_json(own_path(run_dir, name), evaluation)
     paths = sorted((run_dir / FOLDER_NAME).glob("*.json"))
@@ -399,15 +399,15 @@ def write_report(run_dir: Path, evaluation: Evaluation) -> None:
 
 
 def own_path(run_dir: Path, name: str) -> Path:
-    """Return the file of one evaluation: its name is ``TASK-FINGERPRINT``."""
+    """Return the file of one evaluation; ``name`` is ``TASK-FINGERPRINT``."""
     return run_dir / FOLDER_NAME / f"{name}.json"
 
 
 def read_report(path: Path) -> list[Evaluation]:
-    """Read evaluation.json: one entry for each task and set of shards.
+    """Read evaluation.json: one entry per task and set of shards.
 
     Raises:
-        ValueError: it is not such a file, or of another format version.
+        ValueError: the file has another format or format version.
     """
     evaluations: list[Evaluation] = _read(path, (FORMAT, FORMAT_VERSION))["evaluations"]
     return evaluations
@@ -417,7 +417,7 @@ def read_choice(path: Path) -> Choice:
     """Read ``checkpoints.json``.
 
     Raises:
-        ValueError: it is not such a file, or of another format version.
+        ValueError: the file has another format or format version.
     """
     return _read(path, (CHOICE_FORMAT, CHOICE_FORMAT_VERSION))
 

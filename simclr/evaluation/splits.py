@@ -1,6 +1,6 @@
-"""Training, validation and test samples for each seed, with their leakage measured.
+"""Training, validation and test samples for each seed, and their measured leakage.
 
-A split that the shards carry is taken as it is; drawn splits keep ground cells, or blocks, whole.
+A split stored in the shards is used unchanged; drawn splits never divide a ground cell or block.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from simclr.model.pretrained import Pretrained
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 BLOCK_SIDE_M = 10_000.0
 
-# Ground cells of one stratum are assigned in this cycle: of every ten 50 % train, 20 % validation,
-# 30 % test; of two cells of a class one trains and one tests.
+# Ground cells of a stratum are assigned in this cycle: of every ten, 5 train, 2 validation, 3 test;
+# with only two cells of a class, one trains and one tests.
 _CYCLE = (TRAIN, TEST, VALIDATION, TRAIN, TEST, TRAIN, VALIDATION, TRAIN, TEST, TRAIN)
 _CYCLE_TRAIN = (TRAIN, TRAIN, VALIDATION)
 
@@ -38,28 +38,28 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """One split for each seed, and where it comes from.
+    """One split per seed, and its origin.
 
-    ``leakage`` is the share of test samples in a ground cell of a training sample, ``touching`` of
-    those that share ground or an edge with one; NaN where cells or positions are unknown.
+    ``leakage`` is the share of test samples in the ground cell of a training sample, ``touching``
+    the share overlapping or adjacent to one; NaN if cells or positions are unknown.
     """
 
     by_seed: tuple[Split, ...]  # the same one for all seeds unless redrawn
     redrawn: bool  # whether every seed draws its own test set
-    origin: str  # a sentence for the report
-    leakage: float
-    touching: float
+    origin: str  # sentence for the report
+    leakage: float  # of the first split
+    touching: float  # of the first split
 
     @property
     def test_to_train(self) -> float:
-        """Test samples over training samples if every seed drew its own split, else 0."""
+        """Ratio of test to training samples if every seed drew its own split, else 0."""
         split = self.by_seed[0]
         return len(split.test) / len(split.train) if self.redrawn else 0.0
 
     def counts(self, targets: BoolArray) -> tuple[dict[str, int], dict[str, list[int]]]:
-        """Return samples a part, and positives a class: the fewest over seeds, so none lacks one.
+        """Return samples per part (of the first seed), and positives per part and class.
 
-        ``targets`` are those of all samples, (N, C).
+        Positives are the minimum over seeds. ``targets`` are those of all samples, (N, C).
         """
         parts = (TRAIN, VALIDATION, TEST)
         positives = {}
@@ -70,23 +70,23 @@ class Splits:
 
     @property
     def tested(self) -> Indices:
-        """Samples (T,) that any seed tests, sorted."""
+        """Samples (T,) in the test split of any seed, sorted."""
         return np.unique(np.concatenate([split.test for split in self.by_seed]))
 
 
 def make_splits(task: Task, seeds: Sequence[int], rule: SplitRule = SplitRule.given) -> Splits:
-    """Take the official split that the shards carry, else draw one for each seed.
+    """Return the official split if the shards carry one, else draw one per seed.
 
-    A drawn split is stratified by the rarest class of each ground cell and keeps a cell whole,
-    since another date of a training cell is no test. If the shards name training and test patches
+    A drawn split is stratified by the rarest class of each ground cell and never divides a cell,
+    since another date of a training cell is no fair test. If the shards define training and test
     but no validation patches, a third of the training cells is drawn for validation.
 
-    With ``SplitRule.drawn``, squares of ground 10 km wide are kept whole, whatever split the
-    shards carry, and training patches that touch a test or validation patch are left out.
+    ``SplitRule.drawn`` ignores the official split, keeps blocks (the source's own, else 10 km wide
+    squares) together, and excludes training patches that touch a test or validation patch.
 
     Raises:
-        ValueError: a sample is in two splits, a split stays empty, or blocks of ground are asked
-            for where it is not known where patches lie.
+        ValueError: a sample is in two splits, a split is empty, or blocks are requested but the
+            positions of some patches are unknown.
     """
     if rule is SplitRule.drawn:
         return _drawn_blocks(task, seeds)
@@ -102,7 +102,7 @@ def make_splits(task: Task, seeds: Sequence[int], rule: SplitRule = SplitRule.gi
 
 
 def on_validation(task: Task, splits: Splits) -> Splits:
-    """Return splits in which the validation samples are tested: the test samples stay unread."""
+    """Return splits that test on the validation samples and leave the test samples unused."""
     parts = [Split(one.train, one.validation, one.validation) for one in splits.by_seed]
     return _measured(task, parts, splits.origin, redrawn=splits.redrawn)
 
@@ -159,7 +159,7 @@ def _drawn_blocks(task: Task, seeds: Sequence[int]) -> Splits:
 
 
 def _measured(task: Task, splits: Sequence[Split], origin: str, *, redrawn: bool) -> Splits:
-    """Return the splits with what is shared by training and test samples of the first one."""
+    """Return the splits with leakage and touching measured on the first one."""
     first, tested, near, leakage = splits[0], task.cells[splits[0].test], math.nan, math.nan
     if task.ground.known:
         near = float(touching(task.ground, first.test, first.train).mean())
@@ -169,16 +169,16 @@ def _measured(task: Task, splits: Sequence[Split], origin: str, *, redrawn: bool
 
 
 def _whole(task: Task) -> Texts:
-    """Return what a drawn split keeps whole: a ground cell, or a sample without one."""
+    """Return the unit (N,) a drawn split keeps together: the ground cell, or else the sample."""
     return np.where(task.cells == "", task.ids, task.cells)
 
 
 def _assign(
     task: Task, samples: Indices, whole: Texts, pattern: tuple[str, ...], seed: int
 ) -> Texts:
-    """Return the split (n,) of each of the given samples.
+    """Return the split (n,) of each given sample.
 
-    Samples of one name in ``whole`` (N,) stay together, shuffled and assigned by stratum.
+    Samples with the same name in ``whole`` (N,) stay together; each stratum is shuffled.
     """
     _, group = np.unique(whole[samples], return_inverse=True)
     strata = _strata(task.targets[samples], group)
@@ -202,25 +202,25 @@ def _indices(names: Texts) -> Split:
 
 
 def label_subset(targets: BoolArray, train: Indices, fraction: float, seed: int) -> Indices:
-    """Return a share of the training samples (n,), sorted; a larger share holds the smaller ones.
+    """Return a share of the training samples (n,), sorted; larger shares contain smaller ones.
 
-    Strata are the rarest class of each sample. Every stratum keeps one sample at least, so that a
-    small share still has each class to learn from; it may then be larger than asked for. The seed
-    draws the order in which samples join.
+    Samples are stratified by their rarest class. Every stratum keeps at least one sample, so that
+    small shares contain each class; they may thus exceed ``fraction``. The seed determines the
+    order in which samples are added.
     """
     if fraction >= 1:
         return train
     order = np.random.default_rng(seed).permutation(len(train))
     rank, sizes = _ranks(_strata(targets[train][order], np.arange(len(train))))
     first = rank == 0
-    # by how far down its stratum a sample stands, and the first of every stratum before all
+    # the first of every stratum come first, then samples by relative rank in their stratum
     joining = np.lexsort((sizes, rank / sizes, ~first))
     count = max(round(fraction * len(train)), int(first.sum()))
     return np.sort(train[order[joining[:count]]])
 
 
 def _strata(targets: BoolArray, group: Indices) -> Indices:
-    """Return for each group of samples (N,) the rank of its rarest class, C where it has none."""
+    """Return the rarity rank of the rarest class of each group of samples (N,), C if none."""
     rarity = np.argsort(np.argsort(targets.sum(axis=0), kind="stable"))
     num_classes = targets.shape[1]
     rarest = np.where(targets, rarity, num_classes).min(axis=1)
@@ -230,7 +230,7 @@ def _strata(targets: BoolArray, group: Indices) -> Indices:
 
 
 def _ranks(strata: Indices) -> tuple[Indices, Indices]:
-    """Return for each sample its rank in its stratum, from 0, and the stratum's size."""
+    """Return each sample's rank in its stratum, from 0, and the size of the stratum."""
     by_stratum = np.argsort(strata, kind="stable")
     ordered = strata[by_stratum]
     starts = np.searchsorted(ordered, ordered)
@@ -245,10 +245,10 @@ def seen_in_pretraining(
 ) -> float:
     """Return the share of test samples that the encoder was pretrained on; NaN if unknown.
 
-    A sample is the same if its pixels are (by checksum), or if its id and its position are. It is
-    unknown where the shards of the pretraining cannot be read or have changed, and where only ids
-    are equal that no position confirms, in shards of other bands or size. ``folder`` is where the
-    shards of the data set lie now.
+    Samples match by pixels (checksum), or by id and position. The share is unknown if the
+    pretraining shards cannot be read or have changed, or if some ids match without a position to
+    confirm them, in shards with other bands or patch size. ``folder`` is the current folder of the
+    evaluated shards.
     """
     config, data = pretrained.config, pretrained.config.data
     fingerprint = pretrained.dataset["fingerprint"]

@@ -1,4 +1,4 @@
-"""A label set of packed shards as a classification task: targets, ids and the ground of samples."""
+"""A label set of packed shards as a classification task: targets, ids and sample locations."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from simclr.evaluation.metrics import BoolArray, FloatArray, Indices
 
 Texts = npt.NDArray[np.str_]
 
-_M_PER_DEGREE = 111_195.0  # of latitude, on the sphere of 6371 km
-_TOLERANCE = 1e-3  # of a side: coordinates written as text lose their last digits
-# The subset is part of the task, not of a job: every seed sees the same patches.
+_M_PER_DEGREE = 111_195.0  # of latitude, on a sphere of radius 6371 km
+_TOLERANCE = 1e-3  # fraction of a side: coordinates written as text lose their last digits
+# The subset belongs to the task, not to a job: every seed sees the same patches.
 _BALANCE_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Footprints:
-    """Ground covered by N square patches, all of about one size."""
+    """Ground covered by N square patches of about the same size."""
 
-    epsg: npt.NDArray[np.int32]  # (N,) coordinate system; 0 without one
-    left: FloatArray  # (N,) upper left corner, in its units
-    top: FloatArray
-    side: float  # of a patch, in the same units
+    epsg: npt.NDArray[np.int32]  # (N,) EPSG code of the coordinate system; 0 if none
+    left: FloatArray  # (N,) upper left corner, in units of the coordinate system
+    top: FloatArray  # (N,)
+    side: float  # side of a patch, in the same units
 
     @property
     def known(self) -> bool:
@@ -37,11 +37,11 @@ class Footprints:
 
 
 def ground_blocks(ground: Footprints, side_m: float) -> Texts:
-    """Return the name of the square of ground, ``side_m`` wide, in which each patch begins."""
+    """Return the name of the ``side_m`` wide grid square of each patch's upper left corner (N,)."""
     left, top = ground.left, ground.top
-    if ground.side < 1:  # no patch is narrower than a metre: these are degrees
+    if ground.side < 1:  # degrees, since no patch is narrower than a metre
         top = top * _M_PER_DEGREE
-        # one width a row of blocks, that of its middle; a block at a pole spans all longitudes
+        # each row of blocks uses the width at its middle; a block at a pole spans all longitudes
         middle = (np.floor(top / side_m) + 0.5) * side_m / _M_PER_DEGREE
         east = (left + 180) % 360 - 180
         left = east * _M_PER_DEGREE * np.maximum(np.cos(np.radians(middle)), 1e-6)
@@ -51,12 +51,12 @@ def ground_blocks(ground: Footprints, side_m: float) -> Texts:
 
 
 def touching(ground: Footprints, queries: Indices, others: Indices) -> BoolArray:
-    """Return for each query (n,) whether it shares ground or an edge with one of the others.
+    """Return for each query (n,) whether it overlaps or is adjacent to one of the others.
 
-    Patches of different coordinate systems never touch here, although zones meet on the ground.
+    Patches of different coordinate systems never count as touching, although zones meet.
     """
     reach = ground.side * (1 + _TOLERANCE)
-    # systems lie two reaches apart, so that nothing of one is near anything of another
+    # place coordinate systems two reaches apart, so that patches of different ones are never near
     corners = np.stack([ground.left, ground.top, 2 * reach * ground.epsg], axis=1)
     tree = cKDTree(corners[others])
     nearest, _ = tree.query(corners[queries], p=np.inf, distance_upper_bound=reach)
@@ -65,31 +65,31 @@ def touching(ground: Footprints, queries: Indices, others: Indices) -> BoolArray
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The targets of N labelled samples and where they lie, in the order of their data set."""
+    """Targets and locations of N labelled samples, in the order of their data set."""
 
-    name: str  # of the label set
+    name: str  # label set, with "-balanced" appended if balanced
     kind: str  # single, binary or multi, see simclr.evaluation.config.SCORES
-    classes: tuple[str, ...]  # C names; of a binary task its second class alone, the yes
+    classes: tuple[str, ...]  # C names; for a binary task only the positive class
     targets: BoolArray  # (N, C)
-    ids: Texts  # (N,) unique within a source, here preceded by its name
-    cells: Texts  # (N,) ground cell, empty where unknown
-    blocks: Texts  # (N,) ground that splits keep whole, empty where the source has none
-    tiles: Texts  # (N,) MGRS tile, empty where unknown
+    ids: Texts  # (N,) source/id; an id alone is unique only within its source
+    cells: Texts  # (N,) ground cell, empty if unknown
+    blocks: Texts  # (N,) ground that splits keep together, empty if the source has none
+    tiles: Texts  # (N,) MGRS tile, empty if unknown
     ground: Footprints
-    given_splits: Texts  # (N,) split that the shards carry, empty where none
+    given_splits: Texts  # (N,) official split stored in the shards, empty if none
     num_unlabelled: int  # samples of the shards without labels in this set
-    num_surplus: int = 0  # labelled samples left out to balance a binary task
+    num_surplus: int = 0  # labelled samples excluded to balance a binary task
 
 
 def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Task:
-    """Read a label set, and leave only its labelled samples in the dataset.
+    """Read a label set, and reduce the dataset to its labelled samples, in place.
 
-    ``balanced`` keeps as many of both classes in every split of a binary task.
+    ``balanced`` keeps equal numbers of both classes in every split of a binary task.
 
     Raises:
-        ValueError: there is no such label set, nothing is labelled, all labels are the same, a
-            row is not what the kind of the label set allows, or a task to be balanced is not
-            binary.
+        ValueError: the label set does not exist, nothing is labelled, all labels are the same, a
+            row is invalid for the kind of the label set, or a task to be balanced is not binary
+            or has no split with both classes.
     """
     label_set, labels = dataset.label_set(name), dataset.labels(name)
     known = ~(labels == UNKNOWN_LABEL).all(axis=1)
@@ -101,7 +101,7 @@ def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Ta
     _check_labels(label_set, labels[known])
     dataset.select(np.flatnonzero(known))
     kind, classes, targets = label_set.kind, label_set.classes, labels[known].astype(bool)
-    if kind == "single" and len(classes) == 2:  # two exclusive classes are one yes or no
+    if kind == "single" and len(classes) == 2:  # two exclusive classes make a binary task
         kind, classes, targets = "binary", classes[1:], targets[:, 1:]
     elif kind == "multi" and len(classes) == 1:
         kind = "binary"
@@ -157,7 +157,7 @@ def _check_labels(label_set: LabelSet, labels: npt.NDArray[np.uint8]) -> None:
 
 
 def _balanced_rows(positive: BoolArray, splits: Texts) -> Indices:
-    """Return the samples to keep, sorted: in each split as many yes as no, the same every time."""
+    """Return the samples to keep, sorted: equally many of both classes per split, reproducibly."""
     random = np.random.default_rng(_BALANCE_SEED)
     kept = []
     for split in np.unique(splits):
