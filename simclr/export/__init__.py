@@ -1,6 +1,6 @@
-"""A pretrained encoder as files for others, and the way back: export, card, load.
+"""Export a pretrained encoder with its card, and load it again.
 
-The settings lie here, without torch, for commands that only submit.
+The settings are defined here, without importing torch, for commands that only submit jobs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from simclr.config import parse_choices
 
 
 class ExportFormat(Enum):
-    """Files beside the weights: graphs that normalise inside, or a torch file for hub loaders."""
+    """Additional files: graphs with built-in normalisation, or a torch file for hub loaders."""
 
     onnx = "onnx"
     pt2 = "pt2"
@@ -20,7 +20,7 @@ class ExportFormat(Enum):
 
 
 class PatchUnit(Enum):
-    """Values of patches: ready for the encoder; reflectance x 10000 as stored; reflectance."""
+    """Unit of patch values: normalised for the encoder; reflectance x 10000; reflectance."""
 
     normalised = "normalised"
     stored = "stored"

@@ -1,6 +1,6 @@
-"""The card of an exported encoder, as data and as a page: all that its user must know.
+"""The card of an exported encoder, as data and as a page, with everything its user must know.
 
-It leaves out paths of the machine and the time: equal exports are equal byte for byte.
+It contains no machine-specific paths and no time: equal exports are identical byte for byte.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _log = logging.getLogger("simclr")
 
 
 def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str, Any]:
-    """Return the card as plain data, ready for JSON.
+    """Return the card as plain data for JSON.
 
-    The evaluation.json and provenance.json of the run folder are quoted where they exist.
+    The evaluation.json and provenance.json of the run folder are included if they exist.
     """
     config, dataset, normalisation = pretrained.config, pretrained.dataset, pretrained.normalisation
     settings = to_plain(config)
@@ -46,7 +46,7 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
     code = _read_json(run_dir / "provenance.json").get("code", {})
     try:
         version = importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:  # it runs from a bare folder
+    except importlib.metadata.PackageNotFoundError:  # runs from a source folder, not installed
         version = None
     return {
         "format": FORMAT,
@@ -66,7 +66,7 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
         ],
         "unit": UNIT,
         "offset": OFFSET_RULE,
-        # L1C, L2A or, where unknown, nothing for each source
+        # per source: L1C, L2A or, if unknown, empty
         "processing_level": {source: levels.get(source, "") for source in normalisation},
         "nodata": f"stored value {NODATA} becomes 0 after normalisation",
         "resampling": RESAMPLING_RULE,
@@ -81,8 +81,8 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
         "training": settings,
         "code": {
             "version": version,
-            "commit": code.get("commit"),  # that the run was started from
-            "changed": code.get("changed"),  # whether files differed from it
+            "commit": code.get("commit"),  # commit that the run was started from
+            "changed": code.get("changed"),  # whether files differed from that commit
             "torch": pretrained.manifest.torch,
         },
         "evaluations": _evaluations(run_dir, pretrained.step),
@@ -90,7 +90,7 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
 
 
 def card_markdown(card: dict[str, Any]) -> str:
-    """Return the card as a readable page, with code that loads the encoder without ours."""
+    """Return the card as a Markdown page, with code that loads the encoder without this package."""
     dataset, size_px = card["dataset"], card["size_px"]
     levels = ", ".join(
         f"{level or 'unknown'} ({source})" for source, level in card["processing_level"].items()
@@ -134,7 +134,7 @@ def card_markdown(card: dict[str, Any]) -> str:
 def loading_example(card: dict[str, Any]) -> str:
     """Return Python that loads the encoder into a plain torchvision ResNet and embeds a patch.
 
-    It runs in the folder of the export, and needs torch, torchvision and safetensors.
+    The code runs in the export folder, and needs torch, torchvision and safetensors.
     """
     small = card["stem"] == Stem.small.value
     layer = "kernel_size=3, stride=1, padding=1" if small else "kernel_size=7, stride=2, padding=3"
@@ -167,7 +167,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _evaluations(run_dir: Path, step: int) -> list[dict[str, Any]]:
-    """Return what evaluation.json says of this step; other steps are other encoders."""
+    """Return the entries of evaluation.json for this step; other steps are other encoders."""
     quoted = []
     for evaluation in _read_json(run_dir / "evaluation.json").get("evaluations", []):
         if evaluation["step"] != step:

@@ -1,4 +1,4 @@
-"""Write the encoder of a checkpoint with its card, in a folder that appears only when checked."""
+"""Write the encoder of a checkpoint and its card into a folder that appears only once verified."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from simclr.export.load import CARD_NAME, WEIGHTS_NAME, load_encoder, with_norma
 from simclr.model.pretrained import load_pretrained
 
 PAGE_NAME = "CARD.md"
-TOLERANCE = 1e-4  # of a graph, of the largest number of the representations
-_TOLERANCE = 1e-5  # of the written weights
+TOLERANCE = 1e-4  # of graph outputs, relative to the largest absolute value
+_TOLERANCE = 1e-5  # relative and absolute, of outputs of the written weights
 _STEM = "encoder"
 _INPUT, _OUTPUT, _BATCH = "patches", "representations", "batch"
 
@@ -36,17 +36,17 @@ _log = logging.getLogger("simclr")
 
 
 def export(config: ExportConfig) -> Path:
-    """Write the encoder of a checkpoint of a run with its card, and return the folder.
+    """Write the encoder of a run's checkpoint with its card, and return the folder.
 
-    The folder is built beside its place, loaded again and compared with the checkpoint, and only
-    then renamed. An export is never overwritten: a folder that holds exactly these files is left
-    as it is, any other content stops.
+    The export is written to a temporary folder, loaded again, compared with the checkpoint, and
+    only then renamed. An export is never overwritten: a folder with exactly these files is left
+    unchanged, any other content is an error.
 
     Raises:
-        ValueError: the run has no such checkpoint, the output folder holds something else, or
-            graphs are asked for and it is not clear whose statistics they carry.
+        ValueError: the run has no such checkpoint, the output folder has other content, or graphs
+            are requested and the source of their statistics is ambiguous or unknown.
         ImportError: a package that a format needs is missing.
-        RuntimeError: a written file does not give the checkpoint's representations.
+        RuntimeError: a written file does not reproduce the checkpoint's representations.
     """
     require(bool(config.run), "run is empty; give a run folder, run=RUN")
     require(bool(config.output), "output is empty; give a folder, output=DIR")
@@ -55,7 +55,7 @@ def export(config: ExportConfig) -> Path:
     encoder, formats = pretrained.encoder, sorted(set(config.formats), key=lambda kind: kind.name)
     card = build_card(pretrained, Path(config.run), config.licence)
     folder = temporary_path(output.absolute())  # hidden, on the output's file system
-    # a killed process of the same number may have left it
+    # a killed process with the same id may have left it
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -78,26 +78,26 @@ def export(config: ExportConfig) -> Path:
 def write_formats(
     folder: Path, encoder: nn.Module, card: dict[str, Any], formats: list[ExportFormat], source: str
 ) -> list[dict[str, str]]:
-    """Write an encoder, in evaluation mode on the CPU, in further formats.
+    """Write an encoder, in evaluation mode on the CPU, in additional formats.
 
-    The card is put into each file that has a place for it. Graphs carry the statistics of
-    ``source``; empty takes the only source of the card.
+    The card is embedded in graphs, which also contain the statistics of ``source``; empty uses the
+    only source of the card.
 
     Returns:
-        For each file its name, checksum, format and input in words.
+        For each file, its name, checksum, format and a description of its input.
 
     Raises:
-        ValueError: the source is unknown, or one must be chosen.
+        ValueError: the source is unknown, or ambiguous.
         ImportError: a package that a format needs is missing.
-        RuntimeError: a graph gives other representations than the encoder.
+        RuntimeError: a graph does not reproduce the encoder's representations.
     """
     files = []
     for kind in formats:
         path = folder / f"{_STEM}.{kind.value}"
         if kind is ExportFormat.pth:
-            buffer = io.BytesIO()  # a file would put its name, here a temporary one, inside
+            buffer = io.BytesIO()  # saving to a path would store its temporary name inside
             torch.save(encoder.state_dict(), buffer)
-            # torch.hub caches by file name and checks this suffix: no two encoders share a name
+            # torch.hub caches by file name and verifies this suffix: names must be unique
             digest = hashlib.sha256(buffer.getvalue()).hexdigest()
             path = folder / f"{_STEM}-{digest[:8]}.{kind.value}"
             path.write_bytes(buffer.getvalue())
@@ -115,7 +115,7 @@ def write_formats(
 
 
 def _write_graph(path: Path, kind: ExportFormat, module: Normalised, card: dict[str, Any]) -> None:
-    # a missing package is named before the trace, which takes long
+    # report a missing package before the slow trace
     for package in ("onnx", "onnxscript") if kind is ExportFormat.onnx else ():
         _needed(package)
     shape = (2, len(card["bands"]), card["size_px"], card["size_px"])
@@ -124,19 +124,19 @@ def _write_graph(path: Path, kind: ExportFormat, module: Normalised, card: dict[
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     if kind is ExportFormat.pt2:
-        # through a buffer: the archive would be named after the file, here a temporary one
+        # via a buffer: the archive would contain the temporary file name
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={"card.json": json.dumps(card)})
         path.write_bytes(buffer.getvalue())
         return
-    # the exporter's passes print and log their own progress, which tells a user nothing
+    # silence the exporter's passes, whose progress means nothing to a user
     for name in ("onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with contextlib.redirect_stdout(io.StringIO()):
         converted = torch.onnx.export(
             program, dynamo=True, input_names=[_INPUT], output_names=[_OUTPUT], verbose=False
         )
-    if converted is None:  # of the exporter before dynamo
+    if converted is None:  # only the exporter before dynamo returns None
         raise RuntimeError("torch.onnx.export gave no program; use the tested version of torch")
     model = converted.model_proto
     graph = model.graph
@@ -150,9 +150,9 @@ def _write_graph(path: Path, kind: ExportFormat, module: Normalised, card: dict[
 
 
 def _compare_graph(path: Path, kind: ExportFormat, module: Normalised, size_px: int) -> None:
-    """Read the file as its users do, and hold it against the module for two batch sizes."""
+    """Load the file as its users do, and compare it with the module for two batch sizes."""
     for batch in (1, 3):
-        # stored values around the means, one in ten nodata
+        # stored values around the means, one pixel in ten nodata
         shape = (batch, module.mean.shape[0], size_px, size_px)
         generator = torch.Generator().manual_seed(0)
         values = torch.randn(shape, generator=generator) * module.std + module.mean
@@ -187,11 +187,11 @@ def _needed(package: str) -> ModuleType:
 
 
 def _write(folder: Path, encoder: nn.Module, card: dict[str, Any]) -> None:
-    """Write weights, card and page; the card also lies inside the weights file."""
+    """Write weights, card and page; the card is also embedded in the weights file."""
     tensors = {name: value.contiguous() for name, value in encoder.state_dict().items()}
     weights = folder / WEIGHTS_NAME
-    # One key: safetensors writes several in random order. Written here and not by save_file, which
-    # makes a file that nobody else may read.
+    # One key: safetensors writes several in random order. Written here and not by save_file, whose
+    # files only their owner can read.
     weights.write_bytes(safetensors.torch.save(tensors, metadata={"card": json.dumps(card)}))
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
     about = {"file": WEIGHTS_NAME, "sha256": sha256_of(weights), "num_parameters": num_parameters}
@@ -203,7 +203,7 @@ def _write(folder: Path, encoder: nn.Module, card: dict[str, Any]) -> None:
 
 
 def _compare(encoder: nn.Module, folder: Path, card: dict[str, Any]) -> None:
-    """Load what was written, and hold its representations against the checkpoint's."""
+    """Load the written encoder, and compare its representations with the checkpoint's."""
     bands, size_px = [band["name"] for band in card["bands"]], card["size_px"]
     generator = torch.Generator().manual_seed(0)
     views = torch.randn(2, len(bands), size_px, size_px, generator=generator)
@@ -216,6 +216,6 @@ def _compare(encoder: nn.Module, folder: Path, card: dict[str, Any]) -> None:
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder; none where it is a file itself."""
+    """Return the contents of a folder's files by name; empty if it is not a folder."""
     paths = folder.iterdir() if folder.is_dir() else ()
     return {path.name: path.read_bytes() for path in paths if path.is_file()}

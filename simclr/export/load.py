@@ -1,4 +1,4 @@
-"""Load an exported encoder for patches of given bands, unit, size and level, or refuse them."""
+"""Load an exported encoder, and refuse patches of bands, unit, size or level it does not fit."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from simclr.model.pretrained import adapt_kernel
 from simclr.model.simclr import build_encoder
 
 _STORED_PER_REFLECTANCE = 10_000
-# Medians of absolute values that no patch of the other unit reaches: views have a deviation of
-# about 1, reflectances end near 1, and water in the short-wave infrared is still stored as tens.
+# Bounds on the median absolute value that separate the units: views have a deviation of about 1,
+# reflectances end near 1, and even water in the short-wave infrared is stored as tens.
 _HIGHEST_VIEW = 50.0
 _HIGHEST_REFLECTANCE = 2.0
 
@@ -30,13 +30,13 @@ _HIGHEST_REFLECTANCE = 2.0
 def with_normalisation(
     encoder: nn.Module, card: dict[str, Any], bands: Sequence[str], source: str, unit: PatchUnit
 ) -> Normalised:
-    """Put the statistics that a card has of a source before an encoder.
+    """Return an encoder preceded by normalisation with the card's statistics of a source.
 
-    ``source`` is whose statistics; empty takes the only one. ``bands`` and ``unit`` are those of
-    the patches.
+    An empty ``source`` uses the only one of the card. ``bands`` and ``unit`` are those of the
+    patches.
 
     Raises:
-        ValueError: the card has no such source, or several to choose from.
+        ValueError: the card has no such source, or ``source`` is empty and it has several.
     """
     tables: dict[str, dict[str, dict[str, float]]] = card["normalisation"]
     names = ", ".join(tables)
@@ -52,10 +52,10 @@ def with_normalisation(
 
 
 class Guard:
-    """A forward hook that refuses patches of another shape, and a first batch of another unit.
+    """A forward pre-hook that refuses patches of another shape, and a first batch of another unit.
 
-    Shapes are looked at in every call, as that costs nothing; values only in the first, as that
-    makes the host wait for the device.
+    Shapes are checked in every call, since that costs nothing; values only in the first, since
+    that makes the host wait for the device.
     """
 
     def __init__(self, num_bands: int, size_px: int, unit: PatchUnit) -> None:
@@ -67,7 +67,7 @@ class Guard:
         """Check patches (B, C, S, S) before they reach the encoder.
 
         Raises:
-            ValueError: they are not what the encoder was loaded for.
+            ValueError: they do not have the shape or unit that the encoder was loaded for.
         """
         patches = inputs[0]
         found = tuple(patches.shape[1:])
@@ -89,16 +89,16 @@ class Guard:
 
 
 def check_unit(patches: Tensor, unit: PatchUnit) -> None:
-    """Refuse patches whose values cannot be of a unit.
+    """Refuse patches whose values contradict their unit.
 
-    Values can contradict a unit and not prove one: a radiometric offset left in is not seen here.
+    Values can contradict a unit but not prove it: a remaining radiometric offset is not detected.
 
     Args:
         patches: (B, C, S, S).
-        unit: that they are said to be in.
+        unit: claimed unit of the values.
 
     Raises:
-        ValueError: they look like another unit, or hold values that are not finite.
+        ValueError: the values suggest another unit, or are not all finite.
     """
     values = patches[patches != NODATA]
     if not values.numel():
@@ -129,7 +129,7 @@ def check_unit(patches: Tensor, unit: PatchUnit) -> None:
 WEIGHTS_NAME, CARD_NAME = "encoder.safetensors", "card.json"
 
 
-def load_encoder(  # noqa: PLR0913 - what patches are said to be
+def load_encoder(  # noqa: PLR0913 - properties of the patches
     path: str | Path,
     bands: Sequence[str],
     *,
@@ -141,29 +141,29 @@ def load_encoder(  # noqa: PLR0913 - what patches are said to be
 ) -> nn.Module:
     """Load an exported encoder, in evaluation mode, for patches of these bands, unit and size.
 
-    What it returns refuses patches of another shape, and a first batch whose values cannot be of
+    The returned module refuses patches of another shape, and a first batch whose values contradict
     the unit.
 
     Args:
         path: folder with encoder.safetensors and card.json.
-        bands: names of the channels of the patches, in order; any known spelling.
-        unit: of the patches: ``normalised`` as the card says; ``stored``, reflectance x 10000
-            without offset; ``reflectance``. The last two are normalised inside.
-        source: whose statistics normalise them; empty takes the only source of the card.
+        bands: channel names of the patches, in order, in any known spelling.
+        unit: unit of the patches: ``normalised`` as the card describes; ``stored``, reflectance x
+            10000 without offset; ``reflectance``. The last two are normalised by the module.
+        source: source whose statistics normalise them; empty uses the only one of the card.
         size_px: side of the patches; 0 is the size the encoder was trained on.
-        subset: accept some of the bands, in any order. The kernels of the others are left out,
-            and the rest multiplied by (bands trained on) / (bands given), so that an input equal
-            in all bands gives the activation that it gave before.
-        processing_level: of the patches, ``L1C`` (top of the atmosphere) or ``L2A`` (surface);
-            empty if unknown, and then not compared with the card's.
+        subset: accept a subset of the bands, in any order. The kernels of the others are dropped,
+            and the rest scaled by (bands trained on) / (bands given), so that an input equal in
+            all bands gives the same activation as before.
+        processing_level: level of the patches, ``L1C`` (top of the atmosphere) or ``L2A``
+            (surface); empty if unknown, which skips the comparison with the card.
 
     Returns:
-        A torchvision ResNet, with the normalisation in front of it where the unit asks for that:
-        patches (B, C, S, S) float32 to h (B, width).
+        A torchvision ResNet, preceded by the normalisation if the unit requires it: patches
+        (B, C, S, S) float32 to h (B, width).
 
     Raises:
-        ValueError: the folder is no export, its files do not belong together, the bands or their
-            order or their processing level are not the encoder's, or the unit or source is unknown.
+        ValueError: the folder is no export, its files do not belong together, the bands, their
+            order or processing level are not the encoder's, or the unit or source is unknown.
     """
     folder = Path(path)
     card = read_card(folder)
@@ -197,7 +197,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
     """Read the card of an export.
 
     Raises:
-        ValueError: there is none, or it is of another format version.
+        ValueError: there is none, or it has another format or format version.
     """
     file = Path(path, CARD_NAME)
     if not file.is_file():
