@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# From rasters to a scored and exported encoder on this machine, in minutes; "make demo" runs it.
-# DATA names a BigEarthNet root, v1 or v2, of which 1600 patches are taken; without it patches are
-# simulated, and a pair is one place on two dates. SEED is that of the training. Each command is
-# shown before it runs. Run again, it continues.
+# From rasters to a scored and exported encoder on this machine, in minutes; run by "make demo".
+# DATA is a BigEarthNet root, v1 or v2, of which 1600 patches are used; without it patches are
+# simulated, and a pair is one place on two dates. SEED is the training seed. Each command is
+# printed before it runs. A rerun resumes.
 set -euo pipefail
 
 patches=${PATCHES:-1600}
 batch=64
 ranks=2
-fewest_to_score=60 # below, no split into train, validation and test is informative
+fewest_to_score=60 # with fewer, no split into train, validation and test is informative
 
-# Write a path so that hydra reads it as text, whatever signs it has.
+# Quote a path so that hydra reads it as text, whatever characters it contains.
 quoted() { printf '"%s"' "$(printf '%s' "$1" | sed -E 's/(\\+)("|$)/\1\1\2/g; s/"/\\"/g')"; }
 
 run() {
@@ -20,12 +20,12 @@ run() {
     "$@"
 }
 
-pairs=() dates=1 # that a place is seen on
+pairs=() dates=1 # dates per place
 data=${DATA:-}
 data=${data/#\~/$HOME}
 if [ -z "$data" ]; then
     source=simulated size=source.num_patches data=demo/simulated/rasters
-    # Two dates of a place differ in light, haze and cover and share the arrangement of its fields.
+    # Two dates of a place differ in light, haze and cover, but share the arrangement of its fields.
     dates=2
     pairs=(data.positives=season)
 elif [ -e "$data/metadata.parquet" ] || [ -d "$data/BigEarthNet-S2" ]; then
@@ -57,7 +57,7 @@ print(len(splits), sum(split in ("train", "") for split in splits))
 PY
 )
 few=()
-if [ $((training / dates)) -lt $batch ]; then # then train on all there are
+if [ $((training / dates)) -lt $batch ]; then # too few for a batch: train on all patches
     few=('data.splits=[train,validation,test,""]')
     [ $((rows / dates)) -ge $batch ] || batch=$((rows / dates / ranks * ranks))
 fi

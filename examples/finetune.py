@@ -34,7 +34,7 @@ STORED_PER_UNIT = {"stored": 1.0, "reflectance": 10_000.0}
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads what an encoder takes: its bands, in its order, size and unit."""
+    """Reads patches with an encoder's bands, in its order, size and unit."""
 
     bands: list[str]
     size_px: int
@@ -43,7 +43,7 @@ class Reader:
     file_bands: list[str]
 
     def read(self, file: rasterio.DatasetReader, window: Window | None = None) -> Tensor:
-        """Return a file, or a window of it, as (C, S, S) float32 reflectance x 10000, 0: nodata."""
+        """Return a file or window as (C, S, S) float32 reflectance x 10000, 0 for nodata."""
         channels = self._channels(file)
         shape = (len(channels), self.size_px, self.size_px)
         values = file.read(channels, window=window, out_shape=shape, resampling=Resampling.bilinear)
@@ -73,7 +73,7 @@ class Reader:
 
 
 def labels_of(folder: Path, table: Path | None) -> dict[Path, tuple[str, str]]:
-    """Return class and split by file: from a table, or the class from the folder's name."""
+    """Return class and split by file, from a table or from the names of class folders."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".tif", ".tiff"))
     if not files:
         raise ValueError(f"--patches is {folder}, which holds no GeoTIFF")
@@ -101,7 +101,7 @@ def read_table(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def held_out(splits: list[str]) -> tuple[Tensor, Tensor]:
-    """Return rows to train on and to test on: as the table says, else a quarter drawn at random."""
+    """Return training and test rows: by the table's splits, else a random quarter for testing."""
     if "test" in splits:
         trained = [row for row, split in enumerate(splits) if split in ("train", "")]
         tested = [row for row, split in enumerate(splits) if split == "test"]
@@ -111,7 +111,7 @@ def held_out(splits: list[str]) -> tuple[Tensor, Tensor]:
 
 
 class Classifier(nn.Module):
-    """Encoder and linear layer, normalised by the statistics of the patches it is trained on."""
+    """Encoder and linear layer; inputs are normalised by the statistics of the training patches."""
 
     def __init__(self, encoder: nn.Module, width: int, num_classes: int, patches: Tensor) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Classifier(nn.Module):
 
 
 def train(network: Classifier, patches: Tensor, truth: Tensor, rows: Tensor, epochs: int) -> float:
-    """Train all weights, the encoder's gently; return the last loss."""
+    """Train all weights, the encoder's at a lower rate; return the last loss."""
     optimizer = torch.optim.AdamW(
         [
             {"params": network.encoder.parameters(), "lr": 1e-4},
@@ -141,12 +141,12 @@ def train(network: Classifier, patches: Tensor, truth: Tensor, rows: Tensor, epo
     network.train()
     for _ in range(epochs):
         for batch in rows[torch.randperm(len(rows))].split(16):
-            if len(batch) > 1:  # BatchNorm needs two
+            if len(batch) > 1:  # BatchNorm needs at least two
                 loss = nn.functional.cross_entropy(network(patches[batch]), truth[batch])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-    network.eval()  # BatchNorm must not mix the patches of a batch when it predicts
+    network.eval()  # for prediction, BatchNorm must not mix the patches of a batch
     return float(loss.detach())
 
 
@@ -154,7 +154,7 @@ def train(network: Classifier, patches: Tensor, truth: Tensor, rows: Tensor, epo
 def write_map(
     network: Classifier, reader: Reader, scene_path: Path, path: Path, ground: tuple, classes: list
 ) -> None:
-    """Classify a scene patch by patch; one pixel of the map is one patch."""
+    """Classify a scene patch by patch; each pixel of the map is one patch."""
     patch_px, pixel = ground
     with rasterio.open(scene_path) as scene:
         if abs(scene.transform.a / pixel - 1) > 0.02:
@@ -214,7 +214,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Return the options."""
+    """Return the command-line options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

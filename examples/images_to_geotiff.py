@@ -1,7 +1,7 @@
 """Turn JPEG or PNG images, or arrays of an .npz file, into GeoTIFFs that ``source=geotiff`` packs.
 
-A folder or .tar of images keeps its folders, which name the classes; an array is (N, bands, H, W).
-No pixel becomes 0 by accident: 0 means nodata in shards, so it is written for ``--nodata`` alone.
+Images keep their folders within the input, which name the classes; an array is (N, bands, H, W).
+Since 0 means nodata in shards, it is written only for ``--nodata``, never by accident.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.generic]  # (bands, H, W)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Convert everything that the input holds; return the exit code."""
+    """Convert all images of the input; return the exit code."""
     options = _parser().parse_args(words)
     bands = options.bands.split(",")
     try:
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def read_table(path: Path, folder: str) -> dict[str, dict[str, str]]:
-    """Return the rows of a CSV by their column ``name``."""
+    """Return the rows of a CSV keyed by their column ``name``."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     wanted = ["name", *([folder] if folder else [])]
@@ -94,7 +94,7 @@ def read_table(path: Path, folder: str) -> dict[str, dict[str, str]]:
 
 
 def read_input(path: Path, array: str, names: str) -> Iterator[tuple[str, Pixels]]:
-    """Yield name and pixels (bands, H, W) of every image or patch, names without a suffix."""
+    """Yield the name, without suffix, and the pixels (bands, H, W) of each image or patch."""
     if path.suffix == ".npz":
         yield from _read_arrays(path, array, names)
         return
@@ -138,11 +138,11 @@ def _decode(content: bytes) -> Pixels:
 def as_numbers(
     name: str, pixels: Pixels, bands: Sequence[str], options: argparse.Namespace
 ) -> npt.NDArray[np.uint16]:
-    """Return what is stored: value x scale, rounded, at least 1; 0 for nodata.
+    """Return the values to store: value x scale, rounded, at least 1; 0 for nodata.
 
     Raises:
-        ValueError: another number of channels than bands, or a value that is no number or does not
-            fit.
+        ValueError: the number of channels differs from that of bands, or a scaled value is not
+            finite or out of range.
     """
     if len(pixels) != len(bands):
         raise ValueError(f"{name} has {len(pixels)} channels, --bands names {len(bands)}")
@@ -158,7 +158,7 @@ def as_numbers(
 
 
 def position(row: dict[str, str]) -> tuple[float, float] | None:
-    """Return latitude and longitude of a row of the table, None where it has none."""
+    """Return latitude and longitude of a row of the table, or None without them."""
     if not row.get("latitude") or not row.get("longitude"):
         return None
     latitude, longitude = float(row["latitude"]), float(row["longitude"])
@@ -174,7 +174,7 @@ def write_geotiff(
     centre: tuple[float, float] | None,
     pixel_m: float = 10.0,
 ) -> None:
-    """Write one patch, in the UTM zone of its centre if that is known; whole or not at all."""
+    """Write one patch atomically, in the UTM zone of its centre if that is known."""
     count, height, width = numbers.shape
     where = {}
     if centre:

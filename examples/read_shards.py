@@ -57,7 +57,7 @@ def read_samples(folder: Path) -> Iterator[Sample]:
 
 
 def main() -> None:
-    """Print the first samples, and how many there are."""
+    """Print the first samples and the total number."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
