@@ -1,8 +1,8 @@
-"""Two augmented views of each patch, beside the pipelines of kornia and torchgeo.
+"""Two augmented views per patch, compared with the pipelines of kornia and torchgeo.
 
 Usage: python benchmarks/augmentation.py [BATCH]. 12 bands of 120 x 120 pixels. Ours starts from the
-stored values of three grids, and normalises and resamples them; the peers are handed normalised
-float32 bands that lie on one grid already.
+stored values on three grids, and normalises and resamples them; the peers receive normalised
+float32 bands already on one grid.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save the results."""
     torch.set_num_threads(os.cpu_count() or 1)
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 64
     packages = ("torch", "kornia", "torchgeo")
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def prepare(folder: Path, size: int) -> tuple[Batch, ViewMaker, torch.Tensor]:
-    """Return a batch of simulated patches as stored, our maker, and the same patches plain."""
+    """Return a batch of simulated patches as stored, our view maker, and normalised patches."""
     source = SimulatedConfig(root=str(folder / "rasters"), num_patches=size)
     pack(PackConfig(source=source, output=str(folder / "shards")), progress=False)
     dataset = open_dataset([str(folder / "shards")], L2A_BANDS)
@@ -73,7 +73,7 @@ def prepare(folder: Path, size: int) -> tuple[Batch, ViewMaker, torch.Tensor]:
 
 
 def finished(views: object) -> object:
-    """Wait for the device."""
+    """Wait for the device and return the views."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return views

@@ -1,7 +1,7 @@
-"""What one machine can tell of a run on many: bytes, times and counts that ``scale.py`` puts in.
+"""Constants of large runs measured on one machine: bytes, times and counts for ``scale.py``.
 
-Usage: python benchmarks/constants.py. Sizes are those of real files and of the traffic of real
-processes; times are those of this machine's disk and of processes that share its cores.
+Usage: python benchmarks/constants.py. Sizes come from real files and the traffic of real
+processes; times from this machine's disk and from processes that share its cores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from report import Claim, Report, Timing, alternate
 
-# the packages too: folders of the same names in tests would hide an installed one
+# the repository root too: tests/ has folders with the names of packages, which would hide them
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -60,11 +60,11 @@ OPENED = "files that a rank reads before it trains"
 LOADED = "MB of these files"
 MEASURED = (OptimizerName.lars, OptimizerName.adamw)
 MIB = 2**20
-RANKS, PAIRS = 4, 8  # of the step whose traffic is counted
+RANKS, PAIRS = 4, 8  # ranks and pairs per rank in the step whose traffic is counted
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save the results."""
     report = Report("constants", "Constants of the scale plan", "MiB of checkpoint", BARE)
     report.packages = ("torch", "torchvision", "h5py")
     with tempfile.TemporaryDirectory() as name:
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def patch_bytes(folder: Path) -> float:
-    """Pack some patches as BigEarthNet has them, and return what each takes."""
+    """Pack some patches like those of BigEarthNet; return the bytes per patch."""
     source = SimulatedConfig(root=str(folder / "rasters"), num_patches=256)
     pack(PackConfig(source=source, output=str(folder / "shards")), progress=False)
     shards = read_manifest(folder / "shards").shards
@@ -88,7 +88,7 @@ def patch_bytes(folder: Path) -> float:
 
 
 def checkpoints(folder: Path) -> tuple[list[Timing], list[Claim]]:
-    """Save and load checkpoints of a ResNet-50 in turns with a bare write of the same bytes."""
+    """Time saving and loading a ResNet-50, alternating with a bare write of the same bytes."""
     claims = []
     with distributed_context(TrainConfig().world) as context:
         for name in MEASURED:
@@ -113,7 +113,7 @@ def trained(name: OptimizerName) -> tuple[dict[str, Any], int]:
     optimizer = build_optimizer(network, OptimConfig(name=name), 1e-3)
     for weight in network.parameters():
         weight.grad = torch.randn_like(weight)
-    optimizer.step()  # before it there are no moments to save
+    optimizer.step()  # creates the moments to be saved
     state = {
         "encoder": network.encoder.state_dict(),
         "head": network.head.state_dict(),
@@ -139,7 +139,7 @@ def _load(run_dir: Path, context: DistributedContext) -> dict[str, Any]:
 
 
 def sent(folder: Path) -> float:
-    """Return what a rank hands to its sockets in a step, over what ``scale.py`` reckons with."""
+    """Return the bytes that a rank sends per step, divided by the formula of ``scale.py``."""
     config = TrainConfig(
         shards=[str(packed_arrays(folder / "small", bands=["B02", "B04"]))],
         run_dir=str(folder / "traffic"),
@@ -152,7 +152,7 @@ def sent(folder: Path) -> float:
 
 
 def traffic(launch: Rendezvous, config: TrainConfig) -> tuple[int, float]:
-    """Take two steps on one rank; return the bytes that the second sent, measured and reckoned."""
+    """Run two steps on one rank; return the bytes sent by the second, measured and by formula."""
     return in_process_group(_traffic, launch, config)
 
 
@@ -169,26 +169,26 @@ def _traffic(context: DistributedContext, config: TrainConfig) -> tuple[int, flo
 
 
 def ring_bytes(ranks: int, size: int) -> float:
-    """Return what each rank sends in an all-reduce of so many bytes: once to add, once to tell."""
+    """Return the bytes that each rank sends to all-reduce ``size`` bytes over a ring."""
     return 2 * (ranks - 1) / ranks * size
 
 
 def gathered_bytes(ranks: int, pairs: int, projection_size: int) -> float:
-    """Return what each rank sends on in the loss, float32.
+    """Return the bytes that each rank sends in the gathers of the loss, in float32.
 
-    Of every other rank: its projections, their sums, and its reason to stop.
+    Per other rank: its projections, their sums, and its reason to stop.
     """
     return (ranks - 1) * (2 * pairs * (projection_size + 1) + 1) * 4
 
 
 def _written() -> int:
-    """Return the bytes that this process has handed to files and sockets so far."""
+    """Return the bytes that this process has written to files and sockets so far."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["wchar"])
 
 
 def opened() -> tuple[int, int]:
-    """Return number and bytes of the files of Python and its libraries that a rank loads."""
+    """Return number and total bytes of the Python and library files that a rank loads."""
     code = (
         "import sys, pathlib, jobs.commands.pretrain, simclr.train\n"
         "lines = pathlib.Path('/proc/self/maps').read_text().splitlines()\n"

@@ -1,9 +1,9 @@
-"""Discovery of large archives, against a bare listing of the same folders.
+"""Discovery of large archives, compared with a bare listing of the same folders.
 
-Usage: python benchmarks/discovery.py [NUM_PATCHES]. Trees of 600,000 empty patch folders like those
-of both BigEarthNet releases, with split lists and a table of as many rows, and as many empty
-GeoTIFFs in class folders are made in memory (/dev/shm) if it is there, and removed at the end.
-Every measurement is a process of its own, so that its peak memory is its own.
+Usage: python benchmarks/discovery.py [NUM_PATCHES]. Creates trees of 600,000 empty patch folders
+like both BigEarthNet releases, with split lists and a table of as many rows, and as many empty
+GeoTIFFs in class folders, in /dev/shm if it exists, and removes them at the end. Each measurement
+runs in a separate process, so that peak memory is measured separately.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from preprocess.sources.labels import CLASSES_19
 NUM_PATCHES = 600_000
 PATCHES_PER_PRODUCT = 4800
 ROUNDS = 3
-MEMORY_MIB = 1024  # what a part may take
+MEMORY_MIB = 1024  # memory limit of each measurement
 PARTS = 64
 SPLITS = ("train", "validation", "test")
 
@@ -41,7 +41,7 @@ Measured = dict[str, float]
 
 
 def main() -> None:
-    """Make the trees, measure in child processes, print and keep the report."""
+    """Create the trees, measure in child processes, print and save the report."""
     if sys.argv[1:2] == ["child"]:
         json.dump(measured(lambda: WORK[sys.argv[2]](Path(sys.argv[3]))), sys.stdout)
         return
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def make_v1(root: Path, num_patches: int) -> None:
-    """Make a flat tree of patch folders, and three split lists that name them all."""
+    """Create a flat tree of patch folders, and three split lists that cover all of them."""
     (root / V1_TREE).mkdir(parents=True)
     lists = [(root / f"{split}.csv").open("w", encoding="utf-8") for split in SPLITS]
     for number, (stamp, _, column, row) in enumerate(_patches(num_patches)):
@@ -68,7 +68,7 @@ def make_v1(root: Path, num_patches: int) -> None:
 
 
 def make_v2(root: Path, num_patches: int) -> None:
-    """Make product folders of patch folders, and a table with a row for each."""
+    """Create product folders of patch folders, and a table with one row per patch."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -85,7 +85,7 @@ def make_v2(root: Path, num_patches: int) -> None:
 
 
 def make_classes(root: Path, num_patches: int) -> None:
-    """Make class folders of empty files."""
+    """Create class folders of empty files."""
     for number in range(num_patches):
         folder = root / CLASSES_19[number % len(CLASSES_19)].replace("/", " ")
         if number < len(CLASSES_19):
@@ -94,7 +94,7 @@ def make_classes(root: Path, num_patches: int) -> None:
 
 
 def _patches(num_patches: int) -> Iterator[tuple[str, str, int, int]]:
-    """Yield time, tile, column and row; a product has its own time and tile."""
+    """Yield time, tile, column and row; each product has its own time and tile."""
     for number in range(num_patches):
         product, square = divmod(number, PATCHES_PER_PRODUCT)
         column, row = divmod(square, 90)
@@ -123,7 +123,7 @@ WORK: dict[str, Callable[[Path], int]] = {
 
 
 def _read_part(root: Path) -> int:
-    """Read one part of a plan as every element of an array does."""
+    """Read one part of a plan as each task of a job array does; return patches times parts."""
     plan = read_plan(next(root.glob("shards-v2-*")))
     return sum(len(refs) for _, refs in plan.shards(0, PARTS)) * PARTS
 

@@ -1,6 +1,6 @@
-"""Probe, k-NN and intervals on 50,000 cached features, beside scikit-learn fitting the same probes.
+"""Probe, k-NN and intervals on 50,000 cached features, compared with scikit-learn's probes.
 
-Usage: python benchmarks/evaluate.py [PATCHES]. Simulated ResNet-18 features (512, never negative,
+Usage: python benchmarks/evaluate.py [PATCHES]. Simulated ResNet-18 features (512, non-negative,
 correlated) of 10 classes: half for training, a fifth for validation, the rest for testing.
 """
 
@@ -36,14 +36,14 @@ LIMIT_S = 60
 
 @dataclass(frozen=True)
 class Fitted:
-    """A peer's probe and the penalty that it was fitted with."""
+    """A peer's probe and the penalty used to fit it."""
 
     penalty: float
     model: Any
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save the results."""
     torch.set_num_threads(os.cpu_count() or 1)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
     features, labels = simulate(count)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def simulate(count: int) -> tuple[Features, Any]:
-    """Return features (count, 512) float32, never negative, and their labels (count,)."""
+    """Return non-negative float32 features (count, 512) and their labels (count,)."""
     random = np.random.default_rng(0)
     labels = random.integers(0, NUM_CLASSES, count)
     centres = random.normal(0, 0.6, (NUM_CLASSES, 64))
@@ -80,7 +80,7 @@ def simulate(count: int) -> tuple[Features, Any]:
 
 
 def timed(name: str, amount: int, work: Callable[[], Any]) -> tuple[Timing, Any]:
-    """Return how long one call took, and what it returned."""
+    """Return the timing and the result of one call."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = work()
     seconds = (time.perf_counter() - wall,), (time.process_time() - cpu,)
@@ -102,7 +102,7 @@ def evaluate(cache: FeatureCache, labels: Any, split: Split) -> list[Row]:
 
 
 def make_task(labels: Any) -> Task:
-    """Return a task of one class a patch; nothing is known of places."""
+    """Return a task with one class per patch and unknown places."""
     none = np.full(len(labels), "")
     ground = Footprints(np.zeros(len(labels), np.int32), none, none, 0.0)
     names = tuple(f"class {number}" for number in range(NUM_CLASSES))
@@ -112,7 +112,7 @@ def make_task(labels: Any) -> Task:
 
 
 def ask_peer(features: Features, labels: Any, split: Split) -> tuple[float, float]:
-    """Return test accuracy of scikit-learn's probe, chosen as ours is, and of its k-NN."""
+    """Return the test accuracy of scikit-learn's probe, selected like ours, and of its k-NN."""
     mean, scale = standardisation(torch.from_numpy(features[split.train]))
     scaled = ((torch.from_numpy(features) - mean) / scale).float().numpy()
     parts = [(scaled[rows], labels[rows]) for rows in (split.train, split.validation, split.test)]
@@ -123,7 +123,7 @@ def ask_peer(features: Features, labels: Any, split: Split) -> tuple[float, floa
 
 
 def peer_path(features: Features, labels: Any) -> Iterator[Any]:
-    """Yield probes of the same penalties, each from where the stronger one ended."""
+    """Yield probes with the same penalties as ours, each warm-started from the previous one."""
     model = LogisticRegression(max_iter=1000, tol=1e-5, warm_start=True)
     for penalty in PENALTIES:
         model.set_params(C=1 / (penalty * len(features))).fit(features, labels)

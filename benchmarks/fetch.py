@@ -1,8 +1,8 @@
-"""Fetching scenes, against a bare parallel range reader and GDAL's own reader of remote files.
+"""Fetching scenes, compared with a bare parallel range reader and GDAL's remote file reader.
 
-Usage: python benchmarks/fetch.py. Two scenes at full resolution, 1.2 GB each, are
-made in memory (/dev/shm) if it is there, and served on the loopback by a process of its own. Every
-measurement is a process of its own, so that its peak memory is its own; all use eight streams.
+Usage: python benchmarks/fetch.py. Two scenes at full resolution, 1.2 GB each, are created in
+/dev/shm if it exists, and served on the loopback by a separate process. Each measurement runs in
+a separate process, so that peak memory is measured separately; all use eight streams.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from preprocess.bands import BANDS, L2A_BANDS
 from preprocess.config import FetchConfig
 from preprocess.fetch import fetch
 
-# after the project: tests/ has a folder preprocess, too
+# after importing the project: tests/ also has a folder named preprocess
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from stac_server import Server, item_of
@@ -37,15 +37,15 @@ ROUNDS = 3
 SCENES = ("S2A_10SFH_20190715_0_L2A", "S2A_10SFH_20190720_0_L2A")
 EPSG, CORNER = 32610, (600000, 4200000)
 EVERYWHERE = [-123.0, 36.0, -119.0, 39.0]
-SAMPLE = ("B01", "B02", "B05")  # for GDAL, which needs a minute for a whole scene
-SHARE = 0.8  # of the bare reader
+SAMPLE = ("B01", "B02", "B05")  # for GDAL, which needs a minute for an entire scene
+SHARE = 0.8  # minimum share of the bare reader's rate
 MEMORY_MIB = 500
 
 Measured = dict[str, float]
 
 
 def main() -> None:
-    """Make the scene, measure in child processes, print and keep the report."""
+    """Create the scenes, measure in child processes, print and save the report."""
     if sys.argv[1:2] == ["child"]:
         json.dump(_measure(*sys.argv[2:]), sys.stdout)
         return
@@ -56,14 +56,14 @@ def main() -> None:
         shutil.copytree(root / SCENES[0], root / SCENES[1], copy_function=os.link)
         with _served(root, Path(folder) / "items.json") as url:
             found: dict[str, list[Measured]] = {name: [] for name in WORK}
-            for _ in range(ROUNDS):  # in turns: a busy minute meets all of them
+            for _ in range(ROUNDS):  # alternating, so that other load affects all of them
                 for name, rounds in found.items():
                     rounds.append(measured_by_child(name, url, folder))
     _report(found)
 
 
 def make_scene(folder: Path) -> None:
-    """Write a scene whose pixels compress about as well as Sentinel-2's: by half."""
+    """Write a scene whose pixels compress by half, about as well as Sentinel-2's."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     first: dict[int, Path] = {}
@@ -71,7 +71,7 @@ def make_scene(folder: Path) -> None:
         size_m = 20 if band == "SCL" else BANDS[band].ground_resolution_m
         path, key = folder / f"{band}.tif", 0 if band == "SCL" else size_m
         if key in first:
-            os.link(first[key], path)  # a reader cannot know
+            os.link(first[key], path)  # readers cannot tell the difference
             continue
         first[key] = path
         side = 109_800 // size_m
@@ -96,7 +96,7 @@ def _served(root: Path, items: Path) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
-        finally:  # else a failure would wait for the server for ever
+        finally:  # else after a failure Popen would wait for the server forever
             server.kill()
 
 
@@ -105,7 +105,7 @@ def _urls(url: str, scenes: Sequence[str] = SCENES) -> list[str]:
 
 
 def _bare(url: str, folder: Path, *, keep: bool) -> int:
-    """Read all files by ranges, and forget the bytes or write them."""
+    """Read all files by ranges, and discard or write the bytes."""
     session = requests.Session()
     session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=STREAMS))
     sizes, outputs = {}, {}
@@ -132,7 +132,7 @@ def _bare(url: str, folder: Path, *, keep: bool) -> int:
 
 
 def _gdal(url: str, folder: Path) -> int:
-    """Read a band of each resolution through GDAL, and write it compressed as it was."""
+    """Read one band per resolution through GDAL, and write it with the same compression."""
     options = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_CACHEMAX": 128 * 2**20}
 
     def read(u: str) -> None:

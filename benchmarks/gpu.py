@@ -1,8 +1,8 @@
-"""Prove and time the product on one GPU: tests, views, loss, steps, saving, a profiler trace.
+"""Test and time the product on one GPU: tests, views, loss, steps, saving, a profiler trace.
 
-Usage: python benchmarks/gpu.py [MINUTES]. Writes ``results/gpu.md``, anew after every part, so that
-what was measured stays. A part that fails is named in it, and the others go on; those that would
-begin after MINUTES (25) are left out.
+Usage: python benchmarks/gpu.py [MINUTES]. Rewrites ``results/gpu.md`` after every part, so that
+finished measurements are kept. The page lists a part that fails, and the others still run; parts
+that would begin after MINUTES (25) are skipped. Docstrings of parts are titles of the page.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from simclr.train import Trainer, train_step
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 PAIRS = (32, 256, 1024)
-Rows = Iterator[str]  # lines of a table in Markdown, the first one its head
+Rows = Iterator[str]  # lines of a Markdown table, header first
 
 
 def main() -> int:
@@ -65,7 +65,7 @@ def main() -> int:
                     lines.append(row)
                     if len(lines) == 1 and row.startswith("|"):
                         lines.append("|---" * (row.count("|") - 1) + "|")
-            except Exception as error:  # a part must not end the others; it is in the page
+            except Exception as error:  # a failed part must not stop the others
                 failed = True
                 lines.append(f"\nfailed: {type(error).__name__}: {error}")
                 print(lines[-1], flush=True)
@@ -87,7 +87,7 @@ def _machine() -> str:
 
 
 def seconds(work: Callable[[], object], rounds: int = 10, warmup: int = 3) -> float:
-    """Return the median time of a call, the device finished before and after each."""
+    """Return the median time of a call, with the device synchronised before and after each."""
     times = []
     for number in range(warmup + rounds):
         torch.cuda.synchronize()
@@ -139,7 +139,7 @@ def views(folder: Path) -> Rows:
 
 @contextmanager
 def trainer_of(config: TrainConfig) -> Iterator[Trainer]:
-    """Open a run that never ends."""
+    """Open a run and yield its trainer."""
     with (
         distributed_context(config.world) as context,
         closing(Trainer(config, context, [])) as trainer,
@@ -149,7 +149,7 @@ def trainer_of(config: TrainConfig) -> Iterator[Trainer]:
 
 
 def settings(folder: Path, encoder: EncoderName, pairs: int, **changes: object) -> TrainConfig:
-    """Pack patches once, and return the settings of a run on them."""
+    """Pack patches once per folder, and return the settings of a run on them."""
     packed = folder / "steps"
     base = prepare(packed, 1024) if not packed.exists() else _prepared[packed]
     _prepared[packed] = base

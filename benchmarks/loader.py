@@ -1,9 +1,9 @@
-"""Random batches of whole patches from disk, beside the usual readers of the same patches.
+"""Random batches of complete patches from disk, compared with common readers of the same patches.
 
-Usage: python benchmarks/loader.py [NUM_PATCHES]. Simulated patches, warm in the page cache: what is
-measured is the software. Peers use two worker processes and keep them between epochs; all of them
-read the same patches, in a random order, into batches of 64. webdataset and mosaicml-streaming are
-run if they are there: pip install webdataset mosaicml-streaming.
+Usage: python benchmarks/loader.py [NUM_PATCHES]. Simulated patches, warm in the page cache, so that
+the software is measured. Peers use two persistent worker processes; all of them read the same
+patches in random order into batches of 64. webdataset and mosaicml-streaming run if installed:
+pip install webdataset mosaicml-streaming.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ BARE, BOTH = "bare pread of the same bytes, 1 thread", "the same, 2 processes"
 BATCH, WORKERS = 64, 2
 CPU = torch.device("cpu")
 PATCH_BYTES = 160_000
-SHARD_MIB = 8  # many shards: a batch finds few of its patches in the same one
-EPOCHS = 32  # of one round of the fast ones: a training allocates its slots once, for all epochs
+SHARD_MIB = 8  # many shards, so that few patches of a batch are in the same one
+EPOCHS = 32  # per round of fast readers, since training allocates its slots once for all epochs
 
 Sample = dict[str, torch.Tensor]
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save the results."""
     num_patches = int(sys.argv[1]) if len(sys.argv) > 1 else 1024
     packages = ("torch", "rasterio", "h5py", "webdataset", "mosaicml-streaming", "numpy")
     report = Report("loader", "Random batches of patches", "patch", BARE, packages=packages)
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def write(root: Path, num_patches: int) -> ShardDataset:
-    """Write the same patches as GeoTIFFs, shards, and one array file a patch."""
+    """Write the same patches as GeoTIFFs, shards, and one array file per patch."""
     source = SimulatedConfig(root=str(root / "rasters"), num_patches=num_patches)
     config = PackConfig(source=source, output=str(root / "shards"), shard_size_mib=SHARD_MIB)
     pack(config, progress=False)
@@ -116,15 +116,15 @@ def ours(dataset: ShardDataset, num_threads: int) -> Loader:
 
 
 def drain(batches: Iterable[object]) -> None:
-    """Take every batch."""
+    """Consume every batch."""
     for _ in batches:
         pass
 
 
 def bare(folder: Path, num_reads: int, num_buffers: int = 3 * BATCH, seed: int = 0) -> None:
-    """Read pieces of a patch's size from the shards, at random, and do nothing else.
+    """Read pieces of a patch's size from random places in the shards, and do nothing else.
 
-    The buffers are as much memory as our slots: a few would stay in the processor's cache.
+    The buffers use as much memory as our slots: fewer would stay in the CPU cache.
     """
     descriptors = [os.open(path, os.O_RDONLY) for path in sorted(folder.glob("*.h5"))]
     buffers = [memoryview(bytearray(PATCH_BYTES)) for _ in range(num_buffers)]
@@ -138,7 +138,7 @@ def bare(folder: Path, num_reads: int, num_buffers: int = 3 * BATCH, seed: int =
 
 
 class BareHalves(IterableDataset[int]):
-    """The same reads, dealt to the worker processes of a DataLoader, which return nothing."""
+    """The same reads, divided among DataLoader workers, which return no pixels."""
 
     def __init__(self, folder: Path, num_reads: int) -> None:
         self.folder, self.num_reads = folder, num_reads
@@ -150,7 +150,7 @@ class BareHalves(IterableDataset[int]):
 
 
 def first_batch_s(dataset: ShardDataset) -> float:
-    """Return how long the first batch of a run takes that is resumed in epoch 1,000."""
+    """Return the time to the first batch of a run resumed in epoch 1,000."""
     start = time.perf_counter()
     middle = dataset.num_samples // 2
     rows = permutation(dataset.num_samples, 0, 1000)[middle : middle + BATCH]
@@ -160,7 +160,7 @@ def first_batch_s(dataset: ShardDataset) -> float:
 
 
 def peers(root: Path) -> dict[str, Iterable[object]]:
-    """Return readers with worker processes by name, those that can be imported."""
+    """Return the importable readers with worker processes, by name."""
     found: dict[str, Iterable[object]] = {}
     plain = {
         RASTERS: GeoTiffs(root / "rasters"),
@@ -178,7 +178,7 @@ def peers(root: Path) -> dict[str, Iterable[object]]:
 
 
 def _webdataset(root: Path) -> Iterable[object]:
-    """Return the patches from tar files: shards in random order, then a buffer of 256 patches."""
+    """Return patches from tar files, shuffled by shard, then within a buffer of 256 patches."""
     import webdataset
 
     (root / "tars").mkdir()
@@ -197,7 +197,7 @@ def _first(sample: tuple[npt.NDArray[np.uint16]]) -> torch.Tensor:
 
 
 def _streaming(root: Path) -> Iterable[object]:
-    """Return the patches from MDS shards, shuffled as streaming does by itself."""
+    """Return patches from MDS shards, shuffled by streaming's default method."""
     import streaming
 
     columns = {"pixels": f"ndarray:uint16:{PATCH_BYTES // 2}"}
@@ -209,11 +209,11 @@ def _streaming(root: Path) -> Iterable[object]:
 
 
 class GeoTiffs(Dataset[Sample]):
-    """Twelve files a patch, as they are downloaded."""
+    """Twelve files per patch, as downloaded."""
 
     def __init__(self, root: Path) -> None:
         folders = sorted({path.parent for path in root.rglob("*.tif")})
-        # an eighth of them, or the others would wait for nothing else
+        # only an eighth of them, or this reader would take most of the benchmark's time
         self.files = [sorted(folder.glob("*_B*.tif")) for folder in folders[: len(folders) // 8]]
 
     def __len__(self) -> int:
@@ -228,7 +228,7 @@ class GeoTiffs(Dataset[Sample]):
 
 
 class Arrays(Dataset[torch.Tensor]):
-    """One array file a patch."""
+    """One array file per patch."""
 
     def __init__(self, root: Path) -> None:
         self.files = sorted(root.glob("*.npy"))
@@ -241,7 +241,7 @@ class Arrays(Dataset[torch.Tensor]):
 
 
 class Hdf5(Dataset[Sample]):
-    """The shards through h5py, opened once in each worker."""
+    """The shards through h5py, opened once per worker."""
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.glob("*.h5"))

@@ -1,9 +1,9 @@
-"""The contrastive loss against its peers: time, memory and error of loss and gradient, one process.
+"""Contrastive loss compared with its peers: time, memory and error of loss and gradient.
 
-Usage: python benchmarks/loss.py [PAIRS ...]. Peers are timed where they can be imported (extra
-``peers``). Every candidate gets the same projections, forward and backward. Memory is how far the
-largest forward and backward raised a fresh process above what it held before (the allocator's peak
-on a GPU), in units of one float32 similarity matrix.
+Usage: python benchmarks/loss.py [PAIRS ...]. Runs in one process, with peers that can be imported
+(extra ``peers``). All candidates get the same projections, forward and backward. Memory is the peak
+increase of a fresh process in the largest forward and backward (the allocator's peak on a GPU), in
+units of one float32 similarity matrix.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save the results."""
     torch.set_num_threads(os.cpu_count() or 1)
     pairs = [int(word) for word in sys.argv[1:]] or list(PAIRS)
     packages = ("torch", "lightly", "pytorch-metric-learning", "stable-pretraining")
@@ -53,7 +53,7 @@ def ours() -> Loss:
 
 
 def peers() -> dict[str, Loss]:
-    """Return the losses of those peers that can be imported, by name."""
+    """Return the losses of importable peers, by name."""
     found = {}
     for name, (module, make) in PEERS.items():
         try:
@@ -77,12 +77,12 @@ PEERS = {
 }
 
 
-# Of every positive pair it keeps the whole similarity matrix: (2 x pairs)^3 numbers.
+# It keeps the entire similarity matrix for every positive pair: (2 x pairs)^3 numbers.
 CUBIC = "pytorch-metric-learning"
 
 
 def projections(num_pairs: int) -> torch.Tensor:
-    """Return (2 num_pairs, SIZE) with positives that are alike, as in the middle of training."""
+    """Return (2 num_pairs, SIZE) with similar positives, as in the middle of training."""
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(num_pairs, SIZE, generator=generator)
     second = first + 0.7 * torch.randn(num_pairs, SIZE, generator=generator)
@@ -143,24 +143,24 @@ def _memory(report: Report, losses: dict[str, Loss], num: int) -> None:
 
 
 def _peak_memory(name: str, num: int) -> int:
-    """Return the bytes that a forward and backward holds at most, beyond what was held before."""
+    """Return the peak increase of memory during a forward and backward, in bytes."""
     loss = ours() if name == OURS else peers()[name]
     z = projections(num)
-    run(loss, projections(64))  # libraries, threads and workspaces are not the loss's doing
+    run(loss, projections(64))  # warm up: libraries, threads and workspaces do not count
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run(loss, z)
         return torch.cuda.max_memory_allocated() - before
-    # The peak that getrusage reports survives exec: a child would start at its parent's.
-    Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: the peak falls to what is held now
+    # The peak that getrusage reports survives exec: a child would start with its parent's.
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to current use (man 5 proc)
     before = _resident_bytes("VmRSS")
     run(loss, z)
     return _resident_bytes("VmHWM") - before
 
 
 def _resident_bytes(field: str) -> int:
-    """Return what the kernel says of this process: VmRSS is held now, VmHWM was held at most."""
+    """Return this process's memory from the kernel: VmRSS is current, VmHWM is the peak."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)
     if found is None:
@@ -169,14 +169,14 @@ def _resident_bytes(field: str) -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory of the device."""
+    """Return the total memory of the device."""
     if DEVICE.type == "cuda":
         return torch.cuda.get_device_properties(DEVICE).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _errors(report: Report, losses: dict[str, Loss]) -> None:
-    """Compare values and gradients in float32 with the definition in float64."""
+    """Compare float32 values and gradients with the definition in float64."""
     z = projections(256)
     value, gradient = run(_definition, z.double())
     for name, loss in losses.items():
@@ -191,7 +191,7 @@ def _errors(report: Report, losses: dict[str, Loss]) -> None:
 
 
 def _definition(z: torch.Tensor) -> torch.Tensor:
-    """Write down SimCLR eq. 1, all of the matrix at once."""
+    """Compute SimCLR eq. 1 from the full similarity matrix."""
     unit = F.normalize(z, dim=1)
     similarity = unit @ unit.T / TEMPERATURE
     num = len(z)

@@ -1,10 +1,10 @@
-"""Packing against its limit: the same GeoTIFFs read by a bare rasterio loop, in the same run.
+"""Packing compared with a bare rasterio loop over the same GeoTIFFs, in the same run.
 
-Usage: python benchmarks/pack.py [NUM_PATCHES]. Files are simulated patches, uncompressed as those
+Usage: python benchmarks/pack.py [NUM_PATCHES]. Files are simulated patches, uncompressed like those
 of BigEarthNet, in the page cache. Packing opens, checks and reads them, computes checksums and
-statistics, and writes, flushes and reads back its shards; the loop only reads. Both are one process
-of one thread, so that CPU time is the time of one core: on a machine with other work it is the
-fairer clock.
+statistics, and writes, flushes and reads back its shards; the loop only reads. Both use one thread
+of one process, so that CPU time is the time of one core, the fairer measure on a machine with
+other load.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROUNDS = 5
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save the results."""
     num_patches = int(sys.argv[1]) if len(sys.argv) > 1 else 512
     packages = ("rasterio", "h5py", "numpy")
     report = Report("pack", "GeoTIFFs to shards, one core", "patch", BARE, packages)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def planned(root: Path, num_patches: int, output: Path) -> PackConfig:
-    """Return settings of a pack whose discovery is done."""
+    """Return settings of a pack whose plan is already written."""
     source = SimulatedConfig(root=str(root), num_patches=num_patches)
     config = PackConfig(source=source, output=str(output))
     make_or_read_plan(config, open_source(source))
@@ -66,14 +66,14 @@ def planned(root: Path, num_patches: int, output: Path) -> PackConfig:
 
 
 def read_all(files: list[Path]) -> None:
-    """Read every file, as anybody would."""
+    """Read every file in the obvious way."""
     for file in files:
         with rasterio.open(file) as dataset:
             dataset.read()
 
 
 def read_all_tuned(files: list[Path]) -> None:
-    """Read every file with the options that packing gives to GDAL."""
+    """Read every file with packing's GDAL options."""
     with raster.session():
         read_all(files)
 

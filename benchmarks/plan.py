@@ -1,4 +1,4 @@
-"""A recipe, measured constants and named inputs come in; what that run asks for goes out."""
+"""Resource needs of a run, from its recipe, measured constants and assumed inputs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """What was measured here, by ``constants.py`` and ``startup.py``."""
+    """Constants measured by ``constants.py`` and ``startup.py``."""
 
     patch_bytes: float
     save_mib_s: float
@@ -67,7 +67,7 @@ class Constants:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run on so many GPUs, with its settings, and what a step of it takes."""
+    """A run on a number of GPUs, with its settings and the cost of a step."""
 
     gpus: int
     config: TrainConfig
@@ -77,54 +77,54 @@ class Plan:
 
     @property
     def pairs(self) -> int:
-        """Pairs a step of one GPU."""
+        """Pairs per GPU and step."""
         return self.config.data.global_batch_size // self.gpus
 
     @property
     def gradient_bytes(self) -> float:
-        """Sent by each GPU in a step, by a ring."""
+        """Bytes of gradients sent by each GPU per step, in a ring."""
         half = self.config.gradient_precision is Precision.bfloat16
         return ring_bytes(self.gpus, self.weights * (2 if half else 4))
 
     @property
     def gathered_bytes(self) -> float:
-        """Sent by each GPU in a step for the loss."""
+        """Bytes sent by each GPU per step for the loss."""
         return gathered_bytes(self.gpus, self.pairs, self.config.model.projection_size)
 
     @property
     def compute_s(self) -> float:
-        """Of a step, as if small batches were as quick a pair as large ones."""
+        """Compute time of a step, assuming the same time per pair at all batch sizes."""
         return self.pairs / self.inputs.pairs_per_s
 
     @property
     def network_s(self) -> float:
-        """Of a step, none of it behind the arithmetic."""
+        """Network time of a step, assuming no overlap with computation."""
         one_node = self.gpus <= self.inputs.gpus_per_node
         rate = self.inputs.node_gb_s if one_node else self.inputs.network_gb_s
         return (self.gradient_bytes + self.gathered_bytes) / (rate * 1e9)
 
     @property
     def step_s(self) -> float:
-        """Of clock time."""
+        """Wall-clock time of a step."""
         return self.compute_s + self.network_s
 
     @property
     def patches_s(self) -> float:
-        """Read by all GPUs together."""
+        """Patches per second read by all GPUs together."""
         return self.config.data.global_batch_size / self.step_s
 
     @property
     def checkpoint_bytes(self) -> float:
-        """Of one checkpoint."""
+        """Size of one checkpoint."""
         return self.known.state_share[self.config.optim.name.value] * self.weights * 4
 
     @property
     def save_s(self) -> float:
-        """While rank 0 saves and all others wait."""
+        """Time in which rank 0 saves a checkpoint and all others wait."""
         return self.checkpoint_bytes / 2**20 / self.known.save_mib_s
 
     def habits(self, interval_s: float = 600) -> Habits:
-        """Return how this run meets interruptions."""
+        """Return checkpoint costs and interruptions of this run."""
         inputs = self.inputs
         return Habits(
             interval_s=interval_s,
@@ -135,12 +135,12 @@ class Plan:
         )
 
     def num_steps(self, patches: int) -> int:
-        """Return the steps of a whole run; an epoch leaves out what fills no batch."""
+        """Return the steps of an entire run; each epoch drops its last incomplete batch."""
         return self.config.epochs * (patches // self.config.data.global_batch_size)
 
 
 def plan_of(gpus: int, settings: Sequence[str], inputs: Inputs) -> Plan:
-    """Compose the settings as a command does, and return the plan of that run."""
+    """Compose the settings like the command does, and return the plan of that run."""
     register(Pretrain)
     with initialize_config_module("jobs.conf", version_base="1.3"):
         config = to_settings(compose("pretrain", list(settings)))
@@ -150,7 +150,7 @@ def plan_of(gpus: int, settings: Sequence[str], inputs: Inputs) -> Plan:
 
 
 def read_constants() -> Constants:
-    """Read what the benchmarks have left in ``results``."""
+    """Read the constants from the benchmarks' files in ``results``."""
     report, startup = _results("constants"), _results("startup")
     claims = {claim["text"]: claim["value"] for claim in report["claims"] + startup["claims"]}
     (save,) = (timing for timing in report["timings"] if timing["name"] == SAVE)

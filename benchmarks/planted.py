@@ -1,14 +1,14 @@
 """A planted truth: does ``simclr-study`` find the harmful and the helpful operation?
 
-Usage: python benchmarks/planted.py [FOLDER]. Some ten minutes on two cores; runs that the folder
-holds are kept.
+Usage: python benchmarks/planted.py [FOLDER]. About ten minutes on two cores; finished runs in the
+folder are reused.
 
 The class of a simulated patch is the direction of its stripes, north-south or east-west. A quarter
-turn makes the one the other: ``rotation`` teaches the encoder to overlook the class. Where the
-stripes lie tells a patch from all others, and nothing of its class: ``shift`` takes this short cut
-away and leaves the direction. The other two operations touch neither; effects are told against the
-mean of the four operations, which the harmful one lowers for all. A second label set holds the
-same labels shuffled, on which no arm can differ but by chance.
+turn swaps the two, so ``rotation`` teaches the encoder to ignore the class. The position of the
+stripes identifies a patch but says nothing about its class: ``shift`` removes this shortcut and
+keeps the direction. The other two operations affect neither. Effects are relative to the mean of
+the four operations, which the harmful one lowers for all. A second label set has random labels,
+on which arms can differ only by chance.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ CLASSES = ("north-south", "east-west")
 TRUE, SHUFFLED = "direction", "shuffled"
 BANDS = ("B04", "B08")
 SIDE_PX = 16
-COUNTS = {"": 512, "train": 192, "validation": 64, "test": 384}  # "" has labels, never used
+COUNTS = {"": 512, "train": 192, "validation": 64, "test": 384}  # labels of "" are never used
 SEEDS = (0, 1, 2, 3, 4)
 STEPS = 40
 
 
 def main() -> None:
-    """Run the study, hold it against the truth, and write ``results/planted.md`` and ``.json``."""
+    """Run the study, check it against the truth, and write ``results/planted.md`` and ``.json``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with tempfile.TemporaryDirectory() as temporary:
         config = study(Path(sys.argv[1] if sys.argv[1:] else temporary), list(SEEDS))
@@ -93,7 +93,7 @@ def study(folder: Path, seeds: list[int]) -> StudyConfig:
 
 
 def write_shards(folder: Path, seed: int) -> None:
-    """Simulate all patches and pack them; patch i depends on nothing but seed and i."""
+    """Simulate all patches and pack them; patch i depends only on seed and i."""
     layout = ShardLayout(
         (GroupLayout("b10", BANDS, SIDE_PX, 10.0),),
         (LabelSet(TRUE, "single", CLASSES), LabelSet(SHUFFLED, "single", CLASSES)),

@@ -1,9 +1,9 @@
-"""Pretraining against untrained baselines: the demonstration's training on several seeds.
+"""Pretraining compared with untrained baselines: the demo's training on several seeds.
 
-Usage: python benchmarks/quality.py [FOLDER [SEED ...]]. Three to four minutes a seed on two cores;
-runs that the folder holds are kept. Patches are simulated: their classes are arrangements of two
-covers that no statistic of a band tells (``preprocess/sources/simulated.py``). Nothing here is a
-Sentinel-2 image, and nothing carries over to one.
+Usage: python benchmarks/quality.py [FOLDER [SEED ...]]. Three to four minutes per seed on two
+cores; finished runs in the folder are reused. Patches are simulated: their classes are arrangements
+of two covers that band statistics cannot distinguish (``preprocess/sources/simulated.py``). No
+Sentinel-2 image is used, and the results do not transfer to any.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from simclr.evaluation.report import read_report, verdict
 NUM_PATCHES = 1600
 TASK = "bigearthnet19"
 SCORE = "average_precision_micro"
-# As examples/demo.sh trains, on one rank instead of two.
+# The training of examples/demo.sh, on one rank instead of two.
 TRAINING = (
     "recipe=laptop",
     "data.positives=season",
@@ -31,7 +31,7 @@ TRAINING = (
 
 
 def main() -> None:
-    """Train and score one encoder a seed; write ``results/quality.md`` and ``.json``."""
+    """Train and score one encoder per seed; write ``results/quality.md`` and ``.json``."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(sys.argv[1] if sys.argv[1:] else temporary)
         seeds = [int(text) for text in sys.argv[2:]] or [0, 1, 2]

@@ -1,7 +1,7 @@
-"""Work to be timed comes in; medians, spreads and claims go out as a printed, committed table.
+"""Timing of benchmarks, and reports of medians, spreads and claims as committed tables.
 
-A benchmark of this folder is a script: it calls ``alternate`` on what it compares, hands the
-timings to a ``Report`` and ends with ``report.write()``, which prints the table and leaves
+Each benchmark in this folder is a script: it calls ``alternate`` on the candidates, passes the
+timings to a ``Report`` and ends with ``report.write()``, which prints the table and writes
 ``results/NAME.md`` and ``results/NAME.json`` beside the scripts.
 """
 
@@ -29,28 +29,28 @@ class Timing:
     """One candidate, timed several times."""
 
     name: str
-    amount: float  # units of work of one round (patches, views, steps)
-    wall_s: tuple[float, ...]  # clock time of each round
-    cpu_s: tuple[float, ...]  # of this process, all its threads, in each round; not of workers
+    amount: float  # units of work per round (patches, views, steps)
+    wall_s: tuple[float, ...]  # wall-clock time of each round
+    cpu_s: tuple[float, ...]  # CPU time of all threads per round, without worker processes
 
     @property
     def rate(self) -> float:
-        """Units a second of clock time, median of the rounds."""
+        """Units per second of wall-clock time, median over the rounds."""
         return self.amount / statistics.median(self.wall_s)
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles of the clock times, as a share of the median."""
+        """Half the interquartile range of the wall-clock times, as a share of the median."""
         if len(self.wall_s) < 3:
             return 0.0
         first, middle, third = statistics.quantiles(self.wall_s, n=4, method="inclusive")
         return (third - first) / 2 / middle
 
     def times(self, other: Timing, clock: str = "wall_s") -> float:
-        """Return how many times faster than another this is: median over the rounds.
+        """Return the speed-up over another timing: median over the rounds.
 
-        Rounds of both ran side by side, so their quotients cancel what else the machine did;
-        quotients of medians would not.
+        Rounds of both alternated, so their ratios cancel other load on the machine; ratios of
+        medians would not.
         """
         pairs = zip(getattr(other, clock), getattr(self, clock), strict=True)
         return statistics.median(
@@ -65,13 +65,13 @@ def alternate(
     rounds: int = 7,
     warm_up: int = 1,
 ) -> dict[str, Timing]:
-    """Time candidates in turns, so that a busy minute of the machine meets all of them.
+    """Time candidates in alternation, so that other load on the machine affects all of them.
 
     Args:
-        work: what to call, by name; a candidate does the same work each time.
-        amount: units of work of one call, for all or by name.
-        rounds: timed calls of each.
-        warm_up: calls of each before the first timed one.
+        work: functions to time, by name; each does the same work in every call.
+        amount: units of work per call, for all or by name.
+        rounds: timed calls per candidate.
+        warm_up: untimed first calls per candidate.
     """
     for _ in range(warm_up):
         for run in work.values():
@@ -95,7 +95,7 @@ def alternate(
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A measured number in words, and the bounds, if any, between which the claim holds."""
+    """A measured number with its description, and optional bounds between which it holds."""
 
     text: str
     value: float
@@ -117,24 +117,24 @@ class Claim:
 
 @dataclass(slots=True)
 class Report:
-    """What one benchmark has to say."""
+    """Results of one benchmark."""
 
-    name: str  # of the script, without suffix
-    title: str  # one line: what is compared
-    unit: str  # of the amounts, in the plural: patches, views
-    against: str = ""  # name of the timing that is the limit or the peer; shown as 1.00
-    packages: Sequence[str] = ("numpy",)  # whose versions matter
+    name: str  # name of the script, without suffix
+    title: str  # subject of the comparison, one line
+    unit: str  # unit of the amounts: patch, view
+    against: str = ""  # name of the reference timing, shown as 1.00
+    packages: Sequence[str] = ("numpy",)  # packages whose versions matter
     timings: list[Timing] = field(default_factory=list)  # rows of the table
     claims: list[Claim] = field(default_factory=list)
-    # what a reader must know: sizes, what is absent, what is not comparable
+    # facts that a reader must know: sizes, absent peers, limits of the comparison
     notes: list[str] = field(default_factory=list)
 
     def write(self) -> None:
-        """Print the report, and keep it."""
+        """Print and save the report."""
         keep(self.name, self.to_markdown(), {**asdict(self), "origin": origin(self.packages)})
 
     def to_markdown(self) -> str:
-        """Return the report as one Markdown document."""
+        """Return the report as a Markdown document."""
         lines = [f"# {self.title}", "", *([*self._table(), ""] if self.timings else [])]
         lines += [f"- {claim}" for claim in self.claims]
         lines += [f"- {note}" for note in self.notes]
@@ -161,7 +161,7 @@ class Report:
 
 
 def keep(name: str, text: str, plain: object) -> None:
-    """Print a page, and keep it in ``results`` as Markdown and what it says as JSON."""
+    """Print a page; save it in ``results`` as Markdown, and its data as JSON."""
     sys.stdout.write(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
@@ -169,7 +169,7 @@ def keep(name: str, text: str, plain: object) -> None:
 
 
 def measured(work: Callable[[], float]) -> dict[str, float]:
-    """Return what work returns, its clock and CPU time, and this process' memory."""
+    """Return the result of work, its wall-clock and CPU time, and this process's memory."""
     imports_mib, wall, cpu = peak_mib(), time.perf_counter(), time.process_time()
     found = work()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
@@ -178,21 +178,21 @@ def measured(work: Callable[[], float]) -> dict[str, float]:
 
 
 def measured_by_child(*words: str) -> dict[str, float]:
-    """Call the running script in a process of its own, which prints what ``measured`` returns."""
+    """Run this script in a child process, which must print the result of ``measured`` as JSON."""
     command = [sys.executable, sys.argv[0], "child", *words]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout))
 
 
 def peak_mib() -> float:
-    """Return the most memory that this process had at a time."""
+    """Return the peak memory of this process."""
     # not ru_maxrss, which a child inherits from the larger process that started it
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def origin(packages: Sequence[str]) -> dict[str, str]:
-    """Return machine, versions, commit and command: what a number is worth nothing without."""
+    """Return machine, versions, commit and command, without which numbers are worthless."""
     versions = {name: _version(name) for name in packages}
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
@@ -223,7 +223,7 @@ def _processor() -> str:
 
 
 def _gpu() -> str:
-    torch = sys.modules.get("torch")  # a benchmark without torch has no use for a GPU either
+    torch = sys.modules.get("torch")  # a benchmark without torch does not use a GPU either
     if torch is None or not torch.cuda.is_available():
         return ""
     return f", {torch.cuda.get_device_name()}"

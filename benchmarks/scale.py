@@ -1,7 +1,7 @@
-"""What runs on 1 to 512 GPUs ask and cost: measured constants and named inputs in, tables out.
+"""Tables of the needs and costs of runs on 1 to 512 GPUs, from measured constants and inputs.
 
-Usage: python benchmarks/scale.py [NAME=NUMBER ...]. The names are those of ``plan.Inputs``: what
-was not measured here. With any of them the page is printed; without, ``docs/scale.md`` is renewed.
+Usage: python benchmarks/scale.py [NAME=NUMBER ...]. The names are those of ``plan.Inputs``, the
+assumed inputs. With any of them the page is printed; without, ``docs/scale.md`` is updated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from plan import Constants, Inputs, Plan, plan_of, read_constants
 from jobs.slurm.heartbeat import period_s
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
-# No recipe is made for 512: more than some 8,000 pairs a step bring nothing.
+# There is no recipe for 512 GPUs: more than about 8,000 pairs per step do not help.
 SIZES = {
     1: ["recipe=recommended_1_gpu"],
     8: ["recipe=recommended_8_gpus"],
@@ -31,14 +31,14 @@ DATA_SETS = {
     "California, 24 dates": 24 * 31_000,
 }
 INTERVALS_S = (60, 300, 600, 1800, 3600)
-LIVES, DAYS = 100, 10  # of the trials
+LIVES, DAYS = 100, 10  # simulated runs and their length
 _BLOCK = re.compile(r"(<!-- (?!end)(\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 Rows = list[Sequence[object]]
 
 
 def main() -> None:
-    """Renew the page, or print it for inputs of the caller's own."""
+    """Update the page, or print it for the caller's inputs."""
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     unknown = given.keys() - {field.name for field in fields(Inputs)}
     if unknown:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def filled(page: str, inputs: Inputs) -> str:
-    """Return the page with every table made anew."""
+    """Return the page with every table replaced."""
     plans = [plan_of(gpus, settings, inputs) for gpus, settings in SIZES.items()]
     tables: dict[str, Callable[[], str]] = {
         "inputs": lambda: told(inputs),
@@ -67,13 +67,13 @@ def filled(page: str, inputs: Inputs) -> str:
 
 
 def table(head: Sequence[str], rows: Rows) -> str:
-    """Return Markdown; the first column holds words, the others numbers."""
+    """Return a Markdown table; the first column contains text, the others numbers."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in (head, rule, *rows))
 
 
 def told(inputs: Inputs) -> str:
-    """Return the inputs with what they mean."""
+    """Return the inputs with their meanings."""
     text = (Inputs.__doc__ or "").partition("Attributes:")[2]
     words = dict(re.findall(r"(\w+): (.+?)\.(?=\n)", re.sub(r"\n {12}", " ", text)))
     rows: Rows = [
@@ -101,7 +101,7 @@ def measured(known: Constants) -> str:
 
 
 def network(plans: Sequence[Plan]) -> str:
-    """Return what a step asks of the network, and how long it takes."""
+    """Return network traffic and duration of a step."""
     head = ("GPUs", "pairs a GPU", "arithmetic, ms", "gradients, MB", "gathered, MB")
     head += ("network, ms", "step, ms", "arithmetic's share")
     rows: Rows = [
@@ -121,7 +121,7 @@ def network(plans: Sequence[Plan]) -> str:
 
 
 def storage(plans: Sequence[Plan]) -> str:
-    """Return what the shared file system has to bear."""
+    """Return the load on the shared file system."""
     head = ("GPUs", "shards, GB/s", "of the file system", "staged once, GB", "takes, min")
     head += ("files loaded at a start", "GB of them", "small files/s")
     size = max(DATA_SETS.values())
@@ -147,7 +147,7 @@ def storage(plans: Sequence[Plan]) -> str:
 
 
 def checkpoints(plans: Sequence[Plan]) -> str:
-    """Return what checkpoints weigh, and how often they are best written."""
+    """Return the size of checkpoints and the best interval between them."""
     head = ("GPUs", "a checkpoint, MB", "a save, s", "kills a day", "best interval, min")
     head += ("that is `checkpoint.every_steps`", "written, MB/s", "lost")
     rows: Rows = []
@@ -169,7 +169,7 @@ def checkpoints(plans: Sequence[Plan]) -> str:
 
 
 def losses(plans: Sequence[Plan]) -> str:
-    """Return the share of time lost by the interval: the formula, and trials in brackets."""
+    """Return the share of time lost by interval: by formula, and by simulation in brackets."""
     rows: Rows = []
     for interval in INTERVALS_S:
         cells = [f"{interval / 60:g} min"]
@@ -184,7 +184,7 @@ def losses(plans: Sequence[Plan]) -> str:
 
 
 def costs(plans: Sequence[Plan]) -> str:
-    """Return steps, hours and money of whole runs, each with its best interval."""
+    """Return steps, hours and price of entire runs, each with its best interval."""
     head = ("data", "GPUs", "steps", "hours", "lost", "GPU hours", "price")
     rows: Rows = []
     for name, patches in DATA_SETS.items():

@@ -1,8 +1,8 @@
-"""From sbatch to the first training step on the test cluster, and how much of it is ours.
+"""Time from sbatch to the first training step on the test cluster, and our share of it.
 
-Usage: python benchmarks/startup.py [ROUNDS]. Two nodes with two ranks each, on a Slurm of four
-nodes inside this machine: all ranks share its cores. Slurm's own part ends with the first line of
-the batch script, which writes down the time; the other times are those of the run itself.
+Usage: python benchmarks/startup.py [ROUNDS]. Two nodes with two ranks each, on a Slurm cluster of
+four nodes on this machine: all ranks share its cores. Slurm's part ends with the first line of the
+batch script, which records the time; the run itself records the other times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from report import Claim, Report
 
-# the packages too: folders of the same names in tests would hide an installed one
+# the repository root too: tests/ has folders with the names of packages, which would hide them
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -40,7 +40,7 @@ OWN_S = 10.0
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save the results."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     if missing():
         print(f"no Slurm cluster here: {missing()}")
@@ -51,7 +51,7 @@ def main() -> None:
         source = SimulatedConfig(root=f"{name}/rasters", num_patches=48, bands=["B02", "B04"])
         pack(PackConfig(source=source, output=f"{name}/shards"), progress=False)
         fresh = [_phases(cluster, folder, str(number)) for number in range(rounds)]
-        # the same folders again: each loads its checkpoint, and finds no step left
+        # the same folders again: each run loads its checkpoint and has no steps left
         again = [_phases(cluster, folder, str(number)) for number in range(rounds)]
     report = Report("startup", "From sbatch to the first step, 2 nodes x 2 ranks", "job")
     report.packages = ("torch", "submitit")
@@ -65,13 +65,13 @@ def main() -> None:
         report.claims.append(Claim(WHOLE.format(title), whole))
         report.claims.append(Claim(OWN.format(title), own, at_most=OWN_S))
     report.notes.append(f"medians of {rounds} jobs, one after the other")
-    # four ranks that import torch fill the cores: other work delays them as much as it gets
+    # four ranks importing torch occupy the cores, so any other load delays them
     report.notes.append(f"load average before the first of them: {load:.1f}")
     report.write()
 
 
 def _phases(cluster: Cluster, folder: Path, name: str) -> list[float]:
-    """Train two steps, if they are left; return the seconds from each landmark to the next."""
+    """Train two steps, unless already done; return the seconds between successive events."""
     began = folder / f"{name}-began"
     setup = f"cluster.setup=['date +%s.%N > {began}']"
     run = submit(cluster, folder / "shards", folder / name, "max_steps=2", setup)

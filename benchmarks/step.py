@@ -1,8 +1,8 @@
-"""A whole training step beside the model alone, and beside torchgeo's SimCLRTask.
+"""A complete training step, compared with the model alone and with torchgeo's SimCLRTask.
 
 Usage: python benchmarks/step.py [BATCH]. ResNet-18, 12 bands of 120 x 120, adam, one process. The
-whole step reads patches from shards, makes both views, and trains; the model alone is handed
-finished views; torchgeo's task is handed normalised patches in memory and has no memory bank.
+complete step reads patches from shards, makes both views, and trains; the model alone receives
+finished views; torchgeo's task receives normalised patches in memory and has no memory bank.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROUNDS = 5
 
 
 def main() -> None:
-    """Measure, print, keep."""
+    """Measure, print and save the results."""
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 32
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _bound(report: Report, timings: dict[str, Timing]) -> None:
-    """Say how fast a step could be beside the peer's if all but the model cost nothing."""
+    """Report the largest possible speed-up over the peer if all but the model cost nothing."""
     bound = timings[ALONE].times(timings[PEER])
     report.claims.append(Claim("the model alone, times the rate of the peer's step", bound))
     views = timings[PEER].times(timings[PEERS_VIEWS])
@@ -79,7 +79,7 @@ def _bound(report: Report, timings: dict[str, Timing]) -> None:
 
 
 def prepare(folder: Path, size: int) -> TrainConfig:
-    """Pack simulated patches; return the settings of a run on them, long enough."""
+    """Pack simulated patches; return the settings of a sufficiently long run on them."""
     source = SimulatedConfig(root=str(folder / "rasters"), num_patches=4 * size)
     pack(PackConfig(source=source, output=str(folder / "shards")), progress=False)
     return TrainConfig(
@@ -105,7 +105,7 @@ def torchgeo_step(
 ) -> tuple[Callable[[], object], Callable[[], object]] | None:
     """Return a step of torchgeo's task on patches in memory, and its augmentation alone.
 
-    None where it is not installed.
+    Return None if torchgeo is not installed.
     """
     try:
         from torchgeo.trainers import SimCLRTask
@@ -127,13 +127,13 @@ def torchgeo_step(
     patches = torch.randn(size, 12, 120, 120)
 
     def step() -> None:
-        """Make views, train."""
+        """Make views and train."""
         optimizer.zero_grad(set_to_none=True)
         task.training_step({"image": patches}, 0).backward()
         optimizer.step()
 
     def views() -> None:
-        """Make both views as a step does."""
+        """Make both views like a step does."""
         with torch.no_grad():
             task.augmentations(patches), task.augmentations(patches)
 

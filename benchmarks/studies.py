@@ -1,9 +1,9 @@
 """The three studies of the post on the test cluster, each preempted twice at random times.
 
 Usage: python benchmarks/studies.py [FOLDER [full]]. At ``scale=toy``, on simulated patches with
-the post's two label sets; a few arms and two seeds, or all arms and three with ``full``. FOLDER
-keeps the reports, to be looked at. The study of rates is made again in this process, undisturbed:
-its numbers must be those of the runs that were preempted, to the last byte.
+the post's two label sets; a few arms and two seeds, or all arms and three seeds with ``full``.
+FOLDER keeps the reports for inspection. The study of rates is repeated without Slurm or preemption:
+its tables must equal those of the preempted runs byte for byte.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from report import keep, origin
 
-# the packages too: folders of the same names in tests would hide an installed one
+# the repository root too: tests/ has folders with the names of packages, which would hide them
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -53,21 +53,21 @@ ARMS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One study."""
+    """Results of one study."""
 
     study: str
     runs: int  # arms times seeds
     minutes: float  # from the command to the report
-    preemptions: int  # jobs of higher priority that took all nodes
-    cut: int  # attempts that were stopped and came back
+    preemptions: int  # jobs of higher priority that occupied all nodes
+    cut: int  # attempts that were stopped and requeued
     attempts: int  # starts of all runs
-    lost_steps: int  # steps that were done and not saved
-    files: int  # figures and tables that were asked for
-    missing: str  # those that are not there
+    lost_steps: int  # steps computed but not saved
+    files: int  # expected figures and tables
+    missing: str  # missing files, empty figures, and arms without a score
 
 
 def main() -> None:
-    """Make the studies, look for every file, compare, and keep the table."""
+    """Run the studies, check every file, compare, and save the table."""
     if missing():
         print(f"no Slurm cluster here: {missing()}")
         return
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def settings(folder: Path, study: str) -> list[str]:
-    """Return the words of the command that do not say where it runs."""
+    """Return the arguments of the command except where it runs."""
     full = "full" in sys.argv
     arms = "" if full else ",".join(ARMS[study])
     return [
@@ -121,7 +121,7 @@ def make(cluster: Cluster, folder: Path, study: str) -> Row:
 
 
 def disturb(cluster: Cluster, output: Path, after_s: float) -> None:
-    """Wait until a run trains that is not at its end, and a while; then take all nodes."""
+    """Wait until another run trains, then ``after_s`` more; then preempt all nodes."""
     begun = len(events(output, "training"))
     wait_until(lambda: len(events(output, "training")) > begun, "a run that trains", LIMIT_S)
     time.sleep(after_s)
@@ -129,7 +129,7 @@ def disturb(cluster: Cluster, output: Path, after_s: float) -> None:
 
 
 def events(output: Path, kind: str) -> list[dict[str, object]]:
-    """Return what all runs of a study have noted of a kind."""
+    """Return the recorded events of one kind from all runs of a study."""
     paths = output.glob("runs/*/*/attempts.jsonl")
     lines = [line for path in paths for line in path.read_text().splitlines()]
     found = [json.loads(line) for line in lines if line.endswith("}")]
@@ -137,7 +137,7 @@ def events(output: Path, kind: str) -> list[dict[str, object]]:
 
 
 def look(output: Path, study: str, minutes: float) -> Row:
-    """Return what a study has left."""
+    """Return the results of a study from its output folder."""
     names = ("report.html", "differences.png", *TABLES, *FILES[study])
     absent = [name for name in names if not (output / name).exists()]
     empty = [path.name for path in output.glob("*.png") if path.stat().st_size < 10_000]
@@ -158,7 +158,7 @@ def look(output: Path, study: str, minutes: float) -> Row:
 
 
 def undisturbed_is_equal(folder: Path) -> bool:
-    """Make the study of rates here, without Slurm, and compare every table."""
+    """Run the study of rates here, without Slurm; return whether every table is equal."""
     output = folder / "undisturbed"
     command = [*settings(folder, "rate"), f"output='{output}'"]
     subprocess.run([sys.executable, "-m", "jobs.commands.study", *command], check=True)
