@@ -1,7 +1,7 @@
-"""Settings of a training run: one dataclass a section, checked when made.
+"""Settings of a training run: one dataclass per section, checked on construction.
 
-They are the schema of files and command line and the text of ``--help``. A bad value raises
-``ValueError`` with the key, the value and the fix, from a file, a command line or Python alike.
+They define the schema of files and command line and the text of ``--help``. An invalid value from
+a file, the command line or Python raises ``ValueError`` with the key, the value and the fix.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from preprocess.bands import L2A_BANDS, canonical_names
 
-# The choices; their members are what people type.
-# Where tensors live; ``auto`` takes a GPU if there is one.
+# The choices; users type the names of their members.
+# Device of tensors; ``auto`` uses a GPU if there is one.
 Device = StrEnum("Device", "auto cpu cuda")
 # Number format of the encoder's forward pass; the loss is float32 in either case. ``auto`` is
-# bfloat16 on devices that are fast in it, else float32; a run keeps what it began in.
+# bfloat16 on devices that are fast in it, else float32; a run keeps its initial format.
 Precision = StrEnum("Precision", "auto float32 bfloat16")
 # ResNets of He et al. 2016 as torchvision builds them.
 EncoderName = StrEnum("EncoderName", "resnet18 resnet34 resnet50 resnet101 resnet152")
@@ -25,23 +25,23 @@ EncoderName = StrEnum("EncoderName", "resnet18 resnet34 resnet50 resnet101 resne
 Stem = StrEnum("Stem", "standard small")
 # Projection heads: the post's 1024-512-128 with ReLU; SimCLR's with BatchNorm.
 HeadName = StrEnum("HeadName", "post simclr2 simclr3")
-# Whose views BatchNorm joins while training: all ranks', those of a node, or its rank's.
+# Ranks over which BatchNorm computes statistics in training: all, those of a node, or each alone.
 BatchNormGroup = StrEnum("BatchNormGroup", "world node none")
 # NT-Xent (SimCLR eq. 1) or decoupled contrastive learning (arXiv 2110.06848).
 LossName = StrEnum("LossName", "ntxent dcl")
-# ``lars`` is You et al. 2017 as SimCLR uses it.
+# ``lars`` is You et al. 2017 as in SimCLR.
 OptimizerName = StrEnum("OptimizerName", "adam adamw sgd lars")
 # Learning rate after warm-up: cosine to zero at the end of the last epoch, or constant.
 Schedule = StrEnum("Schedule", "cosine constant")
 # How the learning rate follows the global batch, relative to ``reference_batch_size``.
 RateScaling = StrEnum("RateScaling", "none sqrt linear")
-# Named sets of augmentations; ``list`` and ``couplets`` take theirs from other settings.
+# Named sets of augmentations; ``list`` and ``couplets`` are defined by other settings.
 PresetName = StrEnum(
     "PresetName", "paper standard simclr geometric_standard none all geometric pixel list couplets"
 )
-# What a pair's two views show: ``same`` patch, or one place on two dates (``season``).
+# The two views of a pair: of the ``same`` patch, or of one place on two dates (``season``).
 Positives = StrEnum("Positives", "same season")
-# ``quarter``: by 90, 180 or 270 degrees; ``free``: by any angle, filled by reflection.
+# ``quarter``: by 90, 180 or 270 degrees; ``free``: by any angle, padded by reflection.
 Rotation = StrEnum("Rotation", "quarter free")
 
 _Config = TypeVar("_Config")
@@ -54,10 +54,10 @@ def require(condition: bool, message: str) -> None:
 
 
 def parse_choices(config: Any, section: str = "") -> None:
-    """Turn strings in a settings dataclass's enum fields, and lists of enums, into members.
+    """Convert strings in enum fields of a settings dataclass, and in lists of enums, to members.
 
     Every dataclass calls it first in ``__post_init__``, with its ``section`` of the settings, so
-    that no string is compared with a member and found different.
+    that later comparisons see members, never strings.
 
     Raises:
         ValueError: a value names no member; the message lists them.
@@ -82,7 +82,7 @@ def _member(kind: type[Enum], value: Any, key: str) -> Enum:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """Return a dataclass of settings as plain JSON types, choices by the names that people type."""
+    """Return a dataclass of settings as plain JSON types, with choices by member name."""
     text = json.dumps(asdict(config), default=lambda choice: choice.name)
     plain: dict[str, Any] = json.loads(text)
     return plain
@@ -92,7 +92,7 @@ def from_plain(kind: type[_Config], data: dict[str, Any]) -> _Config:
     """Rebuild a dataclass of settings from ``to_plain``.
 
     Raises:
-        ValueError: a key is unknown, or a value is refused.
+        ValueError: a key is unknown, or a value is invalid.
     """
     hints = get_type_hints(kind)
     unknown = sorted(set(data) - set(hints))
@@ -340,7 +340,7 @@ class OptimConfig:
         require(rate > 0, f"optim.learning_rate is {rate}; give a value above 0")
         size = self.reference_batch_size
         require(size >= 1, f"optim.reference_batch_size is {size}; give pairs, 1 or more")
-        # at 1 a velocity never fades, and above it grows for ever
+        # at 1 a velocity never decays, and above 1 it grows forever
         require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; give 0 to below 1")
         require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; give >= 0")
         require(self.warmup_epochs >= 0, f"optim.warmup_epochs is {self.warmup_epochs}; give >= 0")

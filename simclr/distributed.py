@@ -1,7 +1,7 @@
-"""The ranks of a run: process group, device, collectives, and what their errors mean.
+"""The ranks of a run: process group, device, collectives, and classification of their errors.
 
-The trainer and the evaluation work inside ``distributed_context``; without a process group every
-collective here is that of a single rank.
+The trainer and the evaluation run inside ``distributed_context``; without a process group, every
+collective here acts as on a single rank.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _SYNC_BUFFERS = (
 
 
 def average_gradients(network: nn.Module, *, half: bool = False) -> DistributedDataParallel:
-    """Wrap a network so that backward leaves the mean gradient of all ranks on each of them.
+    """Wrap a network so that backward averages the gradients over all ranks.
 
-    Running statistics are left to each rank: only rank 0's are saved, and they decide no weight.
-    With ``half`` gradients travel as bfloat16, half the bytes and eight bits of each number.
+    Running statistics are not synchronised: only rank 0's are saved, and they affect no weights.
+    With ``half``, gradients are reduced in bfloat16: half the bytes, 8 significant bits.
     """
     options: dict[str, Any] = {_SYNC_BUFFERS: False, "static_graph": True}
     model = DistributedDataParallel(network, gradient_as_bucket_view=True, **options)
@@ -56,21 +56,20 @@ def average_gradients(network: nn.Module, *, half: bool = False) -> DistributedD
 
 
 def num_ranks(group: Group = None) -> int:
-    """Return the number of ranks in a group; of all without one; 1 without a process group."""
+    """Return the number of ranks in a group (None: in all); 1 without a process group."""
     return dist.get_world_size(group) if dist.is_initialized() else 1
 
 
 def group_of_node(node: str, timeout: timedelta | None = None) -> Group:
-    """Return the group of the ranks that share a node; every rank must call it.
+    """Return the group of the ranks on a node; every rank must call it.
 
-    Nodes are told apart by name, not by counting ranks: a scheduler may deal ranks to nodes in
-    turn.
+    Ranks are grouped by node name, not by number: a scheduler may distribute them round-robin.
     """
     if num_ranks() == 1:
         return None
     nodes: list[str] = [""] * num_ranks()
     dist.all_gather_object(nodes, node)
-    # A group is made by all ranks together, also by those that stay outside.
+    # new_group must be called by all ranks, including those outside the group.
     groups: dict[str, Any] = {}
     for name in sorted(set(nodes)):
         ranks = [number for number, other in enumerate(nodes) if other == name]
@@ -85,9 +84,9 @@ def rank() -> int:
 
 
 def gather_rows(rows: torch.Tensor, group: Group = None) -> torch.Tensor:
-    """Concatenate the rows of a group's ranks, of all without one: (R, ...) to (W * R, ...).
+    """Concatenate the rows of the ranks of a group (None: of all): (R, ...) to (W * R, ...).
 
-    Every rank must bring the same shape. No gradient flows through this call.
+    Every rank must pass the same shape. No gradient flows through this call.
     """
     if num_ranks(group) == 1:
         return rows
@@ -97,7 +96,7 @@ def gather_rows(rows: torch.Tensor, group: Group = None) -> torch.Tensor:
 
 
 def sum_over_ranks(values: torch.Tensor, group: Group = None) -> torch.Tensor:
-    """Add a tensor over the ranks of a group, of all without one, in place and return it."""
+    """Sum a tensor over the ranks of a group (None: over all), in place, and return it."""
     if num_ranks(group) > 1:
         dist.all_reduce(values, op=dist.ReduceOp.SUM, group=group)
     return values
@@ -113,19 +112,19 @@ def from_main_rank(text: str) -> str:
 
 
 def copy_from_main_rank(tensors: Sequence[torch.Tensor]) -> None:
-    """Overwrite tensors on every other rank by rank 0's."""
+    """Overwrite tensors on all other ranks with rank 0's."""
     if num_ranks() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 class StopAgreement:
-    """The largest of all ranks' reasons to stop, carried by a gather that each step has anyway.
+    """The largest stop reason of all ranks, piggybacked on a gather that each step needs anyway.
 
-    A collective of its own would cost the ranks a round trip in every step. On a GPU the answer of
-    a step is read ``delay`` steps later, after the step behind it, when it has long arrived: the
-    host holds nothing up, and all ranks read the same answer after the same step. ``reason`` is
-    asked once a step.
+    A separate collective would cost a round trip per step. On a GPU, the result of a step is read
+    ``delay`` steps later, by default one, when it has long arrived: the host never waits for the
+    device, and all ranks read the same result after the same step. ``reason`` is called once per
+    step.
     """
 
     def __init__(
@@ -136,7 +135,7 @@ class StopAgreement:
         self._answers = deque[tuple[torch.Tensor, torch.cuda.Event | None]](maxlen=self._delay + 1)
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """Concatenate all ranks' rows, (R,) to (W * R,), and take this rank's reason along."""
+        """Concatenate all ranks' rows, (R,) to (W * R,), and send this rank's reason along."""
         if num_ranks() == 1:
             return rows
         brought = torch.cat([rows, rows.new_full((1,), self._reason())])
@@ -152,7 +151,7 @@ class StopAgreement:
         return gathered[:, :-1].flatten()
 
     def largest(self) -> int:
-        """Return the newest answer that is due, the same on every rank; call it once a step."""
+        """Return the result that is due, the same on every rank; call it once per step."""
         if num_ranks() == 1:
             return self._reason()
         if len(self._answers) <= self._delay:
@@ -163,11 +162,11 @@ class StopAgreement:
         return int(answer)
 
 
-# What gloo and its sockets say when the other side has died, or does not answer.
+# Messages of gloo and its sockets when a peer has died or does not answer.
 _PEER = re.compile(r"gloo|by peer|Broken pipe|[Tt]imed out|[Tt]imeout")
-# NCCL was asked for what cannot be: every attempt would end in the same way.
+# Misuse of NCCL: every attempt would fail in the same way.
 _MISUSE = re.compile(r"Duplicate GPU|invalid usage|ncclInvalid(?:Usage|Argument)", re.IGNORECASE)
-# What CUDA says of hardware: driver and card, not the program, are to be looked at.
+# Messages of CUDA about hardware: the cause is the driver or the card, not the program.
 _DEVICE = re.compile(
     r"ECC error|launch timed out|GPU is lost|fallen off the bus|hardware (?:stack )?error|"
     r"device is not ready|unspecified launch failure|Xid",
@@ -180,27 +179,27 @@ class DistributedContext:
     """This process among the ranks of a run."""
 
     rank: int
-    local_rank: int  # on its node
+    local_rank: int  # rank within its node
     size: int  # number of ranks
-    device: torch.device  # where its tensors live
-    node: str  # name of the machine
-    timeout: timedelta = timedelta(minutes=10)  # of every collective, in every group
+    device: torch.device  # device of its tensors
+    node: str  # host name
+    timeout: timedelta = timedelta(minutes=10)  # of every collective in every group
 
     @property
     def is_main(self) -> bool:
-        """True on the rank that writes what is written once."""
+        """Whether this is rank 0, which writes all files."""
         return self.rank == 0
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the largest value any rank brought; every rank must call it at the same step."""
-        box = torch.tensor([value])  # on the CPU group, so that a GPU is never waited for
+        """Return the largest value of all ranks; every rank must call it at the same step."""
+        box = torch.tensor([value])  # uses the CPU group, so that it never waits for a GPU
         if self.size > 1:
             dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return int(box)
 
 
 def is_fast_in_bfloat16(device: torch.device) -> bool:
-    """True for GPUs from Ampere on, and for CPUs by their flags."""
+    """Return whether a device is fast in bfloat16: GPUs from Ampere on, CPUs by their flags."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     try:
@@ -214,10 +213,10 @@ def is_fast_in_bfloat16(device: torch.device) -> bool:
 def distributed_context(
     config: WorldConfig, rendezvous: Rendezvous | None = None
 ) -> Iterator[DistributedContext]:
-    """Join the process group for the time of the block.
+    """Join the process group for the duration of the block; GPU faults raise DeviceFaultError.
 
     Raises:
-        LostPeerError: another rank did not come, or went away in the block.
+        LostPeerError: another rank did not join, or was lost in the block.
     """
     rendezvous = rendezvous or rendezvous_from_environment()
     device = _device(config.device, rendezvous)
@@ -248,9 +247,9 @@ def distributed_context(
 def _deterministic_kernels(wanted: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
-        # cuBLAS reads it when it starts.
+        # cuBLAS reads it on start.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Filling new memory costs time, and nothing here reads it before it is written.
+        # Filling new memory costs time, and nothing here reads memory before writing it.
         deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(True)
     try:
@@ -262,7 +261,7 @@ def _deterministic_kernels(wanted: bool) -> Iterator[None]:
 def _refuse_shared_gpus(context: DistributedContext) -> None:
     if context.device.type == "cuda" and context.size > 1:
         uuid = str(torch.cuda.get_device_properties(context.device).uuid)
-        # Some virtual GPUs have no identity, all zeros; then their numbers are all there is.
+        # Some virtual GPUs have an all-zero identity; fall back to their device numbers.
         gpu = uuid if uuid.strip("0-") else str(context.device)
         gpus: list[str] = [""] * context.size
         dist.all_gather_object(gpus, f"{gpu} on {context.node}")
@@ -270,9 +269,9 @@ def _refuse_shared_gpus(context: DistributedContext) -> None:
 
 
 def refuse_shared_gpus(gpus: Sequence[str]) -> None:
-    """Raise ValueError if two ranks use one GPU, which NCCL would report as a failure of its own.
+    """Raise ValueError if two ranks share a GPU, for which NCCL has only an obscure error.
 
-    ``gpus`` has the identity of each rank's GPU, in rank order.
+    ``gpus`` holds the identity of each rank's GPU, in rank order.
     """
     for gpu in gpus:
         ranks = [str(rank) for rank, other in enumerate(gpus) if other == gpu]
@@ -284,8 +283,8 @@ def refuse_shared_gpus(gpus: Sequence[str]) -> None:
 
 
 def _abort() -> None:
-    # At once: in an orderly end NCCL waits for a peer that is gone. The public function aborts no
-    # group; should the private one go, use its successor. gloo has nothing to abort.
+    # Immediately: an orderly shutdown of NCCL waits for lost peers. The public function aborts no
+    # group; if the private one is removed, use its successor. gloo has nothing to abort.
     if "nccl" in str(dist.get_backend_config()):
         dist.distributed_c10d._abort_process_group()
     else:
@@ -293,13 +292,13 @@ def _abort() -> None:
 
 
 def _plain(error: RuntimeError) -> str:
-    # without gloo's source file in front and its advice behind
+    # without gloo's source file at the start and its advice at the end
     return re.sub(r"^\[[^]]*\] ", "", str(error)).partition(". ")[0]
 
 
 def _classified(error: RuntimeError, world_size: int) -> Exception | None:
-    # What an error of CUDA or of a collective means; gloo has no class for it, but words. Misuse
-    # first: NCCL reports it by the class of lost peers, and a requeue would not help.
+    # Classify an error of CUDA or a collective; gloo's can only be recognised by message. Misuse
+    # first: NCCL reports it with the class of lost peers, and a requeue would not help.
     text = str(error)
     if "Duplicate GPU" in text:
         return ValueError(
@@ -320,7 +319,7 @@ def _device(wanted: Device, rendezvous: Rendezvous) -> torch.device:
         return torch.device("cpu")
     has_gpu, num = torch.cuda.is_available(), torch.cuda.device_count()
     require(has_gpu, "world.device is cuda but torch sees no GPU; use world.device=cpu")
-    # A scheduler may show each task all GPUs of the node or its own one only.
+    # A scheduler may expose all GPUs of the node to each task, or only its own.
     index = rendezvous.local_rank if num > 1 else 0
     require(
         index < num,
@@ -332,16 +331,15 @@ def _device(wanted: Device, rendezvous: Rendezvous) -> torch.device:
 
 
 def _share_cores(threads: int, rendezvous: Rendezvous) -> None:
-    # Ranks of a node that each take all cores wait for one another. The cores are those that the
-    # job was given, which a scheduler that does not bind processes only says, and no more than
-    # OMP_NUM_THREADS.
+    # Ranks of a node that each use all cores slow each other down. The limits are the job's cores,
+    # which a scheduler that does not bind processes only reports, and OMP_NUM_THREADS.
     limits = [len(os.sched_getaffinity(0)) // rendezvous.local_world_size, rendezvous.cores]
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     limits.append(int(wanted) if wanted.isdecimal() else 0)
     torch.set_num_threads(threads or min((limit for limit in limits if limit > 0), default=1))
 
 
-# Ranks wait for the slowest of their trials, not for a step: a day.
+# Ranks wait for the slowest of many classifiers, not for a step: a day.
 TIMEOUT_S = 24 * 3600
 
 _Item = TypeVar("_Item")
@@ -351,7 +349,7 @@ _Result = TypeVar("_Result")
 def map_over_ranks(
     items: Sequence[_Item], work: Callable[[_Item], _Result], context: DistributedContext
 ) -> list[_Result]:
-    """Return ``work(item)`` of every item; each rank does every ``size``-th of them."""
+    """Return ``work(item)`` for all items, on all ranks; each rank does every ``size``-th."""
     own = [work(item) for item in items[context.rank :: context.size]]
     if context.size == 1:
         return own
@@ -361,5 +359,5 @@ def map_over_ranks(
 
 
 def barrier(context: DistributedContext) -> None:
-    """Wait until every rank is here."""
+    """Wait until all ranks have called this."""
     context.all_reduce_max(0)

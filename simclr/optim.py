@@ -1,4 +1,4 @@
-"""Optimisers, their parameter groups and the learning rate; the trainer builds and drives them."""
+"""Optimisers, their parameter groups and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from simclr.config import OptimConfig, OptimizerName, RateScaling, Schedule
 
 
 class LARS(Optimizer):
-    """SGD with momentum whose step in each tensor follows the ratio of norms.
+    """SGD with momentum whose step is scaled for each tensor by a ratio of norms.
 
     For each tensor, with u = gradient + weight_decay * w and q = trust * |w| / |u| (1 if either
     norm is 0, or if the group is not adapted): v = momentum * v + q * u; w -= lr * v (You et al.
-    2017). The rate is outside the momentum, as in VICReg's LARS; the reference code of SimCLR has
-    it inside, which differs while the rate changes. Every operation is one call for all tensors of
-    a group, and q never leaves the device.
+    2017). The rate is outside the momentum, as in VICReg's LARS; SimCLR's reference code has it
+    inside, which differs while the rate changes. Operations run on all tensors of a group at once,
+    and q never leaves the device.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient; none if ``found_inf`` is set to 1."""
-        if closure is not None:  # it would run the collectives of the loss once more
+        """Update all parameters that have a gradient; none if ``found_inf`` is 1."""
+        if closure is not None:  # it would run the collectives of the loss again
             raise ValueError("LARS takes no closure")
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
@@ -47,20 +47,20 @@ class LARS(Optimizer):
         updates = [weight.grad for weight in weights if weight.grad is not None]
         if group["weight_decay"]:
             updates = list(torch._foreach_add(updates, weights, alpha=group["weight_decay"]))
-        # Not for biases and weights of BatchNorm, whose norms say nothing of a layer's scale.
+        # Not for biases and BatchNorm weights, whose norms say nothing about a layer's scale.
         if group["adapt"]:
             weight_norms = torch.stack(torch._foreach_norm(weights))
             update_norms = torch.stack(torch._foreach_norm(updates))
-            # With weights of zero the ratio would be 0, and they would stay so for ever.
+            # For zero weights the ratio would be 0, and they would stay zero forever.
             usable = (weight_norms > 0) & (update_norms > 0)
             ratios = torch.where(usable, group["trust"] * weight_norms / update_norms, 1.0)
-            # A launch for each tensor: torch has no kernel that scales a list by numbers on the
-            # device. One pass over a joined copy would move more bytes than the launches take.
+            # One launch per tensor: torch has no kernel that scales a list by numbers on the
+            # device, and a pass over a concatenated copy would cost more than the launches.
             updates = list(torch._foreach_mul(updates, ratios.unbind(0)))
         for weight in weights:
             if "momentum" not in self.state[weight]:
                 self.state[weight]["momentum"] = torch.zeros_like(weight)
-        # The kernel of SGD does the rest in one pass over memory, and looks at found_inf there.
+        # The SGD kernel does the rest in one pass over memory, and respects found_inf.
         torch._fused_sgd_(
             weights,
             updates,
@@ -77,9 +77,9 @@ class LARS(Optimizer):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups: matrices and kernels with decay; biases and norms without.
+    """Return two groups: matrices and kernels with weight decay; biases and norms without.
 
-    The ``adapt`` key tells LARS to leave the second group's rate alone.
+    ``adapt=False`` makes LARS leave the second group's rate unscaled.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     wide = [parameter for parameter in trained if parameter.ndim > 1]
@@ -91,7 +91,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, rate: float) -> torch.optim.Optimizer:
-    """Return the optimiser that the settings name, at a peak rate, for ``step_unless``."""
+    """Return the configured optimiser at a peak rate, suitable for ``step_unless``."""
     groups = parameter_groups(model, config.weight_decay)
     if config.name is OptimizerName.lars:
         return LARS(groups, lr=rate, momentum=config.momentum)
@@ -101,7 +101,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, rate: float) -> torch
         return torch.optim.Adam(groups, lr=rate, fused=True)
     optimizer = torch.optim.SGD(groups, lr=rate, momentum=config.momentum, fused=True)
     if config.momentum:
-        # torch leaves them uninitialised until the first step, which may be skipped.
+        # torch leaves them uninitialised until the first step, which might be skipped.
         for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return optimizer
@@ -114,7 +114,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
-    """Move the weights, or leave them and all moments as they are where ``skip`` is 1.
+    """Update the weights, or leave them and all moments unchanged if ``skip`` is 1.
 
     ``skip`` is a float32 scalar on the device of the weights. Fused kernels honour ``found_inf``,
     so no host sync is needed, as in ``torch.amp.GradScaler``.
@@ -124,23 +124,23 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
 
 
 def peak_rate(config: OptimConfig, global_batch_size: int) -> float:
-    """Return the highest rate, scaled to the global batch in pairs."""
+    """Return the peak rate, scaled to the global batch size in pairs."""
     ratio = global_batch_size / config.reference_batch_size
     factors = {RateScaling.none: 1.0, RateScaling.sqrt: math.sqrt(ratio), RateScaling.linear: ratio}
     return config.learning_rate * factors[config.scaling]
 
 
 def learning_rate(step: int, num_steps: int, warmup_steps: int, config: OptimConfig) -> float:
-    """Return the rate as a share of the peak in [0, 1] for a step in [0, num_steps).
+    """Return the rate as a fraction of the peak in [0, 1] for a step in [0, num_steps).
 
-    Linear warm-up reaches 1 at the last warm-up step; the cosine would reach 0 one step after the
-    last (Loshchilov and Hutter 2017, without restarts).
+    Linear warm-up reaches 1 at the last warm-up step; without ``decay_steps``, the cosine would
+    reach 0 one step after the last (Loshchilov and Hutter 2017, without restarts).
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if config.schedule is Schedule.constant:
         return 1.0
     decay_steps = config.decay_steps or max(1, num_steps - warmup_steps)
-    # a cosine would rise again after its end
+    # clamp: a cosine would rise again after its end
     progress = min(1.0, (step - warmup_steps) / decay_steps)
     return (1 + math.cos(math.pi * progress)) / 2

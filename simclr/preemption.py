@@ -1,6 +1,6 @@
-"""Stopping a run: a signal sets a reason, training reads it once a step and raises ``Preempted``.
+"""Stopping a run: a signal sets a reason; training reads it every step and raises ``Preempted``.
 
-A launcher installs ``StopSignal`` before torch, which takes long; nothing here imports it.
+A launcher installs ``StopSignal`` before the slow import of torch; nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import NoReturn
 
 
 class StopReason(IntEnum):
-    """Why a rank should stop; the largest over all ranks counts."""
+    """Why a rank should stop; the largest value over all ranks decides."""
 
     NONE = 0
-    SAVE_FAILED = 1  # a checkpoint beside the loop could not be saved: save again, in step
-    SIGTERM = 2  # cancelled, requeued by hand, or preempted without a warning
-    SIGUSR2 = 3  # the scheduler announces the end, for the time limit or preemption
+    SAVE_FAILED = 1  # an asynchronous save failed: save again, on all ranks at the same step
+    SIGTERM = 2  # cancelled, requeued by hand, or preempted without warning
+    SIGUSR2 = 3  # warning of the scheduler before the time limit or preemption
 
 
 _REASONS = {
@@ -35,9 +35,9 @@ STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 class Preempted(BaseException):
     """The run was asked to stop, and every rank stops at the same step.
 
-    Not an ``Exception``: a signal may raise it in an import, where nobody may swallow it. ``step``
-    counts the optimizer steps that are saved, and is None outside of training; ``save_error`` says
-    why the latest step could not be saved.
+    Not an ``Exception``, so that no import during which a signal raises it swallows it. ``step``
+    is the saved step to resume from, None outside of training; ``save_error`` is the reason why
+    the latest step could not be saved.
     """
 
     def __init__(self, step: int | None, reason: StopReason, save_error: str = "") -> None:
@@ -47,21 +47,21 @@ class Preempted(BaseException):
 
 
 class LostPeerError(RuntimeError):
-    """A collective failed because another rank is gone, or did not come in time."""
+    """A collective failed because another rank is gone, or did not join in time."""
 
 
 class DeviceFaultError(RuntimeError):
-    """The GPU of this rank has failed, not the program; another node may be sound."""
+    """The GPU of this rank failed, not the program; another node may work."""
 
 
 class StopSignal:
-    """Context manager that receives SIGUSR2 and SIGTERM, the only handlers of a process.
+    """Context manager that handles SIGUSR2 and SIGTERM, the only such handlers of a process.
 
-    The handler sets ``reason``. After ``listen`` the first signal also raises ``Preempted`` where
-    it comes, except in ``deferred``, where training reads the reason between two steps. Forked
-    children inherit the handler but not its effect. SIGUSR1 is left alone, NCCL uses it. Outside
-    the main thread, where Python installs no handlers, no stop is ever requested. With ``ctrl_c``
-    the first Ctrl-C counts as SIGTERM; a second one is Python's own.
+    The handler sets ``reason``. After ``listen``, the first signal also raises ``Preempted``
+    immediately, except in ``deferred``, where training reads the reason between steps. In forked
+    children the inherited handler does nothing. SIGUSR1 is left to NCCL. Outside the main thread,
+    where Python cannot install handlers, no stop is ever requested. With ``ctrl_c``, the first
+    Ctrl-C counts as SIGTERM, and a second one raises KeyboardInterrupt.
     """
 
     def __init__(self, *, ctrl_c: bool = False) -> None:
@@ -83,10 +83,10 @@ class StopSignal:
         self._previous.clear()
 
     def listen(self) -> None:
-        """Let signals through that the launcher blocked; from now on the first one raises.
+        """Unblock the signals that the launcher blocked; from now on, the first one raises.
 
         Raises:
-            Preempted: a signal came before; call this where it is caught.
+            Preempted: a signal was received earlier; call this where it is caught.
         """
         self._raises = True
         self._unblock()
@@ -94,14 +94,14 @@ class StopSignal:
             self._raise()
 
     def ignore(self) -> None:
-        """Let further signals raise nothing: it is settled already how this process ends."""
+        """Keep further signals from raising: how this process ends is already decided."""
         self._raises = False
 
     def stop_behind(self, error: BaseException) -> Preempted | None:
-        """Return the stop that has made this process fail; None if it failed by itself.
+        """Return the stop that caused an error; None if no stop was raised.
 
-        What interrupts an import may come out of it as another error: Python 3.11 turns what is
-        raised while a class is made into a RuntimeError, libraries turn it into a missing module.
+        An exception raised during an import may emerge as another error: Python 3.11 turns it into
+        a RuntimeError while a class is created, and libraries turn it into a missing module.
         """
         if isinstance(error, Preempted):
             return error
@@ -109,7 +109,7 @@ class StopSignal:
 
     @contextmanager
     def deferred(self) -> Iterator[StopSignal]:
-        """Only set ``reason`` in the block; installs the handlers where no launcher has."""
+        """Only set ``reason`` in the block; installs the handlers if no launcher has."""
         if not self._previous:
             with self:
                 self._unblock()
@@ -126,10 +126,10 @@ class StopSignal:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        # no file, no collective, no log: this may run between any two instructions
+        # no file, collective or log: this may run between any two instructions
         if os.getpid() != self._owner:
             return
-        # the stronger reason stays: a SIGTERM that follows the warning does not take it back
+        # keep the stronger reason: a SIGTERM after the warning does not replace it
         self.reason = max(self.reason, _REASONS[signal.Signals(number)])
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -143,13 +143,13 @@ class StopSignal:
 
 
 class TrainerHooks:
-    """What a launcher does while training runs; by default nothing."""
+    """Callbacks of a launcher during training; they do nothing by default."""
 
     def on_start(self, step: int) -> None:
-        """Take the step at which training begins, once the checkpoint is loaded; main rank."""
+        """Called with the first step once the checkpoint is loaded; main rank only."""
 
     def on_step(self, step: int) -> None:
-        """Take the number of steps done: before training, and after each step; every rank."""
+        """Called with the number of steps done, before training and after each step; all ranks."""
 
     def before_publish(self) -> None:
-        """Raise if another attempt has taken the run over; main rank, before each checkpoint."""
+        """Raise if another attempt has taken over the run; main rank, before each checkpoint."""

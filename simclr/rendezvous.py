@@ -1,7 +1,7 @@
-"""How a process of a run was started, and where it meets the other ranks.
+"""How a process of a run was started, and how it finds the other ranks.
 
-Launchers speak torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``,
-``MASTER_PORT``) or hand a ``Rendezvous`` over; nothing here knows a scheduler.
+Launchers set torchrun's variables (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR``,
+``MASTER_PORT``) or pass a ``Rendezvous``; nothing here depends on a scheduler.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
-# Ports from that of tcp:// on that are tried, and what rank 0 leaves there.
+# Consecutive ports to try, starting with the one of tcp://, and the key of the run's token.
 NUM_PORTS = 4
 _RUN_KEY = "run"
-PATIENCE_S = 10.0  # until rank 0 says for whom it waits
-ANSWER_S = 10.0  # within which a store answers
-_TCPStore: Any = dist.TCPStore  # type: ignore[attr-defined]  # the stubs do not list it
+PATIENCE_S = 10.0  # before rank 0 logs that it waits for ranks
+ANSWER_S = 10.0  # timeout for the answer of a store
+_TCPStore: Any = dist.TCPStore  # type: ignore[attr-defined]  # missing in torch's stubs
 
-_joined = itertools.count()  # process groups of this process, counted alike on every rank
+_joined = itertools.count()  # process groups of this process so far, equal on every rank
 
 _log = logging.getLogger("simclr")
 
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """How a launcher started this process, and where it meets the other ranks."""
+    """How a launcher started this process, and how it finds the other ranks."""
 
     rank: int = 0
-    local_rank: int = 0  # on its node
+    local_rank: int = 0  # rank within its node
     world_size: int = 1
-    local_world_size: int = 1  # on its node
+    local_world_size: int = 1  # ranks on its node
     init_method: str = "env://"  # or ``tcp://host:port``, ``file:///path``
-    cores: int = 0  # given to this process, bound to them or not; 0 when nobody says
-    token: str = ""  # names the start of a run: a port may be another's
+    cores: int = 0  # cores allocated to this process, bound or not; 0 if unknown
+    token: str = ""  # identifies this launch, since another run may own the port
 
 
 def rendezvous_from_environment() -> Rendezvous:
-    """Read torchrun's variables; a process without them is a world of one.
+    """Read torchrun's variables; without them, the process is a world of size 1.
 
     Raises:
-        ValueError: some of the variables are set and others are missing.
+        ValueError: only some of the variables are set.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     present = [name for name in names if name in os.environ]
@@ -72,18 +72,18 @@ def rendezvous_from_environment() -> Rendezvous:
 
 
 def join_process_group(rendezvous: Rendezvous, device: torch.device, timeout: timedelta) -> None:
-    """Meet the other ranks, and make the process group of all.
+    """Find the other ranks, and create the default process group.
 
     Raises:
-        RuntimeError: not all ranks have come within the timeout.
-        ValueError: every port that rank 0 tried is taken.
+        RuntimeError: not all ranks have joined within the timeout.
+        ValueError: all ports tried by rank 0 are taken.
     """
-    # Tensors on the CPU travel by gloo, also beside nccl: agreements must not wait for the GPU.
+    # CPU tensors use gloo even alongside nccl: agreements must not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store: Any
     rank, size = rendezvous.rank, rendezvous.world_size
     if size == 1:
-        # No port, no file: nothing to collide with. The stubs of torch do not list this store.
+        # No port and no file that could collide. This store is missing in torch's stubs.
         store = dist.HashStore()  # type: ignore[attr-defined]
     elif rendezvous.init_method.startswith("tcp://"):
         store = _find_store(rendezvous, timeout) if rank else _open_store(rendezvous)
@@ -94,13 +94,13 @@ def join_process_group(rendezvous: Rendezvous, device: torch.device, timeout: ti
         store, _, _ = next(meeting)
         store.set_timeout(timeout)
         # torchrun's store outlives a process group: a second one would read the addresses of the
-        # first, and wait for ever.
+        # first, and hang forever.
         store = dist.PrefixStore(f"group-{next(_joined)}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def _open_store(rendezvous: Rendezvous) -> Any:
-    """Listen at the first free port of a few, and leave the name of the run there; rank 0."""
+    """Listen on the first free candidate port, and publish the run's token; rank 0 only."""
     host, ports = _candidates(rendezvous)
     for port in ports:
         try:
@@ -117,22 +117,22 @@ def _open_store(rendezvous: Rendezvous) -> Any:
 
 
 def _find_store(rendezvous: Rendezvous, timeout: timedelta) -> Any:
-    """Return the store of rank 0: at the first of a few ports that knows the name of the run."""
+    """Return rank 0's store: on the first candidate port that holds the run's token."""
     host, ports = _candidates(rendezvous)
     end, mute = time.monotonic() + timeout.total_seconds(), set[int]()
     found: list[Any] = []
 
     def connect(port: int) -> None:
-        """Connect to a port; nobody may listen yet, or somebody else who speaks otherwise."""
+        """Try a port; nothing may listen yet, or a service of another protocol."""
         with suppress(OSError, RuntimeError):
-            socket.create_connection((host, port), 1).close()  # TCPStore alone tries for seconds
+            socket.create_connection((host, port), 1).close()  # TCPStore would retry for seconds
             store = _TCPStore(host, port, rendezvous.world_size, wait_for_workers=False)
             if store.check([_RUN_KEY]) and store.get(_RUN_KEY) == rendezvous.token.encode():
                 found.append(store)
 
     while time.monotonic() < end:
         for port in (port for port in ports if port not in mute):
-            # a thread, as TCPStore waits for ever for an answer of somebody who gives none
+            # in a thread, since TCPStore waits forever for a service that never answers
             thread = threading.Thread(target=connect, args=(port,), daemon=True)
             thread.start()
             thread.join(ANSWER_S)
@@ -150,7 +150,7 @@ def _candidates(rendezvous: Rendezvous) -> tuple[str, range]:
 
 
 def _await_ranks(store: Any, rendezvous: Rendezvous, timeout: timedelta) -> None:
-    """Let rank 0 say for how many ranks it waits, some of which may never have been started."""
+    """Let rank 0 wait for all ranks, and log once if some may never have been started."""
     arrived, size = store.add("arrived", 1), rendezvous.world_size
     end, patience = time.monotonic() + timeout.total_seconds(), time.monotonic() + PATIENCE_S
     while rendezvous.rank == 0 and arrived < size:

@@ -48,7 +48,7 @@ from simclr.optim import build_optimizer, learning_rate, peak_rate, set_rate, st
 from simclr.preemption import Preempted, StopReason, StopSignal, TrainerHooks
 from simclr.rendezvous import Rendezvous
 
-# between attempts to save; together less than the 30 s that Slurm leaves after SIGTERM
+# between attempts to save; in total less than the 30 s that Slurm grants after SIGTERM
 SAVE_PAUSES_S = (1, 2, 4, 8)
 _log = logging.getLogger("simclr")
 
@@ -61,23 +61,23 @@ def train(
     copies: Sequence[str] = (),
     stop: StopSignal | None = None,
 ) -> Path:
-    """Pretrain an encoder, or go on with it, and return the last checkpoint's folder.
+    """Pretrain an encoder, or resume its run, and return the folder of the last checkpoint.
 
-    Every rank calls it with the same settings.
+    Every rank must call it with the same settings.
 
     Args:
         config: settings.
-        sinks: take the metric records of the main rank.
-        rendezvous: how this process was started; without one the ranks are found through
-            torchrun's variables, and without those the world is this process alone.
-        hooks: of the launcher, on every rank; on the main one they may refuse checkpoints.
-        copies: folders that hold the same as ``config.shards`` and are read in their place.
-        stop: installed by the launcher; without it signals are received here.
+        sinks: receive the metric records on the main rank.
+        rendezvous: how this process was started; None: by torchrun's variables, or as a single
+            process if they are not set.
+        hooks: callbacks of the launcher, on every rank; on the main rank they may veto checkpoints.
+        copies: folders with the same contents as ``config.shards``, read in their place.
+        stop: signal handler installed by the launcher; None: signals are handled here.
 
     Raises:
-        ValueError: settings, shards or run folder do not fit; the message says what and the cure.
-        Preempted: a stop signal came; all ranks have stopped at the same step, and saved it if
-            they could.
+        ValueError: settings, shards or run folder do not fit; the message has the reason and fix.
+        Preempted: a stop signal was received; all ranks have stopped at the same step, and saved
+            it if possible.
         LostPeerError: another rank is gone, or too late.
         CheckpointError: a checkpoint could not be saved; older ones are untouched.
     """
@@ -100,9 +100,9 @@ def train(
 
 
 def train_step(trainer: Trainer, batch: Batch) -> StepOutput:
-    """Make views, embed them in one forward pass, compare them, move the weights.
+    """Make views, embed them in one forward pass, compute the loss, update the weights.
 
-    No host sync: the decision to skip the step is made on the device.
+    No host sync: the decision to skip the update is made on the device.
     """
     with torch.no_grad():
         views = trainer.views.training_views(batch, batch.epoch)
@@ -115,8 +115,8 @@ def train_step(trainer: Trainer, batch: Batch) -> StepOutput:
     loss = contrastive_loss(projections, trainer.config.loss, trainer.agreement.gather_rows)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = gradient_norm(trainer.network)
-    # Gradients are all-reduced, so every rank computes the same skip flag: a non-finite value of
-    # one rank has reached the others through the average, or the gathered projections before it.
+    # Gradients are all-reduced, so every rank computes the same skip flag: a non-finite value on
+    # one rank has spread to the others through the average, or earlier the gathered projections.
     skip = (~torch.isfinite(norm)).float()
     step_unless(trainer.optimizer, skip)
     before.restore_if(skip)
@@ -132,9 +132,9 @@ def gradient_norm(network: nn.Module) -> torch.Tensor:
 
 
 class Statistics:
-    """Running statistics of BatchNorm as they were before a forward pass.
+    """A copy of the running statistics of BatchNorm, taken before a forward pass.
 
-    A pass that is not finite leaves its mark on them too; they would never recover.
+    A non-finite pass would corrupt them too, and they would never recover.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -144,7 +144,7 @@ class Statistics:
 
     @torch.no_grad()
     def restore_if(self, skip: torch.Tensor) -> None:
-        """Bring them back where ``skip`` is 1."""
+        """Restore them if ``skip`` is 1."""
         kept = torch.where(skip > 0, self._before, torch.cat(self._live))
         # One call for all layers; ResNet-152 has 310 of these tensors.
         torch._foreach_copy_(self._live, torch.split(kept, self._sizes))
@@ -154,12 +154,12 @@ class Trainer:
     """State of a pretraining run on one rank.
 
     Attributes:
-        pair_sampler: the samples by place and date, if the two views of a pair show two dates.
-        sampler: which samples, or places, at which step.
+        pair_sampler: samples by place and date, if the two views of a pair show two dates.
+        sampler: samples, or places, of each step.
         model: encoder and head, wrapped for gradient averaging.
-        step: optimizer steps done.
-        num_steps: steps after which the run ends: those of all epochs, or ``max_steps``.
-        agreement: of all ranks on why to stop.
+        step: number of steps done.
+        num_steps: total number of steps: those of all epochs, or ``max_steps`` if lower.
+        agreement: stop reason agreed by all ranks.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Trainer:
             config.augment,
             config.seed,
             context.device,
-            # On a CPU threads are faster, and bfloat16 keeps less of a view than TF32.
+            # On a CPU, threads are faster. bfloat16 keeps fewer bits of a view than TF32.
             compiled=config.model.compile and context.device.type == "cuda",
             tf32=config.precision is Precision.bfloat16,
         )
@@ -224,22 +224,22 @@ class Trainer:
 
     @property
     def network(self) -> SimCLR:
-        """Encoder and head, without the wrapper."""
+        """Encoder and head without the wrapper."""
         network: SimCLR = self.model.module
         return network
 
     @property
     def rate(self) -> float:
-        """Learning rate of the step to come."""
+        """Learning rate of the next step."""
         optim = self.config.optim
         share = learning_rate(self.step, self._schedule_steps, self._warmup_steps, optim)
         return self._peak_rate * share
 
     def resume(self) -> None:
-        """Go on from the newest valid checkpoint; none means step 0.
+        """Resume from the newest valid checkpoint, or start at step 0 if there is none.
 
         Raises:
-            ValueError: the checkpoint belongs to other settings or other shards.
+            ValueError: the checkpoint is of other settings or shards, or initial weights misfit.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
         folder = agreed_checkpoint(self.run_dir, self.context)
@@ -276,10 +276,10 @@ class Trainer:
         self._hooks.on_step(self.step)
 
     def observe(self, outcome: StepOutput) -> None:
-        """Count a step's outcome; at the end of an interval, tell the sinks.
+        """Record the outcome of a step; at the end of an interval, report to the sinks.
 
         Raises:
-            ValueError: too many steps one after another had no finite gradient.
+            ValueError: too many consecutive steps had no finite gradient.
         """
         self._metrics.add(outcome)
         self._hooks.on_step(self.step)
@@ -294,22 +294,22 @@ class Trainer:
             self._is_best = self._metrics.report(place, self.loader.wait_s, self.network.encoder)
 
     def checkpoint_is_due(self) -> bool:
-        """True at every ``checkpoint.every_steps``, and when the held-out probe is at its best."""
+        """Return whether to save now: every ``checkpoint.every_steps``, and at a new best score."""
         return self._is_best or self.step % self.config.checkpoint.every_steps == 0
 
     def save(self, *, wait: bool = False) -> Path:
         """Save this step on all ranks, unless it is saved already; return the newest folder.
 
-        ``wait`` is for an asynchronous save, too. Behind a skipped step nothing is saved: the
-        weights may be what makes the loss infinite, and saving them would push the last good ones
-        out.
+        ``wait`` also waits for an asynchronous save. After a skipped step nothing is saved: the
+        weights may be the cause of the non-finite loss, and saving them would displace the last
+        good ones.
 
         Raises:
             ValueError: the latest step was skipped, and there is no earlier checkpoint.
-            CheckpointError: this save failed again and again.
+            CheckpointError: all attempts to save failed.
         """
         if self.context.is_main and (gone := self.dataset.missing_shards()):
-            # Files that are open go on being read, so that nothing else would show it.
+            # Open files can still be read after deletion, so nothing else would reveal it.
             text = (
                 "%d shards were deleted while training, %s is one; the next attempt cannot read "
                 "them: bring them back"
@@ -328,7 +328,7 @@ class Trainer:
         return saved
 
     def _save_persistently(self, wait: bool) -> Path:
-        # A failure, which all ranks share, is tried again: a disk may be full for seconds only.
+        # All ranks see the same failures, and retry: a disk may be full for only a few seconds.
         pauses = iter(SAVE_PAUSES_S)
         while True:
             try:
@@ -355,16 +355,16 @@ class Trainer:
                 time.sleep(pause_s)
 
     def preempted(self, reason: StopReason) -> Preempted:
-        """Save this step if it is sound, wait for the save, and return the event to raise.
+        """Save this step unless it was skipped, and return the exception to raise.
 
-        Its step is the one to come back to: an earlier one behind a skipped step, or where saving
-        fails for long; 0 if none was saved. Neither is a reason to fail: the next attempt takes
-        the same steps again.
+        The step is the one to resume from: an earlier one if the last step was skipped or the save
+        kept failing, 0 if nothing was saved. Neither is an error: the next attempt repeats the
+        same steps.
         """
         error = ""
         try:
             if self._metrics.is_sound():
-                self.save(wait=True)  # nothing to come back to before it is whole
+                self.save(wait=True)  # nothing to resume from until the save is complete
             else:
                 _log.warning("step %d had no finite gradient and is not saved", self.step)
                 self.close()
@@ -375,7 +375,7 @@ class Trainer:
         return Preempted(step_of(self._saved) if self._saved else 0, reason, error)
 
     def close(self) -> None:
-        """Wait for the asynchronous save, which uses the process group; it may have failed."""
+        """Wait for an asynchronous save, which uses the process group; it may raise its error."""
         self._saver.wait()
 
     def _stop_reason(self) -> StopReason:
@@ -406,14 +406,14 @@ class Trainer:
 
 
 def with_precision(config: TrainConfig, context: DistributedContext, side_px: int) -> TrainConfig:
-    """Replace ``precision=auto`` by the precision the run began in, or by what all devices suit.
+    """Replace ``precision=auto`` by the run's initial one, or by the one that suits all devices.
 
     Raises:
-        ValueError: bfloat16 is asked for where torch computes wrong gradients in it, for views of
-            ``side_px``.
+        ValueError: the precision is bfloat16, in which torch computes wrong gradients for views of
+            ``side_px`` on this device.
     """
-    # oneDNN, seen with torch 2.15: the weight gradient of a 3 x 3 convolution of stride 2 on one
-    # pixel, as at the start of the last stage, keeps bytes of earlier tensors in bfloat16.
+    # oneDNN with torch 2.15: in bfloat16, the weight gradient of a 3 x 3 convolution of stride 2
+    # on a single pixel, as in the last stage, contains stale bytes of earlier tensors.
     largest_wrong_px = 16 if config.model.stem is Stem.standard else 4
     is_wrong = context.device.type == "cpu" and side_px <= largest_wrong_px
     wrong = (
