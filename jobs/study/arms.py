@@ -281,7 +281,8 @@ def _parsed(text: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     require(bool(text.split()), "changes holds an empty text; give KEY=VALUE")
     for word in text.split():
-        key, sign, value = word.partition("=")
+        # a plus as on the command lines of simclr-pretrain, for a key that a dictionary lacks
+        key, sign, value = word.removeprefix("+").partition("=")
         require(bool(key and sign), f"changes holds {text!r}; give KEY=VALUE, with spaces between")
         require(
             key not in OF_THE_STUDY, f"changes holds {word!r}; {key} is the study's, see seeds="

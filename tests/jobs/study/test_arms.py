@@ -85,7 +85,7 @@ def test_a_change_that_no_pretraining_takes_is_refused(change, told):
 
 
 def test_a_change_may_name_one_operation():
-    changes = ["augment.strengths.crop_area=0.5 augment.probabilities.gain=0"]
+    changes = ["augment.strengths.crop_area=0.5 +augment.probabilities.gain=0"]
     _, milder = runs_of(config("settings", changes=changes, seeds=[0]))
     assert milder.config.augment.strengths == {"crop_area": 0.5}
     assert milder.config.augment.probabilities == {"gain": 0}
