@@ -1,6 +1,6 @@
-"""Slurm's commands with typed answers; unknown states stay unknown.
+"""Call Slurm's commands and return typed answers; unknown states stay unknown.
 
-Only formats that we ask for are parsed, and only the fields that every release since 20.11 has.
+Only formats requested here are parsed, and only fields that every release since 20.11 has.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 
 TIMEOUT_S = 30
 
-# Slurm's "job state codes" after which a job does not run again (squeue(1), JOB STATE CODES). One
-# that is requeued shows PENDING or REQUEUED instead. States of later releases are not final.
+# States after which a job does not run again (squeue(1), JOB STATE CODES). A requeued job has
+# PENDING or REQUEUED instead. Unknown states of later releases are not considered final.
 FINAL = (
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"),
     *("NODE_FAIL", "PREEMPTED", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED", "SPECIAL_EXIT"),
 )
 
-# A field starts at the beginning or after a space; values may hold spaces and equal signs.
+# A field starts at the beginning or after a space; values may contain spaces and equal signs.
 _FIELD = re.compile(r"(?:^| )([A-Z][A-Za-z:/]*)=")
 _DURATION = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
-_NOTHING = ("None", "(null)", "Unknown", "N/A", "None assigned")  # in place of a value
-# what sacct says where accounting is disabled: no error of the job, so nothing is reported
+_NOTHING = ("None", "(null)", "Unknown", "N/A", "None assigned")  # placeholders for a missing value
+# sacct's messages if accounting is disabled: not an error, so the answer is empty
 _NO_ACCOUNTING = (
     "accounting storage is disabled",
     "not running a supported accounting_storage",
@@ -38,30 +38,30 @@ class SlurmError(RuntimeError):
 
 
 class RefusedError(SlurmError):
-    """Slurm has understood, and will not do it however often it is asked."""
+    """Slurm refuses the request, and will do so again."""
 
 
 class DeniedError(RefusedError):
-    """Users may not do it on this site; Slurm itself still may."""
+    """The site does not allow users to do this; Slurm itself still may."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What Slurm says of one job."""
+    """Slurm's record of one job."""
 
     job_id: str  # 12, or 12_3 in an array
-    state: str  # Slurm's word, RUNNING for example; never translated
-    reason: str = ""  # why it waits, in Slurm's word
-    preempted: bool = False  # a time of preemption is set
+    state: str  # Slurm's own term, for example RUNNING
+    reason: str = ""  # why it waits, in Slurm's own term
+    preempted: bool = False  # PreemptTime is set
     restarts: int = 0  # how often it was requeued
-    nodes: str = ""  # as Slurm abbreviates them
+    nodes: str = ""  # in Slurm's abbreviation
     time_left: str = ""  # until the time limit, [days-]hours:minutes:seconds
     start: str = ""  # when it started, or is expected to
-    log: str = ""  # file that takes its standard error
+    log: str = ""  # file of its standard error
 
     @property
     def is_final(self) -> bool:
-        """True when the job cannot run again; an unknown state is not final."""
+        """Whether the job cannot run again; an unknown state is not final."""
         return self.state in FINAL
 
 
@@ -71,8 +71,8 @@ def is_available() -> bool:
 
 
 def call(arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
-    """Run a command of Slurm and return what it printed; SlurmError: missing, failed, or late."""
-    # without what changes the questions: SQUEUE_STATES, for example, hides jobs
+    """Run a Slurm command, return its stdout; SlurmError: not installed, failed, or timed out."""
+    # without variables that change the query: SQUEUE_STATES, for example, hides jobs
     filters = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(filters)}
     try:
@@ -80,7 +80,7 @@ def call(arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
             arguments,
             capture_output=True,
             text=True,
-            errors="replace",  # folders and comments may hold any byte
+            errors="replace",  # folders and comments may contain any byte
             env=environment,
             timeout=timeout_s,
             check=False,
@@ -95,20 +95,20 @@ def call(arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> str:
 
 
 def one_line(complaint: str) -> str:
-    """Return Slurm's words in one line, without the command's name before each of them."""
+    """Return Slurm's messages on one line, each without the command's name."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
-    # a Slurm that cannot be reached tells of every attempt; only the last line says what it means
+    # an unreachable Slurm reports every attempt; only the fatal line states the problem
     fatal = [line for line in lines if ": fatal: " in line]
     return "; ".join(re.sub(r"^\w+: (?:error|fatal): ", "", line) for line in fatal or lines)
 
 
 def show_job(job_id: str) -> JobState:
-    """Ask ``scontrol`` for a job; SlurmError: there is none (any more), or no answer."""
+    """Ask ``scontrol`` for a job; SlurmError: it does not exist (any more), or no answer."""
     return parse_job(call(["scontrol", "-o", "show", "job", job_id]))
 
 
 def parse_job(text: str) -> JobState:
-    """Parse a line of ``scontrol -o show job``; SlurmError: it is no such line."""
+    """Parse a line of ``scontrol -o show job``; SlurmError: it is not such a line."""
     fields = _fields(text)
     if "JobId" not in fields or "JobState" not in fields:
         raise SlurmError(f"scontrol said {text.strip()[:80]!r}, not a job")
@@ -127,16 +127,16 @@ def parse_job(text: str) -> JobState:
 
 
 def queue(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, JobState]:
-    """Ask ``squeue`` for jobs; those it has forgotten are left out. SlurmError: no answer."""
+    """Ask ``squeue`` for jobs; those it has forgotten are omitted. SlurmError: no answer."""
     command = ["squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%S|%L|%N|%r"]
-    # said when the only job asked for is forgotten
+    # the error when the only requested job is forgotten
     return parse_queue(_ask(command, job_ids, timeout_s, ("Invalid job id",)))
 
 
 def _ask(
     command: Sequence[str], job_ids: Iterable[str], timeout_s: float, empty: Sequence[str]
 ) -> str:
-    """Ask about jobs; empty where there are none to ask about, or an error means just that."""
+    """Query jobs; return nothing without ids, or for errors that contain a text of ``empty``."""
     wanted = sorted(set(job_ids))
     try:
         return call([*command, "-j", ",".join(wanted)], timeout_s) if wanted else ""
@@ -147,7 +147,7 @@ def _ask(
 
 
 def parse_queue(text: str) -> dict[str, JobState]:
-    """Parse lines of our own ``squeue -o`` format; lines of another form are left out."""
+    """Parse lines of our own ``squeue -o`` format; skip other lines."""
     states = {}
     for line in text.splitlines():
         parts = [part.strip() for part in line.split("|", 5)]
@@ -160,9 +160,9 @@ def parse_queue(text: str) -> dict[str, JobState]:
 
 
 def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, list[str]]:
-    """Ask ``sacct`` how jobs ended; nothing where accounting is disabled. SlurmError: no answer.
+    """Ask ``sacct`` how jobs ended; empty if accounting is disabled. SlurmError: no answer.
 
-    Returns job id to the state of each of its starts in order, empty for one that has not ended.
+    Returns, by job id, the final state of each start in order; empty for one that has not ended.
     """
     # -D: without it sacct hides every start but the last. -X: jobs, not their steps.
     command = ["sacct", "-n", "-P", "-X", "-D", "-o", "JobID,State,End"]
@@ -170,7 +170,7 @@ def endings(job_ids: Iterable[str], timeout_s: float = TIMEOUT_S) -> dict[str, l
 
 
 def parse_endings(text: str) -> dict[str, list[str]]:
-    """Parse lines of our own ``sacct -P`` format; lines of another form are left out."""
+    """Parse lines of our own ``sacct -P`` format; skip other lines."""
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
         parts = [part.strip() for part in line.split("|")]
@@ -183,7 +183,7 @@ def parse_endings(text: str) -> dict[str, list[str]]:
 
 
 def seconds_of(duration: str) -> int | None:
-    """Return the seconds of ``[days-][hours:]minutes:seconds``; none for UNLIMITED and the like."""
+    """Return the seconds of ``[days-][hours:]minutes:seconds``; None for UNLIMITED etc."""
     found = _DURATION.fullmatch(duration)
     if not found:
         return None
@@ -192,17 +192,17 @@ def seconds_of(duration: str) -> int | None:
 
 
 def requeue(job_id: str) -> bool:
-    """Requeue a running job; False when Slurm has done so already.
+    """Requeue a running job; return False if Slurm has already done so.
 
-    RefusedError: the job may not be requeued, as it or the site has it; DeniedError: by users;
-    SlurmError: no answer, or another trouble.
+    RefusedError: the job or the site disables requeueing; DeniedError: users may not requeue;
+    SlurmError: no answer, or another error.
     """
     try:
         call(["scontrol", "requeue", job_id])
     except SlurmError as error:
         if "pending execution" in str(error):
             return False
-        if "presently disabled" in str(error):  # said of a job without --requeue
+        if "presently disabled" in str(error):  # for a job without --requeue
             raise RefusedError(str(error)) from error
         if "permission denied" in str(error):  # where only operators may requeue
             raise DeniedError(str(error)) from error
@@ -211,11 +211,11 @@ def requeue(job_id: str) -> bool:
 
 
 def hold(job_id: str, reason: str) -> None:
-    """End a running job and keep it in the queue, held, until a person releases it.
+    """Requeue a running job and hold it until a person releases it.
 
     ``squeue -o %k`` and ``scontrol show job`` show the reason. SlurmError: refused, or no answer.
     """
-    # first: the hold ends the process that asks for it
+    # first: the hold ends the calling process
     call(["scontrol", "update", f"JobId={job_id}", f"Comment={reason}"])
     call(["scontrol", "requeuehold", job_id])
 
@@ -226,7 +226,7 @@ def host_names(node_list: str) -> list[str]:
 
 
 def node_address(name: str) -> str:
-    """Return under which address Slurm reaches a node; SlurmError: no such node, or no answer."""
+    """Return the address at which Slurm reaches a node; SlurmError: no such node, or no answer."""
     return _fields(call(["scontrol", "-o", "show", "node", name])).get("NodeAddr", name)
 
 
@@ -246,7 +246,7 @@ def _known(value: str) -> str:
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Split ``Key=value Key=value``; of a key that comes twice the first counts."""
+    """Split ``Key=value Key=value``; if a key is repeated, its first value counts."""
     parts = _FIELD.split(text.strip().split("\n", 1)[0])[1:]  # key, value, key, value, ...
     fields: dict[str, str] = {}
     for key, value in zip(parts[::2], parts[1::2], strict=True):

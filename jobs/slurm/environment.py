@@ -1,6 +1,6 @@
 """Rank, node and job of this process, from the variables of Slurm, submitit or torchrun.
 
-``simclr`` knows no scheduler: it takes the ``Rendezvous`` that is made here.
+``simclr`` knows no scheduler: it receives the ``Rendezvous`` created here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from jobs.slurm import client as slurm
 if TYPE_CHECKING:
     from simclr.rendezvous import Rendezvous
 
-# Below the ports that Linux gives to outgoing connections (32768 up).
+# Below the ports that Linux assigns to outgoing connections (from 32768).
 _FIRST_PORT, _NUM_PORTS = 15000, 16000
-_ATTEMPTS_APART = 1009  # prime: neighbouring jobs, with many attempts each, do not meet
-_PORTS_APART = 4  # simclr tries as many, should one be taken
-RANK_0_DONE = "SIMCLR_RANK_0_DONE"  # names the file that ends the batch script, srun or not
-ORIGIN_NAME = "origin.json"  # beside the packages in a copy that a job runs
+_ATTEMPTS_APART = 1009  # prime: neighbouring jobs, with many attempts each, do not collide
+_PORTS_APART = 4  # simclr tries this many, as one may be in use
+RANK_0_DONE = "SIMCLR_RANK_0_DONE"  # names the file that ends the batch script even if srun hangs
+ORIGIN_NAME = "origin.json"  # beside the packages in a job's copy of the code
 
 _log = logging.getLogger("simclr")
 
@@ -42,35 +42,35 @@ class Launcher(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RankEnvironment:
-    """This process among those that were started together."""
+    """The place of this process among those started together."""
 
     launcher: Launcher = Launcher.here
-    job_id: str = ""  # of Slurm (12 or 12_3), or of submitit; empty here
+    job_id: str = ""  # of Slurm (12 or 12_3) or submitit; empty for neither
     restarts: int = 0  # how often Slurm has requeued the job
     rank: int = 0  # of this process, from 0
     local_rank: int = 0  # on its node, from 0
     num_ranks: int = 1
     ranks_on_node: int = 1
-    cores: int = 0  # given to this process, bound to them or not; 0 when nobody says
-    # as the scheduler calls it; else the name of the machine
+    cores: int = 0  # allotted to this process, bound to them or not; 0 if unknown
+    # as the scheduler names it; else the host name
     node: str = field(default_factory=socket.gethostname)
     node_list: str = ""  # in Slurm's abbreviation
-    log: str = ""  # file that takes standard error, if known
+    log: str = ""  # file of standard error, if known
     array_index: int = 0  # of this job in its array, from 0
-    array_size: int = 1  # jobs of the array
+    array_size: int = 1  # number of jobs in the array
 
     @property
     def is_main(self) -> bool:
-        """True on the process that writes what is written once."""
+        """Whether this is rank 0, which writes everything that is written once."""
         return self.rank == 0
 
     @property
     def start(self) -> dict[str, object]:
-        """The job, and which of its starts this is."""
+        """The job, and the number of this start of it."""
         return {"job_id": self.job_id, "restarts": self.restarts}
 
     def describe(self) -> dict[str, object]:
-        """Return what ``attempts.jsonl`` keeps of a start."""
+        """Return what ``attempts.jsonl`` records about a start."""
         root = Path(__file__).parents[2]
         return {
             "launcher": self.launcher.value,
@@ -85,27 +85,27 @@ class RankEnvironment:
 
 
 def current_rank(environment: Mapping[str, str] = os.environ) -> RankEnvironment:
-    """Read where this process runs from its environment."""
+    """Return the rank, node and job of this process from its environment variables."""
     if environment.get("SUBMITIT_EXECUTOR") == "local":
         job_id, rank = environment["SUBMITIT_LOCAL_JOB_ID"], environment["SUBMITIT_LOCAL_GLOBALID"]
         size, log = int(environment["SUBMITIT_LOCAL_NTASKS"]), _submitit_log(environment, job_id)
         return RankEnvironment(Launcher.local, job_id, 0, int(rank), int(rank), size, size, log=log)
-    # A step, not merely a job: a batch script or a shell of salloc is no rank.
+    # A step, not just a job: a batch script or a shell of salloc is not a rank.
     if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
         return _slurm_rank(environment)
     if "RANK" not in environment:
         return RankEnvironment()
-    # torchrun's; simclr reads the rest
+    # set by torchrun; simclr reads the rest
     return RankEnvironment(
         rank=int(environment["RANK"]), num_ranks=int(environment.get("WORLD_SIZE", 1))
     )
 
 
 def rendezvous_of(env: RankEnvironment, token: str) -> Rendezvous | None:
-    """Return where the ranks of a job meet; None for one rank, or where torchrun's variables say.
+    """Return where the ranks of a job meet; None without Slurm or submitit, as with torchrun.
 
-    The token is the same in all processes that were started together, and in no others.
-    SlurmError: Slurm does not say where the first node is.
+    The token is common to all processes that were started together, and to no others.
+    SlurmError: Slurm does not return the address of the first node.
     """
     from simclr.rendezvous import Rendezvous
 
@@ -129,7 +129,7 @@ def rendezvous_of(env: RankEnvironment, token: str) -> Rendezvous | None:
 
 
 def port_of(job_id: str, restarts: int) -> int:
-    """Return the port where the ranks of one attempt meet; another attempt has another one."""
+    """Return the port where the ranks of one attempt meet; other attempts have other ports."""
     # a rank of an earlier attempt may still be alive, and must not join
     number = int(re.sub(r"\D", "", job_id) or 0)
     return _FIRST_PORT + (number * _ATTEMPTS_APART + restarts) * _PORTS_APART % _NUM_PORTS
@@ -137,7 +137,7 @@ def port_of(job_id: str, restarts: int) -> int:
 
 def remove_stale_results(env: RankEnvironment) -> None:
     """Remove the result files that an earlier start of this job left for this rank."""
-    # submitit takes a result that is there for the new one, and cannot replace a half-written one
+    # submitit would use an existing result as the new one, and cannot replace a partial one
     if env.log:
         for left in Path(env.log).parent.glob(f"{env.job_id}_{env.rank}_result.pkl*"):
             left.unlink()
@@ -154,7 +154,7 @@ def expand_counts(text: str) -> list[int]:
 
 def _slurm_rank(environment: Mapping[str, str]) -> RankEnvironment:
     array, index = (environment.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
-    # The raw number of an array's last member is that of the whole array.
+    # The raw job id of an array's last task is that of the entire array.
     job_id = f"{array}_{index}" if array else environment["SLURM_JOB_ID"]
     counts = expand_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     node = int(environment.get("SLURM_NODEID", 0))
@@ -185,27 +185,27 @@ def _address(host: str) -> str:
     try:
         socket.getaddrinfo(host, None)
     except socket.gaierror:
-        return slurm.node_address(host)  # clouds often give nodes no name
+        return slurm.node_address(host)  # cloud nodes often have no resolvable name
     return host
 
 
 def mark_rank_0_done() -> None:
-    """Tell the batch script of a Slurm job that rank 0 has done all its work; see ``submit``."""
+    """Signal the batch script of a Slurm job that rank 0 has done all its work; see ``submit``."""
     path, env = os.environ.get(RANK_0_DONE), current_rank()
     if path and env.launcher is Launcher.slurm and env.is_main:
         try:
             Path(path).touch()
-        except OSError as error:  # srun ends the script in any case but the rarest
+        except OSError as error:  # except in rare cases, srun ends the script
             _log.warning("%s cannot be written: %s", path, error)
 
 
-LOG_NAME = "logs/pretrain.log"  # of a run that trains here, where no scheduler keeps one
+LOG_NAME = "logs/pretrain.log"  # of a run without a scheduler, which would keep one
 
 
 def configure_logging(env: RankEnvironment, run_dir: Path | None = None) -> None:
     """Log to stderr: everything on the main rank, warnings on the others.
 
-    Without a scheduler, which would keep the log, lines go to a file of the run folder as well.
+    Without a scheduler, which would keep the log, lines also go to a file in the run folder.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if run_dir and env.launcher is Launcher.here and env.is_main:
@@ -218,5 +218,5 @@ def configure_logging(env: RankEnvironment, run_dir: Path | None = None) -> None
         handlers=handlers,
         force=True,
     )
-    # submitit has a handler of its own, and its messages say nothing about the work
+    # submitit has its own handler, and its messages are not about the work
     logging.getLogger("submitit").propagate = False

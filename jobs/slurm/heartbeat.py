@@ -1,9 +1,9 @@
-"""One heartbeat file per rank, the loss of a rank, and the deadline of a save.
+"""Write one heartbeat file per rank, detect lost ranks, and enforce the deadline of a save.
 
-Each rank writes a heartbeat every second or so: its step, and the line of project code that its
-main thread is in. It monitors the heartbeat of the next rank, so that the cost of monitoring does
-not grow with the number of ranks. A stopped rank has no heartbeat; a stuck one does, and it says
-where. The remaining ranks notice a loss at different moments and by different signs; one reports.
+Each rank writes a heartbeat every 1 to 4 s: its step, and the line of project code that its main
+thread is in. It monitors only the heartbeat of the next rank, so that the cost per rank does not
+grow with their number. A dead rank has no heartbeat; a stuck one does, which shows its line of
+code. The remaining ranks notice a loss at different times and in different ways; one reports it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from jobs.slurm.requeue import RUN_AGAIN, RunStop, decide_and_requeue, end_proce
 from simclr.preemption import STOP_SIGNALS, DeviceFaultError, LostPeerError, TrainerHooks
 
 DEADLINE_EXCEEDED = 76  # exit code: a stop took too long; older checkpoints are complete
-# A file per rank and second, up to so many files a second for all ranks together. From 256 ranks on
-# there are more: two beats must fit into the time in which a lost rank is named.
+# One file per rank and second, up to this many files per second over all ranks. From 256 ranks on
+# there are more: two beats must fit into the time in which a lost rank is identified.
 _FILES_PER_S, _LONGEST_PERIOD_S = 64, 4.0
-# How long heartbeats are observed. Slurm kills the ranks of a step KillWait (30 s, at least 5)
-# after one of them has died.
+# How long heartbeats are observed, in periods. Slurm kills the ranks of a step KillWait (30 s, at
+# least 5) after one of them has died.
 OBSERVED_PERIODS = 2.5
 FOLDER_HANGS_S = 20.0
 TERM_S = 15.0
@@ -50,11 +50,11 @@ _log = logging.getLogger("simclr")
 
 
 class HeartbeatMonitor(TrainerHooks):
-    """Context manager that writes the heartbeat of a rank while it trains, and monitors the next.
+    """Context manager that writes a rank's heartbeat while it trains, and monitors the next rank.
 
-    As the hooks of the trainer it learns the step, and looks at the fence of the attempt, which is
-    None except on the main rank. A rank without a heartbeat for ``silence_s`` is considered hung;
-    ``on_silence`` is called once, from a thread, with a description of it.
+    As trainer hooks, it learns the step and checks the fence of ``attempt``, which is None except
+    on the main rank. If the next rank has no heartbeat for ``silence_s``, it is considered hung,
+    and ``on_silence`` is called once, from a thread, with a description of it.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class HeartbeatMonitor(TrainerHooks):
         self._next = HeartbeatReader(self._folder / file_name((env.rank + 1) % env.num_ranks))
         self._over = threading.Event()
         self._main = threading.get_ident()
-        # a daemon: a write that hangs must not keep a process alive that is done
+        # a daemon: a hung write must not keep a finished process alive
         self._thread = threading.Thread(target=self._live, name="heartbeat", daemon=True)
 
     def __enter__(self) -> HeartbeatMonitor:
@@ -86,16 +86,16 @@ class HeartbeatMonitor(TrainerHooks):
             self._thread.join(2 * self._period_s)  # bounded: the folder may be what hangs
 
     def on_start(self, step: int) -> None:
-        """Record where training begins."""
+        """Record the step at which training begins."""
         if self._attempt:
             self._attempt.training_begins(step)
 
     def on_step(self, step: int) -> None:
-        """Take the steps done; the first call starts monitoring, as ranks may import before."""
+        """Note the steps done; monitoring starts here, as ranks may still import before."""
         self._step = step
 
     def before_publish(self) -> None:
-        """Look at the fence; SupersededError: a later attempt has begun."""
+        """Check the fence; SupersededError: a later attempt has begun."""
         if self._attempt:
             self._attempt.check_fence()
 
@@ -107,22 +107,22 @@ class HeartbeatMonitor(TrainerHooks):
                 step, since = self._step, time.monotonic()
             if self._beat("alive") and self._step is not None and self._env.num_ranks > 1:
                 # A process that was itself suspended for three beats must not blame others. While
-                # steps are made no rank is lost: one that is silent only cannot write.
+                # steps progress, no rank is lost: a silent one merely cannot write.
                 silent_s = self._next.silence_s(3 * self._period_s)
                 silent_s = min(silent_s, time.monotonic() - since)
                 if silent_s > self._silence_s and (rank := self._next.stale_rank()):
                     self._on_silence(f"{rank}, has had no heartbeat for {silent_s:.0f} s")
                     return
-        self._beat("left")  # an orderly end is no silence
+        self._beat("left")  # an orderly exit does not count as silence
 
     def _beat(self, state: str) -> bool:
-        """Write the heartbeat; a rank that cannot is in no position to judge others."""
+        """Write the heartbeat; return whether it worked, as otherwise no rank may be judged."""
         self._count += 1
         rank, node, at = self._env.rank, self._env.node, line_of_thread(self._main)
         record = {"rank": rank, "node": node, "pid": os.getpid(), "time": time.time()}
         record |= {"step": self._step, "at": at, "state": state, "count": self._count}
         # Replaced, not rewritten: a reader sees one beat or the next. Closed each time, as
-        # network file systems show a file to other nodes when it is closed.
+        # network file systems make a file visible to other nodes on close.
         path = self._folder / file_name(rank)
         temporary = path.with_suffix(".tmp")
         try:
@@ -140,7 +140,7 @@ class HeartbeatMonitor(TrainerHooks):
 
 
 class HeartbeatReader:
-    """Reads one rank's heartbeat; by this process' clock, as those of nodes may differ."""
+    """Reads one rank's heartbeat; uses this process' clock, as those of nodes may differ."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -148,7 +148,7 @@ class HeartbeatReader:
         self._since = self._read = time.monotonic()
 
     def silence_s(self, gap_s: float) -> float:
-        """Return since when there was no new one; a reader suspended for ``gap_s`` starts again."""
+        """Return the seconds without a new heartbeat; restart at 0 if suspended for ``gap_s``."""
         now = time.monotonic()
         text = read_text(self._path)
         if text != self._seen or now - self._read > gap_s:
@@ -163,12 +163,12 @@ class HeartbeatReader:
 
 
 def period_s(num_ranks: int) -> float:
-    """Return the seconds from a heartbeat of one rank to its next."""
+    """Return the seconds between two heartbeats of a rank."""
     return min(max(1.0, num_ranks / _FILES_PER_S), _LONGEST_PERIOD_S)
 
 
 def heartbeat_folder(run_dir: Path, env: RankEnvironment) -> Path:
-    """Return the folder of one start of a job, apart from those of ranks left behind."""
+    """Return the folder of one start of a job, separate from those of leftover ranks."""
     return run_dir / HEARTBEATS / f"{env.job_id or 'here'}-{env.restarts}"
 
 
@@ -182,8 +182,8 @@ def find_silent_ranks(
 ) -> str:
     """Observe all heartbeats for a while; name the silent ranks, or else those that are behind.
 
-    ``observe_s``: two beats at least, or nothing can be said; 0 takes what the number of ranks
-    needs. ``or_behind``: where all are alive, name those with fewer steps than others.
+    ``observe_s``: at least two periods, to be conclusive; 0 derives it from the number of ranks.
+    ``or_behind``: if all are alive, name those with fewer steps than others.
     """
     folder = heartbeat_folder(run_dir, env)
     paths = [folder / file_name(rank) for rank in range(env.num_ranks) if rank != env.rank]
@@ -191,7 +191,7 @@ def find_silent_ranks(
     time.sleep(observe_s or OBSERVED_PERIODS * period_s(env.num_ranks))
     after = [parse_heartbeat(read_text(path)) for path in paths]
     pairs = zip(before, after, strict=True)
-    # a rank without a heartbeat may not have begun: nothing can be said of it
+    # a rank without a heartbeat may not have started, so it is not judged
     silent = [beat for old, beat in pairs if beat and beat == old and beat.get("state") != "left"]
     steps = [beat["step"] for beat in after if beat.get("step") is not None]
     behind = [beat for beat in after if steps and (beat.get("step") or 0) < max(steps)]
@@ -208,7 +208,7 @@ def describe_rank(beat: dict[str, Any]) -> str:
 def line_of_thread(thread: int) -> str:
     """Return the innermost line of project code that a thread is in."""
     frame: FrameType | None = sys._current_frames().get(thread)
-    # not of torch: that every rank waits in a collective is no news
+    # not of torch: that every rank waits in a collective is not informative
     while frame and not str(frame.f_globals.get("__name__", "")).startswith(_PROJECT):
         frame = frame.f_back
     if frame is None:
@@ -217,7 +217,7 @@ def line_of_thread(thread: int) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return a heartbeat file as it stands; empty when there is none, or it cannot be read."""
+    """Return the text of a heartbeat file; empty if it is missing or unreadable."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError:
@@ -225,7 +225,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_heartbeat(text: str) -> dict[str, Any]:
-    """Return the fields of a heartbeat file; none of one that is not whole."""
+    """Return the fields of a heartbeat file; none if it is incomplete."""
     try:
         beat: dict[str, Any] = json.loads(text) if text else {}
     except ValueError:
@@ -238,12 +238,12 @@ def exit_lost_rank(
 ) -> NoReturn:
     """End this process, whose run has lost a rank; the job is requeued as long as that helps.
 
-    Outside Slurm nobody would start it again: the cause is recorded, and the process fails with 1.
-    Where the run folder hangs, nothing is recorded, and it ends with ``code``.
+    Outside Slurm nothing would restart it: the cause is recorded, and the process exits with 1.
+    If the run folder hangs, nothing is recorded, and the process exits with ``code``.
     """
 
     def exit_without_folder() -> None:
-        """End the process where the run folder itself is what hangs."""
+        """End the process if the run folder itself hangs."""
         try:
             if env.launcher is Launcher.slurm:
                 decide_and_requeue(RunStop(env, None, cause=cause))
@@ -273,7 +273,7 @@ def elect_reporter(run_dir: Path, env: RankEnvironment) -> bool:
     folder = heartbeat_folder(run_dir, env)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # the one thing that file systems let only one process do
+        # exclusive creation: the file system lets only one process succeed
         os.close(os.open(folder / _REPORTER, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
@@ -284,9 +284,9 @@ def elect_reporter(run_dir: Path, env: RankEnvironment) -> bool:
 
 
 def lost_rank_cause(run_dir: Path, env: RankEnvironment, event: BaseException) -> str:
-    """Say which rank an exception has cost the run; empty when this rank failed by itself.
+    """Describe the lost rank behind an exception; empty if this rank failed by itself.
 
-    The signal with which srun ends the ranks that are left may interrupt what was on its way.
+    Also searches the exception's causes: srun's signal to the remaining ranks may interrupt it.
     """
     behind: BaseException | None = event
     while behind is not None and not isinstance(behind, DeviceFaultError | LostPeerError):
@@ -304,7 +304,7 @@ def lost_rank_cause(run_dir: Path, env: RankEnvironment, event: BaseException) -
 
 
 def record_failure(run_dir: Path, env: RankEnvironment, error: BaseException) -> None:
-    """Record an error of this rank, unless another one has been quicker."""
+    """Record this rank's error, unless another rank has reported first."""
     number = attempt_number(read_attempts(run_dir), env.start)
     if number and elect_reporter(run_dir, env):
         where = f"rank {env.rank} on {env.node}: " if env.num_ranks > 1 else ""
@@ -312,7 +312,7 @@ def record_failure(run_dir: Path, env: RankEnvironment, error: BaseException) ->
 
 
 def peer_reported_failure(run_dir: Path, env: RankEnvironment) -> bool:
-    """Return whether a rank has recorded a failure of its own: then no rank is simply lost."""
+    """Return whether a rank has recorded its own failure, so that no rank is merely lost."""
     events = read_attempts(run_dir)
     number = attempt_number(events, env.start)
     return any(e["attempt"] == number and e["event"] == "failed" for e in events)
@@ -323,7 +323,7 @@ def clear_heartbeats(run_dir: Path, env: RankEnvironment) -> None:
     own = heartbeat_folder(run_dir, env)
     for folder in own.parent.glob("*"):
         if folder != own:
-            # a rank that was left behind may still write there
+            # a leftover rank may still write there
             shutil.rmtree(folder, ignore_errors=True)
     (own / _REPORTER).unlink(missing_ok=True)
 
@@ -338,10 +338,10 @@ def save_deadline(
     """Call ``on_late`` from a thread if the block still runs ``budget_s`` after its first stop.
 
     Args:
-        budget_s: seconds that a stop may take, of the time that the scheduler gives.
-        on_late: takes a description of where the main thread hangs; it should end the process.
-        on_term: called when the block still runs ``term_s`` after a SIGTERM without a warning:
-            srun sends it as well when another rank has died, and SIGKILL soon after.
+        budget_s: seconds that a stop may take, of the time that the scheduler grants.
+        on_late: receives a description of where the main thread hangs; should end the process.
+        on_term: called if the block still runs ``term_s`` after a SIGTERM without a warning,
+            which srun also sends when another rank has died, with SIGKILL soon after.
         term_s: seconds, less than Slurm's KillWait.
     """
     reader, writer = os.pipe()
@@ -352,7 +352,7 @@ def save_deadline(
     def watch() -> None:
         """Wait for the first stop, then for the end of the block or of the time."""
         while not over.is_set():
-            received = os.read(reader, 64)  # several signals may have come at once, a byte each
+            received = os.read(reader, 64)  # several signals may come at once, one byte each
             if not any(number in received for number in STOP_SIGNALS):
                 continue
             early_s = min(term_s, budget_s) if on_term and signal.SIGUSR2 not in received else 0.0
@@ -371,6 +371,6 @@ def save_deadline(
         signal.set_wakeup_fd(previous)
         over.set()
         os.write(writer, b"\0")  # no signal has this number: it only wakes the thread
-        thread.join()  # before the pipe is closed: its number may be another file's soon
+        thread.join()  # before the pipe is closed: its descriptor may soon be reused
         os.close(reader)
         os.close(writer)

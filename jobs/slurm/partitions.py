@@ -1,7 +1,7 @@
-"""What the partitions of a Slurm can give: refuse a job that is too large, write a cluster file.
+"""Query Slurm's partitions: refuse a job that is too large, write a cluster file.
 
-``submit`` asks before each submission, ``simclr-doctor`` for a first cluster file, with the values
-of one partition, one with GPUs if there is any; what Slurm does not know stays null.
+Called by ``submit`` before each submission, and by ``simclr-doctor`` to write a first cluster file
+for one partition, if possible one with GPUs; values that Slurm does not know stay null.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from simclr.config import require
 _DAY_MIN = 1440
 _CPU_JOB_MIN = 240
 _CPU_JOB_GB = 16
-_MEMORY_SHARE = 0.9  # of a node: the rest is the system's
+_MEMORY_SHARE = 0.9  # of a node; the rest is for the system
 # partition (default marked by *), nodes, cores, MiB, generic resources, time limit
 _FORMAT = "%P|%D|%c|%m|%G|%l"
 # gpu:4, gpu:a100:4, gpu:a100:4(S:0-1), gpu:1g.5gb:7, gpu:tesla:2K does not occur for GPUs
@@ -31,19 +31,19 @@ _GPUS = re.compile(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class NodeKind:
-    """Equal nodes of a partition."""
+    """Identical nodes of a partition."""
 
     partition: str
     is_default: bool  # jobs that name no partition go there
-    nodes: int  # how many there are
-    cores: int  # of each node, as the next two
+    nodes: int  # number of nodes
+    cores: int  # per node, as the next two
     memory_mib: int
     gpus: int
-    limit_min: int | None  # longest job, minutes; None for no limit
+    limit_min: int | None  # time limit of jobs in minutes; None for no limit
 
 
 def check_capacity(cluster: ClusterConfig) -> str:
-    """Refuse what the nodes of the partition do not have; return why it could not be checked."""
+    """Refuse more than the partition's nodes have; return why it could not be checked, if so."""
     try:
         kinds = node_kinds()
     except slurm.SlurmError as error:
@@ -59,7 +59,7 @@ def node_kinds() -> list[NodeKind]:
 
 
 def largest_array() -> int | None:
-    """Return how many members Slurm takes in one job array; None if it does not say."""
+    """Return the maximum number of tasks in a job array; None if unknown."""
     try:
         # one more than the highest index, and indices begin at 0
         size = slurm.parse_settings(slurm.call(["scontrol", "show", "config"])).get("MaxArraySize")
@@ -69,7 +69,7 @@ def largest_array() -> int | None:
 
 
 def parse_nodes(text: str) -> list[NodeKind]:
-    """Parse lines of our own ``sinfo -o`` format; lines of another form are left out."""
+    """Parse lines of our own ``sinfo -o`` format; skip other lines."""
     kinds = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.split("|")]
@@ -85,9 +85,9 @@ def parse_nodes(text: str) -> list[NodeKind]:
 
 
 def check_partition(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
-    """Refuse what no node of the partition has; ValueError: all that is too large."""
+    """Refuse more than any node of the partition has; ValueError: lists all that is too large."""
     names = sorted({kind.partition for kind in kinds})
-    # sbatch takes several partitions, and starts the job in the first that has room
+    # sbatch accepts several partitions, and starts the job in the first one with room
     wanted = (cluster.partition or "").split(",") if cluster.partition else []
     unknown = [name for name in wanted if name not in names]
     require(
@@ -123,7 +123,7 @@ def check_partition(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What a cluster file can be filled in from."""
+    """What Slurm reports for a cluster file."""
 
     kinds: Sequence[NodeKind]
     # fields of ``scontrol show partition``, by partition
@@ -132,7 +132,7 @@ class Site:
 
 
 def ask_site() -> Site:
-    """Ask Slurm for partitions and accounts; SlurmError: it is not here, or does not answer."""
+    """Ask Slurm for partitions and accounts; SlurmError: not installed, or no answer."""
     limits = slurm.partitions()
     try:
         command = ["sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}"]
@@ -143,10 +143,10 @@ def ask_site() -> Site:
 
 
 def write_cluster_file(target: Path, site: Site, partition: str = "") -> Path:
-    """Write a cluster file and return its path, in a folder ``cluster`` as ``--config-dir`` wants.
+    """Write a cluster file, in a folder ``cluster`` as ``--config-dir`` expects; return its path.
 
-    The target is FOLDER/NAME.yaml or FOLDER/cluster/NAME.yaml. Without a partition the one with the
-    most GPUs is described. ValueError: the file is there already, or there is no such partition.
+    The target is FOLDER/NAME.yaml or FOLDER/cluster/NAME.yaml; the default partition has the
+    most GPUs. ValueError: the file already exists, or there is no such partition.
     """
     require(target.suffix == ".yaml", f"--write-cluster is {target}; give NAME.yaml")
     folder = target.parent if target.parent.name == "cluster" else target.parent / "cluster"
@@ -185,7 +185,7 @@ def _text(site: Site, largest: Mapping[str, NodeKind], trained_on: str, for_cpu:
     account = json.dumps(site.accounts[0]) if len(site.accounts) == 1 else "null"
     known = ", ".join(site.accounts) or "none known; sacctmgr show assoc user=$USER"
     time_min = min(node.limit_min or _DAY_MIN, _DAY_MIN)
-    # what preemption leaves to a job of the partition
+    # how the partition preempts jobs, and their grace time
     limits = site.limits.get(trained_on, {})
     mode, grace = limits.get("PreemptMode", "OFF"), limits.get("GraceTime", "0")
     lines = [

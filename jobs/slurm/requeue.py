@@ -1,8 +1,7 @@
-"""End a process that was asked to stop: the state of its job decides whether it is requeued.
+"""End a process that was asked to stop; the state of its job decides whether it is requeued.
 
-A signal does not say why it came. Requeueing a job that a person has cancelled would bring it back
-to life, and a job that merely leaves while it is being preempted is lost. docs/preemption.md has
-the table.
+A signal does not carry its reason. Requeueing a job that a person has cancelled would revive it,
+and a job that merely exits while it is being preempted is lost. docs/preemption.md has the table.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from jobs.slurm import client as slurm
 from jobs.slurm.environment import Launcher, RankEnvironment, configure_logging, current_rank
 from simclr.preemption import StopReason, StopSignal
 
-RUN_AGAIN = 75  # exit code inside a job: stopped, run me again; sysexits.h: temporary failure
-STAY_S = 90.0  # longer than any grace that ends such a stay; after it, exiting is safe
-# A controller that is unreachable neither kills nor requeues: there is time until it is back.
+RUN_AGAIN = 75  # exit code inside a job: stopped, run again; EX_TEMPFAIL of sysexits.h
+STAY_S = 90.0  # longer than any grace period that ends such a stay; after it, exiting is safe
+# An unreachable controller neither kills nor requeues: there is time until it is back.
 ASK_S = 6 * 3600.0
 UNTIL_KILLED_S = 6 * 3600.0
 LONGEST_PAUSE_S = 10.0
@@ -40,22 +39,22 @@ _log = logging.getLogger("simclr")
 class Decision(Enum):
     """What happens to the job next."""
 
-    quit = "quit"  # exit: Slurm knows what comes after, or nothing more can be done
+    quit = "quit"  # exit: Slurm handles the rest, or nothing more can be done
     requeue = "requeue"  # ask Slurm to start the job again, then quit
-    stay = "stay"  # nobody says why: leaving would lose the job if it is being preempted
-    hold = "hold"  # it would come back only to end at the same step again
+    stay = "stay"  # reason unknown: exiting would lose the job if it is being preempted
+    hold = "hold"  # requeued, it would only end at the same step again
 
 
 @dataclass(frozen=True, slots=True)
 class RunStop:
-    """A stop on one rank; its record in ``attempts.jsonl`` tells the other ranks the decision."""
+    """A stop on one rank; the others read the decision from its record in ``attempts.jsonl``."""
 
     env: RankEnvironment
     reason: StopReason | None  # the signal; None when another rank is lost
-    run_dir: Path | None = None  # None for work that is no run, which one process does
-    attempt: int | None = None  # its number, on the rank that records the stop; None elsewhere
+    run_dir: Path | None = None  # None for work other than a run, done by one process
+    attempt: int | None = None  # number of the attempt on the rank that records the stop; else None
     step: int = 0  # optimizer steps done and saved
-    cause: str = ""  # in words; empty leaves it to signal and decision
+    cause: str = ""  # in words; if empty, signal and decision explain it
     save_error: str = ""  # why the latest step could not be saved
 
     @property
@@ -65,14 +64,14 @@ class RunStop:
         return facts | ({"save_error": self.save_error} if self.save_error else {}) | self.env.start
 
     def idle_attempts(self) -> int:
-        """Count the latest attempts of the job that saved nothing by their own fault."""
+        """Count the job's latest consecutive attempts that saved nothing by their own fault."""
         if self.run_dir is None or self.attempt is None:
             return 0
         own = {"attempt": self.attempt, "event": "stop", "time": time.time()} | self.event
         return idle_attempts([*read_attempts(self.run_dir), own], self.env.job_id, self.step)
 
     def record(self, decision: Decision, reason: str = "") -> None:
-        """Record the stop with the decision; only the rank that reports does so."""
+        """Log the stop with the decision; only the reporting rank also records it."""
         cause = "; ".join(filter(None, (self.cause, self.save_error, reason)))
         _log.info("stop (%s): %s", self.event["signal"], cause or decision.value)
         if self.run_dir and self.attempt:
@@ -80,9 +79,9 @@ class RunStop:
             record_event(self.run_dir, self.attempt, "stop", decision=decision.value, **facts)
 
     def decision(self) -> Decision | None:
-        """Return what was decided for this start of the job, once it is recorded.
+        """Return the decision for this start of the job; None until it is recorded.
 
-        Where the run has been started again since, the old decision is void.
+        If the run has been started again since, it is ``quit``, whatever was decided.
         """
         succeeded = False
         for event in reversed(read_attempts(self.run_dir) if self.run_dir else []):
@@ -96,27 +95,27 @@ class RunStop:
 
 
 def requeue_decision(state: str, *, preempted: bool, warned: bool) -> Decision | None:
-    """Return what to do, from JobState and whether PreemptTime is set; None means ask again.
+    """Return the decision from JobState and whether PreemptTime is set; None means ask again.
 
-    ``warned``: SIGUSR2 came, on any rank, not only SIGTERM; or a rank is lost.
+    ``warned``: some rank received SIGUSR2, not only SIGTERM; or a rank is lost.
     """
     if state == "SIGNALING":
         return None
     if state != "RUNNING":
         return Decision.quit  # cancelled, requeued by Slurm, or its node is lost
     if preempted or warned:
-        return Decision.requeue  # within grace, or the time limit is near
+        return Decision.requeue  # in its grace period, or near the time limit
     return Decision.stay
 
 
 def poll_job_state(env: RankEnvironment, *, warned: bool) -> Decision:
-    """Ask Slurm once for a decision, again while the job is SIGNALING; SlurmError: no answer."""
+    """Return the decision from the job's state, polling while SIGNALING; SlurmError: no answer."""
     end = time.monotonic() + SIGNALING_S
     while True:
         job = slurm.show_job(env.job_id)
         if job.restarts != env.restarts:
-            return Decision.quit  # it runs again already: requeueing would end our successor
-        # A job that stays SIGNALING is running.
+            return Decision.quit  # already restarted: requeueing would end our successor
+        # A job that stays SIGNALING counts as running.
         state = job.state if time.monotonic() < end else job.state.replace("SIGNALING", "RUNNING")
         decision = requeue_decision(state, preempted=job.preempted, warned=warned)
         if decision is not None:
@@ -125,10 +124,10 @@ def poll_job_state(env: RankEnvironment, *, warned: bool) -> Decision:
 
 
 def decide_and_requeue(stop: RunStop) -> Decision:
-    """Decide what happens to the job, and do and record it.
+    """Decide what happens to the job, carry it out and record it.
 
-    A controller that does not answer is asked again for as long as this process may live: it
-    ends by SIGKILL when its grace or its time limit is over.
+    A controller that does not answer is asked again for up to ``ASK_S``; usually SIGKILL ends this
+    process before that, at the end of its grace period or time limit.
     """
     if shutil.which("scontrol") is None:
         stop.record(Decision.stay, "scontrol is not installed here: waited for Slurm")
@@ -161,8 +160,8 @@ def _decide_once(stop: RunStop) -> Decision:
         try:
             slurm.requeue(job_id)
         except slurm.RefusedError as error:
-            # Staying would only keep the nodes from whoever wants them; but what Slurm preempts, it
-            # may requeue itself, if it is still there.
+            # Staying would only block the nodes; but Slurm may itself requeue a job that it
+            # preempts, if the job still exists then.
             denied = isinstance(error, slurm.DeniedError) and stop.reason is not None
             decision = Decision.stay if denied else Decision.quit
             waits = "waited for Slurm to requeue it; else " if denied else ""
@@ -174,18 +173,18 @@ def _decide_once(stop: RunStop) -> Decision:
 def exit_for_requeue(
     stop: RunStop, *, reports: bool | None = None, code: int = RUN_AGAIN
 ) -> NoReturn:
-    """End this process of a Slurm job so that the job comes back if, and only if, it should.
+    """End this process of a Slurm job so that the job is requeued if, and only if, it should be.
 
-    Neither returns nor raises: submitit would write down a success or an error, and believe it
-    in the next attempt. ``reports``: this rank asks Slurm; None leaves it to the main one.
+    Neither returns nor raises: submitit would record a success or an error, and use it in the
+    next attempt. ``reports``: whether this rank asks Slurm; None: only the main rank does.
     """
     if stop.env.is_main if reports is None else reports:
         if decide_and_requeue(stop) is Decision.stay:
-            # a warning is followed by SIGKILL, at the end of the grace or of the time limit
+            # a warning is followed by SIGKILL, at the end of the grace period or time limit
             time.sleep(UNTIL_KILLED_S if stop.reason is StopReason.SIGUSR2 else STAY_S)
     else:
-        # Exiting before the rank that asks would end it, by --kill-on-bad-exit: before it has
-        # decided, while it stays, or before it has asked for the hold, which ends all ranks.
+        # Exiting first would end the reporting rank, by --kill-on-bad-exit: before it has
+        # decided, while it stays, or before it has requested the hold, which ends all ranks.
         end = time.monotonic() + ASK_S + STAY_S
         while time.monotonic() < end and stop.decision() not in (Decision.quit, Decision.requeue):
             time.sleep(0.1 if stop.run_dir else 1.0)
@@ -193,11 +192,11 @@ def exit_for_requeue(
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process at once, with all its output written."""
+    """End this process at once, after flushing its output."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: submitit would catch it, and Python would wait for threads that hang.
+    # Not sys.exit: submitit would catch it, and Python would wait for hung threads.
     os._exit(code)
 
 

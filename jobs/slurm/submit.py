@@ -30,12 +30,12 @@ from preprocess.shards.atomic_io import publish, temporary_path, write_json, wri
 
 PACKAGES = ("jobs", "simclr", "preprocess")
 CHANGES_NAME = "changes.diff"
-_ROOT = Path(__file__).parents[2]  # of the packages
+_ROOT = Path(__file__).parents[2]  # that contains the packages
 _LEFT_OUT = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 # Ranks end within seconds of each other; the main one may still draw curves.
 LAST_RANK_S = 300
-# srun waits for ever for a task whose slurmstepd is lost. --wait does not help where that is the
-# only one, so the batch script ends half a minute after rank 0 has done its work.
+# srun waits forever for a task whose slurmstepd is lost. --wait does not help if it is the only
+# task, so the batch script ends half a minute after rank 0 has done its work.
 SRUN_UNTIL_RANK_0_IS_DONE = f"""\
 srun() {{
     rm -f "${RANK_0_DONE}"
@@ -51,9 +51,9 @@ _log = logging.getLogger("simclr")
 
 
 class Task(Protocol):
-    """What each process of a job calls: a command, or its share of one."""
+    """What each process of a job calls: a command, or a part of one."""
 
-    name: ClassVar[str]  # the command's
+    name: ClassVar[str]  # of the command
 
     @property
     def job_dir(self) -> Path:
@@ -64,10 +64,10 @@ class Task(Protocol):
 
 
 def take_snapshot(folder: Path) -> Path:
-    """Copy the packages below a folder and return the copy, ``folder/<digest>``.
+    """Copy the packages to ``folder/<digest>`` and return that path.
 
-    The same code is kept once; each version has its own folder, so that earlier jobs find the
-    code they were submitted with. The commit, and what differs from it, are recorded beside it.
+    Identical code is stored once; each version has its own folder, so that earlier jobs find the
+    code they were submitted with. The commit, and the diff against it, are stored in the copy.
     """
     files = {
         str(path.relative_to(_ROOT)): path.read_bytes()
@@ -77,7 +77,7 @@ def take_snapshot(folder: Path) -> Path:
     }
     total = hashlib.sha256()
     for name, content in files.items():
-        # Lengths keep the end of one file apart from the beginning of the next.
+        # Lengths separate the end of one file from the start of the next.
         total.update(f"{name}\0{len(content)}\0".encode() + content)
     target = folder.absolute() / total.hexdigest()[:16]
     if target.exists():
@@ -100,30 +100,30 @@ def take_snapshot(folder: Path) -> Path:
 
 
 def import_lines(code: Path) -> list[str]:
-    """Return shell lines that make Python import from a snapshot, and from nowhere else."""
+    """Return shell lines that make Python import the packages only from a snapshot."""
     return [
-        # Where it was empty no colon may stay at the end: it would name the current folder.
+        # If it was empty, no trailing colon may remain: it would name the current folder.
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        # ``python -m`` looks into the current folder first, which may be the checkout itself.
+        # ``python -m`` searches the current folder first, which may be the checkout itself.
         "export PYTHONSAFEPATH=1",
     ]
 
 
 def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
-    """Submit a job, or an array of one member a task, without waiting; return the job id.
+    """Submit a job, or an array with one member per task, without waiting; return the job id.
 
-    The tasks are of one command; the folder takes scripts, pickles and logs, and the code lies
-    beside it. More members than Slurm takes in one array go into several; their ids are joined by
-    colons, as dependencies of further jobs are written. SlurmError: Slurm refused it.
+    All tasks are of one command; ``folder`` receives scripts, pickles and logs, and the code goes
+    beside it. More tasks than Slurm allows in an array are split into several, whose ids are
+    joined by colons, as in dependencies of later jobs. SlurmError: Slurm refused the job.
     """
     code = take_snapshot(folder.parent / "code")
     size = largest_array() or len(tasks)
     arrays = [tasks[first : first + size] for first in range(0, len(tasks), size)]
-    # the limit holds for all arrays together
+    # the limit applies to all arrays together
     limited = replace(cluster, parallel_parts=max(1, cluster.parallel_parts // len(arrays)))
     jobs = [job for array in arrays for job in _sbatch(array, folder, limited, code)]
     ids = list(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs))
-    # members of a packing array share a folder; its record is that of the whole array
+    # members of a packing array share a folder, whose record is that of the entire array
     shared = len(tasks) > 1 and len({task.job_dir for task in tasks}) == 1
     for task, job in zip(tasks, jobs, strict=True):
         number, log = ",".join(ids) if shared else job.job_id, str(job.paths.stderr)
@@ -135,7 +135,7 @@ def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
 
 
 def script(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
-    """Return the script that ``submit`` would hand to sbatch; nothing is written."""
+    """Return the script that ``submit`` would pass to sbatch; write nothing."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     folder = _checked_folder(folder.absolute())
@@ -146,7 +146,7 @@ def script(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
 
 
 def slurm_options(cluster: ClusterConfig, name: str, folder: Path, code: Path) -> dict[str, Any]:
-    """Return what submitit's Slurm executor is asked for, with logs in a folder and its code."""
+    """Return the options for submitit's Slurm executor, given the folders of logs and code."""
     mark = f"export {RANK_0_DONE}={shlex.quote(str(folder))}/$SLURM_JOB_ID.done"
     ours = [*scratch_lines(cluster), *import_lines(code), mark, SRUN_UNTIL_RANK_0_IS_DONE]
     options: dict[str, Any] = {
@@ -155,44 +155,44 @@ def slurm_options(cluster: ClusterConfig, name: str, folder: Path, code: Path) -
         "nodes": cluster.nodes,
         "ntasks_per_node": cluster.tasks_per_node,
         "cpus_per_task": cluster.cpus_per_task,
-        "gpus_per_node": cluster.gpus_per_node or None,  # 0 beside --gpus would contradict it
+        "gpus_per_node": cluster.gpus_per_node or None,  # 0 would contradict a --gpus beside it
         "mem": None if cluster.memory_gb is None else f"{round(cluster.memory_gb * 1024)}M",
         "signal_delay_s": cluster.signal_delay_s,
-        # ours last: a module that sets PYTHONPATH must not come before the code of the job
+        # ours last: a module that sets PYTHONPATH must not precede the job's code
         "setup": [*cluster.setup, *ours],
         "array_parallelism": cluster.parallel_parts,
         "additional_parameters": _additional_parameters(cluster),
         "srun_args": [
             "--kill-on-bad-exit=1",  # a dead rank ends the others
-            f"--wait={LAST_RANK_S}",  # one that Slurm has lost would keep the nodes for ever
-            "--export=ALL",  # sbatch --export=NONE would keep the setup from the ranks as well
-            # srun of 22.05 to 23.02 does not take the cores from the job
+            f"--wait={LAST_RANK_S}",  # one that Slurm has lost would keep the nodes forever
+            "--export=ALL",  # sbatch --export=NONE would also hide the setup from the ranks
+            # srun of 22.05 to 23.02 does not inherit the cores from the job
             f"--cpus-per-task={cluster.cpus_per_task}",
         ],
     }
-    # None for wckey too: submitit's own default is refused where wckeys are checked
+    # wckey too, even if None: sites that check wckeys refuse submitit's own default
     return options | {name: getattr(cluster, name) for name in PLAIN_OPTIONS}
 
 
 def scratch_lines(cluster: ClusterConfig) -> list[str]:
-    """Return the shell line that passes on the name of the nodes' own disk, unexpanded."""
-    # each process expands it: the values of the first node need not be those of the others
+    """Return the shell line that passes on the path of the nodes' local disk, unexpanded."""
+    # each process expands it: values may differ between nodes
     return [f"export {SCRATCH}={shlex.quote(cluster.scratch)}"] if cluster.scratch else []
 
 
 def python_command(cluster: ClusterConfig) -> str:
     """Return the command that runs Python on a node: wrapper, container, interpreter."""
-    # The wrapper comes first: a signal would kill what starts a container as well.
+    # The wrapper comes first: a signal would also kill the container's launcher.
     return " ".join(filter(None, (cluster.wrapper, cluster.container, interpreter(cluster))))
 
 
 def interpreter(cluster: ClusterConfig) -> str:
-    """Return the Python that runs the work, quoted for a shell."""
+    """Return the Python interpreter for the work, quoted for a shell."""
     return shlex.quote(cluster.python or sys.executable)
 
 
 def live_job(folder: Path, name: str) -> slurm.JobState | None:
-    """Return the job that was submitted for a folder, if it has not ended."""
+    """Return the job that was submitted for a folder by a command, if it has not ended."""
     earlier = read_submission(folder, name)
     if earlier is None or not slurm.is_available():
         return None
@@ -201,9 +201,9 @@ def live_job(folder: Path, name: str) -> slurm.JobState | None:
 
 
 def check_submission(tasks: Sequence[Task], cluster: ClusterConfig) -> str:
-    """Refuse a job that cannot run, or where one of its command is active in its folder.
+    """Refuse a job that cannot run, or whose folder has an active job of the same command.
 
-    Returns why its size could not be checked, or nothing.
+    Returns why its size could not be checked, or an empty string.
     """
     if not slurm.is_available():
         raise ValueError(
@@ -222,7 +222,7 @@ def check_submission(tasks: Sequence[Task], cluster: ClusterConfig) -> str:
 
 
 def _checked_folder(folder: Path) -> Path:
-    """Refuse a folder whose name an ``#SBATCH`` line would change."""
+    """Refuse a folder name that an ``#SBATCH`` line would alter."""
     if "\n" in str(folder) or "\r" in str(folder):
         raise ValueError(f"the folder {str(folder)!r} has a line break in it; Slurm takes none")
     if "%" in str(folder):
@@ -238,7 +238,7 @@ def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: P
     from submitit.core.utils import FailedJobError
     from submitit.helpers import clean_env
 
-    # no property of a job: it says where Slurm is
+    # not a property of a job: it locates Slurm's configuration
     kept = {name: os.environ[name] for name in ("SLURM_CONF",) if os.environ.get(name)}
     folder = folder.absolute()
     with clean_env():  # a job submitted from another one would inherit its size
@@ -248,7 +248,7 @@ def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: P
         )
         executor.update_parameters(**slurm_options(cluster, tasks[0].name, folder, code))
         try:
-            with redirect_stderr(io.StringIO()):  # submitit prints the error that it raises
+            with redirect_stderr(io.StringIO()):  # submitit also prints the error that it raises
                 return list(executor.submit_array(tasks))
         except FailedJobError as error:
             said = slurm.one_line(str(error))
@@ -258,9 +258,9 @@ def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: P
 
 
 def _additional_parameters(cluster: ClusterConfig) -> dict[str, Any]:
-    # submitit writes neither, and the default is the site's (JobRequeue)
+    # submitit writes neither, and the default depends on the site (JobRequeue)
     options: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True}
     if cluster.after:
-        # Else it would wait for ever when the job before it has failed.
+        # Otherwise it would wait forever after the previous job has failed.
         options |= {"dependency": f"afterok:{cluster.after}", "kill-on-invalid-dep": "yes"}
     return options | cluster.flags
