@@ -8,7 +8,7 @@ from enum import Enum
 
 from simclr.config import AugmentConfig, parse_choices, require
 
-# What sbatch takes under the same name.
+# Options that sbatch accepts under the same name.
 PLAIN_OPTIONS = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "wckey")
 
 
@@ -93,7 +93,7 @@ class ClusterConfig:
     parts: int = 1
     parallel_parts: int = 64
     requeue: bool = True
-    # Signals may come before Python handles them. Unblocked they would kill a rank that is still
+    # Signals may arrive before Python handles them. Unblocked, they would kill a rank that is still
     # importing, and a job whose rank has died is not requeued.
     wrapper: str = "env --block-signal=USR2,TERM"
     container: str = ""
@@ -129,18 +129,18 @@ class ClusterConfig:
 
     @property
     def num_ranks(self) -> int:
-        """Processes of one job."""
+        """Number of processes in a job."""
         return self.nodes * self.tasks_per_node
 
     @property
     def flags(self) -> dict[str, str | bool]:
-        """The further sbatch options, those without a value as True."""
+        """Further sbatch options; flags without a value are True; false omits one."""
         values: dict[str, str | bool] = {"true": True}
         wanted = {name: value for name, value in self.extra.items() if value.lower() != "false"}
         return {name: values.get(value.lower(), value) for name, value in wanted.items()}
 
     def for_cpu(self) -> ClusterConfig:
-        """Return the same cluster for a command that uses no GPU, where jobs ask for resources."""
+        """Return the cluster for a command that uses no GPU: on Slurm, with what ``cpu`` sets."""
         if self.executor is not Executor.slurm:
             return self
         given = {name: value for name, value in asdict(self.cpu).items() if value is not None}
@@ -148,10 +148,10 @@ class ClusterConfig:
 
 
 def _check_shell(cluster: ClusterConfig) -> None:
-    """Refuse values that would be code in a batch script."""
+    """Refuse values that would be executed in a batch script."""
     scratch = cluster.scratch or ""
     require(
-        # plain characters, variables as $NAME or ${NAME}; nothing that a shell would run
+        # plain characters, variables as $NAME or ${NAME}; nothing that a shell would execute
         re.fullmatch(r"([^$`\"\\\n]|\$\w+|\$\{\w+\})*", scratch) is not None,
         f"cluster.scratch is {scratch!r}; give a path, in which only $NAME and ${{NAME}} stand "
         "for something else",
@@ -161,7 +161,7 @@ def _check_shell(cluster: ClusterConfig) -> None:
             require(isinstance(value, str), f"cluster.{key} holds {value!r}; give text in quotes")
     options = {name: getattr(cluster, name) or "" for name in PLAIN_OPTIONS} | cluster.extra
     for name, value in options.items():
-        # A second line would be outside the #SBATCH comment, and be run.
+        # A second line would be outside the #SBATCH comment, and be executed.
         require(
             bool(re.fullmatch(r"[\w-]+", name)) and str(value).isprintable(),
             f"cluster option {name!r} is {str(value)!r}; give one line of plain characters",
@@ -175,8 +175,8 @@ def _check_slurm(cluster: ClusterConfig) -> None:
         f"cluster.after is {after!r}; give job numbers: cluster.after=12, or 12:13",
     )
     delay, limit = cluster.signal_delay_s, cluster.time_min * 60
-    # Slurm looks at time limits every 30 s and may warn up to 60 s early: too near the limit, a
-    # job would be warned as soon as it starts, and be requeued for ever.
+    # Slurm checks time limits every 30 s and may warn up to 60 s early: too near the limit, a
+    # job would be warned as soon as it starts, and be requeued forever.
     require(
         delay + 60 < limit,
         f"cluster.signal_delay_s is {delay} and the time limit {limit} s; give a limit more than "

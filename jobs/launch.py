@@ -1,7 +1,7 @@
 """Commands and their only dispatcher: in this process, in local processes, or as Slurm jobs.
 
-Every command may be run again after any end, and continues from what is complete. torch is
-imported in ``run``, so that submitting stays quick.
+Every command can be run again however it ended, and resumes from completed work. torch is
+imported in ``run``, so that submitting stays fast.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _Config = TypeVar("_Config")
 
 
 class StoppedError(RuntimeError):
-    """The work stopped as it was asked to, and is saved; the same command continues."""
+    """The work was stopped on request and is saved; the same command continues."""
 
 
 class JobError(RuntimeError):
-    """A process of a job failed or vanished; the message is its own, with its log."""
+    """A process of a job failed or vanished; the message is from the process, with its log."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,31 @@ class Command(ABC):
     """Work with settings that can run anywhere; submitit pickles it and calls it in every process.
 
     The first paragraph of a subclass' docstring, its examples, the docstrings of its settings and
-    ``results`` make the page of ``--help``.
+    ``results`` form the ``--help`` page.
     """
 
-    config: Any  # settings of the work, a Config
+    config: Any  # settings of the work, an instance of Config
 
     name: ClassVar[str]  # as in simclr-NAME; also of its yaml file in jobs/conf and of its jobs
-    Config: ClassVar[type[Any]]  # settings on the command line, beside cluster and debug
-    groups: ClassVar[tuple[str, ...]] = ("cluster",)  # of configuration files that it takes
-    # the setting that names its folder, and where in there records, logs and marks lie
+    Config: ClassVar[type[Any]]  # settings on the command line, besides cluster and debug
+    groups: ClassVar[tuple[str, ...]] = ("cluster",)  # of configuration files that it accepts
+    # the setting that names its folder, and the subfolder of records, logs and completion marks
     home: ClassVar[tuple[str, ...]] = ("run",)
     # the setting that names the folder for results, if there is one; each run of a sweep (-m) gets
-    # a folder of its own inside it
+    # its own folder inside it
     output_key: ClassVar[str] = ""
-    uses_gpu: ClassVar[bool] = False  # false: on Slurm it takes the resources of cluster.cpu
-    # ``run`` handles stop signals itself; else they interrupt it anywhere, and in a Slurm job lead
-    # to a requeue
+    uses_gpu: ClassVar[bool] = False  # False: on Slurm it requests the resources of cluster.cpu
+    # ``run`` handles stop signals itself; otherwise they interrupt it anywhere, and a Slurm job is
+    # requeued
     saves_at_stop: ClassVar[bool] = False
-    examples: ClassVar[tuple[str, ...]] = ()  # commands that work
-    main_settings: ClassVar[tuple[str, ...]] = ()  # keys that people change; --help lists them
+    examples: ClassVar[tuple[str, ...]] = ()  # complete commands
+    main_settings: ClassVar[tuple[str, ...]] = ()  # commonly changed keys, listed by --help
     results: ClassVar[str] = ""  # where results go
     memory_fix: ClassVar[str] = "use a machine with more memory"
 
     @classmethod
     def from_settings(cls, settings: Any) -> Self:
-        """Return the command for checked settings, which hold those of ``Config`` and others."""
+        """Return the command for checked settings, which include those of ``Config``."""
         return cls(narrow(settings, cls.Config))
 
     @property
@@ -88,52 +88,52 @@ class Command(ABC):
         return Path(getattr(self.config, self.home[0]), *self.home[1:], JOB_FOLDER)
 
     def validate(self, cluster: ClusterConfig) -> None:  # noqa: B027 - a hook
-        """Refuse settings that cannot work, before anything starts; write nothing.
+        """Refuse invalid settings before anything starts; write nothing.
 
         Raises:
             ValueError: with the key, its value and the fix.
         """
 
     def preview(self) -> str:
-        """Return what ``--dry-run`` prints where no job would be submitted; write nothing."""
+        """Return what ``--dry-run`` prints if no job would be submitted; write nothing."""
         return f"{self.name} would run in this process"
 
     def prepare(self) -> None:  # noqa: B027 - a hook
-        """Write what belongs to the results once all is valid, before it is submitted or run."""
+        """Write initial files of the results, after validation and before submission or ``run``."""
 
     def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
-        """Return the tasks of a job array, and what each needs: one process, unless overridden."""
+        """Return the tasks of a job array and the resources of each: one process by default."""
         return [self], replace(cluster, nodes=1, tasks_per_node=1)
 
     def follow_up(self) -> Command | None:
-        """Return what Slurm runs after all tasks of the array, however they ended."""
+        """Return the command that Slurm runs after all tasks of the array, however they ended."""
         return None
 
     def incomplete(self, env: RankEnvironment) -> str:
-        """Return what is still missing after ``run`` in this process returned nothing."""
+        """Describe what is still missing if ``run`` returned nothing in this process."""
         return ""
 
     @abstractmethod
     def run(self, env: RankEnvironment) -> str:
-        """Do this process' share of the work; on one process return the text for stdout."""
+        """Do this process' share of the work; one process returns the text for stdout."""
 
     def __call__(self) -> str:
         """Run with preemption handled, and mark completion; every process of a job calls it."""
-        # the one place where the work of all commands is wrapped
+        # the only place where the work of all commands is wrapped
         with nullcontext(current_rank()) if self.saves_at_stop else requeued_if_stopped() as env:
             result = self.run(env)
         if result:
             mark = {"command": self.name, "time": time.time(), "result": result}
             try:
                 write_json(self.completion, mark)
-            except OSError as error:  # shards of others, for example, are verified without writing
+            except OSError as error:  # others' shards, for example, are verified without writing
                 _log.warning("success is not marked, so this may run again: %s", error)
-        if env.log:  # submitit's: a process that it starts runs one command
+        if env.log:  # from submitit, whose processes run one command each
             mark_rank_0_done()
         return result
 
     def checkpoint(self, *_: object) -> Any:
-        """Tell submitit to run the same command again; it asks under two names."""
+        """Tell submitit to run the same command again; it looks for either of two names."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -142,7 +142,7 @@ class Command(ABC):
 
     @property
     def completion(self) -> Path:
-        """The file that marks success; other settings have another one."""
+        """The file that marks success; different settings have different files."""
         settings = json.dumps(to_plain(self.config), sort_keys=True)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
         return self.job_dir / "done" / f"{self.name}-{digest}.json"
@@ -150,7 +150,7 @@ class Command(ABC):
 
 @contextmanager
 def side_work(what: str) -> Iterator[None]:
-    """Log what goes wrong beside work that is done and recorded: a picture fails no job."""
+    """Log errors of work that follows the recorded result: a figure must not fail a job."""
     try:
         yield
     except Exception as error:
@@ -158,14 +158,14 @@ def side_work(what: str) -> Iterator[None]:
 
 
 def narrow(settings: Any, kind: type[_Config]) -> _Config:
-    """Return the settings of a dataclass from an object that has more."""
+    """Return an instance of a settings dataclass from an object that has all its fields."""
     return kind(**{entry.name: getattr(settings, entry.name) for entry in fields(cast(Any, kind))})
 
 
 def run(command: Command, cluster: ClusterConfig) -> str:
-    """Run a command where the cluster says, and return the text for stdout.
+    """Run a command where ``cluster`` says, and return the text for stdout.
 
-    That is its result, the number of its job on Slurm, or with ``dry_run`` what would be done.
+    That is its result, its job id on Slurm, or with ``dry_run`` what would be done.
 
     Raises:
         ValueError: it cannot run there; nothing has been started.
@@ -178,14 +178,14 @@ def run(command: Command, cluster: ClusterConfig) -> str:
 def run_all(
     commands: Sequence[tuple[Command, ClusterConfig]], *, skip_done: bool = True
 ) -> Iterator[str]:
-    """Run commands in turn, those for Slurm as one job array for each kind of need.
+    """Run commands in turn; on Slurm, consecutive ones with the same resources share a job array.
 
-    All are validated before the first starts. Yields the text for stdout of each; for commands on
-    Slurm the job number of each array. Raises as ``run``.
+    All settings are validated before the first command starts, but the cluster's size per array.
+    Yields each command's text for stdout; on Slurm, each array's job id. Raises as ``run``.
     """
     pairs = [(each, cluster if each.uses_gpu else cluster.for_cpu()) for each, cluster in commands]
     for command, cluster in pairs:
-        # of other machines and of images nothing is known here
+        # refuse a missing interpreter; other machines and containers cannot be checked from here
         if cluster.executor is Executor.local and cluster.python and not cluster.container:
             require(
                 shutil.which(cluster.python) is not None,
@@ -208,12 +208,12 @@ def run_all(
 
 
 def _submit(commands: Sequence[tuple[Command, ClusterConfig]]) -> Iterator[str]:
-    """Submit commands as one array for each set of resources; yield job numbers, or scripts."""
+    """Submit consecutive commands of equal resources as one array; yield job ids, or scripts."""
     job_dirs = [command.job_dir for command, _ in commands]
     parents = [str(job_dir.parent.parent.absolute()) for job_dir in job_dirs]
     for cluster, group in itertools.groupby(commands, lambda pair: pair[1]):
         members = [command for command, _ in group]
-        # for scripts and logs: of one command its own folder, of several a common one
+        # for scripts and logs: a single command's own folder, or a common one
         several = len(commands) > 1
         folder = Path(os.path.commonpath(parents), JOB_FOLDER) if several else job_dirs[0]
         tasks: list[Command] = []
@@ -230,7 +230,7 @@ def _submit(commands: Sequence[tuple[Command, ClusterConfig]]) -> Iterator[str]:
             command.prepare()
         job = submit(tasks, folder, needs)
         if last:
-            # afterany: with afterok, a task that failed would leave the last job waiting for ever
+            # afterany: with afterok, a failed task would leave the last job waiting forever
             extra = {**cluster.extra, "dependency": f"afterany:{job}"}
             alone = replace(cluster, nodes=1, tasks_per_node=1, after=None, extra=extra)
             job = submit(last, folder, alone)
@@ -257,11 +257,11 @@ def _run_local(command: Command, cluster: ClusterConfig) -> str:
     executor = submitit.LocalExecutor(str(task.job_dir.absolute()), python=python)
     executor.update_parameters(
         tasks_per_node=needs.tasks_per_node,
-        # submitit ends local jobs after a year; a training has its own end
+        # submitit needs a limit, here a year; training ends by itself
         timeout_min=60 * 24 * 365,
         setup=[*needs.setup, *scratch_lines(needs)],
     )
-    # the processes ignore Ctrl-C: this one asks them to save and stop
+    # the processes ignore Ctrl-C: this one tells them to save and stop
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         job = executor.submit(task)
@@ -271,7 +271,7 @@ def _run_local(command: Command, cluster: ClusterConfig) -> str:
 
 
 def _devices(cluster: ClusterConfig) -> str:
-    """Return the command that shows the ranks their GPUs; submitit alone would hide them all."""
+    """Return a command that exposes the GPUs to the ranks; submitit alone would hide them."""
     wanted, there = cluster.gpus_per_node, num_gpus()
     if wanted is None and 0 < there < cluster.tasks_per_node:
         text = "%d GPU for %d ranks: they run on the CPU; cluster.tasks_per_node=%d uses it"
@@ -300,8 +300,8 @@ def num_gpus() -> int:
 def _wait_for_local_job(job: Any, command: Command) -> str:
     """Show a local job's progress until it ends, and return its result.
 
-    Ctrl-C lets the ranks save and stop; a second one ends them at once. Raises a ValueError or
-    StoppedError of a process, JobError for any other failure.
+    Ctrl-C lets the ranks save and stop; a second one kills them. Raises a ValueError or
+    StoppedError of a process again, and JobError for any other failure.
     """
     screen = _Screen(job, command)
     try:
@@ -321,7 +321,7 @@ def _wait_for_local_job(job: Any, command: Command) -> str:
 
 
 class _Screen:
-    """A bar of a run's metrics on a terminal; elsewhere the main rank's log lines."""
+    """A progress bar from the run's metrics on a terminal; elsewhere the main rank's log lines."""
 
     def __init__(self, job: Any, command: Command) -> None:
         self._log: Path = job.task(0).paths.stderr
@@ -331,7 +331,7 @@ class _Screen:
         self._seen = time.time()
 
     def refresh(self) -> None:
-        """Show what is new."""
+        """Show new metrics or log lines."""
         if self._bar:
             for record in read_metrics(self._metrics)[-1:] if self._metrics.exists() else []:
                 if record["time"] > self._seen:
@@ -341,7 +341,7 @@ class _Screen:
             with self._log.open("rb") as file:
                 file.seek(self._offset)
                 text = file.read()
-            text = text[: text.rfind(b"\n") + 1]  # the rest of a line comes next time
+            text = text[: text.rfind(b"\n") + 1]  # an incomplete line is read next time
             self._offset += len(text)
             sys.stderr.write(log_lines(text.decode(errors="replace")))
             sys.stderr.flush()
@@ -351,7 +351,7 @@ def _until_done(job: Any, screen: _Screen) -> None:
     complete, failed_at = False, None
     while not job.done():
         screen.refresh()
-        alive = len(_processes(job))  # first, as a rank leaves its result before it ends
+        alive = len(_processes(job))  # first, as a rank writes its result before it ends
         complete = complete or alive == job.num_tasks
         unfinished = sum(not rank.paths.result_pickle.exists() for rank in _ranks(job))
         if failed_at is None and complete and (alive < unfinished or _failures(job)):
@@ -382,8 +382,8 @@ def _ranks(job: Any) -> list[Any]:
 
 
 def _failures(job: Any) -> list[str]:
-    """Return the traceback of each rank that failed, the first to fail first."""
-    # submitit's own way waits for the whole job; a rank that has written its result is at its end
+    """Return the tracebacks of the failed ranks, in order of failure."""
+    # submitit's API waits for the entire job, but a rank with a written result is done
     from submitit.core.utils import pickle_load
 
     paths = [rank.paths.result_pickle for rank in _ranks(job)]
@@ -401,7 +401,7 @@ def last_exception(trace: str) -> tuple[str, str]:
 
 
 def log_lines(text: str) -> str:
-    """Keep our log lines; tracebacks stay in the file, their last line is the reason given."""
+    """Keep only our log lines; tracebacks stay in the file, as their last line is reported."""
     return "".join(line for line in text.splitlines(keepends=True) if _LOG_LINE.match(line))
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its frozen settings, and the jobs that were submitted for it."""
+"""The folder of a run: frozen settings, submitted jobs, attempts and heartbeats."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ SUBMISSION_NAME = "submission-{command}.json"  # commands on one run share its j
 JOB_FOLDER = "slurm"  # records and logs of submitit, for either executor
 ATTEMPTS_NAME = "attempts.jsonl"
 FENCE_NAME = "attempt.json"
-HEARTBEATS = "heartbeats"  # a folder for each start of a job, a file a rank
+HEARTBEATS = "heartbeats"  # one folder per start of a job, one file per rank
 _log = logging.getLogger("simclr")
 
 
 def provenance() -> dict[str, Any]:
-    """Return the record; the environment is left out, as it may hold secrets."""
+    """Return the provenance of this process; omits the environment, which may hold secrets."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -64,7 +64,7 @@ def code_version(folder: Path) -> dict[str, Any]:
 
 
 def changes(folder: Path) -> str:
-    """Return what differs from the commit in the files that git knows; nothing outside git."""
+    """Return the diff of tracked files against the commit; empty outside git."""
     return _git(folder, "diff", "HEAD", "--binary") or ""
 
 
@@ -88,15 +88,15 @@ def _version(package: str) -> str | None:
 class Submission:
     """A job that was submitted for a folder."""
 
-    job_id: str  # Slurm's number
-    command: str  # name of what it runs
-    arguments: list[str]  # what submitted it, as in sys.argv
-    time: float  # when, seconds since 1970
-    log: str  # where its main process writes
+    job_id: str  # of Slurm
+    command: str  # name of the command
+    arguments: list[str]  # of the submitting process, as in sys.argv
+    time: float  # of submission, seconds since 1970
+    log: str  # file of its main process
 
 
 def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
-    """Refuse settings for a folder that holds a run of other settings, or shards.
+    """Refuse a run folder that contains a run with other settings, or shards.
 
     Until the first checkpoint there is nothing to protect, and settings may be corrected.
     """
@@ -114,7 +114,7 @@ def check_run_dir(run_dir: Path, config: TrainConfig) -> None:
 
 
 def freeze(run_dir: Path, config: TrainConfig) -> None:
-    """Write settings and provenance of a new run; those of a run that continues stay."""
+    """Write settings and provenance of a new run; keep those of a run that continues."""
     if not _has_begun(run_dir):
         write_json(run_dir / PROVENANCE_NAME, provenance())
         write_text(run_dir / CONFIG_NAME, to_yaml(to_plain(config)))
@@ -125,7 +125,7 @@ def _has_begun(run_dir: Path) -> bool:
 
 
 def frozen_config(run_dir: Path) -> TrainConfig:
-    """Read the settings of a run; ValueError: there are none, or they are not readable."""
+    """Read the settings of a run; ValueError: they are missing or unreadable."""
     path = run_dir / CONFIG_NAME
     try:
         return from_plain(TrainConfig, read_yaml(path.read_text(encoding="utf-8")))
@@ -136,12 +136,12 @@ def frozen_config(run_dir: Path) -> TrainConfig:
 
 
 def write_submission(folder: Path, submission: Submission) -> None:
-    """Record the job that was submitted for a folder, one record for each command."""
+    """Record the job that was submitted for a folder, in one file per command."""
     write_json(folder / SUBMISSION_NAME.format(command=submission.command), asdict(submission))
 
 
 def read_submission(folder: Path, command: str) -> Submission | None:
-    """Return the latest job of a command that was submitted for a folder, if there is one."""
+    """Return the latest job that was submitted for a folder by a command, if there is one."""
     path = folder / SUBMISSION_NAME.format(command=command)
     return Submission(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
@@ -169,31 +169,31 @@ class SupersededError(RuntimeError):
 class RunAttempt:
     """One start of a run, on its main process: records events, and fences off older attempts.
 
-    Ranks of a node that Slurm has lost may train on beside their successors, and must not publish.
-    As a metrics sink it ends them within an interval. ``origin`` of the process is for the record:
-    ``job_id`` and ``restarts`` at least; ``number`` counts from 1.
+    Ranks on a node that Slurm has lost may keep training beside their successors, and must not
+    publish. As a metrics sink, it ends them within one logging interval. ``origin`` goes into the
+    record, with at least ``job_id`` and ``restarts``; ``number`` counts from 1.
     """
 
     def __init__(self, run_dir: Path, origin: Mapping[str, object]) -> None:
         self.run_dir = run_dir
         earlier = read_attempts(run_dir)
         self.number = 1 + max((event["attempt"] for event in earlier), default=0)
-        # now, before records of steps that are not saved are dropped
+        # now, before records of unsaved steps are dropped
         self._reached = _last_step_done(run_dir, earlier)
         self._fence = {"attempt": self.number, "host": platform.node(), "time": time.time()}
         write_json(run_dir / FENCE_NAME, self._fence)
         self.record("start", **origin)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Take a metric record; it is only an occasion to look at the fence."""
+        """Accept a metric record, only to check the fence."""
         self.check_fence()
 
     def training_begins(self, step: int) -> None:
-        """Record where training begins, and what of the attempt before was not saved."""
+        """Record the first step, and how many steps of the previous attempt were not saved."""
         self.record("training", first_step=step, lost_steps=max(0, self._reached - step))
 
     def check_fence(self) -> None:
-        """Look at the fence, before a publication; SupersededError: a later attempt has begun."""
+        """Check the fence, before publishing; SupersededError: a later attempt has begun."""
         fence = json.loads((self.run_dir / FENCE_NAME).read_text(encoding="utf-8"))
         if fence != self._fence:
             raise SupersededError(
@@ -207,9 +207,9 @@ class RunAttempt:
 
 
 def record_event(run_dir: Path, number: int, event: str, **facts: object) -> None:
-    """Append a line to the attempts of a run: when, after how long, from which step on.
+    """Append an event to the attempts of a run, with its time, duration and first step.
 
-    A full disk does not keep it from ending as it should: then only the log has the line.
+    If the disk is full, only the log has the line, and the run still ends as it should.
     """
     now = time.time()
     line: dict[str, object] = {"attempt": number, "event": event, "time": now}
@@ -224,13 +224,13 @@ def record_event(run_dir: Path, number: int, event: str, **facts: object) -> Non
 
 
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return all events of a run in order, but for lines that a full disk or a crash cut short."""
+    """Return all events of a run in order, except lines cut short by a full disk or a crash."""
     events = read_json_lines(run_dir / ATTEMPTS_NAME)
     return [event for event in events if {"attempt", "event", "time"} <= event.keys()]
 
 
 def attempt_number(events: Sequence[Mapping[str, Any]], start: Mapping[str, object]) -> int | None:
-    """Return the number of the attempt of a job's start; None if it is not the last recorded."""
+    """Return the attempt number of a job's start; None unless it is the last recorded start."""
     starts = [event for event in events if event["event"] == "start"]
     if starts and start.items() <= starts[-1].items():
         return int(starts[-1]["attempt"])
@@ -244,12 +244,12 @@ def is_superseded(events: Sequence[Mapping[str, Any]], start: Mapping[str, objec
 
 
 def idle_attempts(events: Sequence[Mapping[str, Any]], job_id: str, step: int) -> int:
-    """Count the latest attempts of a job, one after the other, that got nothing saved.
+    """Count the latest consecutive attempts of a job that saved nothing.
 
-    Those of another job do not count, nor those before the job was held: a person has started or
-    released it since, and may have corrected what was wrong. Those that Slurm ended (preemption,
-    time limit, a lost node) are no fault of the run and are passed over. ``events`` are in order,
-    the latest attempt's stop among them; ``step`` is that of the newest checkpoint, 0 for none.
+    Those of another job do not count, nor those before the job was held: a person has since started
+    or released it, and may have fixed the problem. Those that Slurm ended (preemption, time limit,
+    a lost node) are not the run's fault and are skipped. ``events`` are in order and include the
+    latest attempt's stop; ``step`` is that of the newest checkpoint, 0 for none.
     """
     count = 0
     attempts = [list(group) for _, group in itertools.groupby(events, lambda e: e["attempt"])]
@@ -258,7 +258,7 @@ def idle_attempts(events: Sequence[Mapping[str, Any]], job_id: str, step: int) -
         is_held = own is not attempts[-1] and any(e.get("decision") == "hold" for e in own)
         if own[0].get("job_id") != job_id or is_held or (begun and begun[0] < step):
             break
-        # a lost rank or a failed save ended it; Slurm leaves no such record
+        # ended by a lost rank or a failed save; Slurm leaves no such record
         stops = [event for event in own if event["event"] == "stop"]
         count += any(stop.get("signal") == "lost" or "save_error" in stop for stop in stops)
     return count
@@ -271,7 +271,7 @@ def saved_step(run_dir: Path) -> int:
 
 
 def _last_step_done(run_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> int:
-    """Return the last step that the attempt before is known to have done."""
+    """Return the last step that the previous attempt is known to have done."""
     starts = [event["time"] for event in earlier if event["event"] == "start"]
     if not starts:
         return 0
@@ -282,13 +282,13 @@ def _last_step_done(run_dir: Path, earlier: Sequence[Mapping[str, Any]]) -> int:
 
 
 def read_heartbeats(run_dir: Path, since: float = 0.0) -> list[dict[str, Any]]:
-    """Return the latest heartbeat of each rank; those before ``since`` are of earlier starts."""
+    """Return each rank's latest heartbeat, except those of earlier starts, before ``since``."""
     beats = []
     for path in sorted(run_dir.glob(f"{HEARTBEATS}/*/rank-*.json")):
         try:
             beat = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue  # removed meanwhile, or of a file system that was full
+            continue  # removed meanwhile, or written when the disk was full
         if beat["time"] >= since:
             beats.append(beat)
     return beats

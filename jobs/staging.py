@@ -1,6 +1,6 @@
-"""Copy packed shards to the node's own disk, once a node; training reads the copies.
+"""Copy packed shards to each node's local disk, once per node; training reads the copies.
 
-Readers of a copy hold a shared lock on it; whoever makes or removes one holds it exclusively. The
+Readers of a copy hold a shared lock on it; creating or removing one takes an exclusive lock. The
 kernel releases the locks of killed processes, so no lock is ever stale.
 """
 
@@ -23,13 +23,13 @@ from preprocess.shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read
 
 # One stream from a parallel file system is far slower than several; more gain nothing on one disk.
 NUM_STREAMS = 4
-SCRATCH = "SIMCLR_SCRATCH"  # carries cluster.scratch to the processes of a job
+SCRATCH = "SIMCLR_SCRATCH"  # passes cluster.scratch to the processes of a job
 GIB = 2**30
 _log = logging.getLogger("simclr")
 
 
 def scratch_folder() -> str:
-    """Return this node's folder for copies, or nothing; ValueError: it has an unset variable."""
+    """Return this node's folder for copies, or ""; ValueError: its path has an unset variable."""
     named = os.environ.get(SCRATCH, "")
     folder = os.path.expandvars(named)
     if "$" in folder:
@@ -42,12 +42,12 @@ def scratch_folder() -> str:
 
 @contextmanager
 def staged(shards: Sequence[str], scratch: str, progress: bool = True) -> Iterator[list[str]]:
-    """Yield folders on the node's own disk that hold the same shards; remove them at the end.
+    """Yield folders on the node's local disk with copies of the shards; remove them at the end.
 
-    Every process of a node calls it: the first copies, the others wait, the last to leave removes
-    the copy. An interrupted copy is continued. Folders are named by their fingerprint, so jobs that
-    read the same bytes share a copy, and shards that were packed again never meet an old one. An
-    empty ``scratch`` reads the shards where they are.
+    Every process of a node calls it: the first one copies, the others wait, and the last to leave
+    removes the copy. An interrupted copy is resumed. Folders are named by fingerprint, so jobs that
+    read the same bytes share a copy, and repacked shards never use an old one. With an empty
+    ``scratch`` the shards are read in place.
 
     Raises:
         ValueError: there is too little space, the file system has no locks, or a copy does not
@@ -62,7 +62,7 @@ def staged(shards: Sequence[str], scratch: str, progress: bool = True) -> Iterat
 
 
 def copy_path(manifest: Manifest, scratch: Path) -> Path:
-    """Return where the copy of a packed folder lies."""
+    """Return the path of the copy of a packed folder."""
     # users of one node cannot lock each other's files in /tmp
     return scratch / f"simclr-shards-{os.getuid()}-{manifest.fingerprint}"
 
@@ -72,7 +72,7 @@ def _copy_of(folder: Path, scratch: Path, progress: bool) -> Iterator[Path]:
     manifest = read_manifest(folder)
     copy = copy_path(manifest, scratch)
     with _lock_of(copy) as lock:
-        # a lock is not downgraded in one step: whoever leaves may remove the copy in between
+        # downgrading a lock is not atomic: a leaving process may remove the copy in between
         while not _is_held(lock, copy):
             _log.info("%s: staging, or waiting for the process that does", copy)
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -85,7 +85,7 @@ def _copy_of(folder: Path, scratch: Path, progress: bool) -> Iterator[Path]:
 
 @contextmanager
 def _lock_of(copy: Path) -> Iterator[int]:
-    """Open the lock of a copy; its file stays, as a removed one would lock nobody out."""
+    """Open the lock of a copy; its file is never removed, as a removed one would exclude nobody."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(copy.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -95,7 +95,7 @@ def _lock_of(copy: Path) -> Iterator[int]:
 
 
 def _is_held(lock: int, copy: Path) -> bool:
-    """Take a shared lock, and say whether the copy is complete under it."""
+    """Take a shared lock, and return whether the copy is complete."""
     try:
         fcntl.flock(lock, fcntl.LOCK_SH)
     except OSError as error:
@@ -110,7 +110,7 @@ def _is_held(lock: int, copy: Path) -> bool:
 
 
 def _remove_if_last(lock: int, copy: Path) -> None:
-    with suppress(BlockingIOError):  # another process still reads it, and will be the last
+    with suppress(BlockingIOError):  # another process still reads it, and will remove it
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # the manifest first: an interrupted removal must not leave a copy that looks complete
         (copy / MANIFEST_NAME).unlink(missing_ok=True)
@@ -119,13 +119,13 @@ def _remove_if_last(lock: int, copy: Path) -> None:
 
 
 def _complete(folder: Path, manifest: Manifest, copy: Path, progress: bool) -> None:
-    """Copy what is missing, the manifest last; the caller holds the lock exclusively."""
+    """Copy missing files, the manifest last; the caller holds the lock exclusively."""
     if (copy / MANIFEST_NAME).exists():
         return
     copy.mkdir(exist_ok=True)
     for left in copy.glob(f".*{TEMPORARY_SUFFIX}"):
         left.unlink()  # of a killed process: the lock guarantees that nobody writes
-    # a shard gets its name only after its checksum was right
+    # a shard gets its name only after its checksum has been verified
     missing = [entry for entry in manifest.shards if not (copy / entry.file).exists()]
     _make_room(folder, copy, sum(entry.size_bytes for entry in missing))
     with (
@@ -151,7 +151,7 @@ def _copy_shard(folder: Path, entry: ShardEntry, copy: Path) -> ShardEntry:
 
 
 def _make_room(folder: Path, copy: Path, needed: int) -> None:
-    """Remove copies of this user that nobody reads or makes, if their space is needed."""
+    """Remove this user's unused copies if their space is needed; ValueError: too little space."""
     abandoned = copy.parent.glob(f"simclr-shards-{os.getuid()}-*.lock")
     for path in abandoned if needed > shutil.disk_usage(copy).free else ():
         # a second lock on our own file is refused, so our own copy is never removed
