@@ -123,14 +123,18 @@ class Cluster:
                     os.kill(int(folder.name), signal.SIGKILL)
 
     def ranks(self, job_id: str) -> dict[int, int]:
-        """Return the live processes of a job's step: rank to process id."""
-        found = {}
+        """Return the live processes of a job's step: rank to process id.
+
+        Other clusters on this machine have jobs of the same numbers.
+        """
+        found, own = {}, self.environment["SLURM_CONF"]
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it ended meanwhile
                 words = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
                 names = dict(word.partition("=")[::2] for word in words)
                 started = (folder / "cmdline").read_bytes()
                 is_rank = b"submitit" in started and "SLURM_STEP_ID" in names
+                is_rank &= names.get("SLURM_CONF", own) == own
                 if is_rank and names.get("SLURM_JOB_ID") == job_id:
                     found[int(names["SLURM_PROCID"])] = int(folder.name)
         return found
