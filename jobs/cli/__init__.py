@@ -1,4 +1,4 @@
-"""The command line of all console scripts: options, settings, exit codes, one-line errors.
+"""Command line of all console scripts: options, settings, exit codes, one-line errors.
 
 Exit codes: 0 done or submitted, 1 the work failed, 2 wrong use; 75, inside a job only: stopped
 and saved, run it again.
@@ -34,13 +34,13 @@ DONE = 0
 HELP = frozenset({"--help", "-h"})
 SWEEP = frozenset({"-m", "--multirun"})
 CONFIG_DIR = frozenset({"--config-dir", "-cd"})
-# Options that people know from other commands, and what they are called here.
+# Options that people know from other commands, and their equivalents here.
 SPELLINGS = {
     "--dry-run": "cluster.dry_run=true",
     "dry_run=true": "cluster.dry_run=true",
     "--all-checkpoints": "all_checkpoints=true",
 }
-# hydra's, of which its own parser says more than a line when one is misspelt
+# hydra's own; checked here, as its parser prints several lines for a misspelt one
 _FLAGS = SWEEP | {"--resolve", "--version", "--hydra-help"}
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 _WITH_VALUE = {
@@ -53,10 +53,10 @@ Start = Callable[[Any, ClusterConfig], str]
 
 
 def main(command: type[Command], start: Start = launch.run) -> NoReturn:
-    """Run a command from ``sys.argv`` and leave the process.
+    """Run a command from ``sys.argv`` and exit.
 
-    ``start`` runs or submits it, and returns the text for stdout; it is another one than
-    ``launch.run`` for a command that starts others, and takes no ``-m`` then.
+    ``start`` runs or submits it, and returns the text for stdout; a command that starts others
+    passes its own function instead of ``launch.run``, and then does not accept ``-m``.
     """
     arguments = sys.argv[1:]
     if HELP & set(arguments):
@@ -64,7 +64,7 @@ def main(command: type[Command], start: Start = launch.run) -> NoReturn:
         raise SystemExit(DONE)
 
     def act() -> None:
-        """Let hydra read the arguments."""
+        """Let hydra parse the arguments."""
         sys.argv[1:] = hydra_arguments(arguments, command)
         require(
             start is launch.run or not SWEEP & set(sys.argv),
@@ -81,7 +81,7 @@ def main(command: type[Command], start: Start = launch.run) -> NoReturn:
 def guarded(command: type[Command] | str, act: Callable[[], object], *, debug: bool = False) -> int:
     """Call ``act`` and return the exit code; any exception becomes one line on stderr.
 
-    Where ``act`` returns True, it has found something that failed. ``debug`` prints the traceback.
+    If ``act`` returns True, it has found a failure. ``debug`` prints the traceback.
     """
     name = command if isinstance(command, str) else command.name
     try:
@@ -99,22 +99,22 @@ def guarded(command: type[Command] | str, act: Callable[[], object], *, debug: b
 
 
 def say(text: str) -> None:
-    """Print a result on stdout; a reader that has seen enough, such as ``head``, is no error."""
+    """Print a result on stdout; a reader that stops early, such as ``head``, is not an error."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # else Python would complain when it closes stdout
+        # otherwise Python would report an error when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _compose(command: type[Command], start: Start) -> None:
-    """Let hydra compose the settings and run the command with them, or gather those of a sweep."""
-    # Without it hydra prints errors in its own words, and leaves with 1 whatever they mean.
+    """Let hydra compose the settings and run the command, or collect the runs of a sweep."""
+    # Without it, hydra prints errors in its own words, and always exits with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register(command)
 
     def task(config: DictConfig) -> tuple[Command, ClusterConfig] | None:
-        """Run one set of settings, or return what a sweep runs with it."""
+        """Run the command with one set of settings, or return it for a sweep."""
         try:
             context = HydraConfig.get()
             _check_own_files(context.runtime, command)
@@ -140,7 +140,7 @@ def _compose(command: type[Command], start: Start) -> None:
 
 
 def _check_own_files(runtime: RuntimeConf, command: type[Command]) -> None:
-    """Check the files that were chosen from the folder of ``--config-dir``."""
+    """Check the files selected from the folder of ``--config-dir``."""
     for source in runtime.config_sources:
         for group, choice in runtime.choices.items():
             path = Path(source.path, group, f"{choice}.yaml")
@@ -149,13 +149,13 @@ def _check_own_files(runtime: RuntimeConf, command: type[Command]) -> None:
 
 
 class _Unprinted(BaseException):
-    """Carries an error through hydra, which would print any ``Exception`` in its own words."""
+    """Carries an error through hydra, which prints any ``Exception`` in its own words."""
 
 
 def hydra_arguments(arguments: Sequence[str], command: type[Command]) -> list[str]:
-    """Return the arguments with options first: hydra's parser takes none after a setting.
+    """Return the arguments with options first: hydra's parser accepts none after a setting.
 
-    ValueError: an option is unknown, or its value is.
+    ValueError: an option, or its value, is unknown.
     """
     options: list[str] = []
     settings: list[str] = []
@@ -167,8 +167,8 @@ def hydra_arguments(arguments: Sequence[str], command: type[Command]) -> list[st
             require(not word.startswith("="), f"{word!r} has no key in front; write key=value")
             settings.append(as_meant(word, schema_of(command)))
     if SWEEP & set(options):
-        # hydra names the folder of each run by its swept values alone: the same command gives the
-        # same names, so that each run finds what it has done
+        # hydra names each run's folder by its swept values alone: the same command gives the same
+        # names, so that each run finds its earlier work
         parsed = OverridesParser.create().parse_overrides(settings)
         same = [one.get_key_element() for one in parsed if not one.is_sweep_override()]
         keys = ",".join(key.lstrip("+~") for key in same)
@@ -197,7 +197,7 @@ def _option(word: str, following: Iterator[str]) -> list[str]:
 
 
 def config_dir(folder: str) -> str:
-    """Return the folder of ``--config-dir``; ValueError: no folder, of which hydra only warns."""
+    """Return the folder of ``--config-dir``; ValueError: not a folder (hydra would only warn)."""
     require(
         Path(folder or "/dev/null").is_dir(),
         f"--config-dir is {folder!r}, which is not a folder; give the one that holds "

@@ -1,4 +1,4 @@
-"""Turn an exception into one line in the user's words, with the fix, and an exit code."""
+"""Turn an exception into one line in the user's terms, with the fix, and an exit code."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jobs.cli.schema import choices, schema_of
 from jobs.launch import Command
 
 FAILED, WRONG_USE = 1, 2
-MAX_LINE = 600  # torch appends the frames of its C++ side
-_ALIKE = 0.7  # below, words such as pretrained and operations would be taken for each other
+MAX_LINE = 600  # torch appends its C++ stack frames
+_ALIKE = 0.7  # below, words such as pretrained and operations would match
 
-# What omegaconf says of a value of the wrong type, and what to give instead.
+# Omegaconf's messages for a value of the wrong type, and what to give instead.
 _TYPES = {
     "Integer": "give a whole number",
     "Float": "give a number",
@@ -29,7 +29,7 @@ _TYPES = {
     "'list' to string": "give one value, without brackets",
     "'dict' to string": "give one value, without braces",
 }
-# Of CPU and GPU: torch has a class of its own for the latter alone.
+# For both CPU and GPU: torch has its own exception class only for the GPU.
 _NO_MEMORY = re.compile("out of memory|[Cc]an't allocate memory")
 _NO_PERMISSION = "no permission; give another path, or ask its owner"
 _NO_OPERATION = "its file system cannot do this; give a path on another one"
@@ -57,7 +57,7 @@ _SYSTEM_FIXES = {
 
 
 def explain(error: Exception, command: type[Command] | None = None) -> tuple[str, int]:
-    """Return one line for an exception, and the exit code that it means."""
+    """Return one line for an exception, and the exit code."""
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _settings_error(error, command), WRONG_USE
     if isinstance(error, YAMLError):
@@ -75,7 +75,7 @@ def explain(error: Exception, command: type[Command] | None = None) -> tuple[str
             path = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
             line = f"{path}{error.strerror}; {_SYSTEM_FIXES[error.errno]}"
         return line, FAILED
-    # Errors that we raise on purpose have types and messages of their own.
+    # Errors that we raise on purpose have their own types and messages.
     ours = type(error).__module__.split(".")[0] in ("jobs", "simclr", "preprocess")
     if isinstance(error, RuntimeError) and ours:
         return line, FAILED
@@ -83,7 +83,7 @@ def explain(error: Exception, command: type[Command] | None = None) -> tuple[str
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:
-    """Return ``did you mean ...? `` for the valid key whose last part is nearest, or nothing."""
+    """Return ``did you mean ...? `` for the valid key with the nearest last part, else nothing."""
     last_parts = {key.rpartition(".")[2]: key for key in valid}
     near = difflib.get_close_matches(word, last_parts, n=1, cutoff=_ALIKE)
     return f"did you mean {last_parts[near[0]]}? " if near else ""
@@ -97,7 +97,7 @@ def _settings_error(error: Exception, command: type[Command] | None) -> str:
         reason = str(cause.msg or cause).partition("\n")[0]
         return _wrong_type(str(cause.full_key or "a setting"), reason)
     if isinstance(error, OverrideParseException):
-        # how to write, in a shell, a word that hydra cannot read
+        # how to write, in a shell, a word that hydra cannot parse
         key, equals, value = str(error.override).partition("=")
         plain = bool(equals and value) and not re.search(r"""["'\\{}\[\]]""", value)
         example = f'{key}="{value}"' if plain and re.fullmatch(r"[\w.]+", key) else 'output="a (b)"'
@@ -114,7 +114,7 @@ def _settings_error(error: Exception, command: type[Command] | None) -> str:
 
 
 def _wrong_type(key: str, reason: str) -> str:
-    """Say which type a value should have, from what omegaconf says of it."""
+    """Name the type that a value should have, from omegaconf's message."""
     value = re.search(r"Value '(.*)' (?:of type|is not)|to string: '(.*)'$", reason)
     wanted = next((fix for word, fix in _TYPES.items() if word in reason), "")
     if wanted and value:
@@ -134,7 +134,7 @@ def _unknown_key(
     *parents, last = (full_key or str(cause.full_key or cause.key)).split(".")
     key, schema = ".".join([*parents, last]), schema_of(command) if command else None
     chosen = cause.object_type
-    # the schema of the chosen source, not only what all sources have
+    # the schema of the chosen source, not only the settings common to all sources
     level = chosen if is_dataclass(chosen) else _class_at(schema, parents)
     if parents[:2] == ["hydra", "launcher"]:
         return f"{key} is not a setting; cluster= says where and with what jobs run"
@@ -142,7 +142,7 @@ def _unknown_key(
         return f"{key} is not a setting yet; a plus adds it: +{key}=..."
     valid = [entry.name for entry in fields(level)]
     known = set(valid)
-    if level is schema and command:  # groups that are not settings as well
+    if level is schema and command:  # groups that are not also settings
         valid += [group for group in command.groups if group not in known]
     parts = {name: kind for name, kind in get_type_hints(schema).items() if is_dataclass(kind)}
     deeper = [f"{part}.{entry.name}" for part, kind in parts.items() for entry in fields(kind)]
@@ -152,7 +152,7 @@ def _unknown_key(
 
 
 def _class_at(schema: type[Any] | None, parents: Sequence[str]) -> type[Any] | None:
-    """Return the dataclass in which the last part of a key was looked for."""
+    """Return the dataclass in which the last part of a key was looked up."""
     kind: Any = schema
     for name in parents:
         kind = get_type_hints(kind).get(name)
@@ -162,7 +162,7 @@ def _class_at(schema: type[Any] | None, parents: Sequence[str]) -> type[Any] | N
 
 
 def _error_in_file(text: str, command: type[Command] | None) -> str:
-    """Say what is wrong in a yaml file of the user's; hydra names it in its message alone."""
+    """Explain an error in a user's yaml file, which hydra names only in its message."""
     found = re.match(r"In '([^']+)': (\w+) .*\n(.*)", text)
     if not found:
         return ""
@@ -183,7 +183,7 @@ def _yaml_error(error: YAMLError) -> str:
 
 
 def _unknown_choice(text: str) -> str:
-    """Shorten hydra's message on configuration groups; empty if it is about something else."""
+    """Shorten hydra's message about configuration groups; empty if it is about something else."""
     found = re.search(r"(?:Could not \w+|You must specify) '(\w+)/?([^']*)'", text)
     if not found or found[1] not in choices():
         return ""

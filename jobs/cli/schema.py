@@ -1,6 +1,6 @@
-"""Hydra's schemas and the pages of ``--help``, both made from the dataclasses of the commands.
+"""Build hydra's schemas and the ``--help`` pages from the dataclasses of the commands.
 
-A schema has the settings of the command's ``Config``, flat, and beside them ``cluster`` and
+A schema has the settings of the command's ``Config`` at its top level, plus ``cluster`` and
 ``debug``. Called by the command line and by simclr-chain.
 """
 
@@ -41,7 +41,7 @@ def schema_of(command: type[Command]) -> type[Any]:
 
 
 def register(command: type[Command]) -> None:
-    """Give hydra the schemas that the yaml files in ``conf`` start from, which hold values only."""
+    """Register the schemas that the yaml files in ``conf``, which only hold values, extend."""
     store = ConfigStore.instance()
     store.store(name=f"{command.name}_schema", node=schema_of(command))
     for kind, source in SOURCES.items():
@@ -51,31 +51,31 @@ def register(command: type[Command]) -> None:
 def to_settings(config: DictConfig) -> Any:
     """Return the checked settings of a command.
 
-    ValueError: a value is refused. OmegaConfBaseException: one is missing or cannot be resolved.
+    ValueError: a value is invalid. OmegaConfBaseException: one is missing or cannot be resolved.
     """
     _refuse_non_finite(OmegaConf.to_container(config), "")
     try:
         return OmegaConf.to_object(config)
     except AttributeError as error:
-        # ``++key=`` adds what the schema does not know; the dataclass has no place for it
+        # ``++key=`` adds keys that are not in the schema, and so not in the dataclass
         name = str(error).rpartition(" attribute ")[2]
         raise ValueError(f"{name} is not a setting; leave it out") from error
 
 
-# A word that hydra reads as a number or a truth value, between brackets and commas.
+# A word that hydra parses as a number or a boolean, between brackets and commas.
 _NUMBER_LIKE = re.compile(
     r"(?<![^,\[])\s*([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:e[+-]?\d[\d_]*)?|[+-]?(?:inf|nan)"
     r"|true|false)\s*(?![^,\]])",
     re.IGNORECASE,
 )
-_TWINS = {"run": "run_dir", "run_dir": "run"}  # the same folder by the names of two commands
+_TWINS = {"run": "run_dir", "run_dir": "run"}  # the same folder, as two commands name it
 
 
 def as_meant(setting: str, schema: type[Any]) -> str:
-    """Return a setting as typed, written so that hydra reads it as what it is for.
+    """Rewrite a setting as typed so that hydra parses it as the type in the schema.
 
-    Text stays text (``output=2024_01_15`` names no number), one value is as good as a list of
-    one, and ``run=`` and ``run_dir=`` are the same.
+    Text stays text (``output=2024_01_15`` is not a number), a single value is accepted for a list,
+    and ``run=`` and ``run_dir=`` are interchangeable.
     """
     key, equals, value = setting.partition("=")
     name = key.lstrip("+~")
@@ -85,7 +85,7 @@ def as_meant(setting: str, schema: type[Any]) -> str:
         name = _TWINS[name]
     kind = type_of(name, schema)
     inner = get_args(kind)[0] if get_origin(kind) is list else kind
-    # quoted, interpolated or computed: its author knows hydra's grammar
+    # quoted, interpolated or computed: the user knows hydra's grammar
     if not equals or not value or set(value) & set("'\"\\(${"):
         return f"{sign}{name}{equals}{value}"
     if inner is str:
@@ -99,7 +99,7 @@ def as_meant(setting: str, schema: type[Any]) -> str:
 
 
 def refuse_misread(path: Path, schema: type[Any]) -> None:
-    """Refuse a text setting of a user's file that YAML takes for a number or a truth value.
+    """Refuse a text setting in a user's file that YAML parses as a number or a boolean.
 
     ``run_dir: 2024_01_15`` would become the folder 20240115.
     """
@@ -116,7 +116,7 @@ def refuse_misread(path: Path, schema: type[Any]) -> None:
             kind = type_of(key, schema)
             inner = get_args(kind)[0] if get_origin(kind) is list else kind
             read = OmegaConf.select(OmegaConf.create(f"value: {node.value}"), "value")
-            # of sbatch's own options a truth value is meant: a flag without a value
+            # for sbatch's own options a boolean is intended: a flag without a value
             is_flag = isinstance(read, bool) and key.startswith("cluster.extra.")
             if inner is str and read is not None and str(read) != node.value and not is_flag:
                 raise ValueError(
@@ -126,7 +126,7 @@ def refuse_misread(path: Path, schema: type[Any]) -> None:
 
 
 def type_of(key: str, schema: type[Any]) -> Any:
-    """Return the type of a dotted key, without ``None``; None if there is no such setting."""
+    """Return the type of a dotted key, without its ``| None``; None if there is no such setting."""
     kind: Any = schema
     for name in key.split("."):
         if get_origin(kind) is dict:
@@ -143,7 +143,7 @@ def type_of(key: str, schema: type[Any]) -> Any:
 
 
 def _refuse_non_finite(plain: Any, key: str) -> None:
-    """Refuse ``inf`` and ``nan`` anywhere: they pass comparisons, and no setting means them."""
+    """Refuse ``inf`` and ``nan``, which may pass range checks, as no setting allows them."""
     if isinstance(plain, dict | list):
         entries = plain.items() if isinstance(plain, dict) else enumerate(plain)
         for name, value in entries:
@@ -169,7 +169,7 @@ also 75: stopped and saved, run it again. Errors are one line on stderr."""
 
 
 def help_page(command: type[Command]) -> str:
-    """Return the page of a command, at most 80 columns wide."""
+    """Return the ``--help`` page of a command, at most 80 columns wide."""
     schema, available = schema_of(command), choices()
     first = paragraphs(command)[0]
     summary = f"simclr-{command.name}: {first[0].lower()}{first[1:]}"
@@ -187,7 +187,7 @@ def help_page(command: type[Command]) -> str:
 
 
 def choices() -> dict[str, list[str]]:
-    """Return the names that each configuration group offers: its yaml files, registered sources."""
+    """Return the choices of each configuration group: its yaml files, and registered sources."""
     offered: dict[str, list[str]] = {}
     for group in GROUPS:
         names = [path.name for path in (files("jobs.conf") / group).iterdir()]
@@ -197,7 +197,7 @@ def choices() -> dict[str, list[str]]:
 
 
 def default_of(key: str, schema: type[Any]) -> object:
-    """Return the default of a dotted key of a dataclass of settings, or raise KeyError."""
+    """Return the default of a dotted key in a settings dataclass, or raise KeyError."""
     head, _, rest = key.partition(".")
     if rest:
         return default_of(rest, get_type_hints(schema)[head])
@@ -208,9 +208,9 @@ def default_of(key: str, schema: type[Any]) -> object:
 
 
 def description_of(key: str, schema: type[Any]) -> str:
-    """Return what the docstring of a dataclass, or of one that it extends, says of a setting.
+    """Return the description of a setting from the docstring of its dataclass, or of a base class.
 
-    It is what stands under ``Attributes:``, as one line. KeyError: no docstring describes it.
+    It is the entry under ``Attributes:``, as one line. KeyError: no docstring describes it.
     """
     head, _, rest = key.partition(".")
     if rest:
@@ -225,7 +225,7 @@ def description_of(key: str, schema: type[Any]) -> str:
 
 
 def paragraphs(kind: type[Any]) -> list[str]:
-    """Return the paragraphs of a class' own docstring, each as one line."""
+    """Return the paragraphs of a class' own docstring, each joined to one line."""
     text = inspect.cleandoc(vars(kind).get("__doc__") or "")
     return [" ".join(part.split()) for part in text.split("\n\n")]
 
@@ -253,5 +253,5 @@ def _short(value: object) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_short, value))}]"
     if isinstance(value, Enum):
-        return value.name  # what hydra takes; the value may be words for a report
+        return value.name  # what hydra accepts; the value may be words for a report
     return "none" if value is None else str(value)
