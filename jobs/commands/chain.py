@@ -1,4 +1,4 @@
-"""``simclr-chain``: from rasters to a published encoder by one command."""
+"""``simclr-chain``: from rasters to a published encoder with one command."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SOON = "JOB"  # stands for the number of a job that is not submitted yet
 def run_chain(arguments: Sequence[str], say: Callable[[str], None]) -> None:
     """Run the stages in order; those on Slurm become jobs that wait for one another.
 
-    What is done is left out, and a job that is already queued is waited for.
+    Completed stages are skipped, and later stages wait for jobs that are already queued.
 
     Raises:
         ValueError: a stage cannot run; nothing was started.
@@ -47,13 +47,13 @@ def run_chain(arguments: Sequence[str], say: Callable[[str], None]) -> None:
         if not redone and command.completion.exists():
             say(f"{name:<9} done before, with the same settings")
             continue
-        redone = True  # what comes after it was made from something else
+        redone = True  # later stages were made from other inputs
         result = _start(command, cluster, jobs)
         say(f"{name}\n{result}" if "\n" in result else f"{name:<9} {result}")
 
 
 def plan(arguments: Sequence[str]) -> list[tuple[Command, ClusterConfig]]:
-    """Compose and check all stages; what one leaves behind is what the next ones read.
+    """Compose and check all stages; later ones read the output of earlier ones.
 
     Raises:
         ValueError: no stage is named, or one of them cannot run.
@@ -74,8 +74,8 @@ def plan(arguments: Sequence[str]) -> list[tuple[Command, ClusterConfig]]:
 def split_stages(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Cut ``A B pack C pretrain D`` into ``pack A B C`` and ``pretrain A B D``.
 
-    A setting of a stage takes the place of the common one of the same key. ValueError: no command
-    is named, or a word is not one.
+    A stage's own setting overrides the common one with the same key. ValueError: no command is
+    named.
     """
     starts = [k for k, word in enumerate(arguments) if word in STAGES]
     words = [word for word in arguments if not word.startswith("-") and "=" not in word]
@@ -110,7 +110,7 @@ def _compose(name: str, words: Sequence[str]) -> Any:
             "and options in front of the first command: --config-dir=DIR, --dry-run",
         )
         settings.append(as_meant(word, schema_of(command)))
-    if folder is not None:  # what ``--config-dir`` means to a command alone
+    if folder is not None:  # what ``--config-dir`` does for a single command
         path = Path(cli.config_dir(folder)).absolute()
         settings.append(f"hydra.searchpath=['file://{path}']")
     register(command)
@@ -118,12 +118,12 @@ def _compose(name: str, words: Sequence[str]) -> Any:
         with initialize_config_module("jobs.conf", version_base="1.3"):
             return to_settings(compose(name, overrides=settings))
     except Exception as error:
-        # A wrong key is explained with the keys of the command that it was typed for.
+        # An unknown key is explained with the keys of the command that it was typed for.
         raise ValueError(f"{name}: {explain(error, command)[0]}") from error
 
 
 def _fill_in(settings: Any, name: str, earlier: Sequence[Command]) -> None:
-    """Let a stage read what earlier ones leave, where the user has not said otherwise."""
+    """Let a stage read the output of earlier ones, unless the user has set other inputs."""
     fetched = [command.root for command in earlier if isinstance(command, Fetch)]
     if fetched and name == "pack" and not settings.source.root:
         settings.source.root = fetched[-1]
@@ -136,14 +136,14 @@ def _fill_in(settings: Any, name: str, earlier: Sequence[Command]) -> None:
 
 
 def _start(command: Command, cluster: ClusterConfig, jobs: list[tuple[str, str]]) -> str:
-    """Run a stage, submit it, or find it at work; its job joins those to wait for, by stage."""
+    """Run or submit a stage, or find its active job; add the job and its stage to ``jobs``."""
     if cluster.executor is not Executor.slurm:
         return launch.run(command, cluster)
     waiting = "" if cluster.dry_run else _at_work(command)
     if waiting:
         jobs.append((command.name, waiting))
         return f"job {waiting}, submitted before"
-    # sources may be fetched and packed side by side
+    # sources may be fetched and packed in parallel
     awaits = {"fetch": (), "pack": ("fetch",)}.get(command.name, STAGES)
     after = [job for name, job in jobs if name in awaits]
     awaited = ":".join(filter(None, (cluster.after, *after))) or None
@@ -156,8 +156,8 @@ def _start(command: Command, cluster: ClusterConfig, jobs: list[tuple[str, str]]
 
 
 def _at_work(command: Command) -> str:
-    """Return the jobs submitted for a command, as a dependency, if they have not ended."""
-    for each in (command.follow_up(), command):  # what ends last, first
+    """Return the unfinished jobs submitted for a command, in the form of a dependency."""
+    for each in (command.follow_up(), command):  # the one that ends last comes first
         if each and live_job(each.job_dir, each.name):
             earlier = read_submission(each.job_dir, each.name)
             return earlier.job_id.replace(",", ":") if earlier else ""

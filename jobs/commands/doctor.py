@@ -29,12 +29,12 @@ LIBRARIES = {
 }
 MIB = 1 << 20
 _PROBE_BYTES = 64 * MIB
-_LEAST_FREE_GIB = 20  # a pack of BigEarthNet takes 90, a run with its checkpoints a few
-_SLOW_MIB_PER_S = 50  # below, a checkpoint of ResNet-152 takes longer than a warning lasts
+_LEAST_FREE_GIB = 20  # packed BigEarthNet takes 90, a run with checkpoints a few
+_SLOW_MIB_PER_S = 50  # below, a ResNet-152 checkpoint outlasts the warning time
 _NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse")
 
 
-# What may be set in an environment and matters, and why.
+# Environment variables that matter if set, and why.
 _VARIABLES = {
     r"(SQUEUE|SINFO|SACCT|SCONTROL)_\w+": "changes what Slurm's commands answer",
     r"SLURM_EXPORT_ENV|SBATCH_EXPORT": "changes which variables reach the processes of a job",
@@ -57,7 +57,7 @@ class Finding:
     """The result of one check."""
 
     level: Level
-    what: str  # was found, with its value
+    what: str  # the result, with its value
     fix: str = ""  # what to do; empty if nothing
 
     def __str__(self) -> str:
@@ -82,10 +82,10 @@ def examine(folders: list[Path]) -> Iterator[Finding]:
 
 
 def check_torch() -> Finding:
-    """Check that torch and torchvision belong together.
+    """Check that torch and torchvision are compatible builds.
 
-    A build of torch for CPUs beside a torchvision for CUDA installs without complaint and fails
-    at its first use.
+    A CPU build of torch with a CUDA build of torchvision installs without complaint and fails at
+    its first use.
     """
     pair = f"torch {version('torch')} and torchvision {version('torchvision')}"
     try:
@@ -100,7 +100,7 @@ def check_torch() -> Finding:
 
 
 def _environment(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Name variables that change what Slurm answers, or what libraries do, behind our back."""
+    """Report variables that silently change Slurm's answers or the behaviour of libraries."""
     for name in sorted(environment):
         for pattern, effect in _VARIABLES.items():
             if re.fullmatch(pattern, name):
@@ -145,7 +145,7 @@ def _slurm() -> Iterator[Finding]:
 
 
 def _wrapper(command: str) -> Finding:
-    """Try what keeps a signal that comes before Python listens from killing the process."""
+    """Try the wrapper that keeps signals before Python handles them from killing the process."""
     try:
         done = subprocess.run(
             [*shlex.split(command), "true"], capture_output=True, text=True, timeout=30, check=False
@@ -163,7 +163,7 @@ def _wrapper(command: str) -> Finding:
     )
 
 
-# Of each setting: what it should match, what that means, what it means otherwise, and the fix.
+# Per setting: the pattern to match, the meaning if it matches, the meaning otherwise, the fix.
 _SETTINGS = {
     "JobRequeue": (
         "1",
@@ -189,7 +189,7 @@ _SETTINGS = {
 
 
 def judge_setting(name: str, value: str) -> Finding:
-    """Return what a setting of Slurm means for a run."""
+    """Judge what a setting of Slurm means for a run."""
     wanted, good, bad, fix = _SETTINGS[name]
     if re.fullmatch(wanted, value):
         return Finding(Level.ok, f"{name}={value}: {good}")
@@ -218,12 +218,12 @@ def _folder(folder: Path) -> Iterator[Finding]:
 
 
 def file_system(folder: Path, mounts: str) -> str:
-    """Return the type of the file system of a folder, from the text of ``/proc/mounts``."""
+    """Return the file system type of a folder, from the text of ``/proc/mounts``."""
     path = str(folder.resolve())
     best, kind = "", "unknown"
     for line in mounts.splitlines():
         _, place, found, *_ = line.split()
-        place = place.replace("\\040", " ")  # how the kernel writes a space
+        place = place.replace("\\040", " ")  # the kernel's escape for a space
         inside = path == place or path.startswith(place.rstrip("/") + "/")
         if inside and len(place) >= len(best):
             best, kind = place, found
@@ -281,7 +281,7 @@ Exit codes: 0 nothing failed, 1 something did, 2 wrong use."""
 
 
 def _run() -> bool:
-    """Write the cluster file, or print the findings and say whether something failed."""
+    """Write the cluster file, or print the findings; return whether a check failed."""
     known = ("--quiet", "--write-cluster", "--partition")
     options: dict[str, str] = {}
     folders, rest = [], iter(sys.argv[1:])

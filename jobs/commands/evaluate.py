@@ -1,4 +1,4 @@
-"""``simclr-evaluate`` and ``simclr-export``: score a run's encoder, write it for others."""
+"""``simclr-evaluate`` and ``simclr-export``: score a run's encoder, export it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from simclr.export import ExportConfig
 
 
 def _run_exists(run: str, cluster: ClusterConfig) -> tuple[bool, str]:
-    """Return whether a run folder is there, or a job before this one makes it; else the error."""
+    """Return whether the run folder exists, or a previous job creates it; and the error if not."""
     seen = f"run is {run}, which is not a folder" if run else "run is empty"
     found = bool(run) and (bool(cluster.after) or Path(run).is_dir())
     return found, f"{seen}; give a run folder: run=RUN"
@@ -30,7 +30,7 @@ class Evaluate(Command):
     """Score a run's encoder on labelled patches, beside controls (untrained baselines)."""
 
     config: EvaluateConfig
-    # the same on all ranks that were started together
+    # common to all ranks that were started together
     token: str = field(default_factory=lambda: uuid4().hex)
 
     name = "evaluate"
@@ -65,11 +65,11 @@ class Evaluate(Command):
             read_manifest(Path(shards))
 
     def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
-        """One job with the ranks of one node, which share features and fits."""
+        """Return one task with the ranks of one node, which share features and fits."""
         return [self], replace(cluster, nodes=1)
 
     def run(self, env: RankEnvironment) -> str:
-        """Evaluate as one rank; return the table on the main one."""
+        """Evaluate as one rank; the main rank returns the table."""
         # Here, since torch is slow to import and a login node only submits.
         from simclr.evaluation.evaluate import evaluate, select_checkpoint
         from simclr.evaluation.report import JSON_NAME, choice_report, report_text

@@ -1,4 +1,4 @@
-"""``simclr-fetch``: get archives, or scenes of an area and time, as packing reads them."""
+"""``simclr-fetch``: get archives, or scenes of an area and time, in the form packing reads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Fetch(Command):
 
     name = "fetch"
     Config = FetchConfig
-    home = ("output", "fetching")  # beside the scenes, in a folder that no source reads
+    home = ("output", "fetching")  # next to the scenes, in a folder that no source reads
     groups = ("area", "cluster")
     output_key = "output"
     examples = (
@@ -69,7 +69,7 @@ class Fetch(Command):
         require(not missing, f"fetching needs packages that are missing: pip install {packages}")
 
     def preview(self) -> str:
-        """Return what there is to fetch, from the search and the headers of the files."""
+        """Describe what there is to fetch, from the search and the file headers."""
         from preprocess.fetch import plan
 
         found = plan(self.config)
@@ -87,10 +87,10 @@ class Fetch(Command):
         """Fetch; raise ``FetchError`` if something could not be fetched."""
         from preprocess.fetch import fetch
 
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # warns of each cut, as we do
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # warns of each cut-off, as we do
         path = self.job_dir.with_name("fetch.log")
         path.parent.mkdir(parents=True, exist_ok=True)
-        # the log, and what ended it, also to a file: hours later it tells why
+        # also write the log, and the error that ended it, to a file, to be read hours later
         handler = logging.FileHandler(path, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger().addHandler(handler)

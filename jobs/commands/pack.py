@@ -1,4 +1,4 @@
-"""``simclr-pack``: pack rasters into shards, in parts that run side by side."""
+"""``simclr-pack``: pack rasters into shards, in parts that run in parallel."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Pack(Command):
     """Pack Sentinel-2 rasters into shards with a manifest; run again, it continues."""
 
     config: PackConfig
-    # number of this part and of all; None: each process finds its own from its rank and its place
-    # in a job array, as in one that plain sbatch started
+    # index of this part, and number of parts; None: each process derives them from its rank and its
+    # place in a job array, such as one started by plain sbatch
     part: tuple[int, int] | None = None
 
     name = "pack"
@@ -49,13 +49,13 @@ class Pack(Command):
     )
 
     def validate(self, cluster: ClusterConfig) -> None:
-        """Refuse what is missing or wrong, all of it in one message."""
+        """Refuse missing or invalid settings, all in one message."""
         from preprocess.pack import check_settings
 
-        # a job before this one may write the rasters
+        # a previous job may write the rasters
         check_settings(self.config, root_exists=not cluster.after)
         if self.part is None and cluster.executor is Executor.here:
-            # of a job array whose tasks are not 0, 1, 2, ... some parts would belong to nobody
+            # if the array's tasks are not 0, 1, 2, ..., no task would pack some of the parts
             count, last = (os.environ.get(f"SLURM_ARRAY_TASK_{name}") for name in ("COUNT", "MAX"))
             require(
                 count is None or last is None or int(count) == int(last) + 1,
@@ -64,15 +64,15 @@ class Pack(Command):
             )
 
     def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
-        """Return a task for each part on Slurm; locally the processes are the parts."""
+        """Return one task per part on Slurm; locally, each process is a part."""
         if cluster.executor is not Executor.slurm:
             return [self], cluster
-        # numbered here: of several arrays each counts its tasks from 0
+        # numbered here, as each of several arrays counts its tasks from 0
         parts = [replace(self, part=(part, cluster.parts)) for part in range(cluster.parts)]
         return parts, replace(cluster, nodes=1, tasks_per_node=1)
 
     def incomplete(self, env: RankEnvironment) -> str:
-        """Name the part that this process packed, and the shards that other parts have not."""
+        """Name the part that this process packed, and the shards that are still missing."""
         from preprocess.pack import missing_shards
 
         output, (part, num_parts) = Path(self.config.output), self._part(env)
@@ -90,7 +90,7 @@ class Pack(Command):
         return FinishPack(self.config)
 
     def run(self, env: RankEnvironment) -> str:
-        """Pack this process' part; the part that ends last returns the summary."""
+        """Pack this process' part; the last part to end returns the summary."""
         from preprocess.pack import pack
 
         part, num_parts = self._part(env)
@@ -104,10 +104,10 @@ class Pack(Command):
 
 @dataclass(frozen=True)
 class FinishPack(Command):
-    """Write the manifest of packed shards, or say which of them are missing.
+    """Write the manifest of packed shards, or name the missing ones.
 
-    It runs after all tasks of an array, however they ended. The last of them writes the manifest
-    as well: later jobs wait for this one, and it reports tasks that failed.
+    Runs after all tasks of an array, however they ended. Though the last of them also writes the
+    manifest, later jobs wait for this one, which reports failed tasks.
     """
 
     config: PackConfig
@@ -117,7 +117,7 @@ class FinishPack(Command):
     home = Pack.home
 
     def run(self, env: RankEnvironment) -> str:
-        """Finish; raise ``PackError`` with the missing shards if there are any."""
+        """Finish; raise ``PackError`` with the missing shards, if any."""
         from preprocess.pack import finish
 
         return _summary(self.config, finish(self.config))

@@ -1,4 +1,4 @@
-"""``simclr-pretrain``: train an encoder on shards; see jobs.slurm for how a job is stopped."""
+"""``simclr-pretrain``: train an encoder on shards; see jobs.slurm for how jobs stop."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Pretrain(Command):
     """Pretrain an encoder by SimCLR, or continue a run; on Slurm submit it and print the job id."""
 
     config: TrainConfig
-    # the same on all ranks that were started together
+    # common to all ranks that were started together
     token: str = field(default_factory=lambda: uuid4().hex)
-    tracking: list[Tracking] = field(default_factory=list)  # beside the run folder
-    stop_budget_s: float = 90.0  # for saving, of the time between a stop signal and the end
+    tracking: list[Tracking] = field(default_factory=list)  # besides the run folder
+    stop_budget_s: float = 90.0  # for saving, of the time from a stop signal to the end
 
     name = "pretrain"
     Config = PretrainConfig
@@ -83,7 +83,7 @@ class Pretrain(Command):
 
     @classmethod
     def from_settings(cls, settings: PretrainConfig) -> Self:
-        """Keep what does not change the training apart from its settings."""
+        """Keep ``tracking``, which does not affect training, separate from its settings."""
         return cls(narrow(settings, TrainConfig), tracking=settings.tracking)
 
     @property
@@ -92,7 +92,7 @@ class Pretrain(Command):
         return Path(self.config.run_dir)
 
     def validate(self, cluster: ClusterConfig) -> None:
-        """Check what a job would otherwise wait in the queue for, to refuse it then."""
+        """Refuse now what a job would otherwise refuse after waiting in the queue."""
         config, weights = self.config, self.config.model.weights
         require_all(
             (bool(config.run_dir), "run_dir is empty; give a folder for the run: run_dir=RUN"),
@@ -102,12 +102,12 @@ class Pretrain(Command):
                 f"model.weights is {weights}, which does not exist; correct the path",
             ),
         )
-        # a job before this one may pack them
+        # a previous job may pack them
         for shards in [] if cluster.after else [*config.shards, config.monitor.shards]:
             if shards:
                 read_manifest(Path(shards))
         check_batch(config.data.global_batch_size, cluster)
-        if config.augment != AugmentConfig():  # torch comes with it, slowly on a login node
+        if config.augment != AugmentConfig():  # imports torch, which is slow on a login node
             from simclr.augment.parameters import preset_of
 
             preset_of(config.augment)
@@ -120,12 +120,12 @@ class Pretrain(Command):
         freeze(self.run_dir, self.config)
 
     def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
-        """One job with all ranks."""
-        # a quarter of the warning is left to ask Slurm, and to end
+        """Return one task with all ranks."""
+        # a quarter of the warning time remains for asking Slurm, and for exiting
         return [replace(self, stop_budget_s=0.75 * cluster.signal_delay_s)], cluster
 
     def run(self, env: RankEnvironment) -> str:
-        """Train as one rank; return the last checkpoint's folder on the main one."""
+        """Train as one rank; the main rank returns the last checkpoint's folder."""
         configure_logging(env, self.run_dir)
         with (
             StopSignal(ctrl_c=env.launcher is Launcher.here) as signals,
@@ -167,23 +167,23 @@ class Pretrain(Command):
         lost = partial(heartbeat.exit_lost_rank, self.run_dir, env)
 
         def look_for_lost_rank() -> None:
-            """End the process if a rank is gone: after SIGTERM there is no time to wait for it."""
+            """End the process if a rank is lost: after SIGTERM there is no time to wait for it."""
             if silent := heartbeat.find_silent_ranks(self.run_dir, env, or_behind=False):
                 lost(f"lost {silent}")
 
-        # Half the time that a collective waits, so that the silent rank is named before the others
-        # give up; longer than network file systems keep what they have read of a file.
+        # Half the timeout of collectives, so that the silent rank is named before the others give
+        # up; longer than network file systems cache files.
         silence_s = min(120.0, self.config.world.timeout_s / 2)
         in_time = heartbeat.save_deadline(
             self.stop_budget_s, partial(lost, code=heartbeat.DEADLINE_EXCEEDED), look_for_lost_rank
         )
-        # ahead of heartbeats and the ranks' first meeting: nodes copy for minutes, not in step
+        # before heartbeats and the rendezvous: nodes copy for minutes, and not equally long
         with (
             staged(self.config.shards, scratch_folder(), env.local_rank == 0) as copies,
             heartbeat.HeartbeatMonitor(self.run_dir, env, attempt, silence_s, lost) as hooks,
             in_time if env.launcher is Launcher.slurm else nullcontext(),
         ):
-            # settings name the shards that were given: a copy is gone when the job has ended
+            # settings name the original shards: copies are gone when the job has ended
             launch = rendezvous_of(env, self.token)
             return train(self.config, sinks, launch, hooks, copies, signals)
 
@@ -194,10 +194,10 @@ class Pretrain(Command):
         event: BaseException,
         stop: Preempted | None,
     ) -> None:
-        """End a job that comes back, or say where it stopped; else record why it has failed."""
+        """End a job for its requeue, or raise where it stopped; else record why it failed."""
         if cause := heartbeat.lost_rank_cause(self.run_dir, env, event):
             if heartbeat.peer_reported_failure(self.run_dir, env):
-                return  # a rank that failed by itself would fail again
+                return  # an error of that rank itself would recur
             if env.launcher is Launcher.slurm:
                 heartbeat.exit_lost_rank(self.run_dir, env, cause)
             event = RuntimeError(cause)
@@ -217,7 +217,7 @@ class Pretrain(Command):
 
 def main() -> None:
     """Console script."""
-    from jobs import cli  # here, since ranks need neither hydra nor the sources of patches
+    from jobs import cli  # here, since ranks need neither hydra nor patch sources
 
     cli.main(Pretrain)
 

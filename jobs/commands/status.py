@@ -64,7 +64,7 @@ class Options:
     as_json: bool  # for programs
     report: bool  # write a page for each run
     short: bool  # one line a run
-    watch_s: float  # ask Slurm so often and show again and again; 0 shows once
+    watch_s: float  # interval of queries to Slurm while watching; 0 shows once
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Return what the arguments ask for; ValueError: an option is unknown, or its value is."""
+    """Parse the arguments; ValueError: an option, or its value, is unknown."""
     flags = {word for word in arguments if word.startswith("-") or word == "json=true"}
     watch = next((word for word in flags if word.partition("=")[0] == "--watch"), "")
     if unknown := flags - {"--json", "json=true", "--report", "--short", watch}:
@@ -89,7 +89,7 @@ def parse(arguments: Sequence[str]) -> Options:
     if not text.replace(".", "", 1).isdigit() or float(text) < 10:
         raise ValueError(f"{watch} is not an interval; give seconds, 10 or more: --watch=60")
     return Options(
-        # named twice, as by a wildcard beside a name, is wanted once
+        # drop duplicates, such as from a wildcard beside a name
         tuple(dict.fromkeys(Path(word) for word in arguments if word not in flags)),
         as_json=bool(flags & {"--json", "json=true"}),
         report="--report" in flags,
@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def show(options: Options) -> bool:
-    """Print the records of runs and packings, once or repeatedly; say whether a person is needed.
+    """Print the records of runs and packings, once or repeatedly; return if one needs a person.
 
     Raises:
         ValueError: a folder is neither run nor packing, nor holds runs.
@@ -138,7 +138,7 @@ def _look(options: Options, poller: SlurmPoller) -> tuple[list[RunRecord], list[
     job_ids = [job for run in runs for job in jobs_of(run)]
     job_ids += [job for folder in packings for job in packing_job(folder)]
     answer = poller.ask(job_ids)
-    # Checksums of one checkpoint are worth reading it; those of many would keep the disk busy.
+    # Reading one checkpoint for its checksums is affordable; reading many would keep the disk busy.
     thorough = len(runs) == 1 and not options.watch_s
     return (
         [describe(run, answer, thorough=thorough) for run in runs],

@@ -1,4 +1,4 @@
-"""``simclr-study``: pretrains and scores arms x seeds, and reports what the scores support."""
+"""``simclr-study``: pretrain and score arms x seeds, and report what the scores support."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Score(Command):
             Evaluate(config).validate(cluster)
 
     def run(self, env: RankEnvironment) -> str:
-        """Evaluate on one label set after the other; return the run folder."""
+        """Evaluate on each label set in turn; return the run folder."""
         for config in self.config.evaluations:
             Evaluate(config).run(env)
         return self.config.run
@@ -65,8 +65,8 @@ class Study(Command):
     """
 
     config: StudyConfig
-    # command, commit and versions of whoever asks: a job knows only its own, and runs from a copy
-    # of the code without its history
+    # command, commit and versions of the submitting process: a job knows only its own, and runs
+    # from a copy of the code without history
     made_by: dict[str, Any] = field(default_factory=provenance)
 
     name = "study"
@@ -90,20 +90,20 @@ class Study(Command):
     memory_fix = Pretrain.memory_fix
 
     def run(self, env: RankEnvironment) -> str:
-        """Write the report; return the verdict and where the report lies."""
+        """Write the report; return the verdict and the path of the report."""
         from jobs.study.report import write_study
 
         return write_study(self.config, self.made_by)
 
 
 def check_budget(config: StudyConfig, runs: Sequence[StudyRun], cluster: ClusterConfig) -> str:
-    """Return what the runs that are left will cost; ValueError: more than ``max_hours``."""
+    """Return the cost of the remaining runs; ValueError: it exceeds ``max_hours``."""
     left = [run.config for run in runs if not Pretrain(run.config).completion.exists()]
     patches = count_patches(config.shards)
     pairs = sum(most_steps(run, patches) * run.data.global_batch_size for run in left)
     paths = [Path(run.config.run_dir, METRICS_NAME) for run in runs]
     records = [read_metrics(path) for path in paths if path.is_file()]
-    # the latest record of each run: the first ones warm up
+    # the latest record of each run: the first ones include warm-up
     measured = [float(lines[-1]["patches_per_s"]) for lines in records if lines]
     rate = statistics.median(measured) if measured else config.expected_rate
     hours = pairs / rate / 3600 * cluster.num_ranks
@@ -121,12 +121,12 @@ def check_budget(config: StudyConfig, runs: Sequence[StudyRun], cluster: Cluster
 
 
 def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
-    """Run what is missing of a study; return the verdict, or on Slurm the jobs.
+    """Run the missing parts of a study; return the verdict, or on Slurm the jobs.
 
-    The same call again leaves out what is done, and numbers do not depend on how often it was cut.
+    A repeated call skips completed work; results do not depend on interruptions.
 
     Raises:
-        ValueError: the study cannot be; nothing was started.
+        ValueError: the study is not possible; nothing was started.
         RuntimeError: a run failed.
     """
     require(bool(config.output), "output is empty; give a folder for the study: output=STUDY")
@@ -139,17 +139,17 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
         fix = "name label sets of the shards: tasks=[irrigation_regular]"
         require(bool(config.tasks), f"tasks is empty; {fix}")
     runs = runs_of(config)
-    if runs and not cluster.after:  # a job before this one packs the shards
+    if runs and not cluster.after:  # a previous job packs the shards
         _check_before_training(config, runs)
     trainings = [Pretrain(run.config) for run in runs]
-    for training in trainings:  # of all arms, before the hours of the first
+    for training in trainings:  # all arms, before the first takes hours
         training.validate(cluster)
     if runs:
         _log.info("%s", check_budget(config, runs, cluster))
     scores = [Score(scoring(config, run, first=k == 0)) for k, run in enumerate(runs)]
     if cluster.executor is Executor.slurm:
         return "\n".join(_submit([trainings, scores, [Study(config)]], cluster))
-    # each is scored at once, so a study cut short has a report
+    # score each run at once, so that a study cut short has scores to report
     for number, (training, score) in enumerate(zip(trainings, scores, strict=True), 1):
         for line in launch.run_all([(training, cluster)]):
             _log.info("pretrain: %s", line)
@@ -159,10 +159,10 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
 
 
 def scoring(config: StudyConfig, run: StudyRun, *, first: bool) -> ScoreConfig:
-    """Return how a run is scored.
+    """Return the settings for scoring a run.
 
-    Only the first has the controls, which are the same for all; but in a study of labels they are
-    what is compared, with each seed's labels.
+    Only the first run gets the controls, which are the same for all; but in a study of labels all
+    do, as the controls are what is compared, with each seed's labels.
     """
     run_dir, controls = run.config.run_dir, first or config.study is StudyName.labels
     evaluations = [
@@ -182,7 +182,7 @@ def scoring(config: StudyConfig, run: StudyRun, *, first: bool) -> ScoreConfig:
 
 
 def _check_before_training(config: StudyConfig, runs: Sequence[StudyRun]) -> None:
-    """Refuse what scoring would refuse after hours, and a batch that no epoch fills."""
+    """Refuse what scoring would refuse hours later, and a batch larger than an epoch."""
     layout = read_manifest(Path(config.scored_shards)).layout
     for task in config.tasks:
         layout.label_set(task)
@@ -191,7 +191,7 @@ def _check_before_training(config: StudyConfig, runs: Sequence[StudyRun]) -> Non
         config.score.removesuffix("_macro") in scores,
         f"score is {config.score}; give one of {', '.join(scores)}",
     )
-    from simclr.data.dataset import open_dataset  # here: torch is slow to import
+    from simclr.data.dataset import open_dataset  # here, since torch is slow to import
 
     largest = max(runs, key=lambda one: one.config.data.global_batch_size)
     data = largest.config.data
@@ -206,10 +206,10 @@ def _check_before_training(config: StudyConfig, runs: Sequence[StudyRun]) -> Non
 
 
 def _submit(stages: Sequence[Sequence[Command]], cluster: ClusterConfig) -> list[str]:
-    """Submit each stage as an array that waits for the one before; return a line for each."""
+    """Submit each stage as an array that waits for the previous one; return one line per stage."""
     lines, after = [], cluster.after
     for name, tasks in zip(("pretrain", "score", "report"), stages, strict=True):
-        # afterany: the report names what a failed run lacks, the others are scored all the same
+        # afterany: if a run fails, the others are still scored, and the report names missing scores
         extra = {**cluster.extra, "dependency": f"afterany:{after}"}
         waiting = replace(cluster, after=after, extra=extra) if after else cluster
         left = [one for one in tasks if name == "report" or not one.completion.exists()]

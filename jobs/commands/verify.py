@@ -1,4 +1,4 @@
-"""``simclr-verify`` and ``simclr-inspect``: check packed shards, draw what is in them."""
+"""``simclr-verify`` and ``simclr-inspect``: check packed shards, draw their contents."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from simclr.config import require
 
 
 class VerifyError(RuntimeError):
-    """Packed shards are not what their manifest says."""
+    """Packed shards do not match their manifest."""
 
 
 class _ReadsShards(Command):
     def validate(self, cluster: ClusterConfig) -> None:
         """Require a packed folder."""
         require(bool(self.config.shards), "shards is empty; give a packed folder: shards=SHARDS")
-        if not cluster.after:  # else a job before this one writes it
+        if not cluster.after:  # else a previous job writes it
             read_manifest(Path(self.config.shards))
 
 
@@ -46,7 +46,7 @@ class Verify(_ReadsShards):
     results = "A report on stdout; exit code 1 if anything is wrong."
 
     def run(self, env: RankEnvironment) -> str:
-        """Verify, and repair if that is wanted; raise ``VerifyError`` if problems are left."""
+        """Verify, and repair if requested; raise ``VerifyError`` if problems remain."""
         from preprocess.verify import verify, verify_and_repair
 
         repaired = 0
@@ -90,7 +90,7 @@ class Inspect(_ReadsShards):
         return Path(self.config.output or Path(self.config.shards, "inspection"), JOB_FOLDER)
 
     def run(self, env: RankEnvironment) -> str:
-        """Draw; return the page."""
+        """Draw; return the path of the page."""
         from jobs.figures.shards import inspect_shards, inspect_views
 
         draw = inspect_shards if self.config.what is InspectionKind.shards else inspect_views
