@@ -1,1 +1,1 @@
-"""Checkpoints that are whole or absent: saving, loading, keeping, and pretrained encoders."""
+"""Checkpoints that are either complete or absent: saving, verifying, loading and pruning."""

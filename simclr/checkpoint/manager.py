@@ -1,6 +1,6 @@
 """Save, find, load and prune the checkpoints of a run.
 
-The trainer saves through ``Saver``; a checkpoint folder is complete and checksummed, or absent.
+The trainer saves with ``Saver``; a checkpoint folder is complete and checksummed, or absent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from simclr.distributed import DistributedContext, from_main_rank
 from simclr.preemption import TrainerHooks
 
 BEST_NAME = "best.json"
-LATEST = "latest"  # for people and scripts; loading looks for the newest whole one itself
+LATEST = "latest"  # for people and scripts; loading finds the newest valid checkpoint itself
 
 _REMOVING_PREFIX = ".removing-"
 
@@ -46,23 +46,23 @@ _log = logging.getLogger("simclr")
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The checkpoint with the best probe score, larger is better, and what the probe measured."""
+    """The checkpoint with the best probe score."""
 
     step: int
-    score: float
-    probe: str
+    score: float  # larger is better
+    probe: str  # name of the score
 
 
 def pin(run_dir: Path, best: Best) -> None:
-    """Keep a checkpoint until a better one is pinned; main rank only, once it is complete.
+    """Keep a complete checkpoint until a better one is pinned; main rank only.
 
-    The contrastive loss is no reason to pin: it falls while representations get worse.
+    Never pin by contrastive loss: it can fall while representations get worse.
     """
     write_json(run_dir / CHECKPOINTS / BEST_NAME, asdict(best))
 
 
 def best(run_dir: Path) -> Best | None:
-    """Return what is pinned, if its checkpoint is there; damage to the note unpins it."""
+    """Return the pinned checkpoint, None if it is missing or the file naming it is damaged."""
     try:
         text = (run_dir / CHECKPOINTS / BEST_NAME).read_text(encoding="utf-8")
         found = Best(**json.loads(text))
@@ -72,17 +72,17 @@ def best(run_dir: Path) -> Best | None:
 
 
 def prune(run_dir: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest ``keep``, at least two, and the pinned one."""
+    """Remove all checkpoints except the newest ``keep``, at least two, and the pinned one."""
     pinned = best(run_dir)
     folders = sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN))
-    # One alone may turn out damaged, and there would be nothing to go back to.
+    # A single one may turn out damaged, with nothing to fall back to.
     for folder in folders[: -max(keep, 2)]:
         if pinned is not None and folder.name == folder_name(pinned.step):
             continue
-        # First out of the readers' sight: a kill between the two leaves no half checkpoint. On NFS
-        # a folder cannot go while somebody reads a file of it; the next attempt sweeps the rest.
+        # Rename first, to hide it from readers: a kill in between leaves no partial checkpoint. On
+        # NFS a folder cannot be removed while a file in it is open; the next attempt sweeps it.
         doomed = folder.with_name(f"{_REMOVING_PREFIX}{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)  # a namesake that a killed attempt left
+        shutil.rmtree(doomed, ignore_errors=True)  # left by a killed attempt
         try:
             folder.rename(doomed)
             shutil.rmtree(doomed)
@@ -91,20 +91,20 @@ def prune(run_dir: Path, keep: int) -> None:
 
 
 def sweep(run_dir: Path) -> None:
-    """Remove what killed attempts left half done; before an attempt picks its checkpoint.
+    """Remove leftovers of killed attempts, before an attempt chooses its checkpoint.
 
-    A former attempt may still live, on a node that the scheduler has lost. Without its folder it
-    cannot rename it to a checkpoint; a folder that it makes later is stopped by the fence.
+    An earlier attempt may still be running, on a node that the scheduler has lost. Without its
+    folder it cannot publish a checkpoint; ``before_publish`` stops any folder it creates later.
     """
     for prefix in (_REMOVING_PREFIX, SAVING_PREFIX):
         for left in (run_dir / CHECKPOINTS).glob(f"{prefix}*"):
-            shutil.rmtree(left, ignore_errors=True)  # its owner may be removing it as well
+            shutil.rmtree(left, ignore_errors=True)  # its owner may be removing it too
 
 
 def _host_copy(tree: Any) -> Any:
-    # Of all tensors of a nested state; a GPU is to be waited for at the end.
+    # Copies of all tensors of a nested state; the caller must synchronise with a GPU.
     if isinstance(tree, torch.Tensor):
-        # A copy also on the CPU, where .cpu() is the very tensor that the next step changes.
+        # Copy on the CPU too, where .cpu() would return the tensor that the next step changes.
         tensor = tree.detach()
         host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         return host.copy_(tensor, non_blocking=True)
@@ -116,15 +116,15 @@ def _host_copy(tree: Any) -> Any:
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be saved, on whichever rank; older ones are as they were."""
+    """A checkpoint could not be saved, on any rank; older ones are untouched."""
 
 
 class Saver:
-    """Saves the checkpoints of a run one after the other, synchronously or asynchronously.
+    """Saves the checkpoints of a run one after another, synchronously or asynchronously.
 
-    Every rank must call its methods at the same steps. The ranks have a process group of their own
-    for it: an asynchronous save must not share one with the training loop, since the order of their
-    collectives differs between ranks.
+    Every rank must call its methods at the same steps. It has its own process group: an
+    asynchronous save must not share one with the training loop, since the order of their
+    collectives would differ between ranks.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Saver:
     ) -> None:
         self._run_dir, self._keep, self._hooks = run_dir, config.keep, hooks
         self._context = context
-        # the stubs of torch know a second type, of ranks that stay outside; none does here
+        # torch's stubs include a second type, for ranks outside the group; there are none here
         self._group: Any = None
         if context.size > 1:
             self._group = dist.new_group(backend="gloo", timeout=context.timeout)
@@ -145,22 +145,22 @@ class Saver:
 
     @property
     def has_failed(self) -> bool:
-        """True when the asynchronous save has ended with an error."""
+        """Whether the asynchronous save has ended with an error."""
         save = self._under_way
         return save is not None and save.done() and save.exception() is not None
 
     def save(
         self, state: dict[str, Any], about: CheckpointManifest, best: Best | None = None
     ) -> Path:
-        """Save this step, after the one before; return the folder it will have.
+        """Save this step after the previous save has ended; return its final folder.
 
-        Rank 0 writes; all ranks wait for it. An asynchronous save takes a copy and returns;
-        ``wait`` tells that it is done. ``state`` has tensors and plain types, nested in
+        Rank 0 writes; all ranks wait for it. An asynchronous save copies the state and returns;
+        ``wait`` waits for its end. ``state`` contains tensors and plain types, nested in
         dictionaries and lists, equal on all ranks; ``about`` has no files yet; ``best`` pins the
-        checkpoint as soon as it is complete.
+        checkpoint once it is complete.
 
         Raises:
-            CheckpointError: this save failed, or the one before it, on any rank.
+            CheckpointError: this save or the previous one failed, on any rank.
         """
         self.wait()
         context = self._context
@@ -175,14 +175,14 @@ class Saver:
         return self._run_dir / CHECKPOINTS / folder_name(about.step)
 
     def wait(self) -> None:
-        """Wait for the save under way; raise its CheckpointError if it failed."""
+        """Wait for the save in progress; raise its CheckpointError if it failed."""
         save, self._under_way = self._under_way, None
         if save is not None:
             save.result()
 
     def _write(self, state: dict[str, Any], about: CheckpointManifest, best: Best | None) -> None:
         final = self._run_dir / CHECKPOINTS / folder_name(about.step)
-        # A name of its own: a former attempt that still lives may be saving the same step.
+        # A unique name: an earlier attempt that is still running may be saving the same step.
         name = f"{SAVING_PREFIX}{final.name}-{secrets.token_hex(4)}"
         try:
             self._run_on_main(lambda: self._publish(final.with_name(name), state, about))
@@ -193,7 +193,7 @@ class Saver:
             ) from error.__cause__
 
         def tidy() -> None:
-            """Pin before pruning: a former best one may go only once its successor is complete."""
+            """Pin before pruning: the previous best may go only once its successor is complete."""
             if best:
                 pin(self._run_dir, best)
             prune(self._run_dir, self._keep)
@@ -201,12 +201,12 @@ class Saver:
         self._run_on_main(tidy)
 
     def _run_on_main(self, action: Callable[[], object]) -> None:
-        """Run an action on the main rank, let all ranks wait, and raise its failure on all."""
+        """Run an action on the main rank, wait on all ranks, and raise its failure on all."""
         failure, box = None, [""]
         if self._context.is_main:
             try:
                 action()
-            except Exception as error:  # the others would wait for ever; raised below
+            except Exception as error:  # raised below, else the other ranks would hang
                 failure, box = error, [f"rank 0 on {socket.gethostname()}: {error}"]
         if self._group is not None:
             dist.broadcast_object_list(box, src=0, group=self._group)
@@ -214,20 +214,20 @@ class Saver:
             raise CheckpointError(box[0]) from failure
 
     def _publish(self, folder: Path, state: dict[str, Any], about: CheckpointManifest) -> None:
-        """Write, then rename to the final name; a kill at any moment leaves older ones alone."""
+        """Write, then rename to the final name; a kill at any time leaves older ones untouched."""
         final = folder.with_name(folder_name(about.step))
         folder.mkdir(parents=True)
         try:
             _write_state(folder / STATE_NAME, state)
             write_manifest(folder, replace(about, files=describe_files(folder)))
-            # After the folder was made, not before: see ``sweep``.
+            # After creating the folder, not before: see ``sweep``.
             self._hooks.before_publish()
             if _is_whole(final):
-                shutil.rmtree(folder)  # a restart may meet a step that is saved already
+                shutil.rmtree(folder)  # after a restart, the step may be saved already
             else:
                 publish(folder, final)
         except Exception:
-            shutil.rmtree(folder, ignore_errors=True)  # make room again
+            shutil.rmtree(folder, ignore_errors=True)  # free the space
             raise
         try:
             write_text(final.parent / LATEST, final.name + "\n")
@@ -236,7 +236,7 @@ class Saver:
 
 
 def _is_whole(final: Path) -> bool:
-    # a damaged checkpoint is set aside
+    # sets a damaged checkpoint aside
     if not final.exists():
         return False
     try:
@@ -249,7 +249,7 @@ def _is_whole(final: Path) -> bool:
 
 
 def _rename_bad(folder: Path) -> None:
-    # out of the readers' sight, where a person may want to look at it
+    # hides it from readers, but keeps it for inspection
     name = f"bad-{folder.name}"
     taken = len(list(folder.parent.glob(f"{name}*")))
     folder.rename(folder.with_name(f"{name}-{taken}" if taken else name))
@@ -257,33 +257,33 @@ def _rename_bad(folder: Path) -> None:
 
 def _write_state(path: Path, state: dict[str, Any]) -> None:
     try:
-        # Through a file of Python's: torch's own says of a full disk that a position is unexpected.
+        # Via a Python file: on a full disk, torch's own reports only an unexpected position.
         with path.open("wb") as file:
             torch.save(state, file)
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-    # Before the manifest vouches for it: after a crash a file may have its name and no content.
+    # Before the manifest is written: after a crash, an unsynced file may exist without content.
     fsync(path)
 
 
 def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
-    """Return the newest checkpoint whose every byte matches its manifest, or None.
+    """Return the newest checkpoint whose files all match its manifest, or None.
 
-    With ``set_aside`` damaged ones are renamed to ``bad-...``; only the run itself may do so.
+    With ``set_aside``, damaged ones are renamed to ``bad-...``; only the run itself may do so.
 
     Raises:
-        ValueError: there are checkpoints, and none is valid, or one is of another format version.
-            Starting over would hide a loss.
+        ValueError: there are checkpoints, but none is valid, or one has another format version.
+            Starting over would hide the loss.
     """
-    # By name, which sorts by step; `latest` is for people, and a kill may leave it behind.
+    # By name, which sorts by step; `latest` is for people, and may be outdated after a kill.
     folders = sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN), reverse=True)
     for folder in folders:
         try:
             verify(folder)
         except CheckpointVersionError:
-            raise  # whole, and of use to the release that wrote it
+            raise  # intact, and readable by the release that wrote it
         except ValueError as error:
             _log.warning("skipped a checkpoint: %s", error)
             if set_aside:
@@ -299,10 +299,10 @@ def newest_valid(run_dir: Path, *, set_aside: bool = False) -> Path | None:
 
 
 def agreed_checkpoint(run_dir: Path, context: DistributedContext) -> Path | None:
-    """Return the checkpoint that rank 0 found, on every rank.
+    """Return the checkpoint found by rank 0, on every rank.
 
-    One looks and tells: on a network file system ranks may see different folders for a while, and
-    would go on from different steps. ValueError if none is valid, or the folder cannot be changed.
+    Only rank 0 looks: on a network file system ranks may temporarily see different folders, and
+    would resume from different steps. ValueError if none is valid, or the folder is not writable.
     """
     choice = ""
     if context.is_main:
@@ -311,7 +311,7 @@ def agreed_checkpoint(run_dir: Path, context: DistributedContext) -> Path | None
             found = newest_valid(run_dir, set_aside=True)
             choice = str(found) if found else ""
         except (OSError, ValueError) as error:
-            choice = f"!{error}"  # the other ranks wait for an answer, whatever it is
+            choice = f"!{error}"  # the other ranks wait for an answer in any case
     choice = from_main_rank(choice)
     if choice.startswith("!"):
         raise ValueError(choice[1:])
@@ -319,6 +319,6 @@ def agreed_checkpoint(run_dir: Path, context: DistributedContext) -> Path | None
 
 
 def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Load the state that all ranks share; only tensors and plain types are unpickled."""
+    """Load the state shared by all ranks; only tensors and plain types are unpickled."""
     state: dict[str, Any] = torch.load(folder / STATE_NAME, map_location=device, weights_only=True)
     return state

@@ -1,6 +1,6 @@
-"""What a whole checkpoint is: its files with sizes and checksums, its origin, and its settings.
+"""The manifest of a complete checkpoint: files with sizes and checksums, origin, and settings.
 
-Readers of a run folder use it without torch; a run goes on only with the same binding settings.
+It can be read without torch. A run resumes only with the same binding settings.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from simclr.config import TrainConfig, from_plain, require, to_plain
 
 FORMAT = "simclr-s2-checkpoint"
 FORMAT_VERSION = 2
-CHECKPOINTS = "checkpoints"  # in a run folder
+CHECKPOINTS = "checkpoints"  # subfolder of a run folder
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.pt"
 FOLDER_PATTERN = "step-*"
-SAVING_PREFIX = ".saving-"  # no pattern that looks for checkpoints matches it
+SAVING_PREFIX = ".saving-"  # not matched by FOLDER_PATTERN
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointManifest:
     """Origin and contents of a checkpoint."""
 
-    step: int  # optimizer steps done
-    num_steps: int  # of the whole run
-    world_size: int  # ranks that saved it
-    config: dict[str, Any]  # settings of the run, plain
-    config_hash: str  # of the settings that decide the weights
-    dataset: dict[str, Any]  # sources, fingerprint, samples, simulated, normalisation, view size
-    torch: str  # version that wrote it
+    step: int  # number of steps done
+    num_steps: int  # total number of steps of the run
+    world_size: int  # number of ranks
+    config: dict[str, Any]  # settings of the run as plain data
+    config_hash: str  # of the settings that determine the weights
+    dataset: dict[str, Any]  # sources, fingerprint, samples, bands, normalisation, view size, ...
+    torch: str  # version of torch
     files: dict[str, dict[str, Any]]  # name to size and sha256
 
 
 class CheckpointVersionError(ValueError):
-    """A whole checkpoint of another format version."""
+    """An intact checkpoint of another format version."""
 
 
 def folder_name(step: int) -> str:
@@ -53,22 +53,22 @@ def step_of(folder: Path) -> int:
 
 
 def saved_precision(run_dir: Path) -> str:
-    """Return the precision in the newest readable checkpoint's settings; empty without one."""
+    """Return the precision of the newest checkpoint with a readable manifest; empty if none."""
     for folder in sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN), reverse=True):
         try:
             return str(read_checkpoint_manifest(folder).config["precision"])
         except ValueError:
-            continue  # resuming will say what is wrong with it
+            continue  # resuming will report the problem
     return ""
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the folder of the newest checkpoint, valid or not."""
+    """Return the folder of the newest checkpoint, valid or not; None if there is none."""
     return max((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN), default=None)
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return size and sha256 of every file in a checkpoint folder but the manifest."""
+    """Return size and sha256 of every file in a checkpoint folder except the manifest."""
     return {
         path.name: {"size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())
@@ -77,9 +77,9 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
-    """Write the manifest, the mark of completeness, after all other files."""
+    """Write the manifest, which marks a checkpoint complete, after all other files."""
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
-    # The checksums of the files stand here; a flipped bit in them, or in the step, must show too.
+    # The digest also detects flipped bits in the manifest itself: checksums, step, settings.
     write_json(folder / MANIFEST_NAME, {**content, "digest": _digest(content)})
 
 
@@ -87,7 +87,7 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
     """Read a checkpoint's manifest.
 
     Raises:
-        CheckpointVersionError: it is of another format version.
+        CheckpointVersionError: it has another format version.
         ValueError: it is missing or damaged.
     """
     path = folder / MANIFEST_NAME
@@ -112,7 +112,7 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
 
 
 def verify(folder: Path) -> CheckpointManifest:
-    """Read the manifest and check every file against it; a ValueError names what is wrong first."""
+    """Read the manifest and check every file against it; a ValueError names the first problem."""
     manifest = read_checkpoint_manifest(folder)
     if folder.name != folder_name(manifest.step):
         raise ValueError(f"{folder} holds step {manifest.step}: somebody has renamed it")
@@ -129,12 +129,12 @@ def verify(folder: Path) -> CheckpointManifest:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    # whatever its layout on disk
+    # independent of the layout on disk
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-# What may change between two attempts of one run: where it lies, how it is watched and where it
-# ends, but nothing that would give other weights at a step.
+# Settings that may change between attempts of a run: location, monitoring and length, but nothing
+# that would change the weights at a step.
 _FREE_TO_CHANGE = (
     *("run_dir", "shards", "max_steps", "log_every_steps", "max_skipped_steps"),
     *("world", "checkpoint", "monitor"),
@@ -143,7 +143,7 @@ _FREE_DATA = ("num_threads", "num_slots")
 
 
 def binding_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide the weights; a run goes on only with the same ones."""
+    """Return the settings that determine the weights; a run resumes only if they are unchanged."""
     plain = to_plain(config)
     for name in _FREE_TO_CHANGE:
         del plain[name]
@@ -153,7 +153,7 @@ def binding_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Return sixteen hex digits of the binding settings."""
+    """Return a hash of the binding settings, sixteen hex digits."""
     text = json.dumps(binding_settings(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -171,9 +171,9 @@ def differing_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "
 
 
 def refuse_other_run(config: TrainConfig, fingerprint: str, manifest: CheckpointManifest) -> None:
-    """Raise ValueError if a checkpoint is of other settings or shards; the message says which."""
+    """Refuse a checkpoint of another run: ValueError names the differing settings or shards."""
     if manifest.config_hash != config_hash(config):
-        # A checkpoint from before a setting was introduced has its default, and another hash.
+        # A checkpoint written before a setting existed takes its default, and so has another hash.
         before = binding_settings(from_plain(TrainConfig, manifest.config))
         lines = differing_settings(before, binding_settings(config))
         require(
