@@ -1,1 +1,1 @@
-"""Encoder, projection head and the two together."""
+"""Encoder and projection head, BatchNorm over ranks, and pretrained weights."""

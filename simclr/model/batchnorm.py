@@ -1,7 +1,7 @@
-"""BatchNorm over the views of several ranks: one collective a layer and pass, no host wait.
+"""BatchNorm over the views of several ranks: one collective per layer and pass, no host sync.
 
 ``torch.nn.SyncBatchNorm`` exchanges counts, waits for them on the host in every layer, and does not
-run on CPUs. Every rank brings the same number of views here, so counts need not travel.
+run on CPUs. Here every rank has the same number of views, so counts need not be exchanged.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from simclr.distributed import Group, gather_rows, num_ranks, sum_over_ranks
 
 
 class GroupBatchNorm(_BatchNorm):
-    """Drop-in for ``BatchNorm1d`` and ``BatchNorm2d`` with equal parameter names."""
+    """Drop-in replacement for ``BatchNorm1d`` and ``BatchNorm2d`` with the same parameter names."""
 
-    group: Group = None  # ranks whose views are joined; None joins all
+    group: Group = None  # ranks that share statistics; None: all ranks
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (2, 4):
             raise ValueError(f"input has {input.dim()} dimensions, not 2 or 4")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C) or (B, C, H, W); in evaluation mode by the running statistics."""
+        """Normalise (B, C) or (B, C, H, W); in evaluation mode with the running statistics."""
         if not self.training or num_ranks(self.group) == 1:
-            return super().forward(input)  # alone, torch's own kernel does the same, quicker
+            return super().forward(input)  # on one rank, torch's own kernel is equal and faster
         self._check_input_dim(input)
         if self.running_mean is None or self.running_var is None or self.momentum is None:
             raise ValueError("GroupBatchNorm needs running statistics and a fixed momentum")
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        # Eager, the written-out form moves 3.6 times the bytes of the kernels; compiled, it is
-        # fused, and kernels of an autograd function would break the graph in every layer.
+        # In eager mode, the formula below moves 3.6 times the bytes of the kernels; compiled, it
+        # is fused, while an autograd function with kernels would break the graph in every layer.
         if input.is_cuda and not torch.compiler.is_compiling():
             output: Tensor = _NativeBatchNorm.apply(input, self.weight, self.bias, self)
             return output
         axes = [0, *range(2, input.dim())]
-        # E[x^2] - E[x]^2 below cancels: in half precision little would be left of it.
+        # E[x^2] - E[x]^2 below cancels: half precision would lose most digits.
         values = input if input.dtype == torch.float64 else input.float()
-        # Means, not sums: equal counts on all ranks, and nothing that grows with the batch.
+        # Means, not sums: counts are equal on all ranks, and nothing grows with the batch.
         local = torch.stack([values.mean(axes), values.square().mean(axes)])  # (2, C)
         mean, square = _MeanOverRanks.apply(local, self.group).unbind(0)
-        variance = (square - mean.square()).clamp(min=0)  # rounding may go below zero
+        variance = (square - mean.square()).clamp(min=0)  # rounding may give less than zero
         with torch.no_grad():
-            # The running variance is the unbiased one, the variance that normalises is not: as in
-            # torch's own BatchNorm, so that weights go both ways.
+            # The running variance is unbiased, the one that normalises is not: as in torch's own
+            # BatchNorm, so that weights are interchangeable.
             total = input.numel() // input.shape[1] * num_ranks(self.group)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (total / max(total - 1, 1)), self.momentum)
@@ -75,7 +75,7 @@ class _MeanOverRanks(torch.autograd.Function):
 
 
 class _NativeBatchNorm(torch.autograd.Function):
-    """The kernels of ``torch.nn.SyncBatchNorm`` with counts that are known beforehand."""
+    """The kernels of ``torch.nn.SyncBatchNorm``, with counts known in advance."""
 
     @staticmethod
     def forward(
@@ -92,7 +92,7 @@ class _NativeBatchNorm(torch.autograd.Function):
             inverse_deviations,
             layer.running_mean,
             layer.running_var,
-            layer.momentum or 0.0,  # None was refused
+            layer.momentum or 0.0,  # None is refused in forward
             layer.eps,
             counts,
         )
@@ -102,7 +102,7 @@ class _NativeBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        # of input, weight and bias; DDP averages the latter two
+        # gradients of input, weight and bias; DDP averages the latter two
         input, weight, mean, inverse_deviation = ctx.saved_tensors
         gradient, num = _dense(gradient), input.shape[1]
         *sums, of_weight, of_bias = torch.batch_norm_backward_reduce(
@@ -110,7 +110,7 @@ class _NativeBatchNorm(torch.autograd.Function):
         )
         over_ranks = sum_over_ranks(torch.cat(sums), ctx.group).chunk(2)
         counts = _counts(input.numel() // num, num_ranks(ctx.group), torch.int32, input.device)
-        # The stub of torch knows seven of its eight arguments.
+        # torch's stub has only seven of its eight arguments.
         of_input = torch.batch_norm_backward_elemt(  # type: ignore[call-arg]
             gradient, input, mean, inverse_deviation, weight, *over_ranks, counts
         )
@@ -129,7 +129,7 @@ def _counts(count: int, ranks: int, dtype: torch.dtype, device: torch.device) ->
 
 
 def join_statistics(module: nn.Module, group: Group = None) -> nn.Module:
-    """Replace every BatchNorm below a module by one that spans ranks, keeping names and values."""
+    """Replace every BatchNorm in a module by one over ranks, in place, keeping names and values."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
             joined = GroupBatchNorm(child.num_features, child.eps, child.momentum)
@@ -142,7 +142,7 @@ def join_statistics(module: nn.Module, group: Group = None) -> nn.Module:
 
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
-    """Return the running means and variances below a module, each (C,)."""
+    """Return the running means and variances of all BatchNorms in a module, each (C,)."""
     return [
         statistic
         for layer in module.modules()
@@ -154,7 +154,7 @@ def running_statistics(module: nn.Module) -> list[Tensor]:
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Leave running statistics as they are for the time of the block, in training mode too."""
+    """Keep running statistics unchanged for the duration of the block, even in training mode."""
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:

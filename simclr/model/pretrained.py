@@ -1,6 +1,6 @@
-"""Pretrained encoders: of a run's checkpoint, or from a file of weights with torchvision's names.
+"""Pretrained encoders from a run's checkpoint, or from a weights file with torchvision's names.
 
-``load_pretrained`` is for evaluation and export, ``load_encoder_file`` gives other encoders to an
+``load_pretrained`` is for evaluation and export, ``load_encoder_file`` loads other encoders for an
 evaluation, ``start_from`` initialises a pretraining. ``simclr.export.load`` loads an export.
 """
 
@@ -32,9 +32,9 @@ from simclr.model.simclr import build_encoder
 
 _FIRST = "conv1.weight"
 _RGB = ("B04", "B03", "B02")
-_CONTAINERS = ("state_dict", "model", "encoder")  # keys under which files keep the weights
-_PREFIXES = re.compile(r"^((module|encoder|backbone|model|resnet)\.)+")  # of wrappers
-# blocks of the four stages, and convolutions of a block
+_CONTAINERS = ("state_dict", "model", "encoder")  # keys under which files store the weights
+_PREFIXES = re.compile(r"^((module|encoder|backbone|model|resnet)\.)+")  # added by wrappers
+# blocks per stage, and convolutions per block
 _ARCHITECTURES: dict[tuple[tuple[int, ...], int], EncoderName] = {
     ((2, 2, 2, 2), 2): EncoderName.resnet18,
     ((3, 4, 6, 3), 2): EncoderName.resnet34,
@@ -51,13 +51,13 @@ class Pretrained:
     """An encoder in evaluation mode, with its origin."""
 
     encoder: nn.Module  # views (B, C, S, S) to h (B, width)
-    config: TrainConfig  # of the run
+    config: TrainConfig  # settings of the run
     checkpoint: Path  # folder it was loaded from
-    manifest: CheckpointManifest  # of that checkpoint
+    manifest: CheckpointManifest  # manifest of that checkpoint
 
     @property
     def step(self) -> int:
-        """Optimizer steps behind these weights."""
+        """Number of training steps of these weights."""
         return self.manifest.step
 
     @property
@@ -78,10 +78,10 @@ class Pretrained:
 
 
 def load_pretrained(run_dir: Path, device: torch.device, step: int = 0) -> Pretrained:
-    """Load the encoder of a checkpoint, by its step, or 0 for the newest valid one.
+    """Load the encoder of the checkpoint at a step; 0 loads the newest valid one.
 
     Raises:
-        ValueError: the folder holds no such checkpoint, or none that is valid.
+        ValueError: the folder has no such checkpoint, or it is damaged.
     """
     if step:
         folder = run_dir / CHECKPOINTS / folder_name(step)
@@ -102,12 +102,12 @@ def load_pretrained(run_dir: Path, device: torch.device, step: int = 0) -> Pretr
 
 
 def saved_steps(run_dir: Path) -> list[int]:
-    """Return the steps of the checkpoints of a run, valid or not, in order."""
+    """Return the steps of all checkpoints of a run, valid or not, in ascending order."""
     return sorted(map(step_of, (run_dir / CHECKPOINTS).glob(FOLDER_PATTERN)))
 
 
 class BandSubset(nn.Module):
-    """An encoder that reads only some channels of a view."""
+    """An encoder that uses only some channels of a view."""
 
     def __init__(self, encoder: nn.Module, channels: Sequence[int]) -> None:
         super().__init__()
@@ -120,20 +120,20 @@ class BandSubset(nn.Module):
         return h
 
     def get_submodule(self, target: str) -> nn.Module:
-        """Name the parts as the encoder does."""
+        """Return a submodule by its name in the encoder."""
         return self.encoder.get_submodule(target) if target else self
 
 
 def start_from(
     encoder: nn.Module, path: Path, bands: Sequence[str], weights_bands: Sequence[str]
 ) -> None:
-    """Initialise a torchvision ResNet without a classifier from a file, for its bands.
+    """Initialise a torchvision ResNet without classifier from a file, adapted to ``bands``.
 
-    ``path`` is a .safetensors, or a torch file that holds nothing but tensors; ``weights_bands``
-    are its input channels, empty if unknown.
+    ``path`` is a .safetensors file, or a torch file of nothing but tensors; ``weights_bands`` are
+    its input channels, empty if unknown.
 
     Raises:
-        ValueError: the file cannot be read, or is of another architecture.
+        ValueError: the file cannot be read, or has another architecture.
     """
     name = f"model.weights {path}"
     state = _read(path, name)
@@ -156,14 +156,14 @@ def start_from(
 
 
 def load_encoder_file(path: Path, bands: Sequence[str], device: torch.device) -> nn.Module:
-    """Build the ResNet that a file describes, in evaluation mode; timm's and torchgeo's fit too.
+    """Build the ResNet of a weights file, in evaluation mode; timm's and torchgeo's work too.
 
-    ``path`` is a .safetensors, .pt or .pth, or the folder of an export; ``bands`` are those of the
-    views (B, C, S, S) float32 that it is to embed, as h (B, width).
+    ``path`` is a .safetensors, .pt or .pth file, or the folder of an export. The encoder maps views
+    (B, C, S, S) float32 of ``bands`` to h (B, width).
 
     Raises:
-        ValueError: there is no such file, it holds no ResNet, or it reads another number of
-            bands. Weights for three bands are taken to be for B04, B03, B02.
+        ValueError: the file does not exist, contains no ResNet, or has another number of
+            bands. Weights for three bands are assumed to be for B04, B03, B02.
     """
     file = path / "encoder.safetensors" if path.is_dir() else path
     require(file.is_file(), f"{path} is not a run folder, export or file of weights")
@@ -184,11 +184,11 @@ def load_encoder_file(path: Path, bands: Sequence[str], device: torch.device) ->
 
 
 def adapt_kernel(kernel: Tensor, bands: Sequence[str], weights_bands: Sequence[str]) -> Tensor:
-    """Return a first layer (F, len(bands), k, k) from one of other bands (F, C, k, k).
+    """Adapt the kernel of a first layer (F, C, k, k) to other bands: (F, len(bands), k, k).
 
-    A kernel belongs to a band if the bands of the file are known; every other band takes the mean
-    kernel. All are multiplied by (bands of the file) / (bands wanted), so that an input equal in
-    all bands gives the activation that it gave before.
+    If the bands of the file are known, shared bands keep their kernels; all others get the mean
+    kernel. All are scaled by (bands of the file) / (bands wanted), so that an input equal in all
+    bands gives the same activation as before.
 
     Raises:
         ValueError: ``weights_bands`` does not name every channel of the kernel.
@@ -206,7 +206,7 @@ def adapt_kernel(kernel: Tensor, bands: Sequence[str], weights_bands: Sequence[s
 
 
 def _read(path: Path, name: str) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, without prefixes of wrappers and without ``fc``."""
+    """Return the tensors of a file by name, without wrapper prefixes and without ``fc``."""
     require(path.is_file(), f"{name} is not a file")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -215,7 +215,7 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
     try:
         is_plain = path.suffix == ".safetensors"
         content = load_file(path) if is_plain else torch.load(path, "cpu", weights_only=True)
-    # torch has no class of its own for this, and messages of many lines
+    # torch has no specific class for this, and its messages have many lines
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{name} cannot be read; give a .safetensors, or a .pt that holds nothing but tensors"
@@ -234,7 +234,7 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
 
 def _load(encoder: nn.Module, state: Mapping[str, Tensor], name: str, fix: str) -> None:
     wanted = encoder.state_dict()
-    # A count of batches that only averaging BatchNorms use; older files lack it.
+    # Batch counts are used only by BatchNorm without momentum; older files lack them.
     counts = {key: value for key, value in wanted.items() if key.endswith("batches_tracked")}
     found = {**counts, **state}
     other = sorted(key for key in wanted.keys() & found if wanted[key].shape != found[key].shape)

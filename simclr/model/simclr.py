@@ -1,4 +1,4 @@
-"""The network of SimCLR, and its copy on every rank, ready for training."""
+"""The SimCLR network, and its replica on each rank, ready for training."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ WIDTHS = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "resnet101": 2048,
 
 
 def build_encoder(config: ModelConfig, num_bands: int) -> nn.Module:
-    """Build an untrained encoder whose output is h, (B, width) float32.
+    """Build an untrained encoder with output h (B, width) float32.
 
     Parameter names are torchvision's, so that weights load into a plain
     ``torchvision.models.resnet50()`` with a first layer of ``num_bands`` channels and ``fc`` set
-    to ``nn.Identity()``. Initialisation follows torch's global generator.
+    to ``nn.Identity()``. Initialisation uses torch's global generator.
     """
     encoder: nn.Module = getattr(resnet, config.encoder.value)(weights=None)
     if config.stem is Stem.small:
@@ -42,10 +42,10 @@ def build_encoder(config: ModelConfig, num_bands: int) -> nn.Module:
 
 
 def joined_stages(encoder: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return a network that gives the pooled outputs of a ResNet's four stages side by side.
+    """Return a network that concatenates the pooled outputs of a ResNet's four stages.
 
-    Views (B, C, S, S) to (B, D1 + D2 + D3 + D4); the last D4 are h. What holds no ResNet is
-    returned as it is.
+    Maps views (B, C, S, S) to (B, D1 + D2 + D3 + D4); the last D4 are h. Anything without a ResNet
+    is returned unchanged.
     """
     parts = encoder.named_modules() if isinstance(encoder, nn.Module) else []
     paths = [path for path, part in parts if isinstance(part, resnet.ResNet)]
@@ -75,15 +75,15 @@ def build_head(name: HeadName, width: int, projection_size: int) -> nn.Module:
     hidden = 1 if name is HeadName.simclr2 else 2
     layers: list[nn.Module] = []
     for _ in range(hidden):
-        # BatchNorm brings its own bias.
+        # BatchNorm has its own bias.
         layers += [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(True)]
     return nn.Sequential(*layers, nn.Linear(width, projection_size, bias=False))
 
 
 def recompute_blocks(encoder: nn.Module) -> None:
-    """Let every residual block of a torchvision ResNet be computed again in backward.
+    """Make every residual block of a torchvision ResNet recompute its activations in backward.
 
-    Weights and running statistics come out the same to the last bit as without it.
+    Weights and running statistics are bitwise the same as without it.
     """
     for stage in _STAGES:
         for block in encoder.get_submodule(stage).children():
@@ -100,8 +100,8 @@ def _recomputed(
             forward,
             x,
             use_reentrant=False,
-            preserve_rng_state=False,  # nothing in a block draws
-            # Without it the second pass would move the running statistics a second time.
+            preserve_rng_state=False,  # blocks draw no random numbers
+            # Without it, the second pass would update the running statistics again.
             context_fn=lambda: (nullcontext(), frozen_statistics(block)),
         )
         return result
@@ -110,10 +110,10 @@ def _recomputed(
 
 
 class SimCLR(nn.Module):
-    """Both views go through in one forward pass: BatchNorm must not tell them apart.
+    """Encoder and projection head. Both views share a forward pass, and so BatchNorm statistics.
 
-    The encoder is kept and exported, the head thrown away. ``node`` has the ranks of this node, for
-    ``batchnorm=node``.
+    The encoder is kept and exported, the head discarded. ``node`` is the group of the ranks of
+    this node, for ``batchnorm=node``.
     """
 
     def __init__(self, config: ModelConfig, num_bands: int, node: Group = None) -> None:
@@ -135,7 +135,7 @@ class SimCLR(nn.Module):
 def build_model(
     config: TrainConfig, num_bands: int, view_size_px: int, context: DistributedContext
 ) -> DistributedDataParallel:
-    """Return the network on every rank with equal weights, ready to average gradients."""
+    """Return the network with equal initial weights on all ranks, wrapped in DDP."""
     node: Group = None
     if config.model.batchnorm is BatchNormGroup.node:
         node = group_of_node(context.node, context.timeout)
@@ -144,26 +144,26 @@ def build_model(
     network = network.to(memory_format=torch.channels_last)
     initial = copy.deepcopy(network.state_dict())
     if config.model.compile:
-        # Each stage, and the head, as a graph of its own. The gradients of a stage are then ready
-        # when its backward pass ends, and DDP averages them beside the next one; compiled as a
-        # whole, all of them would come at the end.
+        # Each stage, and the head, as a separate graph. The gradients of a stage are then ready
+        # when its backward pass ends, and DDP averages them during the next one; compiled as one
+        # graph, all of them would become ready at the end.
         for stage in _STAGES:
             network.encoder.get_submodule(stage).compile()
         network.head.compile()
     model = average_gradients(network, half=config.gradient_precision is Precision.bfloat16)
-    # A compiled network is compiled for a number of views; then it had better be the true one.
+    # Compilation specialises on the number of views, so use the real one.
     pairs = config.data.global_batch_size // context.size if config.model.compile else 1
     shape = (2 * pairs, num_bands, view_size_px, view_size_px)
     views = torch.zeros(shape, device=context.device).to(memory_format=torch.channels_last)
     half = config.precision is Precision.bfloat16
-    # DDP does now what it does in its first backward passes: arrange its gradient buckets, which
-    # decides the order of sums. Were it left to the first real step, a resumed run would take that
-    # step in another order than an unbroken one, and differ in the last bits.
+    # DDP rebuilds its gradient buckets after the first backward passes, which changes the order of
+    # sums. Were that left to the first real step, a resumed run would sum in another order than an
+    # uninterrupted one at that step, and differ in the last bits.
     with (
         torch.autocast(context.device.type, dtype=torch.bfloat16, enabled=half),
         warnings.catch_warnings(),
     ):
-        # The compiler looks at the gradient of a stage's input, and torch warns of its own look.
+        # The compiler accesses the gradient of a stage's input, of which torch itself warns.
         warnings.filterwarnings("ignore", "The .grad attribute", UserWarning)
         for _ in range(2):
             _, projections = model(views)
