@@ -1,1 +1,1 @@
-"""Shards as a training data set: samples, their order, batches on the device."""
+"""Shards as a training data set: samples, their order, and batches on the device."""

@@ -1,4 +1,4 @@
-"""The samples of packed sources, numbered through; used by loader, sampler and views."""
+"""The samples of packed sources, numbered consecutively; used by loader, sampler and views."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from simclr.config import require
 
 
 class ShardDataset:
-    """All samples a run may read; sample ``i`` of ``num_samples`` is found in O(log shards).
+    """The selected samples of packed sources; sample ``i`` is found in O(log shards).
 
     Attributes:
-        manifests: one a packed source.
-        bands: selected bands, the channels of a view in this order.
+        manifests: one per packed source.
+        bands: selected bands, in the order of the channels of a view.
         sources: names of the packed sources.
-        simulated: True if any source was synthesised rather than measured.
-        fingerprint: sixteen hex digits that change with any packed byte, or the order of sources.
-        layouts: L distinct lists of band groups that hold a selected band, finest first.
-        sample_id: (num_samples,) int64, position among all packed rows; subsets keep it.
+        simulated: True if any source was simulated rather than measured.
+        fingerprint: sixteen hex digits that change with any packed byte or the order of sources.
+        layouts: L distinct lists of band groups with a selected band, finest first.
+        sample_id: (num_samples,) int64, position among all packed rows; unchanged by selection.
         source: (num_samples,) int64, index into ``manifests``.
     """
 
@@ -68,7 +68,7 @@ class ShardDataset:
 
     @property
     def size_px(self) -> int:
-        """Side of every patch on its finest grid; ValueError if sources differ in it."""
+        """Side of all patches on their finest grid; ValueError if sources differ."""
         sizes: list[int] = [self.layouts[n][0].size_px for n in self._layout_of_source]
         if len(set(sizes)) > 1:
             pairs = zip(self.sources, sizes, strict=True)
@@ -80,7 +80,7 @@ class ShardDataset:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of selected samples of each source."""
+        """Number of selected samples per source."""
         return tuple(np.bincount(self.source, minlength=len(self.manifests)).tolist())
 
     @property
@@ -100,10 +100,10 @@ class ShardDataset:
         buffers: Mapping[str, npt.NDArray[np.uint16]],
         places: npt.NDArray[np.int64],
     ) -> None:
-        """Read the pixels of samples, all of one layout, into places of a batch; from any thread.
+        """Read the pixels of samples of one layout into rows ``places`` of a batch; thread-safe.
 
-        In ascending order of samples files are read in one direction. ``buffers`` has (batch,
-        bands, size_px, size_px) uint16 of each group of their layout.
+        With samples in ascending order, files are read sequentially. ``buffers`` holds (batch,
+        bands, size_px, size_px) uint16 for each group of the layout.
         """
         self._batches.read_into(self.sample_id[samples], buffers, places)
 
@@ -113,10 +113,10 @@ class ShardDataset:
         return np.concatenate(parts)[self.sample_id]
 
     def places(self) -> npt.NDArray[np.int64]:
-        """Return the number of each selected sample's place, in order of their first samples.
+        """Return the place number of each selected sample, in order of first samples.
 
-        Equal ground has one number, whatever the date and the source. A sample that does not name
-        its place is one of its own.
+        The same ground has the same number, whatever the date and the source. A sample without a
+        named place is a place of its own.
         """
         names = self.index("place")
         _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
@@ -124,29 +124,29 @@ class ShardDataset:
         return np.unique(first_of, return_inverse=True)[1].astype(np.int64)
 
     def label_set(self, name: str) -> LabelSet:
-        """Return a label set's class names; ValueError if a source lacks it, or has others."""
+        """Return a label set's kind and classes; ValueError if a source lacks it or differs."""
         first, *more = (manifest.layout.label_set(name) for manifest in self.manifests)
         if any(labels != first for labels in more):
             raise ValueError(f"label set {name!r} differs between {', '.join(self.sources)}")
         return first
 
     def labels(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return labels of the selected samples: (num_samples, classes), 255 where unknown."""
+        """Return the labels of the selected samples: (num_samples, classes), 255 if unknown."""
         self.label_set(name)
         parts = [reader.labels(name) for reader in self._readers]
         return np.concatenate(parts)[self.sample_id]
 
     def select(self, chosen: npt.NDArray[np.int64]) -> None:
-        """Keep only these samples, given by their present numbers."""
+        """Keep only these samples, given by their current numbers."""
         self.sample_id = self.sample_id[chosen]
         self.source = self.source[chosen]
 
     def missing_shards(self) -> list[Path]:
-        """Return the shard files that are gone from their folders."""
+        """Return the shard files that no longer exist."""
         return [reader.path for reader in self._readers if not reader.path.exists()]
 
     def thin(self, fraction: float, seed: int, *, whole_places: bool = False) -> None:
-        """Keep this share of the samples, or of the places; the same ones for the same seed."""
+        """Keep a fraction of the samples, or of the places; the same ones for the same seed."""
         unit = self.places() if whole_places else np.arange(self.num_samples, dtype=np.int64)
         num = int(unit.max(initial=-1)) + 1
         kept = np.random.default_rng(seed).permutation(num)[: round(fraction * num)]
@@ -167,14 +167,14 @@ def open_dataset(
     Args:
         shards: folders, each with a manifest.
         bands: canonical names of the bands to read.
-        splits: splits to keep; None keeps all, an empty name stands for patches without one.
-        fraction: share of the kept samples, the same subset for the same seed.
-        seed: chooses the subset.
-        whole_places: the fraction is one of the places, each with all its dates.
+        splits: splits to keep; None keeps all, an empty name selects patches without a split.
+        fraction: share of these samples to keep.
+        seed: determines the subset.
+        whole_places: ``fraction`` applies to places, each with all its dates.
 
     Raises:
-        ValueError: a folder is not packed, sources share a name, a band is missing, or nothing is
-            left.
+        ValueError: a folder is not packed, sources share a name, a band is missing, or no samples
+            are left.
     """
     require(bool(shards), "shards is empty; give at least one packed folder, shards=[DIR]")
     folders = [Path(folder) for folder in shards]

@@ -1,7 +1,7 @@
-"""Loader: reads planned samples from shards and hands over batches on the device.
+"""Loader: reads planned samples from shards and yields batches on the device.
 
-Threads read by offset into fixed slots of pinned memory. A read holds neither the interpreter's
-lock nor HDF5's, so that no worker processes, pickles or copies are needed.
+Threads read by offset into fixed slots of pinned memory. A read holds neither the GIL nor HDF5's
+lock, so that no worker processes, pickling or copies are needed.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from simclr.data.sampler import DeterministicBatchSampler, Samples, TemporalPair
 class Batch:
     """Samples as stored, on the device."""
 
-    # per band group (B, bands, size_px, size_px) uint16; empty if there are parts
+    # by name of band group: (B, bands, size_px, size_px) uint16; empty if there are parts
     groups: dict[str, torch.Tensor]
     source: torch.Tensor  # (B,) int64, index of each sample's source
     sample_id: torch.Tensor  # (B,) int64
     epoch: torch.Tensor  # (B,) int64, how often each sample was read before
-    # the first half is for first views, the second half for second views; otherwise both views of a
+    # True: the first half gives first views, the second half second views; False: both views of a
     # pair come from one sample
     paired: bool = False
-    layout: int = 0  # of the samples, index into ``ShardDataset.layouts``
-    # of a data set of several layouts: positions in the batch and samples of each
+    layout: int = 0  # layout of the samples, index into ``ShardDataset.layouts``
+    # for a data set with several layouts: positions in the batch and samples of each
     parts: tuple[tuple[torch.Tensor, Batch], ...] = ()
 
     def part(self, samples: slice) -> Batch:
-        """Return some samples of a batch of one layout; no copy, and ``paired`` is lost."""
+        """Return some samples of a batch of one layout, without copying and with paired=False."""
         groups = {name: stored[samples] for name, stored in self.groups.items()}
         own = self.source[samples], self.sample_id[samples], self.epoch[samples]
         return Batch(groups, *own, layout=self.layout)
@@ -52,21 +52,21 @@ class Batch:
 
 
 class Loader:
-    """Iterates over ``plan(0), plan(1), ...``; a batch is valid until the next one is asked for.
+    """Iterates over ``plan(0), plan(1), ...``; a batch is valid until the next one is requested.
 
     Args:
-        dataset: where the samples are.
-        plan: the samples of the n-th batch, at most ``batch_size``, and the epoch of each; or
-            the samples alone, in epoch 0.
-        num_batches: how many batches there are.
-        batch_size: samples a slot holds.
-        device: where batches go.
-        num_threads: reader threads.
-        num_slots: batches read ahead, at least 2: one is in use while the next is filled.
-        paired: what the plan gives are samples for first views, then as many for second views.
+        dataset: source of the samples.
+        plan: returns the samples of the n-th batch, at most ``batch_size``, and the epoch of each;
+            or the samples alone, for epoch 0.
+        num_batches: number of batches.
+        batch_size: samples per slot.
+        device: device of the batches.
+        num_threads: number of reader threads.
+        num_slots: number of batches in memory, at least 2: one is in use while others are filled.
+        paired: the plan returns samples for first views, then as many for second views.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of a loader, each given once
+    def __init__(  # noqa: PLR0913 - all settings of a loader
         self,
         dataset: ShardDataset,
         plan: Callable[[int], Samples | tuple[Samples, Samples]],
@@ -82,19 +82,19 @@ class Loader:
         self._device, self._num_threads = device, num_threads
         self._slots = [_Slot(dataset, batch_size, device) for _ in range(num_slots)]
         self._paired = paired
-        self.wait_s = 0.0  # time the consumer stood still, summed over batches
+        self.wait_s = 0.0  # total time that the consumer has waited for batches
 
     def __iter__(self) -> Iterator[Batch]:
         pool = partial(ThreadPoolExecutor, initializer=_use_device, initargs=(self._device,))
-        # A thread of its own starts the copy of a batch as soon as it is read, long before it is
-        # asked for.
+        # A separate thread starts the copy of a batch as soon as it is read, long before it is
+        # requested.
         with pool(self._num_threads, "loader") as readers, pool(1, "copy") as copier:
             pending: deque[tuple[_Slot, Future[Batch]]] = deque()
             ahead = len(self._slots) - 1  # one slot stays with the consumer
             try:
                 for number in range(self._num_batches + ahead):
                     if number < self._num_batches:
-                        # in turn: the next one is what the consumer has just given back
+                        # round-robin: the next slot is the one that the consumer has just released
                         slot = self._slots[number % len(self._slots)]
                         reads = self._start_filling(readers, slot, number)
                         copied = copier.submit(slot.copy, reads, self._device, self._paired)
@@ -107,7 +107,7 @@ class Loader:
                         slot.hand_over(batch)
                         yield batch
             finally:
-                # what nobody will ask for is neither read nor copied
+                # do not read or copy batches that will never be requested
                 readers.shutdown(cancel_futures=True)
                 copier.shutdown(cancel_futures=True)
 
@@ -118,7 +118,7 @@ class Loader:
         if not isinstance(planned, tuple):
             planned = planned, np.zeros_like(planned)
         slot.assign(self._dataset, *planned)
-        # Neighbours in the file are read by one thread, in file order.
+        # Each thread reads a contiguous part, in file order.
         order = np.argsort(slot.sample_id, kind="stable")
         ends = [len(order) * part // self._num_threads for part in range(self._num_threads + 1)]
         parts = [order[start:end] for start, end in pairwise(ends)]
@@ -126,23 +126,23 @@ class Loader:
 
 
 def _use_device(device: torch.device) -> None:
-    """Let a thread use its rank's GPU: a new thread starts with the first one."""
+    """Make a thread use its rank's GPU: new threads start with GPU 0."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 class _Slot:
-    """Memory of one batch, allocated once, pinned where there is a GPU."""
+    """Memory of one batch, allocated once, pinned for a GPU."""
 
     def __init__(self, dataset: ShardDataset, batch_size: int, device: torch.device) -> None:
-        self._pinned = device.type == "cuda"  # other memory is not copied beside the computation
-        # A batch may be of one layout alone, so each has memory for all of it.
+        self._pinned = device.type == "cuda"  # only pinned memory is copied during computation
+        # All samples of a batch may have the same layout, so each layout has memory for all.
         empty = partial(torch.empty, dtype=torch.uint16, pin_memory=self._pinned)
         self._groups = [
             {group.name: empty((batch_size, *group.shape)) for group in groups}
             for groups in dataset.layouts
         ]
-        # The same memory as numpy sees it: reads land in it without torch, and without a copy.
+        # The same memory as numpy arrays: reads fill it without torch, and without a copy.
         self._views = [
             {name: tensor.numpy() for name, tensor in held.items()} for held in self._groups
         ]
@@ -153,28 +153,28 @@ class _Slot:
         self._extra = np.empty((4, 0), np.int64)
 
     def assign(self, dataset: ShardDataset, samples: Samples, epochs: Samples) -> None:
-        """Take the numbers of the samples that this memory is to hold."""
+        """Set the samples to read into this slot, and the epoch of each."""
         self._samples = samples
         self.sample_id = dataset.sample_id[samples]
         self._layout = dataset.layout_of(samples)
         by_layout = np.argsort(self._layout, kind="stable")
-        # of each sample among those of its layout
+        # position of each sample among those of its layout
         self._place = np.empty_like(by_layout)
         starts = np.searchsorted(self._layout[by_layout], np.arange(len(self._groups)))
         self._place[by_layout] = np.arange(len(samples)) - starts[self._layout[by_layout]]
         self._extra = np.stack([dataset.source[samples], self.sample_id, epochs, by_layout])
 
     def fill(self, dataset: ShardDataset, positions: Samples) -> None:
-        """Read the samples at these places of the batch; run by a reader thread."""
+        """Read the samples at these positions of the batch; run by a reader thread."""
         if self._copied is not None:
-            self._copied.synchronize()  # the last copy out of this memory must be over
+            self._copied.synchronize()  # the last copy out of this memory must have finished
         for layout, views in enumerate(self._views):
             own = positions[self._layout[positions] == layout]
             if len(own):
                 dataset.read_into(self._samples[own], views, self._place[own])
 
     def copy(self, reads: list[Future[None]], device: torch.device, paired: bool) -> Batch:
-        """Wait for the reads, return the batch; a GPU copies on a stream beside computation."""
+        """Wait for the reads, return the batch; a GPU copies on a stream of its own."""
         for read in reads:
             read.result()
         counts = np.bincount(self._layout, minlength=len(self._groups)).tolist()
@@ -184,7 +184,7 @@ class _Slot:
         ]
         extra = torch.from_numpy(self._extra)
         if self._copy is None:
-            # the slot itself: no copy, hence valid only until it is filled again
+            # the slot's own memory: not copied, hence valid only until it is filled again
             return _joined(groups, counts, extra, paired)
         with torch.cuda.stream(self._copy):
             groups = [
@@ -197,11 +197,11 @@ class _Slot:
         return batch
 
     def hand_over(self, batch: Batch) -> None:
-        """Let the computing stream wait for the copy; the host does not."""
+        """Make the computing stream wait for the copy, without blocking the host."""
         if self._copied is not None:
             current = torch.cuda.current_stream(batch.source.device)
             current.wait_event(self._copied)
-            # Or the allocator would hand this memory on while the computing stream still reads it.
+            # Else the allocator would reuse this memory while the computing stream still reads it.
             for tensor in batch.tensors():
                 tensor.record_stream(current)
 
@@ -209,7 +209,7 @@ class _Slot:
 def _joined(
     groups: list[dict[str, torch.Tensor]], counts: list[int], extra: torch.Tensor, paired: bool
 ) -> Batch:
-    """Return the batch of samples that stand layout by layout in their memory."""
+    """Return the batch of samples that are stored layout by layout in their memory."""
     source, sample_id, epoch, by_layout = extra
     if len(groups) == 1:
         return Batch(groups[0], source, sample_id, epoch, paired)
@@ -223,7 +223,7 @@ def _joined(
     return Batch({}, source, sample_id, epoch, paired, parts=tuple(parts))
 
 
-def training_batches(  # noqa: PLR0913 - what a loader is made of
+def training_batches(  # noqa: PLR0913 - all settings of a loader
     dataset: ShardDataset,
     sampler: DeterministicBatchSampler,
     pair_sampler: TemporalPairSampler | None = None,
@@ -234,13 +234,13 @@ def training_batches(  # noqa: PLR0913 - what a loader is made of
     num_threads: int,
     num_slots: int,
 ) -> Loader:
-    """Return the loader of a rank from ``start_step`` up to ``num_steps``.
+    """Return the loader of a rank, from ``start_step`` up to ``num_steps``.
 
     With ``pair_sampler``, ``sampler`` draws places, and a batch holds two samples of each.
     """
 
     def plan(number: int) -> tuple[Samples, Samples]:
-        """Return the samples of the n-th batch from the first step on, and their epochs."""
+        """Return the samples of the n-th batch after ``start_step``, and their epochs."""
         planned, epochs = sampler.plan(start_step + number)
         if pair_sampler is None:
             return planned, epochs

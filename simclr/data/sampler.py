@@ -1,6 +1,6 @@
-"""Which samples a rank reads at a step: a function of seed, step and world size alone.
+"""The samples of a rank at a step: a function of seed, step and world size alone.
 
-Nothing of it is saved, and any world size that divides the global batch sees the same batches.
+No state is saved, and all world sizes that divide the global batch size see the same batches.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from simclr.philox import Philox
 
 Samples = npt.NDArray[np.int64]
 
-_DATE_STREAM = 2  # Philox counter word of the draw of dates; views take 0 and 1
+_DATE_STREAM = 2  # Philox counter word for drawing dates; views use 0 and 1
 
 
 @dataclass(frozen=True, slots=True)
 class DeterministicBatchSampler:
-    """Samples of a rank at each step, shuffled anew every epoch.
+    """Samples of a rank at each step, reshuffled every epoch.
 
-    Without ``draws`` an epoch shows every sample once, but for the remainder of ``num_samples`` by
-    ``global_batch_size``, which differs every epoch. With ``draws`` an epoch is as long, and takes
-    that many samples from each source; no sample of a source is read again before all of its
-    others, also across epochs. With temporal pairs a "sample" is a location, of which
-    ``TemporalPairSampler`` gives two samples.
+    Without ``draws``, an epoch shows every sample once, except for the remainder of ``num_samples``
+    by ``global_batch_size``, which differs every epoch. With ``draws``, an epoch has the same
+    length, but that many samples from each source; after every epoch, the number of draws differs
+    by at most one among a source's samples. With temporal pairs, a "sample" is a place, from which
+    ``TemporalPairSampler`` draws two samples.
 
     Raises:
-        ValueError: the batch does not divide over the ranks, or is larger than the data set.
+        ValueError: the batch is not divisible by the ranks, or larger than the data set.
     """
 
-    num_samples: int  # of all sources; those of a source stand together
-    global_batch_size: int  # pairs a step over all ranks
-    seed: int  # of the shuffling
-    rank: int = 0  # whose samples
+    num_samples: int  # of all sources; samples of a source are contiguous
+    global_batch_size: int  # pairs per step over all ranks
+    seed: int  # seed of the shuffling
+    rank: int = 0  # rank that reads the samples
     world_size: int = 1
-    sizes: tuple[int, ...] = ()  # samples of each source; needed with ``draws`` only
-    draws: tuple[int, ...] = ()  # from each source in an epoch; they sum to ``num_samples``
-    unit: str = "patches"  # what a sample is called in an error
+    sizes: tuple[int, ...] = ()  # samples per source; needed only with ``draws``
+    draws: tuple[int, ...] = ()  # draws per source and epoch; they sum to ``num_samples``
+    unit: str = "patches"  # name of the samples in errors
 
     def __post_init__(self) -> None:
         batch, ranks = self.global_batch_size, self.world_size
@@ -61,11 +61,11 @@ class DeterministicBatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches in one pass."""
+        """Number of complete global batches in an epoch."""
         return self.num_samples // self.global_batch_size
 
     def epoch(self, step: int) -> int:
-        """Return the epoch, from 0, to which a step belongs."""
+        """Return the epoch of a step, from 0."""
         return step // self.steps_per_epoch
 
     def plan(self, step: int) -> tuple[Samples, Samples]:
@@ -74,8 +74,8 @@ class DeterministicBatchSampler:
         (global_batch_size / world_size,) int64 each.
         """
         per_rank = self.global_batch_size // self.world_size
-        # Ranks take neighbouring slices of one global batch: another number of ranks cuts the same
-        # batch elsewhere.
+        # Ranks read consecutive slices of one global batch, which is the same for any number of
+        # ranks.
         start = (step % self.steps_per_epoch) * self.global_batch_size + self.rank * per_rank
         epoch = self.epoch(step)
         samples, passes = _epoch_order(self.num_samples, self.seed, epoch, self.sizes, self.draws)
@@ -83,12 +83,12 @@ class DeterministicBatchSampler:
         return samples[batch].copy(), passes[batch].copy()
 
 
-# Two epochs: batches are read ahead across the end of one.
+# Two epochs: batches are read ahead across the end of an epoch.
 @lru_cache(maxsize=2)
 def _epoch_order(
     num_samples: int, seed: int, epoch: int, sizes: tuple[int, ...], draws: tuple[int, ...]
 ) -> tuple[Samples, Samples]:
-    """Return all samples of an epoch in their order, and how often each was read before."""
+    """Return all samples of an epoch in order, and how often each was read before."""
     turns = permutation(num_samples, seed, epoch)
     if not draws:
         return turns, np.full_like(turns, epoch)
@@ -96,7 +96,7 @@ def _epoch_order(
     first_turn = first_sample = 0
     for source, (size, drawn) in enumerate(zip(sizes, draws, strict=True)):
         mine = (turns >= first_turn) & (turns < first_turn + drawn)
-        # Draws from a source are counted on through all epochs: pass p is a shuffle of its own.
+        # Draws from a source are counted across all epochs; each pass is a separate shuffle.
         count = epoch * drawn + turns[mine] - first_turn
         passes[mine] = count // size
         chosen = np.empty_like(count)
@@ -114,42 +114,42 @@ def permutation(num: int, seed: int, epoch: int, *more: int) -> Samples:
 
 
 def draws_per_source(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
-    """Return how many of ``sum(sizes)`` draws fall to each source, by largest remainder."""
+    """Apportion ``sum(sizes)`` draws to the sources by weight, by the largest remainder method."""
     exact = np.array(weights) / sum(weights) * sum(sizes)
     counts = np.floor(exact).astype(np.int64)
     missing = sum(sizes) - int(counts.sum())
-    # Stable: equal remainders go by position, not by the whim of a sort.
+    # Stable: equal remainders are ordered by position.
     counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
     return tuple(counts.tolist())
 
 
 class TemporalPairSampler:
-    """The selected samples of a data set by place, and within a place by date.
+    """Draws pairs of samples of one place, on two dates if possible.
 
-    ``sizes`` has the places of each source. Where sources are ``weighted``, every place must be of
-    one source.
+    ``sizes`` holds the number of places per source. If sources are ``weighted``, every place must
+    belong to a single source.
 
     Raises:
-        ValueError: no place has two dates, or a place is in two sources that are weighted.
+        ValueError: no place has two dates, or a place is in two weighted sources.
     """
 
     def __init__(self, dataset: ShardDataset, seed: int, *, weighted: bool) -> None:
         place = dataset.places()
-        # A day, not a time of day: both releases of BigEarthNet give one scene times of its own.
+        # The day alone: the two releases of BigEarthNet differ in the time of day of a scene.
         _, date = np.unique(dataset.index("acquired").astype("U10"), return_inverse=True)
-        self._members = members = np.lexsort((date, place))  # numbers of the samples in this order
+        self._members = members = np.lexsort((date, place))  # samples ordered by place, then date
         place, date = place[members], date[members]
         new_place = np.diff(place, prepend=-1) != 0
         new_date = new_place | (np.diff(date, prepend=-1) != 0)
         first, dates = np.flatnonzero(new_place), np.flatnonzero(new_date)
-        number = np.cumsum(new_date) - 1  # of each member's date among all
+        number = np.cumsum(new_date) - 1  # number of each member's (place, date)
         source = dataset.source[members]
-        # (P + 1,) where each place begins among the members, and the last one's end
+        # (P + 1,) start of each place among the members, and the end of the last one
         self._start = np.append(first, len(members))
-        # (num_samples,) where the date of each member begins and ends among them
+        # (num_samples,) start and end, among the members, of each member's date
         self._date_start = dates[number]
         self._date_end = np.append(dates[1:], len(members))[number]
-        # (P,) sample id of each place's first sample: what its draws go by
+        # (P,) sample id of each place's first sample, the key of its draws
         self._place_id = dataset.sample_id[members[first]]
         counts = np.bincount(source[first], minlength=len(dataset.sources))
         self.sizes: tuple[int, ...] = tuple(counts.tolist())
@@ -171,7 +171,7 @@ class TemporalPairSampler:
 
     @property
     def num_places(self) -> int:
-        """Number of places: pairs in an epoch."""
+        """Number of places."""
         return len(self._place_id)
 
     @property
@@ -180,23 +180,23 @@ class TemporalPairSampler:
         return int((self._date_end[self._start[:-1]] < self._start[1:]).sum())
 
     def pairs(self, places: Samples, epochs: Samples) -> tuple[Samples, Samples]:
-        """Draw two samples of each place, of two dates where there are two: (B,) each.
+        """Draw two samples of each place, on two dates if it has two: (B,) each.
 
-        ``places`` (B,) are below ``num_places``, ``epochs`` (B,) say how often each was shown
-        before. A place with one date gives one sample twice.
+        ``places`` (B,) are below ``num_places``; ``epochs`` (B,) are how often each was shown
+        before. A place with a single date gives the same sample twice.
         """
         u = self._draw(places, epochs)
         start, count = self._start[places], self._start[places + 1] - self._start[places]
         first = start + (u[:, 0] * count).astype(np.int64)
         end = self._date_end[first]
         others = count - (end - self._date_start[first])
-        # Counted on from the end of its own date and round the place: any sample of another date.
+        # Count from the end of the first sample's date, cyclically: any sample of another date.
         onward = end - start + (u[:, 1] * others).astype(np.int64)
         second = np.where(others > 0, start + onward % count, first)
         return self._members[first], self._members[second]
 
     def _draw(self, places: Samples, epochs: Samples) -> npt.NDArray[np.float64]:
-        """Return (B, 2) uniforms; in float64 their product with a count stays below the count."""
+        """Return (B, 2) uniforms, in float64 so that their product with a count is below it."""
         ids = torch.from_numpy(self._place_id[places])
         stream = torch.full_like(ids, _DATE_STREAM)
         drawn = self._generator.uniforms(torch.from_numpy(epochs), ids, stream, 2)
