@@ -1,6 +1,6 @@
 """Fetch archives and scenes into a folder that packing reads, for ``simclr-fetch``.
 
-What is under its final name is whole: killed at any moment, a fetch can be started again.
+Everything under its final name is complete, so a fetch can be killed and restarted at any time.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What there is to fetch."""
+    """Size of a fetch."""
 
-    found: int  # scenes that the search found, or files of an archive
-    taken: int  # of them
-    patches: int  # at most; 0 where that is not known before packing
-    bytes: int  # of what is taken
-    missing_bytes: int  # of what is not there yet
-    bytes_per_s: float = 0.0  # measured; 0 if nothing was
+    found: int  # scenes found by the search, or files of an archive
+    taken: int  # number of them to fetch
+    patches: int  # upper limit; 0 if unknown before packing
+    bytes: int  # total size of the selected files
+    missing_bytes: int  # size of the files still missing
+    bytes_per_s: float = 0.0  # measured rate; 0 if not measured
 
 
 def fetch(config: FetchConfig, archive: Archive | None = None) -> Summary:
-    """Fetch what the settings name; ``archive`` stands for the published one.
+    """Fetch the archive or scenes of the settings; ``archive`` replaces the published one.
 
     Raises:
         ValueError: a setting is wrong; the message says which.
-        FetchError: something could not be fetched; what is complete is kept.
+        FetchError: something could not be fetched; complete files are kept.
     """
     http, record = _connect(config, archive)
     output = Path(config.output)
@@ -65,7 +65,7 @@ def fetch(config: FetchConfig, archive: Archive | None = None) -> Summary:
 
 
 def plan(config: FetchConfig, archive: Archive | None = None) -> Summary:
-    """Find out what ``fetch`` would fetch, and how fast; write nothing.
+    """Return what ``fetch`` would fetch, and how fast; write nothing.
 
     Raises:
         ValueError: a setting is wrong; the message says which.
@@ -81,13 +81,13 @@ def plan(config: FetchConfig, archive: Archive | None = None) -> Summary:
 
 
 def _connect(config: FetchConfig, archive: Archive | None) -> tuple[Http, Archive | None]:
-    """Return what sends requests, and the record of an archive, None for scenes."""
+    """Return the HTTP client, and the record of an archive or None for scenes."""
     if not config.output:
         raise ValueError("output is empty; give the folder to fill: output=DIR")
     http = Http(config.retries, config.streams, config.max_mb_per_s * 1e6)
     record = archive or ARCHIVES.get(config.what)
     if record is None:
-        area_of(config)  # a wrong area is told before the network is tried
+        area_of(config)  # reports a wrong area before the network is used
     http.refuse_offline(config.url or (record.url if record else EARTH_SEARCH))
     return http, record
 
@@ -110,7 +110,7 @@ def _summary_of_files(archive: Archive, plans: list[ArchivePlan]) -> Summary:
 
 
 def _most_disk(plans: list[ArchivePlan]) -> int:
-    """Return bytes at the moment when they are most: an archive goes once it is unpacked."""
+    """Return the peak disk use in bytes; an archive is removed after it is unpacked."""
     unpacked = most = 0
     for file, remote in plans:
         unpacked += file.unpacked_bytes if file.root else remote.size
@@ -142,16 +142,16 @@ def _refuse_too_much(config: FetchConfig, download: int, disk: int) -> None:
 
 @contextmanager
 def _only_fetch_of(output: Path) -> Iterator[None]:
-    """Hold the output folder against a second fetch at the same time."""
+    """Lock the output folder against a second fetch at the same time."""
     folder = output / STAGING
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
     except BlockingIOError as error:
         os.close(descriptor)
         raise FetchError(f"another simclr-fetch is filling {output}; wait for it") from error
-    except OSError as error:  # some shared file systems have no locks
+    except OSError as error:  # some shared file systems do not support locks
         _log.info("%s cannot be locked (%s); start one fetch at a time", folder, error)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Published archives: their files with sizes and checksums, how they are fetched and unpacked.
+"""Published archives: files with sizes and checksums, and how they are fetched and unpacked.
 
-An archive is unpacked into a hidden folder, which gets its name when all members are there, so that
-packing never meets half a data set. pooch does neither half of it: it begins a cut download again,
-unpacks no tar.zst, and a killed unpacking from the first member.
+An archive is unpacked into a hidden folder, which is renamed when all members are there, so that
+packing never sees half a data set. pooch is no alternative: it restarts an interrupted download,
+restarts an interrupted unpacking, and does not unpack tar.zst.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from preprocess.fetch.scenes import STAGING, STATE
 from preprocess.progress import progress_of
 from preprocess.shards.atomic_io import fsync, write_json
 
-_CHUNK_BYTES = 64 * 2**20  # few requests: record servers count them
-_MAX_STREAMS = 4  # servers of records refuse more from one address
-_SYNC_FILES, _SYNC_BYTES = 50_000, 4 * 2**30  # after so much, what is unpacked is made durable
+_CHUNK_BYTES = 64 * 2**20  # large, since record servers limit the number of requests
+_MAX_STREAMS = 4  # record servers refuse more from one address
+_SYNC_FILES, _SYNC_BYTES = 50_000, 4 * 2**30  # unpacked files are flushed after this much
 _PATCH_BYTES = 4 * 32_768 + 6 * 8_192 + 2 * 4_096  # twelve bands in file-system blocks of 4 KiB
 
 _log = logging.getLogger(__name__)
@@ -47,18 +47,18 @@ _log = logging.getLogger(__name__)
 class ArchiveFile:
     """A file of a record."""
 
-    name: str  # at the end of its URL, and of the local file
+    name: str  # last part of its URL, and name of the local file
     md5: str  # as published
     size: int  # published bytes; 0 if unknown
-    source: str  # where checksum and size were found, and how far they are verified
-    root: str = ""  # folder that it unpacks to; empty for a file that is used as it is
-    files: int = 0  # rasters that it holds
-    unpacked_bytes: int = 0  # what they take on a file system with blocks of 4 KiB
+    source: str  # origin of checksum and size, and how far they are verified
+    root: str = ""  # folder that it unpacks to; empty if it is not unpacked
+    files: int = 0  # number of rasters in it
+    unpacked_bytes: int = 0  # size of the rasters on a file system with 4 KiB blocks
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A published data set: the folder of URLs of its files, and the files."""
+    """A published data set: the base URL of its files, and the files."""
 
     url: str
     files: tuple[ArchiveFile, ...]
@@ -111,12 +111,12 @@ ARCHIVES = {
 }  # fmt: skip
 
 
-# a file that is to be fetched and unpacked, with what the server says of it
+# a file to be fetched and unpacked, with its size and version on the server
 ArchivePlan = tuple[ArchiveFile, RemoteFile]
 
 
 def plan_archive(http: Http, archive: Archive, config: FetchConfig) -> list[ArchivePlan]:
-    """Return the files that are not there yet; refuse one that the server has not as published."""
+    """Return the missing files; ``FetchError`` if a size on the server is not the published one."""
     output, base = Path(config.output), (config.url or archive.url).rstrip("/")
     done = read_json(output / STATE).get("files", {})
     plans = []
@@ -137,7 +137,7 @@ def fetch_archive(http: Http, plans: list[ArchivePlan], config: FetchConfig) -> 
     """Fetch, check and unpack files one after another.
 
     Raises:
-        FetchError: a file is not what was published, or cannot be fetched.
+        FetchError: a file differs from the published one, or cannot be fetched.
         OSError: the disk is full, for example.
     """
     output = Path(config.output)
@@ -160,17 +160,17 @@ def fetch_archive(http: Http, plans: list[ArchivePlan], config: FetchConfig) -> 
 
 
 def unpack(path: Path, target: Path, expected: int = 0) -> int:
-    """Unpack an archive that holds one folder to that folder; return the number of its rasters.
+    """Unpack an archive of a single folder to that folder; return the number of its rasters.
 
-    A killed unpacking goes on behind the last member that was made durable. Links, and names that
-    lead out of the folder, are refused.
+    A killed unpacking resumes after the last member known to be flushed to disk. Links, and names
+    outside the folder, are rejected.
     """
     staging = target.parent / STAGING / target.name
     journal = staging.with_name(f"{target.name}.json")
     start = read_json(journal)
     done, rasters = int(start.get("members", 0)), int(start.get("rasters", 0))
     if not target.exists():
-        files = size = position = 0  # since the last sync; in the archive
+        files = size = position = 0  # files and bytes since the last sync; offset in the archive
         with (
             path.open("rb") as raw,
             progress_of(path.stat().st_size, f"unpack {path.name}", unit="B") as advance,
@@ -186,7 +186,7 @@ def unpack(path: Path, target: Path, expected: int = 0) -> int:
                     rasters += name.endswith(".tif")
                     files, size = files + 1, size + length
                 if files >= _SYNC_FILES or size >= _SYNC_BYTES:
-                    os.sync()  # all of them at once: an fsync for each costs more than the writing
+                    os.sync()  # all at once: one fsync per file costs more than writing it
                     write_json(journal, {"members": index + 1, "rasters": rasters})
                     files = size = 0
                 advance(raw.tell() - position)
@@ -228,7 +228,7 @@ def _is_sound(path: Path, file: ArchiveFile, remote: RemoteFile) -> bool:
 
 
 def _members(archive: str, raw: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]]]:
-    """Yield name, bytes and content of all regular files in their order in an archive."""
+    """Yield name, size in bytes and content of all regular files, in archive order."""
     if archive.endswith(".zip"):
         with zipfile.ZipFile(raw) as file:
             for entry in file.infolist():
@@ -245,7 +245,7 @@ def _members(archive: str, raw: IO[bytes]) -> Iterator[tuple[str, int, IO[bytes]
                 yield member.name, member.size, inside
             elif not member.isdir():
                 raise FetchError(f"{archive} holds {member.name}, which is neither file nor folder")
-            # it remembers millions of names otherwise
+            # otherwise tarfile keeps millions of members in memory
             tar.members = []  # type: ignore[attr-defined]
 
 

@@ -1,8 +1,8 @@
-"""Windows of remote COGs, cut without decoding: which byte ranges hold them, and a new header.
+"""Windows of remote COGs, cut without decoding: their byte ranges, and a new header.
 
-The copy is a GeoTIFF of the same size and grid whose other blocks are absent, which GDAL reads as
-nodata (sparse files). Compressed blocks arrive as they are: fetching costs no processor time and
-cannot change a pixel. Formats: TIFF 6.0; BigTIFF (magic 43); little-endian and tiled, as GDAL
+The copy is a GeoTIFF of the same size and grid without the other blocks, which GDAL reads as
+nodata (sparse files). Compressed blocks are copied unchanged: fetching costs no CPU time and
+cannot change a pixel. Formats: TIFF 6.0 and BigTIFF (magic 43), little-endian and tiled, as GDAL
 writes COGs.
 """
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from preprocess.fetch.http import RANGE_BYTES, Span
 
-# bytes of each TIFF field type, and numpy's name of those that are numbers
+# bytes of each TIFF field type, and numpy dtypes of numeric ones
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8,
           13: 4, 16: 8, 17: 8, 18: 8}  # fmt: skip
 _NUMBERS = {3: "<u2", 4: "<u4", 8: "<i2", 9: "<i4", 11: "<f4", 12: "<f8", 13: "<u4", 16: "<u8",
@@ -28,13 +28,13 @@ _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _COUNTS = 322, 323, 324, 325
 _SUBFILE = 254  # 1 for an overview, 4 for a mask
 _SCALE, _TIEPOINT, _GEO_KEYS = 33550, 33922, 34735
 _PROJECTED_CRS = 3072  # GeoKey: EPSG code of the projected coordinate system
-_POINTERS = frozenset({330, 34665, 34853})  # to other directories, which are not copied
-# GDAL's COGs put 8 bytes between blocks (their length before and after), which one request skips
+_POINTERS = frozenset({330, 34665, 34853})  # tags of other directories, which are not copied
+# GDAL's COGs put 8 bytes between blocks (the length before and after); one request spans them
 _GAP_BYTES = 16 * 2**10
 _MAX_FIELD_BYTES = 64 * 2**20
 _MAX_IMAGES = 32
 
-Read = Callable[[int, int], bytes]  # from an offset so many, fewer only at the end of the file
+Read = Callable[[int, int], bytes]  # (offset, length); returns fewer bytes only at the file's end
 Blocks = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
 
@@ -48,7 +48,7 @@ class Field:
     data: bytes
 
     def numbers(self) -> npt.NDArray[np.generic]:
-        """Return the values; of text and fractions the bytes, which nobody asks for."""
+        """Return the values; for text and fractions, which are never needed, the raw bytes."""
         return np.frombuffer(self.data, _NUMBERS.get(self.kind, "u1"))
 
 
@@ -56,10 +56,10 @@ class Field:
 class Image:
     """One image of a TIFF file; sizes in pixels."""
 
-    fields: dict[int, Field]  # its directory by tag
-    offsets: Numbers  # of its blocks, (rows, columns); 0 marks an absent one
-    counts: Numbers  # bytes of its blocks, of the same shape
-    block: tuple[int, int]  # width and height
+    fields: dict[int, Field]  # directory entries by tag
+    offsets: Numbers  # byte offsets of its blocks, (rows, columns); 0 for an absent one
+    counts: Numbers  # byte counts of its blocks, same shape
+    block: tuple[int, int]  # width and height of a block
     width: int
     height: int
 
@@ -68,16 +68,16 @@ class Image:
 class Layout:
     """A remote GeoTIFF of one band."""
 
-    image: Image  # of full resolution
-    overviews: tuple[Image, ...]  # the coarser ones
-    epsg: int  # projected coordinate system, 0 if none is stated
-    x: float  # easting of the upper left corner, m
-    y: float  # its northing, m
-    resolution_m: float  # side of a pixel
+    image: Image  # full resolution
+    overviews: tuple[Image, ...]  # coarser images
+    epsg: int  # code of the projected coordinate system; 0 if none is stated
+    x: float  # easting of the upper left corner in metres
+    y: float  # northing of the upper left corner in metres
+    resolution_m: float  # side of a pixel in metres
 
 
 def read_layout(read: Read) -> Layout:
-    """Return the layout of a COG of one band and square pixels; ``ValueError`` for others."""
+    """Return the layout of a single-band COG with square pixels; ``ValueError`` for others."""
     head = read(0, 16).ljust(16, b"\0")
     if head[:4] not in (b"II*\0", b"II+\0"):
         raise ValueError("not a TIFF: it begins with other bytes")
@@ -153,7 +153,7 @@ def _image(fields: dict[int, Field]) -> Image:
 
 
 def blocks_of(layout: Layout, squares: Blocks, side_m: float) -> Blocks:
-    """Return which blocks, (rows, columns), hold ground of squares, (columns, rows)."""
+    """Return which blocks, (rows, columns), contain ground of squares, (columns, rows)."""
     num_rows, num_columns = layout.image.offsets.shape
     width, height = layout.image.block
     side_px = side_m / layout.resolution_m
@@ -163,7 +163,7 @@ def blocks_of(layout: Layout, squares: Blocks, side_m: float) -> Blocks:
 
 
 def _overlaps(num_squares: int, side_px: float, num_blocks: int, block_px: int) -> Blocks:
-    """Return which squares share pixels with which blocks along an axis, (squares, blocks)."""
+    """Return whether squares and blocks share pixels along an axis, (squares, blocks)."""
     edges = (np.arange(num_squares + 1) * side_px).astype(np.int64)
     first, last = edges[:-1, None] // block_px, (edges[1:, None] - 1) // block_px
     blocks = np.arange(num_blocks)
@@ -171,9 +171,9 @@ def _overlaps(num_squares: int, side_px: float, num_blocks: int, block_px: int) 
 
 
 def overview_for(layout: Layout, resolution_m: float) -> Image | None:
-    """Return the overview that GDAL reads for a coarser resolution, None if it would read none."""
+    """Return the overview that GDAL reads for a coarser resolution, or None if it uses none."""
     factors = {layout.image.width / image.width: image for image in layout.overviews}
-    # the coarsest that is not much coarser than asked for (gdalrasterband.cpp, GetBestOverview)
+    # the coarsest that is not much coarser than requested (gdalrasterband.cpp, GetBestOverview)
     near = [factor for factor in factors if factor <= 1.2 * resolution_m / layout.resolution_m]
     return factors[max(near)] if near else None
 
@@ -181,7 +181,7 @@ def overview_for(layout: Layout, resolution_m: float) -> Image | None:
 def plan_copy(
     layout: Layout, wanted: Blocks, overview: Image | None = None
 ) -> tuple[bytes, list[Span]]:
-    """Return the header of a copy that holds wanted blocks and an overview, and what fills it."""
+    """Return the header of a copy with the wanted blocks and an overview, and spans to fill it."""
     images = [layout.image] if overview is None else [layout.image, overview]
     kept = [(image, (image.counts > 0) & (image.offsets > 0)) for image in images]
     kept[0][1][:] &= wanted
@@ -191,7 +191,7 @@ def plan_copy(
     base = len(_encode(kept, placed))
     targets = np.zeros_like(offsets)
     spans: list[Span] = []
-    begin = end = 0  # of the last span, in the remote file
+    begin = end = 0  # bounds of the last span in the remote file
     for index in np.argsort(offsets, kind="stable").tolist():
         start, length = int(offsets[index]), int(counts[index])
         if spans and start - end <= _GAP_BYTES and start + length - begin <= RANGE_BYTES:
@@ -209,9 +209,9 @@ def plan_copy(
 
 
 def _encode(images: list[tuple[Image, Blocks]], offsets: list[Numbers]) -> bytes:
-    """Return a TIFF header with a directory an image, for chosen blocks at other offsets.
+    """Return a TIFF header with one directory per image, for chosen blocks at new offsets.
 
-    Always a BigTIFF, whose entries have one form.
+    Always a BigTIFF, so that entries have a single form.
     """
     header = b"II" + struct.pack("<HHHQ", 43, 8, 0, 16)
     for (image, chosen), places in zip(images, offsets, strict=True):

@@ -1,7 +1,7 @@
-"""HTTP with retries, a rate limit and byte ranges, and files while they are fetched.
+"""HTTP with retries, a rate limit and byte ranges, and partially fetched files.
 
-Every answer is checked against what was asked for: range, length, and the version of the file. A
-file gets its name when every byte is there and on the disk.
+Every response is checked against the request: range, length, and the version of the file. A file
+gets its final name once every byte is on disk.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from urllib3.util import Retry
 
 from preprocess.shards.atomic_io import publish
 
-PIECE_BYTES = 256 * 2**10  # how much is read before the stop flag and the rate are looked at
-RANGE_BYTES = 16 * 2**20  # what a killed download may have to fetch again, for each stream
-BACKOFF_S = 0.5  # first pause after a failure; it doubles with every attempt
+PIECE_BYTES = 256 * 2**10  # bytes read between checks of the stop flag and the rate
+RANGE_BYTES = 16 * 2**20  # bytes per stream that a killed download may have to fetch again
+BACKOFF_S = 0.5  # first pause after a failure; doubled with every attempt
 _MAX_WAIT_S = 60.0
 _TIMEOUT_S = (10.0, 60.0)  # to connect, and between two pieces
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -45,19 +45,19 @@ class FetchError(OSError):
 
 
 class RemoteChangedError(FetchError):
-    """A file on the server is no longer the one whose first part was fetched."""
+    """A file changed on the server after part of it was fetched."""
 
 
 class UnreachableError(FetchError):
-    """All attempts failed: the server, or the way to it, is down."""
+    """All attempts failed: the server or the network is down."""
 
 
 class StoppedError(FetchError):
-    """The user, or a failure elsewhere, stopped the transfer."""
+    """The transfer was stopped by the user or by a failure elsewhere."""
 
 
 class _TransientError(Exception):
-    """An answer that may be another one next time."""
+    """A response that may be different next time."""
 
     def __init__(self, message: str, after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -66,7 +66,7 @@ class _TransientError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file on a server as it was when first asked for; ``etag`` is empty if there is none."""
+    """A file on a server as of the first request; ``etag`` is empty if there is none."""
 
     url: str
     size: int
@@ -76,13 +76,13 @@ class RemoteFile:
 class Http:
     """Requests with retries, shared by all threads of a fetch; every method raises ``FetchError``.
 
-    Proxies and credentials come from the environment and ``.netrc`` alone, as ``requests`` reads
-    them; neither they nor the query of a URL are ever logged.
+    ``requests`` reads proxies and credentials only from the environment and ``.netrc``; neither
+    they nor the query of a URL are ever logged.
 
     Args:
-        retries: further attempts after a transient failure, without progress in between.
-        streams: connections that are kept open.
-        max_bytes_per_s: of all threads together; 0 sets no limit.
+        retries: further attempts after transient failures without progress in between.
+        streams: number of connections to keep open.
+        max_bytes_per_s: rate limit of all threads together; 0 for none.
     """
 
     def __init__(self, retries: int = 8, streams: int = 8, max_bytes_per_s: float = 0.0) -> None:
@@ -92,7 +92,7 @@ class Http:
         adapter = HTTPAdapter(pool_connections=16, pool_maxsize=streams + 2)
         self.session.mount("http://", adapter)
         self.session.mount("https://", adapter)
-        # the size and the ranges of a file compressed on the way would not be its own
+        # compression in transit would change sizes and ranges
         self.session.headers["Accept-Encoding"] = "identity"
         self._rate = max_bytes_per_s
         self._free_at = time.monotonic()
@@ -113,13 +113,13 @@ class Http:
         return self._with_retries(first_bytes, url, headers={"Range": f"bytes=0-{length - 1}"})
 
     def read(self, remote: RemoteFile, offset: int, length: int) -> bytes:
-        """Return bytes of a remote file, fewer at its end."""
+        """Return a range of bytes of a remote file, fewer at its end."""
         return b"".join(self.pieces(remote, offset, min(length, remote.size - offset)))
 
     def pieces(self, remote: RemoteFile, offset: int, length: int) -> Iterator[bytes]:
-        """Yield the bytes of a range in order; after a cut it goes on where it was cut.
+        """Yield the bytes of a range in order; resume after an interruption.
 
-        A file that changed since ``open`` is a ``RemoteChangedError``.
+        Raise ``RemoteChangedError`` if the file has changed since ``open``.
         """
         done, attempt = 0, 0
         while done < length:
@@ -141,11 +141,11 @@ class Http:
                 attempt = self._pause(remote.url, error, attempt)
 
     def get_json(self, url: str, **request: Any) -> str:
-        """Return the text of an answer that is a JSON object; another is asked for again."""
+        """Return the text of a JSON object; retry if the response is anything else."""
 
         def checked(response: requests.Response) -> str:
             text = response.content.decode()
-            if not isinstance(json.loads(text), dict):  # such as a proxy's error page
+            if not isinstance(json.loads(text), dict):  # for example a proxy's error page
                 raise ValueError("no JSON object")
             return text
 
@@ -153,7 +153,7 @@ class Http:
 
     @contextmanager
     def threads(self, number: int) -> Iterator[Executor]:
-        """Start threads whose requests are stopped when the block fails; wait for them to end."""
+        """Yield a pool of threads; stop their requests if the block fails, and wait for them."""
         pool = ThreadPoolExecutor(number)
         try:
             yield pool
@@ -164,7 +164,7 @@ class Http:
             pool.shutdown(cancel_futures=True)
 
     def refuse_offline(self, url: str) -> None:
-        """Find out at once whether a server can be reached; say what to set if it cannot."""
+        """Check that a server can be reached; else raise an error that says what to set."""
         for attempt in range(3):
             try:
                 self.session.get(url, stream=True, timeout=_TIMEOUT_S).close()
@@ -202,12 +202,12 @@ class Http:
             except InvalidHeader:
                 after_s = 0.0
             raise _TransientError(f"HTTP {code}", after_s)
-        if code == 416:  # the file is shorter than it was
+        if code == 416:  # the file has become shorter
             raise RemoteChangedError(f"{shown(url)} changed on the server while it was fetched")
         raise FetchError(f"{shown(url)}: HTTP {code} {response.reason}")
 
     def _pause(self, url: str, error: Exception, attempt: int) -> int:
-        """Wait before the next attempt, and count it; give up if there have been enough."""
+        """Wait before the next attempt and return its number; raise if there were too many."""
         self._raise_if_stopped()
         reason = _reason(error)
         if attempt >= self.retries:
@@ -215,7 +215,7 @@ class Http:
                 f"{shown(url)}: {reason}, in {attempt + 1} attempts; start the same command again "
                 "when the network is back: what is complete is kept"
             ) from error
-        # full jitter: streams that were refused together do not come back together
+        # jitter: streams that were refused together must not retry together
         pause = random.uniform(0.5, 1.0) * BACKOFF_S * 2.0**attempt
         pause = min(max(pause, getattr(error, "after_s", 0.0)), _MAX_WAIT_S)
         _log.info("%s: %s; again in %.1f s", shown(url), reason, pause)
@@ -223,7 +223,7 @@ class Http:
         return attempt + 1
 
     def _keep_rate(self, count: int) -> None:
-        """Wait until ``count`` more bytes keep all streams together below the limit."""
+        """Wait until ``count`` more bytes keep the total rate of all streams below the limit."""
         if not self._rate:
             return
         with self._lock:
@@ -238,14 +238,14 @@ class Http:
 
 
 def shown(url: str) -> str:
-    """Return a URL as it may be logged: without user, password and query, which may be secrets."""
+    """Return a URL for logs: without user, password and query, which may be secrets."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
 
 
 def _reason(error: Exception) -> str:
-    """Return a failure in a few words; those of requests repeat URL and object addresses."""
+    """Return a short reason of a failure; messages of requests repeat URL and object addresses."""
     if isinstance(error, requests.exceptions.ProxyError):
         return "the proxy of https_proxy or http_proxy does not answer"
     if isinstance(error, requests.exceptions.SSLError):
@@ -261,14 +261,14 @@ def _reason(error: Exception) -> str:
 
 
 def _content_range(response: requests.Response) -> tuple[int, int]:
-    """Return first byte and total size of a range answer; -1 and 0 if it states none."""
+    """Return first byte and total size of a range response; -1 and 0 if it states none."""
     header = response.headers.get("Content-Range", "")
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", header)
     return (int(found[1]), int(found[2])) if found else (-1, 0)
 
 
 def _check_range(response: requests.Response, remote: RemoteFile, first: int, length: int) -> None:
-    """Refuse an answer that holds other bytes than asked for."""
+    """Reject a response with other bytes than requested."""
     code, (start, total) = response.status_code, _content_range(response)
     etag = response.headers.get("ETag", "")
     if code == 206 and (total, etag) != (remote.size, remote.etag):
@@ -282,7 +282,7 @@ def _check_range(response: requests.Response, remote: RemoteFile, first: int, le
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes to copy: offset in the remote file, length, and offset in the local one."""
+    """Bytes to copy: offset in the remote file, length, and offset in the local file."""
 
     offset: int
     length: int
@@ -290,11 +290,11 @@ class Span:
 
 
 class PartialFile:
-    """A file while it is fetched: its bytes, and a journal of the spans that are there.
+    """A partially fetched file: its bytes, and a journal of the spans already written.
 
-    The journal's first line names the remote version; each further line is a span with the CRC-32
-    of its bytes, appended after they were written. Bytes without a line, or that do not have the
-    CRC their line states, are fetched again: neither a kill nor a power cut can leave a hole.
+    The journal's first line identifies the remote version; each further line is a span with the
+    CRC-32 of its bytes, appended after they were written. Bytes without a line, or with another CRC
+    than their line, are fetched again: neither a kill nor a power cut can leave a hole.
     """
 
     def __init__(self, path: Path, remote: RemoteFile, prefix: bytes = b"") -> None:
@@ -302,15 +302,15 @@ class PartialFile:
         self.data = path.with_name(f".{path.name}.part")
         self.journal = path.with_name(f".{path.name}.journal")
         self._prefix = prefix
-        # another prefix means other spans: nothing of the old ones fits
+        # another prefix means other spans: the old ones do not fit
         self._identity = {**asdict(remote), "prefix": zlib.crc32(prefix)}
         self._lock = threading.Lock()
 
     def missing(self, spans: list[Span]) -> list[Span]:
-        """Return the spans that are not there yet, each checked; start anew for another version."""
+        """Return the spans still missing, checking all others; start over for another version."""
         there = self.data.exists() and self.journal.exists()
         lines = self.journal.read_bytes().split(b"\n") if there else [b""]
-        # without its line break the last line was cut while it was written
+        # a last line without line break was torn while being written
         entries = [entry for line in lines[:-1] if (entry := _parsed(line))]
         if entries[:1] != [self._identity] or self._bytes(0, len(self._prefix)) != self._prefix:
             self.discard()
@@ -319,12 +319,12 @@ class PartialFile:
             self._append(json.dumps(self._identity))
             return spans
         if lines[-1]:
-            self._append("")  # ends the torn line, or the next one would be lost with it
+            self._append("")  # end the torn line, else the next one would be lost too
         crc_of = {(entry["target"], entry["length"]): entry["crc"] for entry in entries[1:]}
         return [s for s in spans if not self._holds(s, crc_of.get((s.target, s.length)))]
 
     def fetch(self, http: Http, span: Span, advance: Callable[[int], object]) -> None:
-        """Fetch one span and note it."""
+        """Fetch one span and add it to the journal."""
         crc = 0
         with self.data.open("r+b") as file:
             file.seek(span.target)
@@ -337,10 +337,10 @@ class PartialFile:
     def fetch_missing(
         self, http: Http, spans: list[Span], pool: Executor, advance: Callable[[int], object]
     ) -> None:
-        """Fetch what is not there yet, side by side, or discard a file that changed meanwhile.
+        """Fetch the missing spans in parallel; discard a file that changed on the server.
 
-        ``advance`` is called with numbers of bytes. If one span fails, no other is being fetched
-        when this raises.
+        ``advance`` is called with numbers of bytes. If a span fails, no other span is being fetched
+        any more when this raises.
         """
         missing = self.missing(spans)
         there = sum(span.length for span in spans) - sum(span.length for span in missing)
@@ -352,18 +352,18 @@ class PartialFile:
         except BaseException as error:
             for job in jobs:
                 job.cancel()
-            wait(jobs)  # none may write on into a file that is begun anew
+            wait(jobs)  # none may still write when the file is started over
             if isinstance(error, RemoteChangedError):
                 self.discard()
             raise
 
     def finish(self) -> None:
-        """Make the file durable and give it its name."""
+        """Make the file durable under its final name."""
         publish(self.data, self.path)
         self.journal.unlink()
 
     def discard(self) -> None:
-        """Remove what was fetched so far."""
+        """Remove everything fetched so far."""
         self.data.unlink(missing_ok=True)
         self.journal.unlink(missing_ok=True)
 
@@ -384,13 +384,13 @@ class PartialFile:
 
 
 def chunks(size: int, chunk_bytes: int = RANGE_BYTES) -> list[Span]:
-    """Return the spans of a whole file."""
+    """Return the spans of an entire file."""
     starts = range(0, size, chunk_bytes)
     return [Span(start, min(chunk_bytes, size - start), start) for start in starts]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one if it is missing or holds none."""
+    """Return the object in a JSON file; empty if the file is missing or contains none."""
     return _parsed(path.read_bytes()) if path.exists() else {}
 
 

@@ -1,7 +1,7 @@
-"""Scenes of a STAC search, into one folder each: planned by exact bytes, then fetched in parallel.
+"""Fetch scenes of a STAC search into one folder each: plan exact bytes, then fetch in parallel.
 
-A scene is put together in a hidden folder and gets its name when all of its bands are there, so
-that packing never meets half a scene. ``fetch.json`` beside its rasters is its state.
+A scene is assembled in a hidden folder and renamed when all of its bands are there, so that packing
+never sees half a scene. ``fetch.json`` beside its rasters records its state.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from preprocess.tiling import PATCH_SIDE_M, TILE_M, Flags, TileGrid, is_corner_o
 STATE = "fetch.json"
 STAGING = ".fetch"
 OUTLINE_M = 60  # ground resolution of the coarsest bands
-_HEAD_BYTES = 32 * 2**10  # holds the directory of a COG and the places of its blocks
-_VERSIONS = 3  # of a file that changes again and again while it is fetched
-_PROBE_SPANS, _PROBE_BYTES = 2, 2**20  # for each stream, to measure the rate
+_HEAD_BYTES = 32 * 2**10  # contains the directory of a COG and the offsets of its blocks
+_VERSIONS = 3  # attempts for a file that changes while it is fetched
+_PROBE_SPANS, _PROBE_BYTES = 2, 2**20  # reads per stream, and their size, to measure the rate
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -55,7 +55,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """What is copied of a remote raster: a new header, if it is cut, then spans of the file."""
+    """Content of a copy of a remote raster: a new header if it is cut, then spans of the file."""
 
     remote: RemoteFile
     layout: Layout
@@ -69,9 +69,9 @@ class Copy:
 
 
 def plan_copy_of(http: Http, url: str, squares: Flags | None, band: str) -> Copy:
-    """Return what is to be copied of the raster of a band, or ``SCL``: ground of squares, or all.
+    """Return the copy to make of the raster of a band or ``SCL``: ground of squares, or all.
 
-    A raster that is none of a whole tile is a ``ValueError`` that tells what it is.
+    Raise ``ValueError`` if the raster does not cover a whole tile.
     """
     remote, head = http.open(url, _HEAD_BYTES)
 
@@ -83,8 +83,8 @@ def plan_copy_of(http: Http, url: str, squares: Flags | None, band: str) -> Copy
     width, height, pixel_m = layout.image.width, layout.image.height, layout.resolution_m
     if (pixel_m * width, width) != (TILE_M, height) or PATCH_SIDE_M % pixel_m:
         raise ValueError(f"{band} has {width} x {height} pixels of {pixel_m:g} m: no whole tile")
-    # Packing judges the offset by dark pixels of the whole scene, from the classification and
-    # overviews of these bands. Without them it would see less than in the whole scene.
+    # Packing checks the offset by dark pixels of the entire scene, from the classification and
+    # overviews of these bands. Without them it would see less than in the entire scene.
     if squares is None or band == SCL:
         return Copy(remote, layout, b"", chunks(remote.size))
     coarse_m = 60 * pixel_m / BANDS[band].ground_resolution_m
@@ -96,14 +96,14 @@ def plan_copy_of(http: Http, url: str, squares: Flags | None, band: str) -> Copy
 
 
 class SceneFolder:
-    """A scene that is to be fetched, and the folder that it is fetched into.
+    """A scene to be fetched, and the folder it is fetched into.
 
     Attributes:
-        num_squares: patches at most; clouds and nodata leave fewer.
-        sizes: bytes of each band, to copy or of the copy that is there.
+        num_squares: maximum number of patches; clouds and nodata leave fewer.
+        sizes: bytes of each band, of the planned or the existing copy.
         missing: bands that are not there yet.
-        done: whether the scene is there, whole and as planned.
-        sample: a span of one of its files, with which the rate is measured.
+        done: whether the scene is there, complete and as planned.
+        sample: a span of one of its files, used to measure the rate.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class SceneFolder:
     ) -> None:
         self.scene, self.num_squares = scene, int(squares.sum())
         self.final = Path(config.output, scene.id)
-        # not the scene's own name, by which packing would find it
+        # not the scene's own name, or packing would find it
         self.staging = Path(config.output, STAGING, scene.id.replace("_", "-"))
         self.sizes: dict[str, int] = {}
         self.missing = set(scene.urls)
@@ -138,7 +138,7 @@ class SceneFolder:
         return sum(self.sizes.values())
 
     def plan(self, http: Http) -> None:
-        """Find out what is there, and how many bytes are to be copied of rasters of whole tiles."""
+        """Determine which bands are there, and the bytes to copy per band."""
         if self._is_complete():
             return
         samples: list[tuple[RemoteFile, Span]] = []
@@ -153,10 +153,10 @@ class SceneFolder:
     def fetch(
         self, http: Http, bands: Executor, ranges: Executor, advance: Callable[[int], object]
     ) -> None:
-        """Fetch the bands that are missing, and give the scene its name.
+        """Fetch the missing bands, and rename the scene to its final name.
 
-        Threads of ``bands`` plan and finish a band each and wait for its byte ranges, which those
-        of ``ranges`` fetch; ``advance`` is called with the number of bytes that came.
+        Each thread of ``bands`` plans and finishes one band and waits for its byte ranges, which
+        threads of ``ranges`` fetch; ``advance`` is called with numbers of bytes received.
         """
         urls = self.scene.urls
         for _ in range(_VERSIONS):
@@ -166,7 +166,7 @@ class SceneFolder:
             ]
             for job in jobs:
                 job.result()
-            # a scene that was published anew meanwhile must not be half old, half new
+            # a scene republished in the meantime must not be half old, half new
             changed = [band for band in urls if not self._has(band, http.open(urls[band])[0])]
             if not changed:
                 self._finish()
@@ -176,7 +176,7 @@ class SceneFolder:
         raise FetchError(f"{self.final.name}: its files change while they are fetched")
 
     def _is_complete(self) -> bool:
-        """Say whether the scene is there, whole and as planned, and note it."""
+        """Return whether the scene is there, complete and as planned; if so, update attributes."""
         if not self.final.exists():
             return False
         state = read_json(self.final / STATE)
@@ -196,7 +196,7 @@ class SceneFolder:
         return False
 
     def _has(self, band: str, remote: RemoteFile) -> bool:
-        """Say whether a band is there in the version that the server has now."""
+        """Return whether a band is there in the server's current version."""
         entry = self._bands.get(band, {})
         same = (entry.get("size"), entry.get("etag")) == (remote.size, remote.etag)
         return same and _size(self.staging / f"{band}.tif") == entry["bytes"]
@@ -204,7 +204,7 @@ class SceneFolder:
     def _fetch_band(
         self, http: Http, band: str, ranges: Executor, advance: Callable[[int], object]
     ) -> None:
-        """Fetch one raster and write it into the state."""
+        """Fetch one raster and record it in the state."""
         path = self.staging / f"{band}.tif"
         copy = plan_copy_of(http, self.scene.urls[band], self._wanted, band)
         part = PartialFile(path, copy.remote, copy.header)
@@ -212,8 +212,8 @@ class SceneFolder:
         if self._wanted is None or band == SCL or BANDS[band].ground_resolution_m != OUTLINE_M:
             part.finish()
         else:
-            # Packing reads from the coarsest bands where nodata is. Their blocks hold ground beyond
-            # the squares, which the blocks of finer bands do not hold.
+            # Packing finds nodata in the coarsest bands. Their blocks contain ground beyond the
+            # squares, which the blocks of finer bands do not contain.
             with atomic_path(path) as temporary:
                 side_px = int(PATCH_SIDE_M / copy.layout.resolution_m)
                 keep_squares(part.data, temporary, self._wanted, side_px)
@@ -227,7 +227,7 @@ class SceneFolder:
     def _finish(self) -> None:
         self.sizes = {band: entry["bytes"] for band, entry in self._bands.items()}
         write_json(self.staging / f"{self.scene.id}.json", self.scene.item)
-        for path in self.staging.glob(".*"):  # of processes that were killed
+        for path in self.staging.glob(".*"):  # leftovers of killed processes
             path.unlink()
         fsync(self.staging)
         if self.final.exists():
@@ -243,9 +243,9 @@ class SceneFolder:
 def plan_scenes(
     http: Http, config: FetchConfig
 ) -> tuple[list[Scene], list[SceneFolder], list[str]]:
-    """Search scenes; return all with the reasons against them, folders of the taken, and failures.
+    """Return all scenes of a search, the folders of those taken, and one line per failure.
 
-    Reads the headers of all rasters, about 0.4 MB a scene; scenes that are there cost nothing.
+    Reads the headers of all rasters, about 0.4 MB per scene; finished scenes cost nothing.
     """
     area = area_of(config)
     scenes = search(http, config, area)
@@ -258,7 +258,7 @@ def plan_scenes(
         except (UnreachableError, StoppedError):
             raise
         except FetchError as error:
-            return error  # what is wrong with a scene alone does not hold up the others
+            return error  # a failure of one scene must not stop the others
 
     with http.threads(config.streams) as pool:
         taken = [scene for scene in scenes if not scene.reason]
@@ -273,7 +273,7 @@ def plan_scenes(
 
 
 def _plan_scene(http: Http, scene: Scene, config: FetchConfig, area: Area) -> SceneFolder | str:
-    """Return a scene's folder with its plan, or the reason why there is none."""
+    """Return a scene's planned folder, or the reason why it is not taken."""
     try:
         corner = read_json(Path(config.output, scene.id, STATE)).get("corner")
         if not corner:
@@ -293,7 +293,7 @@ def _plan_scene(http: Http, scene: Scene, config: FetchConfig, area: Area) -> Sc
 
 
 def fetch_scenes(http: Http, folders: list[SceneFolder], config: FetchConfig) -> list[str]:
-    """Fetch planned scenes; return what failed, a line each, when all others are there."""
+    """Fetch planned scenes; return one line per failed scene after all others are done."""
     todo = [folder for folder in folders if not folder.done]
     total = sum(folder.sizes[band] for folder in todo for band in folder.missing)
     failed = []
@@ -307,7 +307,7 @@ def fetch_scenes(http: Http, folders: list[SceneFolder], config: FetchConfig) ->
         for job in as_completed(jobs):
             try:
                 job.result()
-            except UnreachableError:  # no scene can be fetched any more
+            except UnreachableError:  # no further scene can be fetched
                 raise
             except (FetchError, ValueError) as error:
                 failed.append(f"{jobs[job]}: {error}")
@@ -315,7 +315,7 @@ def fetch_scenes(http: Http, folders: list[SceneFolder], config: FetchConfig) ->
 
 
 def measure_rate(http: Http, folders: Iterable[SceneFolder], streams: int) -> float:
-    """Return bytes per second of all streams together, from a few megabytes that are read."""
+    """Return the rate of all streams together in bytes per second, from reading a few megabytes."""
     samples = [folder.sample for folder in folders if folder.sample]
     if not samples:
         return 0.0
@@ -329,7 +329,7 @@ def measure_rate(http: Http, folders: Iterable[SceneFolder], streams: int) -> fl
 
 
 def _steady(action: Callable[[], _Result]) -> _Result:
-    """Run an action anew when a file changes on the server meanwhile, a few times."""
+    """Run an action; repeat it a few times if a file changes on the server."""
     for _ in range(_VERSIONS - 1):
         try:
             return action()

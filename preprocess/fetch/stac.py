@@ -1,4 +1,4 @@
-"""Which scenes of a STAC API cover an area and time, and why others are not taken."""
+"""Search of a STAC API for scenes of an area and time, with reasons why some are not taken."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ SCL = "SCL"
 OTHER_TILE = "a tile that was not requested"
 OTHER_ORBIT = "an orbit that was not requested"
 NO_GROUND = "no ground of the area that this tile owns"
-_PAGE = 100  # items; a page of Earth Search is then about 2 MB
-# the two forms of names that packing reads: S2A_10SFH_20190715_0_L2A, and ESA's product names
+_PAGE = 100  # items per page; about 2 MB from Earth Search
+# the two forms of names that packing reads: S2A_10SFH_20190715_0_L2A, and ESA product names
 _ID = re.compile(r"S2[A-D]_(?:MSIL2A_[\dT]+_.*?_T)?(?P<tile>\d{1,2}[C-X][A-Z]{2})_[\w.-]+")
 _ORBIT = re.compile(r"_N\d{4}_R(\d{3})_")
-# what pystac raises for JSON that is no STAC differs by what is wrong with it
+# errors that pystac raises for JSON that is not STAC, depending on the fault
 _NO_STAC = (APIError, ClientTypeError, STACError, KeyError, TypeError, ValueError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A scene that a search found."""
+    """A scene found by a search."""
 
-    id: str  # of its item, and name of its folder
-    item: Item  # as the API gave it
-    tile: str  # MGRS
-    acquired: str  # UTC
-    orbit: int  # relative; 0 if unknown
-    cloud: float | None  # percent
-    baseline: str  # of processing, such as 02.13; empty if unknown
-    urls: dict[str, str]  # of the rasters, by canonical band and ``SCL``
-    reason: str = ""  # why it is not taken; empty if it is
+    id: str  # id of its item, and name of its folder
+    item: Item  # as returned by the API
+    tile: str  # MGRS tile
+    acquired: str  # time of acquisition, UTC
+    orbit: int  # relative orbit; 0 if unknown
+    cloud: float | None  # cloud cover in percent
+    baseline: str  # processing baseline, such as 02.13; empty if unknown
+    urls: dict[str, str]  # URLs of the rasters, by canonical band or ``SCL``
+    reason: str = ""  # reason why it is not taken; empty if it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +63,17 @@ class Area:
     polygons: list[list[list[list[float]]]] = field(default_factory=list)
 
     def bounds(self) -> list[list[float]]:
-        """Return boxes that hold all of it."""
+        """Return boxes that together contain the area."""
         outlines = [np.array(polygon[0])[:, :2] for polygon in self.polygons]
         around = [[*o.min(axis=0).tolist(), *o.max(axis=0).tolist()] for o in outlines]
         return [*self.boxes, *around]
 
     def squares(self, grid: TileGrid, one_owner: bool) -> Flags:
-        """Return which 1,200 m squares of a tile have their centre in it, (columns, rows)."""
+        """Return whether each 1,200 m square of a tile has its centre in it, (columns, rows)."""
         longitude, latitude = grid.degrees()
         inside = in_boxes(longitude, latitude, self.boxes)
         for polygon in self.polygons:
-            within = np.zeros(inside.shape, bool)  # by the even-odd rule over all its rings
+            within = np.zeros(inside.shape, bool)  # even-odd rule over all rings
             edges = chain.from_iterable(pairwise([*ring, ring[0]]) for ring in polygon)
             for (x1, y1, *_), (x2, y2, *_) in edges:
                 if y1 != y2:
@@ -84,7 +84,7 @@ class Area:
 
 
 def area_of(config: FetchConfig) -> Area:
-    """Return the area of the settings; ``ValueError`` if there is none."""
+    """Return the area in the settings; ``ValueError`` if there is none."""
     area = Area(config.boxes, read_polygons(config.geojson) if config.geojson else [])
     if not area.bounds():
         raise ValueError(
@@ -95,7 +95,7 @@ def area_of(config: FetchConfig) -> Area:
 
 
 def search(http: Http, config: FetchConfig, area: Area) -> list[Scene]:
-    """Return all scenes of area and time in the order of their ids, with reasons against them."""
+    """Return all scenes of area and time in order of id, with reasons why some are not taken."""
     url = config.url or EARTH_SEARCH
     try:
         client = Client.open(url, stac_io=_HttpIO(http))
@@ -107,7 +107,7 @@ def search(http: Http, config: FetchConfig, area: Area) -> list[Scene]:
                 method=method, limit=_PAGE, collections=[config.collection], bbox=box,
                 datetime=dates or None,
             )  # fmt: skip
-            ids: set[str] = set()  # of this search; others find the same scenes again
+            ids: set[str] = set()  # ids of this search; others may find the same scenes
             for page in found.pages_as_dicts():
                 fresh = {str(item["id"]): item for item in page["features"]}
                 if fresh and fresh.keys() <= ids:
@@ -125,7 +125,7 @@ def search(http: Http, config: FetchConfig, area: Area) -> list[Scene]:
 
 
 class _HttpIO(StacApiIO):
-    """Sends the requests of pystac-client through our retries and proxies."""
+    """Sends pystac-client's requests through our HTTP client with retries."""
 
     def __init__(self, http: Http) -> None:
         super().__init__()
@@ -138,21 +138,21 @@ class _HttpIO(StacApiIO):
         headers: dict[str, str] | None = None,
         parameters: dict[str, Any] | None = None,
     ) -> str:
-        """Answer a request of pystac-client."""
+        """Send a request of pystac-client; return the text of the response."""
         sent = {"json" if method == "POST" else "params": parameters or {}}
         return self._http.get_json(href, method=method or "GET", headers=headers or {}, **sent)
 
 
 def judge(scenes: Iterable[Scene], config: FetchConfig) -> list[Scene]:
-    """Return scenes with the reason why one is not taken, from what the search tells."""
+    """Return the scenes, each with a reason if it is not taken; uses only their items."""
     known = list(scenes)
     newest = newest_processing((s.tile, s.acquired, s.baseline) for s in known if not s.reason)
-    # B01 is the coarsest band: packing reads from it where nodata is
+    # B01 is the coarsest band, in which packing finds nodata
     wanted = list(dict.fromkeys([*(config.bands or L2A_BANDS), "B01"]))
     judged = []
     for scene in known:
         reason = scene.reason or _against(scene, config, wanted)
-        # packing makes the same choice among what it finds
+        # packing makes the same choice among the scenes it finds
         if not reason and scene.baseline != newest[scene.tile, scene.acquired]:
             reason = REPEATED
         urls = {band: scene.urls[band] for band in [*wanted, SCL] if band in scene.urls}
@@ -178,7 +178,7 @@ def _against(scene: Scene, config: FetchConfig, wanted: list[str]) -> str:
 
 
 def _scene(item: Item, api_url: str) -> Scene:
-    """Return what an item tells; one that lacks what every scene has is a scene with a reason."""
+    """Return the scene of an item, with a reason if required properties are missing."""
     name = str(item["id"])
     properties, assets = item.get("properties") or {}, item.get("assets") or {}
     original, acquired = product_of(name, properties), stated_time(properties)
@@ -217,11 +217,11 @@ def _rasters(assets: dict[str, Any], base: str) -> Iterator[tuple[str, str]]:
         try:
             yield (SCL if key.upper() == SCL else canonical_name(key)), url
         except ValueError:
-            continue  # an asset that is no band: a preview, a JPEG 2000 twin
+            continue  # an asset that is not a band, such as a preview
 
 
 def write_scenes(path: Path, rows: Iterable[tuple[Scene, int, int]]) -> None:
-    """Write ``scenes.csv``: one row a scene, taken or not and why, with its squares and bytes."""
+    """Write ``scenes.csv``: one row per scene, taken or not and why, with patches and bytes."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     columns = "id,tile,acquired,relative_orbit,cloud_cover,taken,reason,patches,bytes"
