@@ -1,6 +1,6 @@
-"""The registry of sources: a kind, its settings and the class that reads it.
+"""The registry of sources: each kind with its settings and the class that reads it.
 
-Packing and the command line know sources by this table alone.
+Packing and the command line access sources only through this table.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from preprocess.sources.simulated import Simulated, SimulatedConfig
 class Kind(NamedTuple):
     """One kind of source."""
 
-    config: type[SourceConfig]  # the first line of its docstring is the kind's help
-    open: Callable[[Any], Source]  # returns the source that reads what the settings describe
+    config: type[SourceConfig]  # settings; the first line of the docstring is the kind's help
+    open: Callable[[Any], Source]  # returns the source for given settings
 
 
 SOURCES: dict[str, Kind] = {
@@ -40,7 +40,7 @@ SOURCES: dict[str, Kind] = {
 
 
 def open_source(config: SourceConfig) -> Source:
-    """Return the source that reads what the settings describe; refuse an unknown kind."""
+    """Return the source for the settings; ``ValueError`` for an unknown kind or without a root."""
     if config.kind not in SOURCES:
         raise ValueError(f"source.kind is {config.kind!r}; choose one of {', '.join(SOURCES)}")
     if not config.root:

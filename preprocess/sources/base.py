@@ -1,4 +1,4 @@
-"""The interface of a source, and what sources share: bands, walks over folders, names, lists."""
+"""The interface of a source, and shared functions for bands, walks over folders, names, lists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from preprocess.tiling import PATCH_SIDE_M, window_of
 
 Groups = tuple[GroupLayout, ...]
 
-# ESA's name of a product, from the satellite to the time that tells processings apart
+# ESA product name, from the satellite to the time that distinguishes processings
 PRODUCT = re.compile(
     r"S2[A-D]_MSI(?P<level>L[12][AC])_(?P<acquired>\d{8}T\d{6})_N\d{4}_R\d{3}"
     r"_T(?P<tile>\d{2}[A-Z]{3})_\d{8}T\d{6}"
@@ -36,39 +36,39 @@ class Source(ABC):
     """A configured source: frozen, without open files, usable from several processes.
 
     Attributes:
-        simulated: True when the patches were synthesised, never measured.
+        simulated: True if the patches were synthesised, never measured.
     """
 
     __slots__ = ()
     simulated: ClassVar[bool] = False
 
     def processing_level(self) -> str:
-        """Return L1C (top of atmosphere) or L2A (surface reflectance); empty if nothing tells.
+        """Return L1C (top of atmosphere) or L2A (surface reflectance); empty if unknown.
 
         Raises:
-            ValueError: the files are of both, or of another than declared.
+            ValueError: the files have both levels, or another than declared.
         """
         return "L2A"
 
     @abstractmethod
     def layout(self) -> ShardLayout:
-        """Return what every sample will look like.
+        """Return the layout of every sample.
 
         Raises:
-            ValueError: the settings cannot be met, a band does not exist here for example.
+            ValueError: the settings cannot be met, for example because a band does not exist.
         """
 
     @abstractmethod
     def discover(self) -> Iterator[PatchRef | Dropped]:
-        """Yield all references in the order of their ids, and what is left out by choice.
+        """Yield all references in order of id, and patches dropped by choice.
 
         Raises:
-            ValueError: the root holds nothing of this source; the message says what was sought.
+            ValueError: the root contains nothing of this source; the message says what is expected.
         """
 
     @abstractmethod
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
-        """Read one patch, in the layout's groups and bands.
+        """Read one patch in the groups and bands of the layout.
 
         Raises:
             PatchError: a file of the patch is missing, unreadable or of another shape.
@@ -81,10 +81,10 @@ def patch_groups(
     """Return the band groups of 1.2 km patches.
 
     Args:
-        bands: wanted bands; none means all that are held.
-        held: bands that there are; refuses others.
-        factor: how much coarser than native the files are.
-        resolution_m: read all bands at this ground resolution; 0 reads native ones.
+        bands: wanted bands; empty for all of ``held``.
+        held: available bands; others raise ``ValueError``.
+        factor: factor by which the files are coarser than native.
+        resolution_m: ground resolution at which to read all bands; 0 for native ones.
     """
     wanted = canonical_names(bands) or list(held)
     foreign = [name for name in wanted if name not in held]
@@ -104,20 +104,20 @@ def patch_groups(
 def read_groups(
     paths: Mapping[str, Path], groups: Groups, square: tuple[int, int] | None = None
 ) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid, int | None]:
-    """Read one patch from rasters of one band each.
+    """Read one patch from single-band rasters.
 
     Args:
-        paths: by band.
-        groups: what to read.
-        square: column and row in a raster of a whole tile; None: the raster is the patch.
+        paths: raster of each band.
+        groups: band groups to read.
+        square: column and row in rasters of a whole tile; None if the rasters are the patch.
 
     Returns:
-        Pixels (bands, size_px, size_px) by group, digital numbers; grid of the first band; the
-        offset that tags of the rasters claim, None without.
+        Digital numbers (bands, size_px, size_px) by group; grid of the first band; the offset
+        stated by tags of the rasters, or None without tags.
 
     Raises:
-        PatchError: a raster is missing, unreadable, of another size, does not lie as the first, or
-            claims another offset.
+        PatchError: a raster is missing, unreadable or of another size, or its position or offset
+            differs from the others.
     """
     grids: list[Grid] = []
     tagged: int | None = None
@@ -142,7 +142,7 @@ def read_groups(
 
 
 def _misfit(raster: Raster, group: GroupLayout, first: Grid) -> str:
-    """Return why a raster cannot be a band of a patch; empty if it can."""
+    """Return why a raster cannot be a band of a patch, or an empty string."""
     count, height, width = raster.pixels.shape
     if (count, height, width) != (1, group.size_px, group.size_px):
         return (
@@ -150,7 +150,7 @@ def _misfit(raster: Raster, group: GroupLayout, first: Grid) -> str:
             f"1 band(s) of {group.size_px} x {group.size_px} pixels"
         )
     fault = raster.grid.fault(group.ground_resolution_m)
-    # files carry a grid each; nothing else says that they show the same ground
+    # each file has its own grid; nothing else shows that they cover the same ground
     if fault or raster.grid.corner == first.corner:
         return fault
     (crs, x, y), (first_crs, first_x, first_y) = raster.grid.corner, first.corner
@@ -159,27 +159,27 @@ def _misfit(raster: Raster, group: GroupLayout, first: Grid) -> str:
 
 
 def folder_of(root: str) -> Path:
-    """Return the root of a source; refuse one that is not a folder."""
+    """Return the root of a source; ``ValueError`` if it is not a folder."""
     if not Path(root).is_dir():
         raise ValueError(f"source.root is {root!r}, which is not a folder")
     return Path(root)
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the sorted names in a folder; what each of them is would take minutes to ask."""
+    """Return the sorted names in a folder, without the type of each, which would take minutes."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries)
 
 
 def iso_time(stamp: str) -> str:
-    """Return ISO 8601 of a time, UTC, as products are named after it: ``20170613T101031``."""
+    """Return a UTC time from a product name, such as ``20170613T101031``, in ISO 8601."""
     return datetime.strptime(stamp, "%Y%m%dT%H%M%S").isoformat() + "Z"
 
 
 def read_names(path: str) -> set[str]:
-    """Read a list with one name a line, plain or gzipped; whole names, never parts of them.
+    """Read a list with one complete name per line, plain or gzipped.
 
-    Of a line with commas the first column counts: the multi-modal release adds the radar name.
+    Only the first column of a CSV line counts: the multi-modal release adds the radar name.
     """
     try:
         raw = Path(path).read_bytes()
@@ -191,7 +191,7 @@ def read_names(path: str) -> set[str]:
 
 
 class Exclusions(Set[str]):
-    """The names of exclusion lists, and which nobody asked for: they exclude nothing in silence."""
+    """The names of exclusion lists; tracks names never looked up, which exclude nothing."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._names = set[str]().union(*map(read_names, paths))
@@ -208,7 +208,7 @@ class Exclusions(Set[str]):
         return len(self._names)
 
     def log_unused(self) -> None:
-        """Log how many names nobody asked for."""
+        """Log the number of names that were never looked up."""
         if self._unused:
             message = "%d of %d names on exclusion lists exclude nothing: %s, for example"
             _log.warning(message, len(self._unused), len(self), min(self._unused))
@@ -218,11 +218,11 @@ def read_splits(lists: Mapping[str, str]) -> dict[str, str]:
     """Return the split of every listed name.
 
     Args:
-        lists: path of the list by split; an empty one stands for no list.
+        lists: path of the list of each split; empty for no list.
 
     Raises:
-        ValueError: a list is unreadable, or two lists share a name: lists of two releases mixed up
-            would put test patches into training without a word.
+        ValueError: a list is unreadable, or two lists share a name: mixing the lists of two
+            releases would silently put test patches into training.
     """
     split_of: dict[str, str] = {}
     for split, path in lists.items():
@@ -240,27 +240,27 @@ _BAND_FILE = re.compile(r"(?:(?P<patch>.+)[_\-. ])?(?P<band>[^_\-. ]+)")
 
 
 def nfc(text: str) -> str:
-    """Return the composed form of a text; macOS writes accents as letters of their own."""
+    """Return the composed (NFC) form of a text; macOS writes accents as separate characters."""
     return unicodedata.normalize("NFC", text)
 
 
 def without_suffix(name: str) -> str:
-    """Return a name without the suffix of GeoTIFFs, as ids have it."""
+    """Return a name without the suffix of GeoTIFFs, as used in ids."""
     return re.sub(r"\.tiff?$", "", name, flags=re.IGNORECASE)
 
 
 def is_passed_over(name: str) -> bool:
-    """Say whether a file or folder is hidden (``.ipynb_checkpoints``, ``._x``) or of the system."""
+    """Return whether a name is hidden (``.ipynb_checkpoints``, ``._x``) or a system entry."""
     return name.startswith(".") or name in _SYSTEM_NAMES
 
 
 def split_band_file(stem: str) -> tuple[str, str]:
-    """Return patch and canonical band of a file's name without suffix; no band: an empty string."""
+    """Return patch and canonical band of a file name without suffix; the band may be empty."""
     found = _BAND_FILE.fullmatch(stem)
     try:
         return (found["patch"] or "", canonical_name(found["band"])) if found else (stem, "")
     except ValueError:
-        return stem, ""  # a side file: a mask, a thumbnail
+        return stem, ""  # a side file, such as a mask or a thumbnail
 
 
 def files_below(
@@ -268,27 +268,27 @@ def files_below(
 ) -> Iterator[tuple[str, list[str]]]:
     r"""Yield each folder below a root, as a path relative to it, with the names of its files.
 
-    Links to folders are followed, each folder is visited once and none above the root. A folder
-    whose name ``is_whole`` counts as a file and is not entered. Hidden and system names are passed
-    over; one log line says how many. Bytes that are no UTF-8 are shown as in ``caf\xe9``.
+    Links to folders are followed; each folder is visited once, and none above the root. A folder
+    for whose name ``is_whole`` is true counts as a file and is not entered. Hidden and system names
+    are skipped; one log line counts them. Bytes that are not UTF-8 are shown as in ``caf\xe9``.
 
     Raises:
-        OSError: a folder cannot be listed. Python's own walks pass over it, and its patches would
-            be missing in silence.
+        OSError: a folder cannot be listed. Python's own walks would skip it, and its patches would
+            silently be missing.
     """
     walked: set[tuple[int, int]] = set()
     num_hidden = num_again = 0
     real_root = os.path.realpath(root)
     folders = [(real_root, ".")]
-    # links wait: a folder that is also there by itself is named by its own path
+    # links come last, so that a folder is named by its own path where it has one
     links = deque[tuple[str, str]]()
     while folders or links:
         folder, shown = folders.pop() if folders else links.popleft()
-        # not by path: a folder that is mounted at two places is one folder
+        # not by path: a folder mounted at two places is one folder
         status = Path(folder).stat()
         identity = status.st_dev, status.st_ino
         if identity in walked or real_root.startswith(f"{folder.rstrip(os.sep)}{os.sep}"):
-            num_again += 1  # seen before, or above the root
+            num_again += 1  # already visited, or above the root
             continue
         walked.add(identity)
         names = []

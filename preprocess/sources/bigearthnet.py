@@ -1,6 +1,6 @@
-"""The sources ``bigearthnet_v1`` and ``bigearthnet_v2``, and how a patch folder of v1 is read.
+"""The sources ``bigearthnet_v1`` and ``bigearthnet_v2``, and the reader of v1 patch folders.
 
-v1 is a flat tree of patch folders with labels in JSON (Sumbul et al., IGARSS 2019); v2, refined,
+v1 is a flat tree of patch folders with labels in JSON (Sumbul et al., IGARSS 2019); v2 (refined)
 has product folders and labels in parquet tables (Clasen et al., IGARSS 2025).
 """
 
@@ -51,25 +51,25 @@ from preprocess.sources.labels import (
 from preprocess.tiling import square_name
 
 V1_TREE, V2_TREE = "BigEarthNet-v1.0", "BigEarthNet-S2"
-COLUMNS = ["patch_id", "split", "labels"]  # of the tables of v2
+COLUMNS = ["patch_id", "split", "labels"]  # required in the tables of v2
 V1_NAME = "s2v1_name"
-# A tenth of v1 has times of five digits, from which a zero was lost somewhere inside: they
-# identify, but are no clock times.
+# A tenth of v1 has times of five digits, which lost a zero somewhere inside: they are
+# identifiers, but not clock times.
 _V1_PATCH = re.compile(r"(?:S2[ABC]|SIM)_MSIL2A_\d{8}T\d{5,6}_\d{1,2}_\d{1,2}")
-_V1_TILE = re.compile(r"_T(\d{2}[A-Z]{3})_")  # not by position: short times move what follows
+_V1_TILE = re.compile(r"_T(\d{2}[A-Z]{3})_")  # not by position: short times shift what follows
 _V2_PATCH = re.compile(
     r"(?P<product>S2[ABC]_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}"
     r"_T(?P<tile>\d{2}[A-Z]{3}))_\d{2}_\d{2}"
 )
-_SQUARE = len("_26_57")  # what the name of a patch of v2 has behind that of its product
+_SQUARE = len("_26_57")  # suffix of a v2 patch name after its product name
 
-Row = tuple[str, Labels, str]  # what a table of v2 says of a patch: split, labels, name in v1
+Row = tuple[str, Labels, str]  # table row of a v2 patch: split, labels, name in v1
 _log = logging.getLogger(__name__)
 _labels_of_19 = cache(labels_of_19)  # half a million rows hold a few thousand combinations
 
 
 def _read_bands(folder: Path, groups: Groups) -> tuple[dict[str, npt.NDArray[np.uint16]], Grid]:
-    # by name: side files in the folder must not count as bands
+    # exact names: side files in the folder must not count as bands
     paths = {band: folder / f"{folder.name}_{band}.tif" for g in groups for band in g.bands}
     pixels, grid, tagged = read_groups(paths, groups)
     if tagged:
@@ -78,32 +78,32 @@ def _read_bands(folder: Path, groups: Groups) -> tuple[dict[str, npt.NDArray[np.
 
 
 def _place_of(tile: str, patch_id: str) -> str:
-    """Return the ground cell: tile, column and row, the same in v1, v2 and on every date."""
-    # as numbers: v1 writes 4_55 where v2 writes 04_55
+    """Return the ground cell (tile, column, row), the same in v1, in v2 and on every date."""
+    # as integers: v1 writes 4_55 where v2 writes 04_55
     return square_name(tile, *map(int, patch_id.rsplit("_", 2)[1:]))
 
 
 @dataclass(frozen=True, slots=True)
 class V1Tree(Source):
-    """What reads a tree of v1, measured or simulated."""
+    """Reader of a tree in the layout of v1, measured or simulated."""
 
     config: SourceConfig
 
     def layout(self) -> ShardLayout:
-        """Return native band groups and the four labellings."""
+        """Return native band groups and the four label sets."""
         label_sets = (BIGEARTHNET43, BIGEARTHNET19, REGULAR, EXTENDED)
         return ShardLayout(patch_groups(self.config.bands), label_sets)
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
-        """Read band files and labels of one folder."""
+        """Read the band files and labels of one folder."""
         folder = self.tree() / ref.path
         pixels, grid = _read_bands(folder, layout.groups)
         path = folder / f"{folder.name}_labels_metadata.json"
         metadata = _read_json(path)
-        # an L1C product: the authors ran sen2cor themselves, so no L2A name and no offset exists
+        # an L1C product: the authors ran sen2cor themselves, so there is no L2A name or offset
         product = metadata["tile_source"]
         tile = _V1_TILE.search(product)
-        stamp = metadata["acquisition_date"]  # the time in the name may have lost a digit
+        stamp = metadata["acquisition_date"]  # the time in the name may lack a digit
         try:
             labels = labels_of_43(metadata["labels"])
         except ValueError as error:
@@ -129,7 +129,7 @@ class V1Tree(Source):
         )
 
     def tree(self) -> Path:
-        """Return the folder with the patch folders: the root, or the tree's usual name in it."""
+        """Return the folder of patch folders: ``BigEarthNet-v1.0`` in the root, else the root."""
         root = Path(self.config.root)
         return root / V1_TREE if (root / V1_TREE).is_dir() else root
 
@@ -160,7 +160,7 @@ class BigEarthNetV1(V1Tree):
     config: BigEarthNetV1Config
 
     def discover(self) -> Iterator[PatchRef]:
-        """Yield the patch folders, with splits from the lists and without the excluded."""
+        """Yield the patch folders except excluded ones, with splits from the lists."""
         config = self.config
         lists = (config.train_list, config.validation_list, config.test_list)
         splits = read_splits(dict(zip(("train", "validation", "test"), lists, strict=True)))
@@ -202,7 +202,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 class _Table:
-    """A table of v2: its columns in Arrow's memory, and the positions of each product's rows."""
+    """A table of v2: its columns in Arrow memory, and the positions of each product's rows."""
 
     def __init__(self, path: Path, with_v1_names: bool) -> None:
         try:
@@ -212,16 +212,16 @@ class _Table:
             missing = [name for name in COLUMNS if name not in held]
             if missing:
                 raise ValueError(f"it has no column {missing[0]}")
-            # the names that patches have in v1 are 40 MB of text more
+            # the v1 names of patches add 40 MB of text
             wanted = [*COLUMNS, V1_NAME] if with_v1_names and V1_NAME in held else COLUMNS
-            # as codes: 19 class names and 3 splits instead of two million texts
+            # dictionary-encoded: 19 class names and 3 splits instead of two million strings
             coded = [leaf for leaf in leaves if leaf.split(".")[0] in ("labels", "split")]
-            # threads would each hold columns of their own
+            # without threads, each of which would hold its own columns
             file = parquet_file(path, read_dictionary=coded)
             self._columns = file.read(columns=wanted, use_threads=False)
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(f"the table {path} cannot be used ({error})") from error
-        import pyarrow.compute as pc  # an extra, without which no table has been read
+        import pyarrow.compute as pc  # an extra; parquet_file has already required it
 
         ids = self._columns["patch_id"]
         products = pc.utf8_slice_codeunits(ids, start=0, stop=-_SQUARE).combine_chunks()
@@ -233,7 +233,7 @@ class _Table:
         self._positions = {names[codes[part[0]]]: part for part in parts}
 
     def of_product(self, product: str) -> dict[str, Row]:
-        """Return the rows of one product by patch; refuse a class that is not one of the 19."""
+        """Return the rows of one product by patch; ``ValueError`` for a class not among the 19."""
         positions = self._positions.get(product)
         rows = [] if positions is None else self._columns.take(positions).to_pylist()
         return {
@@ -283,7 +283,7 @@ class BigEarthNetV2(Source):
     config: BigEarthNetV2Config
 
     def layout(self) -> ShardLayout:
-        """Return native band groups and the 19 classes; with maps CORINE shares and irrigation."""
+        """Return native band groups and the 19 classes; with maps, also CORINE and irrigation."""
         groups = patch_groups(self.config.bands)
         if not self._maps.is_dir():
             require(
@@ -295,25 +295,25 @@ class BigEarthNetV2(Source):
         return ShardLayout(groups, (BIGEARTHNET19, REGULAR, EXTENDED), (CORINE, IRRIGATION))
 
     def discover(self) -> Iterator[PatchRef]:
-        """Yield the patch folders that a table lists and no list excludes, with what it tells."""
+        """Yield listed patch folders except excluded ones, with splits and labels from tables."""
         root, config = Path(self.config.root), self.config
         products = _names_in(folder_of(config.root) / V2_TREE, "S2")
         excluded = Exclusions(config.exclude_lists)
-        # a wrong root is told as such, not as a table that is missing
+        # report a wrong root as such, not as a missing table
         paths = [root / name for name in config.tables] if products else []
         tables = [_Table(path, bool(excluded)) for path in paths]
         num_found = num_listed = 0
-        for product in sorted(products, key=lambda name: name + "_"):  # as their patches' names are
+        for product in sorted(products, key=lambda name: name + "_"):  # in order of patch names
             held = _names_in(root / V2_TREE / product, product)
             names = [name for name in held if _V2_PATCH.fullmatch(name)]
             rows: dict[str, Row] = {}
-            for table in tables:  # of a patch that several list, the last one counts
+            for table in tables:  # if several tables list a patch, the last one counts
                 rows |= table.of_product(product)
             listed = [name for name in names if name in rows]
             num_found, num_listed = num_found + len(names), num_listed + len(listed)
             for name in listed:
                 split, labels, v1_name = rows[name]
-                # by ground too: a place that is held out is held out on all its dates
+                # by ground too: a place is excluded on all its dates
                 tile = name.rsplit("_", 3)[1].removeprefix("T")
                 known_as = (name, v1_name, _place_of(tile, name)) if excluded else ()
                 if excluded.isdisjoint(known_as):
@@ -340,7 +340,7 @@ class BigEarthNetV2(Source):
             place=_place_of(name["tile"], ref.id),
             acquired=iso_time(name["time"]),
             split=ref.split,
-            # 99.99 marks a reprocessing by the archive's authors, which adds no offset
+            # 99.99 means reprocessed by the archive's authors, without an offset
             baseline=baseline_of(ref.id),
             epsg=grid.epsg,
             crs_wkt=grid.crs.wkt,
@@ -352,10 +352,10 @@ class BigEarthNetV2(Source):
         return Path(self.config.root) / self.config.reference_maps
 
     def _fractions(self, ref: PatchRef, grid: Grid) -> Fractions:
-        """Return the shares that a patch's map tells; none where it has no map."""
+        """Return the ground shares from a patch's map; empty if it has no map."""
         path = self._maps / ref.path / f"{ref.id}_reference_map.tif"
         if not path.is_file():
-            return {}  # unknown, which is another thing than no irrigation
+            return {}  # unknown, as opposed to not irrigated
         found = read_raster(path)
         if (found.grid.transform, found.grid.crs) != (grid.transform, grid.crs):
             where = f"{found.grid.crs} {found.grid.transform}"

@@ -1,7 +1,7 @@
-"""The source ``geotiff``: any collection of GeoTIFFs, EuroSAT MS or Earth Engine exports.
+"""The source ``geotiff``: any collection of GeoTIFFs, such as EuroSAT MS or Earth Engine exports.
 
-Which bands, what the numbers mean and which offset is left in them is declared, since such files
-rarely say; what they do say, by band names, tags, product names and dark pixels, may contradict.
+The user declares bands, unit and remaining offset, since such files rarely state them; band names,
+tags, product names and dark pixels that contradict the declaration raise errors.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from preprocess.sources.geotiff_files import (
 )
 from preprocess.sources.labels import LabelTable
 
-_SAMPLED = 16  # patches whose pixels may contradict the offset before packing starts
+_SAMPLED = 16  # number of patches whose pixels are checked against the offset before packing
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Geotiff(Source):
     _found: list[Patches] = field(default_factory=list, compare=False, repr=False)
 
     def processing_level(self) -> str:
-        """Return the declared level, or that of the products named in paths."""
+        """Return the declared level, or that of the products in paths."""
         named = {found["level"] for _, path in self._patches() if (found := PRODUCT.search(path))}
         declared = self.config.processing_level
         if len(named | ({declared} if declared else set())) > 1:
@@ -71,7 +71,7 @@ class Geotiff(Source):
         return declared or next(iter(named), "")
 
     def layout(self) -> ShardLayout:
-        """Return the band groups and, if a table or folders name classes, one label set."""
+        """Return the band groups and, if a table or folders give classes, one label set."""
         config, patches = self.config, self._patches()
         groups = self._groups(patches)
         if config.label_table:
@@ -83,11 +83,11 @@ class Geotiff(Source):
         return ShardLayout(groups, (label_set,) if label_set else ())
 
     def discover(self) -> Iterator[PatchRef]:
-        """Yield all patches; an id is a path relative to the root without what files differ in."""
+        """Yield all patches; an id is the relative path without the band and the suffix."""
         with session():
             patches = self._patches()
             groups = self._groups(patches)
-            for _, path in patches:  # names only: half a million take seconds
+            for _, path in patches:  # by name only: half a million take seconds
                 self._offset(path, None)
             self._check_dark_pixels(patches, groups)
             table = self._read_table() if self.config.label_table else None
@@ -96,12 +96,12 @@ class Geotiff(Source):
             excluded = Exclusions(self.config.exclude_lists)
             cuts = self._cuts(patches, groups[0].bands[0]) if self.config.cut else None
         refs = self._references(patches, table, excluded, cuts)
-        # pieces of "a" and of "a_000" interleave; whole patches are in order as they are
+        # pieces of "a" and of "a_000" interleave; uncut patches are already in order
         yield from sorted(refs, key=lambda ref: ref.id) if cuts else refs
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
-        """Read the files of one patch and keep the bands of the layout."""
-        self._offset(ref.path, None)  # nothing is read of a collection that nobody vouches for
+        """Read the bands of the layout from the files of one patch."""
+        self._offset(ref.path, None)  # fail before reading if no offset is known or declared
         numbers, grid, tagged = read_pixels(self.config, ref, layout.groups)
         root = Path(self.config.root)
         try:
@@ -129,15 +129,15 @@ class Geotiff(Source):
         )
 
     def _patches(self) -> Patches:
-        if not self._found:  # one walk: a folder of half a million files takes minutes on Lustre
+        if not self._found:  # walk only once: half a million files take minutes on Lustre
             root = folder_of(self.config.root)
             self._found.append(find_patches(root, not self.config.file_bands))
         return self._found[0]
 
     def _groups(self, patches: Patches) -> Groups:
-        """Return the groups of the wanted bands, by default of all that there are, finest first."""
+        """Return the groups of the wanted bands, by default of all bands found, finest first."""
         config, root, size_m = self.config, Path(self.config.root), self.config.ground_resolution_m
-        # the union: a patch that lacks a band is rejected by name, not the band dropped for all
+        # the union: a patch that lacks a band is rejected, rather than the band dropped for all
         paths = () if config.file_bands else [path for _, path in patches]
         found = {band for path in paths for band in files_by_band(root, path)}
         held = config.file_bands or [band for band in BANDS if band in found]
@@ -152,7 +152,7 @@ class Geotiff(Source):
         if not config.native:
             return (GroupLayout(f"b{size_m:g}", tuple(bands), config.size_px, size_m),)
         groups, native = [], native_groups(bands)
-        # relative to the finest band there is: decimated sets keep the ratios of their grids
+        # relative to the finest band found: decimated sets keep the ratios of their grids
         finest = int(next(iter(native))[1:])
         for name, members in native.items():
             coarser = int(name[1:]) // finest
@@ -195,18 +195,18 @@ class Geotiff(Source):
         excluded.log_unused()
 
     def _cuts(self, patches: Patches, finest: str) -> dict[str, tuple[int, int]]:
-        """Return how many patches lie along every file, and log how much ground is left over."""
+        """Return the columns and rows of patches in every file, and log how much ground is lost."""
         config, root = self.config, Path(self.config.root)
         cuts: dict[str, tuple[int, int]] = {}
         sizes = Counter[tuple[int, int]]()
         for patch, path in patches:
-            cuts[patch] = (1, 1)  # of a file that cannot be opened: reading rejects it and says why
+            cuts[patch] = (1, 1)  # for a file that cannot be opened: reading rejects it with reason
             try:
                 grid = read_grid(root / path if config.file_bands else file_of(root, path, finest))
             except PatchError:
                 continue
             sizes[grid.width, grid.height] += 1
-            # one too small is one patch, which reading will refuse by its name
+            # a file that is too small counts as one patch, which reading rejects
             columns, rows = grid.width // config.size_px, grid.height // config.size_px
             cuts[patch] = max(1, columns), max(1, rows)
         kept = _share_kept(sizes, config.size_px)
@@ -224,7 +224,7 @@ class Geotiff(Source):
         return cuts
 
     def _facts(self, path: str) -> dict[str, str]:
-        """Return what a path says by ``path_pattern``, else by the name of an ESA product in it."""
+        """Return facts from an ESA product name in a path, overridden by ``path_pattern``."""
         product, whole = PRODUCT.search(path), Path(self.config.root) / path
         facts = {**product.groupdict(), "product": product[0]} if product else {}
         if self.config.path_pattern:
@@ -243,35 +243,35 @@ class Geotiff(Source):
         return facts
 
     def _offset(self, path: str, tagged: int | None) -> Offset:
-        """Return the offset by tags, a product's name in the path, or as declared; no guess."""
+        """Return the offset from tags, the product name in the path, or the settings; no guess."""
         config, product = self.config, PRODUCT.search(path)
         name = product[0] if product else PurePosixPath(path).name
         baseline = baseline_of(name)
-        # one declaration for all would contradict the names of ESA's own products beside these
+        # one declaration for all would contradict the names of ESA's own products among these
         again = config.reprocessed_offset if baseline == "99.99" else None
         claims = {"tags": tagged, "name": offset_of(baseline)}
         declared = config.boa_offset if again is None else again
         return decide(name, claims, declared, config.override_offset)
 
     def _check_dark_pixels(self, patches: Patches, groups: Groups) -> None:
-        """Refuse an offset that tags or the darkest pixels of some patches contradict.
+        """Raise ``ValueError`` if tags or dark pixels of some patches contradict the offset.
 
-        Packing all the others would only reject one by one.
+        Otherwise packing would only reject patches one by one.
         """
-        # spread over the collection: neighbours come from one scene
+        # spread over the collection, since neighbours come from one scene
         for patch, path in patches[:: max(1, len(patches) // _SAMPLED)]:
             ref = PatchRef(f"{patch}_000_000" if self.config.cut else patch, path)
             if not self._offset(path, None).value:
-                continue  # nothing can be too dark, so nothing is read
+                continue  # no pixel can be too dark, so none is read
             try:
                 numbers, _, tagged = read_pixels(self.config, ref, groups)
             except PatchError:
-                continue  # a bad file is packing's to reject
+                continue  # packing will reject the bad file
             if found := self._contradiction(self._offset(path, tagged), numbers, groups):
                 raise ValueError(f"{path}: {found}")
 
     def _contradiction(self, offset: Offset, numbers: dict[str, Numbers], groups: Groups) -> str:
-        """Return how dark pixels contradict the offset; without an SCL only -1000 can be."""
+        """Return how dark pixels contradict the offset; without an SCL, only -1000 is checked."""
         if self.config.override_offset or not offset.value:
             return ""
         dark = {
@@ -289,7 +289,7 @@ class Geotiff(Source):
     def _place(self, grid: Grid) -> str:
         if not (self.config.places_from_corners and grid.epsg):
             return ""
-        # to the metre: exports of two dates may differ in the last bits of a corner
+        # rounded to metres: exports of two dates may differ in the last bits of a corner
         digits = 0 if grid.crs.unit_m else 6
         _, _, x, _, _, y = grid.transform
         return f"{grid.epsg}_{x:.{digits}f}_{y:.{digits}f}"

@@ -1,4 +1,4 @@
-"""Settings of the source ``geotiff``, and how the files of its patches are found and read."""
+"""Settings of the source ``geotiff``, and functions that find and read its files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from preprocess.raster import UncheckedRaster, read_unchecked
 from preprocess.shards.format import GroupLayout, PatchError, PatchRef
 from preprocess.sources.base import GEOTIFF_SUFFIXES, files_below, nfc, split_band_file
 
-MANY = "_*"  # ends the path of a patch whose files lie beside those of others
-# EuroSAT's pixels measure 9.93 to 10.06 m; those of a Web Mercator export 8 m and less.
+MANY = "_*"  # suffix of the path of a patch whose files share a folder with those of others
+# EuroSAT's pixels measure 9.93 to 10.06 m, those of a Web Mercator export 8 m or less.
 _SLACK = 0.02
-PATH_FACTS = ("product", "tile", "place", "acquired")  # what path_pattern may name
+PATH_FACTS = ("product", "tile", "place", "acquired")  # group names allowed in path_pattern
 
 Patches = list[tuple[str, str]]  # id and path
 
@@ -146,9 +146,9 @@ class GeotiffConfig(SourceConfig):
 
 
 def find_patches(root: Path, one_file_a_band: bool) -> Patches:
-    """Return id and path of every patch, sorted; an id is the path without what files differ in."""
+    """Return id and path of every patch, sorted; an id is the path without band and suffix."""
     files = [
-        # text: as paths, half a million files would take half a gigabyte
+        # strings: as Path objects, half a million files would take half a gigabyte
         name if folder == "." else f"{folder}/{name}"
         for folder, names in files_below(root)
         for name in names
@@ -166,7 +166,7 @@ def find_patches(root: Path, one_file_a_band: bool) -> Patches:
         patch, band = split_band_file(name.rpartition(".")[0])
         if band:
             whole = folder + slash + patch if patch else folder
-            # a folder of its own needs no mark, and cannot be confused with a prefix in it
+            # a folder per patch needs no mark, and cannot be confused with a prefix in it
             patches[whole] = whole + MANY if patch else whole
     if not patches:
         raise ValueError(
@@ -178,7 +178,7 @@ def find_patches(root: Path, one_file_a_band: bool) -> Patches:
 
 
 def file_of(root: Path, path: str, band: str) -> Path:
-    """Return the file of one band of a patch; refuse none, or more than one."""
+    """Return the file of one band of a patch; ``PatchError`` if there is none or several."""
     names = files_by_band(root, path).get(band, [])
     if len(names) != 1:
         reason = f"holds {band} twice: {' and '.join(names)}" if names else f"{band} is missing"
@@ -193,10 +193,10 @@ def files_by_band(root: Path, path: str) -> dict[str, list[str]]:
     return _listing(folder).get(patch, {})
 
 
-@lru_cache(maxsize=64)  # patches come in the order of their folders
+@lru_cache(maxsize=64)  # patches come in order of their folders
 def _listing(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """Return names by band by patch of one folder; none of one that cannot be found."""
-    # by name alone: a file of half a million is opened once it is read
+    """Return the file names of a folder by patch, then by band; empty if it does not exist."""
+    # by name only: files are not opened before they are read
     held: dict[str, dict[str, list[str]]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         patch, band = split_band_file(path.stem)
@@ -211,12 +211,12 @@ def read_pixels(
     """Read one patch.
 
     Returns:
-        By band group (bands, size_px, size_px) uint16 digital numbers, 0 for nodata; the grid of
-        the finest group; the offset that scale and offset tags claim, None without.
+        Digital numbers by band group, (bands, size_px, size_px) uint16, 0 for nodata; the grid of
+        the finest group; the offset stated by scale and offset tags, or None without tags.
 
     Raises:
-        PatchError: a file is missing, unreadable, of another size, lies elsewhere than the others,
-            or holds what cannot be reflectances.
+        PatchError: a file is missing, unreadable, of another size or position than the others, or
+            has values that cannot be reflectances.
     """
     root = Path(config.root)
     numbers: dict[str, Numbers] = {}
@@ -252,7 +252,7 @@ def _read_file(
 ) -> UncheckedRaster:
     size_px, window = group.size_px, None
     if config.cut:
-        # column and row count patches, so coarser groups of the same patch begin at the same corner
+        # column and row count patches, so all groups of a patch begin at the same corner
         column, row = map(int, ref.id.rsplit("_", 2)[1:])
         window = (column * size_px, row * size_px, size_px, size_px)
     found = read_unchecked(path, window)
@@ -271,7 +271,7 @@ def _read_file(
         try:
             stated = canonical_name(name)
         except ValueError:
-            continue  # a description of another kind
+            continue  # the description is not a band name
         if stated != band:
             raise PatchError(path, f"calls its band {number} {name}, declared is {band}")
     fault = "" if config.any_grid else found.grid.fault(group.ground_resolution_m, _SLACK)
@@ -288,7 +288,7 @@ def _numbers(
     config: GeotiffConfig, found: UncheckedRaster, held: Sequence[str], group: GroupLayout
 ) -> Numbers:
     channels = [number for number, band in enumerate(held) if band in group.bands]
-    # the files' order, then the layout's
+    # from the order of the file to that of the layout
     channels.sort(key=lambda number: group.bands.index(held[number]))
     declared = [config.nodata_by_band.get(held[n], config.nodata) for n in channels]
     for mark in declared:
@@ -305,10 +305,10 @@ def _numbers(
 
 
 def _check_corner(config: GeotiffConfig, path: Path, grid: Grid, first: Grid) -> None:
-    """Refuse bands of two scenes under one name."""
+    """Raise ``PatchError`` if bands of one patch do not share their corner."""
     (crs, x, y), (first_crs, first_x, first_y) = grid.corner, first.corner
     side, height = (max(abs(grid.transform[n]), abs(first.transform[n])) for n in (0, 4))
-    # a thousandth of a pixel: grids written by different programs
+    # at least a thousandth of a pixel: programs write grids differently
     slack = max(config.max_shift_px, 0.001) if config.max_shift_px else 0.0
     shift = max(abs(x - first_x) / side, abs(y - first_y) / height) if side and height else 0.0
     if crs != first_crs or shift > slack:

@@ -1,7 +1,7 @@
-"""Whole products, cut into patches on the grid of their tile; ``l2a_files`` uses it.
+"""Whole products, cut into patches on the grid of their tile; used by ``l2a_files``.
 
 Two passes: over products (date, cloud cover, processing), then over the squares of each (place,
-nodata, clouds, shadow, snow). What is left out is yielded with its reason.
+nodata, clouds, shadow, snow). Dropped products and squares are yielded with the reason.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ SCL = FractionSet(
         "cloud, high probability", "thin cirrus", "snow or ice",
     ),
 )  # fmt: skip
-_COARSE_PX = 1830  # 60 m pixels over a tile
-_EDGE_PX = 4  # how far the wavelets of JPEG 2000 carry nodata into its coarse levels
+_COARSE_PX = 1830  # 60 m pixels along a tile
+_EDGE_PX = 4  # pixels by which JPEG 2000 wavelets spread nodata in its coarse levels
 
 OTHER_DATES = "acquired outside the dates"
 CLOUDY_PRODUCT = "cloud cover of the product"
@@ -68,26 +68,26 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One product: a tile at a time."""
+    """One product: one tile at one time."""
 
-    path: str  # of its folder or file, relative to the root
+    path: str  # path of its folder or file, relative to the root
     name: str
-    tile: str  # MGRS
-    acquired: str  # ISO 8601, UTC; a day if no more is known
-    baseline: str  # of processing, if known
-    bands: dict[str, Path]  # raster by band, at the ground resolution that is to be read
-    outline: Path | None  # a raster of the coarsest resolution there is: its zeros are nodata
-    dark: dict[str, Path]  # rasters in which dark pixels are looked for, as coarse as there are
-    scl: Path | None = None  # the scene classification map, if there is one
-    scl_m: int = 20  # its ground resolution in metres
-    claims: dict[str, int | None] = field(default_factory=dict)  # of the offset, strongest first
-    cloud_percent: float | None = None  # of the whole product, if known
+    tile: str  # MGRS tile
+    acquired: str  # ISO 8601, UTC; only a day if the time is unknown
+    baseline: str  # processing baseline, if known
+    bands: dict[str, Path]  # raster by band, at the ground resolution to be read
+    outline: Path | None  # raster of the coarsest resolution available: its zeros are nodata
+    dark: dict[str, Path]  # rasters to search for dark pixels, the coarsest available
+    scl: Path | None = None  # scene classification map, if there is one
+    scl_m: int = 20  # ground resolution of the map in metres
+    claims: dict[str, int | None] = field(default_factory=dict)  # stated offsets, strongest first
+    cloud_percent: float | None = None  # cloud cover of the entire product, if known
 
 
 def _tile_grid(product: Product, group: GroupLayout) -> tuple[TileGrid, int | None]:
-    """Return the squares of a product's tile, and the offset that tags of its first band claim."""
+    """Return the grid of a product's tile, and the offset stated by tags of its first band."""
     path = product.bands[group.bands[0]]
-    # from pixels, not from the name: squares must lie where the file's own grid has them
+    # from the file, not from the name: squares must follow the file's own grid
     found = read_grid(path)
     size_m, (a, _, x, _, _, y) = group.ground_resolution_m, found.transform
     if fault := found.fault(size_m):
@@ -106,10 +106,10 @@ def _tile_grid(product: Product, group: GroupLayout) -> tuple[TileGrid, int | No
 
 
 def _dark_pixels(path: Path, size_px: int) -> Numbers:
-    """Return the digital numbers of a band, with what lies next to nodata set to nodata too.
+    """Return the digital numbers of a band, with pixels next to nodata set to nodata too.
 
-    The coarse levels of JPEG 2000 are averages: along an edge of nodata they are darker than any
-    ground, which would speak against an offset.
+    Coarse levels of JPEG 2000 are averages: along an edge of nodata they are darker than any
+    ground, which would seem to contradict an offset.
     """
     pixels = read_coarse(path, size_px)
     near = pixels == NODATA
@@ -123,7 +123,7 @@ def _fractions(product: Product, column: int, row: int) -> Fractions:
     if product.scl is None:
         return {}
     classes = read_classes(product.scl, window_of(column, row, product.scl_m))
-    # minlength: classes that are absent have a column too
+    # minlength: absent classes need a column too
     counts = np.bincount(classes.ravel(), minlength=len(SCL.classes))[: len(SCL.classes)]
     return {SCL.name: np.asarray(counts / classes.size, np.float32)}
 
@@ -133,10 +133,10 @@ class Products(Source):
     """A source of products.
 
     Attributes:
-        config: what is selected.
+        config: settings with selection, filter and split.
         groups: band groups of a patch.
         find: returns the paths of all products under a root, relative to it.
-        describe: reads what is known of one product: root, path, band groups.
+        describe: returns the product at a root and path for given band groups.
     """
 
     config: ProductsConfig
@@ -145,11 +145,11 @@ class Products(Source):
     describe: Callable[[Path, str, Groups], Product]
 
     def layout(self) -> ShardLayout:
-        """Return the band groups, and what the scene classification says of each patch."""
+        """Return the band groups, and shares of scene classification classes."""
         return ShardLayout(self.groups, fraction_sets=(SCL,))
 
     def discover(self) -> Iterator[PatchRef | Dropped]:
-        """Yield wanted squares in the order of their ids, and between them what is dropped."""
+        """Yield wanted squares in order of id, mixed with dropped products and squares."""
         root = Path(self.config.root)
         paths = self.find(root)
         with session():
@@ -160,14 +160,14 @@ class Products(Source):
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read one square as stored values."""
-        # described anew (and remembered there): a part of an array has only the plan's references
+        # described again (and cached there): a part of a job array has only the plan's references
         root = Path(self.config.root)
         product = self.describe(root, ref.path, layout.groups)
         column, row = map(int, ref.id.rsplit("_", 2)[1:])
         numbers, grid, tagged = read_groups(product.bands, layout.groups, (column, row))
         try:
             offset = self._offset(replace(product, claims={**product.claims, "tags": tagged}))
-        except ValueError as error:  # planning asks the first band alone
+        except ValueError as error:  # planning checks the tags of the first band only
             raise PatchError(root / ref.path, str(error)) from error
         return Patch(
             id=ref.id,
@@ -191,11 +191,11 @@ class Products(Source):
         return decide(product.name, product.claims, config.boa_offset, config.override_offset)
 
     def _check_dark_pixels(self, product: Product) -> None:
-        """Refuse an offset that the darkest pixels of a product contradict."""
+        """Raise ``ValueError`` if the darkest pixels of a product contradict its offset."""
         offset = self._offset(product)
         classes = read_classes(product.scl) if product.scl else None
-        # Every third pixel of 20 m is the middle of a 60 m one. An overview would not do: JPEG 2000
-        # averages the numbers of classes, and cloud next to shadow becomes water.
+        # Every third 20 m pixel is the centre of a 60 m pixel. An overview would be wrong: JPEG
+        # 2000 averages class numbers, so that cloud next to shadow becomes water.
         thinned = None if classes is None else classes[1::3, 1::3]
         size_px = _COARSE_PX if thinned is None else thinned.shape[0]
         pixels = {band: _dark_pixels(path, size_px) for band, path in product.dark.items()}
@@ -238,11 +238,11 @@ class Products(Source):
     def _reasons(
         self, product: Product, ground: Ground, excluded: Exclusions
     ) -> Iterator[tuple[str, Flags]]:
-        """Yield what speaks against squares of a product: first what takes no pixel to know."""
+        """Yield reasons and the squares to drop for each, beginning with those without pixels."""
         yield from ground.unwanted.items()
         yield EXCLUDED_LIST, listed_squares(product.name, excluded)
         if np.any(list(ground.unwanted.values()), axis=0).all():
-            return  # no pixel need be read of a tile without wanted ground
+            return  # no pixel is needed of a tile without wanted ground
         self._check_dark_pixels(product)
         limits = self.config.filter
         valid = np.ones((SIDE, SIDE), np.float32)
@@ -252,17 +252,17 @@ class Products(Source):
             yield NO_DATA, valid < limits.min_valid
             return
         classes = read_classes(product.scl)
-        # a pixel may be missing in some bands only; the classification then has no answer for it
+        # a pixel may be missing in some bands only; the classification then says no data
         yield NO_DATA, np.minimum(valid, 1 - shares_of(classes == 0)) < limits.min_valid
-        # limits are on shares of all ground: what is both nodata and cloud cannot be
+        # limits are shares of all ground; no pixel is both nodata and cloud
         yield CLOUD, shares_of(np.isin(classes, _CLOUD_CLASSES)) > limits.max_cloud
         yield SHADOW, shares_of(classes == _SHADOW_CLASS) > limits.max_shadow
         yield SNOW, shares_of(classes == _SNOW_CLASS) > limits.max_snow
 
 
 def _judged(products: list[Product], select: SelectConfig) -> Iterator[tuple[Product, str]]:
-    """Yield products in the order of their names, each with the reason why it is left out."""
-    # among all that are there, so that a clouded newest processing is not replaced by an older one
+    """Yield products in order of name, each with the reason if it is dropped."""
+    # among all products, so that a cloudy newest processing is not replaced by an older one
     newest = newest_processing((s.tile, s.acquired, s.baseline) for s in products)
     for product in sorted(products, key=lambda product: product.name + "_"):
         reason = _against(product, select)
@@ -272,9 +272,9 @@ def _judged(products: list[Product], select: SelectConfig) -> Iterator[tuple[Pro
 
 
 def _against(product: Product, select: SelectConfig) -> str:
-    """Return why a product is not wanted; empty if it is."""
+    """Return why a product is not wanted, or an empty string."""
     day = product.acquired[:10]
-    early = day < select.date_from  # never before an empty one
+    early = day < select.date_from  # never true for an empty date
     late = bool(select.date_to) and day > select.date_to
     if early or late or (select.months and int(day[5:7]) not in select.months):
         return OTHER_DATES
@@ -290,18 +290,18 @@ def _against(product: Product, select: SelectConfig) -> str:
 
 
 def newest_processing(products: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
-    """Return the highest baseline of every acquisition of a tile.
+    """Return the highest baseline by tile and time of acquisition.
 
-    Archives hold products in two processings: two files, one overpass. As a pair of
-    dates they would teach nothing but the difference between two versions of a program.
+    Archives hold some products in two processings: two files of one overpass. As a pair of
+    dates they would teach only the difference between two versions of a program.
 
     Args:
-        products: tile, time of acquisition and baseline of each.
+        products: tile, time of acquisition and baseline of each product.
     """
     newest: dict[tuple[str, str], str] = {}
     for tile, acquired, baseline in products:
         known = newest.get((tile, acquired), baseline)
-        # 99.99 is somebody's own run of the processor, which ESA's own goes before
+        # 99.99 is a third party's run of the processor; ESA's processing is preferred
         newest[tile, acquired] = max(known, baseline, key=lambda b: "" if b == "99.99" else b)
     return newest
 
@@ -309,8 +309,8 @@ def newest_processing(products: Iterable[tuple[str, str, str]]) -> dict[tuple[st
 def _references(
     found: list[tuple[Product, Ground, Flags]], min_dates: int
 ) -> Iterator[PatchRef | Dropped]:
-    """Yield the good squares of all products whose places were seen on enough days."""
-    # days, not times: two granules of one overpass are no two dates
+    """Yield the good squares of all products whose places were observed on enough days."""
+    # days, not times: two granules of one overpass are one date
     seen = {(place, p.acquired[:10]) for p, _, good in found for place in _places(p, good)}
     days = Counter(place for place, _ in seen)
     for product, ground, good in found:

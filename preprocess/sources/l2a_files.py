@@ -1,9 +1,9 @@
-"""The sources ``safe_l2a`` and ``cog_l2a``: how L2A products are found and described.
+"""The sources ``safe_l2a`` and ``cog_l2a``: discovery and description of L2A products.
 
-Names of SAFE follow the Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD). A folder
-of COGs is described by its STAC item, if there is one: collections and dates of processing differ
-in whether the offset has been taken out, so nothing is concluded from the archive's name. Links of
-items are not used: they follow another layout of paths than the files.
+SAFE names follow the Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD). A folder of
+COGs is described by its STAC item, if there is one: whether the offset was removed depends on the
+collection and the date of processing, so nothing is inferred from the archive's name. Links of
+items are not used: their paths have another layout than the files.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ class SafeL2AConfig(ProductsConfig):
 
 def safe_l2a(config: SafeL2AConfig) -> Products:
     """Return the source ``safe_l2a``."""
-    # ESA delivers B08 at 10 m only; B8A takes its place at 20 and 60 m
+    # ESA delivers B08 at 10 m only; B8A replaces it at 20 and 60 m
     held = [band for band in L2A_BANDS if not (config.resolution_m and band == "B08")]
     groups = patch_groups(config.bands, held, resolution_m=config.resolution_m)
     return Products(config, groups, find_products, describe_product)
 
 
 def find_products(root: Path) -> list[str]:
-    """Return the paths of all products under a root, or of the root itself; refuse none at all."""
+    """Return the paths of all products under a root, or of the root; ``ValueError`` if none."""
     folder_of(str(root))
     if _name_of(root.absolute().name):
         return [f"../{root.absolute().name}"]
-    # not entered: a product holds hundreds of files, a whole archive millions
+    # products are not entered: each has hundreds of files, an archive millions
     found = [
         name if folder == "." else f"{folder}/{name}"
         for folder, names in files_below(root, _is_product)
@@ -94,7 +94,7 @@ def find_products(root: Path) -> list[str]:
 
 
 def _is_product(name: str) -> bool:
-    known = PurePosixPath(name).suffix in ("", ".SAFE", ".zip")  # not those of checksums, archives
+    known = PurePosixPath(name).suffix in ("", ".SAFE", ".zip")  # no checksums, other archives
     return known and _name_of(name) is not None
 
 
@@ -103,17 +103,17 @@ def _name_of(name: str) -> re.Match[str] | None:
     return found if found and found["level"] == "L2A" else None
 
 
-@lru_cache(maxsize=256)  # else looked at anew for every patch
+@lru_cache(maxsize=256)  # else described again for every patch
 def describe_product(root: Path, path: str, groups: Groups) -> Product:
-    """Return what is known of a product: from its name, its metadata and the names of its files."""
+    """Return a product from its name, its metadata and its file names."""
     product = root / path
     name = _name_of(product.name)
     if name is None:
         raise ValueError(f"{product} is not named as an L2A product")
     names = list_files(product)
-    # braces: the name of the zip ends where GDAL would otherwise have to try
+    # braces tell GDAL where the name of the zip ends, which it would otherwise have to guess
     base = Path(f"{IN_ZIP}{{{product.absolute()}}}") if product.is_file() else product
-    # every raster by band and ground resolution in metres
+    # rasters by band and ground resolution in metres
     found = ((_RASTER.search(file), base / file) for file in names)
     rasters = {(at["band"], int(at["resolution"])): raster for at, raster in found if at}
     coarsest: dict[str, Path] = {}
@@ -122,7 +122,7 @@ def describe_product(root: Path, path: str, groups: Groups) -> Product:
     sizes_m = [(band, int(group.ground_resolution_m)) for group in groups for band in group.bands]
     claims, cloud_percent = _read_metadata(product, names)
     baseline = baseline_of(name[0])
-    # 20 m is where ESA makes it; the 60 m one is a copy
+    # ESA computes the map at 20 m; the one at 60 m is a copy
     scl_m = max((size for band, size in rasters if band == "SCL" and size <= 20), default=60)
     return Product(
         path=path,
@@ -141,7 +141,7 @@ def describe_product(root: Path, path: str, groups: Groups) -> Product:
 
 
 def list_files(product: Path) -> list[str]:
-    """Return the names of all files in a product, relative to it."""
+    """Return the relative paths of all files in a product."""
     if product.is_dir():
         return [f"{folder}/{name}" for folder, names in files_below(product) for name in names]
     try:
@@ -149,18 +149,18 @@ def list_files(product: Path) -> list[str]:
             inside = archive.namelist()
     except (OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{product} cannot be read as a zip ({error}); fetch it again") from error
-    # an archive made on macOS has a hidden file beside every file
+    # a zip made on macOS has a hidden file beside every file
     files = [name for name in inside if not name.endswith("/")]
     return [name for name in files if not any(map(is_passed_over, PurePosixPath(name).parts))]
 
 
 def offset_in(root: ElementTree.Element) -> int:
-    """Return the offset that a product's XML states: that of all bands, or 0 if it names none.
+    """Return the offset stated in a product's XML, the same for all bands; 0 if there is none.
 
     Up to baseline 03.01 there is no such node; from 04.00 on there is one for each of the 13 bands
-    of the instrument, B10 counted. Different offsets, or another unit, are a ``ValueError``.
+    of the instrument, including B10. Different offsets or another unit raise ``ValueError``.
     """
-    # searched by local name: the namespaces of the schema changed between baselines
+    # by name without namespace: the nodes have none, and schema namespaces vary by baseline
     values = {int(node.text or "") for node in root.iter("BOA_ADD_OFFSET")}
     if len(values) > 1:
         raise ValueError(f"bands have different offsets {sorted(values)}, which no shard can hold")
@@ -171,7 +171,7 @@ def offset_in(root: ElementTree.Element) -> int:
 
 
 def _read_metadata(product: Path, names: list[str]) -> tuple[int | None, float | None]:
-    """Return offset and cloud cover in percent; None for what no metadata tells."""
+    """Return offset and cloud cover in percent; None for each that the metadata lack."""
     name = next((name for name in names if PurePosixPath(name).name == METADATA_NAME), None)
     if name is None:
         return None, None
@@ -216,7 +216,7 @@ def cog_l2a(config: CogL2AConfig) -> Products:
 
 
 def find_items(root: Path) -> list[str]:
-    """Return the folders of all scenes under a root, or the root itself; refuse none at all."""
+    """Return the folders of all scenes under a root, or the root; ``ValueError`` if none."""
     whole = folder_of(str(root)).absolute()
     if _names_scene(whole.name):
         return [f"../{whole.name}"]
@@ -230,9 +230,9 @@ def find_items(root: Path) -> list[str]:
     return sorted(found)
 
 
-@lru_cache(maxsize=256)  # else looked at anew for every patch
+@lru_cache(maxsize=256)  # else described again for every patch
 def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) -> Product:
-    """Return what is known of a scene: from its STAC item, else its name."""
+    """Return a scene's product from its STAC item, else from its name."""
     folder, name = root / path, (root / path).name
     item = _read_item(folder, name)
     properties = item.get("properties", {})
@@ -259,9 +259,9 @@ def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) ->
 
 
 def claims_of(item: Item, baseline: str) -> dict[str, int | None]:
-    """Return what item and baseline say of the offset that is left to be added.
+    """Return the offsets still to be added according to item and baseline.
 
-    Two entries of an item may contradict each other; both are claims then.
+    Entries of an item may contradict each other; each is a claim.
     """
     properties, assets = item.get("properties", {}), item.get("assets", {})
     by_name = offset_of(baseline)
@@ -271,18 +271,18 @@ def claims_of(item: Item, baseline: str) -> dict[str, int | None]:
     stated = [band["offset"] for band in red.get("raster:bands", []) if "offset" in band]
     return {
         "stac:boa_offset_applied": None if applied is None else by_flag,
-        # in reflectance: -0.1
+        # stated in reflectance: -0.1
         "stac:raster:bands": round(stated[0] * QUANTIFICATION) if stated else None,
-        # A name tells what ESA delivered. From 04.00 on the archive may have taken the offset out
-        # since; before there was never one.
+        # The name describes ESA's delivery. From 04.00 on, the archive may have removed the offset
+        # since then; before 04.00 there was never one.
         "name": 0 if by_name == 0 else None,
     }
 
 
 def product_of(name: str, properties: Item) -> str:
-    """Return the name of ESA's product that an item states, else its own, with ``_`` behind it."""
+    """Return the ESA product name stated in an item, else the item's name, followed by ``_``."""
     stated = next((str(properties[key]) for key in _PRODUCT_KEYS if properties.get(key)), "")
-    # trailing: a name may end where the pattern expects its next part
+    # trailing _: a name may end where the pattern expects the next part
     return (stated or name).removesuffix(".SAFE") + "_"
 
 
@@ -300,7 +300,7 @@ def _tile_and_time(name: str, product: str, properties: Item) -> tuple[str, str]
 
 
 def stated_time(properties: Item) -> str:
-    """Return the time of acquisition that an item states, ISO 8601; empty if it states none."""
+    """Return the time of acquisition stated in an item, in ISO 8601; empty if there is none."""
     # fractions of a second differ between archives of the same acquisition
     return re.sub(r"\.\d+Z$", "Z", str(properties.get("datetime") or ""))
 
@@ -310,7 +310,7 @@ def _names_scene(name: str) -> bool:
 
 
 def _band_in(name: str) -> str:
-    """Return the canonical band, or ``SCL``, of a raster's name; empty if it is neither."""
+    """Return the canonical band or ``SCL`` from a raster's name; empty if it is neither."""
     stem, dot, suffix = name.partition(".")
     if dot + suffix not in GEOTIFF_SUFFIXES:
         return ""
@@ -323,7 +323,7 @@ def _band_in(name: str) -> str:
 
 
 def _read_item(folder: Path, name: str) -> Item:
-    """Return the STAC item of a folder: the JSON named after it, or the only one; else nothing."""
+    """Return the STAC item of a folder: its only JSON, or the one named after it; else empty."""
     found = sorted(path for path in folder.glob("*.json") if not is_passed_over(path.name))
     path = folder / f"{name}.json" if len(found) > 1 else next(iter(found), None)
     if path is None or not path.is_file():

@@ -1,7 +1,7 @@
-"""Labels of patches: CORINE land cover as BigEarthNet names it, and tables of classes and splits.
+"""Labels of patches: CORINE land cover with BigEarthNet's names, and tables of classes and splits.
 
-The order of classes is BigEarthNet's own (by CORINE code). An alphabetical order is in use
-elsewhere, so order always travels as names and mapping is by name.
+Classes are in BigEarthNet's own order (by CORINE code). Others use alphabetical order, so class
+names are always stored with the data, and mapping is by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from preprocess.sources.base import nfc, without_suffix
 _AGRICULTURE = (
     "Land principally occupied by agriculture, with significant areas of natural vegetation"
 )
-# One row a class of the 43: CORINE level-3 code, name, and the name among the 19; empty: dropped.
+# One row per class of the 43: CORINE level-3 code, name, and name among the 19 (empty: dropped).
 # CORINE has a 44th class, 335 (glaciers and perpetual snow), which BigEarthNet never uses.
 _CLASSES: tuple[tuple[int, str, str], ...] = (
     (111, "Continuous urban fabric", "Urban fabric"),
@@ -76,7 +76,7 @@ TO_19 = {name: name_19 for _, name, name_19 in _CLASSES}
 CLASSES_43 = tuple(TO_19)
 CLASSES_19 = tuple(dict.fromkeys(name for name in TO_19.values() if name))
 
-# Water is brought by people: CORINE 212; with rice, vineyards, orchards and olive groves 212-223.
+# Irrigated ground: CORINE 212; extended by rice, vineyards, orchards and olive groves (213-223).
 IRRIGATION_REGULAR = frozenset({"Permanently irrigated land"})
 IRRIGATION_EXTENDED = frozenset(
     name for code, name, _ in _CLASSES if code in (212, 213, 221, 222, 223)
@@ -84,14 +84,14 @@ IRRIGATION_EXTENDED = frozenset(
 
 BIGEARTHNET43 = LabelSet("bigearthnet43", "multi", CLASSES_43)
 BIGEARTHNET19 = LabelSet("bigearthnet19", "multi", CLASSES_19)
-# Two exclusive classes: a softmax over two columns answers yes or no, and the column of the
-# positive class serves average precision.
+# Two exclusive classes, predicted by a softmax over two columns; average precision uses the
+# column of the positive class.
 _YES_NO = ("not irrigated", "irrigated")
 REGULAR = LabelSet("irrigation_regular", "single", _YES_NO)
 EXTENDED = LabelSet("irrigation_extended", "single", _YES_NO)
 
-# Shares of the ground from a map of level-3 codes. Maps know the 44th class too, and ground that
-# their authors left without one: 0 and 999.
+# Shares of the ground from a map of level-3 codes. Maps also contain the 44th class, and codes 0
+# and 999 for unlabelled ground.
 _GLACIERS = (335, "Glaciers and perpetual snow")
 _UNLABELLED = (0, 999)
 _MAPPED = dict(sorted([*((code, name) for name, code in CLC_CODES.items()), _GLACIERS]))
@@ -100,8 +100,8 @@ IRRIGATION = FractionSet("irrigation", (REGULAR.name, EXTENDED.name))
 
 
 def shares_of_codes(codes: npt.NDArray[np.uint16]) -> Fractions:
-    """Return the share of ground of each class in a map of CORINE level-3 codes; refuse others."""
-    # by code, as maps hold them; the 19 classes could not be turned back into irrigation
+    """Return the ground share of each class in a map of CORINE level-3 codes, else ValueError."""
+    # by level-3 code: irrigation could not be derived from the 19 classes
     values, counts = np.unique(codes, return_counts=True)
     share_of = dict(zip(values.tolist(), (counts / codes.size).tolist(), strict=True))
     unknown = share_of.keys() - _MAPPED.keys() - set(_UNLABELLED)
@@ -117,9 +117,9 @@ def shares_of_codes(codes: npt.NDArray[np.uint16]) -> Fractions:
 
 
 def labels_of_shares(fractions: Fractions, above: float = 0.0) -> Labels:
-    """Return both irrigation labellings of a patch: yes, if more than a share of its ground is.
+    """Return both irrigation labels of a patch: irrigated if its share exceeds ``above``.
 
-    Ground without any class has no answer.
+    A patch without any labelled ground has no labels.
     """
     if fractions[CORINE.name][-1] == 1:
         return {}
@@ -128,9 +128,9 @@ def labels_of_shares(fractions: Fractions, above: float = 0.0) -> Labels:
 
 
 def labels_of_43(names: Iterable[str]) -> Labels:
-    """Return all four labellings of a patch from its names among the 43 classes; refuse others.
+    """Return all four label sets of a patch from its names among the 43 classes, else ValueError.
 
-    A patch whose every class is dropped from the 19 has no answer in ``bigearthnet19``.
+    A patch whose classes are all dropped from the 19 has no label in ``bigearthnet19``.
     """
     present = _known(names, CLASSES_43)
     labels: Labels = {
@@ -138,13 +138,13 @@ def labels_of_43(names: Iterable[str]) -> Labels:
         REGULAR.name: (_YES_NO[not IRRIGATION_REGULAR.isdisjoint(present)],),
         EXTENDED.name: (_YES_NO[not IRRIGATION_EXTENDED.isdisjoint(present)],),
     }
-    # several of the 43 fall into one of the 19: each is named once
+    # several of the 43 may map to one of the 19, which is listed once
     reduced = tuple(dict.fromkeys(TO_19[name] for name in present if TO_19[name]))
     return {**labels, BIGEARTHNET19.name: reduced} if reduced else labels
 
 
 def labels_of_19(names: Iterable[str]) -> Labels:
-    """Return the labelling of names among the 19 classes, without irrigation; refuse others."""
+    """Return labels from names among the 19 classes, without irrigation, else ValueError."""
     return {BIGEARTHNET19.name: _known(names, CLASSES_19)}
 
 
@@ -171,13 +171,13 @@ _log = logging.getLogger(__name__)
 
 
 class LabelTable:
-    """Splits and classes by id, from a table; a column without a name is not read.
+    """Splits and classes by id, from a table; a column with an empty name is not read.
 
     Attributes:
-        label_set: of the classes; None for a table of splits alone.
+        label_set: label set of the classes; None for a table of splits only.
 
     Raises:
-        ValueError: it cannot be read, lacks a column, names a patch twice, or a split that is none.
+        ValueError: unreadable table, missing column, conflicting rows for an id, or unknown split.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class LabelTable:
         for name, cell, split in _read_rows(path, [id_column, label_column, split_column]):
             patch_id, part = without_suffix(_text(name)), _text(split)
             if not patch_id:
-                continue  # the blank line that spreadsheets leave at the end
+                continue  # spreadsheets leave blank lines at the end
             if part not in _SPLITS:
                 named = ", ".join(name for name in _SPLITS if name)
                 raise ValueError(
@@ -199,18 +199,18 @@ class LabelTable:
             if rows.setdefault(patch_id, row) != row:
                 raise ValueError(f"{path} lists {name} twice, and differently; leave one line")
         if all(_NUMBER.fullmatch(name) for _, names in rows.values() for name in names):
-            # 0 and 1 for 0.0 and 1.0, as pandas writes them into CSV
+            # 0.0 and 1.0, as pandas writes them into CSV, become 0 and 1
             for patch_id, (part, names) in rows.items():
                 rows[patch_id] = part, tuple(re.sub(r"\.0+$", "", name) for name in names)
         self._rows = rows
         classes = sorted({name for _, names in rows.values() for name in names})
-        # by what the table holds: a table of one class each answers by softmax, others by sigmoid
+        # single (softmax) if every row has at most one class, else multi (sigmoid)
         several = any(len(names) > 1 for _, names in rows.values())
         kind = "multi" if several else "single"
         self.label_set = LabelSet(label_set, kind, tuple(classes)) if classes else None
 
     def match(self, patches: Sequence[str]) -> None:
-        """Log how many of the ids it does not list; refuse none at all, or a line meant for two."""
+        """Log how many ids are unlisted; ValueError if all are, or if two ids share a line."""
         missing, owners = 0, dict[str, str]()
         for patch in patches:
             key = self._key(patch)
@@ -237,7 +237,7 @@ class LabelTable:
             _log.warning(message, self._path, missing, len(patches), unused, self._repeated)
 
     def of(self, patch_id: str) -> tuple[str, Labels]:
-        """Return split and labels of a patch; an unlisted one has neither."""
+        """Return split and labels of a patch, both empty if it is not listed."""
         key = self._key(patch_id)
         split, classes = ("", ()) if key is None else self._rows[key]
         if self.label_set is None or not classes:
@@ -245,17 +245,17 @@ class LabelTable:
         return split, {self.label_set.name: classes}
 
     def _key(self, patch_id: str) -> str | None:
-        # whole names only: never a part of one
+        # complete names only, never substrings
         keys = (patch_id, PurePosixPath(patch_id).name)
         return next((key for key in keys if key in self._rows), None)
 
 
 def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """Yield some columns of a table, row by row; a column without a name is None in every row."""
+    """Yield the given columns of a table row by row; None for a column with an empty name."""
     if not path.is_file():
         raise ValueError(f"the table {path} is missing")
     read = _read_parquet if path.suffix == ".parquet" else _read_csv
-    # only these: a table may have a hundred columns
+    # only these columns: a table may have a hundred
     named = [column for column in columns if column]
     try:
         for row in read(path, named):
@@ -267,14 +267,14 @@ def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
 def parquet_file(path: Path, **options: Any) -> Any:
     """Open a parquet file; ``ValueError`` without pyarrow."""
     try:
-        from pyarrow.parquet import ParquetFile  # an extra: only such tables need it
+        from pyarrow.parquet import ParquetFile  # an extra, needed only for parquet tables
     except ImportError as error:
         raise ValueError(f"{path.name} needs pyarrow: pip install pyarrow") from error
     return ParquetFile(path, **options)
 
 
 def _read_csv(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    # utf-8-sig: spreadsheets put a mark before the first column's name
+    # utf-8-sig: spreadsheets put a byte order mark before the first column's name
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         _check_columns(path, columns, list(reader.fieldnames or []))
@@ -289,7 +289,7 @@ def _read_parquet(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
     except OSError:
         raise
-    except ValueError as error:  # pyarrow's own errors are ValueErrors too, without the path
+    except ValueError as error:  # pyarrow's errors are ValueErrors too, but lack the path
         raise ValueError(f"the table {path} cannot be used ({error})") from error
 
 
@@ -303,7 +303,7 @@ def _check_columns(path: Path, wanted: list[str], held: list[str]) -> None:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """Return the classes of a cell: text parted by semicolons, a list, or one number or truth."""
+    """Return the classes of a cell: semicolon-separated text, a list, or a number or boolean."""
     cells = value.split(";") if isinstance(value, str) else value
     parts: Sequence[Any] = cells if isinstance(cells, list | tuple) else [cells]
     return tuple(dict.fromkeys(name for part in parts if (name := _text(part))))
@@ -312,9 +312,9 @@ def _names(value: Any) -> tuple[str, ...]:
 def _text(value: Any) -> str:
     """Return a cell as text; only None, NaN, "nan" and blank text are empty: 0 is a class."""
     if isinstance(value, bytes):
-        value = value.decode(errors="backslashreplace")  # parquet of writers that mark no UTF-8
+        value = value.decode(errors="backslashreplace")  # parquet text not marked as UTF-8
     if isinstance(value, float | Decimal):
-        # pandas turns a column of whole numbers into floats where one is missing
+        # pandas turns a column of integers into floats if one is missing
         value = int(value) if float(value).is_integer() else value
     text = nfc("" if value is None else str(value).strip())
     return "" if text.lower() == "nan" else text

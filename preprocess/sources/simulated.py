@@ -1,7 +1,7 @@
 """The source ``simulated``: patches synthesised from a seed, written and read as BigEarthNet v1.
 
-The class is the arrangement of two covers, green and bare, and nothing else: all else is drawn
-alike for all classes. Every output says that it is simulated, from file names to shards.
+A class is an arrangement of two covers, green and bare; everything else has the same distribution
+in all classes. Every output states that it is simulated, from file names to shards.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from preprocess.tiling import PATCH_SIDE_M
 
 MARKER = "SIMULATED.json"
 NOTICE = "These patches were synthesised by a program. They show no place on Earth."
-_VERSION = 2  # another number means other pixels for the same seed
+_VERSION = 2  # changes whenever the pixels of a seed change
 
 PATCH_PX = 120
 SIDE_PATCHES = 2
 SIDE_PX = SIDE_PATCHES * PATCH_PX
 PATCHES_PER_ACQUISITION = SIDE_PATCHES**2
-BLOCKS_PER_SIDE = 30  # regions along a tile; one patch of every three stays empty between them
+BLOCKS_PER_SIDE = 30  # regions along a tile; every third patch stays empty to separate them
 SEASONS = ("summer", "winter")
 YEARS = 8
-# Regions are assigned to splits in turn; with four tiles and five turns every tile has every split.
+# Regions are assigned to splits in turn; with four tiles and five turns, each tile has all splits.
 SPLITS = ("train", "train", "train", "validation", "test")
 
-# Reflectances x 10000: round numbers of the kind seen in L2A products, measured nowhere.
+# Reflectances x 10000: round numbers as typical of L2A products, not measured.
 # B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12
 ENDMEMBERS = {
     "crop": (180, 240, 600, 280, 1050, 3300, 4300, 4500, 4700, 4750, 2000, 850),
@@ -50,16 +50,16 @@ ENDMEMBERS = {
     "meadow": (160, 210, 430, 230, 800, 2500, 3300, 3450, 3600, 3650, 1600, 700),
     "straw": (520, 720, 1100, 1450, 1900, 2300, 2550, 2700, 2900, 2950, 3700, 2600),
 }
-COVERS = (("crop", "soil"), ("meadow", "straw"))  # the green and the bare one, by season
-# Deviation of the noise of each band, and what a hazy day adds, in the same unit and order.
+COVERS = (("crop", "soil"), ("meadow", "straw"))  # green and bare cover, by season
+# Standard deviation of each band's noise, and the effect of haze, in the same unit and order.
 _NOISE = np.array((18, 15, 15, 16, 20, 22, 25, 26, 26, 45, 22, 22), np.float32)[:, None, None]
 _HAZE = np.array((160, 120, 70, 50, 35, 25, 18, 15, 12, 10, 3, 1), np.float32)[:, None, None]
-# What varies more within a class than between two, so that neither a mean nor a deviation nor the
-# amount of edges tells one: share of the green cover on a date, and of pixels on an edge.
+# Ranges of the share of green cover on a date and of pixels on an edge, the same in all classes, so
+# that no mean, standard deviation or amount of edges reveals the class.
 SHARES, EDGES = (0.38, 0.62), (0.12, 0.17)
 
-# By class, the wavelength in pixels at which every pixel would lie on an edge; the number of edges
-# falls as the wavelength grows.
+# By class, the wavelength in pixels at which every pixel would be on an edge; the number of edges
+# decreases with the wavelength.
 _WAVES = {
     "Vineyards": 2.63,
     "Permanently irrigated land": 2.63,
@@ -79,7 +79,7 @@ _PLACES: list[Place] = [(c, r) for r in range(SIDE_PATCHES) for c in range(SIDE_
 class Tile(NamedTuple):
     """A tile of Sentinel-2's grid: MGRS name, EPSG code, upper left corner in metres.
 
-    ``stamps``: month, day and time in summer and winter, as names spell them.
+    ``stamps``: month, day and time in summer and winter, as in names.
     """
 
     name: str
@@ -95,7 +95,7 @@ TILES = (
     Tile("33UUP", 32633, 300000, 5400000, ("0613T101031", "0215T101131")),
     Tile("35VPK", 32635, 600000, 7000020, ("0724T93020", "0304T94161")),
 )
-# five digits, as in the real archive: identifiers, but no longer these times of the clock
+# five digits, as in the real archive: identifiers that no longer match these clock times
 _CLOCK = {"93020": "093020", "94161": "094156"}
 NUM_REGIONS = len(TILES) * BLOCKS_PER_SIDE**2
 MAX_PATCHES = NUM_REGIONS * PATCHES_PER_ACQUISITION * len(SEASONS) * YEARS
@@ -129,7 +129,7 @@ class Simulated(V1Tree):
     simulated = True
 
     def discover(self) -> Iterator[PatchRef]:
-        """Write the tree unless it is there, then yield its patch folders."""
+        """Write the tree unless it exists, then yield its patch folders."""
         root = Path(self.config.root)
         write_tree(root, self.config.num_patches, self.config.seed)
         planned = _planned(self.config.num_patches)
@@ -138,7 +138,7 @@ class Simulated(V1Tree):
 
 
 class Acquisition(NamedTuple):
-    """One region on one date: number of the region, index into ``SEASONS``, years after 2017."""
+    """One region on one date: region number, index into ``SEASONS``, years after 2017."""
 
     region: int
     season: int
@@ -146,38 +146,38 @@ class Acquisition(NamedTuple):
 
     @property
     def tile(self) -> Tile:
-        """The tile the region lies in."""
+        """The tile that contains the region."""
         return TILES[self.region % len(TILES)]
 
     @property
     def split(self) -> str:
-        """The split of the region's ground, whatever the date."""
+        """The split of the region's ground, the same on all dates."""
         return SPLITS[self.region % len(SPLITS)]
 
     @property
     def corner(self) -> tuple[int, int]:
         """Column and row in the tile of the region's upper left patch."""
-        # a stride without common divisor visits all blocks and scatters neighbours in number
+        # a stride coprime to the number of blocks visits all and scatters consecutive regions
         block = self.region // len(TILES) * 173 % BLOCKS_PER_SIDE**2
         row, column = divmod(block, BLOCKS_PER_SIDE)
         return column * (SIDE_PATCHES + 1), row * (SIDE_PATCHES + 1)
 
     def stamp(self) -> str:
-        """Return date and time as names spell them, ``20170613T101031``."""
+        """Return date and time as in names, such as ``20170613T101031``."""
         return f"{2017 + self.year}{self.tile.stamps[self.season]}"
 
 
 def acquisition_of(number: int) -> Acquisition:
-    """Return an acquisition by number: first the seasons, then the regions, then the years."""
+    """Return an acquisition by number: seasons vary fastest, then regions, then years."""
     rest, season = divmod(number, len(SEASONS))
     year, region = divmod(rest, NUM_REGIONS)
     return Acquisition(region, season, year)
 
 
 class Land(NamedTuple):
-    """What does not change with the date: the class of every place, and where it turns green.
+    """The properties independent of the date: the class of every place, and the order of greening.
 
-    That is where ``order``, (SIDE_PX, SIDE_PX) in [0, 1], is below the green share of a date.
+    Pixels with ``order``, (SIDE_PX, SIDE_PX) in [0, 1], below the green share of a date are green.
     """
 
     class_of: dict[Place, str]
@@ -185,12 +185,12 @@ class Land(NamedTuple):
 
 
 def make_land(seed: int, region: int) -> Land:
-    """Return the land of a region; it depends on nothing but seed and region."""
+    """Return the land of a region, which depends only on seed and region."""
     order = np.empty((SIDE_PX, SIDE_PX), np.float32)
     ranks = np.linspace(0, 1, PATCH_PX**2, dtype=np.float32)
     class_of = {}
     for number, place in enumerate(_PLACES):
-        # consecutive classes, another first one whenever the splits come round
+        # consecutive classes, with another first one in every round of splits
         turn = region + region // len(SPLITS) + number
         class_of[place] = CLASSES[turn % len(CLASSES)]
         random = np.random.default_rng([seed, region, number])
@@ -201,7 +201,7 @@ def make_land(seed: int, region: int) -> Land:
 
 
 def observe(seed: int, acquisition: Acquisition, land: Land) -> Pixels:
-    """Return what the satellite sees."""
+    """Return the pixels of an acquisition."""
     random = np.random.default_rng([seed, *acquisition, 1])
     covers = np.array([ENDMEMBERS[name] for name in COVERS[acquisition.season]], np.float32)
     # light of the day, calibration of the bands, and a little of each cover in the other
@@ -221,7 +221,7 @@ def observe(seed: int, acquisition: Acquisition, land: Land) -> Pixels:
         share, whole = (_mean_of_blocks(f, int(name[1:]) // 10) for f in (green * texture, texture))
         values = first[columns] * share + second[columns] * (whole - share) + haze[columns]
         values += random.standard_normal(values.shape, np.float32) * _NOISE[columns]
-        # never nodata, never saturated: both have a meaning
+        # never the values of nodata or saturation
         pixels[name] = np.clip(np.rint(values), 1, SATURATED - 1).astype(np.uint16)
     return pixels
 
@@ -230,14 +230,14 @@ _Y, _X = np.mgrid[:PATCH_PX, :PATCH_PX].astype(np.float64)
 
 
 def _arrangement(name: str, random: np.random.Generator, wave: float) -> Field:
-    """Return how a class arranges the covers of a place: where it is lowest turns green first."""
+    """Return the arrangement of a class in a place; the lowest values turn green first."""
     if name == "Peatbogs":  # a labyrinth
         return _waves(random, wave, spread=0.12)
     if name == "Permanently irrigated land":  # rings
         x, y = random.uniform(0.2, 0.8, 2) * PATCH_PX
         bent = random.uniform(0, 0.15) * _waves(random, PATCH_PX / 2)
         return _cosine(np.hypot(_X - x, _Y - y) / wave + bent + random.random())
-    # two coordinates at right angles in wavelengths, of any direction, a little bent
+    # two perpendicular coordinates in wavelengths, in any direction, slightly bent
     bend = 0 if name == "Water courses" else 0.15
     bent = random.uniform(0, bend) * _waves(random, PATCH_PX / 2)
     angle = random.uniform(0, np.pi)
@@ -255,7 +255,7 @@ def _cosine(turns: Field) -> Field:
 
 
 def _waves(random: np.random.Generator, wave: float, spread: float = 0.35) -> Field:
-    """Return noise of about one wavelength in all directions, of unit deviation."""
+    """Return noise of about one wavelength in all directions, with unit standard deviation."""
     frequency = np.fft.fftfreq(PATCH_PX)
     radius = np.hypot(frequency[:, None], frequency) * wave
     band = np.exp(-0.5 * ((radius - 1) / spread) ** 2)
@@ -270,21 +270,21 @@ def _mean_of_blocks(field: Float, side: int) -> Float:
 
 
 def _window(place: Place, size_px: int) -> tuple[slice, slice]:
-    """Return the rows and columns of a place on a grid on which a patch has this size."""
+    """Return the rows and columns of a place on a grid with ``size_px`` pixels per patch."""
     column, row = (number * size_px for number in place)
     return slice(row, row + size_px), slice(column, column + size_px)
 
 
 def write_tree(root: Path, num_patches: int, seed: int) -> None:
-    """Write a tree of simulated patches; one that was begun is completed, another is refused.
+    """Write a tree of simulated patches; complete an unfinished one, reject a different one.
 
-    Patch i is the same for every ``num_patches`` above i. Ground keeps its split on all dates.
+    Patch i is the same for every ``num_patches`` above i. Ground has the same split on all dates.
     """
     if num_patches > MAX_PATCHES:
         raise ValueError(
             f"source.num_patches is {num_patches}; there is ground for {MAX_PATCHES} patches"
         )
-    # the marker keeps them: the same settings must mean the same pixels when a run goes on
+    # kept in the marker: when a run resumes, the same settings must give the same pixels
     settings = {"notice": NOTICE, "version": _VERSION, "num_patches": num_patches, "seed": seed}
     if _is_complete(root, settings):
         return
@@ -292,8 +292,8 @@ def write_tree(root: Path, num_patches: int, seed: int) -> None:
     tree = root / V1_TREE
     tree.mkdir(exist_ok=True)
     for leftover in filter(is_abandoned, tree.glob(".*.tmp")):
-        shutil.rmtree(leftover, ignore_errors=True)  # another part may remove it at the same time
-    land_of = lru_cache(maxsize=1)(make_land)  # both seasons of a region follow each other
+        shutil.rmtree(leftover, ignore_errors=True)  # another part may be removing it too
+    land_of = lru_cache(maxsize=1)(make_land)  # the two seasons of a region are consecutive
     with session(), progress_of(num_patches, "simulate") as advance:
         for acquisition, places in _planned(num_patches):
             missing = [name for name in places if not (tree / name).is_dir()]
@@ -308,7 +308,7 @@ def write_tree(root: Path, num_patches: int, seed: int) -> None:
 
 
 def _planned(num_patches: int) -> Iterator[tuple[Acquisition, dict[str, Place]]]:
-    """Yield acquisition by acquisition the names of its patches with their places."""
+    """Yield each acquisition with the names and places of its patches."""
     for number in range(-(-num_patches // PATCHES_PER_ACQUISITION)):
         acquisition = acquisition_of(number)
         column, row = acquisition.corner
@@ -318,10 +318,10 @@ def _planned(num_patches: int) -> Iterator[tuple[Acquisition, dict[str, Place]]]
 
 
 def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
-    """Say whether the root holds all of this simulation; refuse it if it holds another thing."""
+    """Return whether the root contains all of this simulation; ValueError if anything else."""
     marker = root / MARKER
     if not marker.is_file():
-        # a hidden file may be the marker that another part is just about to put in place
+        # a hidden file may be the marker that another part is about to put in place
         held = sorted(path.name for path in root.glob("[!.]*"))
         if held and not marker.is_file():
             raise ValueError(
@@ -343,7 +343,7 @@ def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
 def _write_patch(
     folder: Path, acquisition: Acquisition, place: Place, land: Land, pixels: Pixels
 ) -> None:
-    """Write one patch folder, whole or not at all."""
+    """Write one patch folder atomically."""
     tile = acquisition.tile
     column, row = (corner + n for corner, n in zip(acquisition.corner, place, strict=True))
     x, y = tile.x + column * PATCH_SIDE_M, tile.y - row * PATCH_SIDE_M
@@ -375,5 +375,5 @@ def _write_patch(
     except OSError:
         if not folder.is_dir():
             raise
-        # another part of the same job was faster; its files are the same
+        # another part of the same job was faster; its files are identical
         shutil.rmtree(temporary)
