@@ -1,4 +1,4 @@
-"""``simclr-doctor``: check a machine, its Slurm and its folders before long work."""
+"""``simclr-doctor``: check a machine, its Slurm and its folders before long jobs."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Options:
     folders: tuple[Path, ...]  # runs, packings, or folders of runs
     as_json: bool  # for programs
     report: bool  # write a page for each run
-    short: bool  # one line a run
+    short: bool  # one line per run
     watch_s: float  # interval of queries to Slurm while watching; 0 shows once
 
 

@@ -281,7 +281,7 @@ def _parsed(text: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     require(bool(text.split()), "changes holds an empty text; give KEY=VALUE")
     for word in text.split():
-        # a plus as on the command lines of simclr-pretrain, for a key that a dictionary lacks
+        # a leading plus, as in simclr-pretrain, adds a key that a dictionary lacks
         key, sign, value = word.removeprefix("+").partition("=")
         require(bool(key and sign), f"changes holds {text!r}; give KEY=VALUE, with spaces between")
         require(

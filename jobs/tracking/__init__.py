@@ -1,1 +1,1 @@
-"""TensorBoard, W&B and MLflow: each follows ``metrics.jsonl`` of a run in a process of its own."""
+"""TensorBoard, W&B and MLflow: each follows ``metrics.jsonl`` of a run in its own process."""
