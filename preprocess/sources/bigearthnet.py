@@ -283,7 +283,7 @@ class BigEarthNetV2(Source):
     config: BigEarthNetV2Config
 
     def layout(self) -> ShardLayout:
-        """Return native band groups and the 19 classes; with maps, also CORINE and irrigation."""
+        """Return native band groups and the 19 classes; with maps also CORINE and irrigation."""
         groups = patch_groups(self.config.bands)
         if not self._maps.is_dir():
             require(

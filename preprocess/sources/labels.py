@@ -100,7 +100,7 @@ IRRIGATION = FractionSet("irrigation", (REGULAR.name, EXTENDED.name))
 
 
 def shares_of_codes(codes: npt.NDArray[np.uint16]) -> Fractions:
-    """Return the ground share of each class in a map of CORINE level-3 codes, else ValueError."""
+    """Return ground shares by class of a map of CORINE level-3 codes; ``ValueError`` for others."""
     # by level-3 code: irrigation could not be derived from the 19 classes
     values, counts = np.unique(codes, return_counts=True)
     share_of = dict(zip(values.tolist(), (counts / codes.size).tolist(), strict=True))
@@ -128,7 +128,7 @@ def labels_of_shares(fractions: Fractions, above: float = 0.0) -> Labels:
 
 
 def labels_of_43(names: Iterable[str]) -> Labels:
-    """Return all four label sets of a patch from its names among the 43 classes, else ValueError.
+    """Return all four label sets of a patch from names of the 43 classes; others: ``ValueError``.
 
     A patch whose classes are all dropped from the 19 has no label in ``bigearthnet19``.
     """
@@ -144,7 +144,7 @@ def labels_of_43(names: Iterable[str]) -> Labels:
 
 
 def labels_of_19(names: Iterable[str]) -> Labels:
-    """Return labels from names among the 19 classes, without irrigation, else ValueError."""
+    """Return labels from names of the 19 classes, without irrigation; others: ``ValueError``."""
     return {BIGEARTHNET19.name: _known(names, CLASSES_19)}
 
 
@@ -210,7 +210,7 @@ class LabelTable:
         self.label_set = LabelSet(label_set, kind, tuple(classes)) if classes else None
 
     def match(self, patches: Sequence[str]) -> None:
-        """Log how many ids are unlisted; ValueError if all are, or if two ids share a line."""
+        """Log how many ids are unlisted; ``ValueError`` if all are, or if two ids share a line."""
         missing, owners = 0, dict[str, str]()
         for patch in patches:
             key = self._key(patch)

@@ -318,7 +318,7 @@ def _planned(num_patches: int) -> Iterator[tuple[Acquisition, dict[str, Place]]]
 
 
 def _is_complete(root: Path, settings: dict[str, Any]) -> bool:
-    """Return whether the root contains all of this simulation; ValueError if anything else."""
+    """Return whether the root contains all of this simulation; ``ValueError`` for other content."""
     marker = root / MARKER
     if not marker.is_file():
         # a hidden file may be the marker that another part is about to put in place
