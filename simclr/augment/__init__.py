@@ -1,1 +1,1 @@
-"""Two views of each patch, made on the device for the whole batch at once."""
+"""Two augmented views of each patch, made on the device for the entire batch at once."""

@@ -1,7 +1,7 @@
-"""The augmentation operations, each one entry of ``OPERATIONS`` and its function.
+"""The augmentation operations, each an entry of ``OPERATIONS`` with its function.
 
-The first nine are those of the SimCLR-S2 study (2021), each with one meaning: on the ground, or in
-reflectance. ``parameters`` draws by the entry, ``transforms`` carries out what was drawn.
+The first nine are those of the SimCLR-S2 study (2021), each defined either on the ground or in
+reflectance. ``parameters`` draws them by their entries, ``transforms`` applies the draws.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Strengths = Mapping[str, float]
 
 
 class Stage(IntEnum):
-    """What an operation's function returns for N views; also the order where none is given.
+    """The kind of parameters that an operation returns for N views; also the default order.
 
     ``geometry``: (N, 2, 3), the affine map from the axes y, x of the result to those of its
-    operand, both spanning [-1, 1]; beyond an edge comes the reflection.
+    operand, both spanning [-1, 1]; reflected beyond the edges.
     ``blur``: (N,) sigma of a Gaussian in pixels of the view.
     ``line``: (N, 4, C) or (N, 4, 1): a, b, c, d of ``a z + b + c mean / std + d m`` for normalised
     values z, with mean / std of the band's source and m the mean of the band in the view.
-    ``noise``: (N,) standard deviation of noise in proportion to the reflectance.
+    ``noise``: (N,) standard deviation of noise relative to the reflectance.
     """
 
     geometry = 0
@@ -35,7 +35,7 @@ class Stage(IntEnum):
 
 
 class Strength(NamedTuple):
-    """A number that says how strong an operation is, with its limits."""
+    """The default and the limits of a strength of an operation."""
 
     default: float
     lowest: float
@@ -46,15 +46,15 @@ class Strength(NamedTuple):
 class Operation:
     """An entry of the registry.
 
-    ``function`` takes the strengths and (N, num_uniforms) uniforms in [0, 1), and returns the
-    parameters of N views that all get the operation.
+    ``function`` maps the strengths and uniforms in [0, 1), (N, num_uniforms + num_per_band * C),
+    to the parameters of N views, as if all got the operation.
     """
 
-    stage: Stage  # what ``function`` returns
+    stage: Stage  # kind of result of ``function``
     function: Callable[[Strengths, torch.Tensor], torch.Tensor]
     num_uniforms: int
-    num_per_band: int = 0  # uniforms for each band, behind the others
-    # by the name under which ``augment.strengths`` sets them
+    num_per_band: int = 0  # uniforms per band, after the others
+    # by name in ``augment.strengths``
     strengths: Mapping[str, Strength] = field(default_factory=dict)
 
 
@@ -65,7 +65,7 @@ def zoom(s: Strengths, u: torch.Tensor) -> torch.Tensor:
 
 
 def shift(s: Strengths, u: torch.Tensor) -> torch.Tensor:
-    """Move by up to ``shift`` of the side along both axes, by fractions of pixels too."""
+    """Move by up to ``shift`` of the side along both axes, including fractions of pixels."""
     move = 2 * s["shift"] * (2 * u - 1)
     return _affine(1, 0, 0, 1, move[:, 0], move[:, 1])
 
@@ -76,7 +76,7 @@ def rotation(_: Strengths, u: torch.Tensor) -> torch.Tensor:
 
 
 def free_rotation(_: Strengths, u: torch.Tensor) -> torch.Tensor:
-    """Turn by any angle; the ``rotation`` of ``augment.rotation=free``."""
+    """Turn by any angle; replaces ``rotation`` with ``augment.rotation=free``."""
     angle = math.pi * (2 * u[:, 0] - 1)
     return _turn(angle.cos(), angle.sin())
 
@@ -88,32 +88,32 @@ def flip(_: Strengths, u: torch.Tensor) -> torch.Tensor:
 
 
 def crop(s: Strengths, u: torch.Tensor) -> torch.Tensor:
-    """Show a random part: area U(``crop_area``, 1), log-uniform aspect up to ``crop_aspect``.
+    """Crop a random part: area U(``crop_area``, 1), log-uniform aspect up to ``crop_aspect``.
 
-    As in Szegedy et al. 2015, but for a side that would leave the patch: it is cut to the patch
-    instead of drawn again.
+    As in Szegedy et al. 2015, except that a side longer than the patch is clipped to it instead of
+    drawn again.
     """
     side = (s["crop_area"] + (1 - s["crop_area"]) * u[:, 0]).sqrt()
-    ratio = torch.exp((u[:, 1] - 0.5) * math.log(s["crop_aspect"]))  # root of the aspect
+    ratio = torch.exp((u[:, 1] - 0.5) * math.log(s["crop_aspect"]))  # square root of the aspect
     extent = torch.stack([side * ratio, side / ratio], 1).clamp(max=1)
     centre = (2 * u[:, 2:] - 1) * (1 - extent)
     return _affine(extent[:, 0], 0, 0, extent[:, 1], centre[:, 0], centre[:, 1])
 
 
 def symmetry(_: Strengths, u: torch.Tensor) -> torch.Tensor:
-    """Take one of the eight symmetries of the square, each equally likely."""
+    """Apply one of the eight symmetries of the square, each equally likely."""
     kind = (8 * u[:, 0]).floor()
     mirror = 1 - 2 * (kind >= 4).float()
     return _turn(*_quarter_turns(kind.remainder(4)), mirror)
 
 
 def blur(s: Strengths, u: torch.Tensor) -> torch.Tensor:
-    """Blur by a Gaussian of sigma U(``blur_min``, ``blur``) pixels."""
+    """Blur with a Gaussian of sigma U(``blur_min``, ``blur``) pixels."""
     return s["blur_min"] + (s["blur"] - s["blur_min"]) * u[:, 0]
 
 
 def contrast(s: Strengths, u: torch.Tensor) -> torch.Tensor:
-    """Spread each band about its own mean by a factor within ``contrast`` of 1."""
+    """Scale each band about its own mean by a factor U(1 - ``contrast``, 1 + ``contrast``)."""
     factor = 1 + s["contrast"] * (2 * u[:, 0] - 1)
     return _line(factor=factor, mean=1 - factor)
 
@@ -121,8 +121,8 @@ def contrast(s: Strengths, u: torch.Tensor) -> torch.Tensor:
 def gain(s: Strengths, u: torch.Tensor) -> torch.Tensor:
     """Multiply the reflectance by a factor, log-uniform between 1 / ``gain`` and ``gain``.
 
-    Calibration differs between bands, hence ``gain_per_band``, the standard deviation of a factor
-    of each band: uniform instead of normal, since nothing should hang on tails.
+    Calibration differs between bands, hence ``gain_per_band``, the standard deviation of the log of
+    an additional factor per band: uniform instead of normal, to avoid tails.
     """
     common = (2 * u[:, :1] - 1) * math.log(s["gain"])
     own = s["gain_per_band"] * math.sqrt(3) * (2 * u[:, 1:] - 1)
@@ -131,7 +131,7 @@ def gain(s: Strengths, u: torch.Tensor) -> torch.Tensor:
 
 
 def brightness(s: Strengths, u: torch.Tensor) -> torch.Tensor:
-    """Add up to ``brightness`` standard deviations of each band, either way."""
+    """Add U(-``brightness``, ``brightness``) standard deviations of each band."""
     return _line(added=s["brightness"] * (2 * u[:, 0] - 1))
 
 
@@ -163,7 +163,7 @@ OPERATIONS: dict[str, Operation] = {
     "rotation": Operation(Stage.geometry, rotation, 1),
     "shift": Operation(Stage.geometry, shift, 2, strengths={"shift": Strength(0.1, 0, 1)}),
     "zoom": Operation(Stage.geometry, zoom, 1, strengths={"zoom": Strength(1.25, 1, 4)}),
-    # Not of the study: SimCLR's random resized crop, and the symmetries of a square.
+    # Not in the study: SimCLR's random resized crop, and the symmetries of a square.
     "crop": Operation(
         Stage.geometry,
         crop,
@@ -179,14 +179,14 @@ _Entry = torch.Tensor | float
 def _affine(
     yy: _Entry, yx: _Entry, xy: _Entry, xx: _Entry, y: _Entry = 0.0, x: _Entry = 0.0
 ) -> torch.Tensor:
-    """Return (N, 2, 3) of the entries, each (N,) or the same for all."""
+    """Return affine maps (N, 2, 3) from their entries, each (N,) or a constant."""
     return _stacked(yy, yx, y, xy, xx, x).view(-1, 2, 3)
 
 
 def _line(
     factor: _Entry = 1.0, added: _Entry = 0.0, light: _Entry = 0.0, mean: _Entry = 0.0
 ) -> torch.Tensor:
-    """Return (N, 4, C) of a line's coefficients, each (N, C), (N,), or the same for all."""
+    """Return lines (N, 4, C) from their coefficients, each (N, C), (N,), or a constant."""
     wide = [one[:, None] if isinstance(one, torch.Tensor) and one.ndim == 1 else one
             for one in (factor, added, light, mean)]  # fmt: skip
     return _stacked(*wide)
@@ -201,11 +201,11 @@ def _stacked(*entries: _Entry) -> torch.Tensor:
 
 
 def _quarter_turns(quarters: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return exact cosine and sine of k quarter turns: an angle in floats would smear pixels."""
+    """Return exact cosine and sine of k quarter turns: rounded ones would smear pixels."""
     odd = quarters.remainder(2)
     return (1 - odd) * (1 - quarters), odd * (2 - quarters)
 
 
 def _turn(cosine: torch.Tensor, sine: torch.Tensor, mirror: _Entry = 1.0) -> torch.Tensor:
-    """Return a counterclockwise turn of rows that run down, its first axis mirrored or not."""
+    """Return a counterclockwise turn, with rows running down, and optionally y mirrored."""
     return _affine(mirror * cosine, mirror * sine, -sine, cosine)

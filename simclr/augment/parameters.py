@@ -1,8 +1,8 @@
 """Presets, and the parameters of every view, drawn from a preset and (seed, epoch, sample, view).
 
-The views of a sample are therefore the same on any number of ranks, threads or devices and after
-any restart. An operation that a view did not get has its identity parameter: nothing later
-branches on what was drawn.
+The views of a sample are therefore the same for any number of ranks, threads or devices and after
+any restart. An operation not applied to a view has its identity parameter, so that later code does
+not branch on the draws.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from simclr.philox import Epoch, Philox
 
 Couplet = tuple[str, str]
 
-# Where no order is given: geometry first, so that noise stays as sharp as a sensor's, and within
-# it the crop first; contrast, gain and brightness in SimCLR's order of importance.
+# Default order: geometry first, so that noise stays as sharp as a sensor's, and the crop first of
+# all; then contrast, gain and brightness in SimCLR's order of importance.
 _FIRST = ("crop", "zoom", "shift", "rotation", "flip", "symmetry", "contrast", "gain", "brightness")
 _RANK = {name: number for number, name in enumerate(_FIRST)}
 USUAL_ORDER = tuple(
@@ -32,7 +32,7 @@ PIXEL = ("blur", "brightness", "contrast", "gain", "speckle")
 GEOMETRIC = ("flip", "rotation", "shift", "zoom")
 NINE = PIXEL + GEOMETRIC
 
-# The nine lowest-ranked couplets of the study's 36, left out of its full runs.
+# The nine lowest-ranked couplets of the study's 36, excluded from its full runs.
 BANNED = frozenset(
     frozenset(couplet)
     for couplet in (
@@ -49,7 +49,7 @@ BANNED = frozenset(
 )
 
 _CROPPED = {"crop": 1.0, "symmetry": 1.0}
-# Chances of the operations of each preset; ``paper`` draws couplets, ``list`` is in the settings.
+# Probabilities of each preset's operations; ``paper`` draws couplets, ``list`` is in the settings.
 PRESETS: dict[str, dict[str, float]] = {
     "paper": {},
     "standard": {**_CROPPED, "contrast": 0.8, "gain": 0.8, "brightness": 0.8},
@@ -62,7 +62,7 @@ PRESETS: dict[str, dict[str, float]] = {
     "geometric": dict.fromkeys(GEOMETRIC, 1.0),
     "pixel": dict.fromkeys(PIXEL, 1.0),
 }  # fmt: skip
-# Half the usual, since classes differ in colour too (benchmarks/results/recipes.md).
+# About half the defaults, since classes differ in colour too (benchmarks/results/recipes.md).
 PRESET_STRENGTHS: dict[str, Strengths] = {
     "standard": {"gain": 1.1, "brightness": 0.2, "contrast": 0.2}
 }
@@ -70,20 +70,20 @@ PRESET_STRENGTHS: dict[str, Strengths] = {
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Which operations a view gets, how strong, and in which order."""
+    """The operations of a view, their probabilities, strengths and order."""
 
     name: str  # as written into the run record
-    # chance of each operation, independent of the others, in order of application
+    # independent probability of each operation, in order of application
     probabilities: Mapping[str, float]
     # if given, exactly one of these pairs is applied, each equally likely and in either order
     couplets: tuple[Couplet, ...] = ()
     rotation: Rotation = Rotation.quarter
-    band_drop: float = 0.0  # chance that a band is blanked
-    strengths: Strengths = field(default_factory=dict)  # those that differ from the defaults
+    band_drop: float = 0.0  # probability that a band is blanked
+    strengths: Strengths = field(default_factory=dict)  # overrides of the defaults
 
     @property
     def operations(self) -> frozenset[str]:
-        """Every operation that a view may get."""
+        """All operations that a view may get."""
         single = {name for name, chance in self.probabilities.items() if chance > 0}
         return frozenset(single | {name for couplet in self.couplets for name in couplet})
 
@@ -93,7 +93,7 @@ class Preset:
         return tuple(name for name in order if name in may and OPERATIONS[name].stage is stage)
 
     def may_precede(self, first: str, others: frozenset[str]) -> bool:
-        """Say whether ``first`` may be applied before one of the others in some view."""
+        """Return whether any view may apply ``first`` before one of the others."""
         if any(first in couplet and set(couplet) & (others - {first}) for couplet in self.couplets):
             return True
         order = [name for name, chance in self.probabilities.items() if chance > 0]
@@ -101,14 +101,14 @@ class Preset:
 
 
 def allowed_couplets() -> tuple[Couplet, ...]:
-    """Return the 27 couplets that the study left in."""
+    """Return the 27 couplets that the study kept."""
     return tuple(pair for pair in combinations(NINE, 2) if frozenset(pair) not in BANNED)
 
 
 def preset_of(config: AugmentConfig) -> Preset:
-    """Return the preset that the settings name, with their chances and strengths.
+    """Return the preset of the settings, with their probabilities and strengths.
 
-    A ValueError for what is unknown or beyond its limits lists what is valid.
+    Unknown names and values out of range raise a ValueError that lists the valid ones.
     """
     _check_strengths(config.strengths)
     name, probabilities = config.preset.value, PRESETS.get(config.preset, {})
@@ -180,42 +180,42 @@ def _check_operations(field_name: str, names: list[str] | Mapping[str, float]) -
         require(name in OPERATIONS, f"{field_name} holds {name!r}; valid names: {valid}")
 
 
-_COUPLET, _ORDER, _NOISE, _NUM_COMMON = range(4)  # columns of the uniforms before the bands'
+_COUPLET, _ORDER, _NOISE, _NUM_COMMON = range(4)  # first columns of the uniforms; bands follow
 
 
 @dataclass(frozen=True, slots=True)
 class ViewParameters:
-    """What is done to N views; every field is a tensor on the device.
+    """The operations on N views; every field is a tensor on the device.
 
-    The order of application matters in four places only, and is kept there: between maps, between
-    lines, and in the three fields that are None where the preset never needs them.
+    The order of application is kept only where it matters: between maps, between lines, and in the
+    three fields ``blurred_after``, ``line_of_patch`` and ``noise_first``, None if never needed.
     """
 
-    maps: torch.Tensor  # (N, K, 2, 3) affine, in order of application, as of ``Stage.geometry``
+    maps: torch.Tensor  # (N, K, 2, 3) affine, in order of application, see ``Stage.geometry``
     blur: torch.Tensor  # (N,) sigma of a Gaussian in pixels of the view, 0 for none
-    blurred_after: torch.Tensor | None  # (N,) number of maps that are applied before it; None: all
-    lines: torch.Tensor  # (N, L, 4, C) in order of application, as of ``Stage.line``
-    line_of_patch: torch.Tensor | None  # (N, L) bool, about the mean of the patch, not the view's
+    blurred_after: torch.Tensor | None  # (N,) number of maps applied before the blur; None: all
+    lines: torch.Tensor  # (N, L, 4, C) in order of application, see ``Stage.line``
+    line_of_patch: torch.Tensor | None  # (N, L) bool, about the patch's mean instead of the view's
     noise: torch.Tensor  # (N,) standard deviation of multiplicative noise, 0 for none
-    noise_first: torch.Tensor | None  # (N,) bool, on the patch's own pixels before anything else
-    noise_window: torch.Tensor  # (N,) uniform in [0, 1): which noise is used
-    keep: torch.Tensor | None  # (N, C) 0 where a band is blanked, else 1; None: no band is
+    noise_first: torch.Tensor | None  # (N,) bool, noise on the patch's pixels before all else
+    noise_window: torch.Tensor  # (N,) uniform in [0, 1), selects the noise
+    keep: torch.Tensor | None  # (N, C) 0 for a blanked band, else 1; None: no band is blanked
 
     def __len__(self) -> int:
         return len(self.blur)
 
     def part(self, views: slice | torch.Tensor) -> ViewParameters:
-        """Return the parameters of some of the views; of a slice, without copying."""
+        """Return the parameters of some of the views; a slice does not copy."""
         values = [getattr(self, one.name) for one in fields(self)]
         some: list[Any] = [value if value is None else value[views] for value in values]
         return ViewParameters(*some)
 
 
 class ParameterSampler:
-    """Draws by a preset; constants are built once, so that no draw copies from the host.
+    """Draws parameters for a preset; constants are built once, so no draw copies from the host.
 
-    Every operation's uniforms stand at a fixed place of the stream, whatever the preset; those of
-    an operation that is appended to ``OPERATIONS`` come behind all others.
+    The uniforms of each operation have a fixed position in the stream, whatever the preset; those
+    of an operation appended to ``OPERATIONS`` come after all others.
     """
 
     def __init__(self, preset: Preset, seed: int, num_bands: int, device: torch.device) -> None:
@@ -266,7 +266,7 @@ class ParameterSampler:
         )
 
     def _parameter(self, name: str, order: _Order, u: torch.Tensor) -> torch.Tensor:
-        """Return an operation's parameters, the identity where a view did not get it."""
+        """Return an operation's parameters, the identity for views that do not get it."""
         operation, own = OPERATIONS[name], u[:, self._columns[name]]
         turns_freely = name == "rotation" and self.preset.rotation is Rotation.free
         function = free_rotation if turns_freely else operation.function
@@ -291,12 +291,12 @@ class ParameterSampler:
         return chain.take_along_dim(first[:, :, None, None], 1)
 
     def _single(self, names: tuple[str, ...], order: _Order, u: torch.Tensor) -> torch.Tensor:
-        # (N,) of the one operation of a stage; 0 if there is none
+        # (N,) parameter of a stage's only operation; 0 if there is none
         return self._parameter(names[0], order, u) if names else u.new_zeros(len(u))
 
 
 class _Order:
-    """Which views get each operation, and its position among those of the view."""
+    """The views that get each operation, and its rank among the operations of a view."""
 
     def __init__(
         self, preset: Preset, columns: dict[str, slice], ranks: torch.Tensor, u: torch.Tensor
@@ -318,9 +318,9 @@ class _Order:
             self.rank[name] = number
 
     def num_before(self, names: tuple[str, ...], others: frozenset[str]) -> torch.Tensor | None:
-        """Return how many of the others may come before an operation: (N,); None: always all.
+        """Return how many of the others come before an operation: (N,); None: always all.
 
-        One that a view did not get is an identity: it may be counted or not.
+        An operation that a view does not get is an identity, so it may be counted or not.
         """
         if not names or not self.preset.may_precede(names[0], others):
             return None
@@ -330,7 +330,7 @@ class _Order:
         return self._like.new_full((len(self._like),), earlier, dtype=torch.int64)
 
     def opening(self, names: tuple[str, ...], others: frozenset[str]) -> torch.Tensor | None:
-        """Return which views get each operation before any of the others: (N, len(names)) bool."""
+        """Return which views get each operation, then some of the others: (N, len(names)) bool."""
         if not any(self.preset.may_precede(name, others) for name in names):
             return None
         some = torch.stack([self.chosen[other] for other in others]).any(0)
@@ -342,13 +342,13 @@ class _Order:
 
 
 def on_host(device: torch.device) -> bool:
-    """True where asking for a value, or starting many small operations, costs next to nothing."""
+    """Return whether reading a value, or starting many small operations, is cheap: on a CPU."""
     return device.type == "cpu"
 
 
 def selected(flags: torch.Tensor) -> torch.Tensor | None:
     """Return the indices of the flagged views on a CPU: (N,) bool to (M,) int64.
 
-    None on a GPU, where counting them would force a synchronisation: work is done for all views.
+    None on a GPU, where counting them would force a host sync: process all views instead.
     """
     return flags.nonzero().squeeze(1) if on_host(flags.device) else None

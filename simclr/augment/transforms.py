@@ -1,15 +1,15 @@
-"""Carries out on pixels what was drawn: warp, resampling and blur in one pass, lines, noise.
+"""Applies drawn parameters to pixels: warp, resampling and blur in one pass, lines, noise.
 
 Every pixel of a view is traced back through the chain of maps to its position in the patch, and
-reflected into the frame at each map. As long as turns are quarter turns, rows and columns are
-traced separately and a view is ``R x C^T`` for every band, with resampling and blur in the two
-matrices; for free rotation the positions are sampled one by one.
+reflected into the frame at each map. With quarter turns, rows and columns are traced separately
+and a view is ``R x C^T`` for every band, with resampling and blur in the two matrices; for free
+rotation, the positions are sampled individually.
 
 Positions are in half pixels of the view, so that the patch spans [-S, S], pixel ``i`` of a view is
 centred at ``2 i + 1 - S``, and the identity is exact.
 
 A normalised value is z = (x - mean) / std of its source's band. Operations on the reflectance x are
-carried out on z: a gain g becomes ``g z + (g - 1) mean / std``.
+applied to z: a gain g becomes ``g z + (g - 1) mean / std``.
 """
 
 from __future__ import annotations
@@ -28,34 +28,33 @@ from simclr.philox import Philox
 
 
 class Axes(NamedTuple):
-    """Where the rows and the columns of N views come from."""
+    """The origin of the rows and columns of N views in their operands."""
 
-    transposed: Tensor  # (N,) bool, the rows of a view run along the columns of its operand
+    transposed: Tensor  # (N,) bool, whether the rows of a view run along the operand's columns
     # (2, N, S) of each row, and of each column, on the operand's axis, in half pixels of the view
     positions: Tensor
-    scales: Tensor  # (2, N) pixels of the operand a pixel of the view, at equal size
+    scales: Tensor  # (2, N) operand pixels per view pixel, if both had the same size
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How the views of a batch are made, in common for all band groups."""
+    """The geometry and blur of the views of a batch, shared by all band groups."""
 
     origin: Axes | Tensor  # of pixels: along axes, or (N, S, S, 2) points for free rotation
-    # what is multiplied from the left to the rows' and columns' matrices: blur, and the maps after
-    # it; (N, S, S) each
+    # left factors of the row and column matrices: blur, and the maps after it; (N, S, S) each
     mixing: tuple[Tensor, Tensor] | None
-    mixed: Tensor | None = None  # (M,) which views ``mixing`` is for, then (M, S, S); None: all
+    mixed: Tensor | None = None  # (M,) views that ``mixing`` (then (M, S, S)) is for; None: all
 
     def lay_out(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a band group's patches as ``warp`` wants them, and its matrices R and C.
+        """Return the arguments of ``warp`` for a band group: its patches, R and C.
 
-        Patches are (N, n, c, n) and may be overwritten; the matrices' rows add up to 1.
+        Patches are (N, n, c, n) and may be overwritten; the rows of the matrices sum to 1.
         """
         if isinstance(self.origin, Tensor):
             sampled = F.grid_sample(
                 patches.permute(0, 2, 1, 3),
                 self.origin,
-                padding_mode="border",  # nothing lies outside any more but half pixels at the edge
+                padding_mode="border",  # only half pixels at the edges are still outside
                 align_corners=False,
             )
             patches = sampled.permute(0, 3, 1, 2).contiguous()
@@ -85,13 +84,13 @@ def frame_of(parameters: ViewParameters, preset: Preset, view_px: int) -> Frame:
     blur = blur_matrix(sigma, view_px) if may_blur else None
     mixing = None if blur is None else (blur, blur)
     if free:
-        # A round blur commutes with turning, so it may always come last.
+        # Isotropic blur commutes with rotation, so it may always come last.
         return Frame(trace_points(parameters.maps, view_px), mixing)
     return Frame(trace_axes(parameters.maps, view_px), mixing, mixed)
 
 
 def _blurred_between(maps: Tensor, blurred_after: Tensor, sigma: Tensor, view_px: int) -> Frame:
-    """Return the frame of views of which some are moved after they were blurred."""
+    """Return the frame of views, some of which are blurred before some of their maps."""
     identity = torch.eye(2, 3, device=maps.device)
     number = torch.arange(maps.shape[1], device=maps.device)
     before = (number < blurred_after[:, None])[:, :, None, None]
@@ -105,7 +104,7 @@ def _blurred_between(maps: Tensor, blurred_after: Tensor, sigma: Tensor, view_px
 
 
 def _exchanged(axes: Axes, flags: Tensor) -> Axes:
-    """Exchange the rows and columns of the flagged views."""
+    """Swap the rows and columns of the flagged views."""
     return Axes(
         axes.transposed,
         torch.where(flags[:, None], axes.positions.flip(0), axes.positions),
@@ -114,14 +113,14 @@ def _exchanged(axes: Axes, flags: Tensor) -> Axes:
 
 
 def trace_axes(maps: Tensor, view_px: int) -> Axes:
-    """Trace rows and columns back through a chain of maps without free turns: (N, K, 2, 3)."""
+    """Trace rows and columns back through maps (N, K, 2, 3) without free rotation."""
     positions = _trace(maps, view_px, _centres(view_px, maps.device).expand(2, len(maps), -1))
-    # The product of the maps' sizes; without free turns one entry of each row is zero.
+    # The product of the absolute maps; without free rotation, each row has one zero entry.
     size = torch.eye(2, device=maps.device).expand(len(maps), 2, 2)
     for linear in maps[..., :2].abs().unbind(1):
         size = size @ linear
     transposed = size[:, 0, 1] > 0
-    # An exchange leaves the operand's y axis to depend on the column of the view.
+    # After a transposition, the operand's y axis depends on the column of the view.
     return _exchanged(Axes(transposed, positions, size.sum(2).T), transposed)
 
 
@@ -134,16 +133,16 @@ def trace_points(maps: Tensor, view_px: int) -> Tensor:
 
 
 def _trace(maps: Tensor, view_px: int, positions: Tensor) -> Tensor:
-    """Trace positions y and x (2, N, ...) back through the chain, from the last map to the first.
+    """Trace positions y and x (2, N, ...) back through the maps, from the last to the first.
 
-    Both are computed by the same operations: on a GPU each is a launch.
+    Both share operations, each of which is a launch on a GPU.
     """
     shape = (2, 3, len(maps)) + (1,) * (positions.ndim - 2)
     for affine in reversed(maps.unbind(1)):
         of_y, of_x, offset = affine.permute(1, 2, 0).reshape(shape).unbind(1)
         y, x = positions.unbind(0)
         moved = of_y * y + of_x * x + offset * view_px
-        # positions beyond [-S, S] are reflected into it
+        # reflect positions outside [-S, S]
         positions = view_px - ((moved + view_px).remainder(4 * view_px) - 2 * view_px).abs()
     return positions
 
@@ -153,12 +152,12 @@ def _centres(view_px: int, device: torch.device) -> Tensor:
 
 
 def resampling(position: Tensor, scale: Tensor, native_px: int) -> Tensor:
-    """Return interpolation along an axis: positions (..., S), scales (...) to (..., S, native_px).
+    """Return interpolation matrices for positions (..., S), scales (...): (..., S, native_px).
 
-    Bilinear where the view is finer than the grid, a wider triangle where pixels are averaged.
+    Bilinear if the view is finer than the grid, else a wider triangle that averages pixels.
     """
     ratio = native_px / position.shape[-1]
-    # Half a pixel at either edge holds the edge's value.
+    # The outer half pixel at either edge has the edge's value.
     index = ((position * ratio + (native_px - 1)) / 2).clamp(0, native_px - 1)
     pixels = torch.arange(native_px, device=position.device, dtype=torch.float32)
     width = (scale * ratio).clamp(min=1)[..., None, None]
@@ -167,9 +166,9 @@ def resampling(position: Tensor, scale: Tensor, native_px: int) -> Tensor:
 
 
 def columns_first(patches: Tensor, transposed: Tensor) -> Tensor:
-    """Lay patches out for ``warp``: rows, bands, columns (N, n, C, n) to columns, bands, rows.
+    """Arrange patches for ``warp``: rows, bands, columns (N, n, C, n) to columns, bands, rows.
 
-    Of a transposed view they lie so already. May overwrite the patches.
+    Those of transposed views already are. May overwrite the patches.
     """
     exchanged = selected(~transposed)
     if exchanged is None:
@@ -179,10 +178,10 @@ def columns_first(patches: Tensor, transposed: Tensor) -> Tensor:
 
 
 def warp(patches: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Apply the matrices to patches laid out by ``columns_first``: (N, n, C, n) to (N, S, S, C).
+    """Apply the matrices to patches arranged by ``columns_first``: (N, n, C, n) to (N, S, S, C).
 
-    Both products run over all bands of a view at once, and neither matrix is copied for each
-    band. Columns go first, so that what is rearranged in between is the smaller intermediate.
+    Both products cover all bands of a view at once, without copies of the matrices per band.
+    Columns go first, so that the smaller intermediate is rearranged.
     """
     num, native, bands, _ = patches.shape
     half = columns @ patches.reshape(num, native, bands * native)  # (N, S, C * n)
@@ -192,10 +191,10 @@ def warp(patches: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def mean_of_view(patches: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return what ``warp`` would average to, without warping: (N, C).
+    """Return the mean of ``warp``'s result without computing it: (N, C).
 
-    Patches are (N, n, C, n), laid out by ``columns_first``; ``rows`` and ``columns`` (N, n) are
-    means of the matrices over the rows of the view.
+    Patches are (N, n, C, n), arranged by ``columns_first``; ``rows`` and ``columns`` (N, n) are
+    the means of the rows of each matrix.
     """
     num, native, bands, _ = patches.shape
     line = columns[:, None] @ patches.reshape(num, native, bands * native)  # (N, 1, C * n)
@@ -203,17 +202,17 @@ def mean_of_view(patches: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def blur_matrix(sigma: Tensor, size_px: int) -> Tensor:
-    """Return Gaussian blur along one axis with reflection: (N,) to (N, size_px, size_px).
+    """Return matrices of Gaussian blur along one axis, with reflection: (N, size_px, size_px).
 
-    Sigma is in pixels, and 0 gives the identity; taps end at 3 sigma, rounded up.
+    Sigma (N,) is in pixels; 0 gives the identity. Taps end at 3 sigma, rounded up.
     """
     radius = (3 * sigma).ceil()[:, None]
     spread = 2 * sigma.clamp(min=1e-3)[:, None] ** 2
     distance = torch.arange(2 * size_px, device=sigma.device, dtype=torch.float32)
     taps = torch.exp(-(distance**2) / spread) * (distance <= radius)  # (N, 2 size), one side
-    # Entry i, j is a tap of |i - j|, and of i + j + 1 and 2 n - 1 - i - j, since pixel j also
-    # stands at -1 - j and at 2 n - 1 - j, mirrored at the edges. Windows along a line of taps are
-    # such matrices already: nothing is looked up.
+    # Entry i, j sums the taps at |i - j|, i + j + 1 and 2 n - 1 - i - j, since pixel j is mirrored
+    # at the edges to -1 - j and 2 n - 1 - j. Sliding windows over the taps give such matrices
+    # without index lookups.
     line = torch.cat([taps[:, 1:size_px].flip(1), taps[:, :size_px]], 1)
     direct = line.unfold(1, size_px, 1).flip(1)
     upper = taps.unfold(1, size_px, 1)[:, 1:]
@@ -227,11 +226,11 @@ def joined_line(
     view_mean: Tensor,
     patch_mean: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Join all lines of a view and its dropped bands to one line a band: z becomes a z + c.
+    """Combine all lines and dropped bands of a view into one line per band: z becomes a z + c.
 
-    The level is mean / std of each view's source, ``view_mean`` the mean of each band in the view,
-    and ``patch_mean`` that of the whole patch, for the lines that come before the geometry. All of
-    them, a and c are (N, C).
+    ``level`` is mean / std of each view's source, ``view_mean`` the mean of each band in the view,
+    and ``patch_mean`` in the entire patch, for lines applied before the geometry. All arrays,
+    including the results a and c, are (N, C).
     """
     slope, shift = torch.ones_like(level), torch.zeros_like(level)
     for number, line in enumerate(parameters.lines.unbind(1)):
@@ -240,7 +239,7 @@ def joined_line(
         if parameters.line_of_patch is not None and patch_mean is not None:
             first = parameters.line_of_patch[:, number, None]
             mean = torch.where(first, patch_mean, view_mean)
-        now = torch.addcmul(shift, slope, mean)  # after the lines so far
+        now = torch.addcmul(shift, slope, mean)  # mean after the lines so far
         slope = factor * slope
         shift = factor * shift + added + of_light * level + of_mean * now
     if parameters.keep is None:
@@ -249,7 +248,7 @@ def joined_line(
 
 
 NOISE_VALUES = 2**21
-_WINDOW_STEP = 16  # windows begin at multiples of this many values
+_WINDOW_STEP = 16  # windows start at multiples of this
 
 
 class Noise:
@@ -259,10 +258,10 @@ class Noise:
         self._table = noise_table(seed, device)
 
     def add(self, values: Tensor, strength: Tensor, level: Tensor, window: Tensor) -> None:
-        """Multiply the reflectance of N views, normalised (N, ...), by 1 + s n, in place.
+        """Multiply the reflectance of N normalised views (N, ...) by 1 + s n, in place.
 
-        The strength s, and the level, mean / std of each value's source and band, broadcast to the
-        values; ``window`` (N,) in [0, 1) says which n.
+        The strength s and the level, mean / std of each value's source and band, are broadcast to
+        the values; ``window`` (N,) in [0, 1) selects n.
         """
         rows = selected(strength.flatten(1).any(1))
         if rows is None:
@@ -280,10 +279,10 @@ def speckled(values: Tensor, strength: Tensor, level: Tensor, noise: Tensor) -> 
 
 
 def noise_table(seed: int, device: torch.device) -> Tensor:
-    """Return ``NOISE_VALUES`` standard normals, made once on the CPU: equal on every device."""
+    """Return ``NOISE_VALUES`` standard normals, computed on the CPU: equal on every device."""
     counter = torch.zeros(NOISE_VALUES // 4, 4, dtype=torch.int64)
     counter[:, 0] = torch.arange(NOISE_VALUES // 4)
-    counter[:, 3] = 2**32 - 1  # far from the blocks that parameters are drawn from
+    counter[:, 3] = 2**32 - 1  # far from the blocks used for parameters
     words = Philox(seed).words(counter).flatten()
     uniform = ((words >> 8).to(torch.float64) + 0.5) * 2.0**-24
     radius, angle = uniform.view(2, -1)
@@ -293,11 +292,11 @@ def noise_table(seed: int, device: torch.device) -> Tensor:
 
 
 def noise_windows(table: Tensor, window: Tensor, shape: torch.Size) -> Tensor:
-    """Cut each view's noise out of the table: (N,) uniforms and (N, ...) to that shape.
+    """Return each view's noise, of the given shape (N, ...), from the table by uniforms (N,).
 
-    Drawing the window instead of the pixels keeps the noise a function of (seed, epoch, sample,
-    view) at the price of one copy.
+    Drawing a window instead of pixels keeps the noise a function of (seed, epoch, sample, view) at
+    the cost of one copy.
     """
     length = math.prod(shape[1:])
-    windows = table.unfold(0, length, _WINDOW_STEP)  # a view: nothing is copied yet
+    windows = table.unfold(0, length, _WINDOW_STEP)  # a tensor view: nothing is copied yet
     return windows[(window * len(windows)).long()].view(shape)

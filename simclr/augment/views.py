@@ -1,4 +1,4 @@
-"""Makes two augmented views of every patch of a batch, normalised by its source, on the device."""
+"""Makes two augmented views of every patch of a batch on the device; ``_patches`` normalises."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from simclr.philox import Epoch
 
 _NODATA = 0
 _NOTHING = Preset("none", {})
-_GOLDEN = 0.381966  # far from every simple fraction: the noise of band groups does not coincide
+_GOLDEN = 0.381966  # far from simple fractions, so that the noise of band groups never coincides
 
-# Views made at a time on a CPU: the working set stays in its caches and its memory is reused,
-# where the system would clear new memory first. On 128 views that was a third of the time.
+# Views per part on a CPU: the working set stays in its caches and memory is reused, while the
+# system would clear new memory first. With 128 views at once, that was a third of the time.
 _VIEWS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A band group's selected bands."""
+    """The selected bands of a band group."""
 
     name: str
-    positions: torch.Tensor | None  # (c,) in the group; None: all of them, in the group's order
-    channels: torch.Tensor  # (c,) which channels of a view they become, ascending
+    positions: torch.Tensor | None  # (c,) positions in the group; None: all bands, in group order
+    channels: torch.Tensor  # (c,) their channels in a view, ascending
     mean: torch.Tensor  # (sources, c)
     std: torch.Tensor  # (sources, c)
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How the band groups of some sources become the channels of a view."""
+    """The mapping from the band groups of some sources to the channels of a view."""
 
     groups: list[_Group]  # finest first
-    order: torch.Tensor  # (C,) where the bands, group by group, find their channel
-    # (number of the group, its channels from, to); joined in this order, the parts of the groups
-    # become the bands in their order in one pass
+    order: torch.Tensor  # (C,) reorders the bands from group order to channel order
+    # (group number, slice of its bands): concatenated in this order, the slices are the bands in
+    # channel order
     runs: list[tuple[int, slice]]
 
 
@@ -59,15 +59,15 @@ class ViewMaker:
     Args:
         dataset: bands, band groups and statistics of the samples.
         config: preset, strengths and size of the views.
-        seed: of the run.
-        device: where batches lie.
-        compiled: compile the views of training, one graph for a size of batch; those of a data set
-            of several layouts are not compiled, as the parts of a batch are of any size.
-        tf32: let a GPU multiply in TF32, with 11 bits of each factor: for encoders that get
-            bfloat16, 8 bits, anyway.
+        seed: seed of the run.
+        device: device of the batches.
+        compiled: compile training views, one graph per batch size; ignored for a data set with
+            several layouts, since the parts of its batches vary in size.
+        tf32: let a GPU multiply in TF32 (11 significant bits), for encoders that use bfloat16 (8
+            bits) anyway.
 
     Attributes:
-        preset: the rule by which operations are chosen.
+        preset: the operations of the views and their probabilities.
         view_size_px: side of a view.
     """
 
@@ -102,9 +102,9 @@ class ViewMaker:
         )
 
     def training_views(self, batch: Batch, epoch: Epoch) -> torch.Tensor:
-        """Return views of all pairs, first ones, then second ones, channels last in memory.
+        """Return the views of all pairs: all first views, then all second ones.
 
-        (2B, C, S, S) float32 of a batch of B, or (B, C, S, S) of a paired one.
+        (2B, C, S, S) float32 for a batch of B samples, (B, C, S, S) if paired; channels_last.
         """
         matmul = torch.backends.cuda.matmul
         before = matmul.allow_tf32
@@ -118,7 +118,7 @@ class ViewMaker:
         return self.apply(batch, self.draw(batch, epoch), self.preset)
 
     def draw(self, batch: Batch, epoch: Epoch) -> ViewParameters:
-        """Draw the parameters of both views of all pairs, each by its own sample."""
+        """Draw the parameters of both views of all pairs, each keyed by its own sample."""
         copies = 1 if batch.paired else 2
         samples = batch.sample_id.repeat(copies)
         view = torch.arange(2, device=samples.device).repeat_interleave(len(samples) // 2)
@@ -126,14 +126,14 @@ class ViewMaker:
         return self._sampler.draw(epochs, samples, view)
 
     def eval_views(self, batch: Batch) -> torch.Tensor:
-        """Return (B, C, S, S) float32: normalised and brought to one grid, nothing else."""
+        """Return (B, C, S, S) float32, normalised and resampled to one grid, not augmented."""
         view = torch.zeros_like(batch.sample_id)
         return self.apply(batch, self._unchanged.draw(0, batch.sample_id, view), _NOTHING)
 
     def apply(self, batch: Batch, parameters: ViewParameters, preset: Preset) -> torch.Tensor:
-        """Return the views that the parameters describe: one or two a sample, (N, C, S, S).
+        """Return the views described by the parameters: one or two per sample, (N, C, S, S).
 
-        What the preset never draws is not computed.
+        Operations that the preset never draws are not computed.
         """
         num, size = len(parameters), self.view_size_px
         views = self._mean.new_empty(num, size, size, self._mean.shape[1])
@@ -159,7 +159,7 @@ class ViewMaker:
     def _make(
         self, views: torch.Tensor, batch: Batch, parameters: ViewParameters, preset: Preset
     ) -> None:
-        """Fill (N, S, S, C) with the views that the parameters describe."""
+        """Fill (N, S, S, C) with the views described by the parameters."""
         frame, layout = frame_of(parameters, preset, self.view_size_px), self._layouts[batch.layout]
         copies = len(parameters) // len(batch.source)
         level = self._level[batch.source].repeat(copies, 1)
@@ -168,7 +168,7 @@ class ViewMaker:
             for number in range(len(layout.groups))
         ]
         if preset.of_stage(Stage.line) or preset.band_drop:
-            # A line may be drawn before the warp, whose weights add up to one: fewer pixels.
+            # Lines may be applied before the warp, whose weights sum to one: fewer pixels.
             view_mean = [mean_of_view(p, rows.mean(1), cols.mean(1)) for p, rows, cols in groups]
             patch_mean = None
             if parameters.line_of_patch is not None:
@@ -181,7 +181,7 @@ class ViewMaker:
         warped = [warp(*group) for group in groups]
         channel = 0
         for number, run in layout.runs:
-            # Not torch.cat, which takes twice the time to interleave a few numbers at a time.
+            # Not torch.cat, which is half as fast at interleaving a few numbers at a time.
             width = run.stop - run.start
             views[..., channel : channel + width] = warped[number][..., run]
             channel += width
@@ -190,22 +190,22 @@ class ViewMaker:
             if parameters.noise_first is not None:
                 last = last * ~parameters.noise_first
             strength = last[:, None, None, None]
-            if parameters.keep is not None:  # a band that is dropped stays blank
+            if parameters.keep is not None:  # a dropped band stays blank
                 strength = strength * parameters.keep[:, None, None]
             self._noise.add(views, strength, level[:, None, None], parameters.noise_window)
 
     def _patches(
         self, number: int, batch: Batch, parameters: ViewParameters, level: torch.Tensor
     ) -> torch.Tensor:
-        """Return a group's normalised patches, one for each view, nodata at 0: (N, n, c, n)."""
+        """Return patches of a group, normalised here, not by ``Normalised``: (N, n, c, n)."""
         group = self._layouts[batch.layout].groups[number]
         stored = batch.groups[group.name]
         if group.positions is not None:
-            # CUDA has no kernel that indexes uint16; copies know it, and turn it into float32.
+            # CUDA cannot index uint16, but copies support it, and convert it to float32.
             stored = stored.view(torch.int16)[:, group.positions].view(torch.uint16)
         values = stored.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format)
         mean, std = group.mean[batch.source], group.std[batch.source]
-        seen = values != _NODATA  # the mean of the band, 0, stands for nodata
+        seen = values != _NODATA  # nodata becomes 0, the mean of the band
         patches = values.sub_(mean[:, None, :, None]).div_(std[:, None, :, None]).mul_(seen)
         if len(patches) < len(level):
             patches = patches.repeat(len(level) // len(patches), 1, 1, 1)
@@ -216,36 +216,36 @@ class ViewMaker:
         return patches
 
 
-_Part = tuple[slice, slice]  # which views are made at a time, and the samples that they show
+_Part = tuple[slice, slice]  # some views, and the samples that they show
 
 
 def _share_out(work: Callable[[_Part], None], parts: Iterable[_Part]) -> None:
     """Do the work on every part, on as many threads as torch may use, without gradients.
 
-    Torch would divide every small operation among all threads and wait for the slowest each time.
-    Parts divided instead wait once, and each is computed in the same order of sums whatever the
+    Torch would split every small operation over all threads and wait for the slowest each time.
+    Splitting into parts waits only once, and the order of sums in each part does not depend on the
     number of threads.
     """
     num = torch.get_num_threads()
     inference = torch.is_inference_mode_enabled()
 
     def in_mode(part: _Part) -> None:
-        """Work in the modes of the caller."""
-        # Modes are a thread's own; outside of inference nothing made in it may be written to.
+        """Work in the inference mode of the caller."""
+        # Modes are per thread; outside inference mode, tensors created in it cannot be modified.
         with torch.inference_mode(inference), torch.no_grad():
             work(part)
 
     try:
-        # An exception in a thread is raised here.
+        # Exceptions of the threads are raised here.
         list(_pool(num, os.getpid()).map(in_mode, parts))
     finally:
-        # A thread that starts later takes the number that was set last, by any thread.
+        # New threads use the number that was set last, by any thread.
         torch.set_num_threads(num)
 
 
 @functools.cache
 def _pool(num: int, _: int) -> ThreadPoolExecutor:
-    """Return the threads of this process; after a fork the parent's would be missing."""
+    """Return the thread pool of a process; after a fork, the parent's threads do not exist."""
     return ThreadPoolExecutor(num, "views", torch.set_num_threads, (1,))
 
 
