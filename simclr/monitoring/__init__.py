@@ -1,1 +1,1 @@
-"""What a training reports about itself: metrics, health checks, the online probe."""
+"""Monitoring of a training run: metrics, health checks and the online probe."""

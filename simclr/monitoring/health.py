@@ -1,6 +1,6 @@
-"""What the metrics logger measures: means of an interval, speed, collapse, non-finite steps.
+"""Measurements of the metrics logger: interval means, speed, collapse, non-finite steps.
 
-Counters stay on the device: nothing here waits for it within a step.
+Counters stay on the device, so that counting a step never waits for it.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ _log = logging.getLogger("simclr")
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step leaves on the device."""
+    """The results of a step, on the device."""
 
     loss: torch.Tensor  # scalar, of this rank's rows
     gradient_norm: torch.Tensor  # scalar, of the gradient averaged over ranks
-    skip: torch.Tensor  # float32 scalar, 1 if the weights were left as they were
+    skip: torch.Tensor  # float32 scalar, 1 if the update was skipped
     projections: torch.Tensor  # (2B, D) of this rank
 
 
 class MetricAccumulator:
-    """Collects the outcomes of steps; its unfinished sums belong to a checkpoint.
+    """Accumulates the results of steps; its unfinished sums are part of a checkpoint.
 
-    Were they dropped, the first metric line of a resumed run would be a mean over fewer steps than
-    that of an unbroken one. ``global_batch_size`` is in pairs a step; ``flop_per_pair`` is of
-    forward and backward, for the achieved rate.
+    Without them, the first metrics record of a resumed run would average fewer steps than that of
+    an uninterrupted one. ``global_batch_size`` is in pairs per step; ``flop_per_pair`` includes
+    forward and backward.
     """
 
     def __init__(self, device: torch.device, global_batch_size: int, flop_per_pair: float) -> None:
         self._device = device
         self._global_batch_size, self._flop_per_pair = global_batch_size, flop_per_pair
-        # loss, gradient norm and number of the steps that were not skipped
-        # float64: float32 values add up exactly there, in any order and grouping, so that a resumed
-        # run writes the same record as an unbroken one
+        # sums of loss and gradient norm over steps that were not skipped, and their number
+        # float64, in which sums of float32 values are exact in any order, so that a resumed run
+        # writes the same record as an uninterrupted one
         self._sums = torch.zeros(3, device=device, dtype=torch.float64)
         self._restart_clock(0.0)
 
@@ -64,12 +64,12 @@ class MetricAccumulator:
         self._projections = outcome.projections
 
     def close(self, waited_s: float) -> dict[str, Any]:
-        """Return the means over all steps and ranks, and begin anew.
+        """Return the means over all steps and ranks, and start a new interval.
 
-        ``waited_s`` is how long the loader has kept this rank waiting since the run began.
+        ``waited_s`` is the total time that this rank has waited for the loader since its start.
         """
         names, values = zip(*spread(self._projections).items(), strict=True)
-        # One reduction and one wait for the device an interval.
+        # A single reduction and host sync for all means of an interval.
         sums = sum_over_ranks(torch.cat([self._sums, torch.stack(values).double()])) / num_ranks()
         loss, norm, steps, *rest = sums.tolist()
         effective = effective_ranks(self._projections)
@@ -91,7 +91,7 @@ class MetricAccumulator:
         return record
 
     def leave_out(self, seconds: float) -> None:
-        """Take time that went into something else than training out of the rates."""
+        """Exclude time spent on anything other than training from the rates."""
         self._start += seconds
 
     def state(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class MetricAccumulator:
         return {"sums": sum_over_ranks(self._sums.clone()).cpu(), "ranks": num_ranks()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from saved sums, which rank 0 takes over for all, whatever their number was."""
+        """Restore saved sums, all on rank 0, for any previous number of ranks."""
         self._sums.zero_()
         if rank() == 0:
             self._sums += state["sums"].to(self._device) * (num_ranks() / state["ranks"])
@@ -109,39 +109,39 @@ class MetricAccumulator:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory held so far: by torch on a GPU, by the process on a CPU."""
+    """Return the peak memory so far: of torch on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB  # Linux counts KiB
 
 
 class CollapseDetector:
-    """Says once that something is wrong, and again only after it had been well in between."""
+    """Warns once about a collapse or a stuck loss, and again only after a recovery."""
 
     def __init__(self, warmup_steps: int) -> None:
-        self._warmup_steps = warmup_steps  # of which a loss at chance level proves nothing
+        self._warmup_steps = warmup_steps  # during which a loss at chance level proves nothing
         self._at_chance_since: int | None = None
         self._warned = False
 
     def watch(self, record: dict[str, Any]) -> None:
-        """Take a record and warn if need be."""
+        """Check a record and warn if necessary."""
         words = collapse_in_words(record) or self._stuck_in_words(record)
         if words and not self._warned:
             _log.warning(words)
         self._warned = bool(words)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: a run stuck before a restart is stuck after it."""
-        # "rung", not "warned", is the key in the checkpoints of this format
+        """Return the state for a checkpoint: a run stuck before a restart is stuck after it."""
+        # checkpoints of this format use the key "rung", not "warned"
         return {"at_chance_since": self._at_chance_since, "rung": self._warned}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self._at_chance_since, self._warned = state["at_chance_since"], state["rung"]
 
     def _stuck_in_words(self, record: dict[str, Any]) -> str:
         step, distance = record["step"], abs(record["loss"] - record["chance_level"])
-        # A loss that does not exist (all steps skipped) is no loss at chance level.
+        # An undefined loss (all steps skipped) is not at chance level.
         if step <= self._warmup_steps or not distance < STUCK_DISTANCE:
             self._at_chance_since = None
             return ""
@@ -157,7 +157,7 @@ class CollapseDetector:
 
 
 def collapse_in_words(record: dict[str, Any]) -> str:
-    """Return a warning if the numbers of an interval show a collapse, else an empty string."""
+    """Return a warning if the record of an interval shows a collapse, else an empty string."""
     deviation, cosine = record["deviation"], record["mean_cosine"]
     if deviation >= COLLAPSED_DEVIATION or cosine <= COLLAPSED_COSINE:
         return ""
@@ -169,19 +169,19 @@ def collapse_in_words(record: dict[str, Any]) -> str:
 
 
 class NonFiniteStepCounter:
-    """Counts skipped steps on the device, so that no step waits for it; ``limit`` in a row end it.
+    """Counts skipped steps on the device; ``limit`` consecutive ones end the run.
 
-    The flag comes from the averaged gradient, which is the same on all ranks: they agree without
-    another collective.
+    The flag is computed from the averaged gradient, which is the same on all ranks, so that they
+    agree without another collective.
     """
 
     def __init__(self, device: torch.device, limit: int) -> None:
         self._limit = limit
-        # in all, in a row up to now, most in a row since the last look
+        # total, current streak, longest streak since the last check
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
 
     def count(self, skip: torch.Tensor) -> None:
-        """Count one step; ``skip`` is a float scalar, 1 if its update was left out."""
+        """Count one step; ``skip`` is a float scalar, 1 if its update was skipped."""
         flag = skip.long()
         total, streak, worst = self._counts.unbind(0)
         streak.add_(1).mul_(flag)
@@ -193,7 +193,7 @@ class NonFiniteStepCounter:
         return int(self._counts[0])
 
     def end_if_many(self, step: int) -> None:
-        """Raise ValueError if too many followed each other since the last look; waits for it."""
+        """Raise ValueError after too many consecutive ones since the last check; syncs the host."""
         worst = int(self._counts[2])
         self._counts[2] = self._counts[1]
         if worst >= self._limit:
@@ -204,26 +204,26 @@ class NonFiniteStepCounter:
             )
 
     def in_a_row(self) -> int:
-        """Return how many of the latest steps were skipped; waits for the device."""
+        """Return the number of skipped steps in a row up to now; waits for the device."""
         return int(self._counts[1])
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"counts": self._counts.cpu()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self._counts.copy_(state["counts"])
 
 
 @torch.no_grad()
 def spread(projections: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return what one rank's rows say, as tensors on the device.
+    """Return metrics of the spread of one rank's rows, as scalars on the device.
 
     deviation: mean over dimensions of the standard deviation of unit projections, times sqrt(D);
-    1 for directions spread evenly, 0 when all are equal. mean_cosine: over all distinct rows; near
-    0, or 1 when all are equal. alignment and uniformity: Wang and Isola 2020 (arXiv 2005.10242),
-    eq. 1 with alpha 2 and eq. 2 with t 2; evenly spread directions have uniformity -4 + 8 / D.
+    1 for evenly spread directions, 0 if all are equal. mean_cosine: over pairs of distinct rows;
+    about 0, or 1 if all are equal. alignment and uniformity: Wang and Isola 2020 (arXiv
+    2005.10242), eq. 1 with alpha 2, eq. 2 with t 2; evenly spread: uniformity about -4 + 8 / D.
     """
     unit = F.normalize(projections.float(), dim=1)
     num, width = unit.shape
@@ -240,11 +240,11 @@ def spread(projections: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def effective_ranks(rows: torch.Tensor) -> dict[str, float]:
-    """Return RankMe of all ranks' rows (N, D), as they are and centred; waits for the device.
+    """Return RankMe of all ranks' rows (N, D), uncentred and centred; waits for the device.
 
     RankMe (Garrido et al. 2023, arXiv 2210.02885, eq. 1) is the exponential of the entropy of the
-    singular values, between 1 and D, and at most N. A common offset of all rows hides their spread
-    from the first number, hence the second. Rows are brought to unit length.
+    singular values, between 1 and min(N, D). An offset common to all rows hides their spread in the
+    uncentred number, hence the centred one. Rows are scaled to unit length.
     """
     return ranks_of_moments(sum_over_ranks(moments(rows)))
 
@@ -252,14 +252,14 @@ def effective_ranks(rows: torch.Tensor) -> dict[str, float]:
 @torch.no_grad()
 def moments(rows: torch.Tensor) -> torch.Tensor:
     """Return products, sums and count of unit rows (N, D) as one (D + 1, D + 1) float64 matrix."""
-    # float64: squaring halves the digits, and small singular values are what is being counted
+    # float64: squaring halves the number of digits, and small singular values matter here
     unit = F.normalize(rows.double(), dim=1)
     extended = torch.cat([unit, unit.new_ones(len(unit), 1)], dim=1)
     return extended.T @ extended
 
 
 def ranks_of_moments(table: torch.Tensor) -> dict[str, float]:
-    """Return RankMe from ``moments``, summed over whatever holds rows."""
+    """Return RankMe from ``moments``, summed over ranks or batches."""
     table = table.cpu()
     products, total, num = table[:-1, :-1], table[-1, :-1], table[-1, -1]
     return {
@@ -270,18 +270,18 @@ def ranks_of_moments(table: torch.Tensor) -> dict[str, float]:
 
 def _rank_me(products: torch.Tensor) -> float:
     if not products.isfinite().all():
-        return math.nan  # projections of a skipped step; the solver would raise
-    # Rounding leaves negative eigenvalues where there is nothing.
+        return math.nan  # from a skipped step; the solver would raise
+    # Rounding can turn zero eigenvalues negative.
     singular = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
     share = singular / singular.sum().clamp(min=torch.finfo(products.dtype).tiny)
     return math.exp(-float((share * torch.log(share + 1e-7)).sum()))
 
 
 def flop_per_view(config: ModelConfig, num_bands: int, view_size_px: int) -> float:
-    """Count the floating-point operations of forward and backward for one view.
+    """Return the number of floating-point operations of forward and backward for one view.
 
-    Counted on shapes alone, so it costs neither memory nor arithmetic. What activation
-    checkpointing computes twice counts once: it is no progress.
+    They are counted on the meta device, without memory or arithmetic. The recomputation of
+    activation checkpointing is not counted: it is no progress.
     """
     plain = replace(config, batchnorm=BatchNormGroup.none, activation_checkpointing=False)
     with torch.device("meta"):

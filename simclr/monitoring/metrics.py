@@ -1,6 +1,6 @@
-"""Metric records: the trainer's logger, and where they go: metrics.jsonl, the log, a progress bar.
+"""Metric records: the trainer's logger, and its sinks: metrics.jsonl, the log, a progress bar.
 
-Commands on a login node read them, so that torch is imported only where a logger is made.
+Commands on a login node read them, so torch is imported only when a logger is created.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ _log = logging.getLogger("simclr")
 
 
 class Sink(Protocol):
-    """Anything that takes metric records."""
+    """A receiver of metric records."""
 
     def write(self, record: dict[str, Any]) -> None:
-        """Take one record; every value is a number or a short text."""
+        """Write one record; every value is a number or a short text."""
 
 
 class JsonLines:
-    """Appends records to ``metrics.jsonl`` of a run folder."""
+    """Appends records to ``metrics.jsonl`` in a run folder."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / METRICS_NAME
 
     def rewind(self, step: int) -> None:
-        """Drop records after a step: the attempt that wrote them did not keep its weights."""
+        """Drop records after a step: the weights of those steps were not saved."""
         if self.path.exists():
             kept = [record for record in read_metrics(self.path) if record["step"] <= step]
             write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one line; a number that does not exist becomes null.
+        """Append one line; numbers that are not finite become null.
 
-        A line that cannot be written is a warning: no training ends for it.
+        A failure to write only logs a warning: it must not end the training.
         """
-        # Python would write NaN, which is no JSON.
+        # Python would write NaN, which is not valid JSON.
         strict = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
@@ -67,17 +67,17 @@ class JsonLines:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":
-                        line = "\n" + line  # a full disk cut the one before
+                        line = "\n" + line  # a full disk truncated the previous line
                 file.write(line.encode())
         except OSError as error:
             _log.warning("step %s is missing in %s: %s", record["step"], self.path, error)
 
 
 class LogLines:
-    """Says the main numbers of a record in one log line."""
+    """Logs the main numbers of a record in one line."""
 
     def write(self, record: dict[str, Any]) -> None:
-        """Log the record's step, loss, learning rate and rate."""
+        """Log the record's step, loss, learning rate and patches per second."""
         _log.info(
             "step %(step)d of %(num_steps)d  loss %(loss).4f  "
             "learning rate %(learning_rate).2e  %(patches_per_s).1f patches/s",
@@ -103,12 +103,12 @@ class ProgressBar:
 
 
 def screen() -> Sink:
-    """Return a bar for a terminal, lines for a log file."""
+    """Return a progress bar for a terminal, log lines otherwise."""
     return ProgressBar() if sys.stderr.isatty() else LogLines()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read metric records; a line cut short by a kill or a full disk is left out."""
+    """Read metric records; lines truncated by a kill or a full disk are skipped with a warning."""
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -119,7 +119,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLogger:
-    """Watches a run without deciding any weight; its sinks are called on the main rank alone."""
+    """Monitors a run without affecting its weights; sinks are called only on the main rank."""
 
     def __init__(
         self,
@@ -139,14 +139,14 @@ class MetricsLogger:
         self._alarm = health.CollapseDetector(warmup_steps)
         self._probe: OnlineProbe | None = None
         if config.monitor.shards:
-            # here, since ranks without a probe need no scipy
+            # imported here, since runs without a probe need no scipy
             from simclr.monitoring.online_probe import OnlineProbe
 
             self._probe = OnlineProbe(config, context)
         self._controls: dict[str, float] = {}
         self._metrics = JsonLines(Path(config.run_dir))
-        # The caller's first: one of them may know that this attempt has been overtaken, and end it
-        # before it writes between its successor's lines.
+        # The caller's sinks first: one of them may detect that another attempt has taken over, and
+        # end this one before it writes between its successor's lines.
         self._sinks = [*sinks, self._metrics, screen()] if context.is_main else []
         self.headline = self._probe.headline if self._probe else ""
         self.best_score = -math.inf  # highest headline of the held-out probe so far
@@ -157,14 +157,14 @@ class MetricsLogger:
         self._skips.count(outcome.skip)
 
     def is_due(self, step: int, num_steps: int) -> bool:
-        """True if a record is to be written after a step."""
+        """Return whether a record is due after a step."""
         return step % self._config.log_every_steps == 0 or self._probes_at(step, num_steps)
 
     def report(self, place: dict[str, Any], waited_s: float, encoder: nn.Module) -> bool:
         """Write the record of an interval; return whether its probe score is the best so far.
 
-        ``place`` says where the run stands, ``step`` and ``num_steps`` at least; the encoder is
-        probed if that is due. ValueError if too many steps were skipped one after another.
+        ``place`` is the progress of the run, with at least ``step`` and ``num_steps``. The encoder
+        is probed if due. ValueError if too many consecutive steps were skipped.
         """
         record = {**place, **self._interval.close(waited_s), "skipped_steps": self._skips.total()}
         scores = {}
@@ -183,7 +183,7 @@ class MetricsLogger:
         return True
 
     def is_sound(self) -> bool:
-        """True unless the latest step was skipped; waits for the device."""
+        """Return whether the latest step was not skipped; waits for the device."""
         return self._skips.in_a_row() == 0
 
     def rewind(self, step: int) -> None:
@@ -192,7 +192,7 @@ class MetricsLogger:
             self._metrics.rewind(step)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps; every rank must call it at the same step."""
+        """Return the state for a checkpoint; every rank must call it at the same step."""
         return {
             "interval": self._interval.state(),
             "alarm": self._alarm.state(),
@@ -202,7 +202,7 @@ class MetricsLogger:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         self._alarm.load_state(state["alarm"])
         self._skips.load_state(state["skips"])
         self._controls, self.best_score = state["controls"], state["best_score"]

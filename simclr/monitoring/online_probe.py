@@ -1,8 +1,8 @@
-"""The online probe: scores of an encoder in training on held-out labelled shards.
+"""The online probe: scores of an encoder during training on held-out labelled shards.
 
-The classifiers are those of the final evaluation, chosen and scored on the validation split; the
-test split is never looked at, or it could not judge the checkpoint chosen here. Order, splits and
-samples are fixed, and nothing is drawn: weights come out the same with and without it.
+The classifiers are those of the final evaluation, chosen and scored on the validation split; test
+samples are never scored, so that they can judge the checkpoint chosen here. Samples, splits and
+order are fixed, and no global random numbers are drawn: weights are the same with and without it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from simclr.monitoring.health import moments, ranks_of_moments
 Embedder = Callable[[torch.Tensor], torch.Tensor]
 
 _BATCH_SIZE = 256
-_SEED = 0  # of a drawn split and of the random control
+_SEED = 0  # of a drawn split, the chosen samples and the random control
 _ENCODER = "encoder"
 
 
 class OnlineProbe:
     """Scores an encoder on part of a labelled task; all ranks share the forward passes.
 
-    ``headline`` is the key of the score by which checkpoints are chosen. ValueError if the shards
-    lack a band or the task, or the labels make no task.
+    ``headline`` is the key of the score that selects checkpoints. ValueError if the shards lack a
+    band or the label set, or the labels cannot form a task.
     """
 
     def __init__(self, config: TrainConfig, context: DistributedContext) -> None:
@@ -67,9 +67,9 @@ class OnlineProbe:
     def score(self, encoder: nn.Module) -> dict[str, float]:
         """Return k-NN and linear-probe scores and RankMe of h, equal on all ranks.
 
-        Every rank must call it at the same step. The encoder is left in training mode, as found.
+        Every rank must call it at the same step. The encoder is returned to training mode.
         """
-        # Each rank has running statistics of its own; rank 0's are those that are saved.
+        # Each rank has its own running statistics; rank 0's are the ones that are saved.
         copy_from_main_rank(running_statistics(encoder))
         encoder.eval()
         features = self._features({_ENCODER: encoder})[_ENCODER]
@@ -77,7 +77,7 @@ class OnlineProbe:
         return self._told_by_main(lambda: self._scores(features))
 
     def controls(self) -> dict[str, float]:
-        """Return the headline of untrained baselines, equal on all ranks."""
+        """Return the headline score of untrained controls, equal on all ranks."""
         config, device = self._config, self._context.device
         untrained = random_encoder(config.model, len(self._dataset.bands), _SEED, device)
         features = self._features(
@@ -91,10 +91,10 @@ class OnlineProbe:
         )
 
     def _features(self, embedders: Mapping[str, Embedder]) -> dict[str, Features]:
-        """Embed all samples: each rank a part, then every rank has (N, D) of each embedder."""
+        """Return (N, D) features per embedder on all ranks; each rank embeds a part."""
         num, size = self._dataset.num_samples, self._context.size
         share = -(-num // size)
-        # Ranks bring equal numbers of rows; what is too many repeats the last sample.
+        # All ranks need equal numbers of rows; surplus rows repeat the last sample.
         own = np.arange(share, dtype=np.int64) + self._context.rank * share
         parts = np.array_split(np.minimum(own, num - 1), -(-share // _BATCH_SIZE))
         loader = Loader(
@@ -114,7 +114,7 @@ class OnlineProbe:
         return {name: part[:num].cpu().numpy() for name, part in joined.items()}
 
     def _told_by_main(self, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        # Fitting takes one rank; the others wait, and learn the numbers bit for bit.
+        # Only the main rank fits; the others wait, and receive the exact numbers.
         text = json.dumps(measure()) if self._context.is_main else ""
         told: dict[str, float] = json.loads(from_main_rank(text))
         return told
