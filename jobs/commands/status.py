@@ -36,13 +36,13 @@ Examples:
   simclr-status                      every run in ./runs
   simclr-status runs/first           one run, in full
   simclr-status runs/sweep shards/v1 a sweep, and a packing array
-  simclr-status --short runs         one line a run, as squeue shows jobs
+  simclr-status --short runs         one line per run, as squeue shows jobs
   simclr-status --watch runs/first   refreshed in place until Ctrl-C or the end
   simclr-status --json               for programs
   simclr-status --report runs/first  one HTML page: curves, attempts, probe
 
 Options:
-  --short            one line a run and nothing else
+  --short            one line per run and nothing else
   --watch[=SECONDS]  show again every 5 s; Slurm is asked every SECONDS (30),
                      10 or more
   --json             records as JSON

@@ -102,7 +102,7 @@ def check_partition(cluster: ClusterConfig, kinds: Sequence[NodeKind]) -> None:
     where = f"partition {' or '.join(sorted({kind.partition for kind in mine}))}"
     cores = cluster.tasks_per_node * cluster.cpus_per_task
     needs = (
-        ("gpus_per_node", cluster.gpus_per_node or 0, max(k.gpus for k in mine), "GPUs a node"),
+        ("gpus_per_node", cluster.gpus_per_node or 0, max(k.gpus for k in mine), "GPUs per node"),
         ("tasks_per_node x cpus_per_task", cores, max(k.cores for k in mine), "cores a node"),
         ("memory_gb", cluster.memory_gb or 0, gib, "GiB a node"),
         ("nodes", cluster.nodes, sum(k.nodes for k in mine), "nodes"),

@@ -129,7 +129,7 @@ def test_kinds_of_nodes_are_read_with_their_gpus_and_limits():
     [
         ({"partition": "gpuu"}, "no gpuu; choose one of cpu, gpu, mig"),
         ({"gpus_per_node": 1}, "gpus_per_node is 1 but partition cpu has 0 GPUs"),
-        ({"partition": "gpu", "gpus_per_node": 9}, "is 9 .* has 8 GPUs a node; give at most 8"),
+        ({"partition": "gpu", "gpus_per_node": 9}, "is 9 .* has 8 GPUs per node; give at most 8"),
         ({"tasks_per_node": 33, "cpus_per_task": 2}, "is 66 but partition cpu has 64 cores"),
         ({"memory_gb": 300}, "memory_gb is 300 but partition cpu has 250.977 GiB"),
         ({"partition": "gpu", "nodes": 7}, "nodes is 7 but partition gpu has 6 nodes"),
