@@ -218,7 +218,7 @@ class DataConfig:
             any scale; empty: every sample once an epoch.
         global_batch_size: pairs per step over all ranks.
         num_threads: reader threads in each rank.
-        num_slots: batches read ahead, at least 2.
+        num_slots: batches in memory, at least 2: one in use, the others read ahead.
     """
 
     bands: list[str] = field(default_factory=lambda: list(L2A_BANDS))
