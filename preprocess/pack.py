@@ -315,6 +315,7 @@ def _pack_shard(
     config, plan, path = part.config, part.plan, shard_path(part.output, shard)
 
     def good_patches() -> Iterator[Patch]:
+        """Read the patches of the shard and set the bad ones aside."""
         for ref in refs:
             try:
                 yield part.read(ref)

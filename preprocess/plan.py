@@ -245,6 +245,7 @@ def _kept(
     """Yield one reference per id; the source yields equal ids consecutively."""
 
     def chosen() -> Iterator[PatchRef]:
+        """Yield the references, and note what the source dropped."""
         for item in source.discover():
             if isinstance(item, Dropped):
                 dropped.append(item)

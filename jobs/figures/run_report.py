@@ -98,6 +98,7 @@ def _from_0(key: str, color: int, title: str, top: int | None = None, *, scale: 
     """Return a function that draws one metric on an axis that starts at 0."""
 
     def draw(axes: Axes, records: Records) -> None:
+        """Draw one metric on its own axes."""
         _line(axes, records, key, color, scale=scale)
         axes.set(ylim=(0, top), title=title)
 

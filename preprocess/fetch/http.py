@@ -102,6 +102,7 @@ class Http:
         """Return size and version of a remote file, and its first bytes."""
 
         def first_bytes(response: requests.Response) -> tuple[RemoteFile, bytes]:
+            """Read the total size from the answer, and check its bytes."""
             (start, total), code = _content_range(response), response.status_code
             if code != 206 or start != 0:
                 raise _TransientError(f"the server serves no byte ranges (HTTP {code})")
@@ -144,6 +145,7 @@ class Http:
         """Return the text of a JSON object; retry if the response is anything else."""
 
         def checked(response: requests.Response) -> str:
+            """Return the text of an answer that holds a JSON object."""
             text = response.content.decode()
             if not isinstance(json.loads(text), dict):  # for example a proxy's error page
                 raise ValueError("no JSON object")

@@ -76,6 +76,7 @@ def plan_copy_of(http: Http, url: str, squares: Flags | None, band: str) -> Copy
     remote, head = http.open(url, _HEAD_BYTES)
 
     def read(offset: int, length: int) -> bytes:
+        """Read from the first bytes where they suffice, else from the server."""
         end = offset + length
         return head[offset:end] if end <= len(head) else http.read(remote, offset, length)
 
@@ -253,6 +254,7 @@ def plan_scenes(
     folders, failed = [], []
 
     def plan(scene: Scene) -> SceneFolder | FetchError | str:
+        """Plan a scene; return the reason if it cannot be fetched."""
         try:
             return _steady(lambda: _plan_scene(http, scene, config, area))
         except (UnreachableError, StoppedError):

@@ -146,6 +146,7 @@ class ShardLayout:
         """Rebuild a layout from the result of ``to_json``."""
 
         def tupled(one: dict[str, Any], key: str) -> dict[str, Any]:
+            """Restore the tuple that JSON holds as a list."""
             return {**one, key: tuple(one[key])}
 
         return cls(

@@ -261,6 +261,7 @@ def run_jobs(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> list[Eva
 
     @lru_cache(maxsize=1)  # jobs of one encoder follow each other; all features may be large
     def features(name: str) -> Any:
+        """Return the stored features of a network."""
         return setup.cache.stored(name, len(setup.task.ids))
 
     data = EvalData(setup.task, features, setup.config, setup.patches)
@@ -268,6 +269,7 @@ def run_jobs(setup: EvalSetup, encoders: Sequence[EvaluatedEncoder]) -> list[Eva
     with progress_of(own, "classifiers", setup.progress, "fits") as advance:
 
         def run(job: EvalJob) -> EvalResult:
+            """Fit and test one classifier."""
             result = _ON_FEATURES.get(job.protocol, fine_tune)(job, data)
             advance(1)
             return result

@@ -293,6 +293,7 @@ def averaged_over_symmetries(network: Embedder) -> Embedder:
     """Return a network whose output (B, D) is the mean over the 8 symmetries of a view."""
 
     def embed(views: Tensor) -> Tensor:
+        """Return the mean over all turns and flips."""
         total: Tensor = sum(  # type: ignore[assignment]
             network(apply_symmetry(views, torch.full((len(views),), k, device=views.device)))
             for k in range(NUM_SYMMETRIES)

@@ -173,6 +173,7 @@ def predict(
     """
 
     def probabilities(views: Tensor) -> Tensor:
+        """Return the probability of each class."""
         logits: Tensor = classifier(views)
         return logits.softmax(dim=1) if patches.kind == "single" else logits.sigmoid()
 

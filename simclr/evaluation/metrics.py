@@ -68,6 +68,7 @@ def metric_table(
     claims_a_sample = 1 if kind == "single" else targets.shape[1]
 
     def score(weights: Weights) -> MetricTable:
+        """Score under these weights."""
         weighed = tally(weights)
         sums = [running(column, weighed) for column in columns]
         classes = {
@@ -272,6 +273,7 @@ def best_thresholds(
     weighed = tally(unit_weights(len(targets)) if weights is None else weights[None])
 
     def best(ranking: Ranking, otherwise: float) -> float:
+        """Return the threshold with the highest F1 of a class."""
         if len(ranking.values) == 0:
             return otherwise
         # F1 only falls between positives, so its maximum is at a group with a positive

@@ -65,11 +65,13 @@ class _MeanOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: Group) -> Tensor:
+        """See torch.autograd.Function."""
         ctx.group = group
         return sum_over_ranks(values.clone(), group) / num_ranks(group)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """See torch.autograd.Function."""
         # every rank's output depends on every rank's values
         return sum_over_ranks(gradient.clone(), ctx.group) / num_ranks(ctx.group), None
 
@@ -81,6 +83,7 @@ class _NativeBatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, layer: GroupBatchNorm
     ) -> Tensor:
+        """See torch.autograd.Function."""
         input = _dense(input)
         num, group = input.shape[1], layer.group
         statistics = torch.cat(torch.batch_norm_stats(input, layer.eps))  # (2C,) float32
@@ -102,6 +105,7 @@ class _NativeBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """See torch.autograd.Function."""
         # gradients of input, weight and bias; DDP averages the latter two
         input, weight, mean, inverse_deviation = ctx.saved_tensors
         gradient, num = _dense(gradient), input.shape[1]

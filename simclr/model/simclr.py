@@ -94,6 +94,7 @@ def _recomputed(
     block: nn.Module, forward: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
     def run(x: Tensor) -> Tensor:
+        """Run the block without storing its activations."""
         if not torch.is_grad_enabled():
             return forward(x)
         result: Tensor = checkpoint(
