@@ -25,6 +25,9 @@ SCORE = "average_precision_micro"
 TRAINING = (
     "recipe=laptop",
     "data.positives=season",
+    "+augment.strengths.gain=1.25",
+    "+augment.strengths.brightness=0.4",
+    "+augment.strengths.contrast=0.4",
     "world.threads_per_rank=1",
     "log_every_steps=20",
 )

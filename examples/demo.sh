@@ -25,9 +25,11 @@ data=${DATA:-}
 data=${data/#\~/$HOME}
 if [ -z "$data" ]; then
     source=simulated size=source.num_patches data=demo/simulated/rasters
-    # Two dates of a place differ in light, haze and cover, but share the arrangement of its fields.
+    # Two dates of a place differ in light, haze and cover, but share the arrangement of its fields:
+    # views that differ as much in light leave nothing else to match.
     dates=2
-    pairs=(data.positives=season)
+    pairs=(data.positives=season +augment.strengths.gain=1.25
+        +augment.strengths.brightness=0.4 +augment.strengths.contrast=0.4)
 elif [ -e "$data/metadata.parquet" ] || [ -d "$data/BigEarthNet-S2" ]; then
     source=bigearthnet_v2 size=limit
 elif [ -d "$data/BigEarthNet-v1.0" ] || compgen -G "$data/S2?_MSIL2A_*/*_B02.tif" >/dev/null; then
