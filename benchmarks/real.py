@@ -90,9 +90,6 @@ POOL_SHARE = 0.7  # of the images, by whole cells
 CELL_SEED = 0  # never another: the cells that are tested must stay those that nobody chose by
 SPLITS = [0, 1, 2, 3, 4]  # seeds of the splits of the labelled cells
 PEER = "lightly"
-# As in recipe=recommended and recipe=laptop; chosen on cells of the pool (results/recipes.md).
-PROBABILITIES = {"blur": 0.0, "speckle": 0.0}
-STRENGTHS = {"gain": 1.1, "brightness": 0.2, "contrast": 0.2}
 RESAMPLES = 2000
 AFTER = "after {} steps"
 PICTURES = RESULTS.parents[1] / "docs" / "pictures"
@@ -235,9 +232,7 @@ def ours(
         precision=Precision.auto,
         world=WorldConfig(),
         data=DataConfig(bands=list(bands), global_batch_size=BATCH),
-        augment=AugmentConfig(
-            view_size_px=options.view, probabilities=dict(PROBABILITIES), strengths=dict(STRENGTHS)
-        ),
+        augment=AugmentConfig(view_size_px=options.view),
         model=ModelConfig(encoder=EncoderName.resnet18),
         loss=LossConfig(temperature=0.2),
         optim=OptimConfig(
@@ -536,12 +531,9 @@ def draw_steps(path: Path, after: list[dict[str, Any]], rows: list[dict[str, Any
             ends = [[100 * one[key] for one in scores] for key in ("low", "high")]
             axes.fill_between(steps, *ends, color=color, alpha=0.15, lw=0)
         for color, style, control in zip(COLORS[2:], ("--", "-.", ":"), CONTROLS, strict=False):
+            wanted = (control, Protocol.probe.value, 1.0)
             for one in rows:
-                if (one["encoder"], one["protocol"], one["fraction"]) == (
-                    control,
-                    Protocol.probe,
-                    1.0,
-                ):
+                if (one["encoder"], one["protocol"], one["fraction"]) == wanted:
                     level = 100 * one["scores"]["accuracy"]["value"]
                     axes.axhline(level, color=color, ls=style, label=control)
         axes.set_xscale("log", base=2)
