@@ -35,7 +35,9 @@ def test_a_preempted_run_comes_back_at_its_step_with_equal_bits(
     cluster.wait_for(high, "COMPLETED", timeout_s=60)
     fields = cluster.wait_for(run.job_id, "COMPLETED", "FAILED", timeout_s=240)
     assert fields["JobState"] == "COMPLETED", run.log()
-    assert fields["Restarts"] == "1"
+    assert len([e for e in run.events("training") if e["first_step"] < STEPS]) == 2
+    # Slurm 24.11 starts a job that left within its grace once more when it has finished
+    assert fields["Restarts"] in ("1", "2")
     (stop,) = run.events("stop")
     # with grace the run asks to come back; without, Slurm has requeued it before it can ask
     assert stop["decision"] == ("requeue" if partition == "low" else "quit")
