@@ -200,13 +200,18 @@ def origin(packages: Sequence[str]) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "commit": _commit(),
-        "command": f"python {shlex.join([_relative(sys.argv[0]), *sys.argv[1:]])}",
+        "command": f"python {shlex.join([_relative(sys.argv[0]), *map(_portable, sys.argv[1:])])}",
     }
 
 
 def _relative(script: str) -> str:
     path = Path(script).absolute()
     return str(path.relative_to(_REPOSITORY) if path.is_relative_to(_REPOSITORY) else path.name)
+
+
+def _portable(argument: str) -> str:
+    """Return an argument without the folders of this machine."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _version(package: str) -> str:
