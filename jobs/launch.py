@@ -242,9 +242,12 @@ def _submit(commands: Sequence[tuple[Command, ClusterConfig]]) -> Iterator[str]:
 def _run_here(command: Command, cluster: ClusterConfig) -> str:
     if cluster.dry_run:
         return command.preview()
-    if cluster.scratch:
-        os.environ[SCRATCH] = cluster.scratch
-    return command() or command.incomplete(current_rank())
+    outer = os.environ.get(SCRATCH, "")  # as a batch script may have exported it
+    os.environ[SCRATCH] = cluster.scratch or outer
+    try:
+        return command() or command.incomplete(current_rank())
+    finally:
+        os.environ[SCRATCH] = outer  # not for the next command
 
 
 def _run_local(command: Command, cluster: ClusterConfig) -> str:

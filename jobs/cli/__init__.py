@@ -31,6 +31,7 @@ from jobs.slurm.environment import mark_rank_0_done
 from simclr.config import require
 
 DONE = 0
+DEBUG = "debug=true"
 HELP = frozenset({"--help", "-h"})
 SWEEP = frozenset({"-m", "--multirun"})
 CONFIG_DIR = frozenset({"--config-dir", "-cd"})
@@ -72,10 +73,25 @@ def main(command: type[Command], start: Start = launch.run) -> NoReturn:
         )
         _compose(command, start)
 
-    code = guarded(command, act, debug="debug=true" in arguments)
+    code = guarded(command, act, debug=DEBUG in arguments)
     if code == DONE:
         mark_rank_0_done()
     raise SystemExit(code)
+
+
+def main_without_settings(
+    name: str, help_text: str, act: Callable[[list[str]], object]
+) -> NoReturn:
+    """Run a command that parses its own arguments, and exit; ``act`` receives all but debug=true.
+
+    ``act`` returns True if it has found a failure.
+    """
+    if HELP & set(sys.argv[1:]):
+        say(help_text)
+        raise SystemExit(DONE)
+    arguments = [word for word in sys.argv[1:] if word != DEBUG]
+    debug = DEBUG in sys.argv[1:]
+    raise SystemExit(guarded(name, lambda: act(arguments), debug=debug))
 
 
 def guarded(command: type[Command] | str, act: Callable[[], object], *, debug: bool = False) -> int:

@@ -8,14 +8,16 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError  # type: ignore[import-untyped]
 
-from jobs.cli.schema import choices, schema_of
+from jobs.cli.schema import choices, schema_of, type_of
 from jobs.launch import Command
+from preprocess.config import SourceConfig
+from preprocess.sources import SOURCES
 
 FAILED, WRONG_USE = 1, 2
 MAX_LINE = 600  # torch appends its C++ stack frames
@@ -134,11 +136,12 @@ def _unknown_key(
     *parents, last = (full_key or str(cause.full_key or cause.key)).split(".")
     key, schema = ".".join([*parents, last]), schema_of(command) if command else None
     chosen = cause.object_type
+    at_key = type_of(".".join(parents), schema) if schema and parents else schema
     # the schema of the chosen source, not only the settings common to all sources
-    level = chosen if is_dataclass(chosen) else _class_at(schema, parents)
+    level = chosen if is_dataclass(chosen) else at_key
     if parents[:2] == ["hydra", "launcher"]:
         return f"{key} is not a setting; cluster= says where and with what jobs run"
-    if level is None or schema is None:
+    if schema is None or not is_dataclass(level):
         return f"{key} is not a setting yet; a plus adds it: +{key}=..."
     valid = [entry.name for entry in fields(level)]
     known = set(valid)
@@ -146,19 +149,13 @@ def _unknown_key(
         valid += [group for group in command.groups if group not in known]
     parts = {name: kind for name, kind in get_type_hints(schema).items() if is_dataclass(kind)}
     deeper = [f"{part}.{entry.name}" for part, kind in parts.items() for entry in fields(kind)]
+    if level is SourceConfig:  # a file does not say of which kind of source it is
+        deeper = [
+            f"{'.'.join(parents)}.{e.name}" for s in SOURCES.values() for e in fields(s.config)
+        ]
     hint = nearest(last, valid) or nearest(last, deeper)
     where = f"{'.'.join(parents)} has" if parents else "there are"
     return f"{key} is not a setting; {hint}{where}: {', '.join(valid)}"
-
-
-def _class_at(schema: type[Any] | None, parents: Sequence[str]) -> type[Any] | None:
-    """Return the dataclass in which the last part of a key was looked up."""
-    kind: Any = schema
-    for name in parents:
-        kind = get_type_hints(kind).get(name)
-        if not is_dataclass(kind):
-            return None
-    return kind  # type: ignore[no-any-return]
 
 
 def _error_in_file(text: str, command: type[Command] | None) -> str:

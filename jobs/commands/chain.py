@@ -199,16 +199,16 @@ inside a job also 75: stopped and saved, run it again."""
 
 def main() -> None:
     """Console script."""
-    arguments = [cli.SPELLINGS.get(word, word) for word in sys.argv[1:]]
-    if cli.HELP & set(arguments):
-        cli.say(HELP)
-        raise SystemExit(cli.DONE)
     form = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(
         level=logging.INFO, format=form, datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )
-    debug = "debug=true" in arguments
-    raise SystemExit(cli.guarded("chain", lambda: run_chain(arguments, cli.say), debug=debug))
+
+    def act(arguments: Sequence[str]) -> None:
+        """Run the chain."""
+        run_chain([cli.SPELLINGS.get(word, word) for word in arguments], cli.say)
+
+    cli.main_without_settings("chain", HELP, act)
 
 
 if __name__ == "__main__":

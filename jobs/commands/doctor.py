@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
@@ -280,11 +280,11 @@ Output:
 Exit codes: 0 nothing failed, 1 something did, 2 wrong use."""
 
 
-def _run() -> bool:
+def _run(arguments: Sequence[str]) -> bool:
     """Write the cluster file, or print the findings; return whether a check failed."""
     known = ("--quiet", "--write-cluster", "--partition")
     options: dict[str, str] = {}
-    folders, rest = [], iter(sys.argv[1:])
+    folders, rest = [], iter(arguments)
     for word in rest:
         name, equals, value = word.partition("=")
         if not word.startswith("-"):
@@ -315,10 +315,7 @@ def _run() -> bool:
 
 def main() -> None:
     """Console script."""
-    if cli.HELP & set(sys.argv[1:]):
-        cli.say(HELP)
-        raise SystemExit(cli.DONE)
-    raise SystemExit(cli.guarded("doctor", _run))
+    cli.main_without_settings("doctor", HELP, _run)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -69,11 +68,7 @@ class Options:
 
 def main() -> None:
     """Console script."""
-    arguments = sys.argv[1:]
-    if cli.HELP & set(arguments):
-        cli.say(HELP)
-        raise SystemExit(cli.DONE)
-    raise SystemExit(cli.guarded("status", lambda: show(parse(arguments))))
+    cli.main_without_settings("status", HELP, lambda arguments: show(parse(arguments)))
 
 
 def parse(arguments: Sequence[str]) -> Options:

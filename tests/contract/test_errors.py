@@ -193,6 +193,21 @@ def test_a_wrong_file_of_settings_is_named_with_the_fix(tmp_path, text, told):
     assert missing(ended.err, told) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("decimatoin: 1", ("mine.yaml", "source.decimatoin", "did you mean source.decimation")),
+        ("select: {monthz: [1]}", ("mine.yaml", "source.select.monthz", "did you mean months")),
+    ],
+)
+def test_a_wrong_file_of_a_source_is_named_with_the_settings_of_that_source(tmp_path, text, told):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "mine.yaml").write_text(f"defaults: [cog_l2a, _self_]\n{text}\n")
+    ended = call("pack", "--config-dir=.", "source=mine", "source.root=r", cwd=tmp_path)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert missing(ended.err, told) == []
+
+
 def test_a_machine_without_slurm_is_told_so_by_key_and_value(packed, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     settings = ("recipe=laptop", f"shards=['{packed.folder}']", "run_dir=r")
@@ -216,11 +231,20 @@ def test_a_refused_submission_fails_with_slurms_words(packed, tmp_path, monkeypa
     assert "Invalid account" in ended.err
 
 
-def test_debug_shows_where_an_error_came_from(tmp_path):
-    ended = call("pretrain", "debug=true", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("command", "wrong", "told"),
+    [
+        ("pretrain", "epochs=1", "run_dir is empty"),
+        ("status", "nowhere", "nowhere is not a run folder"),
+        ("doctor", "--loud", "--loud is not an option"),
+        ("chain", "epochs=1", "no stage is named"),
+    ],
+)
+def test_debug_shows_where_an_error_came_from(tmp_path, command, wrong, told):
+    ended = call(command, wrong, "debug=true", cwd=tmp_path)
     assert ended.code == 2
     assert "Traceback" in ended.err
-    assert ended.err.splitlines()[-1].startswith("simclr-pretrain: run_dir")
+    assert ended.err.splitlines()[-1].startswith(f"simclr-{command}: {told}")
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from jobs.launch import (
 )
 from jobs.slurm import client as slurm
 from jobs.slurm.submit import SRUN_UNTIL_RANK_0_IS_DONE, python_command, slurm_options
+from jobs.staging import scratch_folder
 from preprocess.config import PackConfig, VerifyConfig
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import (
@@ -250,6 +251,15 @@ def test_a_job_waits_for_others_and_is_cancelled_with_them():
     options = slurm_options(ClusterConfig(after="12:13"), "export", Path("slurm"), Path("code"))
     asked = options["additional_parameters"]
     assert (asked["dependency"], asked["kill-on-invalid-dep"]) == ("afterok:12:13", "yes")
+
+
+def test_scratch_of_one_command_is_not_that_of_the_next(shards, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Verify, "run", lambda self, env: seen.append(scratch_folder()) or "done")
+    verify = Verify(VerifyConfig(shards=str(shards)))
+    for scratch in ("/tmp/a", None):
+        run(verify, ClusterConfig(scratch=scratch))
+    assert seen == ["/tmp/a", ""]
 
 
 def test_scratch_keeps_the_variables_of_the_job_for_the_node():
