@@ -113,19 +113,24 @@ class Command(ABC):
         """Describe what is still missing if ``run`` returned nothing in this process."""
         return ""
 
+    def inputs(self) -> str:
+        """Identify inputs that may change under the same settings, such as a newest checkpoint."""
+        return ""
+
     @abstractmethod
     def run(self, env: RankEnvironment) -> str:
         """Do this process' share of the work; one process returns the text for stdout."""
 
     def __call__(self) -> str:
         """Run with preemption handled, and mark completion; every process of a job calls it."""
+        completion = self.completion  # of the inputs as they are before the work
         # the only place where the work of all commands is wrapped
         with nullcontext(current_rank()) if self.saves_at_stop else requeued_if_stopped() as env:
             result = self.run(env)
         if result:
             mark = {"command": self.name, "time": time.time(), "result": result}
             try:
-                write_json(self.completion, mark)
+                write_json(completion, mark)
             except OSError as error:  # others' shards, for example, are verified without writing
                 _log.warning("success is not marked, so this may run again: %s", error)
         if env.log:  # from submitit, whose processes run one command each
@@ -142,9 +147,9 @@ class Command(ABC):
 
     @property
     def completion(self) -> Path:
-        """The file that marks success; different settings have different files."""
+        """The file that marks success; other settings or inputs have other files."""
         settings = json.dumps(to_plain(self.config), sort_keys=True)
-        digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        digest = hashlib.sha256((settings + self.inputs()).encode()).hexdigest()[:16]
         return self.job_dir / "done" / f"{self.name}-{digest}.json"
 
 

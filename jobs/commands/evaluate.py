@@ -14,6 +14,7 @@ from jobs.slurm.environment import RankEnvironment, rendezvous_of
 from jobs.tracking.sink import log_artifacts
 from preprocess.config import require_all
 from preprocess.shards.manifest import read_manifest
+from simclr.checkpoint.manifest import newest_checkpoint
 from simclr.evaluation.config import EvaluateConfig
 from simclr.export import ExportConfig
 
@@ -23,6 +24,12 @@ def _run_exists(run: str, cluster: ClusterConfig) -> tuple[bool, str]:
     seen = f"run is {run}, which is not a folder" if run else "run is empty"
     found = bool(run) and (bool(cluster.after) or Path(run).is_dir())
     return found, f"{seen}; give a run folder: run=RUN"
+
+
+def checkpoint_of(run: str, step: int) -> str:
+    """Return the name of the newest checkpoint of a run, which is read unless a step is given."""
+    newest = None if step else newest_checkpoint(Path(run))
+    return newest.name if newest else ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,10 @@ class Evaluate(Command):
         )
         if not cluster.after:
             read_manifest(Path(shards))
+
+    def inputs(self) -> str:
+        """Return the checkpoint: a run that was trained further is evaluated again."""
+        return checkpoint_of(self.config.run, self.config.step)
 
     def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
         """Return one task with the ranks of one node, which share features and fits."""
@@ -122,6 +133,10 @@ class Export(Command):
             _run_exists(self.config.run, cluster),
             (bool(self.config.output), "output is empty; give a folder: output=DIR"),
         )
+
+    def inputs(self) -> str:
+        """Return the checkpoint: a run that was trained further is exported again."""
+        return checkpoint_of(self.config.run, self.config.step)
 
     def run(self, env: RankEnvironment) -> str:
         """Export; return the folder."""

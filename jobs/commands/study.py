@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jobs import cli, launch
-from jobs.commands.evaluate import Evaluate
+from jobs.commands.evaluate import Evaluate, checkpoint_of
 from jobs.commands.pretrain import Pretrain
 from jobs.config import ClusterConfig, Executor
 from jobs.launch import Command
@@ -49,6 +49,10 @@ class Score(Command):
         """Check each evaluation."""
         for config in self.config.evaluations:
             Evaluate(config).validate(cluster)
+
+    def inputs(self) -> str:
+        """Return the checkpoint: a run that was trained further is scored again."""
+        return checkpoint_of(self.config.run, 0)
 
     def run(self, env: RankEnvironment) -> str:
         """Evaluate on each label set in turn; return the run folder."""
@@ -148,7 +152,11 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
         _log.info("%s", check_budget(config, runs, cluster))
     scores = [Score(scoring(config, run, first=k == 0)) for k, run in enumerate(runs)]
     if cluster.executor is Executor.slurm:
-        return "\n".join(_submit([trainings, scores, [Study(config)]], cluster))
+        untrained = [one for one in trainings if not one.completion.exists()]
+        changing = {one.config.run_dir for one in untrained}
+        unscored = [s for s in scores if s.config.run in changing or not s.completion.exists()]
+        stages: dict[str, Sequence[Command]] = {"pretrain": untrained, "score": unscored}
+        return "\n".join(_submit({**stages, "report": [Study(config)]}, cluster))
     # score each run at once, so that a study cut short has scores to report
     for number, (training, score) in enumerate(zip(trainings, scores, strict=True), 1):
         for line in launch.run_all([(training, cluster)]):
@@ -205,15 +213,14 @@ def _check_before_training(config: StudyConfig, runs: Sequence[StudyRun]) -> Non
     )
 
 
-def _submit(stages: Sequence[Sequence[Command]], cluster: ClusterConfig) -> list[str]:
+def _submit(stages: Mapping[str, Sequence[Command]], cluster: ClusterConfig) -> list[str]:
     """Submit each stage as an array that waits for the previous one; return one line per stage."""
     lines, after = [], cluster.after
-    for name, tasks in zip(("pretrain", "score", "report"), stages, strict=True):
+    for name, tasks in stages.items():
         # afterany: if a run fails, the others are still scored, and the report names missing scores
         extra = {**cluster.extra, "dependency": f"afterany:{after}"}
         waiting = replace(cluster, after=after, extra=extra) if after else cluster
-        left = [one for one in tasks if name == "report" or not one.completion.exists()]
-        jobs = list(launch.run_all([(one, waiting) for one in left], skip_done=False))
+        jobs = list(launch.run_all([(one, waiting) for one in tasks], skip_done=False))
         if not jobs:
             lines.append(f"{name:<9} done before, with the same settings")
             continue

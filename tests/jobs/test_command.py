@@ -221,3 +221,16 @@ def test_shards_that_cannot_be_written_to_are_verified_all_the_same(tmp_path, ca
     said = run(Verify(VerifyConfig(shards=str(tmp_path / "out"))), HERE)
     assert said.endswith("sound")
     assert "success is not marked" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "config"), [(Evaluate, EvaluateConfig), (Export, ExportConfig)]
+)
+def test_what_was_done_with_one_checkpoint_is_not_done_with_a_newer_one(tmp_path, command, config):
+    newest, given = (command(config(run=str(tmp_path), step=step)) for step in (0, 100))
+    marks = []
+    for step in (100, 200):
+        (tmp_path / "checkpoints" / f"step-{step:09d}").mkdir(parents=True)
+        marks.append((newest.completion, given.completion))
+    assert marks[0][0] != marks[1][0]
+    assert marks[0][1] == marks[1][1]

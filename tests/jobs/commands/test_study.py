@@ -106,6 +106,17 @@ def test_a_driver_that_is_killed_twice_leaves_the_same_bytes(study, tmp_path):
         assert (Path(again.output) / name).read_bytes() == (folder / name).read_bytes(), name
 
 
+@pytest.mark.slow
+def test_a_study_that_goes_on_with_more_steps_is_scored_again(study, tmp_path):
+    config, folder = study
+    shutil.copytree(folder, tmp_path / "more")
+    more = replace(config, output=str(tmp_path / "more"), arms=["0.05"], seeds=[0])
+    for max_steps in (2, 4):
+        run_study(replace(more, max_steps=max_steps), HERE)
+        (path,) = (tmp_path / "more" / "runs" / "0.05" / "seed-0" / "evaluation").glob("*.json")
+        assert json.loads(path.read_text())["step"] == max_steps
+
+
 def start(config):
     """Start a study in a process of its own."""
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, text=True)
