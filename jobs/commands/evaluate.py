@@ -13,7 +13,7 @@ from jobs.launch import Command, side_work
 from jobs.slurm.environment import RankEnvironment, rendezvous_of
 from jobs.tracking.sink import log_artifacts
 from preprocess.config import require_all
-from preprocess.shards.manifest import read_manifest
+from preprocess.shards.manifest import MANIFEST_NAME, read_manifest
 from simclr.checkpoint.manifest import newest_checkpoint
 from simclr.evaluation.config import EvaluateConfig
 from simclr.export import ExportConfig
@@ -26,10 +26,12 @@ def _run_exists(run: str, cluster: ClusterConfig) -> tuple[bool, str]:
     return found, f"{seen}; give a run folder: run=RUN"
 
 
-def checkpoint_of(run: str, step: int) -> str:
-    """Return the name of the newest checkpoint of a run, which is read unless a step is given."""
+def _state_of(run: str, step: int, shards: str = "") -> str:
+    """Identify the newest checkpoint of a run, unless a step is given, and the packed patches."""
     newest = None if step else newest_checkpoint(Path(run))
-    return newest.name if newest else ""
+    packed = bool(shards) and Path(shards, MANIFEST_NAME).is_file()  # else a job packs them first
+    fingerprint = read_manifest(Path(shards)).fingerprint if packed else ""
+    return f"{newest.name if newest else ''} {fingerprint}".strip()
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Evaluate(Command):
             read_manifest(Path(shards))
 
     def inputs(self) -> str:
-        """Return the checkpoint: a run that was trained further is evaluated again."""
-        return checkpoint_of(self.config.run, self.config.step)
+        """Return checkpoint and shards: trained further or packed anew, they are scored again."""
+        return _state_of(self.config.run, self.config.step, self.config.shards)
 
     def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
         """Return one task with the ranks of one node, which share features and fits."""
@@ -136,7 +138,7 @@ class Export(Command):
 
     def inputs(self) -> str:
         """Return the checkpoint: a run that was trained further is exported again."""
-        return checkpoint_of(self.config.run, self.config.step)
+        return _state_of(self.config.run, self.config.step)
 
     def run(self, env: RankEnvironment) -> str:
         """Export; return the folder."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli, launch
-from jobs.commands.evaluate import Evaluate, checkpoint_of
+from jobs.commands.evaluate import Evaluate
 from jobs.commands.pretrain import Pretrain
 from jobs.config import ClusterConfig, Executor
 from jobs.launch import Command
@@ -51,8 +51,8 @@ class Score(Command):
             Evaluate(config).validate(cluster)
 
     def inputs(self) -> str:
-        """Return the checkpoint: a run that was trained further is scored again."""
-        return checkpoint_of(self.config.run, 0)
+        """Return those of the evaluations."""
+        return " ".join(Evaluate(config).inputs() for config in self.config.evaluations)
 
     def run(self, env: RankEnvironment) -> str:
         """Evaluate on each label set in turn; return the run folder."""

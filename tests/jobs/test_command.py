@@ -234,3 +234,12 @@ def test_what_was_done_with_one_checkpoint_is_not_done_with_a_newer_one(tmp_path
         marks.append((newest.completion, given.completion))
     assert marks[0][0] != marks[1][0]
     assert marks[0][1] == marks[1][1]
+
+
+def test_what_was_scored_on_one_pack_is_not_scored_on_another_in_its_place(tmp_path):
+    evaluate, marks = Evaluate(EvaluateConfig(run=str(tmp_path), shards=str(tmp_path / "s"))), []
+    for num_patches in (2, 3):
+        shutil.rmtree(tmp_path / "s", ignore_errors=True)
+        packed_arrays(tmp_path / "s", num_patches, bands=["B02"])
+        marks.append(evaluate.completion)
+    assert marks[0] != marks[1]
