@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from io import StringIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 PRETRAINED = "pretrained"
 CONFIDENCE = 0.95
 LOWEST_SHARE = 0.25  # share of the couplets that the 2021 study excluded
+ALIKE = 1e-12  # scores this near are equal but for rounding
 RELIABLE = 0.8  # reliability from which a ranking counts as resolved
 COUPLET_STUDIES = (StudyName.augmentation, StudyName.published)
 # In other studies, the losses of arms differ in chance level or scale.
@@ -54,19 +56,23 @@ class Table:
     labels: tuple[str, ...]  # label sets
     seeds: tuple[int, ...]
     grid: Array  # (arms, label sets, seeds), NaN where a score is missing
+    unscored: tuple[str, ...] = ()  # label sets and seeds without any score; not in the grid
 
     @property
     def missing(self) -> list[str]:
-        """Arm, label set and seed of every missing score, as text."""
-        return [
+        """What has no score, as text: label sets, seeds, and arm, label set and seed of a score."""
+        return [*self.unscored] + [
             f"{self.arms[arm]}, {self.labels[labels]}, seed {self.seeds[seed]}"
             for arm, labels, seed in np.argwhere(np.isnan(self.grid))
         ]
 
     @property
     def by_seed(self) -> Array:
-        """Means over the label sets, (arms, seeds)."""
-        return _mean(self.grid, axis=1)
+        """Means over the label sets, (arms, seeds); NaN where one is missing.
+
+        Label sets differ in difficulty: a mean over some of them compares with no other.
+        """
+        return np.asarray(self.grid.mean(axis=1))
 
     def only(self, arms: Sequence[str]) -> Table:
         """Return the table restricted to some arms."""
@@ -102,7 +108,10 @@ def read_table(config: StudyConfig) -> Table:
     runs = runs_of(config)
     scores = [score for run in runs for score in _scores(config, run)]
     require(bool(scores), f"{config.output} holds no scored run yet; simclr-study makes them")
-    return tabulate(scores, [] if config.study is StudyName.labels else [run.arm for run in runs])
+    table = tabulate(scores, [] if config.study is StudyName.labels else [run.arm for run in runs])
+    labels = [f"label set {name}" for name in config.tasks if name not in table.labels]
+    seeds = [f"seed {seed}" for seed in config.seeds if seed not in table.seeds]
+    return replace(table, unscored=(*labels, *seeds))
 
 
 def published() -> list[Score]:
@@ -122,14 +131,22 @@ def published() -> list[Score]:
 
 def _scores(config: StudyConfig, run: StudyRun) -> list[Score]:
     folder = Path(run.config.run_dir, FOLDER_NAME)
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    # of several, that of shards packed anew in the same folder counts: the last one written
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = [json.loads(path.read_text()) for path in paths]
     # label sets in the order in which the user named them
-    reports = [one for task in config.tasks for one in found if one["task"]["name"] == task]
+    wanted = [(task, config.scored_shards) for task in config.tasks]
+    reports = [
+        one
+        for names in wanted
+        for one in found
+        if (one["task"]["name"], one["shards"]["folder"]) == names
+    ]
     by_share = config.study is StudyName.labels
     scores = []
     for report in reports:
         for row in sorted(report["results"], key=lambda row: float(row["fraction"])):
-            if row["protocol"] != config.protocol.value:
+            if row["protocol"] != config.protocol.value or row["fraction"] not in config.shares:
                 continue
             if row["encoder"] != PRETRAINED and not by_share:
                 continue
@@ -177,7 +194,8 @@ def _paired(table: Table, pairs: Mapping[str, tuple[str, str]]) -> list[Estimate
 def operation_effects(table: Table) -> list[Estimate]:
     """Return each operation's effect on couplets: mean with it minus mean without, by seed.
 
-    Arms that are not couplets are ignored.
+    Arms that are not couplets are ignored, and so are seeds that lack the score of a couplet: means
+    over different couplets differ by what else is in them.
     """
     by_seed = table.by_seed
     pairs = {row: set(name.split("+")) for row, name in enumerate(table.arms) if "+" in name}
@@ -186,13 +204,14 @@ def operation_effects(table: Table) -> list[Estimate]:
         having = [row for row, pair in pairs.items() if operation in pair]
         lacking = [row for row, pair in pairs.items() if operation not in pair]
         if lacking:
-            contrasts[operation] = _mean(by_seed[having], axis=0) - _mean(by_seed[lacking], axis=0)
+            contrasts[operation] = by_seed[having].mean(axis=0) - by_seed[lacking].mean(axis=0)
     return _tested(contrasts)
 
 
 def lowest_quarter(means: Sequence[Estimate]) -> list[str]:
-    """Return the lowest quarter of the couplets, lowest first; other arms are ignored."""
-    ranked = sorted((one for one in means if "+" in one.name), key=lambda one: one.mean)
+    """Return the lowest quarter of the scored couplets, lowest first; other arms are ignored."""
+    couplets = (one for one in means if "+" in one.name and not math.isnan(one.mean))
+    ranked = sorted(couplets, key=lambda one: one.mean)
     return [one.name for one in ranked[: round(LOWEST_SHARE * len(ranked))]]
 
 
@@ -201,7 +220,7 @@ def chance_of_bottom(table: Table, draws: int = 2000) -> dict[str, float]:
 
     Replicates are seeds or, with one seed, label sets; two of these give only a coarse estimate.
     """
-    replicates = table.by_seed if len(table.seeds) > 1 else _mean(table.grid, axis=2)
+    replicates = table.by_seed if len(table.seeds) > 1 else table.grid[:, :, 0]
     generator = np.random.default_rng(0)
     count = replicates.shape[1]
     low = np.zeros(len(table.arms))
@@ -215,11 +234,10 @@ def chance_of_bottom(table: Table, draws: int = 2000) -> dict[str, float]:
 def _tested(contrasts: Mapping[str, Array]) -> list[Estimate]:
     """Return estimates with p values corrected by Holm's procedure, smallest first."""
     found = [_estimate(name, values, test=True) for name, values in contrasts.items()]
-    tests, highest = sum(not math.isnan(one.p_value) for one in found), 0.0
-    for rank, k in enumerate(sorted(range(len(found)), key=lambda k: found[k].p_value)):
-        if not math.isnan(found[k].p_value):
-            highest = max(highest, min(1.0, (tests - rank) * found[k].p_value))
-            found[k] = replace(found[k], p_value=highest)
+    tested, highest = [k for k, one in enumerate(found) if not math.isnan(one.p_value)], 0.0
+    for rank, k in enumerate(sorted(tested, key=lambda k: found[k].p_value)):
+        highest = max(highest, min(1.0, (len(tested) - rank) * found[k].p_value))
+        found[k] = replace(found[k], p_value=highest)
     return found
 
 
@@ -233,8 +251,9 @@ def _estimate(name: str, values: Array, *, test: bool = False) -> Estimate:
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
     p_value = math.nan
     if test:
-        ratio = abs(mean) / error if error else math.inf
-        p_value = float(2 * stats.t.sf(ratio, count - 1))
+        # equal differences, as of scores that count few patches, say nothing of their spread
+        alike = np.ptp(values) < ALIKE
+        p_value = 1.0 if alike else float(2 * stats.t.sf(abs(mean) / error, count - 1))
     return Estimate(name, mean, half, p_value, count)
 
 
@@ -295,13 +314,16 @@ def replicates_needed(correlation: float) -> float:
 
 
 def _agreement(rows: Array, correlate: Callable[..., tuple[float, float]]) -> float:
-    """Return the mean correlation of all pairs of rows, over the arms without a NaN."""
-    rows = rows[:, ~np.isnan(rows).any(axis=0)]
-    # a row in which all arms score the same has no order to compare
-    if len(rows) < 2 or rows.shape[1] < 3 or (np.ptp(rows, axis=1) == 0).any():
-        return math.nan
-    pairs = [(a, b) for a in range(len(rows)) for b in range(a)]
-    return float(np.mean([correlate(rows[a], rows[b])[0] for a, b in pairs]))
+    """Return the mean correlation of all pairs of rows, each over the arms that both have."""
+    pairs = (np.stack(pair) for pair in combinations(rows, 2))
+    shared = [pair[:, ~np.isnan(pair).any(axis=0)] for pair in pairs]
+    # two arms, or a row in which all score the same, have no order to compare
+    found = [
+        correlate(*pair)[0]
+        for pair in shared
+        if pair.shape[1] > 2 and (np.ptp(pair, axis=1) > 0).all()
+    ]
+    return float(np.mean(found)) if found else math.nan
 
 
 def row_name(encoder: str, share: float) -> str:
@@ -409,15 +431,16 @@ def conclude(config: StudyConfig, table: Table) -> Findings:
     """Return the conclusions from the table of a study's scores."""
     if config.study is StudyName.labels:
         return Findings(table, config.score, arm_means(table), advantages(table))
-    couplets = [name for name in table.arms if "+" in name]
-    couplets = couplets if config.study in COUPLET_STUDIES else []
+    means = arm_means(table)
+    scored = [one.name for one in means if "+" in one.name and one.seeds]
+    couplets = scored if config.study in COUPLET_STUDIES else []
     ranked = table.only(couplets) if couplets else table
     # a study of couplets only has no reference arm
     has_reference = len(table.arms) > 1 and "+" not in table.arms[0]
     return Findings(
         table,
         config.score,
-        arm_means(table),
+        means,
         differences(table, table.arms[0]) if has_reference else [],
         operation_effects(ranked) if couplets else [],
         stability(ranked),

@@ -192,7 +192,9 @@ def _add_couplets(page: Page, folder: Path, found: Findings) -> None:
         # significance refers to the mean over label sets
         clear = {one.name for one in found.against if one.excludes_zero and name == "heatmap"}
         path = draw_couplets(folder / f"{name}.png", means, limits, found.score, clear)
-        shown = "Score with the half-width of its 95 % interval" if seeds[0] != "1" else "Score"
+        shown = (
+            "Score with the half-width of its 95 % interval" if len(table.seeds) > 1 else "Score"
+        )
         bold = f"; bold: differs significantly from {table.arms[0]}" if clear else ""
         caption = f"{title[:1].upper()}{title[1:]}. {shown}; framed: the lowest quarter{bold}."
         page.picture(path, caption)
@@ -238,8 +240,10 @@ def ranking_verdict(found: Stability, seeds: int) -> list[str]:
         )
     reliable = f"reliability {found.reliability_seeds:.2f}"
     rank = f"the mean of {seeds} seeds ranks the arms with {reliable}"
-    if math.isnan(found.pearson_seeds):
+    if seeds == 1:
         verdict = "Not conclusive: one seed cannot tell a difference from chance."
+    elif math.isnan(found.pearson_seeds):
+        verdict = "No ranking is tested: it takes three arms of unequal scores under two seeds."
     elif math.isinf(found.seeds_needed):
         verdict = f"Not conclusive: {seeds} seeds agree on the arms no better than chance."
     elif found.reliability_seeds >= RELIABLE:
@@ -259,7 +263,10 @@ def effects_verdict(estimates: Sequence[Estimate], what: str) -> str:
         if one.excludes_zero
     ]
     if not tested:
-        return f"{what}: one seed cannot distinguish them from chance; use three or more."
+        return (
+            f"{what}: fewer than two seeds have all scores, and one seed cannot distinguish them "
+            "from chance; use three or more."
+        )
     if not clear:
         return f"{what}: not conclusive, none of {len(tested)} differs significantly from 0."
     others = len(tested) - len(clear)
@@ -320,7 +327,7 @@ def draw_couplets(
     score: str,
     clear: Set[str],
 ) -> Path:
-    """Draw the couplets among the arms as a triangle; frame their lowest quarter.
+    """Draw scored couplets as a triangle; frame their lowest quarter.
 
     ``limits`` are the scores (0 to 1) at the ends of the colour scale. Couplets in ``clear``, which
     differ significantly from the reference, are in bold.
@@ -330,7 +337,7 @@ def draw_couplets(
     with canvas(path, 8.6, 6.2) as figure:
         axes = figure.subplots()
         for one in estimates:
-            if "+" not in one.name:
+            if math.isnan(one.mean):
                 continue
             column, below = sorted(("blur", *_ROWS).index(name) for name in one.name.split("+"))
             row = below - 1  # rows start at the second operation

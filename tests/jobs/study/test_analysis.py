@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +23,13 @@ from jobs.study.analysis import (
     lowest_quarter,
     operation_effects,
     published,
+    read_table,
     replicates_needed,
     spearman_brown,
     stability,
     tabulate,
 )
-from jobs.study.arms import couplet_name
+from jobs.study.arms import StudyConfig, StudyName, couplet_name, runs_of
 from jobs.study.report import effects_verdict, ranking_verdict
 from simclr.augment.parameters import BANNED, NINE
 
@@ -133,6 +138,111 @@ def test_what_is_missing_is_named_and_left_out_of_means():
     assert a.mean == pytest.approx(0.6)
     assert (b.mean, b.seeds) == (0.4, 1)
     assert math.isnan(b.half_width)
+
+
+def scores_of(arms, labels="x"):
+    """Return scores by arm and seed; None where there is none."""
+    return [
+        Score(arm, labels, seed, value)
+        for arm, values in arms.items()
+        for seed, value in enumerate(values)
+        if value is not None
+    ]
+
+
+def test_an_arm_without_all_its_label_sets_is_compared_with_no_other():
+    easy = scores_of({"none": (0.90, 0.91, 0.92), "a": (0.90, 0.92, 0.91)}, "easy")
+    hard = scores_of({"none": (0.30, 0.31, 0.32), "a": (None, 0.33, None)}, "hard")
+    table = tabulate(easy + hard)
+    none, a = arm_means(table)
+    assert none.mean == pytest.approx(0.61)
+    assert (a.mean, a.seeds) == (pytest.approx((0.92 + 0.33) / 2), 1)
+    assert [one.seeds for one in differences(table, "none")] == [1]
+
+
+def test_arms_of_a_single_seed_do_not_change_what_holm_makes_of_the_others():
+    values = {"none": (0.50, 0.51, 0.49), "a": (0.60, 0.62, 0.61), "b": (0.51, 0.56, 0.52)}
+    whole = {one.name: one for one in differences(tabulate(scores_of(values)), "none")}
+    for position in range(3):
+        items = list(values.items())
+        items.insert(1 + position, ("c", (0.9, None, None)))
+        found = {one.name: one for one in differences(tabulate(scores_of(dict(items))), "none")}
+        assert math.isnan(found.pop("c").p_value)
+        assert found == whole
+
+
+@pytest.mark.parametrize("gain", [0.0, 1 / 60])
+def test_differences_that_all_seeds_share_are_not_significant(gain):
+    base = (0.5, 31 / 60, 0.45)
+    table = tabulate(scores_of({"none": base, "a": tuple(value + gain for value in base)}))
+    (one,) = differences(table, "none")
+    assert one.mean == pytest.approx(gain)
+    assert one.p_value == 1.0
+
+
+def test_couplets_without_a_score_are_not_ranked():
+    means = [
+        Estimate(name, value, math.nan, math.nan, 1)
+        for name, value in zip(
+            COUPLETS[:8], (0.9, math.nan, 0.1, 0.5, 0.6, 0.2, 0.05, 0.8), strict=True
+        )
+    ]
+    assert lowest_quarter(means) == [COUPLETS[6], COUPLETS[2]]
+
+
+def test_a_seed_cut_short_does_not_touch_what_complete_seeds_say():
+    table = planted({"blur": -0.03, "shift": +0.03})
+    cut = replace(table, grid=table.grid.copy())
+    cut.grid[2:, :, 4] = np.nan
+    complete = replace(table, seeds=table.seeds[:4], grid=table.grid[:, :, :4])
+    assert operation_effects(cut) == operation_effects(complete)
+    assert stability(cut).pearson_seeds == pytest.approx(stability(complete).pearson_seeds)
+
+
+def test_two_arms_under_three_seeds_are_not_called_one_seed():
+    table = tabulate(scores_of({"as set": (0.5, 0.6, 0.7), "a": (0.6, 0.6, 0.8)}))
+    (said,) = ranking_verdict(stability(table), 3)
+    assert said.startswith("No ranking is tested: it takes three arms")
+
+
+def evaluated(run, shards, value, fraction=1.0, fingerprint="f0"):
+    """Leave an evaluation of a run on these shards, as simclr-evaluate writes it."""
+    row = {"protocol": "linear probe", "encoder": "pretrained", "fraction": fraction}
+    report = {
+        "task": {"name": "x"},
+        "shards": {"folder": shards},
+        "results": [{**row, "scores": {"f1": {"value": value}}}],
+    }
+    path = Path(run.config.run_dir, "evaluation", f"x-{fingerprint}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report))
+    return path
+
+
+def rates(tmp_path, **others):
+    """Return a study of two rates, and its runs."""
+    options = {"arms": ["0.0001", "0.05"], "seeds": [0], "tasks": ["x"], "labelled": "mine"}
+    config = StudyConfig(study=StudyName.rate, output=str(tmp_path), **{**options, **others})
+    return config, runs_of(config)
+
+
+def test_only_evaluations_of_the_studys_shards_and_share_are_read(tmp_path):
+    config, runs = rates(tmp_path)
+    for one in runs:
+        older = evaluated(one, "mine", 0.2, fingerprint="f9")  # of shards packed anew since
+        os.utime(older, (1, 1))
+        evaluated(one, "mine", 0.5, fingerprint="f1")
+        evaluated(one, "elsewhere", 0.9, fingerprint="f2")
+    assert read_table(config).grid.ravel().tolist() == [0.5, 0.5]
+    evaluated(runs[0], "mine", 0.8, fraction=0.1, fingerprint="f3")
+    assert read_table(config).grid.ravel().tolist() == [0.5, 0.5]
+
+
+def test_label_sets_and_seeds_without_any_score_are_named_as_missing(tmp_path):
+    config, runs = rates(tmp_path, seeds=[0, 1], tasks=["x", "y"])
+    for one in runs[:2]:
+        evaluated(one, "mine", 0.5)
+    assert read_table(config).missing == ["label set y", "seed 1"]
 
 
 @pytest.mark.parametrize(("r", "count"), [(0.13, 27), (0.5, 4), (0.0, math.inf), (-0.2, math.inf)])
