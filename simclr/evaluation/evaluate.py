@@ -196,6 +196,7 @@ def open_setup(
         "shards": dataset.fingerprint,
         "samples": hashlib.sha256(dataset.sample_id.tobytes()).hexdigest(),
         "bands": dataset.bands,
+        "normalisation": dataset.normalisation,
         "view_size_px": maker.view_size_px,
         "test_time": config.test_time,
         "stages": config.stages,

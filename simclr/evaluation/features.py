@@ -103,8 +103,10 @@ class FeatureCache:
     weights: dict[str, str] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
-        """Return the file of a network."""
-        return self.folder / (re.sub(r"[^\w.()-]", "-", name) + ".npz")
+        """Return the file of a network; no two names, which users choose, share one."""
+        safe = re.sub(r"[^\w.()-]", "-", name)[-80:]
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        return self.folder / f"{name if safe == name else f'{safe}-{digest}'}.npz"
 
     def read(self, name: str, num_samples: int) -> Features | None:
         """Return stored features (num_samples, D), or None if there are none of this origin.
@@ -122,7 +124,7 @@ class FeatureCache:
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
             _log.warning("%s is damaged (%s); its features are extracted again", path, error)
             return None
-        return features if key == self._key(name) and len(features) == num_samples else None
+        return features if key == self.key(name) and len(features) == num_samples else None
 
     def stored(self, name: str, num_samples: int) -> Features:
         """Return stored features (num_samples, D).
@@ -138,9 +140,10 @@ class FeatureCache:
     def write(self, name: str, features: Features) -> None:
         """Store features (N, D) float32 atomically."""
         with atomic_path(self.path(name)) as temporary, temporary.open("wb") as file:
-            np.savez(file, key=np.array(self._key(name)), features=features)
+            np.savez(file, key=np.array(self.key(name)), features=features)
 
-    def _key(self, name: str) -> str:
+    def key(self, name: str) -> str:
+        """Return the checksum of everything that the features of a network depend on."""
         own = {"network": name, "weights": self.weights.get(name, "")}
         text = json.dumps({**self.origin, **own}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -168,7 +171,8 @@ def store_features(
         return
     parts = {
         name: [
-            cache.path(name).with_suffix(f".part-{rank:04d}.npy")
+            # the key: another evaluation of the run may extract other features meanwhile
+            cache.path(name).with_suffix(f".part-{cache.key(name)[:16]}-{rank:04d}.npy")
             for rank in range(min(context.size, num_samples))
         ]
         for name in names

@@ -6,6 +6,7 @@ Every encoder sees the same views, normalised with the statistics of the evaluat
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ from simclr.evaluation.splits import Split, Splits, label_subset
 from simclr.evaluation.task import Task
 from simclr.model.pretrained import Pretrained, load_encoder_file, load_pretrained
 
+_WEIGHTS = (".pt", ".pth", ".safetensors")  # suffixes of files of weights
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedEncoder:
@@ -58,7 +61,9 @@ class EvaluatedEncoder:
     @property
     def features_name(self) -> str:
         """Name of its features; those of a checkpoint are shared by all evaluations of the run."""
-        return self.checkpoint or (self.name if self.seed is None else f"{self.name} {self.seed}")
+        if self.weights:  # another encoder may be named like a checkpoint or a control
+            return self.checkpoint or f"other {self.name}"
+        return self.name if self.seed is None else f"{self.name} {self.seed}"
 
     @property
     def network(self) -> nn.Module | None:
@@ -176,19 +181,29 @@ def _other(name: str, path: Path, bands: Sequence[str], device: torch.device) ->
     else:
         encoder = load_encoder_file(path, bands, device)
     # path, size and time of modification stand in for a checksum of the weights
-    inside = (file for file in path.rglob("*") if file.suffix in (".pt", ".safetensors"))
+    inside = (file for file in path.rglob("*") if file.suffix in _WEIGHTS)
     files = [path] if path.is_file() else sorted(inside)
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return EvaluatedEncoder(name, None, encoder, hashlib.sha256(repr(facts).encode()).hexdigest())
 
 
 def _named(others: Sequence[str]) -> dict[str, Path]:
-    """Return paths by name: the first unambiguous one of stem, parent/stem and path."""
-    paths = list(map(Path, dict.fromkeys(others)))
-    choices = [(path.stem, f"{path.parent.name}/{path.stem}", str(path)) for path in paths]
+    """Return paths by name: the first unambiguous one of name, parent/name and path.
+
+    Files of weights are named without their suffix; a folder may have a dot in its name.
+    """
+    paths = list(dict.fromkeys(map(Path, others)))
+    names = [path.stem if path.suffix in _WEIGHTS else path.name for path in paths]
+    choices = [
+        (name, f"{path.parent.name}/{name}", str(path))
+        for name, path in zip(names, paths, strict=True)
+    ]
     named = {}
     for path, own in zip(paths, choices, strict=True):
         alone = (name for name in own[:2] if sum(name in each for each in choices) == 1)
         named[next(alone, own[2])] = path
-    reserved = {PRETRAINED, *CONTROLS}
-    return {f"{name} (other)" if name in reserved else name: path for name, path in named.items()}
+    reserved = re.compile("|".join([PRETRAINED, *CONTROLS, r"step \d+"]))  # names of other rows
+    return {
+        f"{name} (other)" if reserved.fullmatch(name) else name: path
+        for name, path in named.items()
+    }

@@ -6,6 +6,7 @@ evaluation, ``start_from`` initialises a pretraining. ``simclr.export.load`` loa
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import re
@@ -130,7 +131,7 @@ def start_from(
     """Initialise a torchvision ResNet without classifier from a file, adapted to ``bands``.
 
     ``path`` is a .safetensors file, or a torch file of nothing but tensors; ``weights_bands`` are
-    its input channels, empty if unknown.
+    its input channels. If empty, they are unknown unless the file is an export, which states them.
 
     Raises:
         ValueError: the file cannot be read, or has another architecture.
@@ -139,6 +140,7 @@ def start_from(
     state = _read(path, name)
     require(_FIRST in state, f"{name} has no {_FIRST}; give a ResNet's weights")
     wanted, kernel = encoder.state_dict(), state[_FIRST]
+    weights_bands = weights_bands or _bands_in(path)
     size, wanted_size = ("x".join(map(str, one.shape[2:])) for one in (kernel, wanted[_FIRST]))
     require(
         size == wanted_size,
@@ -162,8 +164,9 @@ def load_encoder_file(path: Path, bands: Sequence[str], device: torch.device) ->
     (B, C, S, S) float32 of ``bands`` to h (B, width).
 
     Raises:
-        ValueError: the file does not exist, contains no ResNet, or has another number of
-            bands. Weights for three bands are assumed to be for B04, B03, B02.
+        ValueError: the file does not exist, contains no ResNet, or reads a band that the views
+            lack. An export states its bands; of others, weights for three bands are assumed to be
+            for B04, B03, B02 if the views have them, and all else for exactly ``bands``.
     """
     file = path / "encoder.safetensors" if path.is_dir() else path
     require(file.is_file(), f"{path} is not a run folder, export or file of weights")
@@ -174,13 +177,16 @@ def load_encoder_file(path: Path, bands: Sequence[str], device: torch.device) ->
     encoder = build_encoder(model, num_bands)
     _load(encoder, state, str(file), "give weights of a plain ResNet")
     encoder.to(device).eval().requires_grad_(False)
-    if num_bands == len(bands):
-        return encoder
+    assumed = _RGB if num_bands == len(_RGB) and set(_RGB) <= set(bands) else bands
+    read = _bands_in(file) or list(assumed)
     require(
-        num_bands == len(_RGB) and set(_RGB) <= set(bands),
-        f"{file} reads {num_bands} bands, the run {len(bands)}: {', '.join(bands)}",
+        num_bands == len(read) and set(read) <= set(bands),
+        f"{file} reads {', '.join(_bands_in(file)) or f'{num_bands} bands'}, the run "
+        f"{len(bands)}: {', '.join(bands)}",
     )
-    return BandSubset(encoder, [list(bands).index(band) for band in _RGB]).eval()
+    if read == list(bands):
+        return encoder
+    return BandSubset(encoder, [list(bands).index(band) for band in read]).eval()
 
 
 def adapt_kernel(kernel: Tensor, bands: Sequence[str], weights_bands: Sequence[str]) -> Tensor:
@@ -230,6 +236,17 @@ def _read(path: Path, name: str) -> dict[str, Tensor]:
         if isinstance(tensor, Tensor) and not short.startswith("fc."):
             state[short] = tensor
     return state
+
+
+def _bands_in(file: Path) -> list[str]:
+    """Return the input channels that an export's weights state; empty if the file states none."""
+    if file.suffix != ".safetensors":
+        return []
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as content:
+        card = json.loads((content.metadata() or {}).get("card", "{}"))
+    return [band["name"] for band in card.get("bands", ())]
 
 
 def _load(encoder: nn.Module, state: Mapping[str, Tensor], name: str, fix: str) -> None:

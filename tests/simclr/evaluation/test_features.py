@@ -11,6 +11,7 @@ from torch import nn
 
 from simclr.config import EncoderName, ModelConfig, Stem
 from simclr.distributed import DistributedContext
+from simclr.evaluation import features
 from simclr.evaluation.features import (
     NUM_SYMMETRIES,
     FeatureCache,
@@ -74,9 +75,9 @@ def test_one_pass_serves_all_networks():
         return iter(torch.split(views, 3))
 
     networks = {"sum": lambda batch: batch.sum((2, 3)), "flat": nn.Flatten().eval()}
-    features = extract_features(networks, once(), 7, progress=False)
-    np.testing.assert_array_equal(features["flat"], views.flatten(1).numpy())
-    assert features["sum"].shape == (7, 4)
+    found = extract_features(networks, once(), 7, progress=False)
+    np.testing.assert_array_equal(found["flat"], views.flatten(1).numpy())
+    assert found["sum"].shape == (7, 4)
     assert passes == [1]
 
 
@@ -122,6 +123,32 @@ def test_damaged_features_are_named_and_taken_again(tmp_path, caplog, damage):
     assert path.name in caplog.text
     np.testing.assert_array_equal(again, first)
     assert cached(tmp_path)[1] == 0
+
+
+def test_networks_with_names_alike_share_no_file(tmp_path):
+    cache = FeatureCache(tmp_path, {})
+    names = ["x/run", "x-run", "x run", "ä" * 90, "ä" * 91, "step-000000001"]
+    paths = [cache.path(name) for name in names]
+    assert len(set(paths)) == len(names)
+    assert max(len(path.name.encode()) for path in paths) < 200
+    assert paths[-1].name == "step-000000001.npz"
+
+
+def test_two_evaluations_at_once_do_not_take_each_others_parts(tmp_path, monkeypatch):
+    def store(scale):
+        cache = FeatureCache(tmp_path, {"scale": scale})
+        networks = {"net": lambda views: scale * views.flatten(1)}
+        store_features(cache, networks, all_views, 4, ALONE, progress=False)
+        return cache
+
+    def all_views(rows):
+        return [make_views(4)[rows]]
+
+    # the second one runs while the first waits for the parts of its ranks
+    meanwhile = [lambda: store(2.0)]
+    monkeypatch.setattr(features, "barrier", lambda _: meanwhile and meanwhile.pop()())
+    found = store(1.0).stored("net", 4)
+    np.testing.assert_array_equal(found, make_views(4).flatten(1).numpy())
 
 
 def test_the_symmetries_are_the_turns_and_flips_of_the_square():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from make_data import edit_manifest
 
 from simclr.distributed import DistributedContext
 from simclr.evaluation import report
@@ -174,3 +176,12 @@ def test_another_processing_level_than_in_pretraining_is_told_where_both_are_kno
     holds, sentence = report._other_level(patches, pretraining)
     assert bool(holds) == told
     assert not told or ("L1C" in sentence and "pretrained on L2A" in sentence)
+
+
+def test_stored_features_belong_to_the_statistics_they_were_normalised_with(trained_run, tmp_path):
+    shards = shutil.copytree(trained_run.shards, tmp_path / "shards")
+    config = EvaluateConfig(run=str(trained_run.folder), shards=str(shards), task="labels")
+    context = DistributedContext(0, 0, 1, torch.device("cpu"), "here")
+    before, again = (open_setup(config, context).cache.key("net") for _ in range(2))
+    edit_manifest(shards, lambda data: data["statistics"]["B04"].update(mean=1.0))
+    assert open_setup(config, context).cache.key("net") != before == again

@@ -7,10 +7,14 @@ from torch import nn
 from torchvision.models import resnet18
 
 from simclr.config import EncoderName, ModelConfig, Stem
+from simclr.export import ExportConfig
+from simclr.export.export import export
+from simclr.export.load import load_encoder
 from simclr.model.pretrained import adapt_kernel, load_encoder_file, start_from
 from simclr.model.simclr import build_encoder
 
 RGB = ["B04", "B03", "B02"]
+CPU = torch.device("cpu")
 
 
 def fresh(bands, **changes):
@@ -98,9 +102,44 @@ def test_a_file_describes_its_own_network_whatever_wraps_its_names(published, tm
     network, _ = published
     state = {f"{prefix}{name}": value for name, value in network.state_dict().items()}
     torch.save({"model": state}, tmp_path / "wrapped.pt")
-    encoder = load_encoder_file(
-        tmp_path / "wrapped.pt", ["B02", *RGB[:2]][::-1], torch.device("cpu")
-    )
+    encoder = load_encoder_file(tmp_path / "wrapped.pt", RGB, CPU)
     views = torch.randn(2, 3, 64, 64)
     network.fc = nn.Identity()
     torch.testing.assert_close(encoder(views), network(views))
+
+
+@pytest.mark.parametrize("bands", [["B02", "B03", "B04"], ["B01", "B02", "B03", "B04"]])
+def test_weights_for_three_bands_see_red_green_and_blue_in_whatever_order_they_come(
+    published, bands
+):
+    network, folder = published
+    encoder = load_encoder_file(folder / "rgb.pt", bands, CPU)
+    network.fc = nn.Identity()
+    views = torch.randn(2, len(bands), 64, 64)
+    seen = views[:, [bands.index(band) for band in RGB]]
+    torch.testing.assert_close(encoder(views), network(seen))
+
+
+@pytest.fixture(scope="module")
+def exported(trained_run, tmp_path_factory):
+    """An export of an encoder of B04, B03, B02, B08."""
+    output = tmp_path_factory.mktemp("exported") / "encoder"
+    return export(ExportConfig(run=str(trained_run.folder), output=str(output)))
+
+
+def test_an_export_sees_its_own_bands_wherever_they_are_in_a_view(exported):
+    bands = ["B08", "B02", "B03", "B04", "B11"]
+    views = torch.randn(2, 5, 12, 12)
+    expected = load_encoder(exported, [*RGB, "B08"])(views[:, [3, 2, 1, 0]])
+    for path in (exported, exported / "encoder.safetensors"):
+        torch.testing.assert_close(load_encoder_file(path, bands, CPU)(views), expected)
+        with pytest.raises(ValueError, match=r"reads B04, B03, B02, B08, the run 4: B02, B03, B04"):
+            load_encoder_file(path, ["B02", "B03", "B04", "B11"], CPU)
+
+
+def test_a_pretraining_that_starts_from_an_export_gives_each_band_its_kernel(exported):
+    bands = ["B08", "B02", "B03", "B04"]
+    encoder = fresh(bands, stem=Stem.small)
+    start_from(encoder, exported / "encoder.safetensors", bands, [])
+    kernel = load_encoder(exported, [*RGB, "B08"]).conv1.weight
+    assert torch.equal(encoder.conv1.weight, kernel[:, [3, 2, 1, 0]])
