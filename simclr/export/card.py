@@ -42,6 +42,8 @@ def build_card(pretrained: Pretrained, run_dir: Path, licence: str) -> dict[str,
     config, dataset, normalisation = pretrained.config, pretrained.dataset, pretrained.normalisation
     settings = to_plain(config)
     del settings["shards"], settings["run_dir"]
+    for part, key in (("model", "weights"), ("monitor", "shards")):
+        settings[part][key] = Path(settings[part][key]).name
     levels = dataset.get("processing_level", {})
     code = _read_json(run_dir / "provenance.json").get("code", {})
     try:
@@ -177,7 +179,9 @@ def _evaluations(run_dir: Path, step: int) -> list[dict[str, Any]]:
             continue
         shards = {key: value for key, value in evaluation["shards"].items() if key != "folder"}
         kept = {key: value for key, value in evaluation.items() if key != "run"}
-        quoted.append({**kept, "shards": shards})
+        protocol = evaluation["protocol"]
+        others = [Path(path).name for path in protocol.get("others", ())]
+        quoted.append({**kept, "shards": shards, "protocol": {**protocol, "others": others}})
     return quoted
 
 

@@ -51,10 +51,11 @@ def export(config: ExportConfig) -> Path:
     require(bool(config.run), "run is empty; give a run folder, run=RUN")
     require(bool(config.output), "output is empty; give a folder, output=DIR")
     output = Path(config.output)
+    target = output.resolve()  # a folder can be renamed onto an empty one, not onto a link
     pretrained = load_pretrained(Path(config.run), torch.device("cpu"), config.step)
     encoder, formats = pretrained.encoder, sorted(set(config.formats), key=lambda kind: kind.name)
     card = build_card(pretrained, Path(config.run), config.licence)
-    folder = temporary_path(output.absolute())  # hidden, on the output's file system
+    folder = temporary_path(target)  # hidden, on the output's file system
     # a killed process with the same id may have left it
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -63,7 +64,7 @@ def export(config: ExportConfig) -> Path:
         _write(folder, encoder, {**card, "files": files})
         _compare(encoder, folder, card)
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-            publish(folder, output)
+            publish(folder, target)
         elif _contents(folder) != _contents(output):
             raise ValueError(
                 f"{output} exists and holds other files than this export; give another output, or "

@@ -25,6 +25,8 @@ _STORED_PER_REFLECTANCE = 10_000
 # reflectances end near 1, and even water in the short-wave infrared is stored as tens.
 _HIGHEST_VIEW = 50.0
 _HIGHEST_REFLECTANCE = 2.0
+# An offset subtracted from nodata gives -0.1; the darkest pixels of most views are far lower.
+_LOWEST_REFLECTANCE = -0.2
 
 
 def with_normalisation(
@@ -118,6 +120,11 @@ def check_unit(patches: Tensor, unit: PatchUnit) -> None:
         f"the patches are said to be reflectance x {_STORED_PER_REFLECTANCE}, but the median is "
         f"{level:.3g} and the lowest value {lowest:.3g}: load the encoder with "
         "unit='reflectance' or unit='normalised'",
+    )
+    require(
+        unit is not PatchUnit.reflectance or lowest >= _LOWEST_REFLECTANCE,
+        f"the patches are said to be reflectance, but the lowest value is {lowest:.3g}: load the "
+        "encoder with unit='normalised'",
     )
     require(
         unit is not PatchUnit.reflectance or level <= _HIGHEST_REFLECTANCE,

@@ -60,10 +60,17 @@ def test_the_card_tells_input_origin_and_training(trained_run):
 
 
 def test_the_card_names_no_path_of_this_machine(trained_run, tmp_path):
-    run = with_evaluation(trained_run, tmp_path, step=2)
+    run = with_evaluation(trained_run, tmp_path, step=2, others=[str(tmp_path / "other.pth")])
+    [folder] = (run / "checkpoints").glob("step-*")
+    manifest = read_checkpoint_manifest(folder)
+    manifest.config["monitor"] |= {"shards": str(tmp_path / "held_out"), "task": "labels"}
+    manifest.config["model"]["weights"] = str(tmp_path / "imagenet.pth")
+    write_manifest(folder, manifest)
     card = build_card(load_pretrained(run, CPU), run, "MIT")
-    for path in (trained_run.folder, trained_run.shards, run):
+    for path in (trained_run.folder, trained_run.shards, run, tmp_path):
         assert str(path) not in json.dumps(card)
+    assert card["training"]["model"]["weights"] == "imagenet.pth"
+    assert card["evaluations"][0]["protocol"]["others"] == ["other.pth"]
 
 
 def test_simulated_is_said_in_card_and_page(trained_run):
@@ -82,7 +89,7 @@ def test_the_commit_of_the_run_is_quoted(trained_run, tmp_path):
     assert "commit abc123 with local changes" in card_markdown(card)
 
 
-def with_evaluation(trained_run, tmp_path, step):
+def with_evaluation(trained_run, tmp_path, step, others=()):
     """Copy the run and lay an evaluation of some step into it."""
     run = tmp_path / "run"
     shutil.copytree(trained_run.folder, run)
@@ -105,7 +112,7 @@ def with_evaluation(trained_run, tmp_path, step):
         "task": {"name": "labels", "kind": "single", "classes": ["field"], "positives": [3]},
         "shards": {"folder": str(trained_run.shards), "sources": ["arrays"], "num_labelled": 3},
         "split": {"origin": "official", "seeds": [0], "counts": {"test": 3}},
-        "protocol": {"bootstrap": {"unit": "patch", "blocks": 3}},
+        "protocol": {"bootstrap": {"unit": "patch", "blocks": 3}, "others": others},
         "headline": "accuracy",
         "differences": [],
         "results": [result],

@@ -73,6 +73,18 @@ def test_an_empty_folder_is_filled_and_a_file_is_refused(trained_run, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_to_a_folder_that_is_empty_or_not_there_yet_is_filled(trained_run, tmp_path, exists):
+    target, link = tmp_path / "scratch" / "target", tmp_path / "link"
+    if exists:
+        target.mkdir(parents=True)
+    link.symlink_to(target)
+    export(ExportConfig(run=str(trained_run.folder), output=str(link)))
+    assert link.is_symlink()
+    assert read_card(target)["step"] == 2
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
 def test_a_failure_while_writing_leaves_no_folder(trained_run, tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")

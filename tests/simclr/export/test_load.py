@@ -105,6 +105,14 @@ def test_normalised_patches_are_no_stored_values(exported):
         load_encoder(exported, BANDS, unit="stored")(views)
 
 
+def test_normalised_patches_are_not_taken_for_reflectance(exported):
+    views = torch.randn(2, 4, 12, 12, generator=torch.Generator().manual_seed(3))
+    with pytest.raises(ValueError, match=r"the lowest value is -.* unit='normalised'"):
+        load_encoder(exported, BANDS, unit="reflectance")(views)
+    offset_left = 0.1 * views.abs() - 0.1  # of dark water, or of nodata
+    assert load_encoder(exported, BANDS, unit="reflectance")(offset_left).isfinite().all()
+
+
 def test_patches_with_nan_are_refused_and_empty_ones_are_not(exported):
     encoder = load_encoder(exported, BANDS, unit="stored")
     assert encoder(torch.zeros(1, 4, 12, 12)).isfinite().all()
