@@ -94,7 +94,8 @@ class FineTuning:
             and ``validation``, the primary metric at that step.
 
         Raises:
-            ValueError: all training patches have the same labels, or there is only one.
+            ValueError: all training patches have the same labels, there is only one, or training
+                diverged at every learning rate.
         """
         targets = self.train.targets[self.train.rows]
         require(
@@ -102,8 +103,15 @@ class FineTuning:
             f"all {len(targets)} training patches have the same labels; a classifier needs two "
             "classes",
         )
-        tuned = (self._train(encoder, rate) for rate in self.config.learning_rates)
-        return max(tuned, key=lambda one: one[1]["validation"])
+        rates = self.config.learning_rates
+        tuned = (self._train(encoder, rate) for rate in rates)
+        best = max(tuned, key=lambda one: one[1]["validation"])
+        state = best[0].state_dict().values()
+        require(
+            all(bool(tensor.isfinite().all()) for tensor in state),
+            f"training diverged at every rate of finetune.learning_rates={rates}; give lower ones",
+        )
+        return best
 
     def _train(self, encoder: nn.Module, rate: float) -> tuple[Classifier, dict[str, Any]]:
         """Train for all steps; return the state with the best validation score."""
@@ -134,7 +142,9 @@ class FineTuning:
             if step not in checks:
                 continue
             scores = predict(classifier, validation)
-            score = primary_metric(validation.targets[validation.rows], scores, validation.kind)
+            score = -math.inf  # of a state that has diverged, which no rate should cost the others
+            if np.isfinite(scores).all():
+                score = primary_metric(validation.targets[validation.rows], scores, validation.kind)
             if score >= best:
                 best, step_of_best = score, step
                 state = copy.deepcopy(classifier.state_dict())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,18 @@ def test_the_seed_decides_everything_and_symmetries_can_be_averaged(patches, enc
     averaged = predict(first, patches, test_time=True)
     np.testing.assert_allclose(averaged.sum(axis=1), 1, atol=1e-5)
     assert not np.array_equal(averaged, predict(first, patches))
+
+
+def test_a_rate_that_diverges_costs_the_others_nothing(patches, encoder):
+    either = dataclasses.replace(patches, kind="multi")
+    settings = {"epochs": 2, "batch_size": 20, "checks": 2}
+    config = FinetuneConfig(learning_rates=[1e30, 1e-3], **settings)
+    classifier, choices = tuned(either, encoder, Protocol.finetune_frozen, config)
+    assert choices["learning_rate"] == 1e-3
+    assert np.isfinite(predict(classifier, either)).all()
+    config = FinetuneConfig(learning_rates=[1e30], **settings)
+    with pytest.raises(ValueError, match=r"diverged at every rate of finetune\.learning_rates"):
+        tuned(either, encoder, Protocol.finetune_frozen, config)
 
 
 def test_five_patches_are_enough_and_one_answer_is_not(patches, encoder):
