@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from simclr.config import Positives, require
 from simclr.data.dataset import ShardDataset, open_dataset
@@ -245,10 +246,10 @@ def seen_in_pretraining(
 ) -> float:
     """Return the share of test samples that the encoder was pretrained on; NaN if unknown.
 
-    Samples match by pixels (checksum), or by id and position. The share is unknown if the
-    pretraining shards cannot be read or have changed, or if some ids match without a position to
-    confirm them, in shards with other bands or patch size. ``folder`` is the current folder of the
-    evaluated shards.
+    Samples match by pixels (checksum), unless so few do as would by chance, or by id and position.
+    The share is unknown if the pretraining shards cannot be read or have changed, or if some ids
+    match without a position to confirm them, in shards with other bands or patch size. ``folder``
+    is the current folder of the evaluated shards.
     """
     config, data = pretrained.config, pretrained.config.data
     fingerprint = pretrained.dataset["fingerprint"]
@@ -271,6 +272,10 @@ def seen_in_pretraining(
         for of, rows in ((dataset, tested), (trained, pairs))
     )
     equal_id = pairs >= 0
+    # among millions of pairs, some unequal patches have the same 32 bits
+    by_chance = stats.poisson.ppf(0.999, len(tested) * int(alike.sum()) / 2**32)
+    if (seen & ~equal_id).sum() <= by_chance:
+        seen &= equal_id
     located = equal_id & (epsg != 0)
     seen |= located & (corners == others).all(axis=1) & (epsg == trained.index("epsg")[pairs])
     if (equal_id & ~located & ~seen & ~alike[pairs]).any():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simclr.config import TrainConfig
+from simclr.evaluation import splits as module
 from simclr.evaluation.splits import label_subset, make_splits
 from simclr.evaluation.task import Footprints, Task
 
@@ -98,6 +102,45 @@ def test_missing_validation_is_drawn_from_official_training_patches_only():
     np.testing.assert_array_equal(split.test, np.flatnonzero(official == "test"))
     assert len(split.validation) == 6
     assert "a third of its training cells" in splits.origin
+
+
+class Indexed:
+    """The index of patches without pixels; their names begin with ``name``."""
+
+    fingerprint = "ff"
+    manifests = (SimpleNamespace(layout=SimpleNamespace(groups=())),)
+
+    def __init__(self, name, checksums):
+        num = len(checksums)
+        self.source = np.zeros(num, int)
+        self._index = {
+            "crc32": checksums,
+            "id": np.char.add(name, np.arange(num).astype(str)),
+            "epsg": np.zeros(num, int),
+            "transform": np.zeros((num, 6)),
+        }
+
+    def index(self, field):
+        return self._index[field]
+
+
+def test_checksums_that_agree_by_chance_are_no_patches_seen_in_pretraining(monkeypatch):
+    random = np.random.default_rng(0)
+    trained = Indexed("a", random.integers(0, 2**32, 240_000, np.uint32))
+    monkeypatch.setattr(module, "open_dataset", lambda *_, **__: trained)
+    run = SimpleNamespace(config=TrainConfig(), dataset={"fingerprint": "ff"})
+
+    def share(name, checksums):
+        tested = Indexed(name, checksums)
+        return module.seen_in_pretraining(run, tested, "shards", np.arange(len(checksums)))
+
+    others = random.integers(0, 2**32, 120_000, np.uint32)
+    assert np.isin(others, trained.index("crc32")).sum() > 0
+    assert share("b", others) == 0
+    others[:60] = trained.index("crc32")[:60]  # copies under other names
+    assert share("b", others) >= 60 / 120_000
+    assert share("a", trained.index("crc32")[:5]) == 1  # the same patches
+    assert share("b", trained.index("crc32")[:1]) == 1  # one of one is no chance
 
 
 def test_shards_that_name_only_training_patches_are_split_anew_and_the_report_says_so():
