@@ -250,6 +250,7 @@ def _points(axes: Axes, results: Sequence[Result], encoders: Sequence[str], scor
     for row, encoder in enumerate(encoders):
         if encoder in by_encoder:
             value, ends = interval(by_encoder[encoder])
-            axes.errorbar(value, row, xerr=ends, fmt="o", color=COLORS[row], capsize=3)
+            color = COLORS[row % len(COLORS)]
+            axes.errorbar(value, row, xerr=ends, fmt="o", color=color, capsize=3)
     axes.set_yticks(range(len(encoders)), encoders)
     axes.set(ylim=(len(encoders) - 0.5, -0.5), xlabel=f"{plain(score)} (%)")

@@ -39,6 +39,7 @@ from simclr.evaluation.report import (
     Choice,
     Evaluation,
     choice_table,
+    command,
     read_choice,
     read_report,
     score_table,
@@ -109,15 +110,14 @@ def _setting(one: Evaluation) -> str:
 
 
 def _next_steps(run_dir: Path, one: Evaluation) -> Iterator[str]:
-    shards, task = one["shards"]["folder"], one["task"]["name"]
-    again = f"simclr-evaluate run={run_dir} shards={shards} task={task}"
+    asked = dict.fromkeys(Protocol(row["protocol"]).name for row in one["results"])
     if len(one["split"]["seeds"]) < MIN_SEEDS:
-        yield f"Score with {MIN_SEEDS} seeds: {again} seeds=[0,1,2]"
-    if all(row["protocol"] != Protocol.finetune_all.value for row in one["results"]):
-        yield (
-            "Compare with the same network trained on the labels alone: "
-            f"{again} protocols=[finetune_all]"
-        )
+        again = command(run_dir, one, seeds="[0,1,2]", protocols=f"[{','.join(asked)}]")
+        yield f"Score with {MIN_SEEDS} seeds: {again}"
+    if Protocol.finetune_all.name not in asked:
+        # with the others, whose rows the file would lose
+        more = command(run_dir, one, protocols=f"[{','.join([*asked, 'finetune_all'])}]")
+        yield f"Compare with the same network trained on the labels alone: {more}"
     if any(row["encoder"] == PRETRAINED for row in one["results"]):
         yield f"Publish the encoder: simclr-export run={run_dir} output=export step={one['step']}"
 
@@ -152,7 +152,8 @@ def _classes(page: Page, folder: Path, one: Evaluation) -> None:
         axes.errorbar(values, places, xerr=ends, fmt="none", ecolor=COLORS[0], capsize=2)
         for number, other in enumerate(others, start=1):
             values = [percent_of(other["classes"]["f1"][row]["value"]) for row in order]
-            style: dict[str, Any] = {"color": COLORS[number], "marker": MARKERS[number]}
+            style: dict[str, Any] = {"color": COLORS[number % len(COLORS)]}
+            style["marker"] = MARKERS[number % len(MARKERS)]
             axes.plot(values, places, linestyle="", label=other["encoder"], **style)
         names = [f"{_short(classes[row])} ({positives[row]})" for row in order]
         axes.set_yticks(places, names, fontsize=9)

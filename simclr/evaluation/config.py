@@ -13,6 +13,7 @@ FROM_SCRATCH = "training from scratch"
 RANDOM_ENCODER = "random encoder"
 RANDOM_CONVOLUTIONS = "random convolutions"
 IMAGE_STATISTICS = "image statistics"
+BALANCED = "-balanced"  # ends the name of a balanced task
 CONTROLS = (RANDOM_ENCODER, RANDOM_CONVOLUTIONS, IMAGE_STATISTICS, FROM_SCRATCH)
 
 

@@ -178,6 +178,13 @@ def open_setup(
     task = open_task(dataset, config.task, balanced=config.balanced)
     splits = make_splits(task, config.seeds, config.split)
     splits = on_validation(task, splits) if validation else splits
+    for split in splits.by_seed:
+        require(
+            bool(task.targets[split.test].any()),
+            f"none of the {len(split.test)} {'validation' if validation else 'test'} patches is "
+            f"{' or '.join(task.classes)}; without one there is no {SCORES[task.kind][0]}: take "
+            "another split, or label more patches",
+        )
     tested = splits.tested
     units = {"tile": task.tiles, "block": task.blocks, "cell": task.cells}
     blocks = choose_blocks({name: of[tested] for name, of in units.items()}, len(tested))
@@ -286,7 +293,7 @@ def _score(setup: EvalSetup, results: Sequence[EvalResult]) -> list[Row]:
 def evaluation_report(setup: EvalSetup, rows: Sequence[Row]) -> dict[str, Any]:
     """Return an evaluation as plain data for JSON; NaN becomes null."""
     checkpoint, task, splits = setup.pretrained.checkpoint.name, setup.task, setup.splits
-    features = setup.cache.stored(checkpoint, len(task.ids))
+    features, shown = setup.cache.stored(checkpoint, len(task.ids)), splits.by_seed[0].test
     evaluation = without_nan(
         {
             **_facts(setup),
@@ -294,7 +301,8 @@ def evaluation_report(setup: EvalSetup, rows: Sequence[Row]) -> dict[str, Any]:
             "step": setup.pretrained.step,
             "results": [row.as_data(task.kind) for row in rows],
             "differences": compare_with_all(rows, PRETRAINED, task.kind, splits.test_to_train),
-            "map": feature_map(features, task.targets, splits.by_seed[0].test),
+            # a single patch has no axes
+            "map": feature_map(features, task.targets, shown) if len(shown) > 1 else None,
         }
     )
     return {**evaluation, **report.conclusions(evaluation)}
@@ -367,6 +375,7 @@ def _facts(setup: EvalSetup) -> dict[str, Any]:
         },
         "split": {
             "origin": splits.origin,
+            "rule": config.split.value,
             "redrawn": splits.redrawn,
             "seeds": list(config.seeds),
             "counts": counts,

@@ -121,7 +121,8 @@ class FeatureCache:
             # open it here: np.load leaves a damaged file open
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 key, features = str(stored["key"]), stored["features"]
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        # a flipped bit may also ask for a password or another compression, or point before the file
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, RuntimeError, OSError) as error:
             _log.warning("%s is damaged (%s); its features are extracted again", path, error)
             return None
         return features if key == self.key(name) and len(features) == num_samples else None

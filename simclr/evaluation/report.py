@@ -6,12 +6,13 @@ Each task has its own file in ``RUN/evaluation``; ``evaluation.json`` and ``.md`
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from preprocess.shards.atomic_io import write_json, write_text
-from simclr.evaluation.config import CONTROLS, Protocol
+from simclr.evaluation.config import BALANCED, CONTROLS, Protocol
 
 FORMAT, FORMAT_VERSION = "simclr-s2-evaluation", 1
 CHOICE_FORMAT, CHOICE_FORMAT_VERSION = "simclr-s2-checkpoints", 1
@@ -265,11 +266,29 @@ def choice_report(path: Path) -> str:
         f"split {origin}",
         f"seeds {', '.join(map(str, seeds))}",
     ]
-    task = choice["task"]["name"]
-    head = f"{_mark(choice)}{task}, checkpoints on validation"
-    options = f"run={choice['run']} shards={choice['shards']['folder']} task={task}"
+    head = f"{_mark(choice)}{choice['task']['name']}, checkpoints on validation"
     text = _text([head], facts, choice_table(choice), choice)
-    return f"{text}\nto test it: simclr-evaluate {options} step={choice['best']}"
+    return f"{text}\nto test it: {command(choice['run'], choice, step=choice['best'])}"
+
+
+def command(run: str | Path, data: Evaluation | Choice, **changes: object) -> str:
+    """Return the command that evaluates a run on the patches and splits of ``data``.
+
+    Of another split, the test patches may be those that chose a checkpoint.
+    """
+    name, split = data["task"]["name"], data["split"]
+    settings = {
+        "run": shlex.quote(str(run)),
+        "shards": shlex.quote(data["shards"]["folder"]),
+        "task": name.removesuffix(BALANCED),
+        "balanced": name.endswith(BALANCED),
+        "split": split.get("rule"),  # older files have none
+        "seeds": f"[{','.join(map(str, split['seeds']))}]",
+        **{key: data["protocol"].get(key) for key in ("stages", "test_time")},
+        **changes,
+    }
+    texts = {key: "true" if value is True else value for key, value in settings.items() if value}
+    return " ".join(["simclr-evaluate", *(f"{key}={value}" for key, value in texts.items())])
 
 
 def markdown(evaluation: Evaluation, level: int = 1) -> str:
@@ -348,9 +367,10 @@ def choice_table(choice: Choice) -> list[list[str]]:
 
 
 def _class_table(evaluation: Evaluation) -> list[list[str]]:
-    """Return the F1 of each class under the linear probe, averaged over seeds."""
-    task, probe = evaluation["task"], Protocol.probe.value
-    probed = [one for one in evaluation["results"] if one["protocol"] == probe]
+    """Return the F1 of each class under the linear probe with the most labels, over seeds."""
+    task, results = evaluation["task"], evaluation["results"]
+    asked = Protocol.probe.value, max(one["fraction"] for one in results)
+    probed = [one for one in results if (one["protocol"], one["fraction"]) == asked]
     rows = [["class", "labelled patches", *(one["encoder"] for one in probed)]]
     for number, name in enumerate(task["classes"]):
         scores = [_percent(one["classes"]["f1"][number]["value"]) for one in probed]
@@ -378,7 +398,8 @@ def _text(head: list[str], facts: list[str], rows: list[list[str]], data: dict[s
 
 
 def _piped(rows: list[list[str]]) -> list[str]:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    head, *body = ["| " + " | ".join(row) + " |" for row in cells]
     return [head, "|" + "---|" * len(rows[0]), *body]
 
 

@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from preprocess.shards import UNKNOWN_LABEL, LabelSet
 from simclr.config import require
 from simclr.data.dataset import ShardDataset
+from simclr.evaluation.config import BALANCED
 from simclr.evaluation.metrics import BoolArray, FloatArray, Indices
 
 Texts = npt.NDArray[np.str_]
@@ -121,7 +122,7 @@ def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Ta
     transform = dataset.index("transform").astype(np.float64).reshape(-1, 6)
     side = float(np.abs(transform[:, 0]).max(initial=0.0)) * dataset.size_px
     return Task(
-        f"{name}-balanced" if balanced else name,
+        f"{name}{BALANCED}" if balanced else name,
         kind,
         classes,
         targets,

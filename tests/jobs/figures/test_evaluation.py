@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import re
 from pathlib import Path
 
@@ -35,12 +36,10 @@ def result(encoder, fraction, confusion):
     }
 
 
-def write_evaluation(run_dir, fractions, confusion=None):
-    rows = [
-        result(encoder, fraction, confusion)
-        for fraction in fractions
-        for encoder in ("pretrained", "image statistics")
-    ]
+def write_evaluation(
+    run_dir, fractions, confusion=None, encoders=("pretrained", "image statistics")
+):
+    rows = [result(encoder, fraction, confusion) for fraction in fractions for encoder in encoders]
     difference = {
         **{"encoder": "pretrained", "control": "image statistics", "protocol": "k-NN"},
         **{"fraction": 1.0, "score": "accuracy", "resolved": True},
@@ -120,6 +119,22 @@ def test_classes_that_may_occur_together_have_no_confusion(tmp_path):
     folder = write_evaluation(tmp_path, [1.0], confusion=None)
     write_evaluation_page(tmp_path)
     assert not list(folder.glob("confusion.*"))
+
+
+@pytest.mark.parametrize("fractions", [[1.0], [0.1, 1.0]], ids=["one share", "curve"])
+def test_twenty_encoders_fit_on_the_page(tmp_path, fractions):
+    encoders = ["pretrained", *map(str, range(19))]
+    folder = write_evaluation(tmp_path, fractions, encoders=encoders)
+    write_evaluation_page(tmp_path)
+    assert {row["encoder"] for row in table(folder / "classes.csv")} == set(encoders)
+
+
+def test_the_next_command_keeps_the_rows_and_the_split(tmp_path):
+    write_evaluation(tmp_path, [1.0])
+    page = html.unescape(write_evaluation_page(tmp_path).read_text())
+    same = f"simclr-evaluate run={tmp_path} shards=shards task=covers seeds=[0"
+    assert f"{same},1,2] protocols=[knn]" in page
+    assert f"{same}] protocols=[knn,finetune_all]" in page
 
 
 def test_the_page_says_what_is_simulated_and_which_share_of_the_labels_a_row_had(tmp_path):

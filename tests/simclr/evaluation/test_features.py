@@ -109,6 +109,20 @@ def test_features_of_the_same_origin_are_read_and_of_another_taken_again(tmp_pat
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_no_flipped_bit_of_a_small_file_is_more_than_damage(tmp_path):
+    cache = FeatureCache(tmp_path, {})
+    stored = np.arange(6, dtype=np.float32).reshape(3, 2)
+    cache.write("net", stored)
+    path = cache.path("net")
+    whole = path.read_bytes()
+    for place in range(0, 8 * len(whole), 3):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        found = cache.read("net", 3)
+        assert found is None or np.array_equal(found, stored)
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
 def test_damaged_features_are_named_and_taken_again(tmp_path, caplog, damage):
     first, _ = cached(tmp_path)

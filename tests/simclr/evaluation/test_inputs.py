@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 BANDS = ("B02", "B03", "B04", "B08")
 CLASSES = ("field", "forest", "town")
 LAYOUT = ShardLayout(
-    (GroupLayout("b10", BANDS, 12, 10.0),), (LabelSet("covers", "single", CLASSES),)
+    (GroupLayout("b10", BANDS, 12, 10.0),),
+    (LabelSet("covers", "single", CLASSES), LabelSet("cover", "single", CLASSES[:2])),
 )
 
 
@@ -39,8 +40,8 @@ def command(run, tmp_path, monkeypatch, capsys):
 
     def score(*patches, **settings):
         shards = pack(tmp_path / "shards", patches)
-        options = {"seeds": "[0,1]", "bootstrap": 100, **settings}
-        words = [f"run={run}", f"shards={shards}", "task=covers"]
+        options = {"task": "covers", "seeds": "[0,1]", "bootstrap": 100, **settings}
+        words = [f"run={run}", f"shards={shards}"]
         words += [f"{name}={value}" for name, value in options.items()]
         monkeypatch.setattr(sys, "argv", ["simclr-evaluate", *words])
         with pytest.raises(SystemExit) as ended:
@@ -70,7 +71,7 @@ def pack(folder, patches):
         Patch(
             id=name[0] if name else f"P-{number:04d}",
             pixels={"b10": random.integers(100, 900, (4, 12, 12)).astype(np.uint16)},
-            labels={} if label is None else {"covers": (label,)},
+            labels={one.name: (label,) for one in LAYOUT.label_sets if label in one.classes},
             split=split,
         )
         for number, (label, split, *name) in enumerate(patches)
@@ -181,6 +182,18 @@ def test_a_class_absent_from_training_is_told_and_never_answered_by_the_probe(co
 def test_training_patches_of_one_class_are_refused(refusal):
     line = refusal(*dealt("field", 6, 0, 0), *dealt("forest", 0, 3, 3))
     assert line.startswith("all 6 training patches have the same labels")
+
+
+def test_a_test_split_without_the_positive_class_is_refused_before_anything_is_fitted(refusal):
+    line = refusal(*dealt("field", 6, 3, 4), *dealt("forest", 6, 3, 0), task="cover")
+    assert line.startswith("none of the 4 test patches is forest; without one there is no average_")
+
+
+def test_three_patches_are_scored_and_drawn(command, run):
+    code, _, err = command(("field", "train"), ("forest", "train"), *dealt("field", 0, 1, 1))
+    assert code == 0, err
+    assert scored(run)["map"] is None
+    assert "Classes and probabilities" in (run / "evaluation.html").read_text()
 
 
 def test_an_id_in_two_splits_is_refused(refusal):

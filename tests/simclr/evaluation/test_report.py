@@ -160,6 +160,33 @@ def test_what_does_not_exist_is_null_and_no_number(setting):
     assert result["differences"][0]["over_seeds"]["low"] is None  # a single seed
 
 
+def test_a_command_repeats_the_patches_and_the_split(setting):
+    trials = [make_trial(setting, PRETRAINED, 16), make_trial(setting, "a|b", 12)]
+    data = summary(setting, trials)
+    data["shards"]["folder"] = "my shards"
+    assert report.command("run", data, step=3) == (
+        "simclr-evaluate run=run shards='my shards' task=labels split=given seeds=[0] step=3"
+    )
+    data["task"]["name"], data["split"]["rule"] = "labels-balanced", "drawn"
+    data["protocol"]["stages"] = True
+    assert report.command("run", data) == (
+        "simclr-evaluate run=run shards='my shards' task=labels balanced=true split=drawn "
+        "seeds=[0] stages=true"
+    )
+
+
+def test_the_table_of_classes_has_one_column_for_each_encoder(setting):
+    config = dataclasses.replace(setting.config, fractions=[0.1, 1.0])
+    trials = [
+        dataclasses.replace(make_trial(setting, encoder, num_right), fraction=fraction)
+        for fraction, num_right in ((0.1, 4), (1.0, 24))
+        for encoder in (PRETRAINED, "a|b")
+    ]
+    page = report.markdown(summary(dataclasses.replace(setting, config=config), trials))
+    assert "| class | labelled patches | pretrained | a\\|b |\n|---|---|---|---|\n" in page
+    assert "| field | 24 | 100.0 | 100.0 |" in page
+
+
 @pytest.mark.parametrize(
     ("patches", "pretraining", "told"),
     [
