@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from simclr.augment.views import ViewMaker
-from simclr.config import AugmentConfig, PresetName, TrainConfig
+from simclr.config import AugmentConfig, PresetName, TrainConfig, require
 from simclr.data.dataset import open_dataset
 from simclr.data.loader import Loader
 from simclr.data.sampler import Samples, permutation
@@ -58,6 +58,13 @@ class OnlineProbe:
         )
         self._task = open_task(dataset, monitor.task)
         self._split = Split(train, validation, validation)
+        answers = self._task.targets[train]
+        require(
+            len(validation) > 0 and bool((answers != answers[:1]).any()),
+            f"monitor.max_samples is {monitor.max_samples}, of which {len(train)} train and "
+            f"{len(validation)} validate; a probe needs training patches of two classes and one to "
+            "validate, so raise it",
+        )
         # 0 keeps the grid of the patches, as in the final evaluation
         augment = AugmentConfig(preset=PresetName.none, view_size_px=config.augment.view_size_px)
         self._maker = ViewMaker(dataset, augment, 0, context.device)

@@ -75,6 +75,19 @@ def test_only_training_and_validation_samples_are_read(shards, tmp_path):
     assert set(fewer._task.ids) < set(probe._task.ids)
 
 
+@pytest.mark.parametrize("splits", [["train"] * 78, ["validation"] * 78])
+def test_a_probe_without_training_or_validation_patches_is_refused_at_the_start(tmp_path, splits):
+    rest = {"train": "validation", "validation": "train"}[splits[0]]
+    shards = packed_arrays(tmp_path / "shards", 320, splits=(*splits, rest, "test"))
+    config = probed_run(shards, tmp_path / "run")
+    few = replace(config, monitor=replace(config.monitor, max_samples=10))
+    with (
+        distributed_context(CPU) as context,
+        pytest.raises(ValueError, match=r"monitor\.max_samples is 10, of which \d+ train and"),
+    ):
+        OnlineProbe(few, context)
+
+
 def test_only_a_higher_score_than_all_before_is_the_best(shards, tmp_path, monkeypatch):
     place = {"step": 4, "num_steps": 8, "chance_level": 4.0}
     config = probed_run(shards, tmp_path / "run")
