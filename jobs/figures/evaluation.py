@@ -49,8 +49,6 @@ from simclr.evaluation.report import (
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 PAGE_NAME = "evaluation.html"
-# The protocol to draw where only one fits: preferably the standard one of the field.
-_PREFERRED = "linear probe"
 _IN_FILES = ("calibration", "brier")  # the page shows the reliability diagram instead
 _STYLES = ("--", ":", "-.")
 _LONGEST = 34  # characters of a class name; longer ones leave no room for the plot
@@ -118,8 +116,7 @@ def _next_steps(run_dir: Path, one: Evaluation) -> Iterator[str]:
         # with the others, whose rows the file would lose
         more = command(run_dir, one, protocols=f"[{','.join([*asked, 'finetune_all'])}]")
         yield f"Compare with the same network trained on the labels alone: {more}"
-    if any(row["encoder"] == PRETRAINED for row in one["results"]):
-        yield f"Publish the encoder: simclr-export run={run_dir} output=export step={one['step']}"
+    yield f"Publish the encoder: simclr-export run={run_dir} output=export step={one['step']}"
 
 
 def _fractions(page: Page, folder: Path, one: Evaluation) -> None:
@@ -290,7 +287,8 @@ def _beside(one: Evaluation) -> list[Result]:
     """Return the rows of one protocol with the most labels, the pretrained encoder first."""
     rows = _most_labels(one)
     asked = [row["protocol"] for row in rows]
-    protocol = _PREFERRED if _PREFERRED in asked else asked[0]
+    # where only one protocol fits, the standard one of the field
+    protocol = Protocol.probe.value if Protocol.probe.value in asked else asked[0]
     return [row for row in rows if row["protocol"] == protocol]
 
 

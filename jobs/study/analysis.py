@@ -23,11 +23,11 @@ from scipy import stats
 
 from jobs.study.arms import CURVES, StudyConfig, StudyName, StudyRun, couplet_name, runs_of
 from simclr.config import require
+from simclr.evaluation.config import PRETRAINED
 from simclr.evaluation.report import FOLDER_NAME
 from simclr.monitoring.health import collapse_in_words
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
-PRETRAINED = "pretrained"
 CONFIDENCE = 0.95
 LOWEST_SHARE = 0.25  # share of the couplets that the 2021 study excluded
 ALIKE = 1e-12  # scores this near are equal but for rounding
@@ -389,24 +389,23 @@ def read_curves(runs: Iterable[StudyRun]) -> list[CurvePoint]:
 def _point(run: StudyRun, record: dict[str, Any]) -> CurvePoint:
     # the probe's first metric, as in the curves of a single run
     metric = next((key for key in record if key.startswith("probe/")), "").partition("/")[2]
-    names = (f"probe/{metric}", f"knn/{metric}", "controls/random_encoder")
-    probe, knn, random_encoder, image_statistics, loss = (
-        math.nan if record.get(key) is None else float(record[key])
-        for key in (*names, "controls/image_statistics", "loss")
-    )
+    keys = {
+        **{"loss": "loss", "probe": f"probe/{metric}", "knn": f"knn/{metric}"},
+        **{name: f"controls/{name}" for name in ("random_encoder", "image_statistics")},
+    }
+    numbers = {
+        name: math.nan if record.get(key) is None else float(record[key])
+        for name, key in keys.items()
+    }
     known = None not in (record["deviation"], record["mean_cosine"])
     return CurvePoint(
         arm=run.arm,
         seed=run.seed,
         step=record["step"],
         share=record["step"] / record["num_steps"],
-        loss=loss,
         chance_level=record["chance_level"],
         metric=metric,
-        probe=probe,
-        knn=knn,
-        random_encoder=random_encoder,
-        image_statistics=image_statistics,
+        **numbers,
         collapsed=known and bool(collapse_in_words(record)),
     )
 

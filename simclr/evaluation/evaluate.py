@@ -316,10 +316,8 @@ def _choice(
     protocols = [row.protocol for row in rows]
     chooser = Protocol.probe.value if Protocol.probe.value in protocols else protocols[0]
     asked = [row for row in rows if row.protocol == chooser]
-    best = max(
-        (row for row in asked if row.encoder in names),
-        key=lambda row: np.nan_to_num(row.intervals[primary].value, nan=-math.inf),
-    )
+    own = (row for row in asked if row.encoder in names)
+    best = max(own, key=lambda row: row.intervals[primary].value)
     differences = [
         asdict(one)
         for other in asked

@@ -159,22 +159,20 @@ class Probe:
 def choose_probe(probes: Iterable[Probe], score: Callable[[Probe], float]) -> Probe:
     """Return the probe with the highest validation score; among equals, the strongest penalty.
 
-    The search stops once ``PATIENCE`` probes after the best one were worse.
-
-    Raises:
-        ValueError: there is no probe.
+    The search stops once ``PATIENCE`` probes after the best one were worse. ``probes`` are one or
+    more, strongest penalty first.
     """
-    best, highest, waited = None, -float("inf"), 0
-    for probe in probes:
+    weaker = iter(probes)
+    best = next(weaker)
+    highest, waited = score(best), 0
+    for probe in weaker:
         found = score(probe)
-        if best is None or (found, probe.penalty) > (highest, best.penalty):
+        if found > highest:
             best, highest, waited = probe, found, 0
         elif found < highest:  # equal ones do not count: after a plateau scores may rise again
             waited += 1
         if waited == PATIENCE:
             break
-    if best is None:
-        raise ValueError("no penalty is given; a probe is chosen among at least one")
     return best
 
 

@@ -110,27 +110,25 @@ def check_unit(patches: Tensor, unit: PatchUnit) -> None:
         bool(torch.isfinite(values).all()),
         f"the patches hold NaN or infinity; set such pixels to nodata, {NODATA}",
     )
-    require(
-        unit is not PatchUnit.normalised or level <= _HIGHEST_VIEW,
-        f"the patches are said to be normalised, but half of their values are beyond {level:.0f}: "
-        "normalise them as the card says, or load the encoder with unit='stored'",
-    )
-    require(
-        unit is not PatchUnit.stored or (level > _HIGHEST_REFLECTANCE and lowest >= 0),
-        f"the patches are said to be reflectance x {_STORED_PER_REFLECTANCE}, but the median is "
-        f"{level:.3g} and the lowest value {lowest:.3g}: load the encoder with "
-        "unit='reflectance' or unit='normalised'",
-    )
-    require(
-        unit is not PatchUnit.reflectance or lowest >= _LOWEST_REFLECTANCE,
-        f"the patches are said to be reflectance, but the lowest value is {lowest:.3g}: load the "
-        "encoder with unit='normalised'",
-    )
-    require(
-        unit is not PatchUnit.reflectance or level <= _HIGHEST_REFLECTANCE,
-        f"the patches are said to be reflectance, but the median is {level:.3g}: divide them by "
-        f"{_STORED_PER_REFLECTANCE}, or load the encoder with unit='stored'",
-    )
+    found = f"the median is {level:.3g} and the lowest value {lowest:.3g}"
+    name, fits, fix = {
+        PatchUnit.normalised: (
+            "normalised",
+            level <= _HIGHEST_VIEW,
+            "normalise them as the card says, or load the encoder with unit='stored'",
+        ),
+        PatchUnit.stored: (
+            f"reflectance x {_STORED_PER_REFLECTANCE}",
+            level > _HIGHEST_REFLECTANCE and lowest >= 0,
+            "load the encoder with unit='reflectance' or unit='normalised'",
+        ),
+        PatchUnit.reflectance: (
+            "reflectance",
+            level <= _HIGHEST_REFLECTANCE and lowest >= _LOWEST_REFLECTANCE,
+            "load the encoder with unit='stored' or unit='normalised'",
+        ),
+    }[unit]
+    require(fits, f"the patches are said to be {name}, but {found}: {fix}")
 
 
 WEIGHTS_NAME, CARD_NAME = "encoder.safetensors", "card.json"
