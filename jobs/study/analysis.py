@@ -135,12 +135,11 @@ def _scores(config: StudyConfig, run: StudyRun) -> list[Score]:
     paths = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     found = [json.loads(path.read_text()) for path in paths]
     # label sets in the order in which the user named them
-    wanted = [(task, config.scored_shards) for task in config.tasks]
     reports = [
         one
-        for names in wanted
+        for task in config.tasks
         for one in found
-        if (one["task"]["name"], one["shards"]["folder"]) == names
+        if one["task"]["name"] == task and one["shards"]["folder"] == config.scored_shards
     ]
     by_share = config.study is StudyName.labels
     scores = []
