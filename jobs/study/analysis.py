@@ -23,14 +23,13 @@ from scipy import stats
 
 from jobs.study.arms import CURVES, StudyConfig, StudyName, StudyRun, couplet_name, runs_of
 from simclr.config import require
+from simclr.evaluation.bootstrap import ALIKE, CONFIDENCE, holm
 from simclr.evaluation.config import PRETRAINED
 from simclr.evaluation.report import FOLDER_NAME
 from simclr.monitoring.health import collapse_in_words
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
-CONFIDENCE = 0.95
 LOWEST_SHARE = 0.25  # share of the couplets that the 2021 study excluded
-ALIKE = 1e-12  # scores this near are equal but for rounding
 RELIABLE = 0.8  # reliability from which a ranking counts as resolved
 COUPLET_STUDIES = (StudyName.augmentation, StudyName.published)
 # In other studies, the losses of arms differ in chance level or scale.
@@ -231,13 +230,10 @@ def chance_of_bottom(table: Table, draws: int = 2000) -> dict[str, float]:
 
 
 def _tested(contrasts: Mapping[str, Array]) -> list[Estimate]:
-    """Return estimates with p values corrected by Holm's procedure, smallest first."""
+    """Return estimates with p values corrected by Holm's procedure."""
     found = [_estimate(name, values, test=True) for name, values in contrasts.items()]
-    tested, highest = [k for k, one in enumerate(found) if not math.isnan(one.p_value)], 0.0
-    for rank, k in enumerate(sorted(tested, key=lambda k: found[k].p_value)):
-        highest = max(highest, min(1.0, (len(tested) - rank) * found[k].p_value))
-        found[k] = replace(found[k], p_value=highest)
-    return found
+    corrected = holm([one.p_value for one in found])
+    return [replace(one, p_value=p) for one, p in zip(found, corrected, strict=True)]
 
 
 def _estimate(name: str, values: Array, *, test: bool = False) -> Estimate:

@@ -31,7 +31,7 @@ MIN_BLOCKS = 20  # with fewer, bootstrap intervals are too narrow
 # The jackknife for bias and skew scores at most this often: more blocks are left out in groups.
 _MAX_GROUPS = 250
 _CHUNK_ELEMENTS = 1 << 22
-_ALIKE = 1e-12
+ALIKE = 1e-12  # scores this near are equal but for rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def score_interval(
     scores without one block or group of blocks each.
     """
     draws, left_out = draws[~np.isnan(draws)], left_out[~np.isnan(left_out)]
-    if len(draws) < 2 or len(left_out) < 2 or np.ptp(draws) < _ALIKE:
+    if len(draws) < 2 or len(left_out) < 2 or np.ptp(draws) < ALIKE:
         return Interval(value)
     reach = _student_quantile(num_blocks - 1) * math.sqrt(num_blocks / (num_blocks - 1))
     below = (draws < value).mean() + 0.5 * (draws == value).mean()
@@ -136,7 +136,7 @@ def difference_interval(value: float, draws: FloatArray, num_blocks: int) -> tup
     quantiles are Student's. Without bounds, and with p = 1, if all resamples are equal.
     """
     draws = draws[~np.isnan(draws)]
-    if len(draws) < 2 or np.ptp(draws) < _ALIKE:
+    if len(draws) < 2 or np.ptp(draws) < ALIKE:
         return Interval(value), 1.0
     centre = 2 * value - float(draws.mean())
     error = float(draws.std(ddof=1)) * math.sqrt(num_blocks / (num_blocks - 1))
@@ -314,8 +314,17 @@ def compare_with_all(
     for one in differences:
         families.setdefault((one["protocol"], one["fraction"], one["score"]), []).append(one)
     for family in families.values():
-        highest = 0.0
-        for rank, one in enumerate(sorted(family, key=lambda member: member["p_value"])):
-            highest = max(highest, one["p_value"] * (len(family) - rank))
-            one["p_holm"] = min(highest, 1.0)
+        corrected = holm([one["p_value"] for one in family])
+        for one, p_value in zip(family, corrected, strict=True):
+            one["p_holm"] = p_value
     return differences
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for the number of tests (Holm 1979); NaN is no test, and stays."""
+    corrected, highest = list(p_values), 0.0
+    tests = [k for k, p_value in enumerate(p_values) if not math.isnan(p_value)]
+    for rank, k in enumerate(sorted(tests, key=lambda k: p_values[k])):
+        highest = max(highest, p_values[k] * (len(tests) - rank))
+        corrected[k] = min(highest, 1.0)
+    return corrected

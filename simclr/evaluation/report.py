@@ -272,17 +272,15 @@ def choice_report(path: Path) -> str:
 
 
 def command(run: str | Path, data: Evaluation | Choice, **changes: object) -> str:
-    """Return the command that evaluates a run on the patches and splits of ``data``.
-
-    Of another split, the test patches may be those that chose a checkpoint.
-    """
+    """Return the command that evaluates a run on the patches, split and seeds of ``data``."""
     name, split = data["task"]["name"], data["split"]
     settings = {
         "run": shlex.quote(str(run)),
         "shards": shlex.quote(data["shards"]["folder"]),
         "task": name.removesuffix(BALANCED),
         "balanced": name.endswith(BALANCED),
-        "split": split.get("rule"),  # older files have none
+        # older files have none; test patches of another split may have chosen the checkpoint
+        "split": split.get("rule"),
         "seeds": f"[{','.join(map(str, split['seeds']))}]",
         **{key: data["protocol"].get(key) for key in ("stages", "test_time")},
         **changes,

@@ -21,7 +21,7 @@ from simclr.data.loader import Loader
 from simclr.data.sampler import Samples, permutation
 from simclr.distributed import DistributedContext, copy_from_main_rank, from_main_rank, gather_rows
 from simclr.evaluation.config import SCORES, EvaluateConfig, Protocol
-from simclr.evaluation.features import Features, image_statistics, random_encoder
+from simclr.evaluation.features import Embedder, Features, image_statistics, random_encoder
 from simclr.evaluation.jobs import EvalData, EvalJob, EvaluatedEncoder
 from simclr.evaluation.metrics import metric_table, unit_weights
 from simclr.evaluation.probes import knn, linear_probe
@@ -29,8 +29,6 @@ from simclr.evaluation.splits import Split, make_splits
 from simclr.evaluation.task import open_task
 from simclr.model.batchnorm import running_statistics
 from simclr.monitoring.health import moments, ranks_of_moments
-
-Embedder = Callable[[torch.Tensor], torch.Tensor]
 
 _BATCH_SIZE = 256
 _SEED = 0  # of a drawn split, the chosen samples and the random control
