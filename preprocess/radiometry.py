@@ -58,7 +58,8 @@ class Offset:
 
 def baseline_of(product: str) -> str:
     """Return the processing baseline in a product's name, such as ``04.00``, or ""."""
-    found = re.search(r"_N(\d{2})(\d{2})_", product)
+    # with the orbit after it: N3812 alone may be a latitude
+    found = re.search(r"_N(\d{2})(\d{2})_R\d{3}_", product)
     return f"{found[1]}.{found[2]}" if found else ""
 
 

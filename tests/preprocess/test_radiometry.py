@@ -44,6 +44,11 @@ def test_the_baseline_decides_and_99_99_tells_nothing(baseline, offset):
     assert offset_of(baseline) == offset
 
 
+def test_a_latitude_in_a_name_is_no_baseline():
+    assert baseline_of("S2B_MSIL2A_20200223T032739_N0214_R018_T48QUE") == "02.14"
+    assert baseline_of("site_N3812_W12145") == baseline_of("fields_N0212_E01030/B02") == ""
+
+
 def test_nobody_saying_anything_is_an_error_with_the_setting():
     with pytest.raises(ValueError, match=r"set source\.boa_offset=-1000 if .*boa_offset=0 if"):
         decide("P", {"xml": None, "name": None}, None)
