@@ -22,10 +22,9 @@ from pystac_client.stac_api_io import StacApiIO
 from preprocess.bands import L2A_BANDS, canonical_name
 from preprocess.config import EARTH_SEARCH, FetchConfig, parse_interval, read_polygons
 from preprocess.fetch.http import FetchError, Http, shown
-from preprocess.radiometry import baseline_of
 from preprocess.shards.atomic_io import write_text
 from preprocess.sources.l2a import OTHER_DATES, REPEATED, newest_processing
-from preprocess.sources.l2a_files import Item, product_of, stated_time
+from preprocess.sources.l2a_files import Item, baseline_in, product_of, stated_time
 from preprocess.tiling import Flags, TileGrid, in_boxes
 
 SCL = "SCL"
@@ -190,7 +189,6 @@ def _scene(item: Item, api_url: str) -> Scene:
         reason = "its id is not the name of a Sentinel-2 L2A scene"
     elif not re.match(r"\d{4}-\d{2}-\d{2}T", acquired):
         reason = "its item gives no time of acquisition"
-    stated = str(properties.get("s2:processing_baseline") or "")
     own = (str(link["href"]) for link in item.get("links") or [] if link.get("rel") == "self")
     return Scene(
         id=name,
@@ -199,7 +197,7 @@ def _scene(item: Item, api_url: str) -> Scene:
         acquired=acquired,
         orbit=int(number),
         cloud=None if cloud is None else float(cloud),
-        baseline=baseline_of(original) or stated,
+        baseline=baseline_in(original, properties),
         urls=dict(_rasters(assets, next(own, api_url))),
         reason=reason,
     )

@@ -237,7 +237,7 @@ def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) ->
     item = _read_item(folder, name)
     properties = item.get("properties", {})
     product = product_of(name, properties)
-    baseline = baseline_of(product) or str(properties.get("s2:processing_baseline", ""))
+    baseline = baseline_in(product, properties)
     tile, acquired = _tile_and_time(name, product, properties)
     rasters = {b: file for file in sorted(folder.iterdir()) if (b := _band_in(file.name))}
     sizes_m = {band: BANDS[band].ground_resolution_m for band in rasters if band != "SCL"}
@@ -284,6 +284,14 @@ def product_of(name: str, properties: Item) -> str:
     stated = next((str(properties[key]) for key in _PRODUCT_KEYS if properties.get(key)), "")
     # trailing _: a name may end where the pattern expects the next part
     return (stated or name).removesuffix(".SAFE") + "_"
+
+
+def baseline_in(product: str, properties: Item) -> str:
+    """Return the baseline in a product's name, else the one stated in an item, or ""."""
+    stated = str(properties.get("s2:processing_baseline", ""))
+    # some catalogues write 4.0 for 04.00; what is no number leaves the baseline open
+    is_number = re.fullmatch(r"\d{1,2}\.\d{1,2}", stated)
+    return baseline_of(product) or (f"{float(stated):05.2f}" if is_number else "")
 
 
 def _tile_and_time(name: str, product: str, properties: Item) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import pytest
 
 from preprocess.sources import open_source
-from preprocess.sources.l2a_files import CogL2AConfig, claims_of
+from preprocess.sources.l2a_files import CogL2AConfig, baseline_in, claims_of
 
 
 def item_of(**properties):
@@ -22,6 +22,23 @@ def test_only_metadata_tells_whether_an_archive_took_the_offset_out(item, expect
     said = [value for value in claims_of(item, "05.00").values() if value is not None]
     assert said == ([] if expected is None else [expected])
     assert claims_of(item_of(), "02.14")["name"] == 0
+
+
+@pytest.mark.parametrize(
+    ("stated", "baseline", "offset"),
+    [
+        ("04.00", "04.00", None),  # the archive may have removed it since
+        (4.0, "04.00", None),
+        (5.1, "05.10", None),
+        ("2.14", "02.14", 0),
+        ("N0214", "", None),
+        (None, "", None),
+    ],
+)
+def test_a_baseline_is_read_as_a_number_or_left_open(stated, baseline, offset):
+    item = item_of(**{"s2:processing_baseline": stated})
+    assert baseline_in("S2A_29RKH_20200219_0_L2A_", item["properties"]) == baseline
+    assert claims_of(item, baseline)["name"] == offset
 
 
 def test_an_asset_states_its_offset_in_reflectance():
