@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.bands import canonical_names
+from preprocess.radiometry import BOA_OFFSET
 
 
 class OnError(Enum):
@@ -160,8 +161,8 @@ class SelectConfig:
     def __post_init__(self) -> None:
         check_boxes("source.select.boxes", self.boxes)
         check_boxes("source.select.exclude_boxes", self.exclude_boxes)
-        _check_day("source.select.date_from", self.date_from)
-        _check_day("source.select.date_to", self.date_to)
+        self.date_from = _day("source.select.date_from", self.date_from)
+        self.date_to = _day("source.select.date_to", self.date_to)
         require(
             not (self.date_to and self.date_from > self.date_to),
             f"source.select.date_from {self.date_from} is after date_to {self.date_to}",
@@ -277,10 +278,19 @@ class ProductsConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         SourceConfig.__post_init__(self)
-        require(
-            not (self.override_offset and self.boa_offset is None),
+        check_offsets(self.override_offset, boa_offset=self.boa_offset)
+
+
+def check_offsets(override: bool, **offsets: int | None) -> None:
+    """Reject offsets that no product has, by their keys, and an override without an offset."""
+    odd = [f"source.{k} is {v}" for k, v in offsets.items() if v not in (None, 0, BOA_OFFSET)]
+    require_all(
+        (not odd, f"{' and '.join(odd)}; give {BOA_OFFSET} or 0, which is added to the numbers"),
+        (
+            not override or offsets["boa_offset"] is not None,
             "source.override_offset is true, but source.boa_offset is not set; give the offset too",
-        )
+        ),
+    )
 
 
 def check_boxes(key: str, boxes: list[Box]) -> None:
@@ -297,9 +307,11 @@ def check_boxes(key: str, boxes: list[Box]) -> None:
         )
 
 
-def _check_day(key: str, day: str) -> None:
+def _day(key: str, day: str) -> str:
+    """Return a day as 2019-07-01; empty stays empty."""
     try:
-        date.fromisoformat(day or "2000-01-01")
+        # Python also reads 20190701 and 2019-W27-1, which do not compare with days as text
+        return day and date.fromisoformat(day).isoformat()
     except ValueError as error:
         raise ValueError(f"{key} is {day!r}; give a day such as 2019-07-01") from error
 
@@ -366,8 +378,7 @@ class FetchConfig:
     def __post_init__(self) -> None:
         self.bands = canonical_names(self.bands)
         check_boxes("boxes", self.boxes)
-        for interval in self.dates:
-            parse_interval(interval)
+        self.dates = ["/".join(parse_interval(interval)) for interval in self.dates]
         odd = [name for name in self.tiles if not re.fullmatch(r"\d{2}[C-X][A-Z]{2}", name)]
         require(not odd, f"tiles names {odd}; give MGRS tiles such as 10SFH")
         odd_orbits = [number for number in self.relative_orbits if not 1 <= number <= 143]
@@ -384,20 +395,20 @@ class FetchConfig:
 
 
 def parse_interval(interval: str) -> tuple[str, str]:
-    """Return the first and last day of an interval.
+    """Return the first and last day of an interval, as 2019-07-01.
 
     Raises:
         ValueError: the text is not an interval.
     """
     first, _, last = interval.partition("/")
-    last = last or first
     try:
-        require(date.fromisoformat(first) <= date.fromisoformat(last), "ends before it begins")
+        days = date.fromisoformat(first), date.fromisoformat(last or first)
+        require(days[0] <= days[1], "ends before it begins")
     except ValueError as error:
         raise ValueError(
             f"dates holds {interval!r}; give days or intervals such as 2019-01-01/2019-03-31"
         ) from error
-    return first, last
+    return days[0].isoformat(), days[1].isoformat()
 
 
 def read_polygons(path: str) -> list[list[list[list[float]]]]:
@@ -408,17 +419,22 @@ def read_polygons(path: str) -> list[list[list[list[float]]]]:
     """
     try:
         polygons = list(_polygons_in(json.loads(Path(path).read_bytes())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        rings = [ring for polygon in polygons for ring in polygon]
+        odd = [r for r in rings if len(r) < 4 or not all(map(_in_degrees, r))]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"geojson: {path} cannot be read as GeoJSON ({error})") from error
-    for polygon in polygons:
-        for ring in polygon:
-            inside = all(-180 <= p[0] <= 180 and -90 <= p[1] <= 90 for p in ring)
-            require(
-                len(ring) >= 4 and inside,
-                f"geojson: {path} has a ring that is no polygon in degrees (longitude, latitude)",
-            )
-    require(bool(polygons), f"geojson: {path} holds no polygon")
+    require_all(
+        (bool(rings), f"geojson: {path} holds no polygon"),
+        (
+            not odd,
+            f"geojson: {path} has a ring that is no polygon in degrees (longitude, latitude)",
+        ),
+    )
     return polygons
+
+
+def _in_degrees(point: list[float]) -> bool:
+    return -180 <= point[0] <= 180 and -90 <= point[1] <= 90
 
 
 def _polygons_in(node: dict[str, Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.bands import canonical_name, canonical_names
-from preprocess.config import SourceConfig, require_all
+from preprocess.config import SourceConfig, check_offsets, require_all
 from preprocess.grid import Grid
 from preprocess.radiometry import Numbers, Values, can_hold, to_digital_numbers
 from preprocess.raster import UncheckedRaster, read_unchecked
@@ -93,6 +93,11 @@ class GeotiffConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         SourceConfig.__post_init__(self)
+        check_offsets(
+            self.override_offset,
+            boa_offset=self.boa_offset,
+            reprocessed_offset=self.reprocessed_offset,
+        )
         self.file_bands = canonical_names(self.file_bands)
         self.label_set = self.label_set or self.name
         self.nodata_by_band = {canonical_name(b): mark for b, mark in self.nodata_by_band.items()}
@@ -116,11 +121,6 @@ class GeotiffConfig(SourceConfig):
                 f"source.ground_resolution_m is {self.ground_resolution_m}; give metres above 0",
             ),
             (not (self.native and self.file_bands), f"source.native is true, {one_grid}"),
-            (
-                not (self.override_offset and self.boa_offset is None),
-                "source.override_offset is true, but source.boa_offset is not set; say the offset "
-                "too",
-            ),
             (
                 self.processing_level in ("", "L1C", "L2A"),
                 f"source.processing_level is {self.processing_level!r}; give L1C or L2A",

@@ -1,15 +1,26 @@
 """Settings of packing: defaults, canonical bands, and refusals that name the value."""
 
 import dataclasses
+import json
 import typing
 from enum import Enum
 
 import pytest
 
-from preprocess.config import OnError, PackConfig, SourceConfig, SplitConfig, VerifyConfig
+from preprocess.config import (
+    OnError,
+    PackConfig,
+    SelectConfig,
+    SourceConfig,
+    SplitConfig,
+    VerifyConfig,
+    parse_interval,
+    read_polygons,
+)
 from preprocess.sources import SOURCES, open_source
 from preprocess.sources.bigearthnet import BigEarthNetV1Config, BigEarthNetV2Config
 from preprocess.sources.geotiff_files import GeotiffConfig
+from preprocess.sources.l2a_files import CogL2AConfig, SafeL2AConfig
 from preprocess.sources.simulated import SimulatedConfig
 
 SOURCE_CONFIGS = [source.config for source in SOURCES.values()]
@@ -101,3 +112,31 @@ def test_all_impossible_values_are_named_at_once():
 def test_a_setting_without_effect_is_refused(make, fix):
     with pytest.raises(ValueError, match=fix):
         make()
+
+
+@pytest.mark.parametrize("spelled", ["2019-07-01", "20190701", "2019-W27-1"])
+def test_a_day_is_kept_as_it_compares_with_days_of_products(spelled):
+    select = SelectConfig(date_from=spelled, date_to=spelled)
+    assert select.date_from == select.date_to == "2019-07-01"
+    assert parse_interval(spelled) == ("2019-07-01", "2019-07-01")
+    assert parse_interval(f"{spelled}/20190930") == ("2019-07-01", "2019-09-30")
+
+
+@pytest.mark.parametrize("kind", [CogL2AConfig, GeotiffConfig, SafeL2AConfig])
+def test_an_offset_of_the_wrong_sign_or_size_is_refused(kind):
+    assert [kind(boa_offset=offset).boa_offset for offset in (-1000, 0, None)] == [-1000, 0, None]
+    for offset in (1000, -100):
+        with pytest.raises(ValueError, match=rf"source\.boa_offset is {offset}; give -1000 or 0"):
+            kind(boa_offset=offset)
+    with pytest.raises(ValueError, match=r"source\.reprocessed_offset is 1000; give"):
+        GeotiffConfig(reprocessed_offset=1000)
+
+
+@pytest.mark.parametrize(
+    "coordinates", [[[1, 2, 3, 4]], [[["a", 1], [0, 0], [1, 1], [0, 0]]], [[[], [], [], []]], [5]]
+)
+def test_coordinates_that_are_no_points_are_one_error_that_names_the_file(tmp_path, coordinates):
+    path = tmp_path / "area.geojson"
+    path.write_text(json.dumps({"type": "Polygon", "coordinates": coordinates}))
+    with pytest.raises(ValueError, match=r"area\.geojson cannot be read as GeoJSON"):
+        read_polygons(str(path))
