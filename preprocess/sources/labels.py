@@ -167,6 +167,7 @@ _SPLITS = {
     "test": "test",
 }
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_LIST = re.compile(r"\[(['\"\d-].*)?\]", re.DOTALL)  # as pandas writes lists into CSV
 _log = logging.getLogger(__name__)
 
 
@@ -193,6 +194,11 @@ class LabelTable:
                 named = ", ".join(name for name in _SPLITS if name)
                 raise ValueError(
                     f"{path}: the split of {name} is {split!r}; give {named}, or leave it"
+                )
+            if isinstance(cell, str) and _LIST.fullmatch(cell.strip()):
+                raise ValueError(
+                    f"{path}: the classes of {name} are {cell}, a list written as text; part them "
+                    "by semicolons, or give the table as parquet"
                 )
             row = (_SPLITS[part], _names(cell))
             self._repeated += patch_id in rows
@@ -278,7 +284,11 @@ def _read_csv(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         _check_columns(path, columns, list(reader.fieldnames or []))
-        yield from reader
+        for row in reader:
+            if any(row.get(None) or ()):  # else the class Beaches, dunes, sands would be Beaches
+                where = f"line {reader.line_num} has more cells than the header"
+                raise csv.Error(f"{where}; put names with a comma in double quotes")
+            yield row
 
 
 def _read_parquet(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:

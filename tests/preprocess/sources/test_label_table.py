@@ -90,6 +90,23 @@ def test_a_list_of_codes_keeps_zero(tmp_path):
     assert given == [("0",), ("0", "3"), (), ("3",), (), ("0",)]
 
 
+def test_a_class_with_a_comma_needs_quotes_and_is_never_cut(tmp_path):
+    (tmp_path / "table").write_text('id,label\np0,"Beaches, dunes"\np1,Pastures,\n')
+    assert source(tmp_path).layout().label_sets[0].classes == ("Beaches, dunes", "Pastures")
+    (tmp_path / "table").write_text("id,label\np0,Pastures\np1,Beaches, dunes\n")
+    with pytest.raises(ValueError, match=r"table cannot be read \(line 3 has more cells.* quotes"):
+        source(tmp_path).layout()
+
+
+@pytest.mark.parametrize("cell", ["['a', 'b']", "['a' 'b']", "[0, 3]", "[]"])
+def test_a_list_written_as_text_is_no_class(tmp_path, cell):
+    (tmp_path / "table").write_text(f'id,label\np0,"{cell}"\np1,[unknown]\n')
+    with pytest.raises(ValueError, match=r"the classes of p0 are \[.*\], a list written as text"):
+        source(tmp_path).layout()
+    (tmp_path / "table").write_text("id,label\np0,[unknown]\n")
+    assert source(tmp_path).layout().label_sets[0].classes == ("[unknown]",)
+
+
 def test_unlisted_patches_and_unused_lines_are_counted_in_one_line(tmp_path, caplog):
     (tmp_path / "table").write_text("id,label\np0,x\np1,y\np0,x\nelsewhere,x\n")
     with caplog.at_level(logging.INFO):
