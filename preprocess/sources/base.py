@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import logging
 import os
 import re
 import unicodedata
+import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -183,11 +185,12 @@ def read_names(path: str) -> set[str]:
     """
     try:
         raw = Path(path).read_bytes()
-        text = (gzip.decompress(raw) if path.endswith(".gz") else raw).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        # spreadsheets put a byte order mark before the first name, R puts names in quotes
+        text = (gzip.decompress(raw) if path.endswith(".gz") else raw).decode("utf-8-sig")
+        rows = [row for row in csv.reader(text.splitlines(), strict=True) if row]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"the list of patches {path} cannot be read ({error})") from error
-    names = (nfc(line.split(",")[0].strip()) for line in text.splitlines())
-    return {without_suffix(name) for name in names if name}
+    return {without_suffix(nfc(row[0].strip())) for row in rows} - {""}
 
 
 class Exclusions(Set[str]):

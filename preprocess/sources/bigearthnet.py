@@ -176,12 +176,17 @@ class BigEarthNetV1(V1Tree):
                 else f"no patch folder in {self.tree()}; expected names such as "
                 "S2A_MSIL2A_20170613T101031_87_48; point source.root at BigEarthNet-v1.0"
             )
+        unlisted = sum(name not in splits for name in names)
+        require(
+            not splits or unlisted < len(names),
+            f"none of the {len(names)} patches in {config.root} is on the lists of splits; they "
+            f"should hold names such as {names[0]}",
+        )
         for name in names:
             if name not in excluded:
                 yield PatchRef(name, name, splits.get(name, ""))
         excluded.log_unused()
         if splits:
-            unlisted = sum(name not in splits for name in names)
             absent = len(splits.keys() - set(names))
             message = "%s: %d of %d patches are on no list, %d listed ones are not there"
             _log.info(message, config.root, unlisted, len(names), absent)

@@ -1,5 +1,6 @@
 """A walk over folders: everything below the root, or an error that names what cannot be listed."""
 
+import gzip
 import logging
 import os
 import subprocess
@@ -19,7 +20,7 @@ from preprocess.plan import read_quarantine
 from preprocess.raster import session
 from preprocess.shards.format import PatchError
 from preprocess.sources import open_source
-from preprocess.sources.base import files_below, patch_groups, read_groups
+from preprocess.sources.base import files_below, patch_groups, read_groups, read_names
 from preprocess.sources.geotiff_files import GeotiffConfig
 from preprocess.sources.l2a_files import CogL2AConfig, find_items, find_products, list_files
 
@@ -165,3 +166,22 @@ def test_bands_of_a_patch_whose_tags_claim_several_offsets_are_refused(tmp_path)
                 assert read_groups(paths, groups)[2] == -1000
     with session(), pytest.raises(PatchError, match=r"B03\.tif: its tags .* -1000, .* bands 0"):
         read_groups(paths, groups)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xef\xbb\xbfa\nb,radar\n", b'"a"\n"b","radar"\n', b"a.tif\r\n\r\n b ,radar\r\n"],
+)
+def test_a_list_gives_its_names_however_a_program_writes_it(tmp_path, content):
+    path = tmp_path / "list.csv"
+    path.write_bytes(content)
+    assert read_names(str(path)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.csv.gz"])
+def test_a_spoiled_list_is_one_error_that_names_it(tmp_path, name):
+    content = bytearray(gzip.compress(b"a\nb\n" * 1000) if name.endswith("gz") else b'a\n"b\n')
+    content[15:16] = b"\xff" if name.endswith("gz") else b""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+        read_names(str(tmp_path / name))

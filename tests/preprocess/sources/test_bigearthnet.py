@@ -101,6 +101,12 @@ def test_a_name_in_two_lists_is_refused(tree, tmp_path):
         discovered(root=str(tree), **lists)
 
 
+def test_lists_of_other_patches_are_refused(tree, tmp_path):
+    (tmp_path / "train.csv").write_text("0,S2A_MSIL2A_20170613T101031_0_7\n")
+    with pytest.raises(ValueError, match=r"none of the \d patches .* names such as S2A_MSIL2A"):
+        discovered(root=str(tree), train_list=str(tmp_path / "train.csv"))
+
+
 def test_an_absent_list_is_named(tree):
     with pytest.raises(ValueError, match=r"none\.csv"):
         discovered(root=str(tree), train_list="none.csv")
