@@ -85,15 +85,15 @@ class Geotiff(Source):
     def discover(self) -> Iterator[PatchRef]:
         """Yield all patches; an id is the relative path without the band and the suffix."""
         with session():
-            patches = self._patches()
-            groups = self._groups(patches)
+            found, excluded = self._patches(), Exclusions(self.config.exclude_lists)
+            groups = self._groups(found)
+            table = self._read_table() if self.config.label_table else None
+            if table:
+                table.match([*dict.fromkeys(patch for patch, _ in found)])
+            patches = [(patch, path) for patch, path in found if patch not in excluded]
             for _, path in patches:  # by name only: half a million take seconds
                 self._offset(path, None)
             self._check_dark_pixels(patches, groups)
-            table = self._read_table() if self.config.label_table else None
-            if table:
-                table.match([patch for patch, _ in patches])
-            excluded = Exclusions(self.config.exclude_lists)
             cuts = self._cuts(patches, groups[0].bands[0]) if self.config.cut else None
         refs = self._references(patches, table, excluded, cuts)
         # pieces of "a" and of "a_000" interleave; uncut patches are already in order
@@ -117,7 +117,7 @@ class Geotiff(Source):
             labels=ref.labels,
             product=facts.get("product", ""),
             tile=facts.get("tile", ""),
-            place=facts.get("place", "") or self._place(grid),
+            place=self._place(facts.get("place", ""), ref, grid),
             acquired=facts.get("acquired", ""),
             split=ref.split,
             baseline=baseline_of(ref.path),
@@ -187,10 +187,10 @@ class Geotiff(Source):
             folder = _folder(patch) if self.config.labels_from_folders else ""
             by_folder: Labels = {self.config.label_set: (folder,)} if folder else {}
             split, labels = table.of(patch) if table else ("", by_folder)
-            columns, rows = cuts[patch] if cuts else (0, 0)
+            columns, rows = cuts[path] if cuts else (0, 0)
             pieces = [f"{patch}_{c:03d}_{r:03d}" for c in range(columns) for r in range(rows)]
             for patch_id in pieces if cuts else [patch]:
-                if excluded.isdisjoint((patch, patch_id)):
+                if patch_id not in excluded:
                     yield PatchRef(patch_id, path, split, labels)
         excluded.log_unused()
 
@@ -199,8 +199,8 @@ class Geotiff(Source):
         config, root = self.config, Path(self.config.root)
         cuts: dict[str, tuple[int, int]] = {}
         sizes = Counter[tuple[int, int]]()
-        for patch, path in patches:
-            cuts[patch] = (1, 1)  # for a file that cannot be opened: reading rejects it with reason
+        for _, path in patches:
+            cuts[path] = (1, 1)  # for a file that cannot be opened: reading rejects it with reason
             try:
                 grid = read_grid(root / path if config.file_bands else file_of(root, path, finest))
             except PatchError:
@@ -208,7 +208,7 @@ class Geotiff(Source):
             sizes[grid.width, grid.height] += 1
             # a file that is too small counts as one patch, which reading rejects
             columns, rows = grid.width // config.size_px, grid.height // config.size_px
-            cuts[patch] = max(1, columns), max(1, rows)
+            cuts[path] = max(1, columns), max(1, rows)
         kept = _share_kept(sizes, config.size_px)
         if kept < 0.999:
             step = 6 if config.native else 1  # bands of 60 m need whole pixels too
@@ -286,7 +286,9 @@ class Geotiff(Source):
             "source.boa_offset, with source.override_offset=true if the pixels mislead"
         )
 
-    def _place(self, grid: Grid) -> str:
+    def _place(self, named: str, ref: PatchRef, grid: Grid) -> str:
+        if named:  # a path names all that is cut from a file, which is not one place
+            return "_".join([named, *ref.id.rsplit("_", 2)[1:]]) if self.config.cut else named
         if not (self.config.places_from_corners and grid.epsg):
             return ""
         # rounded to metres: exports of two dates may differ in the last bits of a corner

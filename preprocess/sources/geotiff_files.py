@@ -160,21 +160,22 @@ def find_patches(root: Path, one_file_a_band: bool) -> Patches:
         )
     if not one_file_a_band:
         return sorted((nfc(path.rpartition(".")[0]), path) for path in files)
-    patches = {}
+    # a/B02.tif and a_B02.tif are two patches of one id, which packing reports
+    patches: set[tuple[str, str]] = set()
     for path in files:
         folder, slash, name = path.rpartition("/")
         patch, band = split_band_file(name.rpartition(".")[0])
         if band:
             whole = folder + slash + patch if patch else folder
             # a folder per patch needs no mark, and cannot be confused with a prefix in it
-            patches[whole] = whole + MANY if patch else whole
+            patches.add((nfc(whole), whole + MANY if patch else whole))
     if not patches:
         raise ValueError(
             f"no GeoTIFF in {root} is named after its band, as x_B2.tif or x/nir.tif are "
             f"({files[0]} is not); if files hold several bands, name them in their order: "
             "source.file_bands=[B02,B03,B04,B08] for example"
         )
-    return sorted((nfc(patch), path) for patch, path in patches.items())
+    return sorted(patches)
 
 
 def file_of(root: Path, path: str, band: str) -> Path:

@@ -10,6 +10,7 @@ from make_data import class_folders, write_geotiff
 
 from preprocess.config import PackConfig, VerifyConfig
 from preprocess.pack import pack
+from preprocess.plan import read_quarantine
 from preprocess.radiometry import Values
 from preprocess.shards import LabelSet, open_readers, read_manifest
 from preprocess.shards.format import PatchError
@@ -174,6 +175,35 @@ def test_large_files_are_cut_into_whole_patches_where_they_lie(tmp_path):
     assert np.array_equal(patch.pixels["b10"], pixels[:, :12, 12:24])
     assert patch.transform == (10, 0, 404520, 0, -10, 5342400)
     assert patch.place == "32633_404520_5342400"
+
+
+def test_pieces_of_a_file_are_places_of_their_own_on_all_dates(tmp_path):
+    for day in ("20200101", "20200701"):
+        write_geotiff(tmp_path / "007" / f"{day}.tif", np.full((1, 24, 12), 500, np.uint16))
+    pattern = r"(?P<place>\d+)/(?P<acquired>\d{8})"
+    settings = {"file_bands": ["B02"], "path_pattern": pattern}
+    found = read_all(exports(tmp_path, cut=True, **settings)).values()
+    assert [patch.place for patch in found] == 2 * ["007_000_000", "007_000_001"]
+
+
+def test_a_folder_and_a_prefix_of_one_name_are_one_id_twice(tmp_path):
+    band_files(tmp_path / "tifs", "a/", ["B02"])
+    band_files(tmp_path / "tifs", "a_", ["B02"], value=1500)
+    config = PackConfig(
+        source=exports(tmp_path / "tifs").config, output=str(tmp_path / "s"), max_rejected=0.5
+    )
+    assert pack(config, progress=False).rows == 1
+    (rejected,) = read_quarantine(tmp_path / "s" / "rejected.jsonl")
+    assert rejected.reason == "id a appears twice: a has it"
+
+
+def test_an_excluded_file_is_not_asked_for_its_offset(tmp_path):
+    name = "S2A_MSIL2A_20220706T085611_N0400_R007_T33NZA_20220706T153419"
+    band_files(tmp_path / "tifs", f"{name}/", ["B02"], value=1500)
+    band_files(tmp_path / "tifs", "a/", ["B02"])
+    (tmp_path / "out.txt").write_text(name)
+    lists = [str(tmp_path / "out.txt")]
+    assert list(read_all(exports(tmp_path / "tifs", exclude_lists=lists))) == ["a"]
 
 
 def test_excluded_are_whole_ids_of_patches_or_of_the_files_they_are_cut_from(tmp_path):
