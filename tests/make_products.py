@@ -38,6 +38,7 @@ def safe_product(
     baseline: str = "0213",
     cloud: float = 3.0,
     xml: bool = True,
+    made: str = "",
 ) -> Path:
     """Write a SAFE product with GeoTIFF rasters; return its folder.
 
@@ -49,8 +50,9 @@ def safe_product(
         baseline: four digits; from 0400 on pixels carry the offset of 1000 and the XML says so.
         cloud: percent, for the XML.
         xml: write metadata.
+        made: time at the end of the name; empty takes that of the acquisition.
     """
-    product = f"S2A_MSIL2A_{stamp}_N{baseline}_R113_T{tile}_{stamp}"
+    product = f"S2A_MSIL2A_{stamp}_N{baseline}_R113_T{tile}_{made or stamp}"
     folder = root / f"{product}.SAFE"
     images = folder / "GRANULE" / f"L2A_T{tile}_A000001_{stamp}" / "IMG_DATA"
     raised = 1000 if 400 <= int(baseline) < 9999 else 0

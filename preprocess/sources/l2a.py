@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.config import ProductsConfig, SelectConfig
-from preprocess.radiometry import Numbers, Offset, contradiction, decide, harmonise
+from preprocess.radiometry import Classes, Numbers, Offset, contradiction, decide, harmonise
 from preprocess.raster import read_classes, read_coarse, read_grid, read_raster, session
 from preprocess.shards.format import (
     NODATA,
@@ -59,6 +59,7 @@ _EDGE_PX = 4  # pixels by which JPEG 2000 wavelets spread nodata in its coarse l
 OTHER_DATES = "acquired outside the dates"
 CLOUDY_PRODUCT = "cloud cover of the product"
 REPEATED = "another processing of the same acquisition is taken"
+TAKEN = "another product of the same acquisition has it"
 TOO_FEW_DATES = "places seen on too few dates"
 NO_DATA, CLOUD, SHADOW, SNOW = "nodata", "cloud", "cloud shadow", "snow"
 _CLOUD_CLASSES, _SHADOW_CLASS, _SNOW_CLASS = (8, 9, 10), 3, 11  # SCL
@@ -103,6 +104,19 @@ def _tile_grid(product: Product, group: GroupLayout) -> tuple[TileGrid, int | No
         return TileGrid(product.tile, found.epsg, x, y), found.boa_offset
     except ValueError as error:
         raise PatchError(path, str(error)) from error
+
+
+def _classes(product: Product) -> Classes | None:
+    """Return the scene classification of a whole product; None without a map."""
+    if product.scl is None:
+        return None
+    classes = read_classes(product.scl)
+    side = TILE_M // product.scl_m
+    if classes.shape != (side, side):
+        height, width = classes.shape
+        has = f"has {width} x {height} pixels"
+        raise PatchError(product.scl, f"{has}, a tile has {side} of {product.scl_m} m")
+    return classes
 
 
 def _dark_pixels(path: Path, size_px: int) -> Numbers:
@@ -190,10 +204,9 @@ class Products(Source):
         config = self.config
         return decide(product.name, product.claims, config.boa_offset, config.override_offset)
 
-    def _check_dark_pixels(self, product: Product) -> None:
+    def _check_dark_pixels(self, product: Product, classes: Classes | None) -> None:
         """Raise ``ValueError`` if the darkest pixels of a product contradict its offset."""
         offset = self._offset(product)
-        classes = read_classes(product.scl) if product.scl else None
         # Every third 20 m pixel is the centre of a 60 m pixel. An overview would be wrong: JPEG
         # 2000 averages class numbers, so that cloud next to shadow becomes water.
         thinned = None if classes is None else classes[1::3, 1::3]
@@ -214,6 +227,7 @@ class Products(Source):
         excluded = Exclusions(self.config.select.exclude_lists)
         sizes_m = {band: g.ground_resolution_m for g in self.groups for band in g.bands}
         grounds: dict[TileGrid, Ground] = {}
+        taken: dict[tuple[str, str], Flags] = {}
         found: list[tuple[Product, Ground, Flags]] = []
         for product in products:
             missing = [band for band in sizes_m if band not in product.bands]
@@ -231,6 +245,13 @@ class Products(Source):
             for reason, bad in self._reasons(product, ground, excluded):
                 yield from _drop(product, reason, good & bad)
                 good &= ~bad
+            # The parts of a tile in two datastrips are two products, of which both are needed. With
+            # the day alone known, another one may be of another overpass.
+            acquisition = product.acquired if "T" in product.acquired else product.name
+            before = taken.setdefault((product.tile, acquisition), np.zeros((SIDE, SIDE), bool))
+            yield from _drop(product, TAKEN, good & before)
+            good &= ~before
+            before |= good
             found.append((product, ground, good))
         excluded.log_unused()
         yield from _references(found, self.config.select.min_dates)
@@ -243,15 +264,15 @@ class Products(Source):
         yield EXCLUDED_LIST, listed_squares(product.name, excluded)
         if np.any(list(ground.unwanted.values()), axis=0).all():
             return  # no pixel is needed of a tile without wanted ground
-        self._check_dark_pixels(product)
+        classes = _classes(product)
+        self._check_dark_pixels(product, classes)
         limits = self.config.filter
         valid = np.ones((SIDE, SIDE), np.float32)
         if product.outline:
             valid = shares_of(read_raster(product.outline).pixels[0] != NODATA)
-        if product.scl is None:
+        if classes is None:
             yield NO_DATA, valid < limits.min_valid
             return
-        classes = read_classes(product.scl)
         # a pixel may be missing in some bands only; the classification then says no data
         yield NO_DATA, np.minimum(valid, 1 - shares_of(classes == 0)) < limits.min_valid
         # limits are shares of all ground; no pixel is both nodata and cloud

@@ -49,7 +49,7 @@ class SafeL2AConfig(ProductsConfig):
     """Sentinel-2 L2A products as ESA delivers them: SAFE folders, or those in a zip file.
 
     Attributes:
-        root: a SAFE folder, a zip, or a folder with any number of them at any depth.
+        root: a SAFE folder, or a folder with any number of them, or of zips, at any depth.
         resolution_m: 0 reads every band at its native ground resolution; 20 or 60 reads all bands
             as ESA resampled them to it.
     """
@@ -93,6 +93,11 @@ def find_products(root: Path) -> list[str]:
     return sorted(found)
 
 
+def _folder(root: Path, path: str) -> Path:
+    """Return a product's folder or file; the root's parent is not that of a link to it."""
+    return root.absolute() if path.startswith("../") else root / path
+
+
 def _is_product(name: str) -> bool:
     known = PurePosixPath(name).suffix in ("", ".SAFE", ".zip")  # no checksums, other archives
     return known and _name_of(name) is not None
@@ -106,7 +111,7 @@ def _name_of(name: str) -> re.Match[str] | None:
 @lru_cache(maxsize=256)  # else described again for every patch
 def describe_product(root: Path, path: str, groups: Groups) -> Product:
     """Return a product from its name, its metadata and its file names."""
-    product = root / path
+    product = _folder(root, path)
     name = _name_of(product.name)
     if name is None:
         raise ValueError(f"{product} is not named as an L2A product")
@@ -233,13 +238,17 @@ def find_items(root: Path) -> list[str]:
 @lru_cache(maxsize=256)  # else described again for every patch
 def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) -> Product:
     """Return a scene's product from its STAC item, else from its name."""
-    folder, name = root / path, (root / path).name
+    folder = _folder(root, path)
+    name = folder.name
     item = _read_item(folder, name)
     properties = item.get("properties", {})
     product = product_of(name, properties)
     baseline = baseline_in(product, properties)
     tile, acquired = _tile_and_time(name, product, properties)
-    rasters = {b: file for file in sorted(folder.iterdir()) if (b := _band_in(file.name))}
+    rasters: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if (band := _band_in(file.name)) and rasters.setdefault(band, file) != file:
+            raise ValueError(f"{folder} holds {band} twice: {rasters[band].name} and {file.name}")
     sizes_m = {band: BANDS[band].ground_resolution_m for band in rasters if band != "SCL"}
     cloud = properties.get("eo:cloud_cover")  # percent
     return Product(

@@ -1,9 +1,12 @@
 """Products on their grid: pixels to the bit, places over dates, a reason for what is left out."""
 
+import shutil
+
 import numpy as np
 import pytest
 import rasterio
 from make_products import safe_product, zipped
+from rasterio.windows import Window
 
 from preprocess.config import FilterConfig, PackConfig, SelectConfig, SplitConfig
 from preprocess.pack import pack
@@ -120,6 +123,47 @@ def test_products_are_chosen_by_date_and_cloud_and_processed_once(tmp_path):
     found = reasons(safe(tmp_path, select=SelectConfig(date_to="2019-02-01")))
     assert "acquired outside the dates" in found
     assert "another processing of the same acquisition is taken" in reasons(safe(tmp_path))
+
+
+def test_a_product_beside_its_zip_is_packed_once(tmp_path):
+    folder = safe_product(tmp_path / "safe", {(1, 1): 4, (2, 2): 4})
+    shutil.make_archive(str(folder.with_suffix("")), "zip", folder.parent, folder.name)
+    shutil.copytree(folder, tmp_path / "safe" / "copy" / folder.name)
+    config = PackConfig(source=safe(tmp_path / "safe"), output=str(tmp_path / "s"))
+    totals = pack(config, progress=False).provenance["selection"]
+    assert totals["kept"] == 2
+    assert totals["another product of the same acquisition has it"] == 4
+
+
+def test_two_products_of_one_acquisition_share_its_places(tmp_path):
+    safe_product(tmp_path, {(1, 1): 4, (2, 2): 4}, made="20190715T200000")
+    safe_product(tmp_path, {(2, 2): 4, (3, 3): 4}, made="20190715T210000")
+    refs, _ = discovered(safe(tmp_path))
+    assert [(ref.id[-13:-6], ref.id[-6:]) for ref in refs] == [
+        ("T200000", "_01_01"), ("T200000", "_02_02"), ("T210000", "_03_03")
+    ]  # fmt: skip
+    safe_product(tmp_path, {(2, 2): 4}, stamp=WINTER)
+    assert [ref.id[-6:] for ref in discovered(safe(tmp_path))[0]].count("_02_02") == 2
+
+
+def test_a_root_that_links_to_a_product_of_another_name_is_read(tmp_path):
+    link, store = safe_product(tmp_path, {(1, 1): 4}), tmp_path / "store"
+    store.mkdir()
+    link.rename(store / "1f3a")
+    link.symlink_to(store / "1f3a")
+    source, ((ref,), _) = open_source(safe(link)), discovered(safe(link))
+    assert source.read(ref, source.layout()).product == link.stem
+
+
+def test_a_classification_of_another_resolution_is_refused(tmp_path):
+    folder = safe_product(tmp_path, {(1, 1): 4})
+    (path,) = folder.rglob("*_SCL_20m.tif")
+    with rasterio.open(path) as dataset:
+        profile = {**dataset.profile, "width": 10980, "height": 10980}
+    with rasterio.open(path, "w", **profile) as dataset:
+        dataset.write(np.full((120, 120), 4, np.uint8), 1, window=Window(120, 120, 120, 120))
+    with pytest.raises(PatchError, match=r"SCL_20m\.tif: has 10980 x 10980 .* 5490 of 20 m"):
+        discovered(safe(tmp_path))
 
 
 def test_places_on_too_few_dates_are_dropped(tmp_path):

@@ -52,3 +52,12 @@ def test_a_scene_without_rasters_is_refused_by_the_first_band_that_is_missing(tm
     folder.mkdir()
     with pytest.raises(ValueError, match=r"S2A_29RKH_20200219_0_L2A holds no B02 at 10 m"):
         list(open_source(CogL2AConfig(root=str(folder))).discover())
+
+
+def test_a_band_in_two_spellings_is_refused(tmp_path):
+    folder = tmp_path / "S2A_29RKH_20200219_0_L2A"
+    folder.mkdir()
+    for name in ("B02.tif", "blue.tif"):
+        (folder / name).touch()
+    with pytest.raises(ValueError, match=r"0_L2A holds B02 twice: B02\.tif and blue\.tif"):
+        list(open_source(CogL2AConfig(root=str(folder))).discover())
