@@ -130,7 +130,7 @@ def read_groups(
         for band in group.bands:
             path, raster = paths[band], read_raster(paths[band], window)
             grids.append(raster.grid)
-            if fault := _misfit(raster, group, grids[0]):
+            if fault := misfit(raster, group, grids[0]):
                 raise PatchError(path, fault)
             claim = raster.grid.boa_offset
             if claim is not None and tagged not in (None, claim):
@@ -143,7 +143,7 @@ def read_groups(
     return pixels, grids[0], tagged
 
 
-def _misfit(raster: Raster, group: GroupLayout, first: Grid) -> str:
+def misfit(raster: Raster, group: GroupLayout, first: Grid) -> str:
     """Return why a raster cannot be a band of a patch, or an empty string."""
     count, height, width = raster.pixels.shape
     if (count, height, width) != (1, group.size_px, group.size_px):

@@ -23,13 +23,22 @@ from preprocess.config import SourceConfig, require
 from preprocess.grid import Grid
 from preprocess.radiometry import baseline_of
 from preprocess.raster import read_raster
-from preprocess.shards.format import Fractions, Labels, Patch, PatchError, PatchRef, ShardLayout
+from preprocess.shards.format import (
+    Fractions,
+    GroupLayout,
+    Labels,
+    Patch,
+    PatchError,
+    PatchRef,
+    ShardLayout,
+)
 from preprocess.sources.base import (
     Exclusions,
     Groups,
     Source,
     folder_of,
     iso_time,
+    misfit,
     names_in,
     patch_groups,
     read_groups,
@@ -47,6 +56,7 @@ from preprocess.sources.labels import (
     labels_of_shares,
     parquet_file,
     shares_of_codes,
+    split_named,
 )
 from preprocess.tiling import square_name
 
@@ -61,6 +71,7 @@ _V2_PATCH = re.compile(
     r"(?P<product>S2[ABC]_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}"
     r"_T(?P<tile>\d{2}[A-Z]{3}))_\d{2}_\d{2}"
 )
+_MAP = GroupLayout("b10", ("the map",), 120, 10.0)
 _SQUARE = len("_26_57")  # suffix of a v2 patch name after its product name
 
 Row = tuple[str, Labels, str]  # table row of a v2 patch: split, labels, name in v1
@@ -238,12 +249,12 @@ class _Table:
         self._positions = {names[codes[part[0]]]: part for part in parts}
 
     def of_product(self, product: str) -> dict[str, Row]:
-        """Return the rows of one product by patch; ``ValueError`` for a class not among the 19."""
+        """Return a product's rows by patch; ``ValueError`` for an unknown class or split."""
         positions = self._positions.get(product)
         rows = [] if positions is None else self._columns.take(positions).to_pylist()
         return {
             row["patch_id"]: (
-                row["split"] or "",
+                split_named(row["split"], row["patch_id"]),
                 _labels_of_19(tuple(row["labels"])) if row["labels"] else {},
                 row.get(V1_NAME) or "",
             )
@@ -362,9 +373,8 @@ class BigEarthNetV2(Source):
         if not path.is_file():
             return {}  # unknown, as opposed to not irrigated
         found = read_raster(path)
-        if (found.grid.transform, found.grid.crs) != (grid.transform, grid.crs):
-            where = f"{found.grid.crs} {found.grid.transform}"
-            raise PatchError(path, f"lies at {where}, its patch at {grid.crs} {grid.transform}")
+        if fault := misfit(found, _MAP, grid):  # the patch may be of 20 or 60 m bands alone
+            raise PatchError(path, fault)
         try:
             return shares_of_codes(found.pixels)
         except ValueError as error:

@@ -171,6 +171,15 @@ _LIST = re.compile(r"\[(['\"\d-].*)?\]", re.DOTALL)  # as pandas writes lists in
 _log = logging.getLogger(__name__)
 
 
+def split_named(value: Any, whose: str) -> str:
+    """Return train, validation, test or empty for a cell; ``ValueError`` for another split."""
+    text = _text(value)
+    if text not in _SPLITS:
+        named = ", ".join(name for name in _SPLITS if name)
+        raise ValueError(f"the split of {whose} is {value!r}; give {named}, or leave it")
+    return _SPLITS[text]
+
+
 class LabelTable:
     """Splits and classes by id, from a table; a column with an empty name is not read.
 
@@ -187,20 +196,15 @@ class LabelTable:
         self._path, self._repeated = path, 0
         rows: dict[str, Row] = {}
         for name, cell, split in _read_rows(path, [id_column, label_column, split_column]):
-            patch_id, part = without_suffix(_text(name)), _text(split)
+            patch_id = without_suffix(_text(name))
             if not patch_id:
                 continue  # spreadsheets leave blank lines at the end
-            if part not in _SPLITS:
-                named = ", ".join(name for name in _SPLITS if name)
-                raise ValueError(
-                    f"{path}: the split of {name} is {split!r}; give {named}, or leave it"
-                )
             if isinstance(cell, str) and _LIST.fullmatch(cell.strip()):
                 raise ValueError(
                     f"{path}: the classes of {name} are {cell}, a list written as text; part them "
                     "by semicolons, or give the table as parquet"
                 )
-            row = (_SPLITS[part], _names(cell))
+            row = (split_named(split, f"{name} in {path}"), _names(cell))
             self._repeated += patch_id in rows
             if rows.setdefault(patch_id, row) != row:
                 raise ValueError(f"{path} lists {name} twice, and differently; leave one line")

@@ -212,10 +212,31 @@ def test_a_map_of_other_codes_or_ground_is_named(tmp_path):
         moved(tmp_path / "place")
 
 
+    with pytest.raises(PatchError, match=r"_reference_map\.tif: is 1 band\(s\) of 60 x 60"):
+        with_map(tmp_path / "size", np.full((60, 60), 211))
+
+
 def moved(root):
     source, patch = with_map(root, np.full((120, 120), 211))
-    write_map(root, patch.id, np.full((120, 120), 211), resolution_m=20)
+    there = rasterio.Affine(10, 0, 404410, 0, -10, 5342400)
+    write_map(root, patch.id, np.full((120, 120), 211), transform=there)
     return source.read(next(iter(source.discover())), source.layout())
+
+
+@pytest.mark.parametrize("bands", [["B05"], ["B01", "B09"]])
+def test_coarse_bands_alone_have_the_labels_of_the_same_map(tmp_path, bands):
+    _, patch = with_map(tmp_path, np.full((120, 120), 212), bands=bands)
+    assert patch.labels["irrigation_regular"] == ("irrigated",)
+
+
+def test_a_split_of_a_table_is_one_that_evaluation_knows(tmp_path):
+    rows = [(f"{PRODUCT}_04_55", "val", ["Pastures"]), (f"{PRODUCT}_26_57", None, ["Pastures"])]
+    write_table(write_v2(tmp_path) / "metadata.parquet", rows)
+    source = open_source(BigEarthNetV2Config(root=str(tmp_path)))
+    assert [ref.split for ref in source.discover()] == ["validation", ""]
+    write_table(tmp_path / "metadata.parquet", [(f"{PRODUCT}_04_55", "Train", ["Pastures"])])
+    with pytest.raises(ValueError, match=r"the split of S2A.*_04_55 is 'Train'; give train"):
+        list(source.discover())
 
 
 def test_shares_of_the_real_map_are_those_of_its_pixels(real_data):

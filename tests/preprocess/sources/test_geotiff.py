@@ -384,7 +384,7 @@ def test_a_table_names_classes_and_splits_by_whole_id(tmp_path, suffix):
         ("name,label\na,x", "has no column 'id'; it has name, label"),
         (
             "id,label,split\na,x,validate",
-            "the split of a is 'validate'; give train, validation, val, test, or leave it",
+            "the split of a in .* is 'validate'; give train, validation, val, test, or leave it",
         ),
         ("id,label,split\na,x,\na.tif,y,", "lists a.tif twice"),
         ("id,label,split\nz,x,", "none of the 1 patches .* its ids should look like a"),
