@@ -35,7 +35,7 @@ from preprocess.shards.format import (
     PatchRef,
     ShardLayout,
 )
-from preprocess.sources.base import PRODUCT, Exclusions, Groups, Source, folder_of, iso_time
+from preprocess.sources.base import PRODUCT, Exclusions, Groups, Source, folder_of, iso_time, nfc
 from preprocess.sources.geotiff_files import (
     GeotiffConfig,
     Patches,
@@ -141,10 +141,11 @@ class Geotiff(Source):
         paths = () if config.file_bands else [path for _, path in patches]
         found = {band for path in paths for band in files_by_band(root, path)}
         held = config.file_bands or [band for band in BANDS if band in found]
-        foreign = [band for band in config.bands if band not in held]
+        foreign = [band for band in (*config.bands, *config.nodata_by_band) if band not in held]
         if foreign:
             raise ValueError(
-                f"source.bands names {foreign[0]}, which "
+                f"source.{'bands' if foreign[0] in config.bands else 'nodata_by_band'} names "
+                f"{foreign[0]}, which "
                 f"{'source.file_bands does not' if config.file_bands else 'no file holds'}: "
                 f"{', '.join(held)}"
             )
@@ -228,7 +229,7 @@ class Geotiff(Source):
         product, whole = PRODUCT.search(path), Path(self.config.root) / path
         facts = {**product.groupdict(), "product": product[0]} if product else {}
         if self.config.path_pattern:
-            found = re.search(self.config.path_pattern, path)
+            found = re.search(nfc(self.config.path_pattern), nfc(path))
             if found is None:
                 raise PatchError(whole, "source.path_pattern does not match its path")
             facts |= {name: text for name, text in found.groupdict().items() if text}

@@ -1,5 +1,7 @@
 """GeoTIFFs of any kind: declared bands, units, offsets and labels; pixels to the bit."""
 
+import unicodedata
+
 import h5py
 import numpy as np
 import pyarrow as pa
@@ -186,6 +188,14 @@ def test_pieces_of_a_file_are_places_of_their_own_on_all_dates(tmp_path):
     assert [patch.place for patch in found] == 2 * ["007_000_000", "007_000_001"]
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_place_is_the_same_text_however_a_path_is_composed(tmp_path, form):
+    folder = tmp_path / unicodedata.normalize(form, "Fürth_1")
+    write_geotiff(folder / "a.tif", np.full((1, 12, 12), 500, np.uint16))
+    source = exports(tmp_path, file_bands=["B02"], path_pattern="(?P<place>Fü.*)/")
+    assert [patch.place for patch in read_all(source).values()] == ["Fürth_1"]
+
+
 def test_a_folder_and_a_prefix_of_one_name_are_one_id_twice(tmp_path):
     band_files(tmp_path / "tifs", "a/", ["B02"])
     band_files(tmp_path / "tifs", "a_", ["B02"], value=1500)
@@ -265,6 +275,13 @@ def test_a_declared_nodata_that_the_files_cannot_hold_is_refused(tmp_path, mark)
     write_geotiff(tmp_path / "a.tif", np.full((2, 12, 12), 500, np.uint16))
     with pytest.raises(PatchError, match=r"source\.nodata is .*, which pixels of uint16 cannot be"):
         read_all(exports(tmp_path, file_bands=["B02", "B03"], **mark))
+
+
+def test_nodata_of_a_band_that_no_file_holds_is_refused(tmp_path):
+    band_files(tmp_path, "a_", ["B02", "B8A"])
+    for bands in ([], ["B02"]):
+        with pytest.raises(ValueError, match=r"source\.nodata_by_band names B08, which"):
+            exports(tmp_path, nodata_by_band={"B8": 7}, file_bands=bands).layout()
 
 
 def test_a_declared_offset_is_taken_out_and_recorded(tmp_path):
