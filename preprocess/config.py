@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.bands import canonical_names
-from preprocess.radiometry import BOA_OFFSET
 
 
 class OnError(Enum):
@@ -278,16 +277,17 @@ class ProductsConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         SourceConfig.__post_init__(self)
-        check_offsets(self.override_offset, boa_offset=self.boa_offset)
+        check_offsets(self.override_offset, self.boa_offset)
 
 
-def check_offsets(override: bool, **offsets: int | None) -> None:
-    """Reject offsets that no product has, by their keys, and an override without an offset."""
-    odd = [f"source.{k} is {v}" for k, v in offsets.items() if v not in (None, 0, BOA_OFFSET)]
+def check_offsets(override: bool, boa: int | None, reprocessed: int | None = None) -> None:
+    """Reject offsets that no product has, and an override without an offset."""
+    given = {"source.boa_offset": boa, "source.reprocessed_offset": reprocessed}
+    odd = [f"{key} is {value}" for key, value in given.items() if value not in (None, 0, -1000)]
     require_all(
-        (not odd, f"{' and '.join(odd)}; give {BOA_OFFSET} or 0, which is added to the numbers"),
+        (not odd, f"{' and '.join(odd)}; give -1000 or 0, which is added to the numbers"),
         (
-            not override or offsets["boa_offset"] is not None,
+            not override or boa is not None,
             "source.override_offset is true, but source.boa_offset is not set; give the offset too",
         ),
     )
@@ -420,21 +420,18 @@ def read_polygons(path: str) -> list[list[list[list[float]]]]:
     try:
         polygons = list(_polygons_in(json.loads(Path(path).read_bytes())))
         rings = [ring for polygon in polygons for ring in polygon]
-        odd = [r for r in rings if len(r) < 4 or not all(map(_in_degrees, r))]
+        inside = [-180 <= p[0] <= 180 and -90 <= p[1] <= 90 for ring in rings for p in ring]
+        whole = all(inside) and all(len(ring) >= 4 for ring in rings)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"geojson: {path} cannot be read as GeoJSON ({error})") from error
     require_all(
         (bool(rings), f"geojson: {path} holds no polygon"),
         (
-            not odd,
+            whole,
             f"geojson: {path} has a ring that is no polygon in degrees (longitude, latitude)",
         ),
     )
     return polygons
-
-
-def _in_degrees(point: list[float]) -> bool:
-    return -180 <= point[0] <= 180 and -90 <= point[1] <= 90
 
 
 def _polygons_in(node: dict[str, Any]) -> list[Any]:

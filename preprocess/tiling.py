@@ -71,11 +71,9 @@ def square_name(of: str, column: int, row: int) -> str:
 
 def listed_squares(of: str, names: Set[str]) -> Flags:
     """Return whether ``names`` contains each square of a tile or product, (columns, rows)."""
-    listed = np.zeros((SIDE, SIDE), bool)
     # compare complete names: a substring search would drop 1_25 with 1_2
-    for column, row in np.ndindex(SIDE, SIDE) if names else ():
-        listed[column, row] = square_name(of, column, row) in names
-    return listed
+    squares = np.ndindex(SIDE, SIDE)
+    return np.array([square_name(of, *at) in names for at in squares]).reshape(SIDE, SIDE)
 
 
 def zone_bounds(tile: str) -> tuple[float, float]:
@@ -187,10 +185,6 @@ class Ground:
     # excluded squares by reason; the first reason counts
     unwanted: dict[str, Flags]
     blocks: dict[tuple[int, int], tuple[str, str]]  # block and split of wanted squares, if any
-
-    def block(self, column: int, row: int) -> tuple[str, str]:
-        """Return block and split of a square; two empty strings without blocks."""
-        return self.blocks.get((column, row), ("", ""))
 
 
 def ground_of(grid: TileGrid, config: ProductsConfig, excluded: Set[str]) -> Ground:

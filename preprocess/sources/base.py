@@ -167,12 +167,6 @@ def folder_of(root: str) -> Path:
     return Path(root)
 
 
-def names_in(folder: Path) -> list[str]:
-    """Return the sorted names in a folder, without the type of each, which would take minutes."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries)
-
-
 def iso_time(stamp: str) -> str:
     """Return a UTC time from a product name, such as ``20170613T101031``, in ISO 8601."""
     return datetime.strptime(stamp, "%Y%m%dT%H%M%S").isoformat() + "Z"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,15 +24,7 @@ from preprocess.config import SourceConfig, require
 from preprocess.grid import Grid
 from preprocess.radiometry import baseline_of
 from preprocess.raster import read_raster
-from preprocess.shards.format import (
-    Fractions,
-    GroupLayout,
-    Labels,
-    Patch,
-    PatchError,
-    PatchRef,
-    ShardLayout,
-)
+from preprocess.shards.format import Fractions, Labels, Patch, PatchError, PatchRef, ShardLayout
 from preprocess.sources.base import (
     Exclusions,
     Groups,
@@ -39,7 +32,6 @@ from preprocess.sources.base import (
     folder_of,
     iso_time,
     misfit,
-    names_in,
     patch_groups,
     read_groups,
     read_splits,
@@ -71,7 +63,7 @@ _V2_PATCH = re.compile(
     r"(?P<product>S2[ABC]_MSIL2A_(?P<time>\d{8}T\d{6})_N\d{4}_R\d{3}"
     r"_T(?P<tile>\d{2}[A-Z]{3}))_\d{2}_\d{2}"
 )
-_MAP = GroupLayout("b10", ("the map",), 120, 10.0)
+(_MAP,) = patch_groups(["B02"])  # reference maps have pixels of 10 m
 _SQUARE = len("_26_57")  # suffix of a v2 patch name after its product name
 
 Row = tuple[str, Labels, str]  # table row of a v2 patch: split, labels, name in v1
@@ -177,7 +169,7 @@ class BigEarthNetV1(V1Tree):
         splits = read_splits(dict(zip(("train", "validation", "test"), lists, strict=True)))
         excluded = Exclusions(config.exclude_lists)
         folder_of(config.root)
-        found = [name for name in names_in(self.tree()) if _V1_PATCH.fullmatch(name)]
+        found = [name for name in _names_in(self.tree(), "S") if _V1_PATCH.fullmatch(name)]
         names = [name for name in found if name.startswith("S2")]
         if not names:
             raise ValueError(
@@ -382,8 +374,10 @@ class BigEarthNetV2(Source):
 
 
 def _names_in(folder: Path, prefix: str) -> list[str]:
-    names = names_in(folder) if folder.is_dir() else []
-    return [name for name in names if name.startswith(prefix)]
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # without the type of each, which would take minutes
+        return sorted(entry.name for entry in entries if entry.name.startswith(prefix))
 
 
 def _check_found(root: Path, config: BigEarthNetV2Config, num_found: int, num_listed: int) -> None:

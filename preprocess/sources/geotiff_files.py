@@ -93,11 +93,7 @@ class GeotiffConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         SourceConfig.__post_init__(self)
-        check_offsets(
-            self.override_offset,
-            boa_offset=self.boa_offset,
-            reprocessed_offset=self.reprocessed_offset,
-        )
+        check_offsets(self.override_offset, self.boa_offset, self.reprocessed_offset)
         self.file_bands = canonical_names(self.file_bands)
         self.label_set = self.label_set or self.name
         self.nodata_by_band = {canonical_name(b): mark for b, mark in self.nodata_by_band.items()}

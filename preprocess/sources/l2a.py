@@ -15,7 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.config import ProductsConfig, SelectConfig
-from preprocess.radiometry import Classes, Numbers, Offset, contradiction, decide, harmonise
+from preprocess.radiometry import (
+    DARK_BANDS,
+    Classes,
+    Numbers,
+    Offset,
+    contradiction,
+    decide,
+    harmonise,
+)
 from preprocess.raster import read_classes, read_coarse, read_grid, read_raster, session
 from preprocess.shards.format import (
     NODATA,
@@ -77,8 +85,8 @@ class Product:
     acquired: str  # ISO 8601, UTC; only a day if the time is unknown
     baseline: str  # processing baseline, if known
     bands: dict[str, Path]  # raster by band, at the ground resolution to be read
-    outline: Path | None  # raster of the coarsest resolution available: its zeros are nodata
-    dark: dict[str, Path]  # rasters to search for dark pixels, the coarsest available
+    # each band's coarsest raster, the coarsest first: its zeros are nodata
+    coarsest: dict[str, Path]
     scl: Path | None = None  # scene classification map, if there is one
     scl_m: int = 20  # ground resolution of the map in metres
     claims: dict[str, int | None] = field(default_factory=dict)  # stated offsets, strongest first
@@ -211,7 +219,8 @@ class Products(Source):
         # 2000 averages class numbers, so that cloud next to shadow becomes water.
         thinned = None if classes is None else classes[1::3, 1::3]
         size_px = _COARSE_PX if thinned is None else thinned.shape[0]
-        pixels = {band: _dark_pixels(path, size_px) for band, path in product.dark.items()}
+        dark = [band for band in DARK_BANDS if band in product.coarsest]
+        pixels = {band: _dark_pixels(product.coarsest[band], size_px) for band in dark}
         found = contradiction(offset.value, pixels, thinned)
         if not found:
             return
@@ -267,9 +276,8 @@ class Products(Source):
         classes = _classes(product)
         self._check_dark_pixels(product, classes)
         limits = self.config.filter
-        valid = np.ones((SIDE, SIDE), np.float32)
-        if product.outline:
-            valid = shares_of(read_raster(product.outline).pixels[0] != NODATA)
+        outline = next(iter(product.coarsest.values()))
+        valid = shares_of(read_raster(outline).pixels[0] != NODATA)
         if classes is None:
             yield NO_DATA, valid < limits.min_valid
             return
@@ -339,7 +347,7 @@ def _references(
         rare[good] = [days[place] < min_dates for place in _places(product, good)]
         yield from _drop(product, TOO_FEW_DATES, rare)
         for column, row in np.argwhere(good & ~rare).tolist():
-            block, split = ground.block(column, row)
+            block, split = ground.blocks.get((column, row), ("", ""))
             patch_id = square_name(product.name, column, row)
             yield PatchRef(patch_id, product.path, split=split, block=block)
 

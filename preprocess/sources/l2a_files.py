@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from xml.etree import ElementTree
 
 from preprocess.bands import BANDS, L2A_BANDS, canonical_name
 from preprocess.config import ProductsConfig, require
-from preprocess.radiometry import DARK_BANDS, QUANTIFICATION, baseline_of, offset_of
+from preprocess.radiometry import QUANTIFICATION, baseline_of, offset_of
 from preprocess.raster import IN_ZIP
 from preprocess.sources.base import (
     GEOTIFF_SUFFIXES,
@@ -93,11 +94,6 @@ def find_products(root: Path) -> list[str]:
     return sorted(found)
 
 
-def _folder(root: Path, path: str) -> Path:
-    """Return a product's folder or file; the root's parent is not that of a link to it."""
-    return root.absolute() if path.startswith("../") else root / path
-
-
 def _is_product(name: str) -> bool:
     known = PurePosixPath(name).suffix in ("", ".SAFE", ".zip")  # no checksums, other archives
     return known and _name_of(name) is not None
@@ -111,7 +107,8 @@ def _name_of(name: str) -> re.Match[str] | None:
 @lru_cache(maxsize=256)  # else described again for every patch
 def describe_product(root: Path, path: str, groups: Groups) -> Product:
     """Return a product from its name, its metadata and its file names."""
-    product = _folder(root, path)
+    # root / "../NAME" would be beside the target of a root that is a link
+    product = root.absolute() if path.startswith("../") else root / path
     name = _name_of(product.name)
     if name is None:
         raise ValueError(f"{product} is not named as an L2A product")
@@ -123,7 +120,8 @@ def describe_product(root: Path, path: str, groups: Groups) -> Product:
     rasters = {(at["band"], int(at["resolution"])): raster for at, raster in found if at}
     coarsest: dict[str, Path] = {}
     for (band, _), raster in sorted(rasters.items(), key=lambda entry: -entry[0][1]):
-        coarsest.setdefault(band, raster)
+        if band != "SCL":
+            coarsest.setdefault(band, raster)
     sizes_m = [(band, int(group.ground_resolution_m)) for group in groups for band in group.bands]
     claims, cloud_percent = _read_metadata(product, names)
     baseline = baseline_of(name[0])
@@ -136,8 +134,7 @@ def describe_product(root: Path, path: str, groups: Groups) -> Product:
         acquired=iso_time(name["acquired"]),
         baseline=baseline,
         bands={key[0]: rasters[key] for key in sizes_m if key in rasters},
-        outline=next((raster for band, raster in coarsest.items() if band != "SCL"), None),
-        dark={band: coarsest[band] for band in DARK_BANDS if band in coarsest},
+        coarsest=coarsest,
         scl=rasters.get(("SCL", scl_m)),
         scl_m=scl_m,
         claims={"xml": claims, "name": offset_of(baseline)},
@@ -180,16 +177,12 @@ def _read_metadata(product: Path, names: list[str]) -> tuple[int | None, float |
     name = next((name for name in names if PurePosixPath(name).name == METADATA_NAME), None)
     if name is None:
         return None, None
-    if product.is_dir():
-        content = (product / name).read_bytes()
-    else:
-        with zipfile.ZipFile(product) as archive:
-            content = archive.read(name)
+    base = product if product.is_dir() else zipfile.Path(product)
     try:
-        root = ElementTree.fromstring(content)
+        root = ElementTree.fromstring((base / name).read_bytes())
         cloud = root.findtext(".//Cloud_Coverage_Assessment")
         return offset_in(root), float(cloud) if cloud else None
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{product / name} is not the metadata of a product ({error})") from error
 
 
@@ -238,7 +231,7 @@ def find_items(root: Path) -> list[str]:
 @lru_cache(maxsize=256)  # else described again for every patch
 def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) -> Product:
     """Return a scene's product from its STAC item, else from its name."""
-    folder = _folder(root, path)
+    folder = root.absolute() if path.startswith("../") else root / path
     name = folder.name
     item = _read_item(folder, name)
     properties = item.get("properties", {})
@@ -249,7 +242,7 @@ def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) ->
     for file in sorted(folder.iterdir()):
         if (band := _band_in(file.name)) and rasters.setdefault(band, file) != file:
             raise ValueError(f"{folder} holds {band} twice: {rasters[band].name} and {file.name}")
-    sizes_m = {band: BANDS[band].ground_resolution_m for band in rasters if band != "SCL"}
+    scl = rasters.pop("SCL", None)
     cloud = properties.get("eo:cloud_cover")  # percent
     return Product(
         path=path,
@@ -258,9 +251,8 @@ def describe_item(root: Path, path: str, groups: Groups, decimation: int = 1) ->
         acquired=acquired,
         baseline=baseline,
         bands={band: rasters[band] for g in groups for band in g.bands if band in rasters},
-        outline=rasters[max(sizes_m, key=lambda band: sizes_m[band])] if sizes_m else None,
-        dark={band: rasters[band] for band in DARK_BANDS if band in rasters},
-        scl=rasters.get("SCL"),
+        coarsest=dict(sorted(rasters.items(), key=lambda r: -BANDS[r[0]].ground_resolution_m)),
+        scl=scl,
         scl_m=20 * decimation,
         claims=claims_of(item, baseline),
         cloud_percent=None if cloud is None else float(cloud),

@@ -301,8 +301,6 @@ def _read_parquet(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
         _check_columns(path, columns, file.schema_arrow.names)
         for batch in file.iter_batches(columns=columns):
             yield from batch.to_pylist()
-    except OSError:
-        raise
     except ValueError as error:  # pyarrow's errors are ValueErrors too, but lack the path
         raise ValueError(f"the table {path} cannot be used ({error})") from error
 

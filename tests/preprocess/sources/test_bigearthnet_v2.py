@@ -211,7 +211,6 @@ def test_a_map_of_other_codes_or_ground_is_named(tmp_path):
     with pytest.raises(PatchError, match=r"_reference_map\.tif: lies at EPSG"):
         moved(tmp_path / "place")
 
-
     with pytest.raises(PatchError, match=r"_reference_map\.tif: is 1 band\(s\) of 60 x 60"):
         with_map(tmp_path / "size", np.full((60, 60), 211))
 

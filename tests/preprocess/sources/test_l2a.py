@@ -1,6 +1,7 @@
 """Products on their grid: pixels to the bit, places over dates, a reason for what is left out."""
 
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -244,7 +245,14 @@ def test_broken_metadata_and_zips_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"MTD_MSIL2A\.xml is not the metadata of a product"):
         discovered(safe(tmp_path))
     path = zipped(folder)
-    path.write_bytes(path.read_bytes()[:1000])
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        (info,) = [i for i in archive.infolist() if i.filename.endswith("MTD_MSIL2A.xml")]
+    data = info.header_offset + 30 + len(info.filename)
+    path.write_bytes(content[:data] + b"\xff" + content[data + 1 :])
+    with pytest.raises(ValueError, match=r"MTD_MSIL2A\.xml is not the metadata of a product"):
+        discovered(safe(tmp_path))
+    path.write_bytes(content[:1000])
     with pytest.raises(ValueError, match="cannot be read as a zip"):
         discovered(safe(tmp_path))
 
