@@ -101,8 +101,8 @@ def _tile_grid(product: Product, group: GroupLayout) -> tuple[TileGrid, int | No
     size_m, (a, _, x, _, _, y) = group.ground_resolution_m, found.transform
     if fault := found.fault(size_m):
         raise PatchError(path, fault)
-    if not found.epsg:
-        raise PatchError(path, f"lies in {found.crs}, which is not a UTM zone")
+    if found.epsg - int(product.tile[:2]) not in (32600, 32700):  # north, south
+        raise PatchError(path, f"lies in {found.crs}, not in the UTM zone of tile {product.tile}")
     if found.width != TILE_M / size_m or found.height != found.width:
         has = f"has {found.width} x {found.height} pixels of {a:g} m"
         raise PatchError(path, f"{has}, a tile has {TILE_M / size_m:g} of {size_m:g} m")

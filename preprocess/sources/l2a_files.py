@@ -297,6 +297,8 @@ def baseline_in(product: str, properties: Item) -> str:
 
 def _tile_and_time(name: str, product: str, properties: Item) -> tuple[str, str]:
     original, item = _ORIGINAL.search(product), _ITEM.search(name)
+    if original and item and original["tile"] != item["tile"].zfill(5):
+        raise ValueError(f"{name}: its STAC item is of {product[:-1]}; put its own in its place")
     if original:
         return original["tile"], stated_time(properties) or iso_time(original["time"])
     if item:
@@ -311,7 +313,7 @@ def _tile_and_time(name: str, product: str, properties: Item) -> tuple[str, str]
 def stated_time(properties: Item) -> str:
     """Return the time of acquisition stated in an item, in ISO 8601; empty if there is none."""
     # fractions of a second differ between archives of the same acquisition
-    return re.sub(r"\.\d+Z$", "Z", str(properties.get("datetime") or ""))
+    return re.sub(r"(\.\d+)?(Z|\+00:00)$", "Z", str(properties.get("datetime") or ""))
 
 
 def _names_scene(name: str) -> bool:

@@ -278,7 +278,8 @@ def test_scale_tags_of_the_files_are_claims_about_the_offset(tmp_path, offset, c
         ("EPSG:32610", (10, 10), "is south-up"),
         ("EPSG:3857", (10, -10), "metres are not the ground's"),
         ("EPSG:4326", (10, -10), "whose units are not metres"),
-        ("+proj=tmerc +lat_0=5 +lon_0=15.5 +units=m", (10, -10), "which is not a UTM zone"),
+        ("+proj=tmerc +lat_0=5 +lon_0=15.5 +units=m", (10, -10), "not in the UTM zone of tile"),
+        ("EPSG:32611", (10, -10), "EPSG 32611, not in the UTM zone of tile 10SFH"),
     ],
 )
 def test_a_product_on_another_grid_is_refused(tmp_path, crs, step, reason):

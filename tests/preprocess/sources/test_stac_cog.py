@@ -1,9 +1,11 @@
 """STAC items: what they say of the offset, and what they leave open."""
 
+import json
+
 import pytest
 
 from preprocess.sources import open_source
-from preprocess.sources.l2a_files import CogL2AConfig, baseline_in, claims_of
+from preprocess.sources.l2a_files import CogL2AConfig, baseline_in, claims_of, stated_time
 
 
 def item_of(**properties):
@@ -61,3 +63,18 @@ def test_a_band_in_two_spellings_is_refused(tmp_path):
         (folder / name).touch()
     with pytest.raises(ValueError, match=r"0_L2A holds B02 twice: B02\.tif and blue\.tif"):
         list(open_source(CogL2AConfig(root=str(folder))).discover())
+
+
+def test_the_item_of_another_scene_is_refused(tmp_path):
+    folder = tmp_path / "S2A_29RKH_20200219_0_L2A"
+    folder.mkdir()
+    name = "S2B_MSIL2A_20210101T184921_N0214_R113_T10SFH_20210101T184921"
+    item = item_of(**{"sentinel:product_id": name})
+    (folder / "item.json").write_text(json.dumps(item))
+    with pytest.raises(ValueError, match=rf"20200219_0_L2A: its STAC item is of {name}"):
+        list(open_source(CogL2AConfig(root=str(folder))).discover())
+
+
+@pytest.mark.parametrize("end", ["Z", ".024Z", "+00:00", ".024+00:00"])
+def test_one_time_is_one_text_in_all_archives(end):
+    assert stated_time({"datetime": f"2020-02-19T11:34:25{end}"}) == "2020-02-19T11:34:25Z"
