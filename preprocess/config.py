@@ -400,9 +400,9 @@ def parse_interval(interval: str) -> tuple[str, str]:
     Raises:
         ValueError: the text is not an interval.
     """
-    first, _, last = interval.partition("/")
+    first, slash, last = interval.partition("/")
     try:
-        days = date.fromisoformat(first), date.fromisoformat(last or first)
+        days = date.fromisoformat(first), date.fromisoformat(last if slash else first)
         require(days[0] <= days[1], "ends before it begins")
     except ValueError as error:
         raise ValueError(

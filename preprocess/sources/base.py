@@ -169,6 +169,8 @@ def folder_of(root: str) -> Path:
 
 def iso_time(stamp: str) -> str:
     """Return a UTC time from a product name, such as ``20170613T101031``, in ISO 8601."""
+    if len(stamp) != 15:  # strptime would read 2020111 as 1 November
+        raise ValueError(f"{stamp!r} is not a time such as 20170613T101031")
     return datetime.strptime(stamp, "%Y%m%dT%H%M%S").isoformat() + "Z"
 
 

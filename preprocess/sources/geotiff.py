@@ -101,7 +101,6 @@ class Geotiff(Source):
 
     def read(self, ref: PatchRef, layout: ShardLayout) -> Patch:
         """Read the bands of the layout from the files of one patch."""
-        self._offset(ref.path, None)  # fail before reading if no offset is known or declared
         numbers, grid, tagged = read_pixels(self.config, ref, layout.groups)
         root = Path(self.config.root)
         try:

@@ -122,6 +122,12 @@ def test_a_day_is_kept_as_it_compares_with_days_of_products(spelled):
     assert parse_interval(f"{spelled}/20190930") == ("2019-07-01", "2019-09-30")
 
 
+@pytest.mark.parametrize("interval", ["2019-07-01/", "/2019-07-01", "2019-07-01/..", "", "/"])
+def test_an_interval_without_an_end_is_refused_and_not_one_day(interval):
+    with pytest.raises(ValueError, match=r"give days or intervals such as 2019-01-01/2019-03-31"):
+        parse_interval(interval)
+
+
 @pytest.mark.parametrize("kind", [CogL2AConfig, GeotiffConfig, SafeL2AConfig])
 def test_an_offset_of_the_wrong_sign_or_size_is_refused(kind):
     assert [kind(boa_offset=offset).boa_offset for offset in (-1000, 0, None)] == [-1000, 0, None]

@@ -188,6 +188,14 @@ def test_pieces_of_a_file_are_places_of_their_own_on_all_dates(tmp_path):
     assert [patch.place for patch in found] == 2 * ["007_000_000", "007_000_001"]
 
 
+@pytest.mark.parametrize("stamp", ["2020111T101031", "2020111", "20201301", "20200131T1010"])
+def test_a_time_that_may_be_read_in_two_ways_is_rejected(tmp_path, stamp):
+    write_geotiff(tmp_path / f"{stamp}.tif", np.full((1, 12, 12), 500, np.uint16))
+    source = exports(tmp_path, file_bands=["B02"], path_pattern=r"(?P<acquired>\d+T?\d*)")
+    with pytest.raises(PatchError, match=rf"acquired is '{stamp}', not as 20200131T101031"):
+        read_all(source)
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_place_is_the_same_text_however_a_path_is_composed(tmp_path, form):
     folder = tmp_path / unicodedata.normalize(form, "Fürth_1")
