@@ -27,11 +27,12 @@ def temporary_path(path: Path) -> Path:
 
 def is_abandoned(path: Path) -> bool:
     """Return whether a temporary path belongs to a process of this machine that has ended."""
-    owner = re.search(r"\.([^.]+)-(\d+)\.tmp$", path.name)
-    if owner is None or owner[1] != os.uname().nodename:
+    # node names may have dots: those of many clusters are full domain names
+    owner = re.search(rf"\.{re.escape(os.uname().nodename)}-(\d+)\.tmp$", path.name)
+    if owner is None:
         return False
     try:
-        os.kill(int(owner[2]), 0)  # signal 0 checks whether the process exists
+        os.kill(int(owner[1]), 0)  # signal 0 checks whether the process exists
     except ProcessLookupError:
         return True
     except PermissionError:

@@ -209,13 +209,21 @@ def summarise(counts: npt.NDArray[np.int64]) -> BandStatistics:
     )
 
 
+def _counted(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the keys of label counts: the classes, and a key of its own for unlabelled patches."""
+    unlabelled = _UNKNOWN
+    while unlabelled in classes:  # a folder of images may well have this name
+        unlabelled = f"({unlabelled})"
+    return (*classes, unlabelled)
+
+
 def build_manifest(
     folder: Path, origin: ShardOrigin, layout: ShardLayout, entries: Sequence[ShardEntry]
 ) -> Manifest:
     """Return the manifest of finished shards, without writing it."""
     total = empty_histogram(len(layout.bands))
     products = Counter[tuple[Any, ...]]()
-    labels = {s.name: dict.fromkeys((*s.classes, _UNKNOWN), 0) for s in layout.label_sets}
+    labels = {s.name: dict.fromkeys(_counted(s.classes), 0) for s in layout.label_sets}
     for entry in entries:
         with open_shard(folder / entry.file) as file:
             total += file[HISTOGRAM][()]

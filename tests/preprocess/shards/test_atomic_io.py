@@ -3,13 +3,17 @@
 import errno
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
 from preprocess.shards.atomic_io import (
     append_json_line,
     atomic_path,
+    is_abandoned,
     read_json_lines,
+    temporary_path,
     write_json,
     write_text,
 )
@@ -85,3 +89,16 @@ def test_a_file_that_cannot_be_flushed_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"Input/output error.*a\.txt"):
         write_text(tmp_path / "a.txt", "text")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("node", ["node1", "node-1", "gpu017.cluster.example.org"])
+def test_what_the_dead_left_is_known_whatever_the_name_of_the_node(tmp_path, monkeypatch, node):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    name = os.uname_result(("Linux", node, "6.1", "#1", "x86_64"))
+    monkeypatch.setattr(os, "uname", lambda: name)
+    living = temporary_path(tmp_path / "shard-00000.h5")
+    monkeypatch.setattr(os, "getpid", lambda: dead.pid)
+    left = temporary_path(tmp_path / "shard-00000.h5")
+    elsewhere = left.with_name(left.name.replace(node, f"other-{node}"))
+    assert [is_abandoned(path) for path in (living, left, elsewhere)] == [False, True, False]

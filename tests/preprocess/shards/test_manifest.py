@@ -92,3 +92,9 @@ def test_a_label_set_is_single_or_multi():
 def test_bigearthnet_takes_160000_bytes_a_sample(tmp_path):
     layout = read_manifest(packed_arrays(tmp_path / "s", 1, size_px=120, num_shards=1)).layout
     assert layout.sample_bytes == 160_000
+
+
+def test_a_class_may_be_called_as_unlabelled_patches_are(tmp_path):
+    folder = packed_arrays(tmp_path / "s", 8, classes=("unknown", "(unknown)", "field"))
+    counts = read_manifest(folder).provenance["label_counts"]["labels"]
+    assert counts == {"unknown": 3, "(unknown)": 3, "field": 2, "((unknown))": 0}
