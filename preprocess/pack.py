@@ -80,10 +80,10 @@ class ShardRecord:
 
 def read_record(output: Path, shard: int, plan: str) -> ShardRecord | None:
     """Return the record of a shard, or None if it has not been packed under this plan."""
-    path = _record_path(output, shard)
-    if not path.is_file():
+    try:
+        data = json.loads(_record_path(output, shard).read_bytes())
+    except FileNotFoundError:
         return None
-    data = json.loads(path.read_bytes())
     if data["plan"] != plan:
         return None
     entry = ShardEntry(**data["entry"]) if data["entry"] is not None else None
@@ -107,16 +107,21 @@ def remove_leftovers(output: Path, shard: int | None = None) -> None:
     """
     for folder in (output, output / WORK_FOLDER):
         for path in folder.glob(".*.tmp"):
-            own = shard is not None and path.name.startswith(f".{shard_path(output, shard).stem}.")
+            # a shard that is being shortened has two dots
+            name = path.name.lstrip(".")
+            own = shard is not None and name.startswith(f"{shard_path(output, shard).stem}.")
             if own or is_abandoned(path):
                 path.unlink(missing_ok=True)
 
 
-def records_of(output: Path, plan: Plan) -> list[ShardRecord | None]:
-    """Return the records of all shards of a plan; None for each shard not packed or missing."""
+def records_of(output: Path, plan: Plan, thorough: bool = False) -> list[ShardRecord | None]:
+    """Return the records of all shards of a plan; None for each shard not packed or missing.
+
+    ``thorough`` counts shards that do not have their checksum as missing.
+    """
     records = (read_record(output, number, plan.fingerprint) for number in range(plan.num_shards))
     return [
-        record if record is not None and record.is_whole(output, thorough=False) else None
+        record if record is not None and record.is_whole(output, thorough) else None
         for record in records
     ]
 
@@ -124,8 +129,16 @@ def records_of(output: Path, plan: Plan) -> list[ShardRecord | None]:
 def missing_shards(output: Path) -> tuple[int, list[str]]:
     """Return the number of planned shards, and the names of those not packed yet."""
     records = records_of(output, read_plan(output))
-    missing = [number for number, record in enumerate(records) if record is None]
-    return len(records), [shard_path(output, number).name for number in missing]
+    return len(records), _names_of_missing(output, records)
+
+
+def _names_of_missing(output: Path, records: Sequence[ShardRecord | None]) -> list[str]:
+    return [shard_path(output, k).name for k, record in enumerate(records) if record is None]
+
+
+def _lost_its_manifest(output: Path) -> bool:
+    """Return whether only checksums can tell if what had been packed completely is still whole."""
+    return (output / REJECTED_NAME).exists() and not (output / MANIFEST_NAME).exists()
 
 
 def finish(config: PackConfig) -> Manifest:
@@ -136,10 +149,8 @@ def finish(config: PackConfig) -> Manifest:
     """
     output = Path(config.output)
     plan = make_or_read_plan(config, open_source(config.source))
-    records = records_of(output, plan)
-    numbers = [number for number, record in enumerate(records) if record is None]
-    missing = [shard_path(output, number).name for number in numbers]
-    if missing:
+    records = records_of(output, plan, _lost_its_manifest(output))
+    if missing := _names_of_missing(output, records):
         named = ", ".join(missing[:_NAMED]) + (" ..." if len(missing) > _NAMED else "")
         raise PackError(
             f"{len(missing)} of {len(records)} shards are not packed ({named}): their parts "
@@ -193,14 +204,14 @@ def _check_max_rejected(
     config: PackConfig, plan: Plan, rejected: Sequence[QuarantinedPatch]
 ) -> None:
     """List the rejected patches and give up if there are more than the settings allow."""
-    tolerated = int(config.max_rejected * plan.num_found)
-    if len(rejected) <= tolerated:
+    # a quotient is rounded as the setting was; 0.29 times 100 would be 28.999...
+    if len(rejected) / plan.num_found <= config.max_rejected:
         return
     path, last = Path(config.output) / REJECTED_NAME, rejected[-1]
     write_quarantine(path, rejected)
     raise PackError(
-        f"{len(rejected)} of {plan.num_found} patches are bad, max_rejected={config.max_rejected} "
-        f"tolerates {tolerated}; the last: {last.file}: {last.reason} (all in {path})"
+        f"{len(rejected)} of {plan.num_found} patches are bad, more than "
+        f"max_rejected={config.max_rejected}; the last: {last.file}: {last.reason} (all in {path})"
     )
 
 
@@ -212,6 +223,7 @@ class _Part:
     source: Source
     plan: Plan
     output: Path
+    thorough: bool  # compare the checksums of shards packed before
     rejected: list[QuarantinedPatch] = field(default_factory=list)
 
     def read(self, ref: PatchRef) -> Patch:
@@ -272,8 +284,10 @@ def pack(
     check_settings(config)
     source = open_source(config.source)
     plan = make_or_read_plan(config, source)
-    this = _Part(config, source, plan, Path(config.output))
-    remove_leftovers(this.output)
+    output = Path(config.output)
+    # with a manifest, checksums were compared; without one, the last run may have left any state
+    this = _Part(config, source, plan, output, thorough=not (output / MANIFEST_NAME).exists())
+    remove_leftovers(output)
     starts = range(0, plan.num_refs, plan.rows_per_shard)[part::num_parts]
     total = sum(min(plan.rows_per_shard, plan.num_refs - start) for start in starts)
     changed = False
@@ -286,16 +300,16 @@ def pack(
             else:
                 this.rejected.extend(record.rejected)
                 advance(len(refs))
-    records = records_of(this.output, plan)
+    # other parts may not have begun to compare theirs
+    thorough = this.thorough and num_parts > 1 and _lost_its_manifest(output)
+    records = records_of(output, plan, thorough)
     return None if None in records else _manifest_of(config, plan, records, rewrite=changed)
 
 
 def _done_before(part: _Part, shard: int, refs: list[PatchRef]) -> ShardRecord | None:
     """Return the record of a shard that need not be packed again, else None."""
     record = read_record(part.output, shard, part.plan.fingerprint)
-    # with a manifest, checksums were verified; without one, the last run may have left any state
-    thorough = not (part.output / MANIFEST_NAME).exists()
-    if record is None or not record.is_whole(part.output, thorough):
+    if record is None or not record.is_whole(part.output, part.thorough):
         return None
     bad = {rejected.id for rejected in record.rejected}
     for ref in refs:
@@ -327,11 +341,15 @@ def _pack_shard(
             advance(1)
 
     remove_leftovers(part.output, shard)
-    (part.output / MANIFEST_NAME).unlink(missing_ok=True)  # it is outdated from here on
+    # outdated from here on; without the record, no other part takes the shard for packed
+    (part.output / MANIFEST_NAME).unlink(missing_ok=True)
+    _record_path(part.output, shard).unlink(missing_ok=True)
     before = len(part.rejected)
     entry = write_shard(
         path, plan.layout, good_patches(), len(refs), plan.origin, config.compression
     )
+    if entry is None:  # an earlier run may have found good patches
+        path.unlink(missing_ok=True)
     rejected = tuple(part.rejected[before:])
     if rejected:
         _log.warning(

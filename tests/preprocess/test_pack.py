@@ -16,7 +16,7 @@ import rasterio
 from make_data import bigearthnet_v1, write_geotiff
 
 from preprocess.config import OnError, PackConfig
-from preprocess.pack import PackError, pack, remove_leftovers
+from preprocess.pack import PackError, finish, pack, remove_leftovers
 from preprocess.shards import open_readers, read_manifest
 from preprocess.shards.format import PatchError
 from preprocess.sources.bigearthnet import BigEarthNetV1Config, BigEarthNetV2Config
@@ -177,6 +177,33 @@ def test_without_a_manifest_a_damaged_shard_is_packed_again(tree, tmp_path):
     assert digests(tmp_path) == before
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_manifest_that_was_removed_comes_back_for_whole_shards_only(tree, tmp_path, order):
+    config = config_of(tree, tmp_path)
+    pack(config)
+    before = digests(tmp_path)
+    flip_bit(tmp_path / "shard-00000.h5", 100_000)
+    flip_bit(tmp_path / "shard-00001.h5", 100_000)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(PackError, match=r"\(shard-00000\.h5, shard-00001\.h5\)"):
+        finish(config)
+    first, second = (pack(config, part, 2) for part in order)
+    assert (first, second is not None) == (None, True)
+    assert digests(tmp_path) == before
+
+
+def test_a_shard_of_which_no_patch_is_left_goes(tmp_path):
+    folders = bigearthnet_v1(tmp_path / "tree", 4)
+    config = config_of(tmp_path / "tree", tmp_path / "out", max_rejected=0.5)
+    pack(config)
+    flip_bit(tmp_path / "out" / "shard-00000.h5", 100_000)
+    (tmp_path / "out" / "manifest.json").unlink()
+    for folder in folders[:2]:
+        (folder / f"{folder.name}_B02.tif").unlink()
+    assert [entry.file for entry in pack(config).shards] == ["shard-00001.h5"]
+    assert not (tmp_path / "out" / "shard-00000.h5").exists()
+
+
 def flip_bit(path, position):
     content = bytearray(path.read_bytes())
     content[position] ^= 1
@@ -254,6 +281,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
         f".manifest.json.{host}-{os.getpid()}.tmp": True,
         f".manifest.json.another-node-{dead}.tmp": True,
         f".shard-00003.h5.another-node-{dead}.tmp": False,
+        f"..shard-00003.h5.another-node-{dead}.tmp.another-node-{dead}.tmp": False,
         f".shard-00004.h5.another-node-{dead}.tmp": True,
         f".shard-000031.h5.another-node-{dead}.tmp": True,
         "notes.tmp": True,
@@ -266,7 +294,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
 
 def test_a_bad_input_stops_packing_with_one_line_and_no_manifest(spoilt, tmp_path):
     root, path, _ = spoilt
-    with pytest.raises(PackError, match=r"1 of 6 patches are bad.*tolerates 0.*_B03\.tif: cannot"):
+    with pytest.raises(PackError, match=r"1 of 6 patches are bad.*max_rejected=0\.01; .*_B03\.tif: cannot"):
         pack(config_of(root, tmp_path / "out"))
     left = {file for file in digests(tmp_path / "out") if not file.startswith("packing/")}
     assert left == {"shard-00000.h5", "rejected.jsonl"}
@@ -318,6 +346,17 @@ def test_a_tolerated_bad_input_does_not_pack_its_shard_again(spoilt, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     assert pack(config_of(root, tmp_path / "out", max_rejected=0.2)) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_a_share_of_bad_inputs_that_is_tolerated_exactly_is_tolerated(tmp_path):
+    folders = bigearthnet_v1(tmp_path / "tree", 50, bands=["B09"])
+    for folder in folders[:29]:  # as floats, 0.58 times 50 is less than 29
+        (folder / f"{folder.name}_B09.tif").unlink()
+    source = BigEarthNetV1Config(root=str(tmp_path / "tree"), bands=["B09"])
+    settings = {"source": source, "output": str(tmp_path / "out")}
+    with pytest.raises(PackError, match=r"29 of 50 patches are bad, more than max_rejected=0\.57"):
+        pack(PackConfig(**settings, max_rejected=0.57))
+    assert pack(PackConfig(**settings, max_rejected=0.58)).rows == 21
 
 
 def test_a_higher_tolerance_goes_on_where_the_lower_one_stopped(spoilt, tmp_path):
