@@ -67,7 +67,7 @@ from preprocess.sources import SOURCES, open_source
 from preprocess.sources.base import Source
 
 # Exceptions that h5py raises if a flipped bit has damaged the structure of a file.
-_UNREADABLE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
+_UNREADABLE = (AttributeError, OSError, KeyError, RuntimeError, TypeError, ValueError)
 _CHANGED = "differs from its checksum"
 _PACK_AGAIN = "repair=true packs it again from the source"
 _SUM_UP_AGAIN = "repair=true sums the shards up again"
@@ -213,9 +213,11 @@ def _content_faults(folder: Path, entry: ShardEntry, layout: ShardLayout) -> lis
         with open_shard(folder / entry.file) as file:
             faults.extend(_pixel_faults(file, entry, layout))
             faults.extend(_row_faults(file, layout))
+        # a disk may fail in bytes that no sample needs
+        changed = sha256_of(folder / entry.file) != entry.sha256
     except _UNREADABLE as error:
-        faults.append(f"cannot be read to its end ({error})")
-    if sha256_of(folder / entry.file) != entry.sha256:
+        return [*faults, f"cannot be read to its end ({error})"]
+    if changed:
         place = "" if faults else f" in its structure, which concerns all {entry.rows} samples"
         faults.append(f"differs from its SHA-256 in the manifest{place}")
     return faults
@@ -303,7 +305,8 @@ def _pack_again(folder: Path, manifest: Manifest, faulty: list[ShardEntry], root
     plan = read_plan(folder)
     # the rasters may have moved to another root
     kind = SOURCES[plan.settings["source.kind"]].config
-    values = {entry.name: plan.settings[f"source.{entry.name}"] for entry in fields(kind)}
+    names = [entry.name for entry in fields(kind) if f"source.{entry.name}" in plan.settings]
+    values = {name: plan.settings[f"source.{name}"] for name in names}
     config = kind(**{**values, "root": root or values["root"]})
     source = open_source(config)
     by_name = {entry.file: entry for entry in faulty}
@@ -326,8 +329,8 @@ def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Itera
             f"{entry.file} is compressed with {entry.codec}, which is no longer written; pack into "
             f"a new folder with compression={CODECS[-1]}"
         )
-    path = folder / WORK_FOLDER / "repaired" / entry.file
-    path.parent.mkdir(exist_ok=True)
+    remove_leftovers(folder)
+    path = folder / WORK_FOLDER / entry.file
     try:
         layout, origin = manifest.layout, manifest.origin
         again = write_shard(path, layout, patches, entry.rows, origin, entry.codec)
@@ -336,11 +339,9 @@ def _replace(folder: Path, manifest: Manifest, entry: ShardEntry, patches: Itera
                 f"{entry.file} cannot be brought back: the source, or a library, no longer gives "
                 "the bytes listed in the manifest; pack into a new folder"
             )
-        remove_leftovers(folder)
         publish(path, folder / entry.file)
     finally:
         path.unlink(missing_ok=True)
-        path.parent.rmdir()
     _log.info("%s: repacked, identical to the byte", entry.file)
 
 

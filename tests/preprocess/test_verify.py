@@ -1,5 +1,6 @@
 """Verification: whatever is changed in a packed folder is found, named, and can be mended."""
 
+import errno
 import shutil
 
 import h5py
@@ -9,6 +10,7 @@ from make_data import edit_manifest, packed_arrays
 
 from preprocess.config import VerifyConfig
 from preprocess.shards import read_manifest
+from preprocess.shards.format import sha256_of
 from preprocess.verify import verify
 
 
@@ -112,6 +114,24 @@ def test_a_shard_whose_labels_answer_twice_is_found(packed):
     assert any("no single label" in problem.what for problem in problems_of(packed))
 
 
+def test_a_disk_that_fails_in_one_shard_hides_no_fault_of_another(packed, monkeypatch):
+    def on_a_bad_disk(path):
+        if path.name == "shard-00000.h5":
+            raise OSError(errno.EIO, "Input/output error")
+        return sha256_of(path)
+
+    monkeypatch.setattr("preprocess.verify.sha256_of", on_a_bad_disk)
+    flip_bit(packed / "shard-00001.h5", 9000)
+    found = [str(problem) for problem in problems_of(packed)]
+    assert found[0].startswith("shard-00000.h5: cannot be read to its end ([Errno 5]")
+    assert found[-1].startswith("shard-00001.h5: differs from its SHA-256")
+
+
+def put_a_group_in_its_place(file):
+    del file["index/crc32"]
+    file.create_group("index/crc32")
+
+
 def store_as_big_endian(file):
     pixels = file["patches/b60"][()]
     del file["patches/b60"]
@@ -122,6 +142,7 @@ def store_as_big_endian(file):
     ("spoil", "word"),
     [
         (lambda file: file.__delitem__("index/crc32"), "holds no index/crc32"),
+        (put_a_group_in_its_place, "cannot be read as a shard"),
         (store_as_big_endian, "is of type >u2"),
         (lambda file: file.attrs.__setitem__("format_version", 2), "is of format"),
     ],

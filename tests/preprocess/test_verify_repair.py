@@ -1,6 +1,11 @@
 """Repair: what was packed comes back to the byte, or nothing is touched."""
 
+import hashlib
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +14,11 @@ from make_data import bigearthnet_v1, edit_manifest, write_geotiff
 from preprocess.config import PackConfig, VerifyConfig
 from preprocess.pack import pack
 from preprocess.shards import open_readers, read_manifest
-from preprocess.shards.format import CODECS
+from preprocess.shards.format import CODECS, sha256_of
 from preprocess.sources.bigearthnet import BigEarthNetV1Config
 from preprocess.verify import RepairError, verify_and_repair
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 BANDS = ["B02", "B05", "B09"]
 
 
@@ -103,3 +109,42 @@ def test_a_source_that_has_changed_cannot_pass_for_what_was_packed(tmp_path):
     with pytest.raises(RepairError, match=r"shard-00000\.h5 cannot be brought back"):
         repaired(folder)
     assert contents(folder) == damaged
+
+
+KILLED = """
+import os, signal, sys
+import preprocess.verify
+from preprocess.config import VerifyConfig
+real = preprocess.verify._patches
+def then_killed(*args):
+    yield next(real(*args))
+    os.kill(os.getpid(), signal.SIGKILL)
+preprocess.verify._patches = then_killed
+preprocess.verify.verify_and_repair(VerifyConfig(shards=sys.argv[1], repair=True), progress=False)
+"""
+
+
+def test_a_killed_repair_hinders_no_other(tmp_path):
+    folder = packed(tmp_path)
+    before = contents(folder)
+    flip(folder / "shard-00002.h5", 9000)
+    child = subprocess.run([sys.executable, "-c", KILLED, folder], cwd=REPOSITORY, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert list((folder / "packing").rglob(".shard-00002.h5.*.tmp"))
+    assert repaired(folder)[0].ok
+    assert contents(folder) == before
+
+
+def test_a_pack_from_before_a_setting_was_there_is_repaired(tmp_path):
+    folder = packed(tmp_path)
+    plan = folder / "packing" / "plan.jsonl"
+    before, text = contents(folder)["shard-00000.h5"], plan.read_text()
+    plan.write_text(text.replace('"source.train_list": "", ', "", 1))
+    assert plan.read_text() != text
+    records = [(path, path.read_text()) for path in plan.parent.glob("shard-*.json")]
+    old, new = hashlib.sha256(text.encode()).hexdigest(), sha256_of(plan)
+    for path, record in records:
+        path.write_text(record.replace(old, new))
+    flip(folder / "shard-00000.h5", 9000)
+    assert repaired(folder)[0].ok
+    assert contents(folder)["shard-00000.h5"] == before
