@@ -2,6 +2,9 @@
 
 import errno
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,6 +15,9 @@ from preprocess.config import VerifyConfig
 from preprocess.shards import read_manifest
 from preprocess.shards.format import sha256_of
 from preprocess.verify import verify
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def problems_of(folder, **settings):
@@ -125,6 +131,19 @@ def test_a_disk_that_fails_in_one_shard_hides_no_fault_of_another(packed, monkey
     found = [str(problem) for problem in problems_of(packed)]
     assert found[0].startswith("shard-00000.h5: cannot be read to its end ([Errno 5]")
     assert found[-1].startswith("shard-00001.h5: differs from its SHA-256")
+
+
+def test_a_flipped_bit_in_the_heap_of_hdf5_hangs_nothing(packed):
+    path = packed / "shard-00000.h5"
+    flip_bit(path, path.read_bytes().index(b"GCOL") + 25, bit=3)  # the size of the first object
+    code = (
+        "import sys; from preprocess.verify import VerifyConfig, verify\n"
+        "print(*verify(VerifyConfig(shards=sys.argv[1]), progress=False).problems)"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code, packed], cwd=REPOSITORY, capture_output=True, timeout=100
+    )
+    assert b"shard-00000.h5: differs from its SHA-256" in child.stdout
 
 
 def put_a_group_in_its_place(file):
