@@ -184,14 +184,14 @@ class BatchReader:
 
     def __init__(self, readers: Sequence[ShardReader]) -> None:
         wanted = len(readers) + OTHER_FILES
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if resource.RLIM_INFINITY not in (soft, hard) and soft < wanted:
-            if hard < wanted:
-                raise ValueError(
-                    f"these shards take {wanted} open files, and this process may have {hard}; "
-                    "raise the limit (ulimit -Hn) or pack with a larger shard_size_mib"
-                )
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < wanted:
+            raise ValueError(
+                f"these shards take {wanted} open files, and this process may have {hard}; "
+                "raise the limit (ulimit -Hn) or pack with a larger shard_size_mib"
+            )
+        # to its end: other readers of this process open as many again
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._readers = readers
         rows = np.array([reader.entry.rows for reader in readers], np.int64)
         self._ends = np.cumsum(rows)
@@ -215,9 +215,11 @@ class BatchReader:
         Raises:
             ValueError: a buffer has another shape than its group or is not contiguous, or rows
                 have different layouts.
-            IndexError: the batch has no such slot.
+            IndexError: there is no such row, or the batch has no such slot.
             OSError: a file is missing or damaged, or shorter than the manifest says.
         """
+        if numbers.min(initial=0) < 0:
+            raise IndexError(f"row {numbers.min()} was asked for; rows count from 0")
         shards = np.searchsorted(self._ends, numbers, side="right")
         rows = numbers - self._starts[shards]
         held = [self._groups[shard] for shard in set(shards.tolist())] or self._groups[:1]

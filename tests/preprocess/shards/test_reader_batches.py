@@ -1,6 +1,8 @@
 """Batches over many shards: every row in its place, whatever the codec; short files are errors."""
 
+import itertools
 import os
+import pickle
 import resource
 
 import numpy as np
@@ -123,14 +125,26 @@ def test_a_truncated_shard_is_an_error_not_garbage(readers):
         BatchReader(readers).read_into(np.array([0]), empty_batch(readers, 1), np.array([0]))
 
 
-def test_more_shards_than_open_files_raise_the_limit_as_far_as_it_goes(readers):
+@pytest.mark.parametrize("number", [-1, 20])
+def test_a_row_that_is_not_there_is_an_error_not_garbage(readers, number):
+    buffers = empty_batch(readers, 1)
+    with pytest.raises(IndexError):
+        BatchReader(readers).read_into(np.array([number]), buffers, np.array([0]))
+
+
+def test_several_readers_open_more_files_than_the_limit_at_the_start(readers):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    copies = [[pickle.loads(pickle.dumps(one)) for one in readers * 40] for _ in range(4)]
+    first_rows = np.cumsum([0] + [one.entry.rows for one in readers * 40])[:-1]
+    slots = np.zeros(len(first_rows), np.int64)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
-        BatchReader(readers * 40)
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 376
+        for each in copies:
+            BatchReader(each).read_into(first_rows, empty_batch(readers, 1), slots)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for one in itertools.chain(*copies):
+            one.close()
 
 
 def test_more_shards_than_the_process_may_open_are_refused(readers, monkeypatch):
