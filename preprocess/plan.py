@@ -178,24 +178,33 @@ def make_or_read_plan(config: PackConfig, source: Source) -> Plan:
             )
         _write_plan(path, config, source)
     plan = read_plan(output)
-    if plan.settings != settings:
-        # a shard that another running process may be writing
-        in_the_making = (path for path in output.glob(".shard-*.tmp") if not is_abandoned(path))
-        if not any(output.glob("shard-*.h5")) and not any(in_the_making):
-            _write_plan(path, config, source)
-            plan = read_plan(output)
-    if plan.settings != settings:
-        # skip settings that only one of two source kinds has: the kind itself says more
-        differences = [
-            f"{key} was {old!r}, now {settings[key]!r}"
-            for key, old in plan.settings.items()
-            if key in settings and old != settings[key]
-        ]
+    differences = _differences(plan.settings, settings)
+    # a shard that another running process may be writing
+    in_the_making = (path for path in output.glob(".shard-*.tmp") if not is_abandoned(path))
+    if differences and not any(output.glob("shard-*.h5")) and not any(in_the_making):
+        _write_plan(path, config, source)
+        plan = read_plan(output)
+        differences = _differences(plan.settings, settings)
+    if differences:
         raise ValueError(
             f"{config.output} holds a pack of other settings: {'; '.join(differences)}; give "
             "another output or remove it"
         )
     return plan
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    # as JSON: NaN, which may be the mark of nodata, does not equal itself
+    was, now = (
+        {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
+        for settings in (old, new)
+    )
+    if was == now:
+        return []
+    # settings that only one of two source kinds has are left out: the kind itself says more
+    keys = [key for key in was if key in now and was[key] != now[key]]
+    named = [f"{key} was {old[key]!r}, now {new[key]!r}" for key in keys]
+    return named or ["another version of this program wrote it"]
 
 
 def _settings_of(config: PackConfig) -> dict[str, Any]:
@@ -223,12 +232,13 @@ def _write_plan(path: Path, config: PackConfig, source: Source) -> None:
             f"{config.source.root} holds no patch that the settings do not exclude; "
             + describe_dropped(totals_of(selection_of(dropped, ())))
         )
+    shard_mib = min(config.shard_size_mib, 2**40)  # the setting may be infinite
     head = {
         "settings": _settings_of(config),
         "layout": layout.to_json(),
         "simulated": source.simulated,
         "processing_level": source.processing_level(),
-        "rows_per_shard": max(1, int(config.shard_size_mib * 2**20) // layout.sample_bytes),
+        "rows_per_shard": max(1, int(shard_mib * 2**20) // layout.sample_bytes),
     }
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(head) + "\n")

@@ -294,7 +294,8 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
 
 def test_a_bad_input_stops_packing_with_one_line_and_no_manifest(spoilt, tmp_path):
     root, path, _ = spoilt
-    with pytest.raises(PackError, match=r"1 of 6 patches are bad.*max_rejected=0\.01; .*_B03\.tif: cannot"):
+    message = r"1 of 6 patches are bad.*max_rejected=0\.01; .*_B03\.tif: cannot"
+    with pytest.raises(PackError, match=message):
         pack(config_of(root, tmp_path / "out"))
     left = {file for file in digests(tmp_path / "out") if not file.startswith("packing/")}
     assert left == {"shard-00000.h5", "rejected.jsonl"}
@@ -515,3 +516,25 @@ def test_a_shard_in_the_making_keeps_its_folder(tmp_path, tree):
     shard.rename(shard.with_name(".shard-00000.h5.othernode-1.tmp"))
     with pytest.raises(ValueError, match="limit was 2, now 4"):
         pack(config_of(tree, tmp_path / "out", limit=4), progress=False)
+
+
+def test_nan_marks_nodata_on_the_second_start_too(tmp_path):
+    write_geotiff(tmp_path / "tifs" / "p.tif", np.full((1, 12, 12), 0.5, np.float32))
+    settings = {"file_bands": ["B02"], "size_px": 12, "boa_offset": 0, "values": "reflectance"}
+    source = GeotiffConfig(root=str(tmp_path / "tifs"), nodata=float("nan"), **settings)
+    config = PackConfig(source=source, output=str(tmp_path / "out"))
+    assert pack(config, progress=False) == pack(config, progress=False)
+
+
+def test_a_plan_that_lacks_a_setting_is_of_another_version(tmp_path, tree):
+    config = config_of(tree, tmp_path / "s")
+    pack(config, progress=False)
+    plan = tmp_path / "s" / "packing" / "plan.jsonl"
+    plan.write_text(plan.read_text().replace('"source.train_list": "", ', "", 1))
+    with pytest.raises(ValueError, match="other settings: another version of this program wrote"):
+        pack(config, progress=False)
+
+
+def test_a_shard_of_any_size_holds_all_patches(tmp_path, tree):
+    manifest = pack(config_of(tree, tmp_path, shard_size_mib=float("inf")), progress=False)
+    assert [entry.rows for entry in manifest.shards] == [7]

@@ -16,7 +16,6 @@ from preprocess.shards import read_manifest
 from preprocess.shards.format import sha256_of
 from preprocess.verify import verify
 
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
