@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -45,9 +46,9 @@ def staged(shards: Sequence[str], scratch: str, progress: bool = True) -> Iterat
     """Yield folders on the node's local disk with copies of the shards; remove them at the end.
 
     Every process of a node calls it: the first one copies, the others wait, and the last to leave
-    removes the copy. An interrupted copy is resumed. Folders are named by fingerprint, so jobs that
-    read the same bytes share a copy, and repacked shards never use an old one. With an empty
-    ``scratch`` the shards are read in place.
+    removes the copy. An interrupted copy is resumed. Folders are named by the manifest's content, so
+    jobs that read the same shards share a copy, and repacked ones never use an old one. With an
+    empty ``scratch`` the shards are read in place.
 
     Raises:
         ValueError: there is too little space, the file system has no locks, or a copy does not
@@ -63,8 +64,10 @@ def staged(shards: Sequence[str], scratch: str, progress: bool = True) -> Iterat
 
 def copy_path(manifest: Manifest, scratch: Path) -> Path:
     """Return the path of the copy of a packed folder."""
+    # not its fingerprint: packs of equal shards may differ in their processing level, for example
+    digest = hashlib.sha256(repr(manifest).encode()).hexdigest()[:16]
     # users of one node cannot lock each other's files in /tmp
-    return scratch / f"simclr-shards-{os.getuid()}-{manifest.fingerprint}"
+    return scratch / f"simclr-shards-{os.getuid()}-{digest}"
 
 
 @contextmanager
@@ -73,7 +76,7 @@ def _copy_of(folder: Path, scratch: Path, progress: bool) -> Iterator[Path]:
     copy = copy_path(manifest, scratch)
     with _lock_of(copy) as lock:
         # downgrading a lock is not atomic: a leaving process may remove the copy in between
-        while not _is_held(lock, copy):
+        while not _is_held(lock, manifest, copy):
             _log.info("%s: staging, or waiting for the process that does", copy)
             fcntl.flock(lock, fcntl.LOCK_EX)
             _complete(folder, manifest, copy, progress)
@@ -94,7 +97,7 @@ def _lock_of(copy: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def _is_held(lock: int, copy: Path) -> bool:
+def _is_held(lock: int, manifest: Manifest, copy: Path) -> bool:
     """Take a shared lock, and return whether the copy is complete."""
     try:
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -106,7 +109,13 @@ def _is_held(lock: int, copy: Path) -> bool:
             f"cluster.scratch is {copy.parent}, whose file system has no file locks "
             f"({error.strerror}); give a folder on the node's own disk, or cluster.scratch=null"
         ) from error
-    return (copy / MANIFEST_NAME).exists()
+    return (copy / MANIFEST_NAME).exists() and not _missing(manifest, copy)
+
+
+def _missing(manifest: Manifest, copy: Path) -> list[ShardEntry]:
+    """Return the shards that are not in a copy; a node may remove old files from its disk."""
+    sizes = {path.name: path.stat().st_size for path in copy.glob("*")}
+    return [entry for entry in manifest.shards if sizes.get(entry.file) != entry.size_bytes]
 
 
 def _remove_if_last(lock: int, copy: Path) -> None:
@@ -120,13 +129,11 @@ def _remove_if_last(lock: int, copy: Path) -> None:
 
 def _complete(folder: Path, manifest: Manifest, copy: Path, progress: bool) -> None:
     """Copy missing files, the manifest last; the caller holds the lock exclusively."""
-    if (copy / MANIFEST_NAME).exists():
-        return
     copy.mkdir(exist_ok=True)
     for left in copy.glob(f".*{TEMPORARY_SUFFIX}"):
         left.unlink()  # of a killed process: the lock guarantees that nobody writes
     # a shard gets its name only after its checksum has been verified
-    missing = [entry for entry in manifest.shards if not (copy / entry.file).exists()]
+    missing = _missing(manifest, copy)
     _make_room(folder, copy, sum(entry.size_bytes for entry in missing))
     with (
         progress_of(sum(entry.rows for entry in missing), f"stage {folder}", progress) as advance,
@@ -134,8 +141,7 @@ def _complete(folder: Path, manifest: Manifest, copy: Path, progress: bool) -> N
     ):
         for entry in pool.map(lambda entry: _copy_shard(folder, entry, copy), missing):
             advance(entry.rows)
-    with atomic_path(copy / MANIFEST_NAME) as temporary:
-        shutil.copyfile(folder / MANIFEST_NAME, temporary)
+    manifest.write(copy)  # not a copy of the file, which may meanwhile be another
 
 
 def _copy_shard(folder: Path, entry: ShardEntry, copy: Path) -> ShardEntry:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,29 @@ def test_an_interrupted_copy_is_gone_on_with(tmp_path):
     with staged([str(shards)], str(scratch), progress=False):
         assert (copy / "shard-00001.h5").stat().st_mtime_ns == before
         assert not list(copy.glob(".*"))
+
+
+def test_what_a_node_removed_from_a_copy_is_copied_again(tmp_path):
+    shards, scratch = packed(tmp_path), tmp_path / "scratch"
+    copy = shutil.copytree(shards, copy_path(read_manifest(shards), scratch))
+    (copy / "shard-00001.h5").unlink()
+    os.truncate(copy / "shard-00002.h5", 100)
+    before = (copy / "shard-00000.h5").stat().st_mtime_ns
+    with staged([str(shards)], str(scratch), progress=False):
+        for name in ("shard-00001.h5", "shard-00002.h5"):
+            assert (copy / name).read_bytes() == (shards / name).read_bytes()
+        assert (copy / "shard-00000.h5").stat().st_mtime_ns == before
+
+
+def test_packs_that_differ_in_their_manifest_alone_share_no_copy(tmp_path):
+    shards = packed(tmp_path)
+    other = shutil.copytree(shards, tmp_path / "other")
+    replace(read_manifest(shards), processing_level="L1C").write(other)
+    folders = [str(shards), str(other)]
+    with staged(folders, str(tmp_path / "scratch"), progress=False) as copies:
+        assert list(map(read_manifest, map(Path, copies))) == [
+            read_manifest(shards), read_manifest(other),
+        ]  # fmt: skip
 
 
 def test_a_shard_that_does_not_match_its_manifest_is_never_read(tmp_path):
