@@ -46,7 +46,7 @@ def staged(shards: Sequence[str], scratch: str, progress: bool = True) -> Iterat
     """Yield folders on the node's local disk with copies of the shards; remove them at the end.
 
     Every process of a node calls it: the first one copies, the others wait, and the last to leave
-    removes the copy. An interrupted copy is resumed. Folders are named by the manifest's content, so
+    removes the copy. An interrupted copy is resumed. Folders are named by the manifest's content:
     jobs that read the same shards share a copy, and repacked ones never use an old one. With an
     empty ``scratch`` the shards are read in place.
 

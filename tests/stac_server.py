@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
             self.state.headers.append(dict(self.headers))
             number = len(self.state.requests)
         fault = self.state.fault(path, number)
-        if fault in ("429", "503", "500"):
+        if fault in ("404", "429", "503", "500"):
             self._send(int(fault), b"busy", {"Retry-After": "0"})
         elif fault == "drop":
             self.close_connection = True

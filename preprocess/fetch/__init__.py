@@ -16,7 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from preprocess.config import EARTH_SEARCH, FetchConfig
-from preprocess.fetch.archives import ARCHIVES, Archive, ArchivePlan, fetch_archive, plan_archive
+from preprocess.fetch.archives import (
+    ARCHIVES,
+    Archive,
+    ArchivePlan,
+    fetch_archive,
+    fetched_files,
+    most_disk,
+    plan_archive,
+)
 from preprocess.fetch.http import FetchError, Http
 from preprocess.fetch.scenes import STAGING, SceneFolder, fetch_scenes, measure_rate, plan_scenes
 from preprocess.fetch.stac import Scene, area_of, write_scenes
@@ -48,16 +56,18 @@ def fetch(config: FetchConfig, archive: Archive | None = None) -> Summary:
     with _only_fetch_of(output):
         if record:
             files = plan_archive(http, record, config)
-            summary = _summary_of_files(record, files)
-            _refuse_too_much(config, summary.missing_bytes, _most_disk(files))
+            summary = _summary_of_files(record, files, output)
+            _refuse_too_much(config, summary.missing_bytes, most_disk(files, config))
             fetch_archive(http, files, config)
         else:
             scenes, folders, failed = plan_scenes(http, config)
             summary = _summary_of_scenes(scenes, folders)
             _refuse_too_much(config, summary.missing_bytes, summary.missing_bytes)
-            failed += fetch_scenes(http, folders, config)
+            failed |= fetch_scenes(http, folders, config)
             kept = {folder.scene.id: (folder.num_squares, folder.size) for folder in folders}
-            rows = ((scene, *kept.get(scene.id, (0, 0))) for scene in scenes)
+            kept |= dict.fromkeys(failed, (0, 0))
+            judged = (replace(scene, reason=failed.get(scene.id, scene.reason)) for scene in scenes)
+            rows = ((scene, *kept.get(scene.id, (0, 0))) for scene in judged)
             write_scenes(output / "scenes.csv", rows)
             _refuse_failed(summary, failed)
         shutil.rmtree(output / STAGING, ignore_errors=True)
@@ -73,7 +83,8 @@ def plan(config: FetchConfig, archive: Archive | None = None) -> Summary:
     """
     http, record = _connect(config, archive)
     if record:
-        return _summary_of_files(record, plan_archive(http, record, config))
+        files = plan_archive(http, record, config)
+        return _summary_of_files(record, files, Path(config.output))
     scenes, folders, failed = plan_scenes(http, config)
     summary = _summary_of_scenes(scenes, folders)
     _refuse_failed(summary, failed)
@@ -102,27 +113,20 @@ def _summary_of_scenes(scenes: list[Scene], folders: list[SceneFolder]) -> Summa
     )
 
 
-def _summary_of_files(archive: Archive, plans: list[ArchivePlan]) -> Summary:
-    missing = sum(remote.size for _, remote in plans)
-    there = sum(file.size for file in archive.files) - sum(file.size for file, _ in plans)
-    count = len(archive.files)
-    return Summary(count, count, 0, there + missing, missing)
+def _summary_of_files(archive: Archive, plans: list[ArchivePlan], output: Path) -> Summary:
+    # published sizes may be unknown
+    sizes = {name: entry["size"] for name, entry in fetched_files(output).items()}
+    sizes |= {file.name: remote.size for file, remote in plans}
+    missing, count = sum(remote.size for _, remote in plans), len(archive.files)
+    return Summary(count, count, 0, sum(sizes[file.name] for file in archive.files), missing)
 
 
-def _most_disk(plans: list[ArchivePlan]) -> int:
-    """Return the peak disk use in bytes; an archive is removed after it is unpacked."""
-    unpacked = most = 0
-    for file, remote in plans:
-        unpacked += file.unpacked_bytes if file.root else remote.size
-        most = max(most, unpacked + (remote.size if file.root else 0))
-    return most
-
-
-def _refuse_failed(summary: Summary, failed: list[str]) -> None:
+def _refuse_failed(summary: Summary, failed: dict[str, str]) -> None:
     if failed:
+        first = min(failed)
         raise FetchError(
-            f"{len(failed)} of {summary.taken} scenes could not be fetched, first {min(failed)}; "
-            "the others are kept: start again to try these once more"
+            f"{len(failed)} of {summary.taken} scenes could not be fetched, first {first}: "
+            f"{failed[first]}; the others are kept: start again to try these once more"
         )
 
 

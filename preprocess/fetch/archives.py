@@ -38,6 +38,7 @@ from preprocess.shards.atomic_io import fsync, write_json
 _CHUNK_BYTES = 64 * 2**20  # large, since record servers limit the number of requests
 _MAX_STREAMS = 4  # record servers refuse more from one address
 _SYNC_FILES, _SYNC_BYTES = 50_000, 4 * 2**30  # unpacked files are flushed after this much
+_BLOCK_BYTES = 4_096  # of a usual file system
 _PATCH_BYTES = 4 * 32_768 + 6 * 8_192 + 2 * 4_096  # twelve bands in file-system blocks of 4 KiB
 
 _log = logging.getLogger(__name__)
@@ -116,13 +117,25 @@ ArchivePlan = tuple[ArchiveFile, RemoteFile]
 
 
 def plan_archive(http: Http, archive: Archive, config: FetchConfig) -> list[ArchivePlan]:
-    """Return the missing files; ``FetchError`` if a size on the server is not the published one."""
+    """Return the missing files.
+
+    Raises:
+        FetchError: a size on the server is not the published one, or somebody else unpacked a file.
+    """
     output, base = Path(config.output), (config.url or archive.url).rstrip("/")
-    done = read_json(output / STATE).get("files", {})
+    done = fetched_files(output)
     plans = []
     for file in archive.files:
-        if file.name in done and (output / (file.root or file.name)).exists():
+        target = output / (file.root or file.name)
+        if file.name in done and target.exists():
             continue
+        staging, journal = _staging_of(target)
+        # until its state is written, the journal of a folder tells that it was unpacked here
+        if file.root and target.exists() and (staging.exists() or not journal.exists()):
+            raise FetchError(
+                f"{target} is there, but simclr-fetch did not unpack it; move it away or give "
+                "another output"
+            )
         remote, _ = http.open(f"{base}/{file.name}")
         if file.size and remote.size != file.size:
             raise FetchError(
@@ -133,6 +146,37 @@ def plan_archive(http: Http, archive: Archive, config: FetchConfig) -> list[Arch
     return plans
 
 
+def fetched_files(output: Path) -> dict[str, Any]:
+    """Return size, md5 and number of rasters of each file that was fetched to a folder."""
+    files: dict[str, Any] = read_json(output / STATE).get("files", {})
+    return files
+
+
+def most_disk(plans: list[ArchivePlan], config: FetchConfig) -> int:
+    """Return the peak disk use in bytes beyond what is already there."""
+    output = Path(config.output)
+    held = most = 0
+    for file, remote in plans:
+        path = output / file.name
+        there = sum(_disk_bytes(each) for each in (path, PartialFile(path, remote).data))
+        unpacked = read_json(_staging_of(output / file.root)[1]).get("bytes", 0)
+        unpacking = max(0, file.unpacked_bytes - unpacked)
+        most = max(most, held + unpacking + remote.size - there)
+        removed = file.root and not config.keep_archives
+        held += unpacking - there + (0 if removed else remote.size)
+    return most
+
+
+def _disk_bytes(path: Path) -> int:
+    return path.stat().st_blocks * 512 if path.exists() else 0  # of a file with holes
+
+
+def _staging_of(target: Path) -> tuple[Path, Path]:
+    """Return the folder that an archive is unpacked to, and the journal of its unpacking."""
+    staging = target.parent / STAGING / target.name
+    return staging, staging.with_name(f"{target.name}.json")
+
+
 def fetch_archive(http: Http, plans: list[ArchivePlan], config: FetchConfig) -> None:
     """Fetch, check and unpack files one after another.
 
@@ -141,7 +185,7 @@ def fetch_archive(http: Http, plans: list[ArchivePlan], config: FetchConfig) -> 
         OSError: the disk is full, for example.
     """
     output = Path(config.output)
-    state = read_json(output / STATE) or {"files": {}}
+    files = fetched_files(output)
     for file, remote in plans:
         path = output / file.name
         if not path.exists():
@@ -153,8 +197,8 @@ def fetch_archive(http: Http, plans: list[ArchivePlan], config: FetchConfig) -> 
         entry: dict[str, Any] = {"size": remote.size, "md5": file.md5}
         if file.root:
             entry["rasters"] = unpack(path, output / file.root, file.files)
-        state["files"][file.name] = entry
-        write_json(output / STATE, state)
+        files[file.name] = entry
+        write_json(output / STATE, {"files": files})
         if file.root and not config.keep_archives:
             path.unlink()
 
@@ -165,11 +209,12 @@ def unpack(path: Path, target: Path, expected: int = 0) -> int:
     A killed unpacking resumes after the last member known to be flushed to disk. Links, and names
     outside the folder, are rejected.
     """
-    staging = target.parent / STAGING / target.name
-    journal = staging.with_name(f"{target.name}.json")
-    start = read_json(journal)
-    done, rasters = int(start.get("members", 0)), int(start.get("rasters", 0))
+    staging, journal = _staging_of(target)
+    state = {"members": 0, "rasters": 0, "bytes": 0}  # unpacked and known to be on disk
+    if staging.exists() or target.exists():
+        state |= read_json(journal)
     if not target.exists():
+        done = state["members"]
         files = size = position = 0  # files and bytes since the last sync; offset in the archive
         with (
             path.open("rb") as raw,
@@ -183,21 +228,23 @@ def unpack(path: Path, target: Path, expected: int = 0) -> int:
                             f"{path.name} holds {name!r}; expected are files below {target.name}/"
                         )
                     _write_member(staging.joinpath(*parts[1:]), stream)
-                    rasters += name.endswith(".tif")
+                    state["members"] = index + 1
+                    state["rasters"] += name.endswith(".tif")
+                    state["bytes"] += -(-length // _BLOCK_BYTES) * _BLOCK_BYTES
                     files, size = files + 1, size + length
                 if files >= _SYNC_FILES or size >= _SYNC_BYTES:
                     os.sync()  # all at once: one fsync per file costs more than writing it
-                    write_json(journal, {"members": index + 1, "rasters": rasters})
+                    write_json(journal, state)
                     files = size = 0
                 advance(raw.tell() - position)
                 position = raw.tell()
         os.sync()
-        if expected and rasters != expected:
-            _log.warning("%s holds %d rasters, known are %d", path.name, rasters, expected)
+        write_json(journal, state)
+        if expected and state["rasters"] != expected:
+            _log.warning("%s holds %d rasters, known are %d", path.name, state["rasters"], expected)
         staging.rename(target)
         fsync(target.parent)
-    journal.unlink(missing_ok=True)
-    return rasters
+    return state["rasters"]
 
 
 def _download(http: Http, file: ArchiveFile, remote: RemoteFile, config: FetchConfig) -> None:

@@ -193,7 +193,7 @@ class SceneFolder:
             self.sizes = {band: entry["bytes"] for band, entry in bands.items()}
             return True
         why = "area, bands or item changed" if sound else "a file of it is missing or cut"
-        _log.warning("%s is fetched again: %s", self.final.name, why)
+        _log.warning("%s is fetched again, for this area alone: %s", self.final.name, why)
         return False
 
     def _has(self, band: str, remote: RemoteFile) -> bool:
@@ -243,15 +243,15 @@ class SceneFolder:
 
 def plan_scenes(
     http: Http, config: FetchConfig
-) -> tuple[list[Scene], list[SceneFolder], list[str]]:
-    """Return all scenes of a search, the folders of those taken, and one line per failure.
+) -> tuple[list[Scene], list[SceneFolder], dict[str, str]]:
+    """Return all scenes of a search, the folders of those taken, and errors by scene.
 
     Reads the headers of all rasters, about 0.4 MB per scene; finished scenes cost nothing.
     """
     area = area_of(config)
     scenes = search(http, config, area)
     judged = {scene.id: scene for scene in scenes}
-    folders, failed = [], []
+    folders, failed = [], {}
 
     def plan(scene: Scene) -> SceneFolder | FetchError | str:
         """Plan a scene; return the reason if it cannot be fetched."""
@@ -268,7 +268,7 @@ def plan_scenes(
             if isinstance(planned, SceneFolder):
                 folders.append(planned)
             elif isinstance(planned, FetchError):
-                failed.append(f"{scene.id}: {planned}")
+                failed[scene.id] = str(planned)
             else:
                 judged[scene.id] = replace(scene, reason=planned)
     return list(judged.values()), folders, failed
@@ -294,11 +294,11 @@ def _plan_scene(http: Http, scene: Scene, config: FetchConfig, area: Area) -> Sc
     return folder
 
 
-def fetch_scenes(http: Http, folders: list[SceneFolder], config: FetchConfig) -> list[str]:
-    """Fetch planned scenes; return one line per failed scene after all others are done."""
+def fetch_scenes(http: Http, folders: list[SceneFolder], config: FetchConfig) -> dict[str, str]:
+    """Fetch planned scenes; return errors by failed scene after all others are done."""
     todo = [folder for folder in folders if not folder.done]
     total = sum(folder.sizes[band] for folder in todo for band in folder.missing)
-    failed = []
+    failed = {}
     with (
         progress_of(total, "fetch", bool(todo), "B") as advance,
         http.threads(config.streams) as ranges,
@@ -312,8 +312,8 @@ def fetch_scenes(http: Http, folders: list[SceneFolder], config: FetchConfig) ->
             except UnreachableError:  # no further scene can be fetched
                 raise
             except (FetchError, ValueError) as error:
-                failed.append(f"{jobs[job]}: {error}")
-    return sorted(failed)
+                failed[jobs[job]] = str(error)
+    return failed
 
 
 def measure_rate(http: Http, folders: Iterable[SceneFolder], streams: int) -> float:

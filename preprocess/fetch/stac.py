@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -113,6 +114,7 @@ def search(http: Http, config: FetchConfig, area: Area) -> list[Scene]:
                     raise FetchError(f"{shown(url)} sends the same page of its search repeatedly")
                 ids |= fresh.keys()
                 items |= fresh
+        scenes = [_scene(items[key], url) for key in sorted(items)]
     except FetchError:
         raise
     except _NO_STAC as error:
@@ -120,7 +122,7 @@ def search(http: Http, config: FetchConfig, area: Area) -> list[Scene]:
             f"{shown(url)} does not answer as a STAC API does ({type(error).__name__}: {error}); "
             "give the root of one: url=https://..."
         ) from error
-    return judge((_scene(items[key], url) for key in sorted(items)), config)
+    return judge(scenes, config)
 
 
 class _HttpIO(StacApiIO):
@@ -142,14 +144,13 @@ class _HttpIO(StacApiIO):
         return self._http.get_json(href, method=method or "GET", headers=headers or {}, **sent)
 
 
-def judge(scenes: Iterable[Scene], config: FetchConfig) -> list[Scene]:
+def judge(scenes: list[Scene], config: FetchConfig) -> list[Scene]:
     """Return the scenes, each with a reason if it is not taken; uses only their items."""
-    known = list(scenes)
-    newest = newest_processing((s.tile, s.acquired, s.baseline) for s in known if not s.reason)
+    newest = newest_processing((s.tile, s.acquired, s.baseline) for s in scenes if not s.reason)
     # B01 is the coarsest band, in which packing finds nodata
     wanted = list(dict.fromkeys([*(config.bands or L2A_BANDS), "B01"]))
     judged = []
-    for scene in known:
+    for scene in scenes:
         reason = scene.reason or _against(scene, config, wanted)
         # packing makes the same choice among the scenes it finds
         if not reason and scene.baseline != newest[scene.tile, scene.acquired]:
@@ -183,7 +184,6 @@ def _scene(item: Item, api_url: str) -> Scene:
     original, acquired = product_of(name, properties), stated_time(properties)
     found, orbit = _ID.fullmatch(name), _ORBIT.search(original)
     number = properties.get("sat:relative_orbit") or (orbit[1] if orbit else 0)
-    cloud = properties.get("eo:cloud_cover")
     reason = ""
     if found is None:
         reason = "its id is not the name of a Sentinel-2 L2A scene"
@@ -195,12 +195,20 @@ def _scene(item: Item, api_url: str) -> Scene:
         item=item,
         tile=found["tile"].zfill(5) if found else "",
         acquired=acquired,
-        orbit=int(number),
-        cloud=None if cloud is None else float(cloud),
+        orbit=int(_number(number) or 0),
+        cloud=_number(properties.get("eo:cloud_cover")),
         baseline=baseline_in(original, properties),
         urls=dict(_rasters(assets, next(own, api_url))),
         reason=reason,
     )
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _rasters(assets: dict[str, Any], base: str) -> Iterator[tuple[str, str]]:

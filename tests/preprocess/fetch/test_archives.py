@@ -3,8 +3,12 @@
 import gzip
 import hashlib
 import io
+import json
+import shutil
 import tarfile
 import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import zstandard
@@ -12,9 +16,10 @@ from make_scenes import tree
 from stac_server import Server
 
 from preprocess.config import FetchConfig, FetchTarget
-from preprocess.fetch import fetch, plan
+from preprocess.fetch import archives, fetch, plan
 from preprocess.fetch.archives import ARCHIVES, Archive, ArchiveFile, unpack
 from preprocess.fetch.http import FetchError
+from preprocess.fetch.scenes import STATE
 
 NAMES = [f"Data/patch_{number:03d}/patch_{number:03d}_B{band:02d}.tif"
          for number in range(40) for band in (1, 2, 3)]  # fmt: skip
@@ -144,6 +149,76 @@ def test_a_killed_unpacking_goes_on_behind_what_is_durable(record, tmp_path, mon
     there = tree(tmp_path / "out" / "Data")
     assert there == {name.removeprefix("Data/"): content_of(name) for name in NAMES}
     assert (tmp_path / "out" / NAMES[0]).stat().st_mtime_ns == stamp
+
+
+def test_a_folder_that_somebody_else_unpacked_is_refused_before_anything_is_fetched(
+    record, tmp_path
+):
+    server, archive = record
+    (tmp_path / "out" / "Data").mkdir(parents=True)
+    with pytest.raises(FetchError, match="Data is there, but simclr-fetch did not unpack it"):
+        fetch(config_of(server, tmp_path), archive)
+    assert server.state.sent == 0
+    (tmp_path / "out" / "Data").rmdir()
+    fetch(config_of(server, tmp_path), archive)
+    assert tree(tmp_path / "out" / "Data")
+
+
+def interrupted(config, archive, monkeypatch, name, when):
+    """Fetch, and stop when a function of archives.py is called for which ``when`` is true."""
+    real = getattr(archives, name)
+
+    def stopping(*args):
+        if when(*args):
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, name, stopping)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(config, archive)
+
+
+def test_a_kill_before_the_record_of_an_unpacked_archive_costs_no_count(
+    record, tmp_path, monkeypatch
+):
+    server, archive = record
+    config = config_of(server, tmp_path)
+    interrupted(config, archive, monkeypatch, "write_json", lambda path, _: path.name == STATE)
+    assert (tmp_path / "out" / "Data").exists()
+    fetch(config, archive)
+    state = json.loads((tmp_path / "out" / STATE).read_text())
+    assert state["files"][archive.files[0].name]["rasters"] == len(NAMES)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_disk_that_was_large_enough_is_so_after_an_interruption(
+    record, tmp_path, monkeypatch, keep
+):
+    server, archive = record
+    packed, table = archive.files
+    unpacked = len(NAMES) * 4096
+    archive = replace(archive, files=(replace(packed, unpacked_bytes=unpacked), table))
+    out, config = tmp_path / "out", config_of(server, tmp_path, keep_archives=keep)
+    room = -(-packed.size // 4096) * 4096 + unpacked + 4096 * keep  # blocks of the file system
+
+    def usage(_path):
+        files = [path for path in out.rglob("*") if path.is_file() and path.suffix != ".json"]
+        return SimpleNamespace(free=room - sum(path.stat().st_blocks * 512 for path in files))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    monkeypatch.setattr(archives, "_SYNC_FILES", 7)  # the last but one ends a round
+    last = NAMES[-1].rpartition("/")[2]
+    interrupted(config, archive, monkeypatch, "_write_member", lambda path, _: path.name == last)
+    fetch(config, archive)
+    assert len(tree(out / "Data")) == len(NAMES)
+
+
+def test_an_archive_of_unknown_size_counts_with_the_size_it_had(record, tmp_path):
+    server, archive = record
+    archive = replace(archive, files=tuple(replace(file, size=0) for file in archive.files))
+    first = fetch(config_of(server, tmp_path), archive)
+    assert fetch(config_of(server, tmp_path), archive).bytes == first.bytes > 0
 
 
 def test_another_file_than_was_published_is_refused_and_removed(record, tmp_path):

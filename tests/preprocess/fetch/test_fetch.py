@@ -120,6 +120,34 @@ def test_an_item_that_lacks_everything_is_left_out(settings, server, tmp_path):
     )
 
 
+def test_odd_numbers_of_an_item_are_unknown_ones(settings, server, tmp_path):
+    server.state.items[0]["properties"] |= {"sat:relative_orbit": "R113", "eo:cloud_cover": "none"}
+    server.state.items[1]["properties"]["eo:cloud_cover"] = float("nan")
+    fetch(settings())
+    table = (tmp_path / "out" / "scenes.csv").read_text().splitlines()
+    assert table[1].endswith(",,,no,its item gives no cloud cover,0,0")
+    assert table[2].endswith(",113,,no,its item gives no cloud cover,0,0")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_table_says_of_a_scene_that_failed_why_it_is_not_there(
+    settings, server, tmp_path, late
+):
+    def gone(path: str, number: int) -> str:
+        if not path.endswith("S2A_10SFH_20190715_0_L2A/B04.tif"):
+            return ""
+        planning = server.state.headers[number - 1]["Range"].startswith("bytes=0-")
+        return "" if late and planning else "404"
+
+    server.state.fault = gone
+    with pytest.raises(FetchError, match=r"1 of 2 scenes could not be fetched, first S2A_10SFH_2"):
+        fetch(settings())
+    table = (tmp_path / "out" / "scenes.csv").read_text()
+    (failed,) = [line for line in table.splitlines() if "10SFH_20190715" in line]
+    assert ",no,http://127.0.0.1:" in failed
+    assert failed.endswith("HTTP 404 Not Found,0,0")
+
+
 def test_a_file_that_changes_while_it_is_fetched_is_never_mixed(settings, server, tmp_path, scenes):
     path = scenes[0] / "S2A_10SFH_20190715_0_L2A" / "B04.tif"
     url = "/files/S2A_10SFH_20190715_0_L2A/B04.tif"
