@@ -129,7 +129,7 @@ def _add_sheets(
                 axes.set_axis_off()
             for axes, (pixels, patch) in zip(places, patches, strict=False):
                 axes.imshow(stretch(pixels, bands, manifest), interpolation="nearest")
-                axes.set_title(_short(patch), fontsize=9)
+                axes.set_title(_short(patch), fontsize=9, parse_math=False)  # may hold a $
         names = ", ".join(dict.fromkeys(bands))
         kind = "red, green, blue" if name != "grey" else "grey"
         page.picture(path, f"{names} as {kind}; nodata in magenta.")
@@ -209,7 +209,7 @@ def _add_classes(page: Page, output: Path, manifest: Manifest) -> None:
             axes = figure.subplots()
             bars = axes.barh(range(len(names)), numbers, color=COLORS[0])
             axes.bar_label(bars, fontsize=9, padding=2)
-            axes.set_yticks(range(len(names)), names)
+            axes.set_yticks(range(len(names)), names, parse_math=False)
             axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="patches")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.spines[["top", "right"]].set_visible(False)

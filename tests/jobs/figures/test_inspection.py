@@ -116,6 +116,13 @@ def test_a_title_breaks_where_the_id_does_and_keeps_its_end(name, shown):
     assert _short(name) == shown
 
 
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    classes = ("$\\alpha$", "$\\rice$")  # matplotlib knows one of them as mathematics
+    shards = packed_arrays(tmp_path / "s", 4, classes=classes, source="$\\x$", bands=["B02"])
+    page = inspect_shards(InspectConfig(shards=str(shards)), tmp_path / "out")
+    assert (page.parent / "classes_labels.png").exists()
+
+
 def test_classes_that_no_patch_carries_are_counted_and_not_drawn(folder, tmp_path):
     page = inspect_shards(InspectConfig(shards=str(folder), patches=2), tmp_path).read_text()
     absent = re.search(r"Patches that carry each class; (\d+) classes without a patch", page)
