@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -39,6 +40,7 @@ class State:
         versions: added to ETags by path, to change them.
         requests: paths in the order in which they were asked for.
         rate: bytes per second of each answer; 0 for no limit.
+        etags: whether answers have an ETag, or the time of the last change instead.
         sent: bytes of files sent.
     """
 
@@ -50,6 +52,7 @@ class State:
     requests: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     rate: float = 0.0
+    etags: bool = True
     sent: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -113,7 +116,10 @@ class Handler(BaseHTTPRequestHandler):
         length = last - first + 1
         stated = length + {"short": 7, "long": -7}.get(fault, 0)
         self.send_response(code)
-        self.send_header("ETag", etag)
+        if self.state.etags:
+            self.send_header("ETag", etag)
+        else:
+            self.send_header("Last-Modified", formatdate(stat.st_mtime, usegmt=True))
         self.send_header("Content-Length", str(max(0, stated)))
         if code == 206:
             self.send_header("Content-Range", f"bytes {first}-{last}/{stat.st_size}")

@@ -158,17 +158,14 @@ def most_disk(plans: list[ArchivePlan], config: FetchConfig) -> int:
     held = most = 0
     for file, remote in plans:
         path = output / file.name
-        there = sum(_disk_bytes(each) for each in (path, PartialFile(path, remote).data))
+        places = (path, PartialFile(path, remote).data)  # with blocks, since it may have holes
+        there = sum(place.stat().st_blocks * 512 for place in places if place.exists())
         unpacked = read_json(_staging_of(output / file.root)[1]).get("bytes", 0)
         unpacking = max(0, file.unpacked_bytes - unpacked)
         most = max(most, held + unpacking + remote.size - there)
         removed = file.root and not config.keep_archives
         held += unpacking - there + (0 if removed else remote.size)
     return most
-
-
-def _disk_bytes(path: Path) -> int:
-    return path.stat().st_blocks * 512 if path.exists() else 0  # of a file with holes
 
 
 def _staging_of(target: Path) -> tuple[Path, Path]:

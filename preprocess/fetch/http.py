@@ -66,7 +66,10 @@ class _TransientError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file on a server as of the first request; ``etag`` is empty if there is none."""
+    """A file on a server as of the first request.
+
+    ``etag`` is the time of its last change if the server gives no ETag; empty without both.
+    """
 
     url: str
     size: int
@@ -109,7 +112,7 @@ class Http:
             head, wanted = response.content[:length], min(length, total)
             if len(head) != wanted:
                 raise _TransientError(f"sent {len(head)} bytes of {wanted}")
-            return RemoteFile(url, total, response.headers.get("ETag", "")), head
+            return RemoteFile(url, total, _version_of(response)), head
 
         return self._with_retries(first_bytes, url, headers={"Range": f"bytes=0-{length - 1}"})
 
@@ -262,6 +265,10 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, _TransientError) else "the answer is not readable"
 
 
+def _version_of(response: requests.Response) -> str:
+    return response.headers.get("ETag") or response.headers.get("Last-Modified", "")
+
+
 def _content_range(response: requests.Response) -> tuple[int, int]:
     """Return first byte and total size of a range response; -1 and 0 if it states none."""
     header = response.headers.get("Content-Range", "")
@@ -272,8 +279,7 @@ def _content_range(response: requests.Response) -> tuple[int, int]:
 def _check_range(response: requests.Response, remote: RemoteFile, first: int, length: int) -> None:
     """Reject a response with other bytes than requested."""
     code, (start, total) = response.status_code, _content_range(response)
-    etag = response.headers.get("ETag", "")
-    if code == 206 and (total, etag) != (remote.size, remote.etag):
+    if code == 206 and (total, _version_of(response)) != (remote.size, remote.etag):
         raise RemoteChangedError(f"{shown(remote.url)} changed on the server while it was fetched")
     stated = response.headers.get("Content-Length", str(length))
     if code != 206 or start != first or stated != str(length):

@@ -1,5 +1,6 @@
 """Requests: what is retried, what is logged, how fast, and how a transfer ends."""
 
+import os
 import threading
 import time
 
@@ -89,6 +90,22 @@ def test_another_version_starts_anew(served, tmp_path):
         partial.fetch(http, spans[1], lambda count: None)
     renewed, _ = http.open(url)
     assert PartialFile(path, renewed).missing(spans) == spans
+
+
+def test_without_etags_the_time_of_the_last_change_tells_versions_apart(served, tmp_path):
+    server, url, data = served
+    server.state.etags = False
+    http, path, file = Http(), tmp_path / "file.bin", server.state.root / "file.bin"
+    old, _ = http.open(url)
+    partial, spans = PartialFile(path, old), chunks(SIZE, 50_000)
+    partial.missing(spans)
+    partial.fetch(http, spans[0], lambda count: None)
+    file.write_bytes(data[::-1])  # as long as the old one
+    os.utime(file, (0, 0))
+    with pytest.raises(RemoteChangedError, match="changed on the server"):
+        partial.fetch(http, spans[1], lambda count: None)
+    fetch_file(http, url, path)
+    assert path.read_bytes() == data[::-1]
 
 
 def test_a_cut_range_goes_on_where_it_was_cut(served, monkeypatch):
