@@ -78,49 +78,34 @@ class ShardReader:
                     self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         return self._descriptor
 
-    def read_into(self, row: int, buffers: Mapping[str, npt.NDArray[np.uint16]]) -> None:
-        """Read one sample into C-contiguous uint16 buffers of each group's shape.
+    def decode_into(self, row: int, name: str, buffer: npt.NDArray[np.uint16]) -> None:
+        """Decode a compressed sample of a group into a C-contiguous buffer of its shape.
 
         Raises:
-            IndexError: there is no such row. ValueError: a buffer is not of a sample's size.
-            OSError: the file is missing or damaged, or shorter than the manifest says.
+            OSError: the file is missing or damaged.
         """
-        if not 0 <= row < self.entry.rows:
-            raise IndexError(f"{self.path} has {self.entry.rows} rows, row {row} was asked for")
-        for group in self.layout.groups:
-            if group.name not in buffers:
-                continue
-            buffer = buffers[group.name]
-            if buffer.nbytes != group.sample_bytes:
-                raise ValueError(
-                    f"buffer of {group.name} has {buffer.nbytes} bytes, a sample "
-                    f"{group.sample_bytes}"
-                )
-            if self.entry.codec == NO_CODEC:
-                offset = self.entry.offsets[group.name] + row * group.sample_bytes
-                self.read_bytes([buffer.data.cast("B")], offset)
-                continue
-            try:
-                data_set = self._decoded()[f"{PATCHES}/{group.name}"]
-                data_set.read_direct(buffer.reshape(group.shape), np.s_[row])
-            except (OSError, RuntimeError) as error:
-                raise OSError(
-                    f"{self.path}, row {row} of {group.name}: cannot be decoded ({error}); see "
-                    "simclr-verify"
-                ) from error
-
-    def _decoded(self) -> h5py.File:
-        with self._opening:
-            if self._compressed is None or self._compressed[0] != os.getpid():
-                load_filter(self.entry.codec)
-                self._compressed = os.getpid(), open_shard(self.path)
-            return self._compressed[1]
+        try:
+            with self._opening:
+                if self._compressed is None or self._compressed[0] != os.getpid():
+                    load_filter(self.entry.codec)
+                    self._compressed = os.getpid(), open_shard(self.path)
+            self._compressed[1][f"{PATCHES}/{name}"].read_direct(buffer, np.s_[row])
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"{self.path}, row {row} of {name}: cannot be decoded ({error}); see simclr-verify"
+            ) from error
 
     def read(self, row: int) -> dict[str, npt.NDArray[np.uint16]]:
-        """Return one sample as new arrays, ``{"b10": (bands, size_px, size_px), ...}``."""
-        buffers = {group.name: np.empty(group.shape, PIXEL_DTYPE) for group in self.layout.groups}
-        self.read_into(row, buffers)
-        return buffers
+        """Return one sample as new arrays, ``{"b10": (bands, size_px, size_px), ...}``.
+
+        Raises:
+            IndexError: there is no such row.
+            OSError: the file is missing or damaged, or shorter than the manifest says.
+        """
+        shapes = {group.name: (1, *group.shape) for group in self.layout.groups}
+        buffers = {name: np.empty(shape, PIXEL_DTYPE) for name, shape in shapes.items()}
+        BatchReader([self]).read_into(np.array([row]), buffers, np.array([0]))
+        return {name: buffer[0] for name, buffer in buffers.items()}
 
     def index(self, field: str) -> npt.NDArray[Any]:
         """Return one index field of all rows; text as ``str``."""
@@ -218,8 +203,8 @@ class BatchReader:
             IndexError: there is no such row, or the batch has no such slot.
             OSError: a file is missing or damaged, or shorter than the manifest says.
         """
-        if numbers.min(initial=0) < 0:
-            raise IndexError(f"row {numbers.min()} was asked for; rows count from 0")
+        if numbers.min(initial=0) < 0 or numbers.max(initial=0) >= self._ends[-1]:
+            raise IndexError(f"row {numbers.min()} or {numbers.max()} of {self._ends[-1]} rows")
         shards = np.searchsorted(self._ends, numbers, side="right")
         rows = numbers - self._starts[shards]
         held = [self._groups[shard] for shard in set(shards.tolist())] or self._groups[:1]
@@ -245,7 +230,8 @@ class BatchReader:
                     reader.read_bytes(views, reader.entry.offsets[name] + first * size)
             else:
                 for row, slot in enumerate(run, first):
-                    reader.read_into(row, {name: buffer[slot] for name, buffer in buffers.items()})
+                    for name, buffer in buffers.items():
+                        reader.decode_into(row, name, buffer[slot])
             start = end
 
 

@@ -65,18 +65,6 @@ def test_a_closed_reader_opens_again(readers):
     assert equal(readers[0].read(0), before)
 
 
-def test_only_the_groups_with_a_buffer_are_read(readers):
-    shape = readers[0].layout.groups[1].shape
-    buffers = {"b20": np.zeros(shape, np.uint16)}
-    readers[0].read_into(2, buffers)
-    assert np.array_equal(buffers["b20"], through_h5py(readers[0], 2)["b20"])
-
-
-def test_a_buffer_of_another_size_is_refused(readers):
-    with pytest.raises(ValueError, match="b10"):
-        readers[0].read_into(0, {"b10": np.zeros((4, 3, 3), np.uint16)})
-
-
 @pytest.mark.parametrize("row", [-1, 10])
 def test_a_row_out_of_range_is_refused(readers, row):
     with pytest.raises(IndexError, match="10 rows"):

@@ -128,7 +128,7 @@ def test_a_truncated_shard_is_an_error_not_garbage(readers):
 @pytest.mark.parametrize("number", [-1, 20])
 def test_a_row_that_is_not_there_is_an_error_not_garbage(readers, number):
     buffers = empty_batch(readers, 1)
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match=f"row {number} .*of 20 rows"):
         BatchReader(readers).read_into(np.array([number]), buffers, np.array([0]))
 
 
