@@ -135,9 +135,8 @@ class ClusterConfig:
     @property
     def flags(self) -> dict[str, str | bool]:
         """Further sbatch options; flags without a value are True; false omits one."""
-        values: dict[str, str | bool] = {"true": True}
         wanted = {name: value for name, value in self.extra.items() if value.lower() != "false"}
-        return {name: values.get(value.lower(), value) for name, value in wanted.items()}
+        return {name: value.lower() == "true" or value for name, value in wanted.items()}
 
     def for_cpu(self) -> ClusterConfig:
         """Return the cluster for a command that uses no GPU: on Slurm, with what ``cpu`` sets."""

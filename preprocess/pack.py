@@ -126,14 +126,12 @@ def records_of(output: Path, plan: Plan, thorough: bool = False) -> list[ShardRe
     ]
 
 
-def missing_shards(output: Path) -> tuple[int, list[str]]:
-    """Return the number of planned shards, and the names of those not packed yet."""
-    records = records_of(output, read_plan(output))
-    return len(records), _names_of_missing(output, records)
-
-
-def _names_of_missing(output: Path, records: Sequence[ShardRecord | None]) -> list[str]:
-    return [shard_path(output, k).name for k, record in enumerate(records) if record is None]
+def describe_missing(output: Path, records: Sequence[ShardRecord | None] | None = None) -> str:
+    """Return how many of the planned shards are not packed yet, and which; empty if all are."""
+    records = records_of(output, read_plan(output)) if records is None else records
+    missing = [shard_path(output, k).name for k, record in enumerate(records) if record is None]
+    named = ", ".join(missing[:_NAMED]) + " ..." * (len(missing) > _NAMED)
+    return f"{len(missing)} of {len(records)} shards are not packed ({named})" if missing else ""
 
 
 def _lost_its_manifest(output: Path) -> bool:
@@ -150,11 +148,10 @@ def finish(config: PackConfig) -> Manifest:
     output = Path(config.output)
     plan = make_or_read_plan(config, open_source(config.source))
     records = records_of(output, plan, _lost_its_manifest(output))
-    if missing := _names_of_missing(output, records):
-        named = ", ".join(missing[:_NAMED]) + (" ..." if len(missing) > _NAMED else "")
+    if missing := describe_missing(output, records):
         raise PackError(
-            f"{len(missing)} of {len(records)} shards are not packed ({named}): their parts "
-            "failed or were cancelled, and their logs say why; the same command packs only these"
+            f"{missing}: their parts failed or were cancelled, and their logs say why; the same "
+            "command packs only these"
         )
     return _manifest_of(config, plan, records)
 

@@ -73,16 +73,15 @@ class Pack(Command):
 
     def incomplete(self, env: RankEnvironment) -> str:
         """Name the part that this process packed, and the shards that are still missing."""
-        from preprocess.pack import missing_shards
+        from preprocess.pack import describe_missing
 
         output, (part, num_parts) = Path(self.config.output), self._part(env)
-        planned, missing = missing_shards(output)
+        missing = describe_missing(output)
         if num_parts == 1 or not missing:
             return ""
         return (
-            f"{output}: part {part} of {num_parts} (from 0) packed; {len(missing)} of {planned} "
-            f"shards are not there yet: {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}; the "
-            "other parts pack them, each in a process of this step or job array"
+            f"{output}: part {part} of {num_parts} (from 0) packed; {missing} yet; the other parts "
+            "pack them, each in a process of this step or job array"
         )
 
     def follow_up(self) -> Command:

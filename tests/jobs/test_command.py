@@ -196,7 +196,7 @@ def test_a_process_that_packs_only_its_part_names_it_and_what_is_missing(tmp_pat
     for name, value in {**env, "SLURM_STEP_NUM_TASKS": "2"}.items():
         monkeypatch.setenv(name, value)
     said = run(Pack(config), HERE)
-    assert "part 0 of 2 (from 0) packed; 1 of 3 shards are not there yet: shard-00001.h5" in said
+    assert "part 0 of 2 (from 0) packed; 1 of 3 shards are not packed (shard-00001.h5) yet" in said
     assert not Pack(config).completion.exists()
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert "in 3 shards" in run(Pack(config), HERE)
