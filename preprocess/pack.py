@@ -32,7 +32,7 @@ from preprocess.plan import (
     write_table,
 )
 from preprocess.progress import progress_of
-from preprocess.shards.atomic_io import is_abandoned, write_json
+from preprocess.shards.atomic_io import is_abandoned, temporary_path, write_json
 from preprocess.shards.format import (
     Patch,
     PatchError,
@@ -342,9 +342,17 @@ def _pack_shard(
     (part.output / MANIFEST_NAME).unlink(missing_ok=True)
     _record_path(part.output, shard).unlink(missing_ok=True)
     before = len(part.rejected)
-    entry = write_shard(
-        path, plan.layout, good_patches(), len(refs), plan.origin, config.compression
-    )
+    try:
+        entry = write_shard(
+            path, plan.layout, good_patches(), len(refs), plan.origin, config.compression
+        )
+    except FileNotFoundError as error:
+        if temporary_path(path).name not in str(error):
+            raise
+        raise PackError(
+            f"{path.name} was taken over by another process that packs into {part.output}, and is "
+            "being packed by it; start every part once"
+        ) from error
     if entry is None:  # an earlier run may have found good patches
         path.unlink(missing_ok=True)
     rejected = tuple(part.rejected[before:])

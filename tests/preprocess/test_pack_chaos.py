@@ -1,5 +1,6 @@
 """Packing under attack: full disks, random kills of all parts at once, a part that never comes."""
 
+import itertools
 import logging
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from killed_parts import digests, kill_parts
 
 from preprocess.config import PackConfig, VerifyConfig
-from preprocess.pack import PackError, finish, pack
+from preprocess.pack import PackError, finish, pack, read_patch
 from preprocess.sources import open_source
 from preprocess.sources.simulated import SimulatedConfig
 from preprocess.verify import verify
@@ -110,6 +111,24 @@ def test_memory_does_not_grow_with_the_size_of_a_shard(tmp_path):
         folders = (tmp_path / f"root-{patches}", tmp_path / f"out-{patches}")
         peaks.append(int(ended(start(*folders, patches=patches, shard_mib=shard_mib))))
     assert peaks[1] < min(1024, peaks[0] + 50), f"peaks of {peaks} MiB"
+
+
+def test_a_part_that_is_started_twice_gives_way_in_one_line(tmp_path, monkeypatch):
+    root, output = tmp_path / "root", tmp_path / "out"
+    source = SimulatedConfig(root=str(root), num_patches=4)
+    config = PackConfig(source=source, output=str(output), shard_size_mib=0.35)
+    numbers = itertools.count()
+
+    def while_another_starts(*args):
+        if next(numbers) == 1:  # the first patch is read before there is a file
+            assert list(output.glob(".shard-00000.h5.*.tmp"))
+            ended(start(root, output, patches=4, shard_mib=0.35))
+        return read_patch(*args)
+
+    monkeypatch.setattr("preprocess.pack.read_patch", while_another_starts)
+    with pytest.raises(PackError, match=r"shard-00000\.h5 was taken over by another process"):
+        pack(config, progress=False)
+    assert verify(VerifyConfig(shards=str(output))).ok
 
 
 def test_a_part_that_never_comes_is_told_with_its_shards(tmp_path):
