@@ -194,17 +194,15 @@ def make_or_read_plan(config: PackConfig, source: Source) -> Plan:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    # as JSON: NaN, which may be the mark of nodata, does not equal itself
-    was, now = (
-        {key: json.dumps(value, sort_keys=True) for key, value in settings.items()}
-        for settings in (old, new)
-    )
-    if was == now:
-        return []
     # settings that only one of two source kinds has are left out: the kind itself says more
-    keys = [key for key in was if key in now and was[key] != now[key]]
-    named = [f"{key} was {old[key]!r}, now {new[key]!r}" for key in keys]
-    return named or ["another version of this program wrote it"]
+    named = [
+        f"{key} was {old[key]!r}, now {new[key]!r}"
+        for key in old
+        # also as text: NaN, which may be the mark of nodata, does not equal itself
+        if key in new and old[key] != new[key] and json.dumps(old[key]) != json.dumps(new[key])
+    ]
+    alike = named or old.keys() == new.keys()
+    return named if alike else ["another version of this program wrote it"]
 
 
 def _settings_of(config: PackConfig) -> dict[str, Any]:
