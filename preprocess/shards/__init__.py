@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -169,14 +170,17 @@ class BatchReader:
 
     def __init__(self, readers: Sequence[ShardReader]) -> None:
         wanted = len(readers) + OTHER_FILES
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if hard < wanted:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+        if most < wanted:
             raise ValueError(
                 f"these shards take {wanted} open files, and this process may have {hard}; "
                 "raise the limit (ulimit -Hn) or pack with a larger shard_size_mib"
             )
-        # to its end: other readers of this process open as many again
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        if soft != resource.RLIM_INFINITY:
+            # beside what other readers of this process open; no more, as children inherit it
+            own = max(soft + len(readers), wanted)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(own, most), hard))
         self._readers = readers
         rows = np.array([reader.entry.rows for reader in readers], np.int64)
         self._ends = np.cumsum(rows)
