@@ -178,6 +178,7 @@ def _check_operations(field_name: str, names: list[str] | Mapping[str, float]) -
     valid = ", ".join(OPERATIONS)
     for name in names:
         require(name in OPERATIONS, f"{field_name} holds {name!r}; valid names: {valid}")
+    require(len(set(names)) == len(names), f"{field_name} repeats one of {', '.join(names)}")
 
 
 _COUPLET, _ORDER, _NOISE, _NUM_COMMON = range(4)  # first columns of the uniforms; bands follow

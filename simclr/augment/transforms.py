@@ -84,7 +84,7 @@ def frame_of(parameters: ViewParameters, preset: Preset, view_px: int) -> Frame:
     blur = blur_matrix(sigma, view_px) if may_blur else None
     mixing = None if blur is None else (blur, blur)
     if free:
-        # Isotropic blur commutes with rotation, so it may always come last.
+        # Isotropic blur commutes with rotation, so it comes last, even if a zoom should follow it.
         return Frame(trace_points(parameters.maps, view_px), mixing)
     return Frame(trace_axes(parameters.maps, view_px), mixing, mixed)
 
@@ -298,5 +298,7 @@ def noise_windows(table: Tensor, window: Tensor, shape: torch.Size) -> Tensor:
     the cost of one copy.
     """
     length = math.prod(shape[1:])
+    if length > len(table):  # large views: the table is repeated
+        table = table.repeat(length // len(table) + 2)
     windows = table.unfold(0, length, _WINDOW_STEP)  # a tensor view: nothing is copied yet
     return windows[(window * len(windows)).long()].view(shape)

@@ -163,16 +163,16 @@ class ViewMaker:
         frame, layout = frame_of(parameters, preset, self.view_size_px), self._layouts[batch.layout]
         copies = len(parameters) // len(batch.source)
         level = self._level[batch.source].repeat(copies, 1)
-        groups = [
-            frame.lay_out(self._patches(number, batch, parameters, level))
-            for number in range(len(layout.groups))
-        ]
+        groups, patch_means = [], []
+        for number in range(len(layout.groups)):
+            patches = self._patches(number, batch, parameters, level)
+            groups.append(frame.lay_out(patches))  # may transpose the patches
+            if parameters.line_of_patch is not None:
+                patch_means.append(patches.mean((1, 3)))
         if preset.of_stage(Stage.line) or preset.band_drop:
             # Lines may be applied before the warp, whose weights sum to one: fewer pixels.
             view_mean = [mean_of_view(p, rows.mean(1), cols.mean(1)) for p, rows, cols in groups]
-            patch_mean = None
-            if parameters.line_of_patch is not None:
-                patch_mean = torch.cat([p.mean((1, 3)) for p, _, _ in groups], 1)[:, layout.order]
+            patch_mean = torch.cat(patch_means, 1)[:, layout.order] if patch_means else None
             mean = torch.cat(view_mean, 1)[:, layout.order]
             slope, shift = joined_line(parameters, level, mean, patch_mean)
             for group, (patches, _, _) in zip(layout.groups, groups, strict=True):

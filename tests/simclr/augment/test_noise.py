@@ -42,3 +42,11 @@ def test_noise_windows_stay_inside_the_table():
     assert noise.shape == shape
     assert torch.equal(noise[0].flatten(), table[: shape[1:].numel()])
     assert not torch.equal(noise[1], noise[2])
+
+
+def test_a_view_of_more_values_than_the_table_has_noise_everywhere():
+    table = noise_table(0, torch.device("cpu"))
+    noise = noise_windows(table, torch.tensor([0.0, 0.7]), torch.Size((2, 425, 12, 425)))
+    assert torch.equal(noise[0].flatten()[:NOISE_VALUES], table)
+    assert noise.std((1, 2, 3)) == pytest.approx([1, 1], abs=0.01)
+    assert not torch.equal(noise[0], noise[1])

@@ -6,6 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from batches import sequential_batches
 from make_data import packed_arrays
 from scipy import ndimage
 
@@ -13,9 +14,9 @@ from simclr.augment.operations import OPERATIONS, Stage
 from simclr.augment.parameters import GEOMETRIC, NINE, ParameterSampler, ViewParameters, preset_of
 from simclr.augment.transforms import noise_table, noise_windows
 from simclr.augment.views import ViewMaker
-from simclr.config import AugmentConfig
+from simclr.config import AugmentConfig, Rotation
 from simclr.data.dataset import ShardDataset, open_dataset
-from simclr.data.loader import Batch, sequential_batches
+from simclr.data.loader import Batch
 
 CPU = torch.device("cpu")
 SIDE, SEED, NUM = 24, 5, 4
@@ -156,3 +157,19 @@ def test_a_drawn_couplet_is_one_of_its_two_orders(dataset, batch):
         assert sum(same) == 1
         orders.add(same.index(True))
     assert orders == {0, 1}
+
+
+@pytest.mark.parametrize("rotation", list(Rotation))
+def test_contrast_before_the_geometry_is_about_the_mean_of_the_patch(dataset, batch, rotation):
+    def views(*operations: str) -> tuple[torch.Tensor, ViewParameters]:
+        config = AugmentConfig(preset="list", operations=list(operations), rotation=rotation)
+        maker = ViewMaker(dataset, config, SEED, CPU)
+        parameters = drawn(dataset, batch, config)
+        return maker.apply(batch, parameters, maker.preset), parameters
+
+    moved, _ = views("zoom", "rotation")
+    actual, parameters = views("contrast", "zoom", "rotation")
+    factor = parameters.lines[:, 0, 0, :, None, None]
+    plain = ViewMaker(dataset, AugmentConfig(), SEED, CPU).eval_views(batch)
+    mean = plain.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(actual, mean + factor * (moved - mean), rtol=0, atol=1e-5)

@@ -174,6 +174,7 @@ def test_standard_is_simclr_with_half_the_photometry_and_no_loss_of_texture():
         ({"probabilities": {"hue": 1.0}}, "probabilities holds 'hue'; valid names: blur"),
         ({"probabilities": {"blur": 2.0}}, "probabilities.blur is 2.0; give a chance from 0 to 1"),
         ({"preset": "paper", "probabilities": {"blur": 0.2}}, "every view gets one couplet"),
+        ({"preset": "list", "operations": ["flip", "gain", "flip"]}, "operations repeats one of"),
         (
             {"preset": "list", "operations": ["flip"], "probabilities": {"blur": 0.2}},
             "has blur, which is not in augment.operations",

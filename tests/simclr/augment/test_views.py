@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from batches import sequential_batches
 from make_data import packed_arrays
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -12,7 +13,7 @@ from simclr.augment import parameters
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig, Rotation
 from simclr.data.dataset import open_dataset
-from simclr.data.loader import Batch, sequential_batches
+from simclr.data.loader import Batch
 
 CPU = torch.device("cpu")
 PRESETS = [
