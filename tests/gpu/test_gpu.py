@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from batches import sequential_batches
 from make_data import packed_arrays
 from rank_jobs import small_run
 from torch import nn
@@ -27,7 +28,6 @@ from simclr.config import (
     WorldConfig,
 )
 from simclr.data.dataset import open_dataset
-from simclr.data.loader import sequential_batches
 from simclr.distributed import distributed_context
 from simclr.model.batchnorm import GroupBatchNorm, _NativeBatchNorm
 from simclr.train import Trainer, train_step

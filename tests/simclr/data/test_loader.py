@@ -5,11 +5,12 @@ import time
 import numpy as np
 import pytest
 import torch
+from batches import sequential_batches
 from make_data import packed_arrays
 
 from preprocess.bands import L2A_BANDS
 from simclr.data.dataset import open_dataset
-from simclr.data.loader import Loader, _Slot, sequential_batches, training_batches
+from simclr.data.loader import Loader, _Slot, training_batches
 from simclr.data.sampler import DeterministicBatchSampler
 
 CPU = torch.device("cpu")

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from batches import sequential_batches
 from make_data import packed_arrays
 
 from simclr.augment import parameters
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig, CheckpointConfig, DataConfig, ModelConfig, TrainConfig
 from simclr.data.dataset import open_dataset
-from simclr.data.loader import Loader, sequential_batches, training_batches
+from simclr.data.loader import Loader, training_batches
 from simclr.data.sampler import DeterministicBatchSampler, TemporalPairSampler
 from simclr.evaluation.splits import seen_in_pretraining
 from simclr.train import train

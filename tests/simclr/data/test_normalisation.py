@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
+from batches import sequential_batches
 from make_data import packed_arrays
 from torch import nn
 
 from simclr.augment.views import ViewMaker
 from simclr.config import AugmentConfig
 from simclr.data.dataset import open_dataset
-from simclr.data.loader import sequential_batches
 from simclr.data.normalisation import Normalised, mean_and_std, usable
 
 TABLE = {"B04": {"mean": 800.0, "std": 250.0}, "B10": {"mean": 12.0, "std": 0.0}}
