@@ -238,7 +238,9 @@ def distributed_context(
             raise
         dist.destroy_process_group()
     except RuntimeError as error:
-        if known := _classified(error, rendezvous.world_size):
+        # not our own errors, whose text may contain paths and the words of a file system
+        foreign = type(error).__module__.partition(".")[0] in ("builtins", "torch")
+        if foreign and (known := _classified(error, rendezvous.world_size)):
             raise known from error
         raise
 
@@ -333,7 +335,8 @@ def _device(wanted: Device, rendezvous: Rendezvous) -> torch.device:
 def _share_cores(threads: int, rendezvous: Rendezvous) -> None:
     # Ranks of a node that each use all cores slow each other down. The limits are the job's cores,
     # which a scheduler that does not bind processes only reports, and OMP_NUM_THREADS.
-    limits = [len(os.sched_getaffinity(0)) // rendezvous.local_world_size, rendezvous.cores]
+    usable, own = len(os.sched_getaffinity(0)), rendezvous.cores
+    limits = [usable if own else usable // rendezvous.local_world_size, own]
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     limits.append(int(wanted) if wanted.isdecimal() else 0)
     torch.set_num_threads(threads or min((limit for limit in limits if limit > 0), default=1))

@@ -9,9 +9,12 @@ import torch
 from rank_jobs import agreed_reasons, agreed_value
 from ranks import CPU, run_ranks
 
+from simclr.checkpoint.manager import CheckpointError
 from simclr.distributed import StopAgreement, distributed_context, refuse_shared_gpus
 from simclr.preemption import DeviceFaultError, LostPeerError
 from simclr.rendezvous import Rendezvous
+
+CPU_SHARED = replace(CPU, threads_per_rank=0)
 
 
 def test_a_single_rank_agrees_with_itself(monkeypatch):
@@ -63,6 +66,29 @@ def test_errors_are_a_lost_peer_a_device_fault_or_misuse(tmp_path, monkeypatch, 
     with pytest.raises((RuntimeError, ValueError)) as event, distributed_context(CPU, rendezvous):
         raise RuntimeError(text)
     assert type(event.value) is kind
+
+
+def test_a_save_that_timed_out_is_no_lost_rank(tmp_path, monkeypatch):
+    rendezvous = Rendezvous(world_size=2, init_method=f"file://{tmp_path}/meeting")
+    monkeypatch.setattr("simclr.distributed.join_process_group", lambda *_: None)
+    monkeypatch.setattr("simclr.distributed._abort", lambda: None)
+    failure = CheckpointError("step 9 could not be saved in /oxide: Connection timed out")
+    with pytest.raises(CheckpointError) as event, distributed_context(CPU, rendezvous):
+        raise failure
+    assert event.value is failure
+
+
+def test_a_rank_that_is_bound_to_its_cores_uses_them_all(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {4, 5})
+    before = torch.get_num_threads()
+    try:
+        with distributed_context(CPU_SHARED, Rendezvous(local_world_size=2, cores=2)):
+            assert torch.get_num_threads() == 2
+        with distributed_context(CPU_SHARED, Rendezvous(local_world_size=2)):
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_all_ranks_agree_on_the_largest_value(tmp_path):
