@@ -189,18 +189,6 @@ def _check_slurm(cluster: ClusterConfig) -> None:
     )
 
 
-def check_batch(global_batch_size: int, cluster: ClusterConfig) -> None:
-    """Refuse a batch that the ranks cannot share equally; ValueError: with the nearest sizes."""
-    ranks = cluster.num_ranks
-    below = global_batch_size - global_batch_size % ranks
-    choices = f"{below} or {below + ranks}" if below else f"{ranks}"
-    require(
-        below == global_batch_size,
-        f"data.global_batch_size is {global_batch_size} but {ranks} ranks need a multiple of "
-        f"{ranks}; use {choices}",
-    )
-
-
 class InspectionKind(Enum):
     """``shards``: what was packed; ``augment``: what training makes of it."""
 

@@ -7,6 +7,7 @@ a file, the command line or Python raises ``ValueError`` with the key, the value
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import Enum, StrEnum
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -51,6 +52,17 @@ def require(condition: bool, message: str) -> None:
     """Raise ``ValueError(message)`` unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def require_even_share(global_batch_size: int, ranks: int) -> None:
+    """Refuse a batch that the ranks cannot share equally; ValueError: with the nearest sizes."""
+    below = global_batch_size - global_batch_size % ranks
+    choices = f"{below} or {below + ranks}" if below else f"{ranks}"
+    require(
+        below == global_batch_size,
+        f"data.global_batch_size is {global_batch_size} but {ranks} ranks need a multiple of "
+        f"{ranks}; use {choices}",
+    )
 
 
 def parse_choices(config: Any, section: str = "") -> None:
@@ -236,7 +248,7 @@ class DataConfig:
         require(bool(self.bands), "data.bands is empty; name at least one band")
         require(0 < self.fraction <= 1, f"data.fraction is {self.fraction}; give a share in (0, 1]")
         require(
-            all(weight > 0 for weight in self.weights),
+            all(0 < weight < math.inf for weight in self.weights),
             f"data.weights is {self.weights}; give numbers above 0, and leave out of shards what "
             "is not to be read",
         )
@@ -302,7 +314,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         parse_choices(self, "loss")
         divisor = self.temperature
-        require(divisor > 0, f"loss.temperature is {divisor}; give a value above 0")
+        require(0 < divisor < math.inf, f"loss.temperature is {divisor}; give a value above 0")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -337,13 +349,14 @@ class OptimConfig:
     def __post_init__(self) -> None:
         parse_choices(self, "optim")
         rate = self.learning_rate
-        require(rate > 0, f"optim.learning_rate is {rate}; give a value above 0")
+        require(0 < rate < math.inf, f"optim.learning_rate is {rate}; give a value above 0")
         size = self.reference_batch_size
         require(size >= 1, f"optim.reference_batch_size is {size}; give pairs, 1 or more")
         # at 1 a velocity never decays, and above 1 it grows forever
         require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; give 0 to below 1")
-        require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; give >= 0")
-        require(self.warmup_epochs >= 0, f"optim.warmup_epochs is {self.warmup_epochs}; give >= 0")
+        for name in ("weight_decay", "warmup_epochs"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"optim.{name} is {value}; give >= 0")
         require(self.decay_steps >= 0, f"optim.decay_steps is {self.decay_steps}; give >= 0")
         require(
             self.accumulate_steps == 1,

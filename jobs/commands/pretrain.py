@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 from uuid import uuid4
 
-from jobs.config import ClusterConfig, check_batch
+from jobs.config import ClusterConfig
 from jobs.launch import Command, StoppedError, narrow, side_work
 from jobs.run_dir import RunAttempt, check_run_dir, freeze, saved_step
 from jobs.slurm import heartbeat
@@ -27,7 +27,7 @@ from jobs.staging import scratch_folder, staged
 from jobs.tracking.sink import TrackerProcesses, Tracking, check_installed
 from preprocess.config import require_all
 from preprocess.shards.manifest import read_manifest
-from simclr.config import AugmentConfig, TrainConfig
+from simclr.config import AugmentConfig, TrainConfig, require_even_share
 from simclr.monitoring.metrics import Sink
 from simclr.preemption import Preempted, StopSignal
 
@@ -106,7 +106,7 @@ class Pretrain(Command):
         for shards in [] if cluster.after else [*config.shards, config.monitor.shards]:
             if shards:
                 read_manifest(Path(shards))
-        check_batch(config.data.global_batch_size, cluster)
+        require_even_share(config.data.global_batch_size, cluster.num_ranks)
         if config.augment != AugmentConfig():  # imports torch, which is slow on a login node
             from simclr.augment.parameters import preset_of
 

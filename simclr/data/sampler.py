@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from simclr.config import require
+from simclr.config import require, require_even_share
 from simclr.data.dataset import ShardDataset
 from simclr.philox import Philox
 
@@ -28,9 +28,9 @@ class DeterministicBatchSampler:
 
     Without ``draws``, an epoch shows every sample once, except for the remainder of ``num_samples``
     by ``global_batch_size``, which differs every epoch. With ``draws``, an epoch has the same
-    length, but that many samples from each source; after every epoch, the number of draws differs
-    by at most one among a source's samples. With temporal pairs, a "sample" is a place, from which
-    ``TemporalPairSampler`` draws two samples.
+    length, but that many samples from each source, less the remainder; after every epoch, the
+    number of draws differs by at most one among a source's samples, counting the remainder. With
+    temporal pairs, a "sample" is a place, from which ``TemporalPairSampler`` draws two samples.
 
     Raises:
         ValueError: the batch is not divisible by the ranks, or larger than the data set.
@@ -46,16 +46,10 @@ class DeterministicBatchSampler:
     unit: str = "patches"  # name of the samples in errors
 
     def __post_init__(self) -> None:
-        batch, ranks = self.global_batch_size, self.world_size
-        if batch % ranks:
-            below, above = batch // ranks * ranks, (batch // ranks + 1) * ranks
-            raise ValueError(
-                f"data.global_batch_size is {batch} but {ranks} ranks need a multiple of {ranks}; "
-                f"use {below or above} or {above}"
-            )
+        require_even_share(self.global_batch_size, self.world_size)
         require(
-            self.num_samples >= batch,
-            f"data.global_batch_size is {batch} but the selected shards hold "
+            self.num_samples >= self.global_batch_size,
+            f"data.global_batch_size is {self.global_batch_size} but the selected shards hold "
             f"{self.num_samples} {self.unit}; lower it or give more shards",
         )
 
@@ -114,7 +108,16 @@ def permutation(num: int, seed: int, epoch: int, *more: int) -> Samples:
 
 
 def draws_per_source(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
-    """Apportion ``sum(sizes)`` draws to the sources by weight, by the largest remainder method."""
+    """Apportion ``sum(sizes)`` draws to the sources by weight, by the largest remainder method.
+
+    Raises:
+        ValueError: a source has no samples.
+    """
+    require(
+        all(sizes),
+        f"data.weights is {list(weights)}, but the folders of shards hold {list(sizes)} selected "
+        "patches or places; leave out the empty ones, or set data.splits",
+    )
     exact = np.array(weights) / sum(weights) * sum(sizes)
     counts = np.floor(exact).astype(np.int64)
     missing = sum(sizes) - int(counts.sum())

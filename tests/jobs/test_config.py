@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.config import ClusterConfig, Executor, check_batch
+from jobs.config import ClusterConfig, Executor
 
 
 def slurm(**settings: object) -> ClusterConfig:
@@ -37,9 +37,3 @@ def test_only_slurm_reaches_other_machines(executor):
 def test_this_process_is_one():
     with pytest.raises(ValueError, match="use cluster=laptop"):
         ClusterConfig(tasks_per_node=2)
-
-
-@pytest.mark.parametrize(("batch", "told"), [(100, "use 96 or 104"), (5, "use 8")])
-def test_a_batch_that_ranks_cannot_share_is_refused_with_the_nearest(batch, told):
-    with pytest.raises(ValueError, match=rf"global_batch_size is {batch} but 8 ranks .*{told}"):
-        check_batch(batch, slurm(nodes=2, tasks_per_node=4))

@@ -1,6 +1,7 @@
 """Settings are annotated, documented, and checked when they are made."""
 
 import dataclasses
+import math
 import re
 import typing
 
@@ -19,6 +20,7 @@ from simclr.config import (
     PresetName,
     TrainConfig,
     WorldConfig,
+    require_even_share,
 )
 from simclr.evaluation.config import EvaluateConfig, FinetuneConfig, Protocol
 from simclr.export import ExportConfig, ExportFormat
@@ -51,6 +53,11 @@ def test_every_setting_is_annotated_and_documented(kind):
         (lambda: DataConfig(num_threads=0), "data.num_threads is 0"),
         (lambda: DataConfig(num_slots=1), "data.num_slots is 1"),
         (lambda: LossConfig(temperature=0), "loss.temperature is 0"),
+        (lambda: LossConfig(temperature=math.inf), "loss.temperature is inf"),
+        (lambda: OptimConfig(warmup_epochs=math.inf), "optim.warmup_epochs is inf"),
+        (lambda: OptimConfig(learning_rate=math.inf), "optim.learning_rate is inf"),
+        (lambda: OptimConfig(weight_decay=math.inf), "optim.weight_decay is inf"),
+        (lambda: DataConfig(weights=[math.inf, 1.0]), r"data.weights is \[inf, 1.0\]"),
         (lambda: OptimConfig(learning_rate=-1), "optim.learning_rate is -1"),
         (lambda: OptimConfig(weight_decay=-1), "optim.weight_decay is -1"),
         (lambda: CheckpointConfig(keep=1), "checkpoint.keep is 1"),
@@ -98,3 +105,10 @@ def test_a_choice_that_is_none_of_its_members_is_refused_with_the_list(make, mes
 
 def test_every_preset_has_a_name_among_the_choices():
     assert [*PRESETS, "list", "couplets"] == list(PresetName)
+
+
+@pytest.mark.parametrize(("batch", "told"), [(100, "use 96 or 104"), (5, "use 8")])
+def test_a_batch_that_ranks_cannot_share_is_refused_with_the_nearest(batch, told):
+    require_even_share(96, 8)
+    with pytest.raises(ValueError, match=rf"global_batch_size is {batch} but 8 ranks .*{told}$"):
+        require_even_share(batch, 8)

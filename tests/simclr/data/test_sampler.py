@@ -112,3 +112,10 @@ def test_weights_may_be_of_any_scale_and_no_draw_is_lost():
     assert draws_per_source((30, 60, 10), [1, 1, 1]) == draws_per_source((30, 60, 10), [7, 7, 7])
     assert sum(draws_per_source((30, 60, 10), [1, 1, 1])) == 100
     assert draws_per_source((50, 50), [3, 1]) == (75, 25)
+
+
+def test_a_weight_for_a_folder_without_samples_is_refused():
+    with pytest.raises(
+        ValueError, match=r"weights is \[1.0, 2.0\], but .* hold \[30, 0\] selected"
+    ):
+        draws_per_source((30, 0), [1.0, 2.0])
