@@ -159,8 +159,8 @@ class CollapseDetector:
 def collapse_in_words(record: dict[str, Any]) -> str:
     """Return a warning if the record of an interval shows a collapse, else an empty string."""
     deviation, cosine = record["deviation"], record["mean_cosine"]
-    if deviation >= COLLAPSED_DEVIATION or cosine <= COLLAPSED_COSINE:
-        return ""
+    if not (deviation < COLLAPSED_DEVIATION and cosine > COLLAPSED_COSINE):
+        return ""  # also if they are undefined, after a skipped step
     return (
         f"projections have collapsed at step {record['step']:.0f}: deviation {deviation:.3f} "
         f"(1 is healthy), mean cosine {cosine:.3f} (0 is healthy); lower optim.learning_rate or "

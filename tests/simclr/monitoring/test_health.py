@@ -44,6 +44,11 @@ def test_equal_projections_are_called_a_collapse():
     assert "lower optim.learning_rate" in words
 
 
+def test_a_skipped_step_is_not_called_a_collapse():
+    seen = numbers(torch.full((64, 16), math.nan))
+    assert collapse_in_words({"step": 40, **seen}) == ""
+
+
 def test_mean_cosine_is_over_distinct_rows():
     rows = torch.randn(10, 5)
     unit = torch.nn.functional.normalize(rows, dim=1)
