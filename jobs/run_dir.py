@@ -34,7 +34,6 @@ from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 PACKAGES = ("simclr-s2", "torch", "torchvision", "numpy", "h5py", "rasterio", "submitit")
 CONFIG_NAME = "config.yaml"
 PROVENANCE_NAME = "provenance.json"
-CHECKPOINT_GLOB = "checkpoints/step-*"
 SUBMISSION_NAME = "submission-{command}.json"  # commands on one run share its job folder
 JOB_FOLDER = "slurm"  # records and logs of submitit, for either executor
 ATTEMPTS_NAME = "attempts.jsonl"
@@ -121,7 +120,7 @@ def freeze(run_dir: Path, config: TrainConfig) -> None:
 
 
 def _has_begun(run_dir: Path) -> bool:
-    return (run_dir / CONFIG_NAME).exists() and any(run_dir.glob(CHECKPOINT_GLOB))
+    return (run_dir / CONFIG_NAME).exists() and newest_checkpoint(run_dir) is not None
 
 
 def frozen_config(run_dir: Path) -> TrainConfig:

@@ -20,7 +20,7 @@ FORMAT_VERSION = 2
 CHECKPOINTS = "checkpoints"  # subfolder of a run folder
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.pt"
-FOLDER_PATTERN = "step-*"
+FOLDER_PATTERN = f"step-{'[0-9]' * 9}"  # not a copy that somebody keeps beside it
 SAVING_PREFIX = ".saving-"  # not matched by FOLDER_PATTERN
 
 
