@@ -94,9 +94,9 @@ def train(
             reason = StopReason(trainer.agreement.largest())
             if reason > StopReason.SAVE_FAILED:
                 raise trainer.preempted(reason)
-            if reason or trainer.checkpoint_is_due():
+            if trainer.checkpoint_is_due(failed=bool(reason)):
                 trainer.save()
-        return trainer.save(wait=True)
+        return trainer.finish()
 
 
 def train_step(trainer: Trainer, batch: Batch) -> StepOutput:
@@ -220,7 +220,7 @@ class Trainer:
         self._stop = stop
         self.agreement = StopAgreement(context.device, self._stop_reason)
         self._saved: Path | None = None
-        self._is_best = False
+        self._is_best = self._is_due = False
 
     @property
     def network(self) -> SimCLR:
@@ -251,13 +251,15 @@ class Trainer:
             encoder.load_state_dict(state["encoder"])
             self.network.head.load_state_dict(state["head"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self._metrics.load_state(state["metrics"])
+            self._metrics.load_state(state["metrics"], manifest.config["monitor"])
             self.step, self._saved = manifest.step, folder
             _log.info("resumed at step %d of %d from %s", self.step, self.num_steps, folder.name)
         elif model.weights:
             start_from(encoder, Path(model.weights), self.dataset.bands, model.weights_bands)
         if self.context.is_main:
-            self._metrics.rewind(self.step)
+            if self._metrics.rewind(self.step):  # a kill may have come before the pin
+                score = self._metrics.best_score, self._metrics.headline
+                Best(self.step, *score).pin(self.run_dir)
             if pairs := self.pair_sampler:
                 text = "positives are seasons: %d of %d places have two dates"
                 _log.info(text, pairs.num_seasonal, pairs.num_places)
@@ -293,44 +295,30 @@ class Trainer:
             }
             self._is_best = self._metrics.report(place, self.loader.wait_s, self.network.encoder)
 
-    def checkpoint_is_due(self) -> bool:
-        """Return whether to save now: every ``checkpoint.every_steps``, and at a new best score."""
-        return self._is_best or self.step % self.config.checkpoint.every_steps == 0
+    def checkpoint_is_due(self, *, failed: bool = False) -> bool:
+        """Return whether to save now: as set, at a new best score, or after a ``failed`` save.
 
-    def save(self, *, wait: bool = False) -> Path:
-        """Save this step on all ranks, unless it is saved already; return the newest folder.
+        A skipped step is not saved, but the next one that is not: its weights may be the cause of
+        the non-finite loss, and would displace the last good ones.
+        """
+        every_steps = self.config.checkpoint.every_steps
+        self._is_due |= failed or self._is_best or self.step % every_steps == 0
+        return self._is_due and self._metrics.is_sound()
 
-        ``wait`` also waits for an asynchronous save. After a skipped step nothing is saved: the
-        weights may be the cause of the non-finite loss, and saving them would displace the last
-        good ones.
+    def save(self, *, wait: bool = False) -> None:
+        """Save this step on all ranks, unless it is saved already.
+
+        ``wait`` also waits for an asynchronous save. All ranks see the same failures, and try
+        again: a disk may be full for only a few seconds.
 
         Raises:
-            ValueError: the latest step was skipped, and there is no earlier checkpoint.
             CheckpointError: all attempts to save failed.
         """
         if self.context.is_main and (gone := self.dataset.missing_shards()):
             # Open files can still be read after deletion, so nothing else would reveal it.
-            text = (
-                "%d shards were deleted while training, %s is one; the next attempt cannot read "
-                "them: bring them back"
-            )
+            text = "%d shards were deleted while training, %s is one; bring them back to resume"
             _log.warning(text, len(gone), gone[0])
-        if not self._metrics.is_sound():
-            if self._saved is None:
-                raise ValueError(
-                    f"step {self.step} had no finite gradient and nothing was saved before; lower "
-                    f"optim.learning_rate ({self.config.optim.learning_rate})"
-                )
-            _log.warning("step %d had no finite gradient and is not saved", self.step)
-            return self._saved
-        saved = self._save_persistently(wait)
-        self._is_best = False
-        return saved
-
-    def _save_persistently(self, wait: bool) -> Path:
-        # All ranks see the same failures, and retry: a disk may be full for only a few seconds.
-        pauses = iter(SAVE_PAUSES_S)
-        while True:
+        for pause_s in (*SAVE_PAUSES_S, None):
             try:
                 if self._saved is None or self._saved.name != folder_name(self.step):
                     state = {
@@ -339,35 +327,52 @@ class Trainer:
                         "optimizer": self.optimizer.state_dict(),
                         "metrics": self._metrics.state(),
                     }
-                    best = Best(self.step, self._metrics.best_score, self._metrics.headline)
-                    self._saved = self._saver.save(
-                        state, self._manifest(), best if self._is_best else None
-                    )
+                    score = self._metrics.best_score, self._metrics.headline
+                    best = Best(self.step, *score) if self._is_best else None
+                    self._saved = self._saver.save(state, self._manifest(), best)
                 if wait:
                     self._saver.wait()
-                return self._saved
+                break
             except CheckpointError as error:
-                self._saved = newest_checkpoint(self.run_dir)
-                pause_s = next(pauses, None)
+                self._saved = None  # all of it again, even if only the best was not pinned
                 if pause_s is None:
                     raise
                 _log.warning("%s; trying again in %d s", error, pause_s)
                 time.sleep(pause_s)
+        self._is_best = self._is_due = False
+
+    def _save_last(self) -> None:
+        """Save this step and wait for it; after a skipped step, for an earlier save alone."""
+        if self._metrics.is_sound():
+            self.save(wait=True)
+        else:
+            _log.warning("step %d had no finite gradient and is not saved", self.step)
+            self.close()
+
+    def finish(self) -> Path:
+        """Save the last step unless it was skipped; return the newest checkpoint.
+
+        Raises:
+            ValueError: the last step was skipped, and there is no earlier checkpoint.
+            CheckpointError: all attempts to save failed.
+        """
+        self._save_last()
+        if self._saved is None:
+            raise ValueError(
+                f"step {self.step} had no finite gradient and nothing was saved before; lower "
+                f"optim.learning_rate ({self.config.optim.learning_rate})"
+            )
+        return self._saved
 
     def preempted(self, reason: StopReason) -> Preempted:
         """Save this step unless it was skipped, and return the exception to raise.
 
-        The step is the one to resume from: an earlier one if the last step was skipped or the save
-        kept failing, 0 if nothing was saved. Neither is an error: the next attempt repeats the
-        same steps.
+        Its step is the one to resume from: an earlier one if the last step was skipped or the save
+        kept failing, 0 if nothing was saved. Neither is an error: the next attempt repeats them.
         """
         error = ""
         try:
-            if self._metrics.is_sound():
-                self.save(wait=True)  # nothing to resume from until the save is complete
-            else:
-                _log.warning("step %d had no finite gradient and is not saved", self.step)
-                self.close()
+            self._save_last()  # nothing to resume from until the save is complete
         except CheckpointError as failure:
             error = str(failure)
             _log.error("%s", error)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from ranks import CPU, in_process_group
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simclr.augment.parameters import ViewParameters
+from simclr.checkpoint.manager import Best
 from simclr.config import (
     BatchNormGroup,
     CheckpointConfig,
@@ -315,6 +317,30 @@ def train_small(rendezvous: Rendezvous, config: TrainConfig) -> str:
         return train(config, rendezvous=rendezvous).name
     except Preempted as stopped:
         return f"stopped at {stopped.step} by {stopped.reason.name}"
+
+
+def failing_once(monkeypatch: Any) -> list[int]:
+    """Let the disk be full when a checkpoint is first pinned; return the steps of all attempts."""
+    pin, steps = Best.pin, []
+
+    def full(best: Best, run_dir: Path) -> None:
+        steps.append(best.step)
+        if len(steps) == 1:
+            raise OSError(28, "No space left on device")
+        pin(best, run_dir)
+
+    monkeypatch.setattr(Best, "pin", full)
+    return steps
+
+
+def train_beside_a_stale_folder(rendezvous: Rendezvous, config: TrainConfig) -> str:
+    """Train where one save fails after its checkpoint is there, which only rank 0 sees in time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simclr.train.SAVE_PAUSES_S", (0.1,))
+        failing_once(patch)
+        if rendezvous.rank:
+            patch.setattr("simclr.train.newest_checkpoint", lambda _: None)
+        return train_small(rendezvous, config)
 
 
 def first_losses(

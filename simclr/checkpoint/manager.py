@@ -52,13 +52,12 @@ class Best:
     score: float  # larger is better
     probe: str  # name of the score
 
+    def pin(self, run_dir: Path) -> None:
+        """Keep the complete checkpoint until a better one is pinned; main rank only.
 
-def pin(run_dir: Path, best: Best) -> None:
-    """Keep a complete checkpoint until a better one is pinned; main rank only.
-
-    Never pin by contrastive loss: it can fall while representations get worse.
-    """
-    write_json(run_dir / CHECKPOINTS / BEST_NAME, asdict(best))
+        Never pin by contrastive loss: it can fall while representations get worse.
+        """
+        write_json(run_dir / CHECKPOINTS / BEST_NAME, asdict(self))
 
 
 def best(run_dir: Path) -> Best | None:
@@ -72,11 +71,10 @@ def best(run_dir: Path) -> Best | None:
 
 
 def prune(run_dir: Path, keep: int) -> None:
-    """Remove all checkpoints except the newest ``keep``, at least two, and the pinned one."""
+    """Remove all checkpoints except the newest ``keep``, at least 1, and the pinned one."""
     pinned = best(run_dir)
     folders = sorted((run_dir / CHECKPOINTS).glob(FOLDER_PATTERN))
-    # A single one may turn out damaged, with nothing to fall back to.
-    for folder in folders[: -max(keep, 2)]:
+    for folder in folders[:-keep]:
         if pinned is not None and folder.name == folder_name(pinned.step):
             continue
         # Rename first, to hide it from readers: a kill in between leaves no partial checkpoint. On
@@ -194,9 +192,11 @@ class Saver:
 
         def tidy() -> None:
             """Pin before pruning: the previous best may go only once its successor is complete."""
-            if best:
-                pin(self._run_dir, best)
-            prune(self._run_dir, self._keep)
+            try:
+                if best:
+                    best.pin(self._run_dir)
+            finally:  # a full disk needs the room in any case
+                prune(self._run_dir, self._keep)
 
         self._run_on_main(tidy)
 
@@ -216,16 +216,17 @@ class Saver:
     def _publish(self, folder: Path, state: dict[str, Any], about: CheckpointManifest) -> None:
         """Write, then rename to the final name; a kill at any time leaves older ones untouched."""
         final = folder.with_name(folder_name(about.step))
+        if _is_whole(final):  # saved already: what failed came later, such as the pin
+            self._hooks.before_publish()
+            fsync(final.parent)
+            return
         folder.mkdir(parents=True)
         try:
             _write_state(folder / STATE_NAME, state)
             write_manifest(folder, replace(about, files=describe_files(folder)))
             # After creating the folder, not before: see ``sweep``.
             self._hooks.before_publish()
-            if _is_whole(final):
-                shutil.rmtree(folder)  # after a restart, the step may be saved already
-            else:
-                publish(folder, final)
+            publish(folder, final)
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)  # free the space
             raise

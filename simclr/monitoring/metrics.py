@@ -8,17 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
-from preprocess.shards.atomic_io import write_text
-from simclr.config import TrainConfig
+from preprocess.shards.atomic_io import append_json_line, write_text
+from simclr.config import MonitorConfig, TrainConfig, from_plain
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,11 +45,13 @@ class JsonLines:
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / METRICS_NAME
 
-    def rewind(self, step: int) -> None:
-        """Drop records after a step: the weights of those steps were not saved."""
-        if self.path.exists():
-            kept = [record for record in read_metrics(self.path) if record["step"] <= step]
-            write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Drop records after a step, whose weights were not saved; return the others."""
+        if not self.path.exists():
+            return []
+        kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        return kept
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line; numbers that are not finite become null.
@@ -61,14 +63,8 @@ class JsonLines:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
         }
-        line = json.dumps(strict, allow_nan=False) + "\n"
         try:
-            with self.path.open("a+b") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":
-                        line = "\n" + line  # a full disk truncated the previous line
-                file.write(line.encode())
+            append_json_line(self.path, strict)
         except OSError as error:
             _log.warning("step %s is missing in %s: %s", record["step"], self.path, error)
 
@@ -177,7 +173,7 @@ class MetricsLogger:
             sink.write({**record, **scores})
         self._alarm.watch(record)
         self._skips.end_if_many(place["step"])
-        if not scores.get(self.headline, -math.inf) > self.best_score:
+        if not scores.get(self.headline, -math.inf) > self.best_score or not self.is_sound():
             return False
         self.best_score = scores[self.headline]
         return True
@@ -186,10 +182,11 @@ class MetricsLogger:
         """Return whether the latest step was not skipped; waits for the device."""
         return self._skips.in_a_row() == 0
 
-    def rewind(self, step: int) -> None:
-        """Drop records after a step; main rank only."""
-        if self._sinks:
-            self._metrics.rewind(step)
+    def rewind(self, step: int) -> bool:
+        """Drop records after a step; return whether it is the best so far; main rank only."""
+        records = self._metrics.rewind(step)
+        best = [one["step"] for one in records if one.get(self.headline) == self.best_score]
+        return best[:1] == [step]  # a later step with the same score is no better
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint; every rank must call it at the same step."""
@@ -201,11 +198,13 @@ class MetricsLogger:
             "best_score": self.best_score,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore a saved state."""
+    def load_state(self, state: dict[str, Any], monitor: dict[str, Any]) -> None:
+        """Restore a saved state; ``monitor`` are the settings of the probe that it comes from."""
         self._alarm.load_state(state["alarm"])
         self._skips.load_state(state["skips"])
-        self._controls, self.best_score = state["controls"], state["best_score"]
+        own = self._config.monitor  # scores of another task or other samples do not compare
+        if replace(from_plain(MonitorConfig, monitor), every_steps=own.every_steps) == own:
+            self._controls, self.best_score = state["controls"], state["best_score"]
         self._interval.load_state(state["interval"])
 
     def _probes_at(self, step: int, num_steps: int) -> bool:

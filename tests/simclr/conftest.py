@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from simclr.config import (
     TrainConfig,
     WorldConfig,
 )
-from simclr.train import train
+from simclr.data.loader import Batch
+from simclr.monitoring.health import StepOutput
+from simclr.train import Trainer, train, train_step
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,20 @@ def trained_run(tmp_path_factory) -> TrainedRun:
         )
     )
     return TrainedRun(folder / "run", shards)
+
+
+@pytest.fixture
+def skipping(monkeypatch):
+    """Return a function that makes a training skip the update of these steps."""
+
+    def skip(*steps: int) -> None:
+        def step(trainer: Trainer, batch: Batch) -> StepOutput:
+            level = trainer.views._level
+            trainer.views._level = level * (math.nan if trainer.step + 1 in steps else 1)
+            outcome = train_step(trainer, batch)
+            trainer.views._level = level
+            return outcome
+
+        monkeypatch.setattr("simclr.train.train_step", step)
+
+    return skip

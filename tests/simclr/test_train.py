@@ -315,7 +315,7 @@ def test_a_stop_behind_a_skipped_step_names_the_step_that_is_saved(shards, tmp_p
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_checkpoints_alone(shards, tmp_path):
     config = small_run(shards, tmp_path / "run", optim=OptimConfig(learning_rate=1e30))
     with pytest.raises(ValueError, match=r"step 3 had no finite gradient and nothing was saved"):
-        train(config)
+        train(replace(config, max_steps=3))
     config = replace(config, checkpoint=CheckpointConfig(every_steps=1), max_skipped_steps=4)
     with pytest.raises(ValueError, match=r"no finite gradient in [45] steps one after another"):
         train(config)
@@ -323,6 +323,24 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_checkpoints_alone(sha
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == [
         "step-000000001"
     ]
+
+
+def test_a_checkpoint_that_is_due_at_skipped_steps_is_saved_after_them(shards, tmp_path, skipping):
+    saved = []
+
+    class Noting(TrainerHooks):
+        step = 0
+
+        def on_step(self, step):
+            self.step = step
+
+        def before_publish(self):
+            saved.append(self.step)
+
+    skipping(3, 4, 9, 16)
+    folder = train(small_run(shards, tmp_path / "run"), hooks=Noting())
+    assert saved == [5, 6, 10, 12, 15]
+    assert folder.name == "step-000000015"
 
 
 @pytest.mark.parametrize(("fast", "chosen"), [(True, "bfloat16"), (False, "float32")])

@@ -6,9 +6,11 @@ import json
 import os
 import random
 import resource
+import shutil
 
 import pytest
 import torch
+from rank_jobs import failing_once
 from ranks import CPU
 
 from simclr.checkpoint import manager
@@ -18,7 +20,14 @@ from simclr.checkpoint.manager import (
     agreed_checkpoint,
     newest_valid,
 )
-from simclr.checkpoint.manifest import CheckpointManifest, config_hash, folder_name, verify
+from simclr.checkpoint.manifest import (
+    CheckpointManifest,
+    config_hash,
+    folder_name,
+    newest_checkpoint,
+    step_of,
+    verify,
+)
 from simclr.config import CheckpointConfig, TrainConfig, to_plain
 from simclr.distributed import distributed_context
 from simclr.preemption import TrainerHooks
@@ -170,7 +179,7 @@ def test_no_order_of_two_attempts_lets_the_former_publish_behind_the_choice(run_
 
 
 def test_a_pinned_checkpoint_outlives_newer_ones(run_dir, context):
-    manager.pin(run_dir, manager.Best(10, 0.8, "k-NN"))
+    manager.Best(10, 0.8, "k-NN").pin(run_dir)
     for step in (40, 50):
         save(run_dir, context, step, keep=2)
     folders = [name for name in names(run_dir) if name.startswith("step")]
@@ -184,7 +193,7 @@ def test_a_best_checkpoint_is_pinned_once_it_is_complete(run_dir, context):
             raise OSError(5, "Input/output error")
 
     former = manager.Best(10, 0.7, "k-NN")
-    manager.pin(run_dir, former)
+    former.pin(run_dir)
     config = CheckpointConfig(asynchronous=True)
     failing = Saver(run_dir, context, config, Failing())
     failing.save({}, about(40), manager.Best(40, 0.8, "k-NN"))
@@ -317,3 +326,29 @@ def test_a_checkpoint_holds_nothing_but_tensors_and_plain_types(run_dir):
     verify(folder)
     for path in folder.glob("*.pt"):
         torch.load(path, weights_only=True)
+
+
+def test_copies_beside_the_checkpoints_are_neither_counted_nor_removed(run_dir, context):
+    checkpoints = run_dir / "checkpoints"
+    for name in ("step-000000030-good", "step-000000030.bak", "step-best"):
+        shutil.copytree(checkpoints / folder_name(30), checkpoints / name)
+    save(run_dir, context, 40, keep=2)
+    folders = [folder_name(30), "step-000000030-good", "step-000000030.bak"]
+    assert names(run_dir) == ["latest", *folders, folder_name(40), "step-best"]
+    assert newest_valid(run_dir, set_aside=True).name == folder_name(newest_step(run_dir))
+    assert newest_step(run_dir) == 40
+
+
+def newest_step(run_dir) -> int:
+    return step_of(newest_checkpoint(run_dir))
+
+
+def test_a_pin_that_fails_keeps_no_old_checkpoint_on_a_full_disk(run_dir, context, monkeypatch):
+    failing_once(monkeypatch)
+    saver = Saver(run_dir, context, CheckpointConfig(keep=2), TrainerHooks())
+    top = manager.Best(40, 0.8, "k-NN")
+    with pytest.raises(CheckpointError, match="No space left"):
+        saver.save({}, about(40), top)
+    assert names(run_dir) == ["latest", folder_name(30), folder_name(40)]
+    saver.save({}, about(40), top)
+    assert manager.best(run_dir) == top

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from make_data import packed_arrays
-from rank_jobs import small_run, train_small
+from rank_jobs import failing_once, small_run, train_beside_a_stale_folder, train_small
 from ranks import CPU, run_ranks
 
-from simclr.checkpoint.manager import best
+from simclr.checkpoint.manager import Best, best
 from simclr.config import MonitorConfig
 from simclr.distributed import distributed_context
 from simclr.monitoring.metrics import MetricsLogger, read_metrics
@@ -107,6 +107,92 @@ def test_only_a_higher_score_than_all_before_is_the_best(shards, tmp_path, monke
             monkeypatch.setattr(watch._probe, "score", lambda _, s=score: {watch.headline: s})
             verdicts.append(watch.report({**place, "learning_rate": 1.0}, 0.0, None))
     assert verdicts == [True, False, False, False, True]
+
+
+@pytest.fixture
+def numbered(monkeypatch):
+    """Let a probe of n samples score n / 100, and its control half of that."""
+
+    def score(self, _):
+        return {self.headline: self._config.monitor.max_samples / 100}
+
+    def controls(self):
+        return {"controls/random_encoder": self._config.monitor.max_samples / 200}
+
+    monkeypatch.setattr(OnlineProbe, "score", score)
+    monkeypatch.setattr(OnlineProbe, "controls", controls)
+
+
+@pytest.mark.usefixtures("numbered")
+def test_another_probe_begins_with_its_own_controls_and_best_score(shards, tmp_path):
+    many = probed_run(shards, tmp_path / "run", max_steps=4)
+    few = replace(many, max_steps=8, monitor=replace(many.monitor, max_samples=20))
+    train(many)
+    train(few)
+    controls = {
+        record["step"]: record["controls/random_encoder"]
+        for record in read_metrics(tmp_path / "run" / "metrics.jsonl")
+        if "controls/random_encoder" in record
+    }
+    assert controls == {4: 20.0, 8: 0.1}
+    assert best(tmp_path / "run") == Best(8, 0.2, "probe/accuracy")
+
+
+@pytest.mark.usefixtures("numbered")
+def test_the_same_probe_at_other_steps_keeps_its_best_score(shards, tmp_path):
+    run = probed_run(shards, tmp_path / "run", max_steps=4)
+    train(run)
+    for _ in range(2):  # the second time from its end
+        train(replace(run, max_steps=8, monitor=replace(run.monitor, every_steps=2)))
+        assert best(tmp_path / "run").step == 4
+
+
+@pytest.mark.usefixtures("numbered")
+def test_a_best_score_that_cannot_be_pinned_at_first_is_pinned_later(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("simclr.train.SAVE_PAUSES_S", (0.1,))
+    written = failing_once(monkeypatch)
+    run = probed_run(shards, tmp_path / "run", max_steps=4)
+    train(run)
+    assert best(tmp_path / "run").step == 4
+    assert len(written) == 2
+
+
+@pytest.mark.usefixtures("numbered")
+def test_a_kill_between_a_checkpoint_and_its_pin_does_not_lose_the_best(
+    shards, tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        """Stands for SIGKILL."""
+
+    def die(*_):
+        raise Killed
+
+    run = probed_run(shards, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Best, "pin", die)
+        with pytest.raises(Killed):
+            train(run)
+    train(run)
+    assert best(tmp_path / "run") == Best(4, 40.0, "probe/accuracy")
+
+
+@pytest.mark.usefixtures("numbered")
+@pytest.mark.slow
+def test_ranks_save_again_together_though_they_see_other_folders(shards, tmp_path):
+    run = probed_run(shards, tmp_path / "run", max_steps=6)
+    names = run_ranks(train_beside_a_stale_folder, 2, tmp_path, run)
+    assert names == ["step-000000006"] * 2
+
+
+def test_a_score_at_a_skipped_step_is_not_the_best(shards, tmp_path, skipping):
+    config = probed_run(shards, tmp_path / "run", max_steps=6)
+    skipping(4)
+    train(config)
+    scored = {
+        r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "knn/f1_macro" in r
+    }
+    assert scored == {4, 6}
+    assert best(tmp_path / "run").step == 6
 
 
 @pytest.mark.parametrize(
