@@ -23,14 +23,8 @@ class LARS(Optimizer):
     and q never leaves the device.
     """
 
-    def __init__(
-        self,
-        params: Iterable[dict[str, Any]],
-        lr: float,
-        momentum: float = 0.9,
-        trust: float = 1e-3,
-    ) -> None:
-        kept = {"lr": lr, "momentum": momentum, "trust": trust}
+    def __init__(self, params: Iterable[dict[str, Any]], lr: float, momentum: float = 0.9) -> None:
+        kept = {"lr": lr, "momentum": momentum, "trust": 1e-3}
         super().__init__(params, {**kept, "weight_decay": 0.0, "adapt": True})
 
     @torch.no_grad()
