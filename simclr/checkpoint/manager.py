@@ -140,6 +140,7 @@ class Saver:
             self._group = dist.new_group(backend="gloo", timeout=context.timeout)
         self._executor = ThreadPoolExecutor(1, "save") if config.asynchronous else None
         self._under_way: Future[None] | None = None
+        self._best: Best | None = None  # not pinned yet
 
     @property
     def has_failed(self) -> bool:
@@ -161,15 +162,16 @@ class Saver:
             CheckpointError: this save or the previous one failed, on any rank.
         """
         self.wait()
+        self._best = best or self._best
         context = self._context
         if context.is_main and (self._executor or context.device.type == "cuda"):
             state = _host_copy(state)
             if context.device.type == "cuda":
                 torch.cuda.current_stream().synchronize()
         if self._executor is None:
-            self._write(state, about, best)
+            self._write(state, about)
         else:
-            self._under_way = self._executor.submit(self._write, state, about, best)
+            self._under_way = self._executor.submit(self._write, state, about)
         return self._run_dir / CHECKPOINTS / folder_name(about.step)
 
     def wait(self) -> None:
@@ -178,7 +180,7 @@ class Saver:
         if save is not None:
             save.result()
 
-    def _write(self, state: dict[str, Any], about: CheckpointManifest, best: Best | None) -> None:
+    def _write(self, state: dict[str, Any], about: CheckpointManifest) -> None:
         final = self._run_dir / CHECKPOINTS / folder_name(about.step)
         # A unique name: an earlier attempt that is still running may be saving the same step.
         name = f"{SAVING_PREFIX}{final.name}-{secrets.token_hex(4)}"
@@ -193,8 +195,10 @@ class Saver:
         def tidy() -> None:
             """Pin before pruning: the previous best may go only once its successor is complete."""
             try:
-                if best:
-                    best.pin(self._run_dir)
+                # asynchronously, an earlier one may be complete but not pinned, or have failed
+                if self._best and (final.parent / folder_name(self._best.step)).is_dir():
+                    self._best.pin(self._run_dir)
+                self._best = None
             finally:  # a full disk needs the room in any case
                 prune(self._run_dir, self._keep)
 

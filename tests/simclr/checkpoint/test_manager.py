@@ -352,3 +352,18 @@ def test_a_pin_that_fails_keeps_no_old_checkpoint_on_a_full_disk(run_dir, contex
     assert names(run_dir) == ["latest", folder_name(30), folder_name(40)]
     saver.save({}, about(40), top)
     assert manager.best(run_dir) == top
+
+
+def test_a_best_that_an_asynchronous_save_could_not_pin_is_pinned_by_the_next(
+    run_dir, context, monkeypatch
+):
+    failing_once(monkeypatch)
+    config = CheckpointConfig(keep=2, asynchronous=True)
+    saver, top = Saver(run_dir, context, config, TrainerHooks()), manager.Best(40, 0.8, "k-NN")
+    saver.save({}, about(40), top)
+    with pytest.raises(CheckpointError, match="No space left"):
+        saver.wait()
+    for step in (50, 60, 70):
+        saver.save({}, about(step))
+        saver.wait()
+    assert manager.best(run_dir) == top
