@@ -27,7 +27,12 @@ from torch.utils import deterministic
 
 from simclr.config import Device, WorldConfig, require
 from simclr.preemption import DeviceFaultError, LostPeerError, Preempted
-from simclr.rendezvous import Rendezvous, join_process_group, rendezvous_from_environment
+from simclr.rendezvous import (
+    Rendezvous,
+    join_process_group,
+    leave_process_group,
+    rendezvous_from_environment,
+)
 
 Group = dist.ProcessGroup | None
 
@@ -231,12 +236,12 @@ def distributed_context(
             with _deterministic_kernels(config.deterministic):
                 yield context
         except Preempted:
-            dist.destroy_process_group()  # all ranks have stopped at the same step
+            leave_process_group(rendezvous)  # all ranks have stopped at the same step
             raise
         except BaseException:
             _abort()
             raise
-        dist.destroy_process_group()
+        leave_process_group(rendezvous)
     except RuntimeError as error:
         # not our own errors, whose text may contain paths and the words of a file system
         foreign = type(error).__module__.partition(".")[0] in ("builtins", "torch")

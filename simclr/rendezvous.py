@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +98,13 @@ def join_process_group(rendezvous: Rendezvous, device: torch.device, timeout: ti
         # first, and hang forever.
         store = dist.PrefixStore(f"group-{next(_joined)}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+def leave_process_group(rendezvous: Rendezvous) -> None:
+    """Destroy the default process group, and the file by which its ranks met, if it was one."""
+    dist.destroy_process_group()
+    if rendezvous.rank == 0 and rendezvous.init_method.startswith("file://"):
+        Path(rendezvous.init_method.removeprefix("file://")).unlink(missing_ok=True)
 
 
 def _open_store(rendezvous: Rendezvous) -> Any:

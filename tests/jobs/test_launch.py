@@ -82,12 +82,15 @@ def test_tasks_travel_in_a_pickle_and_can_be_run_again(training):
 
 
 @pytest.mark.slow
-def test_two_ranks_of_this_machine_train_and_tell_of_it(training, capsys):
+def test_two_ranks_of_this_machine_train_and_tell_of_it(training, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
     checkpoint = run(Pretrain(training), LOCAL)
     assert checkpoint == f"{training.run_dir}/checkpoints/step-000000003"
     assert "step 3 of 3" in capsys.readouterr().err
     assert events(training) == ["start", "training", "finished"]
     assert len(list(Path(training.run_dir, "heartbeats").glob("*/rank-*.json"))) == 2
+    assert not list((tmp_path / "tmp").glob("simclr-*"))  # where the ranks met
 
 
 @pytest.mark.slow
