@@ -20,7 +20,7 @@ from jobs.study.arms import StudyConfig, StudyName, StudyRun, count_patches, mos
 from preprocess.shards.manifest import read_manifest
 from simclr.checkpoint.manifest import CHECKPOINTS
 from simclr.config import require
-from simclr.evaluation.config import SCORES, EvaluateConfig
+from simclr.evaluation.config import SCORES, EvaluateConfig, kind_of
 from simclr.monitoring.metrics import METRICS_NAME, read_metrics
 
 _SOON = "JOB"  # stands for a job that a dry run does not submit
@@ -191,13 +191,17 @@ def scoring(config: StudyConfig, run: StudyRun, *, first: bool) -> ScoreConfig:
 
 def _check_before_training(config: StudyConfig, runs: Sequence[StudyRun]) -> None:
     """Refuse what scoring would refuse hours later, and a batch larger than an epoch."""
-    layout = read_manifest(Path(config.scored_shards)).layout
-    for task in config.tasks:
-        layout.label_set(task)
-    scores = sorted({name.removesuffix("_macro") for kind in SCORES.values() for name in kind})
+    layout, score = read_manifest(Path(config.scored_shards)).layout, config.score
+    sets = [layout.label_set(task) for task in config.tasks]
+    scores = {each.name: SCORES[kind_of(each.kind, len(each.classes))] for each in sets}
+    known = [{name.removesuffix("_macro") for name in names} for names in scores.values()]
+    lacking = [
+        task for task, names in scores.items() if not {score, f"{score}_macro"}.intersection(names)
+    ]
     require(
-        config.score.removesuffix("_macro") in scores,
-        f"score is {config.score}; give one of {', '.join(scores)}",
+        not lacking,
+        f"score is {score}, which {' and '.join(lacking)} cannot have; give one of "
+        f"{', '.join(sorted(set.intersection(*known)))}",
     )
     from simclr.data.dataset import open_dataset  # here, since torch is slow to import
 
@@ -215,19 +219,19 @@ def _check_before_training(config: StudyConfig, runs: Sequence[StudyRun]) -> Non
 
 def _submit(stages: Mapping[str, Sequence[Command]], cluster: ClusterConfig) -> list[str]:
     """Submit each stage as an array that waits for the previous one; return one line per stage."""
-    lines, after = [], cluster.after
+    lines, waiting = [], cluster
     for name, tasks in stages.items():
-        # afterany: if a run fails, the others are still scored, and the report names missing scores
-        extra = {**cluster.extra, "dependency": f"afterany:{after}"}
-        waiting = replace(cluster, after=after, extra=extra) if after else cluster
         jobs = list(launch.run_all([(one, waiting) for one in tasks], skip_done=False))
         if not jobs:
             lines.append(f"{name:<9} done before, with the same settings")
             continue
-        said = f", after {after}" if after else ""
+        said = f", after {waiting.after}" if waiting.after else ""
         text = "\n".join(jobs)
         lines.append(f"{name}{said}\n{text}" if cluster.dry_run else f"{name:<9} job {text}{said}")
         after = _SOON if cluster.dry_run else ":".join(jobs)
+        # afterany: if a run fails, the others are still scored, and the report names missing scores
+        extra = {**cluster.extra, "dependency": f"afterany:{after}"}
+        waiting = replace(cluster, after=after, extra=extra)
     return lines
 
 

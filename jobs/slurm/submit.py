@@ -259,8 +259,10 @@ def _sbatch(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig, code: P
 
 def _additional_parameters(cluster: ClusterConfig) -> dict[str, Any]:
     # submitit writes neither, and the default depends on the site (JobRequeue)
-    options: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True}
-    if cluster.after:
-        # Otherwise it would wait forever after the previous job has failed.
-        options |= {"dependency": f"afterok:{cluster.after}", "kill-on-invalid-dep": "yes"}
-    return options | cluster.flags
+    options = {"requeue" if cluster.requeue else "no-requeue": True, **cluster.flags}
+    named = str(options.get("dependency", ""))
+    if cluster.after and not named.endswith(f":{cluster.after}"):  # else it says how to wait
+        options["dependency"] = ",".join(filter(None, (f"afterok:{cluster.after}", named)))
+        # otherwise it would wait forever after the previous job has failed
+        options.setdefault("kill-on-invalid-dep", "yes")
+    return options

@@ -185,6 +185,14 @@ def runs_of(config: StudyConfig) -> list[StudyRun]:
         f"the arms and seeds are {count} runs, more than max_runs={config.max_runs}; raise it, or "
         "name arms=[...]",
     )
+    owners: dict[str, str] = {}
+    for name in arms:
+        owner = owners.setdefault(_folder_name(name), name)
+        require(
+            owner == name,
+            f"arms {owner!r} and {name!r} would share the folder {_folder_name(name)}; leave one "
+            "out, or name its settings in another order",
+        )
     runs = [
         StudyRun(name, seed, _settings(config, name, changes, seed))
         for seed in config.seeds
@@ -207,6 +215,10 @@ def couplet_name(first: str, second: str) -> str:
     return "+".join(sorted((first, second), key=USUAL_ORDER.index))
 
 
+def _folder_name(arm: str) -> str:
+    return _UNSAFE.sub("-", arm)
+
+
 def count_patches(shards: Iterable[str]) -> int:
     """Return the number of patches in packed folders, over all splits.
 
@@ -225,7 +237,7 @@ def most_steps(run: TrainConfig, patches: int) -> int:
 def _settings(config: StudyConfig, arm: str, changes: dict[str, Any], seed: int) -> TrainConfig:
     known = {entry.name for entry in fields(TrainConfig)}
     plain = {key: value for key, value in to_plain(config).items() if key in known}
-    folder = Path(config.output, RUNS, _UNSAFE.sub("-", arm), f"seed-{seed}")
+    folder = Path(config.output, RUNS, _folder_name(arm), f"seed-{seed}")
     for key, value in {**changes, "seed": seed, "run_dir": str(folder)}.items():
         require(
             type_of(key, TrainConfig) is not None,

@@ -49,6 +49,12 @@ SCORES = {
     ),
 }
 
+
+def kind_of(labelling: str, num_classes: int) -> str:
+    """Return the kind of task of a label set: two exclusive classes, or one, are yes or no."""
+    return "binary" if (labelling, num_classes) in (("single", 2), ("multi", 1)) else labelling
+
+
 # The plug-in estimate of the calibration error is biased upwards by its own noise, and a resample
 # adds as much again: bootstrap intervals would not cover it, so it gets none, nor differences.
 WITHOUT_INTERVAL = ("calibration_error",)

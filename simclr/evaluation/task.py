@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from preprocess.shards import UNKNOWN_LABEL, LabelSet
 from simclr.config import require
 from simclr.data.dataset import ShardDataset
-from simclr.evaluation.config import BALANCED
+from simclr.evaluation.config import BALANCED, kind_of
 from simclr.evaluation.metrics import BoolArray, FloatArray, Indices
 
 Texts = npt.NDArray[np.str_]
@@ -101,11 +101,10 @@ def open_task(dataset: ShardDataset, name: str, *, balanced: bool = False) -> Ta
     )
     _check_labels(label_set, labels[known])
     dataset.select(np.flatnonzero(known))
-    kind, classes, targets = label_set.kind, label_set.classes, labels[known].astype(bool)
-    if kind == "single" and len(classes) == 2:  # two exclusive classes make a binary task
-        kind, classes, targets = "binary", classes[1:], targets[:, 1:]
-    elif kind == "multi" and len(classes) == 1:
-        kind = "binary"
+    classes, targets = label_set.classes, labels[known].astype(bool)
+    kind = kind_of(label_set.kind, len(classes))
+    if kind == "binary":  # the positive class, of two exclusive ones the second
+        classes, targets = classes[-1:], targets[:, -1:]
     num_labelled = len(targets)
     if balanced:
         require(

@@ -256,6 +256,12 @@ def test_a_job_waits_for_others_and_is_cancelled_with_them():
     assert (asked["dependency"], asked["kill-on-invalid-dep"]) == ("afterok:12:13", "yes")
 
 
+def test_a_job_that_waits_for_others_keeps_the_dependency_of_the_cluster_file():
+    cluster = ClusterConfig(after="12:13", extra={"dependency": "singleton"})
+    asked = slurm_options(cluster, "export", Path("slurm"), Path("code"))["additional_parameters"]
+    assert asked["dependency"] == "afterok:12:13,singleton"
+
+
 def test_scratch_of_one_command_is_not_that_of_the_next(shards, monkeypatch):
     seen = []
     monkeypatch.setattr(Verify, "run", lambda self, env: seen.append(scratch_folder()) or "done")

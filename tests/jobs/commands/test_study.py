@@ -18,7 +18,7 @@ from make_data import packed_arrays
 from jobs.cli.schema import register, to_settings
 from jobs.commands.pretrain import Pretrain
 from jobs.commands.study import run_study
-from jobs.config import ClusterConfig
+from jobs.config import ClusterConfig, Executor
 from jobs.study.analysis import conclude, published, read_table, tabulate
 from jobs.study.arms import StudyConfig, StudyName
 from jobs.study.report import conclusions, write_study
@@ -171,7 +171,13 @@ def test_the_published_study_leaves_its_couplets_as_a_recipe_that_pretraining_ta
     ("settings", "told"),
     [
         ({"tasks": ["corn"]}, "no label set 'corn' in these shards; they hold: labels"),
-        ({"score": "f2"}, "score is f2; give one of accuracy, average_precision, "),
+        ({"score": "f2"}, "score is f2, which labels cannot have; give one of accuracy, average_"),
+        # of other kinds of label sets
+        (
+            {"score": "f1_micro"},
+            "score is f1_micro, which labels cannot have; give one of accuracy",
+        ),
+        ({"score": "average_precision_balanced"}, "which labels cannot have; give one of"),
     ],
 )
 def test_what_cannot_be_scored_is_refused_before_anything_is_trained(tmp_path, settings, told):
@@ -182,6 +188,24 @@ def test_what_cannot_be_scored_is_refused_before_anything_is_trained(tmp_path, s
     with pytest.raises(ValueError, match=re.escape(told)):
         run_study(replace(config, **settings), HERE)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_that_waits_for_a_job_waits_for_its_success_and_for_its_own_however_they_end(
+    tmp_path,
+):
+    shards = packed_arrays(tmp_path / "shards", 12, size_px=12, native=False)
+    config = StudyConfig(
+        study=StudyName.temperature,
+        arms=["0.1"],
+        seeds=[0],
+        shards=[str(shards)],
+        output=str(tmp_path / "out"),
+        tasks=["labels"],
+        data=replace(ALL_SPLITS, global_batch_size=4),
+    )
+    text = run_study(config, ClusterConfig(executor=Executor.slurm, dry_run=True, after="12"))
+    waits = re.findall(r"--dependency=(\S+)", text)
+    assert waits == ["afterok:12", "afterany:JOB", "afterany:JOB"]
 
 
 def test_a_batch_that_no_epoch_fills_is_refused_before_any_arm_is_trained(tmp_path):

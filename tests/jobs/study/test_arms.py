@@ -84,6 +84,13 @@ def test_a_change_that_no_pretraining_takes_is_refused(change, told):
         runs_of(config("settings", changes=[change]))
 
 
+@pytest.mark.parametrize("other", ["loss.temperature=0.2  epochs=3", "epochs=4 model.weights=a-b"])
+def test_arms_never_share_a_folder(other):
+    changes = ["loss.temperature=0.2 epochs=3", "epochs=4 model.weights=a/b", other]
+    with pytest.raises(ValueError, match="would share the folder"):
+        runs_of(config("settings", changes=changes))
+
+
 def test_a_change_may_name_one_operation():
     changes = ["augment.strengths.crop_area=0.5 +augment.probabilities.gain=0"]
     _, milder = runs_of(config("settings", changes=changes, seeds=[0]))
