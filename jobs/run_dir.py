@@ -223,9 +223,13 @@ def record_event(run_dir: Path, number: int, event: str, **facts: object) -> Non
 
 
 def read_attempts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return all events of a run in order, except lines cut short by a full disk or a crash."""
+    """Return all events of a run, except lines cut short by a full disk or a crash.
+
+    In order, attempt by attempt: one that was cut off may record its stop after the next start.
+    """
     events = read_json_lines(run_dir / ATTEMPTS_NAME)
-    return [event for event in events if {"attempt", "event", "time"} <= event.keys()]
+    whole = [event for event in events if {"attempt", "event", "time"} <= event.keys()]
+    return sorted(whole, key=lambda event: int(event["attempt"]))
 
 
 def attempt_number(events: Sequence[Mapping[str, Any]], start: Mapping[str, object]) -> int | None:

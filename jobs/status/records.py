@@ -7,6 +7,7 @@ or sacct, the folder's own records decide. Reads only.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections import Counter
@@ -172,8 +173,9 @@ def describe(
     if job:
         record.job_id, record.nodes = job.job_id, job.nodes
         record.limit_left_s = seconds_of(job.time_left) if job.state == "RUNNING" else None
-    _add_metrics(record, run_dir)
-    who = _add_heartbeat(record, run_dir, starts[-1]["time"] if starts else 0.0, now)
+    since = starts[-1]["time"] if starts else 0.0
+    _add_metrics(record, run_dir, since)
+    who = _add_heartbeat(record, run_dir, since, now)
     _add_checkpoint(record, run_dir, now, thorough)
     assessed = _assess(record, events, job, who, now)
     record.state, record.needs_person, record.action, is_live = assessed
@@ -219,12 +221,14 @@ def _others(run_dir: Path, jobs: Mapping[str, JobState]) -> dict[str, str]:
     }
 
 
-def _add_metrics(record: RunRecord, run_dir: Path) -> None:
+def _add_metrics(record: RunRecord, run_dir: Path, since: float) -> None:
     path = run_dir / METRICS_NAME
     lines = read_metrics(path) if path.exists() else []
     if not lines:
         return
-    last, first = lines[-1], lines[-_RECENT:][0]
+    last = lines[-1]
+    # of this attempt: between two of them a job may have waited for hours
+    first = next((line for line in lines[-_RECENT:] if line["time"] >= since), last)
     record.step, record.num_steps = last["step"], last["num_steps"]
     record.patches_per_s = last.get("patches_per_s")
     record.metrics = {name: last[name] for name in _SHOWN if name in last}
@@ -292,7 +296,9 @@ def _assess(
     record: RunRecord, events: Events, job: JobState | None, who: str, now: float
 ) -> _State:
     last, again = events[-1]["event"] if events else "", _start_again(record)
-    if last == "finished":
+    is_live = job is not None and not job.is_final
+    # a finished run may have been submitted again, with more steps
+    if last == "finished" and not (job and is_live and job.job_id != record.attempts[-1].job_id):
         evaluated = Path(record.run, "evaluation.json").exists()
         action = "" if evaluated else f"simclr-evaluate run={record.run} ..."
         return _State("finished", action=action)
@@ -300,7 +306,7 @@ def _assess(
     silent_s = record.heartbeat_age_s
     if silent_s is None:
         silent_s = now - record.attempts[-1].start if record.attempts else 0.0
-    if job and not job.is_final:
+    if job and is_live:
         return _of_live_job(record, events, job, who, silent_s, now)
     if not events:
         began = f"ended before it began: {job.state.lower()}" if job else "not started"
@@ -330,6 +336,8 @@ def _of_live_job(
         return _State(f"waiting: {text}", bool(fix), action)
     if job.state != "RUNNING":
         return _State(job.state.lower())
+    if events and events[-1]["event"] not in ("start", "training"):
+        return _State("stopping, or starting again", is_live=True)
     if silent_s > STALE_S:
         action = f"read the log; unless it still trains, scancel {job.job_id} and submit again"
         return _State(f"running, but {who} is silent", True, action, is_live=True)
@@ -344,10 +352,17 @@ def _at_work(record: RunRecord, events: Events, now: float) -> _State:
 
 def _may_be_alive(events: Events, silent_s: float) -> bool:
     """Return whether the last attempt may run: by its process id on this host, else by silence."""
-    start = _starts(events)[-1]
-    if start.get("host") == socket.gethostname():
-        return Path(f"/proc/{start['pid']}").exists()
-    return silent_s < STALE_S
+    start = next(iter(reversed(_starts(events))), {})
+    if start.get("host") != socket.gethostname():
+        return silent_s < STALE_S
+    try:
+        stat = Path(f"/proc/{start['pid']}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    # one that began later, such as after a reboot, merely has its number: proc(5), field 22
+    began_s = int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return booted + began_s < float(start["time"]) + 1.0
 
 
 def _start_again(record: RunRecord) -> str:
@@ -390,24 +405,25 @@ def describe_packing(folder: Path, answer: SlurmAnswer) -> PackingRecord:
     submission = read_submission(folder / WORK_FOLDER / JOB_FOLDER, "pack")
     array = submission.job_id if submission else ""
     arrays = array.split(",")  # several if one array cannot hold all members
-    members = {name: job for name, job in answer.jobs.items() if name.partition("_")[0] in arrays}
-    failed = sorted(
-        name for name, job in members.items() if job.is_final and job.state != "COMPLETED"
-    )
+    # squeue forgets jobs soon after they end; then accounting, if there is any, has their state
+    states = {name: ends[-1] for name, ends in answer.endings.items() if ends[-1]}
+    states |= {name: job.state for name, job in answer.jobs.items()}
+    members = {name: state for name, state in states.items() if name.partition("_")[0] in arrays}
+    over = {name: state for name, state in members.items() if state in slurm.FINAL}
+    failed = sorted(name for name, state in over.items() if state != "COMPLETED")
     done = planned = sum(1 for _ in folder.glob("shard-*.h5"))
     if (plan := folder / WORK_FOLDER / PLAN_NAME).exists():
         with plan.open("rb") as file:
             rows = int(json.loads(next(file))["rows_per_shard"])
             planned = -(-sum(1 for _ in file) // rows)
-    alive = any(not job.is_final for job in members.values())
-    state, action, needs_person = _assess_packing(folder, failed, alive=alive)
+    state, action, needs_person = _assess_packing(folder, failed, alive=len(over) < len(members))
     return PackingRecord(
         shards=str(folder),
         state=state,
         needs_person=needs_person,
         action=action,
         job_id=array,
-        members=dict(Counter(job.state.lower() for job in members.values())),
+        members=dict(Counter(map(str.lower, members.values()))),
         failed=failed,
         num_done=done,
         num_shards=planned,

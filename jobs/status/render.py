@@ -135,8 +135,11 @@ def _progress_lines(record: RunRecord) -> Iterator[tuple[str, str]]:
     if record.heartbeat_age_s is not None:
         yield "heartbeat", f"{duration(record.heartbeat_age_s)} ago ({record.heartbeat_of})"
     if record.metrics:
-        known = {key: value for key, value in record.metrics.items() if value is not None}
-        yield "metrics", ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in known.items())
+        known = [(key.replace("_", " "), value) for key, value in record.metrics.items()]
+        numbers = [
+            f"{k} {v if isinstance(v, int) else f'{v:.4g}'}" for k, v in known if v is not None
+        ]
+        yield "metrics", ", ".join(numbers)
 
 
 def _attempt_lines(record: RunRecord) -> Iterator[tuple[str, str]]:

@@ -49,6 +49,14 @@ def test_members_are_summed_up_and_those_that_failed_are_named(packed):
     assert "the same command packs what is missing" in text["next"]
 
 
+def test_members_that_failed_are_named_also_when_squeue_has_forgotten_them(packed):
+    (packed / "manifest.json").unlink()
+    ends = {"40_0": ["COMPLETED"], "40_1": ["NODE_FAIL", "TIMEOUT"], "41_0": ["FAILED"]}
+    record = describe_packing(packed, SlurmAnswer({}, ends))
+    assert (record.failed, record.needs_person) == (["40_1"], True)
+    assert record.state == "1 members failed"
+
+
 def test_a_packing_at_work_needs_nobody(packed):
     (packed / "manifest.json").unlink()
     record = describe_packing(packed, members("RUNNING"))

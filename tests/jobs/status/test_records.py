@@ -13,6 +13,7 @@ from jobs.run_dir import Submission, freeze, write_submission
 from jobs.slurm.client import JobState
 from jobs.status.records import RunRecord, SlurmAnswer, find_runs, jobs_of
 from jobs.status.records import describe as describe_run
+from jobs.status.render import run_lines
 from simclr.checkpoint.manifest import CheckpointManifest, describe_files, write_manifest
 from simclr.config import TrainConfig
 
@@ -270,6 +271,61 @@ def test_what_an_attempt_has_lost_is_told_by_the_next_one(run):
     first, second = describe(run, {}, NOW).attempts
     assert (first.cause, first.last_step, first.lost_steps) == ("lost rank 2", 15, 4)
     assert (second.outcome, second.first_step, second.lost_steps) == ("running", 15, None)
+
+
+def test_a_stop_that_is_recorded_after_the_next_start_belongs_to_its_own_attempt(run):
+    happened(run, "start")
+    happened(run, "start", attempt=2, restarts=1)
+    happened(run, "training", attempt=2, restarts=1, first_step=15)
+    happened(run, "stop", step=15, signal="SIGUSR2", decision="quit")  # by the first, late
+    trained(run)
+    record = describe(run, {"12": JobState("12", "RUNNING")}, NOW)
+    assert record.state == "training"
+    outcomes = [(attempt.number, attempt.outcome) for attempt in record.attempts]
+    assert outcomes == [(1, "stopped"), (2, "running")]
+
+
+def test_a_job_that_starts_again_after_hours_is_not_called_silent(run):
+    happened(run, "start")
+    happened(run, "stop", step=15, signal="SIGUSR2", decision="requeue")
+    trained(run)
+    record = describe(run, {"12": JobState("12", "RUNNING")}, NOW + 7200)
+    assert (record.state, record.needs_person) == ("stopping, or starting again", False)
+
+
+def test_a_finished_run_that_was_submitted_again_waits(run):
+    happened(run, "start", job_id="11")
+    happened(run, "finished", job_id="11", checkpoint="step-000000015")
+    state = describe(run, {"12": JobState("12", "PENDING", reason="Priority")}, NOW).state
+    assert state.startswith("waiting: other jobs go first")
+    assert describe(run, {"12": JobState("12", "COMPLETED")}, NOW).state == "finished"
+
+
+def test_the_time_left_does_not_count_the_hours_between_two_attempts(run):
+    happened(run, "start")
+    trained(run)
+    happened(run, "stop", step=20, signal="SIGUSR2", decision="requeue")
+    happened(run, "start", attempt=2, time=NOW + 7200)
+    with (run / "metrics.jsonl").open("a") as file:
+        for step in (30, 40):
+            record = {"step": step, "num_steps": 100, "time": NOW + 7200 + step}
+            file.write(json.dumps(record) + "\n")
+    assert describe(run, {}, NOW + 7250).time_left_s == 60
+
+
+def test_a_process_that_merely_has_the_number_of_a_lost_one_is_not_the_run(run):
+    before_boot = {"host": socket.gethostname(), "pid": os.getpid(), "job_id": ""}
+    happened(run, "start", time=1e9, **before_boot)
+    record = describe(run, {}, NOW)
+    assert record.state == "ended unrecorded: killed, or the machine failed"
+
+
+def test_steps_are_told_in_full(run):
+    happened(run, "start")
+    line = {"step": 123456, "num_steps": 200000, "time": NOW, "loss": 1.23456, "probe/f1": 0.5}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    shown = dict(run_lines(describe(run, {}, NOW)))["metrics"]
+    assert shown == "loss 1.235, probe/f1 0.5, probed at step 123456"
 
 
 def test_the_number_of_a_process_on_this_machine_is_no_job_of_slurm(run):
