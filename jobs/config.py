@@ -10,6 +10,14 @@ from simclr.config import AugmentConfig, parse_choices, require
 
 # Options that sbatch accepts under the same name.
 PLAIN_OPTIONS = ("partition", "account", "qos", "constraint", "nodelist", "exclude", "wckey")
+# Further ones that a job always has, and their settings; sbatch would take either of two.
+_TWICE = {
+    "ntasks-per-node": "tasks_per_node",
+    "cpus-per-task": "cpus_per_task",
+    "gpus-per-node": "gpus_per_node",
+    "requeue": "requeue",
+    "no-requeue": "requeue",
+}
 
 
 class Executor(Enum):
@@ -182,6 +190,12 @@ def _check_slurm(cluster: ClusterConfig) -> None:
         f"60 s above the delay: cluster.time_min={delay // 60 + 3}",
     )
     gpus = cluster.gpus_per_node
+    for name in cluster.extra:
+        key = _TWICE.get(name.replace("_", "-"), "")
+        require(
+            not key or (key == "gpus_per_node" and not gpus),
+            f"cluster.extra has {name}, which would be given twice; set cluster.{key} instead",
+        )
     require(
         not gpus or cluster.tasks_per_node <= gpus,
         f"cluster.tasks_per_node is {cluster.tasks_per_node} but a node has {gpus} GPUs; "

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -148,9 +149,18 @@ class Command(ABC):
     @property
     def completion(self) -> Path:
         """The file that marks success; other settings or inputs have other files."""
-        settings = json.dumps(to_plain(self.config), sort_keys=True)
-        digest = hashlib.sha256((settings + self.inputs()).encode()).hexdigest()[:16]
+        digest = hashlib.sha256((self.settings + self.inputs()).encode()).hexdigest()[:16]
         return self.job_dir / "done" / f"{self.name}-{digest}.json"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the work succeeded with these settings and inputs, and its results are there."""
+        return self.completion.exists()
+
+    @property
+    def settings(self) -> str:
+        """The settings of the work as text, by which two submissions are compared."""
+        return json.dumps(to_plain(self.config), sort_keys=True)
 
 
 @contextmanager
@@ -198,9 +208,13 @@ def run_all(
                 "leave it out to take this interpreter",
             )
         command.validate(cluster)
+    require(
+        len({command.completion for command, _ in pairs}) == len(pairs),
+        "two of the runs have the same settings and the same folder; name each value once",
+    )
     queued: list[tuple[Command, ClusterConfig]] = []
     for command, cluster in pairs:
-        if skip_done and command.completion.exists():
+        if skip_done and command.is_done:
             yield f"{command.job_dir.parent}: done before, with the same settings"
         elif cluster.executor is Executor.slurm:
             queued.append((command, cluster))
@@ -288,7 +302,9 @@ def _devices(cluster: ClusterConfig) -> str:
     if wanted == 0:
         return "env CUDA_VISIBLE_DEVICES="
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return "env -u CUDA_VISIBLE_DEVICES" if chosen is None else f"env CUDA_VISIBLE_DEVICES={chosen}"
+    if chosen is None:
+        return "env -u CUDA_VISIBLE_DEVICES"
+    return shlex.join(["env", f"CUDA_VISIBLE_DEVICES={chosen}"])
 
 
 def num_gpus() -> int:

@@ -92,6 +92,7 @@ class Submission:
     arguments: list[str]  # of the submitting process, as in sys.argv
     time: float  # of submission, seconds since 1970
     log: str  # file of its main process
+    settings: str = ""  # of the command; empty in records of earlier versions
 
 
 def check_run_dir(run_dir: Path, config: TrainConfig) -> None:

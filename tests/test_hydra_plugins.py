@@ -15,7 +15,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLaunche
 from make_data import packed_arrays
 from packaging.version import Version
 
-from jobs import commands
+from jobs import cli, commands
 from jobs.cli import hydra_arguments
 from jobs.cli.schema import register
 
@@ -87,6 +87,18 @@ def test_a_sweep_that_is_started_again_does_only_what_is_missing(tmp_path):
     assert all(line.endswith("sound") for line in said())
     assert said() == ["done before, with the same settings"] * 2
     assert all(line.endswith("sound") for line in said("quick=true"))  # another task
+
+
+def test_a_sweep_that_is_only_shown_writes_nothing(tmp_path, monkeypatch, capsys):
+    shards = packed_arrays(tmp_path / "shards", 4, bands=["B02"])
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    words = ["-m", "--dry-run", f"shards={shards}", "quick=true,false", "cluster=slurm_cpu_example"]
+    monkeypatch.setattr(sys, "argv", ["simclr-verify", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(commands.load("verify"))
+    assert (ended.value.code, "--array=0-1" in capsys.readouterr().out) == (0, True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.fixture

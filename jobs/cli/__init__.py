@@ -6,15 +6,17 @@ and saved, run it again.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra.conf import RuntimeConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -133,11 +135,14 @@ def _compose(command: type[Command], start: Start) -> None:
         """Run the command with one set of settings, or return it for a sweep."""
         try:
             context = HydraConfig.get()
-            _check_own_files(context.runtime, command)
+            own = [s.path for s in context.runtime.config_sources if s.provider == "command-line"]
+            check_own_files(own, context.runtime.choices, command)
             settings = to_settings(config)
             sweep = context.mode is RunMode.MULTIRUN
-            if sweep and command.output_key:
-                setattr(settings, command.output_key, context.runtime.output_dir)
+            if sweep and (key := command.output_key):
+                # named by the swept values alone: the same command finds its earlier work
+                folder = Path(getattr(settings, key), context.job.override_dirname)
+                setattr(settings, key, str(folder.absolute()))
             composed = command.from_settings(settings), settings.cluster
             if sweep:
                 return composed  # hydra_plugins/simclr_s2_launcher.py runs all of them
@@ -149,19 +154,24 @@ def _compose(command: type[Command], start: Start) -> None:
         return None
 
     compose = hydra.main("pkg://jobs.conf", command.name, version_base="1.3")
-    try:
-        compose(task)()
-    except _Unprinted as hidden:
-        raise hidden.args[0] from None
+    with ExitStack() as stack:
+        if SWEEP & set(sys.argv):  # hydra writes a file and folders of its own, also in a dry run
+            own = stack.enter_context(tempfile.TemporaryDirectory(prefix="simclr-sweep-"))
+            sys.argv.append(f"hydra.sweep.dir='{own}'")
+        try:
+            compose(task)()
+        except _Unprinted as hidden:
+            raise hidden.args[0] from None
 
 
-def _check_own_files(runtime: RuntimeConf, command: type[Command]) -> None:
-    """Check the files selected from the folder of ``--config-dir``."""
-    for source in runtime.config_sources:
-        for group, choice in runtime.choices.items():
-            path = Path(source.path, group, f"{choice}.yaml")
-            if source.provider == "command-line" and path.is_file():
-                refuse_misread(path, schema_of(command))
+def check_own_files(
+    folders: Sequence[str], chosen: Mapping[str, str], command: type[Command]
+) -> None:
+    """Check the files that are selected, by group, from the folders of ``--config-dir``."""
+    for folder, (group, choice) in itertools.product(folders, chosen.items()):
+        path = Path(folder, group, f"{choice}.yaml")
+        if path.is_file():
+            refuse_misread(path, schema_of(command))
 
 
 class _Unprinted(BaseException):
@@ -183,8 +193,6 @@ def hydra_arguments(arguments: Sequence[str], command: type[Command]) -> list[st
             require(not word.startswith("="), f"{word!r} has no key in front; write key=value")
             settings.append(as_meant(word, schema_of(command)))
     if SWEEP & set(options):
-        # hydra names each run's folder by its swept values alone: the same command gives the same
-        # names, so that each run finds its earlier work
         parsed = OverridesParser.create().parse_overrides(settings)
         same = [one.get_key_element() for one in parsed if not one.is_sweep_override()]
         keys = ",".join(key.lstrip("+~") for key in same)

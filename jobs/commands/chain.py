@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from omegaconf import open_dict
 
 from jobs import cli, launch
 from jobs.cli.errors import explain, nearest
@@ -41,14 +43,22 @@ def run_chain(arguments: Sequence[str], say: Callable[[str], None]) -> None:
         RuntimeError: a stage failed; the later ones were not started.
     """
     jobs: list[tuple[str, str]] = []
-    redone = False
-    for command, cluster in plan(arguments):
-        name = command.name
-        if not redone and command.completion.exists():
-            say(f"{name:<9} done before, with the same settings")
-            continue
-        redone = True  # later stages were made from other inputs
-        result = _start(command, cluster, jobs)
+    stages = plan(arguments)
+    # what comes after a stage that is not done was made from other inputs
+    left = [*dropwhile(lambda stage: stage[0].is_done, stages)]
+    for number, (command, cluster) in enumerate(left):
+        queued = [one.name for one, place in left[:number] if place.executor is Executor.slurm]
+        waits = [name for name in queued if name in _awaited_by(command.name)]
+        require(
+            cluster.executor is Executor.slurm or not waits,
+            f"{command.name}: cluster.executor is {cluster.executor.value}, which does not wait "
+            f"for {' and '.join(waits)} on Slurm; give it a cluster of Slurm too, or leave it out "
+            "until they are done",
+        )
+    for command, _ in stages[: len(stages) - len(left)]:
+        say(f"{command.name:<9} done before, with the same settings")
+    for command, cluster in left:
+        name, result = command.name, _start(command, cluster, jobs)
         say(f"{name}\n{result}" if "\n" in result else f"{name:<9} {result}")
 
 
@@ -116,7 +126,11 @@ def _compose(name: str, words: Sequence[str]) -> Any:
     register(command)
     try:
         with initialize_config_module("jobs.conf", version_base="1.3"):
-            return to_settings(compose(name, overrides=settings))
+            composed = compose(name, overrides=settings, return_hydra_config=True)
+        with open_dict(composed):
+            runtime = composed.pop("hydra").runtime
+        cli.check_own_files([folder] if folder else [], runtime.choices, command)
+        return to_settings(composed)
     except Exception as error:
         # An unknown key is explained with the keys of the command that it was typed for.
         raise ValueError(f"{name}: {explain(error, command)[0]}") from error
@@ -143,9 +157,7 @@ def _start(command: Command, cluster: ClusterConfig, jobs: list[tuple[str, str]]
     if waiting:
         jobs.append((command.name, waiting))
         return f"job {waiting}, submitted before"
-    # sources may be fetched and packed in parallel
-    awaits = {"fetch": (), "pack": ("fetch",)}.get(command.name, STAGES)
-    after = [job for name, job in jobs if name in awaits]
+    after = [job for name, job in jobs if name in _awaited_by(command.name)]
     awaited = ":".join(filter(None, (cluster.after, *after))) or None
     submitted = launch.run(command, replace(cluster, after=awaited))
     jobs.append((command.name, _SOON if cluster.dry_run else submitted))
@@ -155,12 +167,19 @@ def _start(command: Command, cluster: ClusterConfig, jobs: list[tuple[str, str]]
     return f"job {submitted}{waits}"
 
 
+def _awaited_by(name: str) -> Collection[str]:
+    """Return the stages whose jobs a stage waits for; sources may be packed in parallel."""
+    return {"fetch": (), "pack": ("fetch",)}.get(name, tuple(STAGES))
+
+
 def _at_work(command: Command) -> str:
-    """Return the unfinished jobs submitted for a command, in the form of a dependency."""
+    """Return the unfinished jobs of a command and its settings, in the form of a dependency."""
     for each in (command.follow_up(), command):  # the one that ends last comes first
-        if each and live_job(each.job_dir, each.name):
-            earlier = read_submission(each.job_dir, each.name)
-            return earlier.job_id.replace(",", ":") if earlier else ""
+        earlier = read_submission(each.job_dir, each.name) if each else None
+        # one with other settings is refused when this one is submitted
+        same = each is not None and earlier and earlier.settings in ("", each.settings)
+        if each and earlier and same and live_job(each.job_dir, each.name):
+            return earlier.job_id.replace(",", ":")
     return ""
 
 

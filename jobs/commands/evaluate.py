@@ -140,6 +140,11 @@ class Export(Command):
         """Return the checkpoint: a run that was trained further is exported again."""
         return _state_of(self.config.run, self.config.step)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether it was exported, to this folder: the mark is in the run's."""
+        return super().is_done and Path(self.config.output).is_dir()
+
     def run(self, env: RankEnvironment) -> str:
         """Export; return the folder."""
         from simclr.export.export import export

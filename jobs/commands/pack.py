@@ -13,7 +13,7 @@ from jobs.launch import Command
 from jobs.slurm.environment import RankEnvironment
 from preprocess.config import PackConfig
 from preprocess.plan import REJECTED_NAME, describe_dropped
-from preprocess.shards.manifest import Manifest
+from preprocess.shards.manifest import MANIFEST_NAME, Manifest
 from simclr.config import require
 
 
@@ -62,6 +62,11 @@ class Pack(Command):
                 f"the job array has {count} tasks up to number {last}, but parts are numbered from "
                 f"0 without gaps; submit it with --array=0-{int(count or 1) - 1}",
             )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was packed, and the manifest is still there."""
+        return super().is_done and Path(self.config.output, MANIFEST_NAME).is_file()
 
     def split(self, cluster: ClusterConfig) -> tuple[list[Self], ClusterConfig]:
         """Return one task per part on Slurm; locally, each process is a part."""

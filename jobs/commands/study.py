@@ -102,7 +102,7 @@ class Study(Command):
 
 def check_budget(config: StudyConfig, runs: Sequence[StudyRun], cluster: ClusterConfig) -> str:
     """Return the cost of the remaining runs; ValueError: it exceeds ``max_hours``."""
-    left = [run.config for run in runs if not Pretrain(run.config).completion.exists()]
+    left = [run.config for run in runs if not Pretrain(run.config).is_done]
     patches = count_patches(config.shards)
     pairs = sum(most_steps(run, patches) * run.data.global_batch_size for run in left)
     paths = [Path(run.config.run_dir, METRICS_NAME) for run in runs]
@@ -152,9 +152,9 @@ def run_study(config: StudyConfig, cluster: ClusterConfig) -> str:
         _log.info("%s", check_budget(config, runs, cluster))
     scores = [Score(scoring(config, run, first=k == 0)) for k, run in enumerate(runs)]
     if cluster.executor is Executor.slurm:
-        untrained = [one for one in trainings if not one.completion.exists()]
+        untrained = [one for one in trainings if not one.is_done]
         changing = {one.config.run_dir for one in untrained}
-        unscored = [s for s in scores if s.config.run in changing or not s.completion.exists()]
+        unscored = [s for s in scores if s.config.run in changing or not s.is_done]
         stages: dict[str, Sequence[Command]] = {"pretrain": untrained, "score": unscored}
         return "\n".join(_submit({**stages, "report": [Study(config)]}, cluster))
     # score each run at once, so that a study cut short has scores to report

@@ -11,7 +11,7 @@ from jobs.launch import Command
 from jobs.run_dir import JOB_FOLDER
 from jobs.slurm.environment import RankEnvironment
 from preprocess.config import VerifyConfig
-from preprocess.shards.manifest import read_manifest
+from preprocess.shards.manifest import MANIFEST_NAME, read_manifest
 from simclr.config import require
 
 
@@ -25,6 +25,11 @@ class _ReadsShards(Command):
         require(bool(self.config.shards), "shards is empty; give a packed folder: shards=SHARDS")
         if not cluster.after:  # else a previous job writes it
             read_manifest(Path(self.config.shards))
+
+    def inputs(self) -> str:
+        """Return the patches: packed anew, they are verified or drawn again."""
+        packed = Path(self.config.shards, MANIFEST_NAME).is_file()  # else a job packs them first
+        return read_manifest(Path(self.config.shards)).fingerprint if packed else ""
 
 
 @dataclass(frozen=True)

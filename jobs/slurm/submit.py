@@ -56,6 +56,10 @@ class Task(Protocol):
     name: ClassVar[str]  # of the command
 
     @property
+    def settings(self) -> str:
+        """The settings of the command, which are recorded."""
+
+    @property
     def job_dir(self) -> Path:
         """Where the submission is recorded."""
 
@@ -121,14 +125,18 @@ def submit(tasks: Sequence[Task], folder: Path, cluster: ClusterConfig) -> str:
     arrays = [tasks[first : first + size] for first in range(0, len(tasks), size)]
     # the limit applies to all arrays together
     limited = replace(cluster, parallel_parts=max(1, cluster.parallel_parts // len(arrays)))
-    jobs = [job for array in arrays for job in _sbatch(array, folder, limited, code)]
-    ids = list(dict.fromkeys(str(job.job_id).partition("_")[0] for job in jobs))
     # members of a packing array share a folder, whose record is that of the entire array
     shared = len(tasks) > 1 and len({task.job_dir for task in tasks}) == 1
-    for task, job in zip(tasks, jobs, strict=True):
-        number, log = ",".join(ids) if shared else job.job_id, str(job.paths.stderr)
-        entry = Submission(number, task.name, sys.argv, time.time(), log)
-        write_submission(task.job_dir, entry)
+    jobs: list[Any] = []
+    ids: list[str] = []
+    for array in arrays:  # recorded at once: Slurm may refuse the next one
+        members = _sbatch(array, folder, limited, code)
+        jobs += members
+        ids.append(str(members[0].job_id).partition("_")[0])
+        for task, job in zip(array[: 1 if shared else None], members, strict=not shared):
+            number, log = ",".join(ids) if shared else job.job_id, str(job.paths.stderr)
+            entry = Submission(number, task.name, sys.argv, time.time(), log, task.settings)
+            write_submission(task.job_dir, entry)
     job_id, log = ":".join(ids), jobs[0].paths.stderr
     _log.info("submitted job %s; simclr-status and squeue show its state, log %s", job_id, log)
     return job_id
@@ -197,7 +205,9 @@ def live_job(folder: Path, name: str) -> slurm.JobState | None:
     if earlier is None or not slurm.is_available():
         return None
     jobs = slurm.queue([earlier.job_id]).values()
-    return next((job for job in jobs if not job.is_final), None)
+    # one that waits in vain is about to be cancelled
+    in_vain = "DependencyNeverSatisfied"
+    return next((job for job in jobs if not job.is_final and job.reason != in_vain), None)
 
 
 def check_submission(tasks: Sequence[Task], cluster: ClusterConfig) -> str:

@@ -25,6 +25,7 @@ from jobs.slurm import requeue
 from jobs.slurm.environment import Launcher, RankEnvironment
 from jobs.slurm.requeue import RunStop
 from preprocess.config import PackConfig, VerifyConfig
+from preprocess.shards.atomic_io import write_json
 from preprocess.sources.simulated import SimulatedConfig
 from simclr.config import TrainConfig
 from simclr.evaluation.config import EvaluateConfig
@@ -234,6 +235,25 @@ def test_what_was_done_with_one_checkpoint_is_not_done_with_a_newer_one(tmp_path
         marks.append((newest.completion, given.completion))
     assert marks[0][0] != marks[1][0]
     assert marks[0][1] == marks[1][1]
+
+
+def test_what_was_done_is_not_done_once_its_result_is_gone(tmp_path):
+    export = Export(ExportConfig(run=str(tmp_path / "run"), output=str(tmp_path / "encoder")))
+    packing = Pack(PackConfig(output=str(tmp_path / "shards")))
+    for command, result in ((export, "encoder/card.json"), (packing, "shards/manifest.json")):
+        write_json(command.completion, {})
+        assert not command.is_done
+        write_json(tmp_path / result, {})
+        assert command.is_done
+
+
+def test_what_was_verified_is_verified_again_when_packed_anew(tmp_path):
+    verify, marks = Verify(VerifyConfig(shards=str(tmp_path / "s"))), []
+    for num_patches in (2, 3):
+        shutil.rmtree(tmp_path / "s", ignore_errors=True)
+        packed_arrays(tmp_path / "s", num_patches, bands=["B02"])
+        marks.append(verify.completion)
+    assert marks[0] != marks[1]
 
 
 def test_what_was_scored_on_one_pack_is_not_scored_on_another_in_its_place(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fake_slurm import fake_slurm
 from make_data import packed_arrays
 
 from jobs import launch
@@ -29,6 +31,7 @@ from jobs.launch import (
     narrow,
     num_gpus,
     run,
+    run_all,
 )
 from jobs.slurm import client as slurm
 from jobs.slurm.submit import SRUN_UNTIL_RANK_0_IS_DONE, python_command, slurm_options
@@ -363,6 +366,30 @@ def submitted_script(task, cluster, monkeypatch) -> str:
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     assert run(task, cluster) == "42"
     return (folder / "script").read_text()
+
+
+def test_an_array_that_was_taken_is_recorded_when_slurm_refuses_the_next(tmp_path, monkeypatch):
+    queue = fake_slurm(tmp_path / "bin", monkeypatch)
+    monkeypatch.setattr("jobs.slurm.submit.largest_array", lambda: 2)
+    (queue.parent / "accepts").write_text("1")
+    source = SimulatedConfig(root=str(tmp_path / "rasters"))
+    task = Pack(PackConfig(source=source, output=str(tmp_path / "shards")))
+    with pytest.raises(slurm.SlurmError, match="too many jobs"):
+        run(task, ClusterConfig(executor=Executor.slurm, parts=3))
+    queue.write_text("1_[0-1]|PENDING|N/A|1:00||Priority\n")
+    with pytest.raises(ValueError, match=r"job 1_\[0-1\] \(pack, PENDING\) is at work"):
+        run(task, ClusterConfig(executor=Executor.slurm, parts=3))
+
+
+def test_gpus_that_are_named_with_a_space_reach_the_ranks(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1")
+    assert shlex.split(launch._devices(LOCAL)) == ["env", "CUDA_VISIBLE_DEVICES=0, 1"]
+
+
+def test_the_same_run_twice_is_refused_before_it_is_in_a_folder_of_two(shards):
+    one = Verify(VerifyConfig(shards=str(shards)))
+    with pytest.raises(ValueError, match="same settings and the same folder; name each value once"):
+        list(run_all([(one, ClusterConfig()), (one, ClusterConfig())]))
 
 
 def test_a_machine_without_slurm_is_told_so(training, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from fake_slurm import fake_slurm
 from make_data import packed_arrays
 
 from jobs.commands import chain
@@ -87,6 +88,53 @@ def test_a_stage_that_cannot_be_is_refused_before_the_first_one_works(tmp_path):
     with pytest.raises(ValueError, match="evaluate: task is empty"):
         run_chain(chained(tmp_path, "evaluate", "run=r"), print)
     assert not (tmp_path / "shards").exists()
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    """Return a chain that evaluates a run on Slurm."""
+    shards = packed_arrays(tmp_path / "shards", 8, bands=["B02"])
+    (tmp_path / "a run").mkdir()
+    place = ("cluster=slurm_cpu_example", "evaluate", f"shards='{shards}'")
+    return [*place, f"run='{tmp_path / 'a run'}'", "task=labels"]
+
+
+def test_a_queued_job_is_kept_unless_its_settings_are_others(tmp_path, monkeypatch, evaluation):
+    queue, said = fake_slurm(tmp_path / "bin", monkeypatch), []
+    run_chain(evaluation, said.append)
+    queue.write_text("1|PENDING|N/A|1:00||Priority\n")
+    run_chain(evaluation, said.append)
+    assert said == ["evaluate  job 1", "evaluate  job 1, submitted before"]
+    with pytest.raises(ValueError, match=r"job 1 \(evaluate, PENDING\) is at work in"):
+        run_chain([*evaluation, "fractions=[0.5]"], said.append)
+
+
+def test_a_job_that_waits_in_vain_is_not_waited_for(tmp_path, monkeypatch, evaluation):
+    queue, said = fake_slurm(tmp_path / "bin", monkeypatch), []
+    run_chain(evaluation, said.append)
+    queue.write_text("1|PENDING|N/A|1:00||DependencyNeverSatisfied\n")
+    run_chain(evaluation, said.append)
+    assert said == ["evaluate  job 1", "evaluate  job 2"]
+
+
+def test_a_stage_that_would_not_wait_for_a_job_is_refused(tmp_path, monkeypatch):
+    fake_slurm(tmp_path / "bin", monkeypatch)
+    words = ["cluster=slurm_cpu_example", *chained(tmp_path, "cluster=here")]
+    with pytest.raises(ValueError, match=r"verify: cluster\.executor is here, .* wait for pack on"):
+        run_chain(words, print)
+    assert (tmp_path / "bin" / "taken").read_text() == "0"
+
+
+def test_a_number_that_is_meant_as_text_is_refused_in_a_file_of_a_chain_too(tmp_path):
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "mine.yaml").write_text(
+        "# @package _global_\ncluster:\n  account: 2024_01\n"
+    )
+    words = [f"--config-dir={tmp_path}", "cluster=mine", *chained(tmp_path)]
+    with pytest.raises(
+        ValueError, match=r"cluster\.account is 2024_01, which YAML reads as 202401"
+    ):
+        plan(words)
 
 
 def test_help_shows_a_chain(monkeypatch, capsys):
