@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from jobs.cli.schema import type_of
+from jobs.cli.schema import as_meant, type_of
 from jobs.run_dir import read_yaml
 from preprocess.shards.manifest import read_manifest
 from simclr.augment.parameters import NINE, USUAL_ORDER
@@ -62,6 +62,7 @@ VARIED = {
     StudyName.batch_size: ("data.global_batch_size", (32, 64, 128, 256, 512)),
     StudyName.temperature: ("loss.temperature", (0.05, 0.1, 0.2, 0.5, 1.0)),
 }
+_TAKES = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}  # read from text, by type
 _UNSAFE = re.compile(r"[^\w.=+-]+")  # in folder names
 Arms = dict[str, dict[str, Any]]  # name in tables and folders -> dotted keys -> plain values
 
@@ -300,10 +301,17 @@ def _parsed(text: str) -> dict[str, Any]:
             key not in OF_THE_STUDY, f"changes holds {word!r}; {key} is the study's, see seeds="
         )
         require(key not in changes, f"changes holds {text!r}, which names {key} twice")
+        # as on a command line: what a text setting takes stays text
+        value = as_meant(f"{key}={value}", TrainConfig).partition("=")[2]
         try:
             changes[key] = read_yaml(f"value: {value}")["value"]
         except ValueError as error:
             raise ValueError(f"changes holds {word!r}, whose value cannot be read") from error
+        kind = type_of(key, TrainConfig)
+        require(
+            kind not in _TAKES or type(changes[key]) in _TAKES[kind],
+            f"changes holds {word!r}; {key} takes type {getattr(kind, '__name__', kind)}",
+        )
     return changes
 
 

@@ -266,13 +266,15 @@ class Mlflow(Tracker):
         """Log the numbers in records; a batch that is sent again is not stored twice."""
         from mlflow.entities import Metric
 
-        metrics = [
-            Metric(key, value, round(record["time"] * 1000), record["step"])
-            for record in records
-            for key, value in _numbers(record)
-        ]
-        for start in range(0, len(metrics), 1000):  # the server's limit
-            self._client.log_batch(self._run_id, metrics=metrics[start : start + 1000])
+        # the server's limit; whole records, as the next attempt goes on after the last step
+        size = 1000 // max(map(len, records))
+        for start in range(0, len(records), size):
+            metrics = [
+                Metric(key, value, round(record["time"] * 1000), record["step"])
+                for record in records[start : start + size]
+                for key, value in _numbers(record)
+            ]
+            self._client.log_batch(self._run_id, metrics=metrics)
 
     def add_artifact(self, name: str, path: Path) -> None:
         """Copy a file to the run."""

@@ -77,6 +77,10 @@ def test_a_study_of_settings_has_the_settings_as_they_are_and_each_change():
         ("run_dir=here", "changes holds 'run_dir=here'; run_dir is the study's"),
         ("epochs=3 epochs=4", "changes holds 'epochs=3 epochs=4', which names epochs twice"),
         (" ", "changes holds an empty text"),
+        ("epochs=2.7", "changes holds 'epochs=2.7'; epochs takes type int"),
+        ("epochs=1e1", "changes holds 'epochs=1e1'; epochs takes type int"),
+        ("optim.learning_rate=fast", "optim.learning_rate takes type float"),
+        ("model.weights=no", "model.weights takes type str"),
     ],
 )
 def test_a_change_that_no_pretraining_takes_is_refused(change, told):
@@ -96,6 +100,13 @@ def test_a_change_may_name_one_operation():
     _, milder = runs_of(config("settings", changes=changes, seeds=[0]))
     assert milder.config.augment.strengths == {"crop_area": 0.5}
     assert milder.config.augment.probabilities == {"gain": 0}
+
+
+def test_text_in_a_change_stays_text():
+    changes = ["model.weights=2024_01_15 data.splits=[0123,train]"]
+    _, changed = runs_of(config("settings", changes=changes, seeds=[0]))
+    assert changed.config.model.weights == "2024_01_15"
+    assert changed.config.data.splits == ["0123", "train"]
 
 
 def test_chosen_arms_keep_the_order_of_the_study():

@@ -19,6 +19,7 @@ from trackers import (
 )
 
 from jobs.run_dir import RunAttempt, freeze
+from jobs.tracking.follower import Mlflow
 from jobs.tracking.sink import TrackerProcesses, Tracking, log_artifacts, tracker_links
 from simclr.config import TrainConfig
 from simclr.monitoring.metrics import JsonLines
@@ -120,6 +121,31 @@ def test_a_run_that_is_killed_and_trains_steps_again_is_one_run_with_every_step_
     assert set(tracker_links(run_dir)) == {tracking.value}
     everything = b"".join(path.read_bytes() for path in run_dir.rglob("*") if path.is_file())
     assert SECRET.encode() not in everything
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # of sqlalchemy, in mlflow
+def test_no_number_of_a_step_is_lost_between_two_batches(run_dir, monkeypatch):
+    (run_dir / "tracking").mkdir()
+    records = [record(step, 1) for step in range(1, 401)]
+    first, second = Mlflow(run_dir), Mlflow(run_dir)
+    first.open()
+    send, batches = first._client.log_batch, []
+
+    def killed_after_one(run_id, metrics):
+        if batches:
+            raise KeyboardInterrupt
+        batches.append(metrics)
+        send(run_id, metrics=metrics)
+
+    monkeypatch.setattr(first._client, "log_batch", killed_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        first.write(records)
+    second.state = json.loads((run_dir / "tracking" / "mlflow.json").read_text())
+    reached = second.open()
+    second.write([one for one in records if one["step"] > reached])
+    for name in ("loss", "learning_rate", "probe/f1"):
+        assert [step for step, _ in mlflow_metrics(run_dir, name)] == [*range(1, 401)]
 
 
 @pytest.mark.slow
