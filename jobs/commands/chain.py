@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from omegaconf import open_dict
 
 from jobs import cli, launch
 from jobs.cli.errors import explain, nearest
@@ -126,11 +125,10 @@ def _compose(name: str, words: Sequence[str]) -> Any:
     register(command)
     try:
         with initialize_config_module("jobs.conf", version_base="1.3"):
-            composed = compose(name, overrides=settings, return_hydra_config=True)
-        with open_dict(composed):
-            runtime = composed.pop("hydra").runtime
-        cli.check_own_files([folder] if folder else [], runtime.choices, command)
-        return to_settings(composed)
+            if folder is not None:
+                runtime = compose(name, overrides=settings, return_hydra_config=True).hydra.runtime
+                cli.check_own_files([folder], runtime.choices, command)
+            return to_settings(compose(name, overrides=settings))
     except Exception as error:
         # An unknown key is explained with the keys of the command that it was typed for.
         raise ValueError(f"{name}: {explain(error, command)[0]}") from error

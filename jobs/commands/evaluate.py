@@ -8,12 +8,13 @@ from typing import Self
 from uuid import uuid4
 
 from jobs import cli
+from jobs.commands.verify import fingerprint_of
 from jobs.config import ClusterConfig
 from jobs.launch import Command, side_work
 from jobs.slurm.environment import RankEnvironment, rendezvous_of
 from jobs.tracking.sink import log_artifacts
 from preprocess.config import require_all
-from preprocess.shards.manifest import MANIFEST_NAME, read_manifest
+from preprocess.shards.manifest import read_manifest
 from simclr.checkpoint.manifest import newest_checkpoint
 from simclr.evaluation.config import EvaluateConfig
 from simclr.export import ExportConfig
@@ -29,9 +30,7 @@ def _run_exists(run: str, cluster: ClusterConfig) -> tuple[bool, str]:
 def _state_of(run: str, step: int, shards: str = "") -> str:
     """Identify the newest checkpoint of a run, unless a step is given, and the packed patches."""
     newest = None if step else newest_checkpoint(Path(run))
-    packed = bool(shards) and Path(shards, MANIFEST_NAME).is_file()  # else a job packs them first
-    fingerprint = read_manifest(Path(shards)).fingerprint if packed else ""
-    return f"{newest.name if newest else ''} {fingerprint}".strip()
+    return f"{newest.name if newest else ''} {fingerprint_of(shards)}".strip()
 
 
 @dataclass(frozen=True)

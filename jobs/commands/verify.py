@@ -19,6 +19,12 @@ class VerifyError(RuntimeError):
     """Packed shards do not match their manifest."""
 
 
+def fingerprint_of(shards: str) -> str:
+    """Return the fingerprint of packed patches; empty if no folder is named or not yet packed."""
+    packed = bool(shards) and Path(shards, MANIFEST_NAME).is_file()
+    return read_manifest(Path(shards)).fingerprint if packed else ""
+
+
 class _ReadsShards(Command):
     def validate(self, cluster: ClusterConfig) -> None:
         """Require a packed folder."""
@@ -28,8 +34,7 @@ class _ReadsShards(Command):
 
     def inputs(self) -> str:
         """Return the patches: packed anew, they are verified or drawn again."""
-        packed = Path(self.config.shards, MANIFEST_NAME).is_file()  # else a job packs them first
-        return read_manifest(Path(self.config.shards)).fingerprint if packed else ""
+        return fingerprint_of(self.config.shards)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,6 @@ class JobState:
     nodes: str = ""  # in Slurm's abbreviation
     time_left: str = ""  # until the time limit, [days-]hours:minutes:seconds
     start: str = ""  # when it started, or is expected to
-    log: str = ""  # file of its standard error
 
     @property
     def is_final(self) -> bool:
@@ -122,7 +121,6 @@ def parse_job(text: str) -> JobState:
         restarts=int(fields.get("Restarts", "0") or 0),
         nodes=_known(fields.get("NodeList", "")),
         start=_known(fields.get("StartTime", "")),
-        log=fields.get("StdErr", ""),
     )
 
 

@@ -82,8 +82,7 @@ class HeartbeatMonitor(TrainerHooks):
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join(2 * self._period_s)  # bounded: the folder may be what hangs
+        self._thread.join(2 * self._period_s)  # bounded: the folder may be what hangs
 
     def on_start(self, step: int) -> None:
         """Record the step at which training begins."""

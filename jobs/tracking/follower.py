@@ -400,8 +400,7 @@ def _fence(run_dir: Path) -> bytes:
 
 
 def _stdin_closes(seconds: float) -> bool:
-    ready, _, _ = select.select([sys.stdin], [], [], seconds)
-    if not ready:
+    if not select.select([sys.stdin], [], [], seconds)[0]:
         return False
     # A hard limit for the tracker: on Slurm the nodes stay allocated until it ends.
     signal.alarm(round(FINISH_S))

