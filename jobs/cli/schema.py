@@ -85,6 +85,8 @@ def as_meant(setting: str, schema: type[Any]) -> str:
         name = _TWINS[name]
     kind = type_of(name, schema)
     inner = get_args(kind)[0] if get_origin(kind) is list else kind
+    if kind == dict[str, str] and not set(value) & set("'\"\\(["):
+        value = re.sub(r"(?<=:)\s*([^,{}$]+?)\s*(?=[,}])", r'"\1"', value)
     # quoted, interpolated or computed: the user knows hydra's grammar
     if not equals or not value or set(value) & set("'\"\\(${"):
         return f"{sign}{name}{equals}{value}"
