@@ -72,6 +72,8 @@ def plan(arguments: Sequence[str]) -> list[tuple[Command, ClusterConfig]]:
         settings = _compose(name, words)
         _fill_in(settings, name, [command for command, _ in stages])
         stages.append((STAGES[name].from_settings(settings), settings.cluster))
+    dry_run = any(cluster.dry_run for _, cluster in stages)  # wherever it stands
+    stages = [(command, replace(cluster, dry_run=dry_run)) for command, cluster in stages]
     for number, (command, cluster) in enumerate(stages):
         try:  # before an earlier stage has worked for hours
             command.validate(replace(cluster, after=_SOON if number else cluster.after))
@@ -150,7 +152,8 @@ def _fill_in(settings: Any, name: str, earlier: Sequence[Command]) -> None:
 def _start(command: Command, cluster: ClusterConfig, jobs: list[tuple[str, str]]) -> str:
     """Run or submit a stage, or find its active job; add the job and its stage to ``jobs``."""
     if cluster.executor is not Executor.slurm:
-        return launch.run(command, cluster)
+        # in a dry run, nothing has written the inputs that plan has checked
+        return launch.run(command, replace(cluster, after=_SOON) if cluster.dry_run else cluster)
     waiting = "" if cluster.dry_run else _at_work(command)
     if waiting:
         jobs.append((command.name, waiting))
@@ -203,6 +206,7 @@ Each command is followed by its own settings, the same as those of
 simclr-COMMAND. Settings in front of the first command apply to all. Later
 commands read what earlier ones leave: shards, run and output folders need to
 be named once. All settings are checked before the first command starts.
+--dry-run holds for all commands, wherever it stands.
 
 The same chain again continues: what is done is left out, and jobs that are
 queued are kept. If a job fails, Slurm cancels those that wait for it.

@@ -39,6 +39,16 @@ def test_what_a_stage_leaves_is_what_the_next_ones_read(tmp_path):
     assert not (tmp_path / "run").exists()  # planning writes nothing
 
 
+def test_a_dry_run_behind_the_last_stage_is_one_of_the_whole_chain(monkeypatch, capsys, tmp_path):
+    words = ["simclr-chain", *chained(tmp_path), "--dry-run"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        chain.main()
+    assert ended.value.code == 0
+    assert "pack would run in this process" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_chain_goes_on_where_it_was_and_what_comes_after_a_change_is_done_again(tmp_path):
     said: list[str] = []
     run_chain(chained(tmp_path), said.append)
