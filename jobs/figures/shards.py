@@ -195,7 +195,8 @@ def _add_histograms(
 
 def _add_classes(page: Page, output: Path, manifest: Manifest) -> None:
     """Append the number of patches of each class, most frequent first."""
-    for name, counts in manifest.provenance["label_counts"].items():
+    for label_set in manifest.layout.label_sets:
+        name, counts = label_set.name, manifest.provenance["label_counts"][label_set.name]
         ranked = sorted(counts.items(), key=lambda item: -item[1])
         present = [(label, count) for label, count in ranked if count]
         page.heading(f"Classes: {name.replace('_', ' ')}")
@@ -216,8 +217,8 @@ def _add_classes(page: Page, output: Path, manifest: Manifest) -> None:
         caption = "Patches that carry each class"
         if rarer := len(present) - len(names):
             caption += f"; {rarer} rarer classes are left out"
-        if absent := len(counts) - len(present):
-            caption += f"; {absent} classes without a patch"
+        if absent := sum(not counts[label] for label in label_set.classes):
+            caption += f"; classes without a patch: {absent}"
         page.picture(path, f"{caption}.")
 
 
