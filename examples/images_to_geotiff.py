@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shlex
 import sys
 import tarfile
 import warnings
@@ -56,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
     grid = "" if placed == len(written) else "source.any_grid=true "
     sys.stdout.write(
         f"{len(written)} files in {options.output}{left}; pack them with\n"
-        f"simclr-pack source=geotiff source.root={options.output} "
+        f"simclr-pack source=geotiff {shlex.quote(f'source.root={options.output}')} "
         f"source.file_bands=[{options.bands}] source.size_px={pixels.shape[-1]} "
         f"source.boa_offset=0 {grid}output=shards\n"
     )

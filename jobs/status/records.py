@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import time
 from collections import Counter
@@ -300,7 +301,7 @@ def _assess(
     # a finished run may have been submitted again, with more steps
     if last == "finished" and not (job and is_live and job.job_id != record.attempts[-1].job_id):
         evaluated = Path(record.run, "evaluation.json").exists()
-        action = "" if evaluated else f"simclr-evaluate run={record.run} ..."
+        action = "" if evaluated else f"simclr-evaluate {shlex.quote(f'run={record.run}')} ..."
         return _State("finished", action=action)
     # before the first heartbeat, the age of the attempt counts
     silent_s = record.heartbeat_age_s
@@ -440,7 +441,7 @@ def _assess_packing(folder: Path, failed: list[str], *, alive: bool) -> tuple[st
         except ValueError as error:
             state, _, fix = str(error).partition("; ")
             return state, fix, True
-        return "packed", f"simclr-verify shards={folder}", False
+        return "packed", shlex.join(["simclr-verify", f"shards={folder}"]), False
     again = "the same command packs what is missing"
     if failed:
         state = f"{len(failed)} members failed"

@@ -105,7 +105,7 @@ class TensorBoard(Tracker):
             old.unlink()
         self._writer = EventFileWriter(str(logs))
         self._is_empty = True
-        self.remember(link=f"tensorboard --logdir {self.run_dir.resolve()}")
+        self.remember(link=f"tensorboard --logdir {shlex.quote(str(self.run_dir.resolve()))}")
         return 0
 
     def write(self, records: Sequence[dict[str, Any]]) -> None:
@@ -256,7 +256,7 @@ class Mlflow(Tracker):
         self.remember(
             link=f"{server}/#/experiments/{experiment}/runs/{self._run_id}"
             if server.startswith("http")
-            else f"mlflow ui --backend-store-uri {uri}"
+            else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
         )
         # every record has a learning rate, but not always a loss
         held = self._client.get_metric_history(self._run_id, "learning_rate")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -59,13 +60,15 @@ def test_images_in_class_folders_keep_their_pixels_and_classes(tmp_path):
     black[:, 0, 0] = 0
     write_png(tmp_path / "in" / "Forest" / "a.png", IMAGE)
     write_png(tmp_path / "in" / "River" / "b.PNG", black)
-    done = convert(tmp_path / "in", tmp_path / "out", "--bands", RGB)
+    output = tmp_path / "out put"
+    done = convert(tmp_path / "in", output, "--bands", RGB)
     assert done.returncode == 0, done.stderr
+    assert f"source.root={output}" in shlex.split(done.stdout)  # as a shell reads it
     assert "2 files in" in done.stdout
     assert "source.any_grid=true" in done.stdout  # nobody said where they lie
     bands = RGB.split(",")
     settings = {"file_bands": bands, "size_px": 16, "any_grid": True}
-    patches, reader = packed(tmp_path / "out", tmp_path / "shards", **settings)
+    patches, reader = packed(output, tmp_path / "shards", **settings)
     assert list(patches) == ["Forest/a", "River/b"]
     assert np.array_equal(patches["Forest/a"][0], IMAGE.clip(1))
     assert np.array_equal(patches["River/b"][0], black.clip(1))  # black is no nodata

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 from pathlib import Path
 
@@ -198,7 +199,11 @@ def test_a_job_of_a_plain_sbatch_script_is_asked_for_by_the_id_of_its_attempt(ru
 
 def test_a_finished_run_that_was_evaluated_asks_for_nothing(run):
     happened(run, "finished", checkpoint="step-000000100")
-    assert describe(run, {}, NOW).action.startswith("simclr-evaluate")
+    folder = run.rename(run.with_name("number one"))
+    assert shlex.split(describe(folder, {}, NOW).action) == [
+        *("simclr-evaluate", f"run={folder}", "...")
+    ]
+    folder.rename(run)
     (run / "evaluation.json").write_text("{}")
     assert describe(run, {}, NOW).action == ""
 
