@@ -21,6 +21,7 @@ from preprocess.sources import SOURCES
 
 FAILED, WRONG_USE = 1, 2
 MAX_LINE = 600  # torch appends its C++ stack frames
+_GLOBAL = "# @package _global_"
 _ALIKE = 0.7  # below, words such as pretrained and operations would match
 
 # Omegaconf's messages for a value of the wrong type, and what to give instead.
@@ -167,6 +168,10 @@ def _error_in_file(text: str, command: type[Command] | None) -> str:
     key = re.search(r"full_key: (\S+)", text)
     if not key:
         return f"{file}.yaml holds no settings; write a line for each: key: value"
+    if key[1] == file.partition("/")[0] and command and key[1] in command.groups:
+        return (
+            f"{file}.yaml: its settings are for the whole command; begin it with the line {_GLOBAL}"
+        )
     if kind in (ConfigKeyError.__name__, ConfigAttributeError.__name__):
         return f"{file}.yaml: {_unknown_key(ConfigKeyError(key[1]), command, key[1])}"
     return f"{file}.yaml: {_wrong_type(key[1], reason)}"

@@ -262,6 +262,15 @@ def test_text_in_a_file_that_yaml_would_change_is_refused(refused, tmp_path, lin
     assert "YAML" not in done.stderr
 
 
+def test_a_recipe_without_its_first_line_is_told_which_line_that_is(refused, tmp_path):
+    path = tmp_path / "conf" / "recipe" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("epochs: 2\n")
+    told = refused("pretrain", "--config-dir=conf", "recipe=mine", "shards=[s]", "run_dir=r")
+    assert "recipe/mine.yaml: " in told
+    assert told.endswith("begin it with the line # @package _global_\n")
+
+
 def test_a_flag_of_sbatch_is_a_truth_value_in_a_cluster_file(tmp_path):
     path = tmp_path / "cluster" / "mine.yaml"
     path.parent.mkdir()
