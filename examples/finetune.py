@@ -29,6 +29,7 @@ from simclr.export import PatchUnit
 from simclr.export.load import check_unit, load_encoder, read_card
 
 NODATA_CLASS = 255
+TOLERANCE = 0.02  # pixels of EuroSAT are 9.93 to 10.06 m wide
 STORED_PER_UNIT = {"stored": 1.0, "reflectance": 10_000.0}
 
 
@@ -157,7 +158,7 @@ def write_map(
     """Classify a scene patch by patch; each pixel of the map is one patch."""
     patch_px, pixel = ground
     with rasterio.open(scene_path) as scene:
-        if abs(scene.transform.a / pixel - 1) > 0.02:
+        if abs(scene.transform.a / pixel - 1) > TOLERANCE:
             found = f"pixels of {scene.transform.a:g}, the labelled files of {pixel:g}"
             raise ValueError(f"{scene_path} has {found}; resample one of them")
         height, width = scene.height // patch_px, scene.width // patch_px
@@ -190,13 +191,15 @@ def main(options: argparse.Namespace) -> None:
     classes = sorted({label for label, _ in labelled.values()})
     if len(classes) >= NODATA_CLASS:
         raise ValueError(f"{len(classes)} classes are more than the {NODATA_CLASS - 1} of a map")
-    stack, grounds = [], set()
+    stack, grounds = [], []
     for path in labelled:
         with rasterio.open(path) as file:
-            grounds.add((file.width, round(file.transform.a, 6)))
+            grounds.append((file.width, file.transform.a))
             stack.append(reader.read(file))
-    if len(grounds) > 1:
-        raise ValueError(f"the files have different sizes or pixels, {sorted(grounds)}; give one")
+    widths, pixels = zip(*grounds, strict=True)
+    if len(set(widths)) > 1 or max(pixels) > min(pixels) * (1 + TOLERANCE):
+        found = f"{min(widths)} to {max(widths)} pixels of {min(pixels):g} to {max(pixels):g}"
+        raise ValueError(f"the files have {found}; give patches of one size on the ground")
     patches = torch.stack(stack)
     truth = torch.tensor([classes.index(label) for label, _ in labelled.values()])
 
@@ -210,7 +213,7 @@ def main(options: argparse.Namespace) -> None:
     accuracy = (torch.cat(parts) == truth[tested]).float().mean() if parts else torch.nan
     print(f"loss {loss:.3f}, accuracy {accuracy:.2f} on {len(tested)} patches held out")
     if options.scene:
-        write_map(network, reader, options.scene, options.map, grounds.pop(), classes)
+        write_map(network, reader, options.scene, options.map, grounds[0], classes)
 
 
 def parse() -> argparse.Namespace:

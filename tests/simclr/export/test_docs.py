@@ -45,12 +45,12 @@ def run(code, folder):
 _RUN = "import runpy; runpy.run_path('page.py')"
 
 
-def write_raster(path, values, corner=(600_000, 4_000_000)):
-    """Write values (C, H, W) as a GeoTIFF at 10 m with named bands."""
+def write_raster(path, values, corner=(600_000, 4_000_000), pixel_m=10):
+    """Write values (C, H, W) as a GeoTIFF with named bands."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _, height, width = values.shape
     profile = {"driver": "GTiff", "height": height, "width": width, "count": len(BANDS)}
-    transform = rasterio.Affine(10, 0, corner[0], 0, -10, corner[1])
+    transform = rasterio.Affine(pixel_m, 0, corner[0], 0, -pixel_m, corner[1])
     with rasterio.open(
         path, "w", **profile, dtype="uint16", crs="EPSG:32610", transform=transform
     ) as file:
@@ -122,7 +122,9 @@ def test_fine_tuning_takes_the_table_of_packing_and_refuses_what_does_not_fit(ex
     random = np.random.default_rng(0)
     lines = ["id,label,split"]
     for number, (name, level) in enumerate([*LEVELS.items()] * 8):
-        write_raster(tmp_path / "labelled" / f"p{number}.tif", patch_of(level, random))
+        pixel_m = 10 + number % 2 * 0.05  # as those of EuroSAT differ
+        path = tmp_path / "labelled" / f"p{number}.tif"
+        write_raster(path, patch_of(level, random), pixel_m=pixel_m)
         lines.append(f"p{number},{name},{'test' if number >= 18 else 'train'}")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     write_raster(tmp_path / "scene.tif", patch_of(1200, random))
@@ -136,6 +138,8 @@ def test_fine_tuning_takes_the_table_of_packing_and_refuses_what_does_not_fit(ex
         tmp_path, table, "--bands=B01,B02,B03,B08"
     )
     assert "fewer than two classes" in fine_tune(tmp_path)
+    write_raster(tmp_path / "labelled" / "p0.tif", patch_of(1200, random), pixel_m=20)
+    assert "pixels of 10 to 20; give patches of one size" in fine_tune(tmp_path, table)
 
 
 @pytest.mark.slow
