@@ -71,11 +71,9 @@ class Verify(_ReadsShards):
             )
         depth = "structure" if report.quick else "every checksum, statistics and label counts"
         kind = "simulated patches" if report.simulated else "patches"
+        shards = f"{report.shards} shard{'s' * (report.shards != 1)}"
         prefix = f"{repaired} files repaired; " if repaired else ""
-        return (
-            f"{self.config.shards}: {prefix}{report.rows} {kind}, {report.shards} shards, "
-            f"{depth}: sound"
-        )
+        return f"{self.config.shards}: {prefix}{report.rows} {kind}, {shards}, {depth}: sound"
 
 
 @dataclass(frozen=True)
