@@ -127,8 +127,9 @@ class RunRecord:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Return the run folders in a folder, and those of sweeps one level below."""
-    found = [*folder.glob(f"*/{CONFIG_NAME}"), *folder.glob(f"*/*/{CONFIG_NAME}")]
+    """Return the run folders in a folder, those of sweeps one level below, or those of a study."""
+    patterns = ("*", "*/*", "runs/*/*")
+    found = (path for each in patterns for path in folder.glob(f"{each}/{CONFIG_NAME}"))
     return sorted(path.parent for path in found)
 
 

@@ -410,11 +410,12 @@ def write_report(run_dir: Path, evaluation: Evaluation) -> None:
     """Write an evaluation into a run folder, and collect all in evaluation.json and .md."""
     name = f"{evaluation['task']['name']}-{evaluation['shards']['fingerprint']}"
     write_json(own_path(run_dir, name), evaluation)
-    paths = sorted((run_dir / FOLDER_NAME).glob("*.json"))
-    evaluations = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    write_text(run_dir / MARKDOWN_NAME, "\n".join(markdown(one) for one in evaluations))
-    head = {"format": FORMAT, "format_version": FORMAT_VERSION}
-    write_json(run_dir / JSON_NAME, {**head, "evaluations": evaluations})
+    head, paths = {"format": FORMAT, "format_version": FORMAT_VERSION}, list[Path]()
+    # again if another evaluation of the run has ended meanwhile, whose files these would replace
+    while paths != (paths := sorted((run_dir / FOLDER_NAME).glob("*.json"))):
+        evaluations = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        write_text(run_dir / MARKDOWN_NAME, "\n".join(markdown(one) for one in evaluations))
+        write_json(run_dir / JSON_NAME, {**head, "evaluations": evaluations})
 
 
 def own_path(run_dir: Path, name: str) -> Path:

@@ -215,6 +215,9 @@ def test_a_folder_without_settings_is_refused(tmp_path):
 
 def test_runs_are_found_with_their_jobs(run):
     assert find_runs(run.parent) == [run]
+    of_a_study = run.parent.parent / "study" / "runs" / "arm" / "seed-0"
+    freeze(of_a_study, TrainConfig(run_dir=str(of_a_study)))
+    assert find_runs(run.parent.parent / "study") == [of_a_study]
     assert jobs_of(run) == ["12"]
     assert describe(run, {}).heartbeat_age_s is None
 

@@ -187,6 +187,24 @@ def test_the_table_of_classes_has_one_column_for_each_encoder(setting):
     assert "| field | 24 | 100.0 | 100.0 |" in page
 
 
+def test_of_two_evaluations_that_end_at_once_none_is_left_out(setting, tmp_path, monkeypatch):
+    one = summary(setting, [make_trial(setting, PRETRAINED, 24)])
+    other = {**one, "task": {**one["task"], "name": "other"}}
+    write_text = report.write_text
+
+    def overtaken(path, text):
+        """The other one ends when this one has collected what there is."""
+        monkeypatch.setattr(report, "write_text", write_text)
+        report.write_report(tmp_path, other)
+        write_text(path, text)
+
+    monkeypatch.setattr(report, "write_text", overtaken)
+    report.write_report(tmp_path, one)
+    names = [each["task"]["name"] for each in report.read_report(tmp_path / report.JSON_NAME)]
+    assert names == ["labels", "other"]
+    assert "other, step" in (tmp_path / report.MARKDOWN_NAME).read_text()
+
+
 @pytest.mark.parametrize(
     ("patches", "pretraining", "told"),
     [
