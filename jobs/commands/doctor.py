@@ -299,6 +299,11 @@ def _run(arguments: Sequence[str]) -> bool:
         "--partition goes with --write-cluster=NAME.yaml",
     )
     if "--write-cluster" in options:
+        require(
+            slurm.is_available(),
+            f"--write-cluster={options['--write-cluster']} asks Slurm, which is not on this "
+            "machine; go to a login node",
+        )
         target, partition = Path(options["--write-cluster"]), options.get("--partition", "")
         path = write_cluster_file(target, ask_site(), partition)
         folder = shlex.quote(str(path.parent.parent))

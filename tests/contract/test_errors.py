@@ -216,6 +216,14 @@ def test_a_machine_without_slurm_is_told_so_by_key_and_value(packed, tmp_path, m
     assert missing(ended.err, ("cluster.executor", "slurm", "sbatch")) == []
 
 
+def test_a_cluster_file_is_not_written_where_there_is_no_slurm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ended = call("doctor", "--write-cluster=mine.yaml", cwd=tmp_path)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert missing(ended.err, ("--write-cluster=mine.yaml", "Slurm", "login node")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_refused_submission_fails_with_slurms_words(packed, tmp_path, monkeypatch):
     commands = tmp_path / "commands"
     commands.mkdir()
