@@ -305,7 +305,7 @@ class LossConfig:
 
     Attributes:
         name: ntxent or dcl.
-        temperature: divides the cosine similarities; 0.1 in the post.
+        temperature: divides the cosine similarities; 0.1 in the study of 2021.
     """
 
     name: LossName = LossName.ntxent

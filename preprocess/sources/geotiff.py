@@ -215,7 +215,7 @@ class Geotiff(Source):
             near = range(max(1, config.size_px // 2 // step) * step, config.size_px * 3 // 2, step)
             best = max(near, key=lambda size_px: (_share_kept(sizes, size_px), size_px), default=0)
             better = _share_kept(sizes, best) if best else 0
-            hint = f"; source.size_px={best} keeps {better:.1%}" if better > kept else ""
+            hint = f"; source.size_px={best} keeps {100 * better:.1f} %" if better > kept else ""
             message = (
                 "source.cut leaves out %.1f %% of the ground: what is right of and below the last "
                 "whole patch of %d pixels%s"

@@ -131,8 +131,8 @@ def _notes(evaluation: Evaluation, gaps: list[dict[str, Any]]) -> list[str]:
         ),
         (
             num_seeds < MIN_SEEDS,
-            f"{num_seeds} seed(s): how much a score varies between seeds is unknown; use "
-            f"{MIN_SEEDS} or more",
+            f"{num_seeds} seed{'s' * (num_seeds != 1)}: how much a score varies between seeds is "
+            f"unknown; use {MIN_SEEDS} or more",
         ),
         (True, "one pretraining run: no interval includes the variation between pretraining seeds"),
         (not scratch, "not compared with training from scratch; finetune_all in protocols does"),

@@ -526,7 +526,7 @@ def test_a_cut_says_what_it_leaves_out_and_which_size_keeps_more(tmp_path, caplo
     assert len(list(source.discover())) == 1
     (line,) = [record.message for record in caplog.records if "source.cut" in record.message]
     assert "leaves out 71.3 % of the ground" in line
-    assert "source.size_px=112 keeps 100.0%" in line
+    assert "source.size_px=112 keeps 100.0 %" in line
     assert len(list(exports(tmp_path, cut=True, size_px=112).discover())) == 4
 
 

@@ -94,7 +94,7 @@ def test_the_report_tells_what_was_scored(evaluated):
     assert evaluation["split"]["leakage"] == 0
     notes = " ".join(evaluation["notes"])
     assert "pretrained on none of these test patches, compared by pixels" in notes
-    assert "2 seed(s)" in notes
+    assert "2 seeds: how much" in notes
 
 
 def test_simulated_is_said_in_every_output(evaluated):

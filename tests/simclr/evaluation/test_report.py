@@ -145,7 +145,7 @@ def test_whatever_flatters_the_figures_is_noted(setting):
         "neighbouring patches count as independent",
         "1 of the chosen probes had not converged",
         "7 patches without a label were left out",
-        "1 seed(s)",
+        "1 seed: how much",
     ):
         assert words in notes
 
